@@ -152,12 +152,12 @@ class Config(pydantic.BaseModel):
         return _one_of(value, MODEL_NAMES)
 
     @classmethod
-    def check_name(cls, name: str) -> None:
-        """Raise `ConfigError`, with the near miss, unless there is a setting of this name."""
+    def check_name(cls, name: str, error: type = ConfigError) -> None:
+        """Raise `error`, with the near miss, unless there is a setting of this name."""
         if name not in cls.model_fields:
             near = difflib.get_close_matches(name, cls.model_fields, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"there is no setting named '{name}'{hint}")
+            raise error(f"there is no setting named '{name}'{hint}")
 
     @classmethod
     def scalar_fields(cls) -> Mapping[str, pydantic.fields.FieldInfo]:
@@ -204,6 +204,13 @@ class Config(pydantic.BaseModel):
         if has_main:
             margins[MAIN_MARGIN[kind]] = self.margin
         return tuple(default if value is None else value for default, value in zip(margins, given))
+
+    def check(self) -> None:
+        """Raise `ConfigError` where settings that are right alone contradict each other."""
+        _ = self.margins
+        if (self.train_epochs is None) == (self.train_steps is None):
+            raise ConfigError(f"train_epochs is {self.train_epochs} and train_steps is {self.train_steps}; set one "
+                              f"of them")
 
     @property
     def val_names(self) -> Tuple[str, ...]:

@@ -100,6 +100,8 @@ class TrainLoader:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
+        except DataError as error:
+            raise DataError(str(error)) from None  # without the worker's own traceback
         except BrokenProcessPool:
             raise DataError("a process that reads training images died (out of memory?); lower set_num_workers, "
                             "or set it to 0 to read in the training process and see the fault") from None

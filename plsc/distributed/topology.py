@@ -55,7 +55,7 @@ def init_topology() -> Topology:
         MissingDependencyError: paddle is not installed.
     """
     paddle = require_paddle()
-    rank, world_size = _from_environment("PADDLE_TRAINER_ID", 0), _from_environment("PADDLE_TRAINERS_NUM", 1)
+    rank, world_size = place_from_environment()
     on_gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     device = f"gpu:{paddle.distributed.ParallelEnv().device_id}" if on_gpu else "cpu"
     topology = Topology(rank, world_size, device)
@@ -70,6 +70,15 @@ def init_topology() -> Topology:
                     "To train on several CPU ranks: python -m paddle.distributed.launch "
                     "--nproc_per_node %d your_script.py", asked[0], asked[1])
     return topology
+
+
+def place_from_environment() -> tuple[int, int]:
+    """(rank, world size) as the launcher set them; (0, 1) without a launcher.
+
+    Raises:
+        DistributedError: one of them is no integer.
+    """
+    return _from_environment("PADDLE_TRAINER_ID", 0), _from_environment("PADDLE_TRAINERS_NUM", 1)
 
 
 def devices_asked_of_launcher(command: Optional[list[str]] = None) -> Optional[tuple[str, int]]:

@@ -1,0 +1,103 @@
+"""The state of a run as parts of a checkpoint, and back."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, List
+
+import paddle
+
+from plsc.config import Config
+from plsc.distributed.collectives import Collectives
+from plsc.engine.checkpoint import Checkpoint, Part
+from plsc.engine.optimizer import NamedOptimizer
+from plsc.errors import CheckpointError
+from plsc.models.classifier import Classifier
+
+log = logging.getLogger("plsc")
+
+
+def backbone_parts(backbone: paddle.nn.Layer, optimizer: NamedOptimizer) -> List[Part]:
+    """The backbone and its optimizer state, for rank 0 to write."""
+    tensors = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
+    tensors.update({f"optimizer.{name}": value for name, value in optimizer.state().items()})
+    return [Part(name, value.numpy()) for name, value in tensors.items()]
+
+
+def head_parts(head: Classifier, is_main: bool, num_classes: int, is_sharded: bool) -> List[Part]:
+    """This rank's class centres and their optimizer state."""
+    parts = []
+    for name, value in head.state().items():
+        if _is_by_class(name):
+            if is_main or is_sharded:
+                parts.append(Part(f"head.{name}", value.numpy(), head.classes.start, num_classes))
+        elif is_main:
+            parts.append(Part(f"head.{name}", value.numpy()))
+    return parts
+
+
+def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, config: Config) -> None:
+    """Give a backbone the weights of a checkpoint.
+
+    Raises:
+        CheckpointError: it was trained for another embedding size or by another network.
+    """
+    _check_setting(saved, "emb_dim", config.emb_dim, "embedding size", "set_emb_size")
+    expected = backbone.state_dict()
+    found = {name[len("backbone.") :] for name in saved.names("backbone.")}
+    if found != set(expected):
+        odd = sorted(found ^ set(expected))
+        raise CheckpointError(f"{saved.path}: its backbone ({saved.about['settings']['model_name']}) differs from this "
+                              f"one in {len(odd)} tensors, the first '{odd[0]}'; set_model_name or set_model as in "
+                              f"training")
+    for name, tensor in expected.items():
+        shape = saved.shape(f"backbone.{name}")
+        if shape != list(tensor.shape):
+            raise CheckpointError(f"{saved.path}: backbone '{name}' is {shape}, expected {list(tensor.shape)}; it was "
+                                  f"trained with image_shape {tuple(saved.about['settings']['image_shape'])}")
+        tensor.set_value(saved.read(f"backbone.{name}"))
+
+
+def load_training(head: Classifier, optimizer: NamedOptimizer, saved: Checkpoint, config: Config) -> None:
+    """Give the head and both optimizers the state of a checkpoint, whatever ranks wrote it.
+
+    Raises:
+        CheckpointError: it was trained for another class number or another kind of loss.
+    """
+    _check_setting(saved, "num_classes", config.num_classes, "class number", "set_class_num")
+    same_optimizer = saved.about["optimizer"] == optimizer.kind
+    if not same_optimizer:
+        log.warning("%s was trained with %s: the state of %s starts anew", saved.path, saved.about["optimizer"],
+                    optimizer.kind)
+    state = {}
+    for name in saved.names("head."):
+        key = name[len("head.") :]
+        if key in head.parameters or same_optimizer:
+            state[key] = saved.read(name, head.classes if _is_by_class(key) else None)
+    missing = set(head.parameters) - set(state)
+    if missing:
+        raise CheckpointError(f"{saved.path}: was trained with loss_type '{saved.about['settings']['loss_type']}' and "
+                              f"holds no head {sorted(missing)[0]}, which '{config.loss_type}' needs")
+    head.load(state)
+    if same_optimizer:
+        optimizer.load({name[len("optimizer.") :]: saved.read(name) for name in saved.names("optimizer.")})
+
+
+def sync_buffers(backbone: paddle.nn.Layer, collectives: Collectives) -> None:
+    """Average running statistics over ranks, so that all verify and save the same network."""
+    ranks = collectives.topology.world_size
+    for buffer in backbone.buffers() if ranks > 1 else ():
+        if buffer.is_floating_point():
+            buffer.set_value(collectives.all_reduce_sum(buffer.clone()) / ranks)
+
+
+def _is_by_class(name: str) -> bool:
+    """Whether a tensor of the head has a row per class; Adam's powers of beta do not."""
+    return "pow_acc" not in name
+
+
+def _check_setting(saved: Checkpoint, setting: str, value: Any, what: str, setter: str) -> None:
+    found = saved.about["settings"][setting]
+    if found != value:
+        raise CheckpointError(f"{saved.path}: its {what} is {found}, this run's is {value}; {setter}({found}), or "
+                              f"another checkpoint")

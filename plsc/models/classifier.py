@@ -1,0 +1,131 @@
+"""The last layer: this rank's class centres [S, D], their loss, their gradient and their update.
+
+The layer owns its optimizer step, because with millions of classes neither the gradient nor the
+optimizer's state of the whole weight should ever exist in more places than they must.
+
+N batch on this rank, G gathered batch, R ranks, D embedding, C classes, S classes of this shard.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, Mapping, Optional
+
+import numpy as np
+import paddle
+
+from plsc.config import Config
+from plsc.distributed.collectives import Collectives
+from plsc.distributed.partition import Range, shard_range
+from plsc.losses.margin import Margin
+from plsc.losses.softmax import ShardedSoftmax, State
+from plsc.utils.seeding import derive_seed
+
+# Initial centres are drawn in blocks of this many classes, each from its own seed, so that they do not
+# depend on how classes are sharded.
+_INIT_BLOCK = 4096
+_INIT_STD = 0.01
+
+
+class Classifier:
+    """Class centres, sharded over ranks (`dist_` losses) or whole on each.
+
+    A sharded layer gathers the features of all ranks (G = N * R) and sees its own S of C classes. A whole
+    layer (S = C) sees the features of its rank alone (G = N), and its ranks sum their gradients.
+
+    Args:
+        config: the settings.
+        collectives: over all ranks.
+        make_optimizer: {name: parameter} -> an optimizer with `step(rate)`, `state()` and `load(state)`.
+    """
+
+    def __init__(self, config: Config, collectives: Collectives,
+                 make_optimizer: Callable[[Dict[str, paddle.Tensor]], Any]) -> None:
+        topology = collectives.topology
+        self._collectives, self._sharded = collectives, config.is_sharded
+        self._ranks = topology.world_size
+        self.classes = (shard_range(config.num_classes, topology.world_size, topology.rank) if self._sharded
+                        else Range(0, config.num_classes))
+        margin = None if config.margins is None else Margin(*config.margins)
+        self._softmax = ShardedSoftmax(margin, config.scale, self.classes.start,
+                                       collectives if self._sharded else Collectives())
+        self.parameters = {"weight": self._create_weight(config)}
+        if margin is None and config.bias_attr is not False:
+            self.parameters["bias"] = self._create([self.classes.size], config.bias_attr, is_bias=True)
+        self._optimizer = make_optimizer(self.parameters)
+        self._state: Optional[State] = None
+
+    def forward(self, features: paddle.Tensor, labels: paddle.Tensor, count_above: bool = False) -> paddle.Tensor:
+        """The mean loss over the global batch, 0-d, the same on every rank.
+
+        Args:
+            features: [N, D] of this rank, outside autograd.
+            labels: [N] int64, 0 to C - 1.
+            count_above: make `accuracy` available.
+        """
+        if self._sharded:
+            features, labels = self._collectives.all_gather(features), self._collectives.all_gather(labels)
+        self._state = self._softmax.forward(features, labels, self.parameters["weight"], self.parameters.get("bias"),
+                                            count_above)
+        loss = self._state.loss
+        return loss if self._sharded else self._collectives.all_reduce_sum(loss.clone()) / self._ranks
+
+    def backward(self, rate: float) -> paddle.Tensor:
+        """Update the centres and return the gradient [N, D] of the loss by this rank's features.
+
+        Args:
+            rate: learning rate.
+        """
+        features, weight, bias = self._softmax.backward(self._state)
+        self._state = None
+        if self._sharded:
+            features = self._collectives.reduce_scatter_sum(features)
+        else:
+            # The mean over this rank's samples becomes the mean over all ranks' samples.
+            features = features / self._ranks
+            weight, bias = (None if gradient is None else self._collectives.all_reduce_sum(gradient) / self._ranks
+                            for gradient in (weight, bias))
+        if self.classes.size:
+            for name, gradient in (("weight", weight), ("bias", bias)):
+                if gradient is not None:
+                    self.parameters[name].grad = gradient
+            self._optimizer.step(rate)
+        return features
+
+    def accuracy(self) -> Dict[str, paddle.Tensor]:
+        """acc1 and acc5 of the last `forward` with `count_above`, by the logits without margin."""
+        above = self._state.above
+        found = {f"acc{k}": (above < k).astype("float32").mean() for k in (1, 5)}
+        if not self._sharded:
+            found = {name: self._collectives.all_reduce_sum(value) / self._ranks for name, value in found.items()}
+        return found
+
+    def state(self) -> Dict[str, paddle.Tensor]:
+        """'weight' [S, D], 'bias' [S] and their optimizer state, as '<parameter>:<kind>'."""
+        return {**self.parameters, **self._optimizer.state()}
+
+    def load(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over what `state` returned, cut to this rank's classes."""
+        for name, parameter in self.parameters.items():
+            parameter.set_value(state[name])
+        self._optimizer.load({name: value for name, value in state.items() if name not in self.parameters})
+
+    def _create_weight(self, config: Config) -> paddle.Tensor:
+        shape = [self.classes.size, config.emb_dim]
+        weight = self._create(shape, config.param_attr)
+        if getattr(config.param_attr, "initializer", None) is None:
+            weight.set_value(initial_centres(self.classes, config.emb_dim, config.seed))
+        return weight
+
+    def _create(self, shape: list, attr: Any, is_bias: bool = False) -> paddle.Tensor:
+        return paddle.nn.Layer().create_parameter(shape, attr or None, "float32", is_bias=is_bias)
+
+
+def initial_centres(classes: Range, emb_dim: int, seed: int) -> np.ndarray:
+    """[S, D] float32 of N(0, 0.01), the same for a class however classes are sharded."""
+    centres = np.empty([classes.size, emb_dim], np.float32)
+    for block in range(classes.start // _INIT_BLOCK, -(-classes.stop // _INIT_BLOCK)):
+        first = block * _INIT_BLOCK
+        rows = classes.overlap(Range(first, first + _INIT_BLOCK))
+        drawn = np.random.default_rng(derive_seed(seed, block)).standard_normal([_INIT_BLOCK, emb_dim], np.float32)
+        centres[rows.start - classes.start : rows.stop - classes.start] = drawn[rows.start - first : rows.stop - first]
+    return np.multiply(centres, _INIT_STD, out=centres)

@@ -1,0 +1,39 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+VERSION = next(line.split('"')[1] for line in Path("plsc/version.py").read_text().splitlines() if "__version__ =" in line)
+
+setup(
+    name="plsc",
+    version=VERSION,
+    description="Train classifiers whose last layer has too many classes for one device, on PaddlePaddle",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["plsc", "plsc.*"]),
+    python_requires=">=3.9",
+    install_requires=[
+        "numpy",
+        "opencv-python-headless",
+        "Pillow",
+        "pydantic>=2",
+        "pyyaml",
+        "safetensors",
+        "tqdm",
+        "typer",
+    ],
+    extras_require={
+        # Paddle's two packages exclude each other, so neither is a plain dependency.
+        "cpu": ["paddlepaddle>=3.0"],
+        "gpu": ["paddlepaddle-gpu>=3.0"],
+        "demo": ["matplotlib", "fonttools"],
+        "test": ["pytest", "hypothesis", "matplotlib", "fonttools", "ruff"],
+    },
+    entry_points={"console_scripts": ["plsc = plsc.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
