@@ -1,0 +1,285 @@
+"""The RecordIO file format, without MXNet: what most public face sets ship as.
+
+A `.rec` file is a row of frames, each on a four-byte boundary and little-endian:
+
+    magic 0xced7230a | 3 bits continuation, 29 bits length | payload | zeros up to the boundary
+
+Continuation 0 is a whole record. Where a payload holds the magic on a four-byte boundary, the writer
+cuts there and leaves the magic out: the parts are marked 1 (first), 2 (between) and 3 (last), and the
+reader puts the magic back. An image record's payload is
+
+    flag u32 | label f32 | id u64 | id2 u64 | flag further labels f32 | encoded image
+
+with one label in the fixed part when flag is 0. A `.idx` beside it has one `key<TAB>offset` per line.
+Sources: dmlc-core's recordio.h (frames) and MXNet's recordio module (image records).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from array import array
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Optional, Sequence, Union
+
+import numpy as np
+
+from plsc.errors import DataError
+
+MAGIC = 0xCED7230A
+MAX_LENGTH = (1 << 29) - 1
+# Labels are stored as float32, which counts without gaps only up to here.
+MAX_LABEL = 1 << 24
+_MAGIC_BYTES = struct.pack("<I", MAGIC)
+_FRAME = struct.Struct("<II")
+_IMAGE_HEADER = struct.Struct("<IfQQ")
+
+
+class ImageRecord(NamedTuple):
+    """One record of a `.rec`, taken apart.
+
+    Attributes:
+        labels: [L] float32; L is 1 for the plain layout. Empty where the file says a vector of no labels.
+        key: the id that the writer gave the record.
+        flag: 0 for one label in the fixed part, else the number of labels that follow it.
+        image: the encoded image, as it was written; empty in header records.
+    """
+
+    labels: np.ndarray
+    key: int
+    flag: int
+    image: bytes
+
+
+class FrameFile:
+    """Random access to the records of a `.rec` by their offsets, through a memory map.
+
+    The map opens at first use, once per process after pickling; forked processes share it. Nothing is
+    allocated on the word of a length field: every length is checked against the file's size first.
+
+    Args:
+        path: the `.rec` file.
+
+    Raises:
+        DataError: at first use: no such file, or an empty one.
+    """
+
+    def __init__(self, path: Union[str, Path]) -> None:
+        self.path = Path(path)
+        self._map: Optional[mmap.mmap] = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_map": None}
+
+    @property
+    def data(self) -> mmap.mmap:
+        """The whole file, mapped for reading."""
+        if self._map is None:
+            self._map = map_file(self.path)
+        return self._map
+
+    def read(self, offset: int) -> bytes:
+        """The payload of the record at `offset`, its parts joined.
+
+        Raises:
+            DataError: no whole record starts there; names the offset, what was found and what was expected.
+        """
+        continuation, start, stop = self._frame(offset)
+        if continuation == 0:
+            return self.data[start:stop]
+        if continuation != 1:
+            raise self._damage(offset, f"found part {continuation} of a record cut in parts",
+                               "a whole record (0) or its first part (1)")
+        parts = [self.data[start:stop]]
+        while continuation != 3:
+            offset = _align(stop)
+            continuation, start, stop = self._frame(offset)
+            if continuation not in (2, 3):
+                raise self._damage(offset, f"found part {continuation}", "a further (2) or last (3) part of a record")
+            parts.append(self.data[start:stop])
+        return _MAGIC_BYTES.join(parts)
+
+    def scan(self) -> tuple[np.ndarray, Optional[DataError]]:
+        """Walk the file from its start.
+
+        Returns:
+            The offsets [n] int64 of the whole records before the first damage, and the damage or None.
+        """
+        size = len(self.data)
+        offsets, offset, begin = array("q"), 0, -1
+        try:
+            while offset < size:
+                continuation, _, stop = self._frame(offset)
+                # Parts 2 and 3 belong inside a record that a part 1 began, 0 and 1 outside.
+                if (continuation in (2, 3)) != (begin >= 0):
+                    expected = "a further (2) or last (3) part of a record" if begin >= 0 else "the start of one (0, 1)"
+                    raise self._damage(offset, f"found part {continuation}", expected)
+                if begin < 0:
+                    begin = offset
+                if continuation in (0, 3):
+                    offsets.append(begin)
+                    begin = -1
+                offset = _align(stop)
+            if begin >= 0:
+                raise self._damage(size, "the file ends", "a further part of the record that began at offset "
+                                                          f"{begin}")
+        except DataError as error:
+            return np.asarray(offsets, np.int64), error
+        return np.asarray(offsets, np.int64), None
+
+    def _frame(self, offset: int) -> tuple[int, int, int]:
+        data = self.data
+        size = len(data)
+        if not 0 <= offset <= size - 8:
+            raise self._damage(offset, f"the file has {size} bytes", "a record's 8-byte frame")
+        magic, word = _FRAME.unpack_from(data, offset)
+        if magic != MAGIC:
+            raise self._damage(offset, f"found 0x{magic:08x}", f"the magic 0x{MAGIC:08x} that starts a record")
+        start, length = offset + 8, word & MAX_LENGTH
+        if start + length > size:
+            raise self._damage(offset, f"the file ends {start + length - size} bytes too early, at {size}",
+                               f"a record of {length} bytes")
+        if word >> 29 > 3:
+            raise self._damage(offset, f"found continuation flag {word >> 29}", "0, 1, 2 or 3")
+        return word >> 29, start, start + length
+
+    def _damage(self, offset: int, found: str, expected: str) -> DataError:
+        return DataError(f"{self.path}, offset {offset}: {found}, expected {expected}; the file is damaged, cut off or "
+                         f"does not belong to its index. What lies before the damage can be read with recover=True")
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """Map a file for reading; `DataError` where it is missing, unreadable or empty."""
+    try:
+        with open(path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise DataError(f"{path}: the file cannot be read: {error.strerror or error}") from None
+    except ValueError:
+        raise DataError(f"{path}: the file is empty (0 bytes)") from None
+
+
+def unpack(payload: bytes, where: str) -> ImageRecord:
+    """Take an image record's payload apart.
+
+    Args:
+        payload: what `FrameFile.read` returned.
+        where: names the record in messages.
+
+    Raises:
+        DataError: shorter than its own header says.
+    """
+    if len(payload) < _IMAGE_HEADER.size:
+        raise DataError(f"{where}: the record has {len(payload)} bytes, expected at least {_IMAGE_HEADER.size} for "
+                        f"the header of an image record")
+    flag, label, key, _ = _IMAGE_HEADER.unpack_from(payload)
+    end = _IMAGE_HEADER.size + 4 * flag
+    if end > len(payload):
+        raise DataError(f"{where}: the record says {flag} labels and has {len(payload)} bytes, expected at least {end}")
+    labels = np.frombuffer(payload, "<f4", flag, _IMAGE_HEADER.size) if flag else np.array([label], np.float32)
+    return ImageRecord(labels, key, flag, payload[end:])
+
+
+def pack(label: Union[int, float, Sequence[float]], key: int, image: bytes) -> bytes:
+    """An image record's payload: one label in the fixed part, several as a vector."""
+    if np.ndim(label) == 0:
+        return _IMAGE_HEADER.pack(0, float(label), key, 0) + image
+    labels = np.asarray(label, "<f4")
+    return _IMAGE_HEADER.pack(labels.size, 0.0, key, 0) + labels.tobytes() + image
+
+
+def frames(payload: bytes) -> bytes:
+    """A payload as it stands in the file: framed, cut where it holds the magic, padded."""
+    words = np.frombuffer(payload, "<u4", len(payload) // 4)
+    cuts = (4 * np.flatnonzero(words == MAGIC)).tolist()
+    starts, stops = [0] + [cut + 4 for cut in cuts], cuts + [len(payload)]
+    pieces = []
+    for part, (start, stop) in enumerate(zip(starts, stops)):
+        if stop - start > MAX_LENGTH:
+            raise DataError(f"a record of {len(payload)} bytes is too long for RecordIO, expected less than 512 MiB")
+        continuation = 0 if not cuts else 1 if part == 0 else 3 if part == len(cuts) else 2
+        pieces += [_FRAME.pack(MAGIC, continuation << 29 | stop - start), payload[start:stop]]
+    return b"".join(pieces) + bytes(-len(payload) % 4)
+
+
+class RecordIOWriter:
+    """Write `<name>.rec` and `<name>.idx`.
+
+    Args:
+        path: the `.rec`; its `.idx` lies beside it. Neither may exist.
+        resume_at: (bytes of the .rec, bytes of the .idx) as `position` gave them: cut both files there and go
+            on. By default start new files.
+
+    Raises:
+        DataError: a file exists already, or, on resuming, is shorter than `resume_at`.
+    """
+
+    def __init__(self, path: Union[str, Path], resume_at: Optional[Sequence[int]] = None) -> None:
+        self.path = Path(path)
+        lengths = list(resume_at or (0, 0))
+        self._files = [open_output(file, length, resume_at is not None)
+                       for file, length in zip((self.path, self.path.with_suffix(".idx")), lengths)]
+
+    def write(self, key: int, label: Union[int, float, Sequence[float]], image: bytes) -> None:
+        """Append one record.
+
+        Raises:
+            DataError: a label that float32 cannot hold exactly, so that reading it back would change the class.
+        """
+        if np.ndim(label) == 0 and not 0 <= label <= MAX_LABEL:
+            raise DataError(f"record {key}: label {label} does not fit RecordIO, which stores labels as float32 and is "
+                            f"exact from 0 to {MAX_LABEL}; choose another format, for example tar")
+        rec, idx = self._files
+        idx.write(f"{key}\t{rec.tell()}\n".encode())
+        rec.write(frames(pack(label, key, image)))
+
+    def position(self) -> list[int]:
+        """Bring all that was written to the disk, and return the lengths of both files."""
+        for file in self._files:
+            sync(file)
+        return [file.tell() for file in self._files]
+
+    def close(self) -> None:
+        """Bring all to the disk and close."""
+        for file in self._files:
+            sync(file)
+            file.close()
+
+    def __enter__(self) -> RecordIOWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_output(path: Path, length: int = 0, resume: bool = False) -> BinaryIO:
+    """Open a file to append to: a new one, or on resuming an old one cut to `length` bytes.
+
+    Raises:
+        DataError: the new one exists, or the old one is shorter.
+    """
+    try:
+        file = open(path, "r+b" if resume else "xb")  # noqa: SIM115
+    except FileExistsError:
+        raise DataError(f"{path} exists already; nothing is overwritten: remove it or choose another name") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+    if resume:
+        size = file.seek(0, os.SEEK_END)
+        if size < length:
+            file.close()
+            raise DataError(f"{path}: has {size} bytes, expected at least {length} to go on from; start again")
+        file.truncate(length)
+        file.seek(length)
+    return file
+
+
+def sync(file: BinaryIO) -> None:
+    """Flush to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _align(offset: int) -> int:
+    return offset + (-offset) % 4
