@@ -1,0 +1,71 @@
+"""Train on a small set of pixels with the settings given as JSON: {"model": ..., "<setting>": ...}."""
+
+import functools
+import json
+import sys
+
+import numpy as np
+import paddle
+from paddle import nn
+
+import plsc
+from plsc.models.base_model import BaseModel
+from plsc.models.resnet import ResNetTiny
+
+CLASSES, SIDE = 10, 8
+
+
+class Pixels:
+    """Sixty noisy images of ten patterns."""
+
+    num_classes = CLASSES
+
+    def __init__(self):
+        rng = np.random.default_rng(1)
+        patterns = rng.integers(0, 255, (CLASSES, SIDE, SIDE, 3))
+        self.labels = np.arange(60) % CLASSES
+        noise = rng.normal(0, 25, (60, SIDE, SIDE, 3))
+        self.images = np.clip(patterns[self.labels] + noise, 0, 255).astype(np.uint8)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.images[index], self.labels[index]
+
+
+class Plain(BaseModel):
+    """No batch normalisation, whose statistics are each rank's own."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__(16)
+        self.conv = nn.Conv2D(3, 8, 3, padding=1)
+        self.drop = nn.Dropout(dropout)
+        self.fc = nn.Linear(8 * SIDE * SIDE, 16)
+
+    def build_network(self, input, label, is_train=True):
+        return self.fc(self.drop(nn.functional.relu(self.conv(input))).flatten(1))
+
+
+MODELS = {"plain": Plain, "dropout": lambda: Plain(0.3), "batch norm": lambda: ResNetTiny(16, (3, SIDE, SIDE))}
+OPTIMIZERS = {"adamw": functools.partial(paddle.optimizer.AdamW, weight_decay=0.01)}
+
+settings = json.loads(sys.argv[1])
+entry = plsc.Entry()
+paddle.seed(5)
+entry.set_model(MODELS[settings.pop("model")]())
+if "optimizer" in settings:
+    entry.set_optimizer(OPTIMIZERS[settings.pop("optimizer")])
+entry.train_dataset = Pixels()
+entry.set_class_num(CLASSES)
+entry.set_emb_size(16)
+entry.set_image_shape((3, SIDE, SIDE))
+entry.set_with_test(False)
+entry.set_scale(16.0)
+entry.set_lr(2.0)
+entry.set_log_period(1)
+entry.set_calc_acc(True)
+for name, value in settings.items():
+    setattr(entry, name, value)
+results = entry.train()
+print("RESULTS", json.dumps(results))
