@@ -1,0 +1,121 @@
+"""`evaluate` under its old path, with the figures that PLSC 0.1 scripts expect.
+
+The distance here is the squared Euclidean one and thresholds lie on fixed grids, as in the evaluation code of
+FaceNet that the field copied. `plsc.metrics.verification` is what the library itself uses.
+P pairs, D embedding, T thresholds.
+"""
+
+from __future__ import annotations
+
+from typing import Iterator, Sequence, Tuple
+
+import numpy as np
+
+from plsc.errors import ConfigError, DataError
+
+FAR_TARGET = 1e-3
+
+
+def evaluate(embeddings: np.ndarray, issame: Sequence[bool], nrof_folds: int = 10,
+             pca: int = 0) -> Tuple[np.ndarray, np.ndarray, np.ndarray, float, float, float]:
+    """K-fold verification of pairs by squared distance.
+
+    Args:
+        embeddings: [2P, D] of unit length, taken as they are; rows 2i and 2i + 1 are pair i.
+        issame: [P] bool.
+        nrof_folds: contiguous folds, 2 to P.
+        pca: components to project on, fitted on the training folds and brought back to unit length;
+            0 for none. Bears on tpr, fpr and accuracy only.
+
+    Returns:
+        tpr, fpr: [400] at the thresholds 0, 0.01, ..., 3.99, mean over folds.
+        accuracy: [nrof_folds], each at the threshold that is best on the other folds (the lowest of several).
+        val, val_std: share of same pairs accepted where 1 in 1,000 different ones is on the other folds, mean
+            and standard deviation over folds; thresholds 0, 0.001, ..., 3.999, interpolated.
+        far: share of different pairs accepted there, mean over folds.
+
+    Raises:
+        DataError: shapes that do not fit, or an embedding that is not finite.
+        ConfigError: folds or components that the pairs do not allow.
+    """
+    embeddings, same = np.asarray(embeddings, np.float64), np.asarray(issame, np.bool_).reshape(-1)
+    if embeddings.ndim != 2 or len(embeddings) != 2 * len(same):
+        raise DataError(f"embeddings: got shape {list(embeddings.shape)} for {len(same)} flags of issame, expected "
+                        f"[{2 * len(same)}, D]: two rows per flag")
+    if not np.isfinite(embeddings).all():
+        row = int(np.argmin(np.isfinite(embeddings).all(axis=1)))
+        raise DataError(f"embeddings: row {row} holds NaN or infinity, expected finite numbers")
+    if not 2 <= nrof_folds <= len(same):
+        raise ConfigError(f"nrof_folds: got {nrof_folds}, expected 2 to {len(same)}, the number of pairs")
+    first, second = embeddings[0::2], embeddings[1::2]
+    tpr, fpr, accuracy = _roc(np.arange(0, 4, 0.01), first, second, same, nrof_folds, pca)
+    val, val_std, far = _validation_rate(np.arange(0, 4, 0.001), _distances(first, second), same, nrof_folds)
+    return tpr, fpr, accuracy, val, val_std, far
+
+
+def _roc(thresholds: np.ndarray, first: np.ndarray, second: np.ndarray, same: np.ndarray, folds: int,
+         pca: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    distances = _distances(first, second)
+    rates, accuracies = [], []
+    for train, test in _folds(len(same), folds):
+        if pca > 0:
+            distances = _distances(*_project(first, second, train, pca))
+        best = int(_accuracy(thresholds, distances[train], same[train]).argmax())
+        accuracies.append(_accuracy(thresholds[best : best + 1], distances[test], same[test])[0])
+        rates.append(_accept_rates(thresholds, distances[test], same[test]))
+    tpr, fpr = np.mean(rates, axis=0)
+    return tpr, fpr, np.array(accuracies)
+
+
+def _validation_rate(thresholds: np.ndarray, distances: np.ndarray, same: np.ndarray,
+                     folds: int) -> Tuple[float, float, float]:
+    vals, fars = np.zeros(folds), np.zeros(folds)
+    for fold, (train, test) in enumerate(_folds(len(same), folds)):
+        far_train = _accept_rates(thresholds, distances[train], same[train])[1]
+        reached = far_train.max() >= FAR_TARGET
+        threshold = np.interp(FAR_TARGET, far_train, thresholds) if reached else 0.0
+        (vals[fold],), (fars[fold],) = _accept_rates(np.array([threshold]), distances[test], same[test])
+    return float(vals.mean()), float(vals.std()), float(fars.mean())
+
+
+def _folds(pairs: int, folds: int) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+    for test in np.array_split(np.arange(pairs), folds):
+        yield np.setdiff1d(np.arange(pairs), test), test
+
+
+def _distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.square(first - second).sum(axis=1)
+
+
+def _accepted(thresholds: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """How many distances lie below each threshold: [T]."""
+    return np.searchsorted(np.sort(distances), thresholds, side="left")
+
+
+def _accept_rates(thresholds: np.ndarray, distances: np.ndarray, same: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Shares [T] of the same and of the different pairs accepted; 0 where there are none."""
+    return (_accepted(thresholds, distances[same]) / max(1, same.sum()),
+            _accepted(thresholds, distances[~same]) / max(1, (~same).sum()))
+
+
+def _accuracy(thresholds: np.ndarray, distances: np.ndarray, same: np.ndarray) -> np.ndarray:
+    right = _accepted(thresholds, distances[same]) + (~same).sum() - _accepted(thresholds, distances[~same])
+    return right / len(same)
+
+
+def _project(first: np.ndarray, second: np.ndarray, train: np.ndarray,
+             components: int) -> Tuple[np.ndarray, np.ndarray]:
+    """Both sides on the principal components of the training pairs, at unit length."""
+    fitted = np.concatenate([first[train], second[train]])
+    if components > min(fitted.shape):
+        raise ConfigError(f"pca: got {components} components, expected at most {min(fitted.shape)}: the lesser of the "
+                          f"embedding size and the rows to fit on")
+    mean = fitted.mean(axis=0)
+    axes = np.linalg.svd(fitted - mean, full_matrices=False)[2][:components]
+
+    def project(rows: np.ndarray) -> np.ndarray:
+        projected = (rows - mean) @ axes.T
+        lengths = np.linalg.norm(projected, axis=1, keepdims=True)
+        return projected / np.where(lengths == 0, 1, lengths)
+
+    return project(first), project(second)
