@@ -10,9 +10,9 @@ from head_oracle import oracle, relative_error
 from ranks import WORKERS, launch
 
 sys.path.insert(0, str(WORKERS))
-from cases import HEAD_CASES, head_problem  # noqa: E402
+from cases import HEAD_CASES, head_problem
 
-from plsc.distributed.partition import shard_ranges  # noqa: E402
+from plsc.distributed.partition import shard_ranges
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 4])

@@ -53,7 +53,8 @@ def test_training_moves_the_weights(one_rank, tmp_path):
     assert np.abs(before["backbone.fc.weight"] - one_rank["backbone.fc.weight"]).max() > 1e-3
 
 
-@pytest.mark.parametrize("model, extra", [("dropout", {}), ("batch norm", {}), ("dropout", {"optimizer": "adamw", "lr": 0.2})])
+@pytest.mark.parametrize("model, extra", [("dropout", {}), ("batch norm", {}),
+                                          ("dropout", {"optimizer": "adamw", "lr": 0.2})])
 @pytest.mark.parametrize("steps", [10, 8])
 def test_resume_equals_never_having_stopped_bit_for_bit(model, extra, steps, tmp_path):
     """At the end of an epoch, and within one."""
@@ -69,3 +70,14 @@ def test_resume_on_another_number_of_ranks(before, after, one_rank, tmp_path):
     train(before, tmp_path, train_epochs=2)
     resumed = train(after, tmp_path, checkpoint_dir=str(tmp_path / "output"))
     assert_close(resumed, one_rank, 1e-5)
+
+
+def test_ranks_verify_and_save_the_same_running_statistics(tmp_path):
+    """What two ranks report of their network is what its checkpoint gives."""
+    settings = {"model": "batch norm", "train_epochs": 1, "num_workers": 0, "verify": True, "train_batch_size": 6,
+                "model_save_dir": str(tmp_path / "output")}
+    _, output = launch(2, "train_worker.py", json.dumps(settings), log_dir=tmp_path / "log")
+    trained, tested = ([json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith(word)]
+                       for word in ("TRAINED", "TESTED"))
+    for name in ("pixels/xnorm", "pixels/threshold", "pixels/accuracy"):
+        assert trained[0][name] == trained[1][name] == pytest.approx(tested[0][name], rel=1e-6)

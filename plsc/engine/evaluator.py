@@ -18,12 +18,11 @@ from plsc.data.verification_set import VerificationSet
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.partition import shard_range
 from plsc.distributed.topology import Topology
-from plsc.engine.checkpoint import Checkpoint
 from plsc.engine.feed import open_verification_sets
-from plsc.engine.state import load_backbone
+from plsc.engine.state import open_backbone
 from plsc.errors import ConfigError, DataError
 from plsc.metrics.verification import VerificationReport, verification_report
-from plsc.models.base_model import build_backbone, check_embedding
+from plsc.models.base_model import check_embedding
 
 log = logging.getLogger("plsc")
 
@@ -110,7 +109,8 @@ def verify(embedder: Embedder, pairs: VerificationSet, collectives: Collectives)
     padded[: own.size] = embeddings
     gathered = collectives.all_gather(paddle.to_tensor(padded)).numpy().reshape(topology.world_size, largest, -1)
     sizes = [shard_range(count, topology.world_size, rank).size for rank in range(topology.world_size)]
-    return verification_report(np.concatenate([rows[:size] for rows, size in zip(gathered, sizes)]), pairs.is_same)
+    return verification_report(np.concatenate([rows[:size] for rows, size in zip(gathered, sizes)]), pairs.is_same,
+                               folds=min(10, len(pairs)))
 
 
 def evaluate(config: Config, backbone: paddle.nn.Layer, sets: List[VerificationSet],
@@ -136,7 +136,8 @@ def test(config: Config, topology: Topology) -> Dict[str, float]:
     if not sets:
         raise DataError(f"nothing to test on: {config.dataset_dir} holds none of {config.val_targets} as .bin; see "
                         f"set_val_targets")
-    return evaluate(config, _saved_backbone(config), sets, Collectives(topology))
+    backbone, config, _ = open_backbone(config)
+    return evaluate(config, backbone, sets, Collectives(topology))
 
 
 def predict(config: Config, topology: Topology, images: Optional[Iterable[Any]],
@@ -152,7 +153,8 @@ def predict(config: Config, topology: Topology, images: Optional[Iterable[Any]],
         raise ConfigError(f"predict: {save_to} exists and is not overwritten; choose another file")
     source = _flatten(config.predict_reader()) if images is None else images
     encoded = (read_image(image) if isinstance(image, (str, Path)) else image for image in source)
-    embeddings = _embedder(config, _saved_backbone(config))(encoded)
+    backbone, config, _ = open_backbone(config)
+    embeddings = _embedder(config, backbone)(encoded)
     embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     if save_to is not None and topology.is_main:
         with open(save_to, "xb") as file:
@@ -162,12 +164,6 @@ def predict(config: Config, topology: Topology, images: Optional[Iterable[Any]],
 
 def _embedder(config: Config, backbone: paddle.nn.Layer) -> Embedder:
     return Embedder(backbone, config.image_shape, config.emb_dim, config.test_batch_size, config.flip)
-
-
-def _saved_backbone(config: Config) -> paddle.nn.Layer:
-    backbone = build_backbone(config)
-    load_backbone(backbone, Checkpoint(config.checkpoint_dir or config.model_save_dir), config)
-    return backbone
 
 
 def _flatten(batches: Iterable[Any]) -> Iterator[Any]:

@@ -15,10 +15,8 @@ from plsc.config import Config
 from plsc.data.transforms import PIXEL_MEAN, PIXEL_STD
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
-from plsc.engine.checkpoint import Checkpoint
-from plsc.engine.state import load_backbone
+from plsc.engine.state import open_backbone
 from plsc.errors import ExportError
-from plsc.models.base_model import build_backbone
 from plsc.serving.model import ABOUT_FILE, FORMAT, MODEL_PREFIX, InferenceModel
 
 log = logging.getLogger("plsc")
@@ -39,10 +37,8 @@ def export_checkpoint(config: Config, topology: Topology, directory: Optional[Un
         ExportError: the folder holds something else, or the export differs from the network.
     """
     directory = Path(directory or Path(config.model_save_dir) / "inference_model")
-    saved = Checkpoint(config.checkpoint_dir or config.model_save_dir)
     if topology.is_main:
-        backbone = build_backbone(config)
-        load_backbone(backbone, saved, config)
+        backbone, config, saved = open_backbone(config)
         export_backbone(backbone, config, directory, origin=str(saved.path))
         log.info("exported %s to %s", saved.path, directory)
     Collectives(topology).barrier()

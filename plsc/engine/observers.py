@@ -28,6 +28,7 @@ class Progress:
         self._total, self._images, self._period = total_steps, images_per_step, log_period
         self._first_step = self._last_step = first_step
         self._start = self._last_time = time.perf_counter()
+        self._trained = 0.0
         self._enabled = enabled
         self._bar = None
         if enabled and sys.stderr.isatty():
@@ -44,6 +45,7 @@ class Progress:
         now = time.perf_counter()
         done = step + 1 - self._last_step
         speed = done * self._images / max(now - self._last_time, 1e-9)
+        self._trained += now - self._last_time
         self._last_step, self._last_time = step + 1, now
         shown = {"epoch": epoch, **{name: f"{value:.4g}" for name, value in values.items()}, "img/s": f"{speed:.0f}"}
         if self._bar is not None:
@@ -56,6 +58,11 @@ class Progress:
             left = f", {tqdm.format_interval(seconds)} left"
         of = f"/{self._total}" if self._total else ""
         log.info("step %d%s: %s%s", step + 1, of, ", ".join(f"{k} {v}" for k, v in shown.items()), left)
+
+    @property
+    def images_per_second(self) -> float:
+        """Over the whole run, waiting for data included, verification and checkpoints left out."""
+        return (self._last_step - self._first_step) * self._images / max(self._trained, 1e-9)
 
     def pause(self) -> None:
         """Leave time that is no training (verification, checkpoints) out of images per second."""

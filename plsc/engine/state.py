@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, List
+from typing import Any, List, Tuple
 
 import paddle
 
@@ -12,9 +12,12 @@ from plsc.distributed.collectives import Collectives
 from plsc.engine.checkpoint import Checkpoint, Part
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.errors import CheckpointError
+from plsc.models.base_model import build_backbone
 from plsc.models.classifier import Classifier
 
 log = logging.getLogger("plsc")
+
+_DESCRIBE_NETWORK = ("emb_dim", "image_shape", "model_name", "flip")
 
 
 def backbone_parts(backbone: paddle.nn.Layer, optimizer: NamedOptimizer) -> List[Part]:
@@ -83,12 +86,31 @@ def load_training(head: Classifier, optimizer: NamedOptimizer, saved: Checkpoint
         optimizer.load({name[len("optimizer.") :]: saved.read(name) for name in saved.names("optimizer.")})
 
 
+def open_backbone(config: Config) -> Tuple[paddle.nn.Layer, Config, Checkpoint]:
+    """The trained backbone of `checkpoint_dir` (else of the newest in `model_save_dir`), its settings and origin.
+
+    What describes the network and was not set in `config` is taken from the checkpoint.
+    """
+    saved = Checkpoint(config.checkpoint_dir or config.model_save_dir)
+    unset = {name: value for name, value in saved.about["settings"].items()
+             if name in _DESCRIBE_NETWORK and name not in config.model_fields_set}
+    config = config.model_copy()
+    for name, value in unset.items():
+        setattr(config, name, value)
+    backbone = build_backbone(config)
+    load_backbone(backbone, saved, config)
+    return backbone, config, saved
+
+
 def sync_buffers(backbone: paddle.nn.Layer, collectives: Collectives) -> None:
     """Average running statistics over ranks, so that all verify and save the same network."""
     ranks = collectives.topology.world_size
-    for buffer in backbone.buffers() if ranks > 1 else ():
-        if buffer.is_floating_point():
-            buffer.set_value(collectives.all_reduce_sum(buffer.clone()) / ranks)
+    if ranks == 1:
+        return
+    # Paddle keeps the statistics of batch normalisation as parameters without a gradient, not as buffers.
+    for tensor in backbone.state_dict().values():
+        if tensor.stop_gradient and tensor.is_floating_point():
+            tensor.set_value(collectives.all_reduce_sum(tensor.clone()) / ranks)
 
 
 def _is_by_class(name: str) -> bool:

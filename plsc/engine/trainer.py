@@ -68,8 +68,8 @@ class Trainer:
                 for batch in self._batches():
                     values = self.train_step(batch)
                     if progress.wants(self.step - 1):
-                        results.update({name: _number(value) for name, value in values.items()})
-                        progress.update(self.step - 1, self.epoch, results)
+                        shown = {name: _number(value) for name, value in values.items()}
+                        progress.update(self.step - 1, self.epoch, shown)
                     if self.config.test_period and self.step % self.config.test_period == 0:
                         results.update(self._evaluate(progress))
                     if self.is_done:
@@ -80,6 +80,7 @@ class Trainer:
         finally:
             progress.close()
             self.loader.close()
+        results["images/s"] = progress.images_per_second
         return results
 
     def train_step(self, batch: Batch) -> Dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from types import ModuleType
 
 from plsc.errors import MissingDependencyError
@@ -31,4 +32,7 @@ def require(module: str, install: str, purpose: str) -> ModuleType:
 
 def require_paddle() -> ModuleType:
     """Import and return `paddle`, or say which of the two packages to install."""
-    return require("paddle", "'plsc[cpu]' (or 'plsc[gpu]' for NVIDIA GPUs)", "PLSC")
+    with warnings.catch_warnings():
+        # Of no concern to those who compile no C++ extension.
+        warnings.filterwarnings("ignore", "No ccache found")
+        return require("paddle", "'plsc[cpu]' (or 'plsc[gpu]' for NVIDIA GPUs)", "PLSC")

@@ -9,6 +9,7 @@ import paddle
 from paddle import nn
 
 import plsc
+from plsc.data.verification_set import VerificationSet
 from plsc.models.base_model import BaseModel
 from plsc.models.resnet import ResNetTiny
 
@@ -53,7 +54,8 @@ OPTIMIZERS = {"adamw": functools.partial(paddle.optimizer.AdamW, weight_decay=0.
 settings = json.loads(sys.argv[1])
 entry = plsc.Entry()
 paddle.seed(5)
-entry.set_model(MODELS[settings.pop("model")]())
+model = settings.pop("model")
+entry.set_model(MODELS[model]())
 if "optimizer" in settings:
     entry.set_optimizer(OPTIMIZERS[settings.pop("optimizer")])
 entry.train_dataset = Pixels()
@@ -65,7 +67,17 @@ entry.set_scale(16.0)
 entry.set_lr(2.0)
 entry.set_log_period(1)
 entry.set_calc_acc(True)
+verify = settings.pop("verify", False)
 for name, value in settings.items():
     setattr(entry, name, value)
-results = entry.train()
-print("RESULTS", json.dumps(results))
+if verify:
+    entry.set_with_test(True)
+    pixels = Pixels()
+    pairs = [(i, i + 10 * (i % 2) + 5 * (1 - i % 2)) for i in range(40)]
+    entry.test_dataset = VerificationSet("pixels", [pixels.images[j] for pair in pairs for j in pair],
+                                         [i % 2 == 1 for i in range(40)])
+print("TRAINED", json.dumps(entry.train()))
+if verify:
+    entry.set_model(MODELS[model]())
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    print("TESTED", json.dumps(entry.test()))

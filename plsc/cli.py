@@ -1,0 +1,92 @@
+"""`plsc` on the command line: a thin face of the same calls. Every setting of `Config` is a flag."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import List, Literal, Optional
+
+import typer
+from typing_extensions import Annotated
+
+from plsc.cli_settings import with_settings
+from plsc.entry import Entry
+from plsc.errors import ConfigError, PLSCError
+from plsc.version import __version__
+
+app = typer.Typer(name="plsc", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Train classifiers whose last layer is too large for one device, and use the result. "
+                       "On several ranks:\n\n"
+                       "python -m paddle.distributed.launch --nproc_per_node 2 $(which plsc) train ...")
+
+
+@app.command()
+@with_settings
+def train(entry: Entry) -> None:
+    """Train, verify and save a checkpoint each epoch."""
+    entry.train()
+
+
+@app.command()
+@with_settings
+def test(entry: Entry) -> None:
+    """Verify a checkpoint on the verification sets of the data folder."""
+    typer.echo(json.dumps(entry.test(), indent=1))
+
+
+@app.command()
+@with_settings
+def export(entry: Entry,
+           to: Annotated[Optional[Path], typer.Option(help="folder; default <model_save_dir>/inference_model")] = None,
+           ) -> None:
+    """Export a checkpoint's backbone as a Paddle inference model."""
+    typer.echo(entry.convert_for_prediction(to))
+
+
+@app.command()
+def embed(model: Annotated[Path, typer.Argument(help="exported model, as plsc export wrote it")],
+          images: Annotated[List[Path], typer.Argument(help="image files")],
+          output: Annotated[Path, typer.Option("--output", "-o", help=".npy file to write")] = Path("embeddings.npy"),
+          ) -> None:
+    """Embed images with an exported model: a [n, D] float32 array of unit length, one row per image."""
+    import numpy as np
+
+    from plsc.serving.model import load_inference_model
+
+    if output.exists():
+        raise ConfigError(f"{output} exists and is not overwritten; choose another --output")
+    embeddings = load_inference_model(model).embed(images)
+    with open(output, "xb") as file:
+        np.save(file, embeddings)
+    typer.echo(f"{output}: {embeddings.shape[0]} embeddings of {embeddings.shape[1]}")
+
+
+@app.command()
+def demo(output: Annotated[Path, typer.Option("--output", "-o", help="new folder to write")] = Path("demo_output"),
+         size: Annotated[Literal["full", "small"], typer.Option(help="small: a minute, without the accuracy")] = "full",
+         ranks: Annotated[int, typer.Option(min=1, max=4, help="CPU ranks")] = 2) -> None:
+    """Train, verify, resume, export and embed on the data the package brings."""
+    from plsc.demo import run_demo
+
+    run_demo(output, size, ranks)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="show the version")] = False) -> None:
+    if version:
+        typer.echo(f"plsc {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run `plsc`; an error of ours is one message and status 1, not a traceback."""
+    try:
+        app()
+    except PLSCError as error:
+        print(f"plsc: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
