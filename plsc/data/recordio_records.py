@@ -35,8 +35,9 @@ class RecordIORecords:
     Attributes:
         damage: what is wrong with the file, or None. Only ever set with `recover`.
         passed_over: records that hold no image by their layout: header and class ranges.
-        num_classes: the first number of the file `property` beside the `.rec`; else the number of class ranges;
-            else one more than the largest label, for which every record's header is read.
+        num_classes: the first number of the file `property` beside the `.rec`; else one more than the largest
+            label, for which every record's header is read. (The number of class ranges is no measure: a class
+            whose images do not lie together has several.)
 
     Raises:
         DataError: missing, empty, cut off or damaged file; an index that does not fit it.
@@ -47,7 +48,6 @@ class RecordIORecords:
         self._frames = FrameFile(self.path)
         self.damage: Optional[str] = None
         self.passed_over = 0
-        self._classes: Optional[int] = None
         self._labels: Optional[np.ndarray] = None
         index = self.path.with_suffix(".idx")
         self.is_indexed = index.is_file() and not recover
@@ -57,7 +57,7 @@ class RecordIORecords:
             self._open_scanned(recover)
         if not len(self._offsets):
             raise DataError(f"{self.path}: the file holds no image" + (f"; {self.damage}" if self.damage else ""))
-        self._classes = _read_property(self.path.parent / "property") or self._classes
+        self._classes: Optional[int] = _read_property(self.path.parent / "property")
         if (self._classes or 0) > MAX_LABEL + 1:
             log.warning("%s: %d classes, but RecordIO's float32 labels are exact only to %d: larger ones may have "
                         "been rounded when the file was written", self.path, self._classes, MAX_LABEL)
@@ -121,7 +121,6 @@ class RecordIORecords:
                             f"{_first_gap(keys[:stop])} is not in the index: the set is not whole")
         self._keys, self._offsets = keys[1:stop], offsets[1:stop]
         self.passed_over = len(keys) - stop + 1
-        self._classes = self.passed_over - 1 or None
 
     def _first_without_image(self, offsets: np.ndarray, stated: int) -> int:
         # The header states the count as float32, which past 2^24 is only near the true one.
@@ -153,7 +152,6 @@ class RecordIORecords:
             return
         head = unpack(self._frames.read(int(offsets[heads[0]])), f"{self.path}, the header record")
         stated = _to_class(head.labels, f"{self.path}, the header record") - 1
-        self._classes = self.passed_over - 1 or None
         if stated < MAX_LABEL and stated != len(self._offsets):
             message = f"{self.path}: the header record says {stated} images, found {len(self._offsets)}"
             if not recover:

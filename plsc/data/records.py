@@ -7,12 +7,19 @@ because worker processes index them.
 
 from __future__ import annotations
 
+import logging
+import os
+import re
+from array import array
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Union
+from typing import Any, Iterator, List, NamedTuple, Protocol, Union
 
 import numpy as np
 
+from plsc.data.packed import PackedStrings
 from plsc.errors import DataError
+
+log = logging.getLogger("plsc")
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -30,9 +37,18 @@ class Record(NamedTuple):
 
 
 class Records(Protocol):
-    """A random-access source of records."""
+    """A random-access source of records.
+
+    Attributes:
+        num_classes: C; at least one more than the largest label.
+        format: what kind of source it is, in words.
+
+    A source that knows all classes without reading the images has them as `labels`, [n] int64; one whose classes
+    have names, as `class_names`.
+    """
 
     num_classes: int
+    format: str
 
     def __len__(self) -> int: ...
 
@@ -47,29 +63,23 @@ class ListRecords:
     """The images that a `label.txt` names: one `images/00000000.jpg 0` per line.
 
     Args:
-        list_path: the list. Image paths are relative to its folder. Blank lines are passed over.
+        list_path: the list, UTF-8. Image paths are absolute or relative to its folder and may hold blanks; any
+            white space parts them from the label. Blank lines and what follows a `#` after the label or at the
+            start of a line are passed over.
 
     Raises:
         DataError: no such file, no lines, or a line that is not `path label`, named by file and number.
     """
 
+    format = "list of images"
+
     def __init__(self, list_path: Union[str, Path]) -> None:
         self.list_path = Path(list_path)
-        self._paths: list[str] = []
-        labels, self._lines = [], []
-        for number, line in enumerate(_read_text(self.list_path).splitlines(), start=1):
-            if not line.strip():
-                continue
-            parts = line.rsplit(maxsplit=1)
-            if len(parts) != 2 or not parts[1].isdecimal():
-                raise DataError(f"{self.list_path}, line {number}: got {line.strip()[:120]!r}, expected an image "
-                                f"path and a label of 0 or more, as 'images/00000000.jpg 0'")
-            self._paths.append(parts[0].strip())
-            labels.append(int(parts[1]))
-            self._lines.append(number)
+        labels, lines = array("q"), array("q")
+        self._paths = PackedStrings(_parse_list(self.list_path, labels, lines))
         if not labels:
             raise DataError(f"{self.list_path}: the list is empty, expected one image per line")
-        self.labels = np.asarray(labels, np.int64)
+        self.labels, self._lines = np.asarray(labels, np.int64), np.asarray(lines, np.int64)
         self.num_classes = int(self.labels.max()) + 1
 
     def __len__(self) -> int:
@@ -86,32 +96,47 @@ class FolderRecords:
     """The images of a folder of class folders: classes are the folders' names in sorted order.
 
     Args:
-        root: the folder.
+        root: the folder. Images may lie in folders below the class folder too; files that are no images by
+            their suffix are passed over, and counted in the log.
 
     Raises:
         DataError: no class folder holds an image.
     """
 
+    format = "class folders"
+
     def __init__(self, root: Union[str, Path]) -> None:
         self.root = Path(root)
-        folders = sorted(path for path in self.root.iterdir() if path.is_dir())
-        found = [(folder, files) for folder in folders if (files := _images_below(folder))]
-        if not found:
+        self.class_names: List[str] = []
+        counts = array("q")
+        self._paths = PackedStrings(self._walk(counts))
+        if not self.class_names:
             raise DataError(f"{self.root}: found no images in class folders, expected "
                             f"{self.root}/<class>/<image>, or a label.txt beside images/")
-        self.class_names = [folder.name for folder, _ in found]
-        self._paths = [path for _, files in found for path in files]
-        self.labels = np.repeat(np.arange(len(found)), [len(files) for _, files in found])
-        self.num_classes = len(found)
+        self.labels = np.repeat(np.arange(len(counts)), counts)
+        self.num_classes = len(counts)
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Record:
-        return Record(read_image(self._paths[index]), int(self.labels[index]))
+        return Record(read_image(self.root / self._paths[index]), int(self.labels[index]))
 
     def describe(self, index: int) -> str:
-        return str(self._paths[index])
+        return str(self.root / self._paths[index])
+
+    def _walk(self, counts: array) -> Iterator[str]:
+        others = 0
+        for folder in sorted(path for path in self.root.iterdir() if path.is_dir()):
+            files = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
+            images = sorted(file for file in files if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES)
+            others += len(files) - len(images)
+            if images:
+                self.class_names.append(folder.name)
+                counts.append(len(images))
+                yield from (os.path.relpath(image, self.root) for image in images)
+        if others:
+            log.info("%s: passed over %d files that are no images by their suffix", self.root, others)
 
 
 class DatasetRecords:
@@ -127,6 +152,7 @@ class DatasetRecords:
             raise DataError(f"train_dataset: got {type(dataset).__name__}, expected an object with len() and [i]; "
                             f"an iterator belongs in train_reader")
         self._dataset = dataset
+        self.format = f"data set {type(dataset).__name__}"
         # Counting classes would read every image.
         self.num_classes = getattr(dataset, "num_classes", 0)
 
@@ -141,36 +167,124 @@ class DatasetRecords:
         return f"item {index} of {type(self._dataset).__name__}"
 
 
-def open_records(path: Union[str, Path]) -> Records:
-    """Open a data folder: its `label.txt` where there is one, else its class folders.
+def open_records(path: Union[str, Path], recover: bool = False) -> Records:
+    """Open training data of any known kind, and log what it was taken for.
+
+    A file is known by its name: `.rec` or `.idx` (RecordIO), `.tar`, `.csv`, `.tsv`, `.parquet`, `.npz`, a
+    `file_list.txt` of base64 parts, a base64 part by its first line, any other text a list of images. A folder
+    is known by what lies in it, the first of: `label.txt`, `train.rec` or the only `.rec`, `file_list.txt`,
+    `.tar` shards, `images.npy` with `labels.npy`, `.parquet` files, the only `.csv`, folders of classes.
+    `shards-{000..119}.tar` are several shards; `synthetic:1000:50000` is 50,000 made-up images of 1,000 classes.
+
+    Args:
+        path: the file or folder.
+        recover: of a damaged RecordIO file, read what lies before the damage.
 
     Raises:
-        DataError: no such folder, or nothing in it that is known.
+        DataError: there is no such file or folder, it is of no known kind, or damaged.
     """
-    path = Path(path)
-    if not path.exists():
-        raise DataError(f"data folder {str(path)!r} does not exist; expected a folder with label.txt and images/, "
+    records = _recognise(str(path), recover)
+    log.info("%s: %s, %d images", path, records.format, len(records))
+    return records
+
+
+def _recognise(name: str, recover: bool) -> Records:
+    path = Path(name)
+    if name.startswith("synthetic:"):
+        from plsc.data.synthetic import SyntheticRecords
+
+        return SyntheticRecords.from_name(name)
+    if not path.exists() and not re.search(r"\{\d+\.\.\d+\}", name):
+        raise DataError(f"data folder {name!r} does not exist; expected a folder with label.txt and images/, "
                         f"or with one folder per class; set it with set_dataset_dir")
-    if path.is_file():
-        return ListRecords(path)
-    return ListRecords(path / "label.txt") if (path / "label.txt").is_file() else FolderRecords(path)
+    if not path.is_dir():
+        return _open_file(path, recover)
+    found = _known_files(path)
+    if len(found) > 1:
+        log.warning("%s: reading %s; the folder also has %s, which is read when named itself", path, found[0].name,
+                    ", ".join(other.name for other in found[1:]))
+    if not found:
+        return FolderRecords(path)
+    return _open_file(found[0], recover)
+
+
+# What a folder is known by, in order of choice: a pattern, and where there may be several files but one is meant,
+# its name. Of the others all files are taken together.
+_KNOWN_IN_FOLDER = (("label.txt", ""), ("*.rec", "train.rec"), ("file_list.txt", ""), ("*.tar", ""),
+                    ("images.npy", ""), ("*.parquet", ""), ("*.csv", "train.csv"))
+
+
+def _known_files(folder: Path) -> List[Path]:
+    """What in a folder can be opened, the first choice first; several files as their pattern."""
+    found: List[Path] = []
+    for pattern, meant in _KNOWN_IN_FOLDER:
+        files = sorted(folder.glob(pattern))
+        if not files:
+            continue
+        if not meant:
+            found.append(folder / pattern)
+        elif len(files) == 1 or folder / meant in files:
+            found.append(files[0] if len(files) == 1 else folder / meant)
+        elif not found:
+            raise DataError(f"{folder}: holds {', '.join(file.name for file in files[:6])}; expected one of them to be "
+                            f"{meant}, or name the file to read")
+    return found
+
+
+def _open_file(path: Path, recover: bool) -> Records:
+    # The readers need `Record`, so they are imported when one is opened.
+    from plsc.data.arrays import ArrayRecords
+    from plsc.data.base64_text import Base64Records, is_part_list, looks_like_base64
+    from plsc.data.recordio_records import RecordIORecords
+    from plsc.data.tables import CsvRecords, ParquetRecords
+    from plsc.data.tar_shards import TarRecords
+
+    name = path.name.lower()
+    folder_or_file = path.parent if path.name.startswith("*.") else path
+    if name.endswith((".rec", ".idx")):
+        return RecordIORecords(path, recover)
+    if name.endswith((".tar", ".tar.gz", ".tgz")):
+        return TarRecords(folder_or_file)
+    if name.endswith((".csv", ".tsv")):
+        return CsvRecords(path)
+    if name.endswith(".parquet"):
+        return ParquetRecords(folder_or_file)
+    if name.endswith((".npy", ".npz")):
+        return ArrayRecords.load(path)
+    if name.endswith(".bin"):
+        raise DataError(f"{path}: a .bin is a verification set (pairs of images, no classes), expected training data; "
+                        f"verification sets are named with set_val_targets")
+    if looks_like_base64(path) or is_part_list(path):
+        return Base64Records(path)
+    return ListRecords(path)
 
 
 def read_image(path: Union[str, Path]) -> bytes:
     """The bytes of an image file; `DataError` where it cannot be read."""
     try:
         return Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: the image cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
+        raise DataError(f"{path}: the image cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _images_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+_LIST_LINE = re.compile(r"(.*\S)\s+([0-9]{1,18})(\s+#.*)?")
 
 
-def _read_text(path: Path) -> str:
+def _parse_list(path: Path, labels: array, lines: array) -> Iterator[str]:
+    """The paths of a list; labels and line numbers are appended as they come."""
     try:
-        return path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                line = line.strip()
+                if not line or line.startswith("#"):
+                    continue
+                match = _LIST_LINE.fullmatch(line)
+                if match is None:
+                    raise DataError(f"{path}, line {number}: got {line[:120]!r}, expected an image path and a label of "
+                                    f"0 or more, as 'images/00000000.jpg 0'")
+                labels.append(int(match[2]))
+                lines.append(number)
+                yield match[1]
     except OSError as error:
         raise DataError(f"{path}: the list cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

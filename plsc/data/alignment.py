@@ -1,0 +1,111 @@
+"""Faces brought to the standard position by five landmarks, as face recognition networks expect them.
+
+The transform is the similarity (rotation, uniform scale, shift; no mirror) that is nearest in the least-squares
+sense: Umeyama, "Least-squares estimation of transformation parameters between two point patterns", PAMI 1991.
+The positions in the 112 x 112 image are those that ArcFace and the public face sets use.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Union
+
+import cv2
+import numpy as np
+
+from plsc.errors import DataError
+
+# Left eye, right eye, tip of the nose, left and right corner of the mouth, as seen in the image: (x, y) in pixels.
+TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655],
+                     [70.7299, 92.2041]])
+TEMPLATE_SIZE = 112
+
+
+def similarity_transform(source: Any, target: Any) -> np.ndarray:
+    """The similarity that takes `source` points nearest to `target` points.
+
+    Args:
+        source, target: [n, 2] points (x, y), n of 2 or more, not all the same.
+
+    Returns:
+        [2, 3] float64: target is about matrix[:, :2] @ point + matrix[:, 2].
+
+    Raises:
+        DataError: other shapes, points that are not finite, or source points that all coincide.
+    """
+    source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
+    if source.shape != target.shape or source.ndim != 2 or source.shape[1] != 2 or len(source) < 2:
+        raise DataError(f"got points {list(source.shape)} and {list(target.shape)}, expected [n, 2] twice, n of 2 or "
+                        f"more")
+    if not (np.isfinite(source).all() and np.isfinite(target).all()):
+        raise DataError(f"landmarks {source.tolist()} are not all finite")
+    source_mean, target_mean = source.mean(0), target.mean(0)
+    source_centred, target_centred = source - source_mean, target - target_mean
+    variance = (source_centred**2).sum() / len(source)
+    if variance < 1e-12:
+        raise DataError(f"landmarks {source.tolist()} lie on one point")
+    u, singular, v = np.linalg.svd(target_centred.T @ source_centred / len(source))
+    signs = np.array([1.0, np.sign(np.linalg.det(u) * np.linalg.det(v))])  # -1 where the best fit would mirror
+    rotation = u @ np.diag(signs) @ v
+    scale = (singular * signs).sum() / variance
+    return np.column_stack([scale * rotation, target_mean - scale * rotation @ source_mean])
+
+
+def align(pixels: np.ndarray, landmarks: Any, image_size: int = TEMPLATE_SIZE) -> np.ndarray:
+    """Warp an image so that its five landmarks come to the template's positions.
+
+    Args:
+        pixels: [H, W, 3] uint8.
+        landmarks: [5, 2] (x, y) in pixels: left eye, right eye, nose, left and right corner of the mouth, left
+            and right as seen in the image.
+        image_size: side of the result; the template scales with it.
+
+    Returns:
+        [image_size, image_size, 3] uint8, black where the image does not reach.
+
+    Raises:
+        DataError: landmarks of another shape, not finite, or all on one point.
+    """
+    if np.shape(landmarks) != (5, 2):
+        raise DataError(f"landmarks: got {list(np.shape(landmarks))}, expected [5, 2]: eyes, nose, mouth corners")
+    # A pixel's centre is at half a step: scaling by the corner would shift the image by a part of a pixel.
+    scale = image_size / TEMPLATE_SIZE
+    matrix = similarity_transform(landmarks, (TEMPLATE + 0.5) * scale - 0.5)
+    return cv2.warpAffine(pixels, matrix, (image_size, image_size), flags=cv2.INTER_LINEAR)
+
+
+def read_landmarks(path: Union[str, Path], count: int) -> np.ndarray:
+    """Landmarks of a whole set: a `.npy` of [n, 5, 2], or text with one line per image, in the set's order.
+
+    A line is x1 y1 ... x5 y5, parted by white space or commas; a name may stand before the numbers.
+
+    Args:
+        path: the file.
+        count: n, the images of the set.
+
+    Returns:
+        [n, 5, 2] float32.
+
+    Raises:
+        DataError: not as many lines as images, or a line without ten numbers, named by its number.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".npy":
+            points = np.load(path, allow_pickle=False)
+        else:
+            lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            points = np.stack([_ten_numbers(path, number, line) for number, line in enumerate(lines, start=1)] or [[]])
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: the landmarks cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if points.size != count * 10 or points.dtype.kind not in "fiu":
+        raise DataError(f"{path}: found {list(points.shape)} of {points.dtype}, expected five points for each of "
+                        f"{count} images: a line x1 y1 ... x5 y5 each")
+    return points.reshape(count, 5, 2).astype(np.float32)
+
+
+def _ten_numbers(path: Path, number: int, line: str) -> np.ndarray:
+    try:
+        return np.array([float(part) for part in line.replace(",", " ").split()[-10:]]).reshape(10)
+    except ValueError:
+        raise DataError(f"{path}, line {number}: got {line[:120]!r}, expected ten numbers x1 y1 ... x5 y5") from None

@@ -1,0 +1,90 @@
+"""Images and labels as a pair of NumPy arrays, in memory or in `.npy` files."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple, Union
+
+import numpy as np
+
+from plsc.data.records import Record
+from plsc.errors import DataError
+
+
+class ArrayRecords:
+    """Records of an array of images and one of labels.
+
+    Args:
+        images: [n, H, W, 3] uint8 RGB.
+        labels: [n] whole numbers of 0 or more.
+        name: for messages.
+
+    Raises:
+        DataError: another shape or type, arrays of different lengths, or a negative label.
+    """
+
+    format = "NumPy arrays"
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, name: str = "arrays") -> None:
+        self.name, self._images = name, images
+        self._paths: Optional[Tuple[Path, Path]] = None
+        labels = np.asarray(labels)
+        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+            raise DataError(f"{name}: the images are {list(images.shape)} of {images.dtype}, expected [n, H, W, 3] of "
+                            f"uint8")
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise DataError(f"{name}: the labels are {list(labels.shape)} of {labels.dtype}, expected [n] of integers")
+        if len(images) != len(labels) or not len(labels):
+            raise DataError(f"{name}: {len(images)} images and {len(labels)} labels, expected as many of each and at "
+                            f"least one")
+        self.labels = labels.astype(np.int64)
+        if self.labels.min() < 0:
+            index = int(self.labels.argmin())
+            raise DataError(f"{name}: label {index} is {self.labels[index]}, expected 0 or more")
+        self.num_classes = int(self.labels.max()) + 1
+
+    @classmethod
+    def load(cls, path: Union[str, Path]) -> ArrayRecords:
+        """Read a folder with `images.npy` (by memory map) and `labels.npy`, or a `.npz` with `images` and `labels`
+        (into memory)."""
+        path = Path(path)
+        if path.suffix != ".npz":
+            folder = path if path.is_dir() else path.parent
+            paths = (folder / "images.npy", folder / "labels.npy")
+            records = cls(_load(paths[0], "r"), _load(paths[1], None), str(folder))
+            records._paths = paths
+            return records
+        stored = _load(path, None)
+        with stored:
+            missing = {"images", "labels"} - set(stored.files)
+            if missing:
+                raise DataError(f"{path}: holds {stored.files}, expected 'images' and 'labels'")
+            try:
+                return cls(stored["images"], stored["labels"], str(path))
+            except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+                raise DataError(f"{path}: cannot be read: {error}") from None
+
+    def __getstate__(self) -> Dict[str, Any]:
+        # Pickling a map would carry the whole file.
+        return {**self.__dict__, "_images": self._images if self._paths is None else None}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Record:
+        if self._images is None:
+            self._images = _load(self._paths[0], "r")
+        return Record(np.ascontiguousarray(self._images[index]), int(self.labels[index]))
+
+    def describe(self, index: int) -> str:
+        return f"{self.name}, image {index}"
+
+
+def _load(path: Path, mode: Optional[str]) -> Any:
+    try:
+        return np.load(path, mmap_mode=mode, allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: no NumPy file of numbers: {error}") from None

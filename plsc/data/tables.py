@@ -1,0 +1,209 @@
+"""Tables with an image column and a label column: CSV and TSV, and Parquet through pyarrow.
+
+The image is a path, relative to the table's folder, or, in Parquet, the encoded bytes themselves, plain or as
+the field `bytes` of a struct. Labels that are not whole numbers are class names, numbered in sorted order.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from plsc.data.packed import PackedStrings, number_names
+from plsc.data.records import Record, read_image
+from plsc.errors import DataError
+from plsc.utils.lazy import require
+
+IMAGE_COLUMNS = ("image", "image_path", "path", "file", "filename", "file_name", "img")
+LABEL_COLUMNS = ("label", "class", "class_id", "identity", "id", "target")
+
+
+class CsvRecords:
+    """The images that a `.csv` or `.tsv` names, in columns found by their heads.
+
+    Args:
+        path: UTF-8 text whose first line names the columns: one of `image`, `image_path`, `path`, `file`,
+            `filename`, `file_name`, `img`, and one of `label`, `class`, `class_id`, `identity`, `id`, `target`.
+            Where the names are others: `image_column`, `label_column`.
+
+    Attributes:
+        labels: [n] int64.
+        class_names: of C names where labels are names, else None.
+
+    Raises:
+        DataError: no such file or column, a row of another length, or a label that is missing, by file and line.
+    """
+
+    def __init__(self, path: Union[str, Path], image_column: Optional[str] = None,
+                 label_column: Optional[str] = None) -> None:
+        self.path = Path(path)
+        paths, labels, lines = self._read(image_column, label_column)
+        if not paths:
+            raise DataError(f"{self.path}: the table has no rows, expected one per image below the column names")
+        self.labels, self.class_names = _to_classes(labels)
+        self.num_classes = int(self.labels.max()) + 1
+        self._paths, self._lines = PackedStrings(paths), np.asarray(lines, np.int64)
+
+    @property
+    def format(self) -> str:
+        return "table of image paths, " + ("tabs" if self.path.suffix.lower() == ".tsv" else "CSV")
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(read_image(self.path.parent / self._paths[index]), int(self.labels[index]))
+
+    def describe(self, index: int) -> str:
+        return f"{self._paths[index]} ({self.path}, line {self._lines[index]})"
+
+    def _read(self, image_column: Optional[str], label_column: Optional[str]) -> Tuple[List[str], List[str], List[int]]:
+        paths, labels, lines = [], [], []
+        try:
+            with open(self.path, encoding="utf-8-sig", newline="") as file:
+                rows = csv.reader(file, delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",", strict=True)
+                head = next(rows, [])
+                image = _column(self.path, head, IMAGE_COLUMNS, image_column, "image_column")
+                label = _column(self.path, head, LABEL_COLUMNS, label_column, "label_column")
+                for row in rows:
+                    if not row:
+                        continue
+                    if len(row) != len(head) or not row[image].strip() or not row[label].strip():
+                        raise DataError(f"{self.path}, line {rows.line_num}: got {row[:6]}, expected {len(head)} "
+                                        f"fields as in the first line, with an image and a label")
+                    paths.append(row[image].strip())
+                    labels.append(row[label].strip())
+                    lines.append(rows.line_num)
+        except OSError as error:
+            raise DataError(f"{self.path}: the table cannot be read: {error.strerror}") from None
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{self.path}: no table in UTF-8 text: {error}") from None
+        return paths, labels, lines
+
+
+class ParquetRecords:
+    """The images of a `.parquet` file, or of a folder of them. Needs pyarrow (`pip install plsc[parquet]`).
+
+    Parquet is compressed in row groups: reading one image unpacks the group it lies in. The groups used last are
+    kept, but in random order over large groups this is slow; `plsc data convert` to RecordIO or tar is the cure.
+
+    Args:
+        path: the file; or a folder whose `.parquet` files are taken in the order of their names.
+        image_column, label_column: where the names are none of those `CsvRecords` lists.
+        kept_groups: row groups kept in memory per process.
+    """
+
+    def __init__(self, path: Union[str, Path], image_column: Optional[str] = None, label_column: Optional[str] = None,
+                 kept_groups: int = 4) -> None:
+        self.path = Path(path)
+        self.files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
+        self._kept_groups = kept_groups
+        self._groups: collections.OrderedDict = collections.OrderedDict()
+        self._open: Dict[int, Any] = {}
+        parquet = _parquet()
+        sizes, labels = [], []
+        with _own_errors(self.path):
+            for number, file in enumerate(self.files):
+                table = parquet.ParquetFile(file)
+                names = table.schema_arrow.names
+                self._image = _column(file, names, IMAGE_COLUMNS, image_column, "image_column")
+                self._label = _column(file, names, LABEL_COLUMNS, label_column, "label_column")
+                sizes += [(number, group, table.metadata.row_group(group).num_rows)
+                          for group in range(table.num_row_groups)]
+                labels += table.read(columns=[names[self._label]]).column(0).to_pylist()
+        if not labels:
+            raise DataError(f"{self.path}: the table has no rows, expected one per image")
+        if any(label is None for label in labels):
+            raise DataError(f"{self.path}: row {labels.index(None)} has no label")
+        self._group_of = np.asarray(sizes, np.int64)
+        self._ends = np.cumsum(self._group_of[:, 2])
+        self.labels, self.class_names = _to_classes(labels)
+        self.num_classes = int(self.labels.max()) + 1
+
+    @property
+    def format(self) -> str:
+        return f"Parquet, {len(self.files)} files, {len(self._group_of)} row groups"
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return {**self.__dict__, "_open": {}, "_groups": collections.OrderedDict()}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Record:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range, expected {-len(self)} to {len(self) - 1}")
+        index %= len(self)
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        value = self._images(group)[index - int(self._ends[group])].as_py()
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, str):
+            value = read_image(self.path.parent / value if self.path.is_file() else self.path / value)
+        if not isinstance(value, bytes):
+            raise DataError(f"{self.describe(index)}: the image column holds {type(value).__name__}, expected encoded "
+                            f"bytes, a struct with bytes, or a path")
+        return Record(value, int(self.labels[index]))
+
+    def describe(self, index: int) -> str:
+        index %= len(self)
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        number = int(self._group_of[group, 0])
+        first = int(self._ends[np.flatnonzero(self._group_of[:, 0] < number)[-1]]) if number else 0
+        return f"{self.files[number]}, row {index - first}"
+
+    def _images(self, group: int) -> Any:
+        if group not in self._groups:
+            number, inner, _ = (int(value) for value in self._group_of[group])
+            with _own_errors(self.files[number]):
+                if number not in self._open:
+                    self._open[number] = _parquet().ParquetFile(self.files[number])
+                table = self._open[number].read_row_group(
+                    inner, columns=[self._open[number].schema_arrow.names[self._image]])
+            self._groups[group] = table.column(0).combine_chunks()
+            while len(self._groups) > self._kept_groups:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(group)
+        return self._groups[group]
+
+
+class _own_errors:
+    """Turn pyarrow's and the system's errors about a file into `DataError`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        import pyarrow
+
+        if isinstance(error, (pyarrow.ArrowException, OSError)):
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(f"{self._path}: cannot be read as Parquet: {reason}") from None
+
+
+def _parquet() -> Any:
+    return require("pyarrow.parquet", "'plsc[parquet]'", "reading Parquet files")
+
+
+def _column(path: Path, head: Sequence[str], known: Sequence[str], given: Optional[str], setting: str) -> int:
+    names = [name.strip().lower() for name in head]
+    found = [names.index(name) for name in ([given.lower()] if given else known) if name in names]
+    if not found:
+        expected = repr(given) if given else "one of " + ", ".join(known)
+        raise DataError(f"{path}: the columns are {list(head)[:12]}, expected {expected}; name it with {setting}")
+    return found[0]
+
+
+def _to_classes(labels: Sequence[Any]) -> Tuple[np.ndarray, Optional[List[str]]]:
+    """Whole numbers as they are; anything else is a name."""
+    texts = [str(label) for label in labels]
+    if all(text.isdecimal() and text.isascii() and len(text) < 19 for text in texts):
+        return np.asarray([int(text) for text in texts], np.int64), None
+    return number_names(texts)
