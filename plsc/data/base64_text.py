@@ -25,7 +25,7 @@ log = logging.getLogger("plsc")
 
 _EXPECTED = "expected 'base64-image<TAB>label' or 'label<TAB>base64-image'"
 # What an encoded image begins with: JPEG, PNG, BMP, WebP (RIFF), TIFF, GIF, JPEG 2000.
-_IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"GIF8", b"\0\0\0\x0cjP")
+IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"GIF8", b"\0\0\0\x0cjP")
 
 
 class Base64Records:
@@ -204,6 +204,6 @@ def _is_label(text: bytes) -> bool:
 
 def _is_image(text: bytes) -> bool:
     try:
-        return base64.b64decode(text[:64] if len(text) > 64 else text, validate=True).startswith(_IMAGE_STARTS)
+        return base64.b64decode(text[:64] if len(text) > 64 else text, validate=True).startswith(IMAGE_STARTS)
     except (binascii.Error, ValueError):
         return False

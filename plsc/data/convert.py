@@ -1,0 +1,250 @@
+"""From any source to any format: every sample once, in order, whole or not at all, and on from where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import zlib
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, TypeVar, Union
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from plsc.data.alignment import TEMPLATE_SIZE, align
+from plsc.data.records import Record, Records
+from plsc.data.selection import labels_of
+from plsc.data.sinks import SINKS, Plan, encode
+from plsc.data.transforms import decode, resize
+from plsc.errors import ConfigError, DataError
+
+log = logging.getLogger("plsc")
+
+_PROGRESS, _LOCK = ".progress.json", ".lock"
+_In, _Out = TypeVar("_In"), TypeVar("_Out")
+
+
+class Converted(NamedTuple):
+    """What a conversion did.
+
+    Attributes:
+        target: the folder written.
+        images: samples in it.
+        skipped: the unreadable ones left out.
+    """
+
+    target: Path
+    images: int
+    skipped: int
+
+
+class Redraw:
+    """What a conversion does to each image; nothing by default, so that bytes are copied as they are.
+
+    Args:
+        image_size: pixels of the new side: square.
+        landmarks: [n, 5, 2], for each record: align it to the 112 x 112 template, or `image_size`.
+        encoding: "jpg" or "png", also to re-encode images that are not drawn anew; by default jpg for those that are,
+            and png, which loses nothing, for those that the source has as pixels.
+        quality: of JPEG, 1 to 100.
+    """
+
+    def __init__(self, image_size: Optional[int] = None, landmarks: Optional[np.ndarray] = None,
+                 encoding: Optional[str] = None, quality: int = 95) -> None:
+        if encoding not in (None, "jpg", "png") or not 1 <= quality <= 100 or (image_size or 1) < 1:
+            raise ConfigError(f"got encoding {encoding!r}, quality {quality}, size {image_size}; expected 'jpg' or "
+                              f"'png', 1 to 100, and 1 or more")
+        self.image_size, self.landmarks, self.encoding, self.quality = image_size, landmarks, encoding, quality
+
+    def draw(self, index: int, image: Any) -> Any:
+        """The pixels of record `index` as they are to be; the image itself where nothing is to be done."""
+        if self.landmarks is not None:
+            return align(decode(image), self.landmarks[index], self.image_size or TEMPLATE_SIZE)
+        if self.image_size is not None:
+            return resize(decode(image), self.image_size, self.image_size)
+        return image if self.encoding is None else decode(image)
+
+    def encode(self, image: Any) -> bytes:
+        """Pixels as JPEG or PNG; encoded bytes as they are."""
+        is_redrawn = self.landmarks is not None or self.image_size is not None
+        if isinstance(image, bytes) or (self.encoding or ("jpg" if is_redrawn else "png")) == "png":
+            return encode(image)
+        pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, self.quality])[1].tobytes()
+
+    def describe(self) -> List[Any]:
+        marks = None if self.landmarks is None else zlib.crc32(np.ascontiguousarray(self.landmarks).data)
+        return [self.image_size, marks, self.encoding, self.quality]
+
+
+def convert(records: Records, target: Union[str, Path], to: str, redraw: Optional[Redraw] = None, parts: int = 1,
+            skip_bad_images: bool = False, every: int = 10_000) -> Converted:
+    """Write `records` as another format into the folder `target`.
+
+    The work is done in `<target>.partial`, which takes the name `target` when it is whole. Called again after an
+    interruption, with the same source and options, it goes on after the last `every` samples that were done.
+
+    Args:
+        records: the source.
+        target: a folder that does not exist.
+        to: rec, list, folders, base64, tar, csv, parquet or npy.
+        redraw: align, resize or re-encode; by default encoded images keep their bytes.
+        parts: files to spread the samples over in equal shares (base64, tar).
+        skip_bad_images: leave out images that `redraw` or the format cannot decode, with a warning each, instead of
+            stopping.
+        every: samples between two notes of how far the work is.
+
+    Raises:
+        DataError: the target exists, another conversion was begun there, or a sample cannot be read or written.
+        ConfigError: an unknown format, or parts out of range.
+    """
+    target, redraw = Path(target), redraw or Redraw()
+    labels = _check(records, target, to, parts)
+    plan = Plan(len(records), records.num_classes, getattr(records, "class_names", None), parts)
+    job = {"to": to, "images": len(records), "classes": records.num_classes, "parts": parts, "skip": skip_bad_images,
+           "redraw": redraw.describe(), "first": records.describe(0), "last": records.describe(len(records) - 1),
+           "labels": zlib.crc32(labels.data)}
+    workspace = target.with_name(target.name + ".partial")
+    with _alone(workspace):
+        done = _resume(workspace, job)
+        sink = SINKS[to](workspace, plan, done["position"])
+
+        def read(number: int) -> Record:
+            record = records[number]
+            image = redraw.draw(number, record.image)
+            if not len(image):
+                raise DataError("the image is empty (0 bytes)")
+            return Record(image if to == "npy" else redraw.encode(image), record.label)
+
+        for result in tqdm(in_order(_caught(read), range(done["index"], len(records))), f"{target.name}: {to}",
+                           len(records), initial=done["index"], unit="images", disable=None):
+            try:
+                if isinstance(result, DataError):
+                    raise result
+                sink.write(done["written"], result)
+                done["written"] += 1
+            except DataError as error:
+                message = f"{records.describe(done['index'])}: {error}"
+                if not skip_bad_images:
+                    raise DataError(f"{message}; {done['written']} images are done, in {workspace}: mend it and run "
+                                    f"the same again to go on, or leave such images out by skipping bad images"
+                                    ) from None
+                log.warning("left out: %s", message)
+                done["skipped"] += 1
+            except OSError as error:
+                raise DataError(f"{workspace} cannot be written: {error.strerror}; run the same again to go on"
+                                ) from None
+            done["index"] += 1
+            if done["index"] % every == 0 and done["written"]:
+                _note(workspace, {**done, "position": sink.position()})
+        if not done["written"]:
+            raise DataError(f"none of the {len(records)} images could be read: nothing is written to {target}")
+        sink.close()
+        if plan.class_names:
+            (workspace / "classes.txt").write_text("".join(f"{name}\n" for name in plan.class_names), encoding="utf-8")
+        for name in (_PROGRESS, _LOCK):
+            (workspace / name).unlink(missing_ok=True)
+        os.sync()
+        workspace.rename(target)
+    return Converted(target, done["written"], done["skipped"])
+
+
+def in_order(function: Callable[[_In], _Out], items: Iterable[_In], threads: Optional[int] = None) -> Iterator[_Out]:
+    """`map` on threads, a bounded number of items ahead: OpenCV and file reading let other threads run."""
+    threads = threads or min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque = deque()
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > 4 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _caught(function: Callable[[int], Any]) -> Callable[[int], Any]:
+    def call(item: int) -> Any:
+        try:
+            return function(item)
+        except DataError as error:
+            return error
+
+    return call
+
+
+def _check(records: Records, target: Path, to: str, parts: int) -> np.ndarray:
+    if to not in SINKS:
+        raise ConfigError(f"format {to!r} is unknown, expected one of {', '.join(SINKS)}")
+    if not 1 <= parts <= len(records):
+        raise ConfigError(f"got {parts} parts, expected 1 to {len(records)}, the number of images")
+    if parts > 1 and to not in ("base64", "tar"):
+        raise ConfigError(f"format {to!r} has no parts; only base64 and tar do")
+    if target.exists():
+        raise DataError(f"{target} exists already; nothing is overwritten: choose a folder that does not exist")
+    labels = labels_of(records)
+    present = np.unique(labels)
+    if to == "folders" and len(present) < records.num_classes:
+        raise DataError(f"{records.num_classes - len(present)} of {records.num_classes} classes have no image, and "
+                        f"class folders cannot hold them: read back, classes would have other numbers. Choose another "
+                        f"format, or renumber them first with min_images=1")
+    return np.ascontiguousarray(labels)
+
+
+@contextlib.contextmanager
+def _alone(workspace: Path) -> Iterator[None]:
+    """Make the workspace and hold it against other processes."""
+    try:
+        workspace.mkdir(parents=True, exist_ok=True)
+        lock = open(workspace / _LOCK, "w")  # noqa: SIM115
+    except OSError as error:
+        raise DataError(f"{workspace} cannot be made: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(f"{workspace}: another process is converting there now") from None
+        yield
+
+
+def _resume(workspace: Path, job: Dict[str, Any]) -> Dict[str, Any]:
+    """How far the same job got, from its last note; of a new job, its first note."""
+    job = json.loads(json.dumps(job))
+    start = {"job": job, "index": 0, "written": 0, "skipped": 0, "position": None}
+    try:
+        done = json.loads((workspace / _PROGRESS).read_text(encoding="utf-8"))
+        differs = [name for name in job if done["job"].get(name) != job[name]]
+    except FileNotFoundError:
+        if {path.name for path in workspace.iterdir()} != {_LOCK}:
+            raise DataError(f"{workspace} is not empty and no conversion that could go on; move it away") from None
+        _note(workspace, start)
+        return start
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"{workspace / _PROGRESS} cannot be read ({error}); remove {workspace} to start again"
+                        ) from None
+    if differs:
+        raise DataError(f"{workspace}: another conversion was begun there (it differs in {', '.join(differs)}); give "
+                        f"the same source and options to go on, or remove it to start again")
+    if done["position"] is None:
+        # Stopped before its first position: what the same job wrote since is of no use to it.
+        for path in workspace.iterdir():
+            if path.name not in (_PROGRESS, _LOCK):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    else:
+        log.info("%s: going on after %d of %d images", workspace, done["index"], job["images"])
+    return done
+
+
+def _note(workspace: Path, note: Dict[str, Any]) -> None:
+    aside = workspace / f"{_PROGRESS}.new"
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(note, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, workspace / _PROGRESS)

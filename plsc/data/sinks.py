@@ -1,0 +1,309 @@
+"""The formats that a conversion can write. Each takes samples in order and can go on after an interruption.
+
+A sink writes into a folder of its own. `position()` brings what was written to the disk and says, in plain
+values, where that ends; a new sink given this position cuts off what came after and goes on.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import tarfile
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, Dict, List, NamedTuple, Optional
+
+import cv2
+import numpy as np
+
+from plsc.data.base64_text import IMAGE_STARTS
+from plsc.data.recordio import FrameFile, RecordIOWriter, open_output, sync, unpack
+from plsc.data.records import Record
+from plsc.data.transforms import decode
+from plsc.distributed.partition import shard_ranges
+from plsc.errors import DataError
+from plsc.utils.lazy import require
+
+
+class Plan(NamedTuple):
+    """What a sink is told before the first sample.
+
+    Attributes:
+        num_images: samples to come at most; fewer where unreadable ones are left out.
+        num_classes: C.
+        class_names: of C names, or None.
+        parts: files to spread samples over, in the formats that have parts.
+    """
+
+    num_images: int
+    num_classes: int
+    class_names: Optional[List[str]]
+    parts: int
+
+
+class RecordIOSink:
+    """`train.rec`, `train.idx` and `property` (classes, height, width), the plain layout."""
+
+    def __init__(self, folder: Path, plan: Plan, position: Any) -> None:
+        self._folder, self._plan = folder, plan
+        self._writer = RecordIOWriter(folder / "train.rec", position)
+
+    def write(self, number: int, record: Record) -> None:
+        self._writer.write(number, record.label, encode(record.image))
+
+    def position(self) -> List[int]:
+        return self._writer.position()
+
+    def close(self) -> None:
+        self._writer.close()
+        path = self._folder / "train.rec"
+        first = unpack(FrameFile(path).read(0), str(path)).image
+        fields = [self._plan.num_classes, *_image_size(first)]
+        (self._folder / "property").write_text(",".join(map(str, fields)))
+
+
+class ListSink:
+    """`label.txt` and `images/`."""
+
+    head, line, name = "", "{path} {label}\n", "label.txt"
+
+    def __init__(self, folder: Path, plan: Plan, position: Any) -> None:
+        self._folder = folder
+        (folder / "images").mkdir(exist_ok=True)
+        self._list = open_output(folder / self.name, position or 0, position is not None)
+        if position is None:
+            self._list.write(self.head.encode())
+
+    def write(self, number: int, record: Record) -> None:
+        image = encode(record.image)
+        path = f"images/{number:08d}{suffix_of(image)}"
+        (self._folder / path).write_bytes(image)
+        self._list.write(self.line.format(path=path, label=record.label).encode())
+
+    def position(self) -> int:
+        os.sync()  # thousands of small files: one call for all
+        sync(self._list)
+        return self._list.tell()
+
+    def close(self) -> None:
+        self.position()
+        self._list.close()
+
+
+class CsvSink(ListSink):
+    """`train.csv` with the columns image and label, and `images/`."""
+
+    head, line, name = "image,label\n", "{path},{label}\n", "train.csv"
+
+
+class FolderSink:
+    """A folder per class, named as the source names it, or by its number."""
+
+    def __init__(self, folder: Path, plan: Plan, position: Any) -> None:
+        self._folder = folder
+        names = plan.class_names or []
+        width = len(str(plan.num_classes - 1))
+        # Read back, classes are numbered in the names' order: names that would change the numbers cannot serve.
+        is_usable = names == sorted(set(names)) and all(_is_folder_name(name) for name in names)
+        self._name: Callable[[int], str] = (names.__getitem__ if names and is_usable else
+                                            lambda label: str(label).zfill(width))
+
+    def write(self, number: int, record: Record) -> None:
+        image = encode(record.image)
+        path = self._folder / self._name(record.label) / f"{number:08d}{suffix_of(image)}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(image)
+
+    def position(self) -> bool:
+        os.sync()
+        return True
+
+    def close(self) -> None:
+        self.position()
+
+
+class Base64Sink:
+    """`file_list.txt` and equal part files of `base64<TAB>label`."""
+
+    def __init__(self, folder: Path, plan: Plan, position: Any) -> None:
+        ranges = shard_ranges(plan.num_images, plan.parts)
+        self._stops = [part.stop for part in ranges]
+        self._names = [f"part-{number:05d}" for number in range(len(ranges))]
+        self._folder, self._part = folder, -1
+        self._file: Optional[BinaryIO] = None
+        if position is not None:
+            self._part = position[0]
+            self._file = open_output(folder / self._names[self._part], position[1], True)
+
+    def write(self, number: int, record: Record) -> None:
+        image = encode(record.image)
+        if not image.startswith(IMAGE_STARTS):
+            raise DataError(f"{len(image)} bytes that begin with {image[:8]!r} are none of JPEG, PNG, BMP, WebP, TIFF "
+                            f"and GIF: in a base64 file no reader could tell the image from the label")
+        while self._part < 0 or number >= self._stops[self._part]:
+            self._next()
+        self._file.write(base64.b64encode(image) + b"\t%d\n" % record.label)
+
+    def position(self) -> List[int]:
+        sync(self._file)
+        return [self._part, self._file.tell()]
+
+    def close(self) -> None:
+        sync(self._file)
+        self._file.close()
+        written = [name for name in self._names if (self._folder / name).is_file()]
+        (self._folder / "file_list.txt").write_text("".join(f"{name}\n" for name in written))
+
+    def _next(self) -> None:
+        if self._file is not None:
+            sync(self._file)
+            self._file.close()
+        self._part += 1
+        path = self._folder / self._names[self._part]
+        path.unlink(missing_ok=True)  # written after the last position, and interrupted
+        self._file = open_output(path)
+
+
+class TarSink:
+    """`train-000000.tar` and so on, `00000000.jpg` with `00000000.cls`, the WebDataset layout."""
+
+    def __init__(self, folder: Path, plan: Plan, position: Any) -> None:
+        self._folder, self._stops = folder, [part.stop for part in shard_ranges(plan.num_images, plan.parts)]
+        self._shard, self._tar = -1, None
+        if position is not None:
+            self._shard = position[0]
+            self._open(open_output(self._path(), position[1], True))
+
+    def write(self, number: int, record: Record) -> None:
+        while self._shard < 0 or number >= self._stops[self._shard]:
+            self._end()
+            self._shard += 1
+            self._path().unlink(missing_ok=True)  # written after the last position, and interrupted
+            self._open(open_output(self._path()))
+        image = encode(record.image)
+        for suffix, data in ((suffix_of(image), image), (".cls", b"%d" % record.label)):
+            entry = tarfile.TarInfo(f"{number:08d}{suffix}")
+            entry.size = len(data)
+            self._tar.addfile(entry, io.BytesIO(data))
+        self._tar.members = []  # else it keeps all of them
+
+    def position(self) -> List[int]:
+        sync(self._file)
+        return [self._shard, self._file.tell()]
+
+    def close(self) -> None:
+        self._end()
+
+    def _path(self) -> Path:
+        return self._folder / f"train-{self._shard:06d}.tar"
+
+    def _open(self, file: BinaryIO) -> None:
+        self._file = file
+        self._tar = tarfile.open(fileobj=file, mode="w")  # noqa: SIM115
+
+    def _end(self) -> None:
+        if self._tar is not None:
+            self._tar.close()
+            sync(self._file)
+            self._file.close()
+
+
+class ArraySink:
+    """`images.npy` [n, H, W, 3] and `labels.npy` [n]; all images must have one size."""
+
+    def __init__(self, folder: Path, plan: Plan, position: Any) -> None:
+        self._folder, self._count = folder, plan.num_images
+        self._written = position or 0
+        self._images: Optional[np.ndarray] = None
+        self._labels = np.lib.format.open_memmap(folder / "labels.npy", "r+" if position else "w+", np.int64,
+                                                 (self._count,))
+        if position:
+            self._images = np.lib.format.open_memmap(folder / "images.npy", "r+")
+
+    def write(self, number: int, record: Record) -> None:
+        pixels = decode(record.image)
+        if self._images is None:
+            self._images = np.lib.format.open_memmap(self._folder / "images.npy", "w+", np.uint8,
+                                                     (self._count, *pixels.shape))
+        if pixels.shape != self._images.shape[1:]:
+            raise DataError(f"the image is {list(pixels.shape)}, the first was {list(self._images.shape[1:])}; an "
+                            f"array needs images of one size: give the conversion a size")
+        self._images[number], self._labels[number] = pixels, record.label
+        self._written = number + 1
+
+    def position(self) -> int:
+        self._images.flush()
+        self._labels.flush()
+        return self._written
+
+    def close(self) -> None:
+        if self._written < self._count:
+            raise DataError(f"{self._count - self._written} of {self._count} images were left out, and an array's "
+                            f"length is fixed: mend them, or write another format")
+        self.position()
+
+
+class ParquetSink:
+    """`part-00000.parquet` and so on, with the columns image (encoded bytes) and label. Needs pyarrow."""
+
+    def __init__(self, folder: Path, plan: Plan, position: Any) -> None:
+        self._arrow = require("pyarrow", "'plsc[parquet]'", "writing Parquet files")
+        self._parquet = require("pyarrow.parquet", "'plsc[parquet]'", "writing Parquet files")
+        self._folder, self._part = folder, position or 0
+        self._images: List[bytes] = []
+        self._labels: List[int] = []
+
+    def write(self, number: int, record: Record) -> None:
+        self._images.append(encode(record.image))
+        self._labels.append(record.label)
+
+    def position(self) -> int:
+        if self._images:
+            table = self._arrow.table({"image": self._arrow.array(self._images, self._arrow.binary()),
+                                       "label": self._arrow.array(self._labels, self._arrow.int64())})
+            path = self._folder / f"part-{self._part:05d}.parquet"
+            # Small groups: to read one image a whole group is unpacked.
+            self._parquet.write_table(table, path, row_group_size=64, compression="none")
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            self._images, self._labels, self._part = [], [], self._part + 1
+        return self._part
+
+    def close(self) -> None:
+        self.position()
+        # A part begun after the last position of an interrupted run, and not reached again.
+        (self._folder / f"part-{self._part:05d}.parquet").unlink(missing_ok=True)
+
+
+SINKS: Dict[str, Callable[[Path, Plan, Any], Any]] = {
+    "rec": RecordIOSink, "list": ListSink, "folders": FolderSink, "base64": Base64Sink, "tar": TarSink,
+    "csv": CsvSink, "parquet": ParquetSink, "npy": ArraySink,
+}
+
+
+def encode(image: Any) -> bytes:
+    """Encoded bytes as they are; pixels [H, W, 3] uint8 RGB as PNG, which loses nothing."""
+    if isinstance(image, np.ndarray):
+        return cv2.imencode(".png", cv2.cvtColor(decode(image), cv2.COLOR_RGB2BGR))[1].tobytes()
+    return image
+
+
+_SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"RIFF": ".webp", b"II*\0": ".tif",
+             b"MM\0*": ".tif"}
+
+
+def suffix_of(image: bytes) -> str:
+    """The file suffix by an image's first bytes; `.jpg` where they say nothing, as every reader decides by content."""
+    return next((suffix for start, suffix in _SUFFIXES.items() if image.startswith(start)), ".jpg")
+
+
+def _image_size(image: bytes) -> List[int]:
+    """[height, width]; [] where the image cannot be read."""
+    try:
+        return list(decode(image).shape[:2])
+    except DataError:
+        return []
+
+
+def _is_folder_name(name: str) -> bool:
+    return bool(name) and name not in (".", "..") and "/" not in name and "\0" not in name and os.sep not in name
