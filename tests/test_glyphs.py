@@ -129,7 +129,7 @@ def test_a_range_of_identities_is_a_sample_of_all_scripts():
     ({"num_identities": 10, "first_identity": 9_000}, DataError, "first_identity=9000 .*so many identities the fonts"),
     ({"num_identities": 0}, ConfigError, "num_identities: got 0, expected 1 or more"),
     ({"images_per_identity": 1.5}, ConfigError, "images_per_identity: got 1.5, expected an integer"),
-    ({"image_size": 4}, ConfigError, "image_size: got 4, expected 8 to 512"),
+    ({"image_size": 8}, ConfigError, "image_size: got 8, expected 16 to 512"),
     ({"seed": -1}, ConfigError, "seed: got -1, expected 0 or more"),
     ({"first_identity": "a"}, ConfigError, "first_identity: got 'a'"),
 ])

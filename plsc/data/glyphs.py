@@ -39,7 +39,7 @@ class GlyphRecords:
     Args:
         num_identities: C, the number of classes.
         images_per_identity: images of each class.
-        image_size: H = W in pixels, 8 to 512.
+        image_size: H = W in pixels, 16 to 512.
         seed: what the variation is drawn from.
         first_identity: the first class, so that several sets can share none.
 
@@ -56,7 +56,7 @@ class GlyphRecords:
                  seed: int = 0, first_identity: int = 0) -> None:
         self.num_classes = _integer("num_identities", num_identities, 1)
         self.images_per_identity = _integer("images_per_identity", images_per_identity, 1)
-        self.image_size = _integer("image_size", image_size, 8, 512)
+        self.image_size = _integer("image_size", image_size, 16, 512)
         self.seed = _integer("seed", seed, 0)
         self.first_identity = _integer("first_identity", first_identity, 0)
         # Carried along, so that a worker process need not build the table.
