@@ -247,15 +247,17 @@ class Entry:
 
         Run it under `python -m paddle.distributed.launch` to train on several ranks.
         """
+        topology = self._start()
         from plsc.engine.trainer import Trainer
 
-        return Trainer(self.config, self._start()).train()
+        return Trainer(self.config, topology).train()
 
     def test(self) -> Dict[str, float]:
         """Verify the checkpoint on `val_targets` (or `test_dataset`); returns figures as '<set>/<figure>'."""
+        topology = self._start()
         from plsc.engine.evaluator import test
 
-        return test(self.config, self._start())
+        return test(self.config, topology)
 
     def predict(self, images: Optional[Iterable[Any]] = None, save_to: Optional[Union[str, Path]] = None):
         """Embeddings [n, D] float32, unit length, of image files or of `predict_reader`, by the checkpoint.
@@ -264,9 +266,10 @@ class Entry:
             images: paths, encoded bytes or [H, W, 3] uint8 arrays; `predict_reader()` when not given.
             save_to: also write them as a .npy file; an existing one is not overwritten.
         """
+        topology = self._start()
         from plsc.engine.evaluator import predict
 
-        return predict(self.config, self._start(), images, save_to)
+        return predict(self.config, topology, images, save_to)
 
     def convert_for_prediction(self, directory: Optional[Union[str, Path]] = None) -> str:
         """Export the checkpoint's backbone as a Paddle inference model; returns the folder.
@@ -275,9 +278,10 @@ class Entry:
             directory: default <model_save_dir>/inference_model. An earlier export there is replaced; a folder
                 that holds anything else is refused.
         """
+        topology = self._start()
         from plsc.engine.export import export_checkpoint
 
-        return str(export_checkpoint(self.config, self._start(), directory))
+        return str(export_checkpoint(self.config, topology, directory))
 
     def _start(self) -> Any:
         from plsc.distributed.topology import init_topology

@@ -1,0 +1,29 @@
+# Everything below makes its own virtual environment in .venv; nothing else is needed but Python 3.9+.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUTPUT ?= demo_output
+SIZE ?= full
+
+.PHONY: help demo test lint clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -e '.[cpu,demo,test]'
+	touch $@
+
+demo: $(VENV)/.installed  ## train, verify, resume, export and embed on the built-in glyphs
+	$(BIN)/plsc demo --output $(OUTPUT) --size $(SIZE)
+
+test: $(VENV)/.installed  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed  ## check style and imports
+	$(BIN)/ruff check .
+
+clean:  ## remove the virtual environment (keeps every output)
+	rm -rf $(VENV)

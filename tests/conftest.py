@@ -1,0 +1,57 @@
+"""Small data sets, made anew by the tests that use them."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+import plsc
+from plsc.data.verification_set import VerificationSet
+
+CLASSES, SIDE = 6, 16
+
+
+def make_images(classes=CLASSES, per_class=5, side=SIDE):
+    """[n, side, side, 3] uint8 and their labels: noisy versions of one pattern a class."""
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 255, (classes, side, side, 3))
+    labels = np.arange(classes * per_class) % classes
+    images = np.clip(patterns[labels] + rng.normal(0, 20, (len(labels), side, side, 3)), 0, 255)
+    return images.astype(np.uint8), labels
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """A folder with label.txt, images/ and lfw.bin."""
+    images, labels = make_images()
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    lines = []
+    for index, (image, label) in enumerate(zip(images, labels)):
+        name = f"images/{index:08d}.png"
+        cv2.imwrite(str(folder / name), image[..., ::-1])
+        lines.append(f"{name} {label}\n")
+    (folder / "label.txt").write_text("".join(lines))
+    encoded = [(folder / line.split()[0]).read_bytes() for line in lines]
+    pairs = [(i, (i + CLASSES) % 30 if i % 2 else (i + 1) % 30) for i in range(20)]
+    VerificationSet("lfw", [encoded[j] for pair in pairs for j in pair], [i % 2 == 1 for i in range(20)]).save(
+        folder / "lfw.bin")
+    return folder
+
+
+@pytest.fixture
+def entry(data_dir, tmp_path):
+    """An entry that trains `data_dir` in a second."""
+    made = plsc.Entry()
+    made.set_dataset_dir(data_dir)
+    made.set_class_num(CLASSES)
+    made.set_image_shape((3, SIDE, SIDE))
+    made.set_model_name("ResNetTiny")
+    made.set_emb_size(16)
+    made.set_train_batch_size(10)
+    made.set_train_epochs(1)
+    made.set_num_workers(0)
+    made.set_scale(16)
+    made.set_model_save_dir(tmp_path / "output")
+    return made
