@@ -11,6 +11,7 @@ import typer
 from typing_extensions import Annotated
 
 from plsc.cli_settings import with_settings
+from plsc.data_cli import app as data_app
 from plsc.entry import Entry
 from plsc.errors import ConfigError, PLSCError
 from plsc.version import __version__
@@ -19,6 +20,8 @@ app = typer.Typer(name="plsc", no_args_is_help=True, add_completion=False, prett
                   help="Train classifiers whose last layer is too large for one device, and use the result. "
                        "On several ranks:\n\n"
                        "python -m paddle.distributed.launch --nproc_per_node 2 $(which plsc) train ...")
+
+app.add_typer(data_app, name="data")
 
 
 @app.command()

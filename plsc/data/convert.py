@@ -12,7 +12,7 @@ import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, TypeVar, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, TypeVar, Union
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from plsc.data.alignment import TEMPLATE_SIZE, align
 from plsc.data.records import Record, Records
-from plsc.data.selection import labels_of
+from plsc.data.selection import labels_of, split_identities
 from plsc.data.sinks import SINKS, Plan, encode
 from plsc.data.transforms import decode, resize
 from plsc.errors import ConfigError, DataError
@@ -149,11 +149,31 @@ def convert(records: Records, target: Union[str, Path], to: str, redraw: Optiona
         sink.close()
         if plan.class_names:
             (workspace / "classes.txt").write_text("".join(f"{name}\n" for name in plan.class_names), encoding="utf-8")
-        for name in (_PROGRESS, _LOCK):
-            (workspace / name).unlink(missing_ok=True)
-        os.sync()
-        workspace.rename(target)
+        _finish(workspace, target)
     return Converted(target, done["written"], done["skipped"])
+
+
+def convert_split(records: Records, target: Union[str, Path], to: str, held_out: float, seed: int = 0,
+                  **options: Any) -> List[Converted]:
+    """Write `target/train` and `target/held_out`, which share no class; see `split_identities` and `convert`.
+
+    Both lie in `<target>.partial` until the second is whole; run again, it goes on.
+    """
+    target = Path(target)
+    if target.exists():
+        raise DataError(f"{target} exists already; nothing is overwritten: choose a folder that does not exist")
+    workspace, done = target.with_name(target.name + ".partial"), []
+    job = {"held_out": held_out, "seed": seed, "to": to, "images": len(records),
+           "last": records.describe(len(records) - 1)}
+    with _alone(workspace):
+        _resume(workspace, job, keeps=("train", "train.partial", "held_out", "held_out.partial"))
+        for name, part in zip(("train", "held_out"), split_identities(records, held_out, seed)):
+            if (workspace / name).exists():
+                done.append(Converted(target / name, len(part), 0))
+            else:
+                done.append(convert(part, workspace / name, to, **options)._replace(target=target / name))
+        _finish(workspace, target)
+    return done
 
 
 def in_order(function: Callable[[_In], _Out], items: Iterable[_In], threads: Optional[int] = None) -> Iterator[_Out]:
@@ -213,8 +233,8 @@ def _alone(workspace: Path) -> Iterator[None]:
         yield
 
 
-def _resume(workspace: Path, job: Dict[str, Any]) -> Dict[str, Any]:
-    """How far the same job got, from its last note; of a new job, its first note."""
+def _resume(workspace: Path, job: Dict[str, Any], keeps: Sequence[str] = ()) -> Dict[str, Any]:
+    """How far the same job got, from its last note; of a new job, its first note. `keeps` go on by themselves."""
     job = json.loads(json.dumps(job))
     start = {"job": job, "index": 0, "written": 0, "skipped": 0, "position": None}
     try:
@@ -234,11 +254,18 @@ def _resume(workspace: Path, job: Dict[str, Any]) -> Dict[str, Any]:
     if done["position"] is None:
         # Stopped before its first position: what the same job wrote since is of no use to it.
         for path in workspace.iterdir():
-            if path.name not in (_PROGRESS, _LOCK):
+            if path.name not in (_PROGRESS, _LOCK, *keeps):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     else:
         log.info("%s: going on after %d of %d images", workspace, done["index"], job["images"])
     return done
+
+
+def _finish(workspace: Path, target: Path) -> None:
+    for name in (_PROGRESS, _LOCK):
+        (workspace / name).unlink(missing_ok=True)
+    os.sync()
+    workspace.rename(target)
 
 
 def _note(workspace: Path, note: Dict[str, Any]) -> None:
