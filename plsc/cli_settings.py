@@ -59,11 +59,11 @@ def make_entry(config: Optional[Path], given: dict) -> Entry:
 def _setting_flags() -> List[inspect.Parameter]:
     flags = []
     for name, field in Config.scalar_fields().items():
-        kind = _plain(field.annotation)
+        kind = plain_type(field.annotation)
         if kind is dict:
             continue  # operator lists belong in run.yaml
         flag = name.replace("_", "-")
-        default = "" if field.default in (None, "") else f"; default {_show(field.default)}"
+        default = "" if field.default in (None, "") else f"; default {show_default(field.default)}"
         option = typer.Option(f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}", show_default=False,
                               help=f"{field.description}{default}", rich_help_panel="Settings",
                               metavar=None if kind is bool else "TEXT" if kind is str else kind.__name__.upper())
@@ -76,7 +76,7 @@ def _keyword(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _plain(annotation: Any) -> type:
+def plain_type(annotation: Any) -> type:
     """The type behind Optional, Tuple, Dict and Literal."""
     origin = get_origin(annotation)
     if origin is Literal:
@@ -84,8 +84,8 @@ def _plain(annotation: Any) -> type:
     if origin in (tuple, dict):
         return origin
     inner = [kind for kind in get_args(annotation) if kind is not type(None)]
-    return _plain(inner[0]) if inner else annotation
+    return plain_type(inner[0]) if inner else annotation
 
 
-def _show(value: Any) -> str:
+def show_default(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,22 @@
+"""Writes docs/settings.md from the one definition of the settings: python docs/make_settings.py"""
+
+from pathlib import Path
+
+from plsc.cli_settings import plain_type, show_default
+from plsc.config import Config
+
+PAGE = Path(__file__).with_name("settings.md")
+
+
+def settings_page() -> str:
+    lines = ["# Settings", "", "Each is an attribute of `Entry`, a flag (`--train-batch-size`) and a key of `run.yaml`.",
+             "Setters of the same meaning: [migration.md](migration.md) and `help(plsc.Entry)`.", "",
+             "| setting | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in Config.scalar_fields().items():
+        default = "" if field.default in (None, "") else f"`{show_default(field.default)}`"
+        lines.append(f"| `{name}` | {plain_type(field.annotation).__name__} | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(settings_page(), encoding="utf-8")

@@ -1,0 +1,41 @@
+"""The documentation says what is so."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from plsc import Entry
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_page_of_settings_is_that_of_the_configuration():
+    page = runpy.run_path(str(ROOT / "docs" / "make_settings.py"))["settings_page"]()
+    assert (ROOT / "docs" / "settings.md").read_text() == page, "run python docs/make_settings.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_the_pages_name_exist(page):
+    named = re.findall(r"`((?:plsc|tests|docs|benchmarks|examples)/[\w/]+\.(?:py|md))`", page.read_text())
+    named += re.findall(r"\]\((?!http)([\w./-]+\.md)\)", page.read_text())
+    for name in named:
+        assert (ROOT / name).exists() or (page.parent / name).exists(), f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_setters_that_the_pages_name_exist(page):
+    for setter in re.findall(r"\bset_[a-z_]+(?=[`(])", page.read_text()):
+        assert hasattr(Entry, setter) or setter in ("set_device", "set_service_name"), f"{page.name} names {setter}"
+
+
+def test_the_tree_of_the_readme_is_true():
+    tree = (ROOT / "README.md").read_text().split("```\nplsc/")[1].split("```")[0]
+    named = re.findall(r"^  ([\w/]+(?:\.py|/))", tree, re.MULTILINE)
+    assert len(named) > 8
+    for name in named:
+        assert (ROOT / "plsc" / name).exists(), name
