@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import paddle
@@ -126,6 +128,34 @@ def test_distfc_attributes_set_weight_and_bias(entry):
 ])
 def test_a_launcher_that_was_asked_for_devices_is_recognised(command, asked):
     assert devices_asked_of_launcher(command.split(" ")) == asked
+
+
+def test_two_machines_train_as_one(tmp_path, data_dir):
+    """Two launchers on loopback, one rank each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        master = f"127.0.0.1:{free.getsockname()[1]}"
+    script = tmp_path / "train.py"
+    script.write_text(INTRODUCTION.format(classes=CLASSES, extra=f"""{SMALL.format(batch=5)}
+    ins.set_dataset_dir({str(data_dir)!r}); ins.set_model_save_dir("{tmp_path}/output")"""))
+
+    def machine(rank):
+        nodes = ["--master", master, "--nnodes", 2, "--rank", rank, "--nproc_per_node", 1]
+        return run([sys.executable, "-m", "paddle.distributed.launch", *nodes, "--log_dir", tmp_path / f"log{rank}",
+                    script], cwd=tmp_path)
+
+    with ThreadPoolExecutor(2) as pool:
+        outputs = [output for _, output in pool.map(machine, range(2))]
+    assert sum("lfw: accuracy" in output for output in outputs) == 1
+    names = {path.name for path in (tmp_path / "output" / "0").iterdir()}
+    assert {"classes-000000000.safetensors", "classes-000000003.safetensors"} <= names
+
+
+def test_without_paddle_the_first_use_says_what_to_install():
+    code = "import sys; sys.modules['paddle'] = None; import plsc; plsc.Entry().train()"
+    status, output = run([sys.executable, "-c", code], check=False)
+    assert status != 0
+    assert "PLSC needs paddle, which is not installed: pip install 'plsc[cpu]' (or 'plsc[gpu]'" in output
 
 
 # The command line

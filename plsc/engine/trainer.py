@@ -80,7 +80,8 @@ class Trainer:
         finally:
             progress.close()
             self.loader.close()
-        results["images/s"] = progress.images_per_second
+        if self.topology.is_main:
+            results["images/s"] = progress.images_per_second
         return results
 
     def train_step(self, batch: Batch) -> Dict[str, Any]:
