@@ -11,6 +11,9 @@ from tqdm import tqdm
 
 log = logging.getLogger("plsc")
 
+# Between updates of the bar: reading the loss waits for the device.
+_BAR_SECONDS = 0.5
+
 
 class Progress:
     """Loss, rate, images per second (waiting for data included) and time left of one run.
@@ -36,9 +39,9 @@ class Progress:
 
     def wants(self, step: int) -> bool:
         """Whether `update` after this step will be shown; reading a loss that is not would be wasted."""
-        if not self._enabled:
-            return False
-        return self._bar is not None or (step + 1) % self._period == 0 or step + 1 == self._total
+        if not self._enabled or self._bar is None:
+            return self._enabled and ((step + 1) % self._period == 0 or step + 1 == self._total)
+        return time.perf_counter() - self._last_time > _BAR_SECONDS or step + 1 == self._total
 
     def update(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Show that `step` (0-based) is done."""
