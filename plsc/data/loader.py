@@ -1,6 +1,6 @@
 """Batches for one rank: seeded by epoch, disjoint over ranks, the same whatever the worker count.
 
-Every epoch is one permutation of all records, drawn from (seed, epoch). Step k takes the k-th slice
+Every epoch is one order of all records, drawn from (seed, epoch). Step k takes the k-th slice
 of one *global* batch from it, and each rank its share of that slice. The last slice is completed from
 the epoch's beginning, so that every image is seen every epoch and all ranks take equal steps.
 Since nothing else is remembered, (epoch, step) is the whole position of a loader.
@@ -8,19 +8,16 @@ Since nothing else is remembered, (epoch, step) is the whole position of a loade
 
 from __future__ import annotations
 
-import collections
 import itertools
 import logging
-import multiprocessing
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Callable, Iterator, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-import cv2
 import numpy as np
 
 from plsc.data.records import Records
-from plsc.data.transforms import Transform
+from plsc.data.selection import labels_of
+from plsc.data.transforms import Transform, random_keys
+from plsc.data.workers import WorkerPool
 from plsc.errors import DataError
 
 log = logging.getLogger("plsc")
@@ -51,10 +48,13 @@ class TrainLoader:
         num_workers: processes that read and transform; 0 does it in this one.
         skip_bad_images: put the next readable image in the place of one that cannot be decoded, and count it
             in `skipped`, instead of stopping with `DataError`.
+        class_balanced: every class comes equally often, see `balanced_order`, instead of every image.
+        worker_timeout: seconds that one image may take before its process counts as hanging; 0 waits for ever.
     """
 
     def __init__(self, records: Records, transform: Transform, num_classes: int, batch_size: int, rank: int = 0,
-                 world_size: int = 1, seed: int = 0, num_workers: int = 0, skip_bad_images: bool = False) -> None:
+                 world_size: int = 1, seed: int = 0, num_workers: int = 0, skip_bad_images: bool = False,
+                 class_balanced: bool = False, worker_timeout: float = 300.0) -> None:
         if len(records) == 0:
             raise DataError("the training set is empty, expected at least one image")
         self._maker = _BatchMaker(records, transform, num_classes, seed, skip_bad_images)
@@ -62,16 +62,18 @@ class TrainLoader:
         self.batch_size, self.rank, self.world_size, self.seed = batch_size, rank, world_size, seed
         self.steps_per_epoch: int = -(-self.num_images // (batch_size * world_size))
         self.skipped = 0
-        self._num_workers = num_workers
-        self._pool: Optional[ProcessPoolExecutor] = None
+        self._labels = labels_of(records) if class_balanced else None
+        self._num_workers, self._timeout = num_workers, worker_timeout
+        self._pool: Optional[WorkerPool] = None
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from `first_step` on."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.num_images)
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(self.num_images) if self._labels is None else balanced_order(self._labels, rng)
         global_batch = self.batch_size * self.world_size
         starts = (step * global_batch + self.rank * self.batch_size for step in range(first_step, self.steps_per_epoch))
-        tasks = (order.take(range(start, start + self.batch_size), mode="wrap") for start in starts)
-        for batch, skipped in self._in_order(epoch, tasks):
+        tasks = ((epoch, order.take(range(start, start + self.batch_size), mode="wrap")) for start in starts)
+        for batch, skipped in self._batches(tasks):
             for message in skipped:
                 log.warning("skipped an unreadable image: %s", message)
             self.skipped += len(skipped)
@@ -80,34 +82,59 @@ class TrainLoader:
     def close(self) -> None:
         """End the worker processes."""
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.close()
             self._pool = None
 
-    def _in_order(self, epoch: int, tasks: Iterator[np.ndarray]) -> Iterator[tuple[Batch, list[str]]]:
+    def _batches(self, tasks: Iterator[_Task]) -> Iterator[Tuple[Batch, List[str]]]:
+        shape = (self.batch_size, *self._maker.transform.image_shape)
         if self._num_workers == 0:
-            yield from (self._maker(epoch, indices) for indices in tasks)
+            for task in tasks:
+                pixels = np.empty(shape, np.uint8)
+                filled = self._maker(task, pixels)
+                yield Batch(pixels if filled.finished is None else filled.finished, filled.labels), filled.skipped
             return
         if self._pool is None:
-            # Fork: a user's script need not guard its main part, and sources need not be pickled. The
-            # children only read files and call OpenCV, never Paddle.
-            self._pool = ProcessPoolExecutor(self._num_workers, multiprocessing.get_context("fork"),
-                                             initializer=_start_worker, initargs=(self._maker,))
-        ahead: collections.deque[Future] = collections.deque()
+            self._pool = WorkerPool(self._maker, self._num_workers, shape, self._maker.records.describe, self._timeout)
         try:
-            for indices in tasks:
-                ahead.append(self._pool.submit(_work, epoch, indices))
-                if len(ahead) > 2 * self._num_workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        except DataError as error:
-            raise DataError(str(error)) from None  # without the worker's own traceback
-        except BrokenProcessPool:
-            raise DataError("a process that reads training images died (out of memory?); lower set_num_workers, "
-                            "or set it to 0 to read in the training process and see the fault") from None
-        finally:
-            for future in ahead:
-                future.cancel()
+            for filled, place in self._pool.run(tasks):
+                images = place.copy() if filled.finished is None else filled.finished
+                yield Batch(images, filled.labels), filled.skipped
+        except DataError:
+            self.close()
+            raise
+
+
+def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As many records as there are, every class equally often, give or take one.
+
+    Rounds of all classes, each in its own order; a class takes its images in turn, in an order of its own, and begins
+    again when they are used up. So images of small classes come several times, and not all of large ones come.
+
+    Args:
+        labels: [n].
+        rng: decides.
+
+    Returns:
+        [n] int64, indices of records.
+    """
+    present, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    rounds = -(-len(labels) // len(present))
+    classes = rng.permuted(np.tile(np.arange(len(present)), (rounds, 1)), axis=1).reshape(-1)[: len(labels)]
+    mixed = rng.permutation(len(labels))
+    by_class = mixed[np.argsort(places.reshape(-1)[mixed], kind="stable")]
+    turn = np.arange(len(labels)) // len(present)
+    return by_class[(np.cumsum(counts) - counts)[classes] + turn % counts[classes]]
+
+
+_Task = Tuple[int, np.ndarray]
+
+
+class _Filled(NamedTuple):
+    """What making a batch gave beside the pixels: labels, and the images where they are finished float32."""
+
+    labels: np.ndarray
+    skipped: List[str]
+    finished: Optional[np.ndarray]
 
 
 class _BatchMaker:
@@ -117,17 +144,30 @@ class _BatchMaker:
         self.records, self.transform, self.num_classes, self.seed, self.skip = (
             records, transform, num_classes, seed, skip)
 
-    def __call__(self, epoch: int, indices: Sequence[int]) -> tuple[Batch, list[str]]:
-        skipped: list[str] = []
-        images, labels = zip(*(self._sample(epoch, int(index), skipped) for index in indices))
-        return Batch(np.stack(images), np.asarray(labels, np.int64)), skipped
+    def __call__(self, task: _Task, pixels: np.ndarray, hold: Callable[[int], None] = lambda index: None) -> _Filled:
+        """Fill `pixels` [N, 3, H, W], unless the source has finished images."""
+        epoch, indices = task
+        skipped: List[str] = []
+        finished: List[np.ndarray] = []
+        labels = np.empty(len(indices), np.int64)
+        for place, (index, key) in enumerate(zip(indices.tolist(), random_keys(self.seed, epoch, indices).tolist())):
+            image, labels[place] = self._sample(epoch, index, key, pixels[place], skipped, hold)
+            if image.dtype != np.uint8:
+                finished.append(image)
+        if finished and len(finished) < len(indices):
+            raise DataError(f"a batch has {len(finished)} images that are finished float32 and "
+                            f"{len(indices) - len(finished)} that are not; expected a data set of one kind")
+        return _Filled(labels, skipped, np.stack(finished) if finished else None)
 
-    def _sample(self, epoch: int, index: int, skipped: list[str]) -> tuple[np.ndarray, int]:
+    def _sample(self, epoch: int, index: int, key: int, out: np.ndarray, skipped: List[str],
+                hold: Callable[[int], None]) -> Tuple[np.ndarray, int]:
         count = len(self.records)
         for candidate in ((index + offset) % count for offset in range(count)):
+            hold(candidate)
             try:
                 image, label = self.records[candidate]
-                pixels = self.transform(image, np.random.default_rng((self.seed, epoch, candidate)))
+                chance = key if candidate == index else int(random_keys(self.seed, epoch, [candidate])[0])
+                pixels = self.transform(image, chance, out)
             except DataError as error:
                 message = f"{self.records.describe(candidate)}: {error}"
                 if not self.skip:
@@ -139,19 +179,6 @@ class _BatchMaker:
                                 f"{self.num_classes - 1}; set_class_num({label + 1}) or more, or mend the list")
             return pixels, label
         raise DataError(f"none of the {count} training images can be read; the last: {skipped[-1]}")
-
-
-_maker: Optional[_BatchMaker] = None
-
-
-def _start_worker(maker: _BatchMaker) -> None:
-    global _maker
-    _maker = maker
-    cv2.setNumThreads(0)
-
-
-def _work(epoch: int, indices: np.ndarray) -> tuple[Batch, list[str]]:
-    return _maker(epoch, indices)
 
 
 class ReaderLoader:

@@ -69,7 +69,7 @@ class Embedder:
     def _prepare(self, numbered: Tuple[int, Any]) -> np.ndarray:
         index, image = numbered
         try:
-            return np.asarray(normalise(self._transform(image, np.random.default_rng(0))), np.float32)
+            return np.asarray(normalise(self._transform(image)), np.float32)
         except DataError as error:
             raise DataError(f"image {index}: {error}") from None
 

@@ -88,7 +88,7 @@ class InferenceModel:
     def _read(self, index: int, image: Any) -> np.ndarray:
         try:
             encoded = read_image(image) if isinstance(image, (str, Path)) else image
-            return self._transform(encoded, np.random.default_rng(0))
+            return self._transform(encoded)
         except DataError as error:
             raise DataError(f"image {index}: {error}") from None
 

@@ -1,0 +1,173 @@
+"""Random changes to training images, by OpenCV: all off unless set, all drawn from the generator they are given.
+
+Sources: random erasing, Zhong et al. 2017 (cutout, DeVries and Taylor 2017, is its square relative); RandAugment,
+Cubuk et al. 2019.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from typing import Callable, List, Tuple
+
+import cv2
+import numpy as np
+
+from plsc.errors import ConfigError
+
+Rng = np.random.Generator
+_GREY = np.array([0.299, 0.587, 0.114])
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What may happen to a training image, in this order. 0 is off.
+
+    Attributes:
+        crop: up to this share of each side is cut off, and the rest resized to the whole; 0 to under 1.
+        rotate: up to so many degrees to either side; 0 to 180.
+        color_jitter: brightness, contrast and saturation by factors of 1 - x to 1 + x, in random order; 0 to 1.
+        rand_augment: so many operations of RandAugment, drawn with repetition; 0 or more.
+        rand_magnitude: how strong they are; 0 to 10.
+        grey: probability of losing the colours.
+        blur: probability of a Gaussian blur, of a sigma of half a pixel to that and a fortieth of the width.
+        erase: probability of a rectangle of noise, of 2 to 33 % of the area and a ratio of sides up to 3.3.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    crop: float = 0.0
+    rotate: float = 0.0
+    color_jitter: float = 0.0
+    rand_augment: int = 0
+    rand_magnitude: float = 5.0
+    grey: float = 0.0
+    blur: float = 0.0
+    erase: float = 0.0
+
+    def __post_init__(self) -> None:
+        limits = {"crop": 0.99, "rotate": 180, "color_jitter": 1, "rand_augment": 100, "rand_magnitude": 10, "grey": 1,
+                  "blur": 1, "erase": 1}
+        for name, most in limits.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, expected 0 to {most}")
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing ever happens."""
+        crop, rotate, color_jitter, rand_augment, _, *chances = astuple(self)
+        return not any((crop, rotate, color_jitter, rand_augment, *chances))
+
+    def __call__(self, pixels: np.ndarray, rng: Rng) -> np.ndarray:
+        """[H, W, 3] uint8 RGB to the same shape and type; the input is left as it is."""
+        if self.crop or self.rotate:
+            pixels = _crop_and_rotate(pixels, self.crop, self.rotate, rng)
+        if self.color_jitter:
+            pixels = _color_jitter(pixels, self.color_jitter, rng)
+        for _ in range(self.rand_augment):
+            operation = _OPERATIONS[rng.integers(len(_OPERATIONS))]
+            strength = self.rand_magnitude / 10 * (1 if rng.random() < 0.5 else -1)
+            pixels = operation(pixels, strength)
+        if self.grey and rng.random() < self.grey:
+            pixels = _saturation(pixels, 0.0)
+        if self.blur and rng.random() < self.blur:
+            pixels = cv2.GaussianBlur(pixels, (0, 0), 0.5 + rng.random() * pixels.shape[1] / 40)
+        if self.erase and rng.random() < self.erase:
+            pixels = _erase(pixels, rng)
+        return pixels
+
+
+def _crop_and_rotate(pixels: np.ndarray, crop: float, rotate: float, rng: Rng) -> np.ndarray:
+    """One warp for both, so that the image is resampled once."""
+    height, width = pixels.shape[:2]
+    kept = 1 - crop * rng.random()
+    angle = rotate * (2 * rng.random() - 1)
+    shift = (1 - kept) * (rng.random(2) - 0.5) * (width, height)
+    centre = np.array([width - 1, height - 1]) / 2
+    matrix = cv2.getRotationMatrix2D((centre + shift).tolist(), angle, 1 / kept)
+    matrix[:, 2] -= shift
+    return _warp(pixels, matrix)
+
+
+def _color_jitter(pixels: np.ndarray, strength: float, rng: Rng) -> np.ndarray:
+    changes: List[Callable[[np.ndarray, float], np.ndarray]] = [_brightness, _contrast, _saturation]
+    for place in rng.permutation(3):
+        pixels = changes[place](pixels, 1 + strength * (2 * rng.random() - 1))
+    return pixels
+
+
+def _erase(pixels: np.ndarray, rng: Rng) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    area, ratio = rng.uniform(0.02, 0.33) * height * width, np.exp(rng.uniform(-1, 1) * np.log(3.3))
+    rows = int(np.clip(round((area * ratio) ** 0.5), 1, height))
+    columns = int(np.clip(round((area / ratio) ** 0.5), 1, width))
+    top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
+    pixels = pixels.copy()
+    pixels[top : top + rows, left : left + columns] = rng.integers(0, 256, (rows, columns, 3), np.uint8)
+    return pixels
+
+
+# Every operation takes pixels and leaves their shape and type. Those on colours take a factor, 1 for no change.
+
+
+def _brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
+    return cv2.addWeighted(pixels, factor, pixels, 0, 0)
+
+
+def _contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
+    mean = float(np.dot(cv2.mean(pixels)[:3], _GREY))
+    return cv2.addWeighted(pixels, factor, pixels, 0, (1 - factor) * mean)
+
+
+def _saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
+    grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(pixels, factor, grey, 1 - factor, 0)
+
+
+def _sharpness(pixels: np.ndarray, factor: float) -> np.ndarray:
+    return cv2.addWeighted(pixels, factor, cv2.GaussianBlur(pixels, (3, 3), 0), 1 - factor, 0)
+
+
+# Those of RandAugment take a strength, -1 to 1, 0 for no change.
+
+
+def _equalize(pixels: np.ndarray, strength: float) -> np.ndarray:
+    equal = cv2.merge([cv2.equalizeHist(plane) for plane in cv2.split(pixels)])
+    return cv2.addWeighted(equal, abs(strength), pixels, 1 - abs(strength), 0)
+
+
+def _autocontrast(pixels: np.ndarray, strength: float) -> np.ndarray:
+    full = cv2.normalize(pixels, None, 0, 255, cv2.NORM_MINMAX)
+    return cv2.addWeighted(full, abs(strength), pixels, 1 - abs(strength), 0)
+
+
+def _posterize(pixels: np.ndarray, strength: float) -> np.ndarray:
+    lost_bits = round(4 * abs(strength))
+    return pixels & np.uint8(256 - (1 << lost_bits))
+
+
+def _solarize(pixels: np.ndarray, strength: float) -> np.ndarray:
+    return np.where(pixels >= 256 * (1 - abs(strength) / 2), 255 - pixels, pixels)
+
+
+def _moved(matrix: Callable[[float, Tuple[int, ...]], List[List[float]]]) -> Callable:
+    return lambda pixels, strength: _warp(pixels, np.array(matrix(strength, pixels.shape), np.float64))
+
+
+def _warp(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    return cv2.warpAffine(pixels, matrix, (pixels.shape[1], pixels.shape[0]), flags=cv2.INTER_LINEAR,
+                          borderMode=cv2.BORDER_REFLECT_101)
+
+
+_OPERATIONS: Tuple[Callable[[np.ndarray, float], np.ndarray], ...] = (
+    _equalize, _autocontrast, _posterize, _solarize,
+    lambda pixels, strength: _brightness(pixels, 1 + 0.9 * strength),
+    lambda pixels, strength: _contrast(pixels, 1 + 0.9 * strength),
+    lambda pixels, strength: _saturation(pixels, 1 + 0.9 * strength),
+    lambda pixels, strength: _sharpness(pixels, 1 + 0.9 * strength),
+    _moved(lambda strength, shape: [[1, 0.3 * strength, -0.15 * strength * shape[0]], [0, 1, 0]]),
+    _moved(lambda strength, shape: [[1, 0, 0], [0.3 * strength, 1, -0.15 * strength * shape[1]]]),
+    _moved(lambda strength, shape: [[1, 0, 0.3 * strength * shape[1]], [0, 1, 0]]),
+    _moved(lambda strength, shape: [[1, 0, 0], [0, 1, 0.3 * strength * shape[0]]]),
+    _moved(lambda strength, shape: cv2.getRotationMatrix2D(((shape[1] - 1) / 2, (shape[0] - 1) / 2), 30 * strength, 1)),
+)

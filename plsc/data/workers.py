@@ -1,0 +1,179 @@
+"""Worker processes that fill batches, and that are missed by name when they die or hang.
+
+Each worker has a pipe for small messages and two places in a shared anonymous map for its batches. The map has no
+name in the system: it goes with the last process that has it, so nothing is left behind however a run ends. Task k
+goes to worker k mod W, and replies are taken in that order, so results do not depend on which worker is faster.
+"""
+
+from __future__ import annotations
+
+import collections
+import mmap
+import multiprocessing
+import signal
+import time
+import traceback
+from multiprocessing import connection
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import cv2
+import numpy as np
+
+from plsc.errors import DataError
+
+_PLACES = 2
+
+# What a worker runs: (task, place to write [N, ...], hold) -> reply. It calls hold(index) before each record.
+Work = Callable[[Any, np.ndarray, Callable[[int], None]], Any]
+
+
+class _Worker(NamedTuple):
+    process: Any
+    pipe: connection.Connection
+
+
+class WorkerPool:
+    """Processes that run one function on a stream of tasks, replies in order.
+
+    They are forked, so that a user's script need not guard its main part and sources need not be pickled; they only
+    read files and call OpenCV, never Paddle. They end with `close`, or when the process that made them is gone.
+
+    Args:
+        work: what a worker runs. Its reply travels by pipe and is small; its pixels stay in the place.
+        num_workers: W, 1 or more.
+        batch_shape: [N, ...] of a place, uint8.
+        describe: names a record by its index, for messages.
+        timeout: seconds that one record may take before its worker counts as hanging; 0 waits for ever.
+    """
+
+    def __init__(self, work: Work, num_workers: int, batch_shape: Sequence[int], describe: Callable[[int], str],
+                 timeout: float = 300.0) -> None:
+        context = multiprocessing.get_context("fork")
+        self._describe, self._timeout = describe, timeout
+        size = int(np.prod(batch_shape))
+        shared = mmap.mmap(-1, max(1, num_workers * _PLACES * size))
+        self._places = np.frombuffer(shared, np.uint8, num_workers * _PLACES * size).reshape(
+            num_workers, _PLACES, *batch_shape)
+        # The record a worker holds, or -1, and since when: read when the worker says nothing.
+        self._held = np.frombuffer(mmap.mmap(-1, num_workers * 16), np.float64).reshape(num_workers, 2)
+        self._held[:] = -1, 0
+        self._outstanding: collections.deque = collections.deque()
+        self._workers: List[_Worker] = []
+        self._runs = 0
+        for number in range(num_workers):
+            ours, theirs = context.Pipe()
+            inherited = [worker.pipe for worker in self._workers] + [ours]
+            process = context.Process(target=_serve, daemon=True, name=f"plsc reader {number}", args=(
+                work, theirs, inherited, self._places[number], self._held[number], describe))
+            process.start()
+            theirs.close()
+            self._workers.append(_Worker(process, ours))
+
+    def run(self, tasks: Iterable[Any]) -> Iterator[Tuple[Any, np.ndarray]]:
+        """Hand out tasks some batches ahead, and yield each one's reply with the place it filled, [N, ...] uint8.
+
+        The place is the worker's again at the next step: copy what is to be kept.
+
+        Raises:
+            DataError: what a worker raised; or a worker died or hangs, with the record it held.
+        """
+        self._runs += 1
+        mine = self._runs
+        while self._outstanding:  # of a run that was not taken to its end
+            self._receive(self._outstanding.popleft()[0])
+        tasks, sent = iter(tasks), 0
+        while True:
+            if mine != self._runs:
+                raise DataError("an epoch was begun before this one had ended; only the last one begun can go on")
+            while len(self._outstanding) < _PLACES * len(self._workers):
+                task = next(tasks, None)
+                if task is None:
+                    break
+                worker, place = sent % len(self._workers), sent // len(self._workers) % _PLACES
+                self._send(worker, (place, task))
+                self._outstanding.append((worker, place))
+                sent += 1
+            if not self._outstanding:
+                return
+            worker, place = self._outstanding.popleft()
+            yield self._receive(worker), self._places[worker, place]
+
+    def close(self) -> None:
+        """End the workers at once."""
+        for worker in self._workers:
+            worker.process.kill()
+            worker.process.join(10)  # one that waits for a dead network disk cannot even be killed
+            worker.pipe.close()
+        self._workers = []
+        self._outstanding.clear()
+
+    def _send(self, worker: int, message: Any) -> None:
+        try:
+            self._workers[worker].pipe.send(message)
+        except OSError:
+            self._fail(worker)
+
+    def _receive(self, number: int) -> Any:
+        process, pipe = self._workers[number]
+        while True:
+            ready = connection.wait([pipe, process.sentinel], timeout=1.0)
+            if pipe in ready:
+                try:
+                    reply, error = pipe.recv()
+                except (EOFError, OSError):
+                    self._fail(number)
+                if error is not None:
+                    self.close()
+                    raise DataError(error)
+                return reply
+            if ready:
+                self._fail(number)
+            index, since = self._held[number]
+            if index >= 0 and self._timeout and time.monotonic() - since > self._timeout:
+                self._fail(number, time.monotonic() - since)
+
+    def _fail(self, number: int, seconds: Optional[float] = None) -> None:
+        process, held = self._workers[number].process, int(self._held[number, 0])
+        which = "no record" if held < 0 else self._describe(held)
+        if seconds is not None:
+            self.close()
+            raise DataError(f"a process that reads training images hangs: it has held {which} for {seconds:.0f} s; "
+                            f"mend or remove that image, look at the disk, or allow more by set_worker_timeout")
+        process.join(10)
+        code = process.exitcode
+        how = f"exit status {code}"
+        if code is not None and code < 0:
+            how = f"killed by {signal.Signals(-code).name}" + (", out of memory?" if code == -signal.SIGKILL else "")
+        self.close()
+        raise DataError(f"a process that reads training images died ({how}) while it held {which}; look at that image, "
+                        f"lower set_num_workers if memory ran out, or set it to 0 to see the fault where it happens")
+
+
+def _serve(work: Work, pipe: connection.Connection, inherited: List[connection.Connection], places: np.ndarray,
+           held: np.ndarray, describe: Callable[[int], str]) -> None:
+    # A keyboard interrupt is the parent's to handle; its handlers for the end of a run are not for here.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # With the parent's ends open here, the pipes would never tell that the parent is gone.
+    for end in inherited:
+        end.close()
+    cv2.setNumThreads(0)
+
+    def hold(index: int) -> None:
+        held[:] = index, time.monotonic()
+
+    while True:
+        try:
+            place, task = pipe.recv()
+            reply: Tuple[Any, Optional[str]]
+            try:
+                reply = work(task, places[place], hold), None
+            except DataError as error:
+                reply = None, str(error)
+            except Exception:  # of a user's own data set
+                where = describe(int(held[0])) if held[0] >= 0 else "before the first record"
+                reply = None, f"{where}: reading it failed:\n{traceback.format_exc()}"
+            held[0] = -1
+            pipe.send(reply)
+        except (EOFError, OSError):
+            return
