@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import paddle
 
 from plsc.config import Config
 from plsc.distributed.collectives import Collectives
+from plsc.distributed.partition import Range
+from plsc.distributed.topology import Topology
 from plsc.engine.checkpoint import Checkpoint, Part
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.errors import CheckpointError
@@ -102,15 +104,34 @@ def open_backbone(config: Config) -> Tuple[paddle.nn.Layer, Config, Checkpoint]:
     return backbone, config, saved
 
 
-def sync_buffers(backbone: paddle.nn.Layer, collectives: Collectives) -> None:
+def average_statistics(backbone: paddle.nn.Layer, collectives: Collectives) -> None:
     """Average running statistics over ranks, so that all verify and save the same network."""
     ranks = collectives.topology.world_size
-    if ranks == 1:
-        return
+    for tensor in _statistics(backbone).values() if ranks > 1 else ():
+        tensor.set_value(collectives.all_reduce_sum(tensor.clone()) / ranks)
+
+
+def gather_statistics(backbone: paddle.nn.Layer, collectives: Collectives) -> List[Part]:
+    """Each rank's running statistics, a row per rank, for a checkpoint within an epoch.
+
+    Elsewhere their average is what goes on. Here an unbroken run would go on with each rank's own.
+    """
+    gathered = {name: collectives.all_gather(tensor.unsqueeze(0)) for name, tensor in _statistics(backbone).items()}
+    return [Part(f"statistics.{name}", rows.numpy()) for name, rows in gathered.items()]
+
+
+def load_statistics(backbone: paddle.nn.Layer, saved: Checkpoint, topology: Topology) -> None:
+    """Take up this rank's own running statistics, where the checkpoint holds them for as many ranks."""
+    for name, tensor in _statistics(backbone).items():
+        key = f"statistics.{name}"
+        if saved.names(key) and saved.shape(key)[0] == topology.world_size:
+            tensor.set_value(saved.read(key, Range(topology.rank, topology.rank + 1))[0])
+
+
+def _statistics(backbone: paddle.nn.Layer) -> Dict[str, paddle.Tensor]:
     # Paddle keeps the statistics of batch normalisation as parameters without a gradient, not as buffers.
-    for tensor in backbone.state_dict().values():
-        if tensor.stop_gradient and tensor.is_floating_point():
-            tensor.set_value(collectives.all_reduce_sum(tensor.clone()) / ranks)
+    return {name: tensor for name, tensor in backbone.state_dict().items()
+            if tensor.stop_gradient and tensor.is_floating_point()}
 
 
 def _is_by_class(name: str) -> bool:

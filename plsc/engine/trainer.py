@@ -20,7 +20,15 @@ from plsc.engine.evaluator import evaluate
 from plsc.engine.feed import agreed_batches, open_train_loader, open_verification_sets
 from plsc.engine.observers import Progress
 from plsc.engine.optimizer import NamedOptimizer, step_schedule
-from plsc.engine.state import backbone_parts, head_parts, load_backbone, load_training, sync_buffers
+from plsc.engine.state import (
+    average_statistics,
+    backbone_parts,
+    gather_statistics,
+    head_parts,
+    load_backbone,
+    load_statistics,
+    load_training,
+)
 from plsc.errors import CheckpointError, TrainingError
 from plsc.models.base_model import build_backbone, check_embedding
 from plsc.models.classifier import Classifier
@@ -146,9 +154,10 @@ class Trainer:
         name = f"{self.epoch}.{self.step_in_epoch}" if ended_within else str(self.epoch)
         if not ended_within:
             self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        local = gather_statistics(self.backbone, self.collectives) if ended_within else []
         results.update(self._evaluate(progress))
         progress.pause()
-        path = checkpoint.save_checkpoint(self.config.model_save_dir, name, self._parts(), self._about(),
+        path = checkpoint.save_checkpoint(self.config.model_save_dir, name, self._parts(local), self._about(),
                                           self.collectives)
         if self.topology.is_main:
             checkpoint.prune_checkpoints(self.config.model_save_dir, self.config.max_last_checkpoint_num)
@@ -158,14 +167,14 @@ class Trainer:
 
     def _evaluate(self, progress: Progress) -> Dict[str, float]:
         progress.pause()
-        sync_buffers(self.backbone, self.collectives)
+        average_statistics(self.backbone, self.collectives)
         results = evaluate(self.config, self.backbone, self.verification_sets, self.collectives)
         progress.resume()
         return results
 
-    def _parts(self) -> List[checkpoint.Part]:
+    def _parts(self, local: List[checkpoint.Part]) -> List[checkpoint.Part]:
         main = self.topology.is_main
-        shared = backbone_parts(self.backbone, self.optimizer) if main else []
+        shared = backbone_parts(self.backbone, self.optimizer) + local if main else []
         return shared + head_parts(self.head, main, self.config.num_classes, self.config.is_sharded)
 
     def _about(self) -> Dict[str, Any]:
@@ -175,6 +184,7 @@ class Trainer:
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
         load_backbone(self.backbone, saved, self.config)
+        load_statistics(self.backbone, saved, self.topology)
         load_training(self.head, self.optimizer, saved, self.config)
         about = saved.about
         self.precision.load(about["loss_scaling"])
