@@ -56,7 +56,22 @@ class Config(pydantic.BaseModel):
     test_batch_size: int = Field(120, ge=1, description="images per rank and step in verification and predict")
     num_workers: int = Field(2, ge=0, description="processes per rank that read images; 0 reads in this one")
     flip: bool = Field(True, description="mirror training images at random, embed test images both ways")
+    pixel_mean: Tuple[float, float, float] = Field((127.5, 127.5, 127.5), description="taken from red, green, blue")
+    pixel_std: Tuple[float, float, float] = Field((128.0, 128.0, 128.0), description="which are then divided by it")
+    min_images_per_class: int = Field(0, ge=0, description="leave out classes with fewer images, renumber the rest")
+    class_balanced: bool = Field(False, description="every class equally often, instead of every image")
+    worker_timeout: float = Field(300.0, ge=0.0, description="seconds one image may take to read; 0 for no limit")
     bad_images: Literal["stop", "skip"] = Field("stop", description="an unreadable image: stop, or skip and count")
+
+    # Random changes to training images beside the flip: all off
+    augment_crop: float = Field(0.0, ge=0.0, le=0.99, description="largest share of a side that is cut off")
+    augment_rotate: float = Field(0.0, ge=0.0, le=180.0, description="largest angle, in degrees to either side")
+    augment_color_jitter: float = Field(0.0, ge=0.0, le=1.0, description="brightness, contrast, colour: 1 - x to 1 + x")
+    augment_rand_augment: int = Field(0, ge=0, le=100, description="operations of RandAugment on each image")
+    augment_rand_magnitude: float = Field(5.0, ge=0.0, le=10.0, description="how strong these are")
+    augment_grey: float = Field(0.0, ge=0.0, le=1.0, description="probability of losing the colours")
+    augment_blur: float = Field(0.0, ge=0.0, le=1.0, description="probability of a blur")
+    augment_erase: float = Field(0.0, ge=0.0, le=1.0, description="probability of a rectangle of noise")
 
     # The schedule
     train_epochs: Optional[int] = Field(120, ge=1, description="epochs to train; un-sets train_steps")
@@ -114,7 +129,12 @@ class Config(pydantic.BaseModel):
         except pydantic.ValidationError as error:
             raise ConfigError(_explain(error)) from None
 
-    @field_validator("image_shape", "lr_steps", mode="before")
+    @field_validator("pixel_mean", "pixel_std", mode="before")
+    @classmethod
+    def _one_for_all_channels(cls, value: Any) -> Any:
+        return [value] * 3 if isinstance(value, (int, float)) else [*value] * 3 if len(value) == 1 else value
+
+    @field_validator("image_shape", "lr_steps", "pixel_mean", "pixel_std", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -132,6 +152,13 @@ class Config(pydantic.BaseModel):
     def _three_channels(cls, value: Tuple[int, int, int]) -> Tuple[int, int, int]:
         if value[0] != 3 or min(value) < 1:
             raise ValueError("expected (3, height, width): images are read as three colour channels")
+        return value
+
+    @field_validator("pixel_std")
+    @classmethod
+    def _not_zero(cls, value: Tuple[float, float, float]) -> Tuple[float, float, float]:
+        if min(value) <= 0:
+            raise ValueError("expected numbers above 0")
         return value
 
     @field_validator("lr_steps")

@@ -133,6 +133,29 @@ class Entry:
         """Mirror training images at random and embed test images both ways. Default True; not for characters."""
         self.config.flip = flip
 
+    def set_augment(self, crop: float = 0.0, rotate: float = 0.0, color_jitter: float = 0.0, rand_augment: int = 0,
+                    rand_magnitude: float = 5.0, grey: float = 0.0, blur: float = 0.0, erase: float = 0.0) -> None:
+        """Random changes to training images beside the flip, all off by default; see `plsc.data.augment.Augment`."""
+        given = {name: value for name, value in locals().items() if name != "self"}
+        for name, value in given.items():
+            setattr(self.config, f"augment_{name}", value)
+
+    def set_pixel_normalisation(self, mean: Union[float, Sequence[float]], std: Union[float, Sequence[float]]) -> None:
+        """(pixel - mean) / std for pixels of 0 to 255, one number or three (RGB). Default 127.5 and 128."""
+        self.config.pixel_mean, self.config.pixel_std = mean, std
+
+    def set_class_balanced(self, flag: bool) -> None:
+        """Let every class come equally often in an epoch, instead of every image. Default False."""
+        self.config.class_balanced = flag
+
+    def set_min_images_per_class(self, num: int) -> None:
+        """Leave out classes with fewer training images and renumber the rest. Default 0: none."""
+        self.config.min_images_per_class = num
+
+    def set_worker_timeout(self, seconds: float) -> None:
+        """How long one image may take to read before its process counts as hanging; 0: no limit. Default 300."""
+        self.config.worker_timeout = seconds
+
     def set_bad_images(self, action: str) -> None:
         """What an unreadable training image does: 'stop' (default), or 'skip': count it and take the next."""
         self.config.bad_images = action

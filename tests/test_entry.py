@@ -49,6 +49,10 @@ SETTERS = [
     ("set_margin", "margin", 0.3, "margin"),
     ("set_scale", "scale", 30.0, "scale"),
     ("set_lr", "lr", 0.2, "lr"),
+    ("set_augment", "rotate", 5.0, "augment_rotate"),
+    ("set_class_balanced", "flag", True, "class_balanced"),
+    ("set_min_images_per_class", "num", 3, "min_images_per_class"),
+    ("set_worker_timeout", "seconds", 9.0, "worker_timeout"),
 ]
 
 

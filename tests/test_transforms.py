@@ -143,6 +143,19 @@ def test_normalising_arrays_is_exact():
     assert normalise(images).dtype == np.float32
 
 
+@pytest.mark.parametrize("mean, std", [(127.5, 128.0), ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4))])
+def test_tensors_and_arrays_are_normalised_alike_by_channel(mean, std):
+    paddle = pytest.importorskip("paddle")
+    images = RNG.integers(0, 256, (2, 3, 5, 7), np.uint8)
+    shape = (3, 1, 1) if isinstance(mean, tuple) else ()
+    expected = (images - np.reshape(mean, shape)) / np.reshape(std, shape)
+    for found in (normalise(images, mean, std), normalise(paddle.to_tensor(images), mean, std).numpy()):
+        assert found.dtype == np.float32
+        assert np.allclose(found, expected, atol=1e-6)
+    finished = np.ones((2, 3, 5, 7), np.float32)
+    assert normalise(finished, mean, std) is finished
+
+
 @pytest.mark.parametrize("image, message", [
     (b"", r"the image is empty \(0 bytes\)"),
     (b"GIF89a nothing", "14 bytes that are no image known to OpenCV"),

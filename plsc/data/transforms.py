@@ -102,12 +102,28 @@ class Transform:
         return out
 
 
-def normalise(images: Any) -> Any:
-    """Pixels 0 ... 255 (uint8, array or tensor) to float32 about -1 ... 1; float32 passes untouched."""
+Channels = Union[float, Sequence[float]]
+
+
+def normalise(images: Any, mean: Channels = PIXEL_MEAN, std: Channels = PIXEL_STD) -> Any:
+    """Pixels 0 ... 255 to (pixel - mean) / std in float32; float32 passes untouched.
+
+    Args:
+        images: [..., 3, H, W] uint8, array or tensor.
+        mean, std: one for all channels, or three, in the order red, green, blue.
+    """
     if "float32" in str(images.dtype):
         return images
-    if isinstance(images, np.ndarray):
-        # One pass over the batch instead of three.
-        table = ((np.arange(256) - PIXEL_MEAN) / PIXEL_STD).astype(np.float32)
-        return cv2.LUT(np.ascontiguousarray(images).reshape(-1, images.shape[-1]), table).reshape(images.shape)
-    return (images.astype("float32") - PIXEL_MEAN) / PIXEL_STD
+    mean, std = (np.broadcast_to(np.asarray(value, np.float32), 3) for value in (mean, std))
+    if not isinstance(images, np.ndarray):
+        images = images.astype("float32")
+        if len(set(mean)) == len(set(std)) == 1:
+            return (images - float(mean[0])) / float(std[0])
+        return (images - mean.reshape(3, 1, 1)) / std.reshape(3, 1, 1)
+    # A look-up is one pass over the batch where arithmetic is three.
+    tables = (np.arange(256, dtype=np.float32)[:, None] - mean) / std
+    if len(set(mean)) == len(set(std)) == 1:
+        flat = np.ascontiguousarray(images).reshape(-1, images.shape[-1])
+        return cv2.LUT(flat, tables[:, 0].copy()).reshape(images.shape)
+    return np.stack([tables[:, channel][images[..., channel, :, :]] for channel in range(3)], axis=-3)
+

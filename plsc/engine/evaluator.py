@@ -13,7 +13,7 @@ import paddle
 
 from plsc.config import Config
 from plsc.data.records import read_image
-from plsc.data.transforms import Transform, normalise
+from plsc.data.transforms import PIXEL_MEAN, PIXEL_STD, Channels, Transform, normalise
 from plsc.data.verification_set import VerificationSet
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.partition import shard_range
@@ -36,10 +36,12 @@ class Embedder:
         emb_dim: D.
         batch_size: images per forward pass.
         flip: add the embedding of the mirrored image.
+        mean, std: of pixels, see `normalise`.
     """
 
     def __init__(self, backbone: paddle.nn.Layer, image_shape: Tuple[int, int, int], emb_dim: int, batch_size: int,
-                 flip: bool) -> None:
+                 flip: bool, mean: Channels = PIXEL_MEAN, std: Channels = PIXEL_STD) -> None:
+        self._mean, self._std = mean, std
         self._backbone, self._emb_dim, self._batch_size, self._flip = backbone, emb_dim, batch_size, flip
         self._transform = Transform(image_shape)
 
@@ -69,7 +71,7 @@ class Embedder:
     def _prepare(self, numbered: Tuple[int, Any]) -> np.ndarray:
         index, image = numbered
         try:
-            return np.asarray(normalise(self._transform(image)), np.float32)
+            return np.asarray(normalise(self._transform(image), self._mean, self._std), np.float32)
         except DataError as error:
             raise DataError(f"image {index}: {error}") from None
 
@@ -163,7 +165,8 @@ def predict(config: Config, topology: Topology, images: Optional[Iterable[Any]],
 
 
 def _embedder(config: Config, backbone: paddle.nn.Layer) -> Embedder:
-    return Embedder(backbone, config.image_shape, config.emb_dim, config.test_batch_size, config.flip)
+    return Embedder(backbone, config.image_shape, config.emb_dim, config.test_batch_size, config.flip,
+                    config.pixel_mean, config.pixel_std)
 
 
 def _flatten(batches: Iterable[Any]) -> Iterator[Any]:

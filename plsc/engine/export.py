@@ -12,7 +12,6 @@ import numpy as np
 import paddle
 
 from plsc.config import Config
-from plsc.data.transforms import PIXEL_MEAN, PIXEL_STD
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.state import open_backbone
@@ -94,5 +93,5 @@ def compare(backbone: paddle.nn.Layer, exported: InferenceModel, config: Config)
 
 def _about(config: Config, origin: str) -> Dict[str, Any]:
     return {"format": FORMAT, "version": 1, "image_shape": list(config.image_shape), "emb_dim": config.emb_dim,
-            "channels": "RGB", "pixel_mean": PIXEL_MEAN, "pixel_std": PIXEL_STD, "flip": config.flip,
-            "paddle": paddle.__version__, "checkpoint": origin}
+            "channels": "RGB", "pixel_mean": list(config.pixel_mean), "pixel_std": list(config.pixel_std),
+            "flip": config.flip, "paddle": paddle.__version__, "checkpoint": origin}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any, Iterator, List, Union
@@ -9,8 +10,10 @@ from typing import Any, Iterator, List, Union
 import paddle
 
 from plsc.config import Config
+from plsc.data.augment import Augment
 from plsc.data.loader import Batch, ReaderLoader, TrainLoader
 from plsc.data.records import DatasetRecords, open_records
+from plsc.data.selection import with_min_images
 from plsc.data.transforms import Transform
 from plsc.data.verification_set import VerificationSet
 from plsc.distributed.collectives import Collectives
@@ -37,15 +40,21 @@ def open_train_loader(config: Config, topology: Topology) -> Union[TrainLoader, 
     own = config.train_dataset
     records = open_records(config.dataset_dir) if own is None else own if hasattr(own, "describe") else (
         DatasetRecords(own))
+    if config.min_images_per_class:
+        records = with_min_images(records, config.min_images_per_class)
     if records.num_classes > config.num_classes:
         raise DataError(f"{_first_beyond(records, config.num_classes)} is out of range, expected 0 to "
                         f"{config.num_classes - 1}; set_class_num({records.num_classes}) or mend the list")
     if config.train_image_num not in (None, len(records)):
         log.warning("set_train_image_num says %d images, the data set has %d; the data set counts",
                     config.train_image_num, len(records))
-    return TrainLoader(records, Transform(config.image_shape, config.flip), config.num_classes,
+    return TrainLoader(records, Transform(config.image_shape, config.flip, _augment(config)), config.num_classes,
                        config.train_batch_size, topology.rank, topology.world_size, config.seed, config.num_workers,
-                       skip_bad_images=config.bad_images == "skip")
+                       config.bad_images == "skip", config.class_balanced, config.worker_timeout)
+
+
+def _augment(config: Config) -> Augment:
+    return Augment(**{field.name: getattr(config, f"augment_{field.name}") for field in dataclasses.fields(Augment)})
 
 
 def agreed_batches(batches: Iterator[Batch], collectives: Collectives) -> Iterator[Batch]:

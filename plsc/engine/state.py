@@ -19,7 +19,7 @@ from plsc.models.classifier import Classifier
 
 log = logging.getLogger("plsc")
 
-_DESCRIBE_NETWORK = ("emb_dim", "image_shape", "model_name", "flip")
+_DESCRIBE_NETWORK = ("emb_dim", "image_shape", "model_name", "flip", "pixel_mean", "pixel_std")
 
 
 def backbone_parts(backbone: paddle.nn.Layer, optimizer: NamedOptimizer) -> List[Part]:

@@ -97,7 +97,8 @@ class Trainer:
         self._check_finite()
         paddle.seed(derive_seed(self.config.seed, self.step, self.topology.rank))
         rate = self.schedule(self.step)
-        images, labels = normalise(paddle.to_tensor(batch.images)), paddle.to_tensor(batch.labels)
+        images = normalise(paddle.to_tensor(batch.images), self.config.pixel_mean, self.config.pixel_std)
+        labels = paddle.to_tensor(batch.labels)
 
         with self.precision.autocast():
             features = self.network(images)

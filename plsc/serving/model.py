@@ -9,7 +9,7 @@ from typing import Any, Iterable, Union
 import numpy as np
 
 from plsc.data.records import read_image
-from plsc.data.transforms import Transform
+from plsc.data.transforms import Transform, normalise
 from plsc.errors import DataError, ServingError
 from plsc.utils.lazy import require
 
@@ -81,7 +81,7 @@ class InferenceModel:
 
     def _embed(self, images: list, start: int, count: int) -> np.ndarray:
         pixels = np.stack([self._read(index, images[index]) for index in range(start, min(start + count, len(images)))])
-        batch = (pixels.astype(np.float32) - self._mean) / self._std
+        batch = normalise(pixels, self._mean, self._std)
         embeddings = self.run(batch)
         return embeddings + self.run(batch[..., ::-1]) if self._flip else embeddings
 

@@ -1,0 +1,75 @@
+"""The settings of the data reach training: each kind of source trains, augmented, balanced, without small classes."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+import plsc
+from plsc import ConfigError
+from plsc.data.convert import convert
+from plsc.data.records import open_records
+
+
+@pytest.mark.parametrize("to", ["rec", "tar", "base64", "csv", "folders", "npy"])
+def test_training_takes_every_kind_of_source(entry, data_dir, tmp_path, to):
+    convert(open_records(data_dir), tmp_path / "other", to)
+    (tmp_path / "other" / "lfw.bin").write_bytes((data_dir / "lfw.bin").read_bytes())
+    losses = []
+    for folder in (data_dir, tmp_path / "other"):
+        entry.set_dataset_dir(folder)
+        entry.set_model_save_dir(tmp_path / f"output-{folder.name}")
+        losses.append(entry.train()["loss"])
+    if to == "folders":  # which are read class by class, so in another order
+        assert np.isfinite(losses).all()
+    else:
+        assert losses[0] == losses[1]
+
+
+def test_settings_of_the_data_are_heard(entry, data_dir, caplog):
+    caplog.set_level("INFO", "plsc")
+    plain = entry.train()["loss"]
+    with open(data_dir / "label.txt", "a") as file:
+        file.write("images/00000000.png 6\n")
+    entry.set_min_images_per_class(2)
+    entry.set_augment(crop=0.1, rotate=5, color_jitter=0.2, rand_augment=1, grey=0.1, blur=0.1, erase=0.2)
+    entry.set_class_balanced(True)
+    entry.set_pixel_normalisation(mean=(120, 110, 100), std=60)
+    entry.set_num_workers(2)
+    entry.set_model_save_dir(data_dir / "output")
+    changed = entry.train()["loss"]
+    assert np.isfinite(changed)
+    assert changed != plain
+    assert "left out 1 of 7 classes with fewer than 2 images" in caplog.text
+    assert entry.pixel_std == (60.0, 60.0, 60.0)
+
+
+def test_an_exported_model_normalises_as_the_training_did(entry, data_dir, tmp_path):
+    entry.set_pixel_normalisation(mean=(120, 110, 100), std=(60, 70, 80))
+    entry.train()
+    entry.set_checkpoint_dir(tmp_path / "output")
+    images = sorted((data_dir / "images").iterdir())[:3]
+    expected = np.asarray(entry.predict(images))
+    folder = entry.convert_for_prediction()
+    found = plsc.load_inference_model(folder).embed(images)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.allclose(found, expected, atol=1e-4)
+    pixels = [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in images]
+    assert np.allclose(plsc.load_inference_model(folder).embed(pixels), found, atol=1e-6)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"crop": 1.0}, "augment_crop: got 1.0"), ({"rand_augment": -1}, "augment_rand_augment: got -1"),
+    ({"grey": "some"}, "augment_grey: got 'some'"),
+])
+def test_wrong_augmentations_are_told_at_the_setter(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        plsc.Entry().set_augment(**arguments)
+
+
+@pytest.mark.parametrize("mean, std, message", [(1, 0, "pixel_std: .*above 0"), ((1, 2), 1, "pixel_mean"),
+                                                ("a", 1, "pixel_mean")])
+def test_wrong_normalisations_are_told_at_the_setter(mean, std, message):
+    with pytest.raises(ConfigError, match=message):
+        plsc.Entry().set_pixel_normalisation(mean, std)
