@@ -28,6 +28,7 @@ setup(
         "cpu": ["paddlepaddle>=3.0"],
         "gpu": ["paddlepaddle-gpu>=3.0"],
         "demo": ["matplotlib", "fonttools"],
+        "parquet": ["pyarrow"],
         "test": ["pytest", "hypothesis", "matplotlib", "fonttools", "ruff"],
     },
     entry_points={"console_scripts": ["plsc = plsc.cli:main"]},

@@ -73,3 +73,21 @@ def test_wrong_augmentations_are_told_at_the_setter(arguments, message):
 def test_wrong_normalisations_are_told_at_the_setter(mean, std, message):
     with pytest.raises(ConfigError, match=message):
         plsc.Entry().set_pixel_normalisation(mean, std)
+
+
+def test_the_old_base64_reader_yields_every_image_normalised(data_dir, tmp_path):
+    from plsc.data.transforms import decode, normalise, resize
+    from plsc.utils import base64_reader
+
+    source = open_records(data_dir)
+    convert(source, tmp_path / "text", "base64", parts=3)
+    reader = base64_reader.train(str(tmp_path / "text"), "file_list.txt", 6)
+    samples = list(reader())
+    assert sorted(label for _, label in samples) == sorted(source.labels.tolist())
+    wanted = [normalise(resize(decode(source[n].image), 112, 112).transpose(2, 0, 1)) for n in range(len(source))]
+    for image, label in samples[:5]:
+        assert (image.shape, image.dtype) == ((3, 112, 112), np.float32)
+        assert any(label == source.labels[n] and (np.array_equal(image, wanted[n])
+                                                  or np.array_equal(image[..., ::-1], wanted[n])) for n in range(30))
+    made = base64_reader.test(str(data_dir), "lfw")()
+    assert [each.name for each in made] == ["lfw"]

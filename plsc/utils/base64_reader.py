@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Tuple
 
-from plsc.errors import DataError
+import numpy as np
 
-
-def train(*args: Any, **kwargs: Any) -> None:
-    """Not there yet: raises `plsc.DataError` that says what to do instead."""
-    raise DataError("plsc.utils.base64_reader.train: base64 part files cannot be read yet; unpack them to label.txt "
-                    "and images/, or give entry.train_reader a reader of your own")
+from plsc.utils import jpeg_reader
 
 
-def test(*args: Any, **kwargs: Any) -> None:
-    """Not there yet: raises `plsc.DataError` that says what to do instead."""
-    raise DataError("plsc.utils.base64_reader.test: base64 part files cannot be read yet; verification sets are read "
-                    "from <name>.bin by plsc.utils.jpeg_reader.test")
+def train(data_dir: str, file_list: str, num_classes: int) -> Callable[[], Iterator[Tuple[np.ndarray, int]]]:
+    """A reader of this rank's share of base64 part files, in another order at each call.
+
+    The parts need not be dealt to ranks beforehand, nor shuffled.
+
+    Args:
+        data_dir: folder of the list and the parts.
+        file_list: name of the list, one part file per line.
+        num_classes: a label beyond is a `plsc.DataError`.
+
+    Returns:
+        A callable that yields (image [3, 112, 112] float32, label); batches come of `paddle.batch`.
+    """
+    return jpeg_reader.arc_train(str(Path(data_dir) / file_list), num_classes)
+
+
+def test(data_dir: str, datasets: str) -> Callable[[], List[Any]]:
+    """A reader of verification sets, for `entry.test_reader`; see `plsc.utils.jpeg_reader.test`."""
+    return jpeg_reader.test(data_dir, datasets)

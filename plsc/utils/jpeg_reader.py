@@ -20,7 +20,7 @@ def arc_train(data_dir: str, class_dim: int) -> Callable[[], Iterator[Tuple[np.n
     """A reader of this rank's share of the training images, in another order at each call.
 
     Args:
-        data_dir: folder with label.txt and images/, or with class folders.
+        data_dir: training data of any kind that `plsc.data.records.open_records` knows.
         class_dim: number of classes; a label beyond is a `plsc.DataError`.
 
     Returns:
