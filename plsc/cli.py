@@ -50,9 +50,9 @@ def export(entry: Entry,
 @app.command()
 def embed(model: Annotated[Path, typer.Argument(help="exported model, as plsc export wrote it")],
           images: Annotated[List[Path], typer.Argument(help="image files")],
-          output: Annotated[Path, typer.Option("--output", "-o", help=".npy file to write")] = Path("embeddings.npy"),
+          output: Annotated[Path, typer.Option("--output", help=".npy file to write")] = Path("embeddings.npy"),
           ) -> None:
-    """Embed images with an exported model: a [n, D] float32 array of unit length, one row per image."""
+    """Embed images with an exported model: n x D float32, of unit length, one row per image."""
     import numpy as np
 
     from plsc.serving.model import load_inference_model
@@ -66,7 +66,7 @@ def embed(model: Annotated[Path, typer.Argument(help="exported model, as plsc ex
 
 
 @app.command()
-def demo(output: Annotated[Path, typer.Option("--output", "-o", help="new folder to write")] = Path("demo_output"),
+def demo(output: Annotated[Path, typer.Option("--output", help="new folder to write")] = Path("demo_output"),
          size: Annotated[Literal["full", "small"], typer.Option(help="small: a minute, without the accuracy")] = "full",
          ranks: Annotated[int, typer.Option(min=1, max=4, help="CPU ranks")] = 2) -> None:
     """Train, verify, resume, export and embed on the data the package brings."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import cv2
 import numpy as np
 import pytest
@@ -55,3 +57,11 @@ def entry(data_dir, tmp_path):
     made.set_scale(16)
     made.set_model_save_dir(tmp_path / "output")
     return made
+
+
+@pytest.fixture(autouse=True)
+def _log_reaches_caplog():
+    """A handler of the application's own keeps the library from setting up its log apart from the root."""
+    logger = logging.getLogger("plsc")
+    logger.addHandler(logging.NullHandler())
+    logger.setLevel(logging.INFO)

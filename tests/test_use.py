@@ -178,7 +178,7 @@ def test_the_way_by_the_command_line(entry, tmp_path, data_dir):
     _, output = plsc_command("test", "--model-save-dir", entry.model_save_dir, "--dataset-dir", data_dir)
     assert json.loads(output[output.index("{") : output.rindex("}") + 1])["lfw/pairs"] == 20
     plsc_command("export", "--model-save-dir", entry.model_save_dir, "--to", tmp_path / "model")
-    plsc_command("embed", tmp_path / "model", data_dir / "images/00000000.png", "-o", tmp_path / "e.npy")
+    plsc_command("embed", tmp_path / "model", data_dir / "images/00000000.png", "--output", tmp_path / "e.npy")
     assert np.load(tmp_path / "e.npy").shape == (1, 16)
 
 
