@@ -28,7 +28,7 @@ def changed(images: list) -> float:
 def test_nothing_but_the_flip_happens_unless_set():
     transform = Transform((3, 40, 48), flip=True, augment=Augment())
     plain = IMAGE.transpose(2, 0, 1)
-    keys = random_keys(0, 0, range(200))
+    keys = random_keys(0, 0, range(200)).tolist()
     flips = 0
     for key in keys:
         image = transform(IMAGE, key)
@@ -50,7 +50,7 @@ def test_keys_depend_on_seed_epoch_and_index_and_spread():
 
 def test_equal_keys_give_equal_pixels_and_others_others():
     transform = Transform((3, 32, 32), flip=True, augment=ALL)
-    keys = random_keys(0, 0, range(20))
+    keys = random_keys(0, 0, range(20)).tolist()
     images = [transform(IMAGE, key) for key in keys]
     assert all(np.array_equal(transform(IMAGE, key), image) for key, image in zip(keys, images))
     assert len({image.tobytes() for image in images}) == 20

@@ -150,9 +150,10 @@ class _BatchMaker:
         skipped: List[str] = []
         finished: List[np.ndarray] = []
         labels = np.empty(len(indices), np.int64)
-        for place, (index, key) in enumerate(zip(indices.tolist(), random_keys(self.seed, epoch, indices).tolist())):
-            image, labels[place] = self._sample(epoch, index, key, pixels[place], skipped, hold)
-            if image.dtype != np.uint8:
+        keys = random_keys(self.seed, epoch, indices).tolist()
+        for place, (index, key, out) in enumerate(zip(indices.tolist(), keys, pixels)):
+            image, labels[place] = self._sample(epoch, index, key, out, skipped, hold)
+            if image is not out:
                 finished.append(image)
         if finished and len(finished) < len(indices):
             raise DataError(f"a batch has {len(finished)} images that are finished float32 and "
@@ -162,23 +163,26 @@ class _BatchMaker:
     def _sample(self, epoch: int, index: int, key: int, out: np.ndarray, skipped: List[str],
                 hold: Callable[[int], None]) -> Tuple[np.ndarray, int]:
         count = len(self.records)
-        for candidate in ((index + offset) % count for offset in range(count)):
+        candidate = index
+        for _ in range(count):
             hold(candidate)
             try:
                 image, label = self.records[candidate]
-                chance = key if candidate == index else int(random_keys(self.seed, epoch, [candidate])[0])
-                pixels = self.transform(image, chance, out)
+                pixels = self.transform(image, key, out)
+                break
             except DataError as error:
                 message = f"{self.records.describe(candidate)}: {error}"
                 if not self.skip:
                     raise DataError(message + "; to pass over such images: set_bad_images('skip')") from None
                 skipped.append(message)
-                continue
-            if not 0 <= label < self.num_classes:
-                raise DataError(f"{self.records.describe(candidate)}: label {label} is out of range, expected 0 to "
-                                f"{self.num_classes - 1}; set_class_num({label + 1}) or more, or mend the list")
-            return pixels, label
-        raise DataError(f"none of the {count} training images can be read; the last: {skipped[-1]}")
+            candidate = (candidate + 1) % count
+            key = int(random_keys(self.seed, epoch, [candidate])[0])
+        else:
+            raise DataError(f"none of the {count} training images can be read; the last: {skipped[-1]}")
+        if not 0 <= label < self.num_classes:
+            raise DataError(f"{self.records.describe(candidate)}: label {label} is out of range, expected 0 to "
+                            f"{self.num_classes - 1}; set_class_num({label + 1}) or more, or mend the list")
+        return pixels, label
 
 
 class ReaderLoader:

@@ -84,6 +84,9 @@ class RecordIORecords:
         return len(self._offsets)
 
     def __getitem__(self, index: int) -> Record:
+        plain = self._frames.read_plain(int(self._offsets[index]))
+        if plain is not None:
+            return Record(*plain)
         record = self.read(index)
         return Record(record.image, _to_class(record.labels, self.describe(index)))
 

@@ -74,6 +74,7 @@ class Transform:
     def __init__(self, image_shape: Tuple[int, int, int], flip: bool = False,
                  augment: Optional[Augment] = None) -> None:
         self.image_shape = tuple(image_shape)
+        self._height, self._width = self.image_shape[1:]
         self.flip = flip
         self.augment = None if augment is None or augment.is_off else augment
 
@@ -83,7 +84,7 @@ class Transform:
 
         Args:
             image: encoded bytes, pixels [H, W, 3] uint8 RGB, or a finished [3, H, W] float32 array.
-            key: of `random_keys`: equal keys give equal pixels. None leaves chance out: no flip, no augmentation.
+            key: an int of `random_keys`: equal keys give equal pixels. None leaves chance out, so nothing is changed.
             out: [3, H, W] uint8 to write into and return, instead of a new array.
 
         Raises:
@@ -91,14 +92,15 @@ class Transform:
         """
         if isinstance(image, np.ndarray) and image.dtype == np.float32 and image.shape == self.image_shape:
             return image
-        pixels = resize(decode(image), *self.image_shape[1:])
-        if key is not None and self.augment is not None:
-            pixels = self.augment(pixels, np.random.default_rng(int(key)))
-        if key is not None and self.flip and int(key) >> 63:
-            pixels = cv2.flip(pixels, 1)
+        pixels = resize(decode(image), self._height, self._width)
+        if key is not None:
+            if self.augment is not None:
+                pixels = self.augment(pixels, np.random.default_rng(key))
+            if self.flip and key >> 63:
+                pixels = cv2.flip(pixels, 1)
         out = np.empty(self.image_shape, np.uint8) if out is None else out
         # Three times as fast as copying a transposed view.
-        cv2.split(np.ascontiguousarray(pixels), list(out))
+        cv2.split(pixels if pixels.flags.c_contiguous else np.ascontiguousarray(pixels), list(out))
         return out
 
 

@@ -1,0 +1,247 @@
+"""How fast training images are read, beside the bare decoder on the same bytes.
+
+    python benchmarks/data.py [--seconds 4] [--rounds 3]
+
+Two worker processes on a `.rec`, on `.jpg` files and on tar shards: read, decode, flip, channels first. The process
+that takes the batches either leaves them uint8, as the trainer does, which normalises on the device, or normalises
+them to float32 itself. Beside it, on two processes each: bare `cv2.imdecode` of the same bytes held in memory, and a
+reader loop as training scripts of MXNet's day had it (seek, unpack, decode, flip, transpose and normalise image by
+image in NumPy). All figures come from alternating rounds of one run.
+
+"images/s/core" is images per second of processor time, of all processes together, so that other load on the machine
+does not count; "wall" is images per second on the clock. The ratio is per core, over the bare decoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import struct
+import tempfile
+import time
+from pathlib import Path
+from typing import Callable, Dict, Iterable, List, NamedTuple
+
+import cv2
+import numpy as np
+
+from plsc.data.convert import convert
+from plsc.data.loader import TrainLoader
+from plsc.data.records import Record, Records, open_records
+from plsc.data.transforms import Transform, decode, normalise
+
+OMNIGLOT = Path(__file__).parents[2] / "shared" / "data" / "omniglot" / "faces_layout"
+SHAPE, WORKERS, BATCH = (3, 112, 112), 2, 64
+
+
+class Rate(NamedTuple):
+    per_core: float
+    wall: float
+
+
+class Textured:
+    """JPEGs of a photograph's size and detail: 112 x 112 pixels, quality 95, about 8 KB."""
+
+    num_classes, format = 136, "textured JPEGs"
+
+    def __init__(self, count: int = 2720) -> None:
+        rng = np.random.default_rng(0)
+        self.labels = np.arange(count) % self.num_classes
+        self.images = []
+        for _ in range(count):
+            coarse = cv2.resize(rng.integers(0, 256, (14, 14, 3), np.uint8), SHAPE[1:], interpolation=cv2.INTER_CUBIC)
+            noisy = np.clip(coarse + rng.normal(0, 6, coarse.shape), 0, 255).astype(np.uint8)
+            self.images.append(cv2.imencode(".jpg", noisy, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(self.images[index], int(self.labels[index]))
+
+    def describe(self, index: int) -> str:
+        return f"textured image {index}"
+
+
+def loader_rate(records: Records, seconds: float, finish: Callable[[np.ndarray], np.ndarray]) -> Rate:
+    loader = TrainLoader(records, Transform(SHAPE, flip=True), records.num_classes, BATCH, num_workers=WORKERS)
+    try:
+        batches = (batch for epoch in range(10**6) for batch in loader.epoch(epoch))
+        for _ in range(4 * WORKERS):
+            finish(next(batches).images)
+        workers = [worker.process.pid for worker in loader._pool._workers]
+        begin, busy, count = time.perf_counter(), cpu_seconds([*workers, os.getpid()]), 0
+        while time.perf_counter() - begin < seconds:
+            count += len(finish(next(batches).images))
+        wall = time.perf_counter() - begin
+        # Batches made ahead of their use count for the next round as these did for the last.
+        return Rate(count / (cpu_seconds([*workers, os.getpid()]) - busy), count / wall)
+    finally:
+        loader.close()
+
+
+def processes_rate(work: Callable[[], Iterable[int]], seconds: float) -> Rate:
+    """`work` yields after so many images; it runs in as many processes as the loader has workers."""
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+
+    def run() -> None:
+        cv2.setNumThreads(0)
+        count, steps = 0, work()
+        next(iter(steps))
+        begin, busy = time.perf_counter(), time.process_time()
+        for done in steps:
+            count += done
+            if time.perf_counter() - begin > seconds:
+                break
+        results.put((count, time.process_time() - busy, time.perf_counter() - begin))
+
+    processes = [context.Process(target=run) for _ in range(WORKERS)]
+    for process in processes:
+        process.start()
+    parts = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return Rate(sum(count for count, _, _ in parts) / sum(busy for _, busy, _ in parts),
+                sum(count / wall for count, _, wall in parts))
+
+
+def bare_decoder(images: List[bytes]) -> Callable[[], Iterable[int]]:
+    def work() -> Iterable[int]:
+        while True:
+            for start in range(0, len(images), BATCH):
+                for image in images[start : start + BATCH]:
+                    cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
+                yield len(images[start : start + BATCH])
+
+    return work
+
+
+def plain_loop(rec: Path) -> Callable[[], Iterable[int]]:
+    offsets = [int(line.split()[1]) for line in rec.with_suffix(".idx").read_text().splitlines()]
+
+    def read(file, offset: int) -> np.ndarray:
+        file.seek(offset)
+        _, length = struct.unpack("<II", file.read(8))
+        payload = file.read(length)
+        flag, _, _, _ = struct.unpack("<IfQQ", payload[:24])
+        image = cv2.imdecode(np.frombuffer(payload[24 + 4 * flag :], np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            return image
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        if np.random.random() < 0.5:
+            image = image[:, ::-1]
+        return (np.transpose(image, (2, 0, 1)).astype(np.float32) - 127.5) / 128.0
+
+    def work() -> Iterable[int]:
+        with open(rec, "rb") as file:
+            while True:
+                order = np.random.permutation(len(offsets))
+                for start in range(0, len(order), BATCH):
+                    found = (read(file, offsets[place]) for place in order[start : start + BATCH])
+                    yield len(np.stack([image for image in found if image is not None]))
+
+    return work
+
+
+def cpu_seconds(pids: List[int]) -> float:
+    """Processor time of processes so far, user and system."""
+    total = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def opening_ms(path: Path) -> float:
+    times = []
+    for _ in range(9):
+        begin = time.perf_counter()
+        open_records(path)
+        times.append(time.perf_counter() - begin)
+    return 1000 * statistics.median(times)
+
+
+def measure(name: str, source: Records, folder: Path, seconds: float, rounds: int) -> dict:
+    for to in ("rec", "list", "tar"):
+        convert(source, folder / to, to)
+    images = [source[index].image for index in range(len(source))]
+    ways = {"bare cv2.imdecode": lambda: processes_rate(bare_decoder(images), seconds),
+            "plain reader loop": lambda: processes_rate(plain_loop(folder / "rec" / "train.rec"), seconds)}
+    for label, to in ((".rec", "rec"), (".jpg files", "list"), ("tar shards", "tar")):
+        for kind, finish in (("uint8", np.asarray), ("float32", normalise)):
+            ways[f"{label}, {kind}"] = functools.partial(loader_rate, open_records(folder / to), seconds, finish)
+    rates = {label: [] for label in ways}
+    for _ in range(rounds):
+        for label, way in ways.items():
+            rates[label].append(way())
+    ratios = {label: statistics.median(rate.per_core / bare.per_core for rate, bare in zip(
+        rates[label], rates["bare cv2.imdecode"])) for label in ways}
+    size = sum(map(len, images)) / len(images)
+    opened = opening_ms(folder / "rec" / "train.rec")
+    print(f"\n{name}: {len(images)} images of {size / 1000:.1f} kB; the .rec opens in {opened:.1f} ms")
+    print(f"{'':22}{'images/s/core':>15}{'of bare':>9}{'wall':>10}")
+    rows = {}
+    for label, found in rates.items():
+        per_core, wall = (statistics.median(column) for column in zip(*found))
+        rows[label] = {"per_core": round(per_core), "of_bare": round(ratios[label], 3), "wall": round(wall)}
+        print(f"{label:22}{per_core:15.0f}{ratios[label]:9.2f}{wall:10.0f}")
+    stages = where_the_time_goes(folder / "rec", images)
+    print("microseconds per image in one process: "
+          + ", ".join(f"{name} {micros:.1f}" for name, micros in stages.items()))
+    return {"images": len(images), "mean_bytes": round(size), "rec_opens_ms": round(opened, 2), "rates": rows,
+            "microseconds": {name: round(micros, 1) for name, micros in stages.items()}}
+
+
+def where_the_time_goes(rec: Path, images: List[bytes]) -> Dict[str, float]:
+    """Processor time of each stage alone, the least of several runs."""
+    records, images = open_records(rec), images[:512]
+    pixels = [decode(image) for image in images[:32]]
+    batch, out = np.zeros((BATCH, *SHAPE), np.uint8), np.empty(SHAPE, np.uint8)
+    transform = Transform(SHAPE, flip=True)
+    stages: Dict[str, Callable[[], object]] = {
+        "bare decode": lambda: [decode(image) is None for image in images],
+        "read": lambda: [records[index] is None for index in range(len(images))],
+        "flip and planes": lambda: [transform(pixels[index % 32], (index % 2) << 63, out) is None
+                                    for index in range(len(images))],
+        "hand over": lambda: [batch.copy() is None for _ in range(len(images) // BATCH)],
+        "normalise": lambda: [normalise(batch) is None for _ in range(len(images) // BATCH)],
+    }
+    least = {}
+    for name, stage in stages.items():
+        times = []
+        for _ in range(9):
+            begin = time.process_time()
+            stage()
+            times.append(time.process_time() - begin)
+        least[name] = 1e6 * min(times) / len(images)
+    return least
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="the median of so many is shown")
+    options = parser.parse_args()
+    cv2.setNumThreads(0)
+    machine = f"{platform.machine()}-{os.cpu_count()}cores"
+    found = {"workers": WORKERS, "batch": BATCH, "opencv": cv2.__version__, "python": platform.python_version()}
+    sets = {"textured": Textured()}
+    if OMNIGLOT.is_dir():
+        sets["omniglot"] = open_records(OMNIGLOT)
+    for name, source in sets.items():
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = measure(name, source, Path(folder), options.seconds, options.rounds)
+    path = Path(__file__).with_name("results") / f"data-{machine}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"\nwritten to {path.relative_to(Path(__file__).parents[1])}")
+
+
+if __name__ == "__main__":
+    main()
