@@ -49,14 +49,11 @@ def test_a_larger_angle_never_scores_higher(margins, dtype):
 
 @pytest.mark.parametrize("margins", MARGINS)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_finite_and_bounded_at_and_past_the_ends(margins, dtype):
+def test_finite_at_and_past_the_ends(margins, dtype):
     ends = paddle.to_tensor(np.array([-1.001, -1.0, 1.0, 1.001], dtype))
     value, derivative = Margin(*margins)(ends)
     assert value.dtype == derivative.dtype == ends.dtype
     assert np.isfinite(value.numpy()).all() and np.isfinite(derivative.numpy()).all()
-    cosines = paddle.to_tensor(np.linspace(-1, 1, 999))
-    lowest = Margin(*margins).lowest
-    assert Margin(*margins)(cosines)[0].min().item() == pytest.approx(lowest, abs=1e-6)
 
 
 def test_names():

@@ -49,12 +49,6 @@ class Margin:
             raise ConfigError(f"margins (m1, m2, m3) = ({self.m1}, {self.m2}, {self.m3}); expected m1 > 0, "
                               f"0 <= m2 <= pi (radians) and m3 >= 0")
 
-    @property
-    def lowest(self) -> float:
-        """The least value psi takes, at cos theta = -1."""
-        return -1.0 - self._turning_cosine - 1.0 - self.m3 if self._turns else \
-            math.cos(self.m1 * math.pi + self.m2) - self.m3
-
     def __call__(self, cosine: paddle.Tensor) -> Tuple[paddle.Tensor, paddle.Tensor]:
         """psi and its derivative d psi / d cosine.
 

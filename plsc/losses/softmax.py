@@ -150,7 +150,7 @@ class ShardedSoftmax:
             d_logits = _place(d_logits * self.scale, targets, at_target * state.slope * mean)
         dx, dw = paddle.matmul(d_logits, w), paddle.matmul(d_logits, x, transpose_x=True)
         if self.margin:
-            dx, dw = _tangent(dx, x, x_rate), _tangent(dw, w, w_rate)
+            dx, dw = tangent(dx, x, x_rate), tangent(dw, w, w_rate)
         return Gradients(dx, dw, d_bias)
 
     def _count_above(self, logits: paddle.Tensor, target: paddle.Tensor, owned: paddle.Tensor) -> paddle.Tensor:
@@ -172,7 +172,7 @@ def unit_rows(rows: paddle.Tensor) -> Tuple[paddle.Tensor, paddle.Tensor]:
     return rows * rate, rate
 
 
-def _tangent(gradient: paddle.Tensor, unit: paddle.Tensor, rate: paddle.Tensor) -> paddle.Tensor:
+def tangent(gradient: paddle.Tensor, unit: paddle.Tensor, rate: paddle.Tensor) -> paddle.Tensor:
     """Gradient by rows, from the gradient by unit rows: what points along the row cannot change its direction."""
     return (gradient - unit * (gradient * unit).sum(axis=1, keepdim=True)) * rate
 

@@ -1,0 +1,125 @@
+"""The rows of one shard: class centres, the optimizer's state of each, and their views by chunk and block.
+
+G gathered batch, D embedding, S classes of this shard.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import paddle
+
+from plsc.losses.softmax import Targets, locate
+from plsc.losses.updates import UpdateRule
+
+_C = paddle._C_ops
+
+# Rows worked on at a time. On a CPU a chunk's logits and a block's rows, state and gradient are to stay
+# in the second-level cache (2 MB) between the passes over them; on a GPU launches are what costs.
+CHUNK_ROWS = {"cpu": 2048, "gpu": 65536}
+BLOCK_ROWS = {"cpu": 128, "gpu": 65536}
+
+
+class Block(NamedTuple):
+    """A few rows of a chunk, and the same memory as one channel per row."""
+
+    rows: paddle.Tensor  # [b, D]
+    channels: paddle.Tensor  # [1, b, 1, D]
+    zeros: paddle.Tensor  # [b]
+    state: Tuple[paddle.Tensor, ...]
+
+
+class Chunk(NamedTuple):
+    """Rows whose logits are worked on together."""
+
+    rows: paddle.Tensor  # [B, D]
+    blocks: List[Block]
+    sizes: List[int]  # b of each block
+
+
+class Shard:
+    """Class centres [S, D], their bias [S] and their optimizer state. All are updated in place.
+
+    Args:
+        weight: [S, D]; S may be 0. It must keep its memory (`set_value` does, a new tensor does not).
+        bias: [S], or None.
+        rule: how rows are updated.
+        first_class: global id of the class in row 0.
+        step: updates made so far.
+        state: the optimizer's state as `Shard.state` names it; zeros when not given.
+    """
+
+    def __init__(self, weight: paddle.Tensor, bias: Optional[paddle.Tensor], rule: UpdateRule, first_class: int = 0,
+                 step: int = 0, state: Optional[Dict[str, paddle.Tensor]] = None) -> None:
+        self.weight, self.bias, self.rule, self.first_class, self.step = weight, bias, rule, first_class, step
+        own = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        self.state = state or {f"{name}:{kind}": paddle.zeros(tensor.shape, tensor.dtype)
+                               for name, tensor in own.items() for kind in rule.kinds}
+        place = "gpu" if weight.place.is_gpu_place() else "cpu"
+        self.chunk_rows, self.block_rows = CHUNK_ROWS[place], BLOCK_ROWS[place]
+        self._zeros = paddle.zeros([self.block_rows], weight.dtype)
+        self._ones = paddle.ones([weight.shape[1]], weight.dtype)
+        self._squares: Optional[paddle.Tensor] = None
+        self._chunks: Optional[List[Chunk]] = None
+
+    @property
+    def size(self) -> int:
+        return self.weight.shape[0]
+
+    def slots(self, name: str) -> List[paddle.Tensor]:
+        """The state tensors of 'weight' or 'bias', in the rule's order."""
+        return [self.state[f"{name}:{kind}"] for kind in self.rule.kinds]
+
+    @property
+    def chunks(self) -> List[Chunk]:
+        """Views of weight and state; made once, since a million classes have eight thousand blocks."""
+        if self._chunks is None:
+            tensors = [self.weight, *self.slots("weight")]
+            self._chunks = [self._chunk([t[start : start + self.chunk_rows] for t in tensors])
+                            for start in range(0, self.size, self.chunk_rows)]
+        return self._chunks
+
+    def _chunk(self, tensors: Sequence[paddle.Tensor]) -> Chunk:
+        blocks, (count, width) = [], tensors[0].shape
+        for first in range(0, count, self.block_rows):
+            rows, *state = (t[first : first + self.block_rows] for t in tensors)
+            size = rows.shape[0]
+            blocks.append(Block(rows, rows.view([1, size, 1, width]), self._zeros[:size], tuple(state)))
+        return Chunk(tensors[0], blocks, [block.rows.shape[0] for block in blocks])
+
+    def cut(self, rows: paddle.Tensor) -> List[paddle.Tensor]:
+        """[S] in one piece per chunk."""
+        if not self.size:
+            return []
+        whole, rest = divmod(self.size, self.chunk_rows)
+        return paddle.split(rows, [self.chunk_rows] * whole + [rest] * (rest > 0))
+
+    def locate(self, labels: paddle.Tensor) -> Targets:
+        """Where the labels [G], global ids, lie."""
+        return locate(labels, self.first_class, self.size)
+
+    def row_squares(self, rows: paddle.Tensor) -> paddle.Tensor:
+        """[M]: squared norms of rows [M, D]. A product with ones is several times faster than a sum."""
+        return _C.matmul(_C.multiply(rows, rows), self._ones, False, False)
+
+    def squares(self, samples: paddle.Tensor, rows: paddle.Tensor) -> paddle.Tensor:
+        """[S]: squared norms of all rows, remembered from the last update, when they were in cache.
+
+        The memory is checked against some rows, since a loaded checkpoint changes the weight behind it.
+
+        Args:
+            samples: [M] int64 rows to check.
+            rows: [M, D] these rows.
+        """
+        # A GPU has bandwidth to spare and would have to wait for the answer of the check.
+        if self._squares is not None and self.weight.place.is_cpu_place():
+            kept = paddle.index_select(self._squares, samples)
+            if paddle.allclose(kept, self.row_squares(rows), rtol=1e-4, atol=0.0):
+                return self._squares
+        parts = [self.row_squares(block.rows) for chunk in self.chunks for block in chunk.blocks]
+        self._squares = paddle.concat(parts) if parts else paddle.zeros([0], self.weight.dtype)
+        return self._squares
+
+    def keep_squares(self, squares: Optional[List[paddle.Tensor]]) -> None:
+        """Remember the squared norms, block by block; None to forget them."""
+        self._squares = paddle.concat(squares) if squares else None

@@ -1,0 +1,86 @@
+"""Update rules that work on any rows of a parameter, so that a shard can be updated block by block.
+
+Each is the same arithmetic as the Paddle optimizer of its name (they call the same operators); only
+the bookkeeping differs: state is kept in tensors shaped like the parameter, and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, Sequence, Tuple
+
+import paddle
+
+_C = paddle._C_ops  # in place, on views of a parameter: paddle.optimizer cannot update part of one
+
+
+class UpdateRule(Protocol):
+    """How rows change by their gradient.
+
+    Attributes:
+        l2: the gradient is to hold this multiple of the rows; the caller adds it.
+        kinds: names of the state tensors, each shaped like the parameter and zero at first.
+    """
+
+    l2: float
+    kinds: Tuple[str, ...]
+
+    def prepare(self, rate: float, step: int, dtype: paddle.dtype) -> Tuple[paddle.Tensor, ...]:
+        """What `apply` needs of a step: its learning rate and its number, 1 for the first."""
+        ...
+
+    def apply(self, rows: paddle.Tensor, gradient: paddle.Tensor, state: Sequence[paddle.Tensor],
+              prepared: Tuple[paddle.Tensor, ...]) -> None:
+        """Update rows and their state in place."""
+        ...
+
+
+@dataclass(frozen=True)
+class SGD:
+    """rows -= rate * (gradient + l2 * rows)."""
+
+    l2: float = 0.0
+    kinds: Tuple[str, ...] = ()
+
+    def prepare(self, rate: float, step: int, dtype: paddle.dtype) -> Tuple[paddle.Tensor, ...]:
+        return (paddle.to_tensor([rate], dtype=dtype),)
+
+    def apply(self, rows, gradient, state, prepared) -> None:
+        _C.sgd_(rows, prepared[0], gradient, None, False)
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """velocity = momentum * velocity + gradient + l2 * rows; rows -= rate * velocity."""
+
+    momentum: float = 0.9
+    l2: float = 5e-4
+    kinds: Tuple[str, ...] = ("velocity",)
+
+    def prepare(self, rate: float, step: int, dtype: paddle.dtype) -> Tuple[paddle.Tensor, ...]:
+        return (paddle.to_tensor([rate], dtype=dtype),)
+
+    def apply(self, rows, gradient, state, prepared) -> None:
+        _C.momentum_(rows, gradient, state[0], prepared[0], None, self.momentum, False, "", 0.0, False, 1.0)
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW (Loshchilov and Hutter, ICLR 2019): decay apart from the gradient, moments corrected by the step."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    decay: float = 0.01
+    l2: float = 0.0
+    kinds: Tuple[str, ...] = ("moment1", "moment2")
+
+    def prepare(self, rate: float, step: int, dtype: paddle.dtype) -> Tuple[paddle.Tensor, ...]:
+        return (paddle.to_tensor([rate], dtype=dtype), paddle.to_tensor([self.beta1**step], dtype=dtype),
+                paddle.to_tensor([self.beta2**step], dtype=dtype))
+
+    def apply(self, rows, gradient, state, prepared) -> None:
+        rate, power1, power2 = prepared
+        # The operator moves the powers on to the next step, which is not here yet for the other rows.
+        _C.adamw_(rows, gradient, rate, state[0], state[1], None, power1.clone(), power2.clone(), None, None,
+                  self.beta1, self.beta2, self.epsilon, 1.0, self.decay, True, False, 1000, False, False, False)
