@@ -112,12 +112,22 @@ class Shard:
             rows: [M, D] these rows.
         """
         # A GPU has bandwidth to spare and would have to wait for the answer of the check.
-        if self._squares is not None and self.weight.place.is_cpu_place():
+        if self._squares is not None:
             kept = paddle.index_select(self._squares, samples)
-            if paddle.allclose(kept, self.row_squares(rows), rtol=1e-4, atol=0.0):
-                return self._squares
-        parts = [self.row_squares(block.rows) for chunk in self.chunks for block in chunk.blocks]
-        self._squares = paddle.concat(parts) if parts else paddle.zeros([0], self.weight.dtype)
+            if not self.weight.place.is_cpu_place() or not paddle.allclose(kept, self.row_squares(rows), 1e-4, 0.0):
+                self._squares = None
+        return self.all_squares()
+
+    def all_squares(self) -> paddle.Tensor:
+        """[S]: squared norms of all rows, unchecked."""
+        if self._squares is None:
+            parts = [self.row_squares(block.rows) for chunk in self.chunks for block in chunk.blocks]
+            self._squares = paddle.concat(parts) if parts else paddle.zeros([0], self.weight.dtype)
+        return self._squares
+
+    @property
+    def kept_squares(self) -> Optional[paddle.Tensor]:
+        """[S]: squared norms if they are known."""
         return self._squares
 
     def keep_squares(self, squares: Optional[List[paddle.Tensor]]) -> None:
