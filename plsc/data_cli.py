@@ -1,6 +1,6 @@
 """`plsc data`: look at, convert, shuffle and split data sets, and make verification pairs."""
 
-from __future__ import annotations
+# No postponed annotations here: on Python 3.9 typer reads them as they stand.
 
 import dataclasses
 import json
