@@ -4,6 +4,12 @@ from setuptools import find_packages, setup
 
 VERSION = next(line.split('"')[1] for line in Path("plsc/version.py").read_text().splitlines() if "__version__ =" in line)
 
+# There is no paddle2onnx for Python 3.13 yet.
+ONNX = ["paddle2onnx>=2.1; python_version < '3.13'", "onnx", "onnxruntime"]
+SERVE = ["starlette", "uvicorn", "httptools", "uvloop; sys_platform != 'win32'", "python-multipart", "orjson",
+         "prometheus-client", "protobuf", "urllib3>=2"]
+GALLERY = ["faiss-cpu"]
+
 setup(
     name="plsc",
     version=VERSION,
@@ -11,7 +17,8 @@ setup(
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["plsc", "plsc.*"]),
+    packages=find_packages(include=["plsc", "plsc.*", "plsc_serving", "face_service"]),
+    package_data={"plsc.serving": ["pipeline_service/*"]},
     python_requires=">=3.9",
     install_requires=[
         "numpy",
@@ -29,7 +36,10 @@ setup(
         "gpu": ["paddlepaddle-gpu>=3.0"],
         "demo": ["matplotlib", "fonttools"],
         "parquet": ["pyarrow"],
-        "test": ["pytest", "hypothesis", "matplotlib", "fonttools", "ruff"],
+        "onnx": ONNX,
+        "serve": SERVE,
+        "gallery": GALLERY,
+        "test": [*ONNX, *SERVE, *GALLERY, "pytest", "hypothesis", "matplotlib", "fonttools", "ruff"],
     },
     entry_points={"console_scripts": ["plsc = plsc.cli:main"]},
     classifiers=[

@@ -1,6 +1,6 @@
 """`plsc` on the command line: a thin face of the same calls. Every setting of `Config` is a flag."""
 
-from __future__ import annotations
+# No postponed annotations here: on Python 3.9 typer reads them as they stand.
 
 import json
 import sys
@@ -42,9 +42,14 @@ def test(entry: Entry) -> None:
 @with_settings
 def export(entry: Entry,
            to: Annotated[Optional[Path], typer.Option(help="folder; default <model_save_dir>/inference_model")] = None,
+           format: Annotated[str, typer.Option(help="any of paddle,legacy,serving,onnx; paddle is always written")
+                             ] = "paddle",
+           bake: Annotated[str, typer.Option(help="into the network: any of preprocess,normalise")] = "",
+           bgr: Annotated[bool, typer.Option("--bgr", help="baked preprocess takes pixels blue first")] = False,
            ) -> None:
-    """Export a checkpoint's backbone as a Paddle inference model."""
-    typer.echo(entry.convert_for_prediction(to))
+    """Export a checkpoint's backbone for Paddle inference, Paddle Serving and ONNX."""
+    formats, parts = ([part.strip() for part in text.split(",") if part.strip()] for text in (format, bake))
+    typer.echo(entry.convert_for_prediction(to, formats, parts, bgr))
 
 
 @app.command()

@@ -294,17 +294,22 @@ class Entry:
 
         return predict(self.config, topology, images, save_to)
 
-    def convert_for_prediction(self, directory: Optional[Union[str, Path]] = None) -> str:
+    def convert_for_prediction(self, directory: Optional[Union[str, Path]] = None,
+                               formats: Sequence[str] = ("paddle",), bake: Sequence[str] = (),
+                               bgr: bool = False) -> str:
         """Export the checkpoint's backbone as a Paddle inference model; returns the folder.
 
         Args:
             directory: default <model_save_dir>/inference_model. An earlier export there is replaced; a folder
                 that holds anything else is refused.
+            formats: also 'legacy' (.pdmodel), 'serving' (Paddle Serving), 'onnx', each in a folder of its own inside.
+            bake: into the network 'preprocess' (pixels of any size in) and 'normalise' (unit length out).
+            bgr: baked pre-processing takes pixels blue first, as OpenCV reads them.
         """
         topology = self._start()
         from plsc.engine.export import export_checkpoint
 
-        return str(export_checkpoint(self.config, topology, directory))
+        return str(export_checkpoint(self.config, topology, directory, formats, bake, bgr))
 
     def _start(self) -> Any:
         from plsc.distributed.topology import init_topology

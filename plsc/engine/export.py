@@ -1,4 +1,12 @@
-"""A checkpoint's backbone as a Paddle inference model: `model.json`, `model.pdiparams` and what to feed it."""
+"""A checkpoint's backbone for production: Paddle inference, Paddle Serving, ONNX.
+
+What a folder of an export holds:
+
+    plsc_model.json, model.json, model.pdiparams    for load_inference_model and plsc serve; always
+    legacy/model.pdmodel, model.pdiparams           format 'legacy': what Paddle 2 reads
+    serving/                                        format 'serving': model folders and a service of Paddle Serving
+    onnx/model.onnx                                 format 'onnx'
+"""
 
 from __future__ import annotations
 
@@ -6,68 +14,107 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, Iterable, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import paddle
 
 from plsc.config import Config
+from plsc.data.transforms import PIXEL_MEAN, PIXEL_STD
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
+from plsc.engine.baking import BakedNetwork, parse_bake
+from plsc.engine.export_check import check_export, sample_inputs
+from plsc.engine.export_formats import write_legacy, write_onnx, write_serving
 from plsc.engine.state import open_backbone
+from plsc.engine.tracing import save_traced
 from plsc.errors import ExportError
-from plsc.serving.model import ABOUT_FILE, FORMAT, MODEL_PREFIX, InferenceModel
+from plsc.serving.description import ABOUT_FILE, FORMAT, MODEL_PREFIX
+from plsc.serving.predictor import Predictor
 
 log = logging.getLogger("plsc")
 
-TOLERANCE = 1e-5
+# In the order they are made in; 'paddle' is always made, and the others stand beside it.
+FORMATS = ("paddle", "legacy", "serving", "onnx")
+_WRITERS = {"legacy": write_legacy, "serving": write_serving, "onnx": write_onnx}
 
 
-def export_checkpoint(config: Config, topology: Topology, directory: Optional[Union[str, Path]] = None) -> Path:
+def export_checkpoint(config: Config, topology: Topology, directory: Optional[Union[str, Path]] = None,
+                      formats: Sequence[str] = ("paddle",), bake: Sequence[str] = (), bgr: bool = False) -> Path:
     """Export the backbone of `config.checkpoint_dir` (or of the newest checkpoint in `model_save_dir`).
 
     Under several ranks, rank 0 writes.
 
     Args:
         directory: default <model_save_dir>/inference_model.
+        formats: any of `FORMATS`.
+        bake: any of 'preprocess' and 'normalise'; see `BakedNetwork`.
+        bgr: baked pre-processing takes pixels blue first.
 
     Raises:
         CheckpointError: there is no checkpoint.
-        ExportError: the folder holds something else, or the export differs from the network.
+        ExportError: the folder holds something else, a layer cannot be traced, or an export differs from the network.
     """
     directory = Path(directory or Path(config.model_save_dir) / "inference_model")
     if topology.is_main:
         backbone, config, saved = open_backbone(config)
-        export_backbone(backbone, config, directory, origin=str(saved.path))
+        export_backbone(backbone, config, directory, str(saved.path), formats, bake, bgr)
         log.info("exported %s to %s", saved.path, directory)
     Collectives(topology).barrier()
     return directory
 
 
-def export_backbone(backbone: paddle.nn.Layer, config: Config, directory: Path, origin: str = "") -> None:
-    """Write a backbone aside, compare it with itself loaded back, and put it in place.
+def export_backbone(backbone: paddle.nn.Layer, config: Config, directory: Path, origin: str = "",
+                    formats: Sequence[str] = ("paddle",), bake: Sequence[str] = (), bgr: bool = False,
+                    images: Iterable[np.ndarray] = ()) -> None:
+    """Write a backbone aside, compare each format with the eager network, and put them in place.
 
     Args:
         directory: made where there is none; replaced where it holds an earlier export.
         origin: where the weights come from, noted beside the model.
+        formats: any of `FORMATS`.
+        bake: any of 'preprocess' and 'normalise'; see `BakedNetwork`.
+        bgr: baked pre-processing takes pixels blue first.
+        images: [H, W, 3] uint8 RGB to compare on, besides random ones; from `dataset_dir` when there are none.
     """
+    formats, bake = parse_formats(formats), parse_bake(bake)
+    if bgr and "preprocess" not in bake:
+        raise ExportError("bgr says how baked pre-processing takes pixels; bake 'preprocess' too, or leave it out")
     refuse_foreign(directory)
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     backbone.eval()
-    spec = paddle.static.InputSpec([None, *config.image_shape], "float32", "image")
-    paddle.jit.save(backbone, str(partial / MODEL_PREFIX), input_spec=[spec])
-    (partial / ABOUT_FILE).write_text(json.dumps(_about(config, origin), indent=1), encoding="utf-8")
-    compare(backbone, InferenceModel(partial), config)
-    if directory.exists():
-        old = directory.with_name(f".{directory.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        directory.rename(old)
-        partial.rename(directory)
-        shutil.rmtree(old)
-    else:
-        partial.rename(directory)
+    network = BakedNetwork(backbone, config.image_shape, bake, config.flip, bgr) if bake else backbone
+    network.eval()
+    spec = network.input_spec() if bake else paddle.static.InputSpec([None, *config.image_shape], "float32", "image")
+    try:
+        save_traced(network, spec, partial / MODEL_PREFIX)
+        about = _about(config, origin, bake, bgr)
+        (partial / ABOUT_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
+        inputs = sample_inputs(config, spec, images, bgr)
+        # As it will be served, fused and under oneDNN, and with the kernels of eager execution.
+        model = partial / f"{MODEL_PREFIX}.json"
+        runs = {"paddle": Predictor(model).run, "paddle (plain kernels)": Predictor(model, plain=True).run}
+        for name in formats:
+            if name in _WRITERS:
+                runs[name] = _WRITERS[name](network, spec, partial)
+        check_export(network, runs, inputs)
+        _put_in_place(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def parse_formats(formats: Sequence[str]) -> Tuple[str, ...]:
+    """The formats to write, in a fixed order.
+
+    Raises:
+        ExportError: one has an unknown name.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise ExportError(f"format: got '{unknown[0]}', expected any of {', '.join(FORMATS)}")
+    return tuple(name for name in FORMATS if name in formats)
 
 
 def refuse_foreign(directory: Path) -> None:
@@ -79,19 +126,20 @@ def refuse_foreign(directory: Path) -> None:
                           f"Choose another folder")
 
 
-def compare(backbone: paddle.nn.Layer, exported: InferenceModel, config: Config) -> None:
-    """Raise `ExportError` where an export differs from its network by more than 1e-5 of the largest value."""
-    images = np.random.default_rng(0).uniform(-1, 1, [3, *config.image_shape]).astype(np.float32)
-    with paddle.no_grad():
-        expected = backbone(paddle.to_tensor(images)).numpy()
-    found = exported.run(images)
-    worst = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
-    if not worst <= TOLERANCE:
-        raise ExportError(f"the exported model differs from the network by {worst:.2g} of the largest value, expected "
-                          f"{TOLERANCE:g} at most; nothing was put in place")
+def _put_in_place(partial: Path, directory: Path) -> None:
+    if not directory.exists():
+        partial.rename(directory)
+        return
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    directory.rename(old)
+    partial.rename(directory)
+    shutil.rmtree(old)
 
 
-def _about(config: Config, origin: str) -> Dict[str, Any]:
+def _about(config: Config, origin: str, bake: Sequence[str], bgr: bool) -> Dict[str, Any]:
     return {"format": FORMAT, "version": 1, "image_shape": list(config.image_shape), "emb_dim": config.emb_dim,
-            "channels": "RGB", "pixel_mean": list(config.pixel_mean), "pixel_std": list(config.pixel_std),
-            "flip": config.flip, "paddle": paddle.__version__, "checkpoint": origin}
+            "channels": "RGB", "pixel_mean": PIXEL_MEAN, "pixel_std": PIXEL_STD, "flip": config.flip,
+            "baked": {"preprocess": "preprocess" in bake, "normalise": "normalise" in bake,
+                      "channels": "BGR" if bgr else "RGB"},
+            "paddle": paddle.__version__, "checkpoint": origin}

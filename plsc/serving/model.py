@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Iterable, Union
+from typing import Any, Iterable, Optional, Union
 
 import numpy as np
 
 from plsc.data.records import read_image
-from plsc.data.transforms import Transform, normalise
-from plsc.errors import DataError, ServingError
-from plsc.utils.lazy import require
-
-FORMAT = "plsc-inference-model"
-ABOUT_FILE = "plsc_model.json"
-MODEL_PREFIX = "model"
+from plsc.errors import DataError
+from plsc.serving.description import ModelDescription, read_description
+from plsc.serving.predictor import Predictor
 
 
 def load_inference_model(directory: Union[str, Path]) -> InferenceModel:
@@ -33,26 +28,20 @@ def load_inference_model(directory: Union[str, Path]) -> InferenceModel:
 class InferenceModel:
     """A Paddle inference model with its pre-processing.
 
+    Args:
+        directory: the exported folder, or the `model_save_dir` that holds it as inference_model/.
+        threads: of the CPU; Paddle's own choice by default.
+
     Attributes:
-        image_shape: (3, H, W) that it takes.
+        description: what the model takes and gives.
+        image_shape: (3, H, W) that images are brought to.
         emb_dim: D that it gives.
     """
 
-    def __init__(self, directory: Union[str, Path]) -> None:
-        directory = Path(directory)
-        if not (directory / ABOUT_FILE).is_file() and (directory / "inference_model" / ABOUT_FILE).is_file():
-            directory = directory / "inference_model"
-        about = _read_about(directory)
-        self.image_shape, self.emb_dim = tuple(about["image_shape"]), about["emb_dim"]
-        self._mean, self._std, self._flip = about["pixel_mean"], about["pixel_std"], about["flip"]
-        self._transform = Transform(self.image_shape)
-        inference = require("paddle.inference", "'plsc[cpu]' (or 'plsc[gpu]')", "load_inference_model")
-        config = inference.Config(str(directory / f"{MODEL_PREFIX}.json"), str(directory / f"{MODEL_PREFIX}.pdiparams"))
-        config.disable_glog_info()
-        paddle = require("paddle", "'plsc[cpu]' (or 'plsc[gpu]')", "load_inference_model")
-        if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count():
-            config.enable_use_gpu(256, 0)
-        self._predictor = inference.create_predictor(config)
+    def __init__(self, directory: Union[str, Path], threads: Optional[int] = None) -> None:
+        self.description: ModelDescription = read_description(directory)
+        self.image_shape, self.emb_dim = self.description.image_shape, self.description.emb_dim
+        self._predictor = Predictor(self.description.model_file, threads)
 
     def embed(self, images: Union[Any, Iterable[Any]], batch_size: int = 32) -> np.ndarray:
         """Embed images: [n, D] float32 of unit length.
@@ -67,41 +56,26 @@ class InferenceModel:
         if isinstance(images, (str, Path, bytes)) or (isinstance(images, np.ndarray) and images.ndim == 3):
             images = [images]
         images = list(images)
-        found = [self._embed(images, start, batch_size) for start in range(0, len(images), batch_size)]
-        embeddings = np.concatenate(found) if found else np.zeros([0, self.emb_dim], np.float32)
-        return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+        found = []
+        for start in range(0, len(images), batch_size):
+            chunk = images[start : start + batch_size]
+            found.append(self.embed_pixels(np.stack([self._read(start + i, image) for i, image in enumerate(chunk)])))
+        return np.concatenate(found) if found else np.zeros([0, self.emb_dim], np.float32)
+
+    def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels [N, 3, H, W] uint8 RGB of the model's size to embeddings [N, D] float32 of unit length."""
+        outputs = self._predictor.run(self.description.to_input(pixels))
+        return self.description.to_embeddings(outputs, len(pixels))
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """The bare network: normalised images [N, 3, H, W] float32 to embeddings [N, D], not of unit length."""
-        feed = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
-        feed.reshape(batch.shape)
-        feed.copy_from_cpu(np.ascontiguousarray(batch, np.float32))
-        self._predictor.run()
-        return self._predictor.get_output_handle(self._predictor.get_output_names()[0]).copy_to_cpu()
+        """The bare model: normalised images [N, 3, H, W] float32 to embeddings [N, D], not of unit length.
 
-    def _embed(self, images: list, start: int, count: int) -> np.ndarray:
-        pixels = np.stack([self._read(index, images[index]) for index in range(start, min(start + count, len(images)))])
-        batch = normalise(pixels, self._mean, self._std)
-        embeddings = self.run(batch)
-        return embeddings + self.run(batch[..., ::-1]) if self._flip else embeddings
+        What was baked in at export changes both: see `description`.
+        """
+        return self._predictor.run(np.asarray(batch, self.description.input_dtype))
 
     def _read(self, index: int, image: Any) -> np.ndarray:
         try:
-            encoded = read_image(image) if isinstance(image, (str, Path)) else image
-            return self._transform(encoded)
+            return self.description.prepare(read_image(image) if isinstance(image, (str, Path)) else image)
         except DataError as error:
             raise DataError(f"image {index}: {error}") from None
-
-
-def _read_about(directory: Path) -> dict:
-    path = directory / ABOUT_FILE
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ServingError(f"{directory}: no exported model there ({ABOUT_FILE} is missing); make one with "
-                           f"convert_for_prediction() or plsc export") from None
-    except (OSError, ValueError) as error:
-        raise ServingError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(about, dict) or about.get("format") != FORMAT or about.get("version") != 1:
-        raise ServingError(f"{path}: found {str(about)[:80]!r}, expected format {FORMAT!r} version 1")
-    return about

@@ -1,0 +1,73 @@
+"""Pre-processing and normalisation as part of the exported network, so that its caller needs neither."""
+
+from __future__ import annotations
+
+from typing import Sequence, Tuple
+
+import paddle
+from paddle import nn
+
+from plsc.data.transforms import PIXEL_MEAN, PIXEL_STD
+from plsc.errors import ExportError
+
+BAKEABLE = ("preprocess", "normalise")
+
+
+class BakedNetwork(nn.Layer):
+    """A backbone with what surrounds it at inference.
+
+    With `preprocess` it takes pixels [N, H', W', 3] uint8 of any one size, resizes them to the network's (H, W) by
+    cubic interpolation and normalises them; without, images [N, 3, H, W] float32 as the backbone does. Shrinking by
+    more than a factor of two so skips pixels: feed images near the network's size.
+
+    With `normalise` it gives embeddings [N, D] of unit length, of the image and its mirror image together
+    where `flip` is set; without, the backbone's own.
+
+    Args:
+        backbone: [N, 3, H, W] -> [N, D].
+        image_shape: (3, H, W).
+        bake: any of 'preprocess' and 'normalise'.
+        flip: embed both ways; only with 'normalise'.
+        bgr: the pixels come as OpenCV reads them, blue first; only with 'preprocess'.
+    """
+
+    def __init__(self, backbone: nn.Layer, image_shape: Tuple[int, int, int], bake: Sequence[str], flip: bool,
+                 bgr: bool) -> None:
+        super().__init__()
+        self.backbone, self.size = backbone, list(image_shape[1:])
+        self.preprocess, self.normalise = "preprocess" in bake, "normalise" in bake
+        self.flip, self.bgr = flip, bgr
+        self.compute_dtype = "float32"
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        if self.preprocess:
+            images = images.astype(self.compute_dtype).transpose([0, 3, 1, 2])
+            if self.bgr:
+                images = images.flip(1)
+            # Paddle 3.3 cannot run its bilinear resizing under oneDNN; the cubic one it can.
+            images = nn.functional.interpolate(images, size=self.size, mode="bicubic", align_corners=False)
+            images = (images - PIXEL_MEAN) / PIXEL_STD
+        embeddings = self.backbone(images)
+        if self.normalise:
+            if self.flip:
+                embeddings = embeddings + self.backbone(images.flip(3))
+            embeddings = embeddings / (embeddings.norm(axis=1, keepdim=True) + 1e-12)
+        return embeddings
+
+    def input_spec(self) -> paddle.static.InputSpec:
+        """What the network takes, with the batch free."""
+        if self.preprocess:
+            return paddle.static.InputSpec([None, None, None, 3], "uint8", "image")
+        return paddle.static.InputSpec([None, 3, *self.size], "float32", "image")
+
+
+def parse_bake(bake: Sequence[str]) -> Tuple[str, ...]:
+    """The parts to bake, in a fixed order.
+
+    Raises:
+        ExportError: one has an unknown name.
+    """
+    unknown = set(bake) - set(BAKEABLE)
+    if unknown:
+        raise ExportError(f"bake: got '{sorted(unknown)[0]}', expected any of {', '.join(BAKEABLE)}")
+    return tuple(part for part in BAKEABLE if part in bake)

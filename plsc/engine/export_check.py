@@ -1,0 +1,114 @@
+"""Whether an export computes what its network does, on random and real inputs."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+from typing import Callable, Dict, Iterable, Iterator
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from plsc.config import Config
+from plsc.data.records import open_records
+from plsc.data.transforms import Transform, decode, normalise, resize
+from plsc.engine.baking import BakedNetwork
+from plsc.errors import ExportError, PLSCError
+
+log = logging.getLogger("plsc")
+
+TOLERANCE = 1e-5
+REAL_IMAGES = 4
+
+
+def sample_inputs(config: Config, spec: paddle.static.InputSpec, images: Iterable[np.ndarray],
+                  bgr: bool) -> Dict[str, np.ndarray]:
+    """What to compare on, by name: batches of different sizes, random and real.
+
+    Args:
+        images: [H, W, 3] uint8 RGB; from the data set of `config` when there are none.
+        bgr: the network takes pixels blue first.
+    """
+    rng = np.random.default_rng(0)
+    real = list(itertools.islice(images, REAL_IMAGES)) or list(_data_set_images(config))
+    pixels = [None, *config.image_shape[1:], 3]
+    takes_pixels = spec.shape[-1] == 3 and "uint8" in str(spec.dtype)
+    if takes_pixels:
+        inputs = {"random pixels": rng.integers(0, 256, [3, *pixels[1:]], np.uint8),
+                  "random pixels of another size": rng.integers(0, 256, [1, pixels[1] + 5, pixels[2] + 9, 3], np.uint8)}
+    else:
+        inputs = {"random values": rng.uniform(-1, 1, [3, *config.image_shape]).astype(np.float32),
+                  "one random value each": rng.uniform(-1, 1, [1, *config.image_shape]).astype(np.float32)}
+    if not real:
+        log.warning("no image found to compare the export on besides random values; set_dataset_dir to a data set")
+    elif takes_pixels:
+        inputs["real images"] = np.stack([resize(image, *pixels[1:3])[..., ::-1 if bgr else 1] for image in real])
+    else:
+        transform = Transform(config.image_shape)
+        inputs["real images"] = np.asarray(normalise(np.stack([transform(image) for image in real])), np.float32)
+    return inputs
+
+
+def check_export(network: nn.Layer, runs: Dict[str, Callable[[np.ndarray], np.ndarray]],
+                 inputs: Dict[str, np.ndarray]) -> None:
+    """Raise `ExportError` where an export differs from its network by more than 1e-5 of an embedding's length.
+
+    A hundred layers round to more than that in float32. Where they do, the export is compared with the network in
+    float64 and must be within 1e-5 of it, or at least as near to it as the network in float32 is.
+
+    Args:
+        network: in evaluation mode.
+        runs: by format, a function that runs the export.
+        inputs: by name, what to run.
+    """
+    worst, precise = 0.0, None
+    for what, batch in inputs.items():
+        expected = _run(network, batch)
+        for name, run in runs.items():
+            found = run(np.ascontiguousarray(batch))
+            if found.shape != expected.shape:
+                raise ExportError(f"format '{name}' gives {list(found.shape)} for {what} {list(batch.shape)}, the "
+                                  f"network {list(expected.shape)}; nothing was put in place")
+            difference, allowed = relative_difference(found, expected), TOLERANCE
+            if difference > allowed:
+                precise = precise or _in_float64(network)
+                truth = _run(precise, batch if batch.dtype == np.uint8 else batch.astype(np.float64))
+                difference = relative_difference(found, truth)
+                allowed = max(TOLERANCE, relative_difference(expected, truth))
+            if not difference <= allowed:
+                raise ExportError(f"format '{name}' differs from the network by {difference:.2g} of an embedding's "
+                                  f"length on {what}, expected {allowed:.2g} at most; nothing was put in place")
+            worst = max(worst, difference)
+    log.info("%s: equal to the network to %.1g of an embedding's length on %s", ", ".join(runs), worst,
+             ", ".join(inputs))
+
+
+def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest |found - expected| / |expected| of a row, of [N, D]; NaN where a value is."""
+    lengths = np.linalg.norm(expected, axis=1)
+    return float((np.linalg.norm(found - expected, axis=1) / np.maximum(lengths, 1e-12)).max())
+
+
+def _run(network: nn.Layer, batch: np.ndarray) -> np.ndarray:
+    with paddle.no_grad():
+        return network(paddle.to_tensor(batch)).numpy()
+
+
+def _in_float64(network: nn.Layer) -> nn.Layer:
+    network = copy.deepcopy(network).to(dtype="float64")
+    if isinstance(network, BakedNetwork):
+        network.compute_dtype = "float64"
+    return network
+
+
+def _data_set_images(config: Config) -> Iterator[np.ndarray]:
+    """A few images of the data set, spread evenly; none where there is no data set."""
+    try:
+        records = open_records(config.dataset_dir)
+        count = len(records)
+        for index in sorted({count * part // REAL_IMAGES for part in range(REAL_IMAGES)} if count else ()):
+            yield decode(records[index].image)
+    except PLSCError:
+        return

@@ -1,0 +1,75 @@
+"""A network saved as a Paddle inference model, in the new representation or the legacy one."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+from typing import Iterator, List
+
+import paddle
+from paddle import nn
+
+from plsc.engine.baking import BakedNetwork
+from plsc.errors import ExportError
+
+
+def save_traced(network: nn.Layer, spec: paddle.static.InputSpec, prefix: Path, legacy: bool = False) -> None:
+    """Write PREFIX.json (or, as legacy, PREFIX.pdmodel) and PREFIX.pdiparams.
+
+    Args:
+        network: in evaluation mode.
+        spec: of its one input.
+        prefix: path without a suffix, in an existing folder.
+        legacy: write the representation of Paddle 2, which Paddle Serving needs.
+
+    Raises:
+        ExportError: a layer cannot be traced; the message names it and what in it failed.
+    """
+    # Paddle 3 ignores the flag once imported, and silently writes the new representation; this guard it heeds.
+    guard = paddle.pir_utils.OldIrGuard() if legacy else contextlib.nullcontext()
+    entered: List[str] = []
+    try:
+        with guard, _names_of_entered_layers(network, entered):
+            paddle.jit.save(network, str(prefix), input_spec=[spec])
+    except Exception as error:
+        raise ExportError(_explain(network, entered, error, legacy)) from None
+    model = prefix.with_name(prefix.name + (".pdmodel" if legacy else ".json"))
+    if not model.is_file():
+        raise ExportError(f"Paddle {paddle.__version__} did not write {model.name}, expected it to; this Paddle "
+                          f"cannot write the {'legacy' if legacy else 'new'} representation")
+
+
+@contextlib.contextmanager
+def _names_of_entered_layers(network: nn.Layer, entered: List[str]) -> Iterator[None]:
+    """Keep in `entered` the path of layers being called; after a failure, its last is where it happened."""
+
+    def leave(layer: nn.Layer, inputs: object, outputs: object) -> None:
+        entered.pop()
+
+    handles = []
+    for name, layer in network.named_sublayers(include_self=True):
+        handles.append(layer.register_forward_pre_hook(lambda layer, inputs, name=name: entered.append(name)))
+        handles.append(layer.register_forward_post_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _explain(network: nn.Layer, entered: List[str], error: Exception, legacy: bool) -> str:
+    name = entered[-1] if entered else ""
+    layers = dict(network.named_sublayers(include_self=True))
+    # The user knows no layer that baking has put around theirs.
+    shown = name[len("backbone.") :] if isinstance(network, BakedNetwork) and name.startswith("backbone.") else name
+    where = f"layer '{shown}' ({type(layers[name]).__name__})" if name else type(network).__name__
+    text = str(error)
+    found = re.search(r"(\w+)\(\): argument .* must be Value, but got Variable", text)
+    if legacy and found:
+        return (f"{where}: paddle.{found[1]} cannot be traced in the legacy representation, which Paddle Serving "
+                f"needs. In its forward, use an equivalent layer of paddle.nn or the operators @ * + / and ** instead; "
+                f"or export without 'legacy' and 'serving': the formats 'paddle' and 'onnx' and plsc serve take it")
+    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), type(error).__name__)
+    return (f"{where}: cannot be traced{' in the legacy representation' if legacy else ''}: {last[:300]}. Its forward "
+            f"must be a function of tensors, without data-dependent Python")
