@@ -259,6 +259,8 @@ def test_columns_are_told_per_file(tmp_path):
     (line(0, True) + "0\n", "line 2: got b'0'"),
     (line(0, True) + line(1, False), "line 2: got b'iVBOR.*expected 'label<TAB>base64-image' as in the file's first"),
     (line(0, False) + "iVBORw0KGgo=\n", "line 2: got"),
+    (line(0, False) + line(1, False).strip() + " " * 99 + "\n", "line 2: got"),
+    (line(0, True) + " " * 300 + line(1, True), "line 2: got"),
     (line(0, False) + "iVBORw0KGgo=\t-3\n", "line 2: got"),
 ])
 def test_malformed_base64_files_are_named_by_line(tmp_path, text, message):
@@ -281,6 +283,9 @@ def test_a_list_of_part_files_names_what_is_missing(tmp_path):
     make_base64(tmp_path / "set")
     (tmp_path / "set" / "file_list.txt").write_text("part-0\npart-7\n")
     with pytest.raises(DataError, match="file_list.txt, line 2: there is no part file .*part-7"):
+        open_records(tmp_path / "set")
+    (tmp_path / "set" / "file_list.txt").write_text("x" * 5000)
+    with pytest.raises(DataError, match="there is no part file"):
         open_records(tmp_path / "set")
     (tmp_path / "set" / "file_list.txt").write_text("\n")
     with pytest.raises(DataError, match="the list is empty"):

@@ -10,6 +10,7 @@ import base64
 import binascii
 import logging
 import mmap
+import os
 from array import array
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
@@ -109,7 +110,7 @@ def is_part_list(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
             first = file.readline(4096).decode("utf-8").strip()
-        return bool(first) and (path.name == "file_list.txt" or (path.parent / first).is_file())
+        return bool(first) and (path.name == "file_list.txt" or os.path.isfile(path.parent / first))
     except (OSError, ValueError):
         return False
 
@@ -129,7 +130,7 @@ def _part_files(path: Path) -> List[Path]:
         raise DataError(f"{path}: the list is empty, expected the name of one part file per line")
     parts = [path.parent / name for name in names]
     for number, part in enumerate(parts, start=1):
-        if not part.is_file():
+        if not os.path.isfile(part):  # of a name of any length
             raise DataError(f"{path}, line {number}: there is no part file {str(part)[:200]!r}")
     return parts
 
@@ -142,7 +143,7 @@ def _build_index(path: Path) -> Arrays:
     while offset < size:
         number += 1
         end = _line_end(data, offset)
-        if data[offset : min(end, offset + 256)].strip():
+        if data[offset : min(end, offset + 256)].strip() or data[offset:end].strip():
             if label_first is None:
                 label_first = _order_of(data[offset:end], path)
             labels.append(_label_of(data, offset, end, label_first, path, number))
@@ -187,11 +188,11 @@ def _label_of(data: mmap.mmap, start: int, end: int, label_first: bool, path: Pa
     # The image is not looked at here: lines are long and their labels at one end.
     if label_first:
         edge = data[start : min(end, start + 64)].split(None, 1)
-        label, has_image = edge[0], len(edge) == 2
+        label = edge[0] if edge else b""
     else:
         edge = data[max(start, end - 64) : end].rsplit(None, 1)
-        label, has_image = edge[-1], len(edge) == 2
-    if not (has_image and _is_label(label)):
+        label = edge[-1] if edge else b""
+    if not (len(edge) == 2 and _is_label(label)):
         order = "'label<TAB>base64-image'" if label_first else "'base64-image<TAB>label'"
         raise DataError(f"{path}, line {number}: got {data[start : min(end, start + 60)]!r}..., expected {order} as in "
                         f"the file's first line")

@@ -194,7 +194,7 @@ def _recognise(name: str, recover: bool) -> Records:
         from plsc.data.synthetic import SyntheticRecords
 
         return SyntheticRecords.from_name(name)
-    if not path.exists() and not re.search(r"\{\d+\.\.\d+\}", name):
+    if not os.path.exists(path) and not re.search(r"\{\d+\.\.\d+\}", name):
         raise DataError(f"data folder {name!r} does not exist; expected a folder with label.txt and images/, "
                         f"or with one folder per class; set it with set_dataset_dir")
     if not path.is_dir():

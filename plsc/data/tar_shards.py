@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import mmap
+import os
 import re
 import tarfile
 from array import array
@@ -107,7 +108,7 @@ def _shards(path: str) -> List[Path]:
         return shards
     shards = [Path(name) for name in expand_range(path)]
     for shard in shards:
-        if not shard.is_file():
+        if not os.path.isfile(shard):
             raise DataError(f"{shard}: there is no such shard")
     return shards
 
