@@ -195,6 +195,14 @@ def test_an_inspection_counts_and_names_what_is_damaged():
     assert inspect(source, limit=5).looked_at == 5
 
 
+def test_an_inspection_tells_labels_beyond_the_stated_classes():
+    source = Images()
+    source.num_classes = 4
+    found = inspect(source)
+    assert found.damage == "5 labels are beyond the 4 classes that the set states, the first 4 at image 4"
+    assert found.empty_classes == 0
+
+
 def test_plots_are_saved_and_overwrite_nothing(tmp_path):
     pytest.importorskip("matplotlib")
     paths = plot(Images(broken={3: b""}), tmp_path / "set")

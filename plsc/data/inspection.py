@@ -35,7 +35,7 @@ class Inspection:
         sizes: the commonest (width, height, images), most first, ten at most.
         damaged: images that cannot be decoded: where they are and what is wrong, a hundred at most.
         num_damaged: how many there are.
-        damage: what is wrong with the file as a whole, or None.
+        damage: what is wrong with the set as a whole, such as a file cut off or labels beyond C; or None.
     """
 
     format: str
@@ -64,7 +64,7 @@ class Inspection:
         if self.num_damaged > len(self.damaged):
             lines.append(f"  and {self.num_damaged - len(self.damaged)} more")
         if self.damage:
-            lines.append(f"DAMAGED FILE      {self.damage}")
+            lines.append(f"DAMAGED           {self.damage}")
         return "\n".join(lines)
 
 
@@ -92,9 +92,16 @@ def inspect(records: Records, limit: Optional[int] = None) -> Inspection:
         encodings[encoding] += 1
         sizes[size] += 1
     common = [(width, height, count) for (height, width), count in sizes.most_common(10)]
-    return Inspection(records.format, len(records), records.num_classes, records.num_classes - len(present),
+    damage = getattr(records, "damage", None)
+    beyond = np.flatnonzero(labels >= records.num_classes)
+    if beyond.size:
+        damage = "; ".join([damage] * bool(damage) + [
+            f"{beyond.size} labels are beyond the {records.num_classes} classes that the set states, the first "
+            f"{labels[beyond[0]]} at {records.describe(int(beyond[0]))}"])
+    return Inspection(records.format, len(records), records.num_classes,
+                      records.num_classes - int((present < records.num_classes).sum()),
                       (int(counts.min()), float(np.median(counts)), float(counts.mean()), int(counts.max())),
-                      len(chosen), dict(encodings), common, damaged, num_damaged, getattr(records, "damage", None))
+                      len(chosen), dict(encodings), common, damaged, num_damaged, damage)
 
 
 def plot(records: Records, prefix: Union[str, Path], seed: int = 0) -> List[Path]:
