@@ -27,6 +27,7 @@ import paddle
 
 from plsc.errors import ConfigError
 from plsc.losses.margin import Margin
+from plsc.losses.primitives import exp_
 from plsc.losses.shard import Chunk, Shard
 from plsc.losses.softmax import NORM_EPSILON, Alone, Reducer, Targets, tangent, unit_rows
 
@@ -199,12 +200,12 @@ class FusedSoftmax:
                 bias_gradient.append(paddle.matmul(e, state.share))
             # Splitting copies, and still takes half the time of slicing.
             parts = zip(_C.split(coefficient, chunk.sizes, 0), _C.split(e, chunk.sizes, 0), chunk.blocks)
-            for part, e_rows, (rows, channels, zeros, slots) in parts:
-                gradient = _C.reshape(_C.affine_channel(channels, part, zeros, "NCHW"), [-1, size])
+            for part, e_rows, block in parts:
+                gradient = _C.reshape(_C.affine_channel(block.channels, part, block.zeros, "NCHW"), [-1, size])
                 _C.addmm_(gradient, e_rows, x, 1.0, 1.0)
-                rule.apply(rows, gradient, slots, prepared)
+                rule.apply(block.rows, gradient, block.state, prepared)
                 if self.margin:
-                    squares.append(shard.row_squares(rows))
+                    squares.append(shard.block_squares(block))
         shard.keep_squares(squares)
         if bias_gradient:
             gradient = paddle.concat(bias_gradient) + shard.bias * rule.l2
@@ -294,7 +295,7 @@ class FusedSoftmax:
     def _exponentials(self, k: int, terms: RowTerms, peak: Optional[paddle.Tensor]) -> paddle.Tensor:
         """e [B, G] of a chunk from its r, over e^peak."""
         exponents = self._exponents(k, terms)
-        return _C.exp_(exponents if peak is None else _C.subtract_(exponents, peak))
+        return exp_(exponents if peak is None else _C.subtract_(exponents, peak))
 
 
 def _places(targets: Targets, shard: Shard, samples: int) -> Places:

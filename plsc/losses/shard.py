@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+import numpy as np
 import paddle
 
+from plsc.losses.primitives import Squares, host_view, join, row_squares
 from plsc.losses.softmax import Targets, locate
 from plsc.losses.updates import UpdateRule
 
@@ -26,6 +28,7 @@ class Block(NamedTuple):
     rows: paddle.Tensor  # [b, D]
     channels: paddle.Tensor  # [1, b, 1, D]
     zeros: paddle.Tensor  # [b]
+    view: Optional[np.ndarray]  # [b, D]
     state: Tuple[paddle.Tensor, ...]
 
 
@@ -84,7 +87,8 @@ class Shard:
         for first in range(0, count, self.block_rows):
             rows, *state = (t[first : first + self.block_rows] for t in tensors)
             size = rows.shape[0]
-            blocks.append(Block(rows, rows.view([1, size, 1, width]), self._zeros[:size], tuple(state)))
+            blocks.append(Block(rows, rows.view([1, size, 1, width]), self._zeros[:size], host_view(rows),
+                                tuple(state)))
         return Chunk(tensors[0], blocks, [block.rows.shape[0] for block in blocks])
 
     def cut(self, rows: paddle.Tensor) -> List[paddle.Tensor]:
@@ -98,9 +102,9 @@ class Shard:
         """Where the labels [G], global ids, lie."""
         return locate(labels, self.first_class, self.size)
 
-    def row_squares(self, rows: paddle.Tensor) -> paddle.Tensor:
-        """[M]: squared norms of rows [M, D]. A product with ones is several times faster than a sum."""
-        return _C.matmul(_C.multiply(rows, rows), self._ones, False, False)
+    def block_squares(self, block: Block) -> Squares:
+        """[b]: squared norms of a block's rows, as `keep_squares` takes them."""
+        return row_squares(block.rows, block.view, self._ones)
 
     def squares(self, samples: paddle.Tensor, rows: paddle.Tensor) -> paddle.Tensor:
         """[S]: squared norms of all rows, remembered from the last update, when they were in cache.
@@ -114,15 +118,15 @@ class Shard:
         # A GPU has bandwidth to spare and would have to wait for the answer of the check.
         if self._squares is not None:
             kept = paddle.index_select(self._squares, samples)
-            if not self.weight.place.is_cpu_place() or not paddle.allclose(kept, self.row_squares(rows), 1e-4, 0.0):
+            if not self.weight.place.is_cpu_place() or not paddle.allclose(kept, (rows * rows).sum(1), 1e-4, 0.0):
                 self._squares = None
         return self.all_squares()
 
     def all_squares(self) -> paddle.Tensor:
         """[S]: squared norms of all rows, unchecked."""
         if self._squares is None:
-            parts = [self.row_squares(block.rows) for chunk in self.chunks for block in chunk.blocks]
-            self._squares = paddle.concat(parts) if parts else paddle.zeros([0], self.weight.dtype)
+            parts = [self.block_squares(block) for chunk in self.chunks for block in chunk.blocks]
+            self._squares = join(parts) if parts else paddle.zeros([0], self.weight.dtype)
         return self._squares
 
     @property
@@ -130,6 +134,6 @@ class Shard:
         """[S]: squared norms if they are known."""
         return self._squares
 
-    def keep_squares(self, squares: Optional[List[paddle.Tensor]]) -> None:
+    def keep_squares(self, squares: Optional[List[Squares]]) -> None:
         """Remember the squared norms, block by block; None to forget them."""
-        self._squares = paddle.concat(squares) if squares else None
+        self._squares = join(squares) if squares else None

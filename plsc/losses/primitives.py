@@ -1,0 +1,54 @@
+"""Two operations that take a tenth of a fused step, done by NumPy where the tensor lies in host memory.
+
+On one core, float32, a shard of 500,000 x 512 and 128 samples: the exponentials of a pass take 25 ms in
+NumPy (its AVX-512 kernel) and 55 ms in Paddle 3.3; squared row norms 12 to 30 ms against 41 ms, with no
+temporary. NumPy works on the tensor's own memory, through DLPack. Elsewhere (GPUs; NumPy before 2.1, whose
+DLPack views are read-only) Paddle's operators do the same.
+"""
+
+from __future__ import annotations
+
+from typing import List, Optional, Union
+
+import numpy as np
+import paddle
+
+_C = paddle._C_ops
+Squares = Union[np.ndarray, paddle.Tensor]
+_HOST_TYPES = (paddle.float32, paddle.float64)
+
+
+def host_view(tensor: paddle.Tensor) -> Optional[np.ndarray]:
+    """The tensor's memory as a writable array; None where there is no such thing."""
+    if not tensor.place.is_cpu_place() or tensor.dtype not in _HOST_TYPES:
+        return None
+    view = np.from_dlpack(tensor.detach())
+    return view if view.flags.writeable else None
+
+
+def exp_(tensor: paddle.Tensor) -> paddle.Tensor:
+    """e to the tensor, in place."""
+    view = host_view(tensor)
+    if view is None:
+        return _C.exp_(tensor)
+    np.exp(view, out=view)
+    return tensor
+
+
+def row_squares(rows: paddle.Tensor, view: Optional[np.ndarray], ones: paddle.Tensor) -> Squares:
+    """[M]: squared norms of rows [M, D]; an array where there is a view, else a tensor.
+
+    Args:
+        rows: [M, D].
+        view: `host_view(rows)`.
+        ones: [D] ones; a product with them is several times faster than Paddle's sum.
+    """
+    if view is None:
+        return _C.matmul(_C.multiply(rows, rows), ones, False, False)
+    # NumPy 2.0 has vecdot, which needs half the time.
+    return np.vecdot(view, view) if hasattr(np, "vecdot") else np.einsum("ij,ij->i", view, view)
+
+
+def join(parts: List[Squares]) -> paddle.Tensor:
+    """One tensor of what `row_squares` returned, which is one kind or the other."""
+    return paddle.to_tensor(np.concatenate(parts)) if isinstance(parts[0], np.ndarray) else paddle.concat(parts)
