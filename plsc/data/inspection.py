@@ -121,7 +121,9 @@ def plot(records: Records, prefix: Union[str, Path], seed: int = 0) -> List[Path
     figure_of = require("matplotlib.figure", "'plsc[demo]'", "plotting")
     figure = figure_of.Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
-    axes.hist(counts, bins=min(50, int(counts.max() - counts.min()) + 1), color="#3b6ea5")
+    step = -(-int(counts.max() - counts.min() + 1) // 50)
+    axes.hist(counts, bins=np.arange(counts.min(), counts.max() + step + 1, step) - 0.5, color="#3b6ea5")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="images per class", ylabel="classes", yscale="log" if len(present) > 1000 else "linear",
              title=f"{len(records)} images, {len(present)} classes")
     figure.savefig(paths[0], dpi=150)
