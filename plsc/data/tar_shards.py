@@ -135,11 +135,8 @@ def _members(path: Path) -> Any:
     data = map_file(path)
     try:
         with tarfile.open(path, "r:") as tar:
-            while True:
-                member = tar.next()
+            for member in tar:
                 tar.members = []  # else it keeps all of them
-                if member is None:
-                    break
                 if member.isfile():
                     if member.offset_data + member.size > len(data) or member.issparse():
                         raise tarfile.ReadError(f"{member.name} runs past the end of the file or is sparse")
