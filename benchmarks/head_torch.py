@@ -1,0 +1,160 @@
+"""Partial FC in PyTorch on gloo, one rank: what `head.py` compares with. Prints a line of JSON on rank 0.
+
+Written straight from An et al., CVPR 2022 (ArcFace margin, class-sharded softmax, sampling with the
+momentum of sampled rows carried along), and tuned: in place where autograd allows, the softmax and its
+gradient in one buffer, `torch.optim.SGD(fused=True)`, one thread, huge pages by the caller's environment.
+The margin is written over the target logits and its derivative taken as 1, as InsightFace does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+SCALE, MARGIN, RATE, MOMENTUM, L2 = 64.0, 0.5, 0.01, 0.9, 5e-4
+
+
+class Gather(torch.autograd.Function):
+    """All ranks' rows; backward sums over ranks and keeps this rank's."""
+
+    @staticmethod
+    def forward(context, rows):
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context, gradient):
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+class CrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy over class shards; the logits' memory becomes the probabilities and the gradient."""
+
+    @staticmethod
+    def forward(context, logits, row, owned):
+        peak = logits.amax(1, keepdim=True)
+        dist.all_reduce(peak, dist.ReduceOp.MAX)
+        logits.sub_(peak)
+        at = owned.nonzero().squeeze(1)
+        target = torch.zeros(len(row))
+        target[at] = logits[at, row[at]]
+        logits.exp_()
+        total = logits.sum(1, keepdim=True)
+        both = torch.cat([total, target.unsqueeze(1)], 1)
+        dist.all_reduce(both)
+        logits.div_(both[:, :1])
+        context.save_for_backward(logits, at, row)
+        return (both[:, 0].log() - both[:, 1]).mean()
+
+    @staticmethod
+    def backward(context, rate):
+        logits, at, row = context.saved_tensors
+        logits[at, row[at]] -= 1.0
+        return logits.mul_(rate / len(row)), None, None
+
+
+class PartialFC:
+    def __init__(self, size, width, first, ratio):
+        self.weight, self.velocity = torch.empty(size, width).normal_(0, 0.01), torch.zeros(size, width)
+        self.first, self.count = first, math.ceil(ratio * size)
+        self.whole = ratio >= 1.0
+
+    def step(self, features, labels):
+        features = features.requires_grad_()
+        x = Gather.apply(features)
+        parts = [torch.empty_like(labels) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, labels)
+        row = torch.cat(parts) - self.first
+        owned = (row >= 0) & (row < len(self.weight))
+        weight, velocity, index = self.weight, self.velocity, None
+        if not self.whole:
+            score = torch.rand(len(self.weight))
+            score[row[owned]] = 2.0
+            index = torch.topk(score, self.count)[1].sort()[0]
+            row = torch.searchsorted(index, row.clamp(0, len(self.weight) - 1))
+            weight, velocity = self.weight[index], self.velocity[index]
+        weight = weight.detach().requires_grad_()
+        cosine = F.linear(F.normalize(x), F.normalize(weight)).clamp(-1, 1)
+        at = owned.nonzero().squeeze(1)
+        with torch.no_grad():
+            target = cosine[at, row[at]]
+        logits = cosine * SCALE
+        angle = torch.acos(target.clamp(-1 + 1e-6, 1 - 1e-6)) + MARGIN
+        logits.data[at, row[at]] = SCALE * torch.cos(angle)
+        loss = CrossEntropy.apply(logits, row, owned)
+        loss.backward()
+        optimizer = torch.optim.SGD([weight], RATE, MOMENTUM, weight_decay=L2, fused=True)
+        optimizer.state[weight]["momentum_buffer"] = velocity
+        optimizer.step()
+        if not self.whole:
+            self.weight.index_copy_(0, index, weight.detach())
+            self.velocity.index_copy_(0, index, velocity)
+        return loss.item()
+
+
+def gemm(weight, samples, chunk=2048):
+    x = F.normalize(torch.randn(samples, weight.shape[1]))
+    total = torch.zeros_like(x)
+    logits, gradient = torch.empty(chunk, samples), torch.empty(chunk, weight.shape[1])
+    for rows in weight.split(chunk):
+        count = len(rows)
+        torch.mm(rows, x.t(), out=logits[:count])
+        total.addmm_(logits[:count].t(), rows)
+        torch.mm(logits[:count], x, out=gradient[:count])
+
+
+def memory(field):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def seconds(work):
+    dist.barrier()
+    start = time.perf_counter()
+    work()
+    longest = torch.tensor([time.perf_counter() - start])
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    return longest.item()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in (("classes", 1000000), ("dim", 512), ("batch", 64), ("steps", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--ratio", type=float, default=1.0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(rank)
+    size = options.classes // ranks + (rank < options.classes % ranks)
+    first = rank * (options.classes // ranks) + min(rank, options.classes % ranks)
+    base = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    head = PartialFC(size, options.dim, first, options.ratio)
+    samples = options.batch * ranks
+    step = lambda: head.step(torch.randn(options.batch, options.dim),  # noqa: E731
+                             torch.randint(0, options.classes, (options.batch,)))
+    seconds(step)
+    bare, own = [], []
+    for _ in range(options.steps):
+        bare.append(seconds(lambda: gemm(head.weight, samples)))
+        own.append(seconds(step))
+    state = 2 * size * options.dim * 4
+    if rank == 0:
+        print(json.dumps({"seconds": statistics.median(own), "gemm_seconds": statistics.median(bare),
+                          "memory": memory("VmHWM") - base, "state": state, "torch": torch.__version__}))
+
+
+if __name__ == "__main__":
+    main()
