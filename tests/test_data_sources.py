@@ -320,7 +320,7 @@ def test_samples_that_are_not_whole_are_named(tmp_path, members, message):
         TarRecords(tmp_path)
 
 
-def test_damaged_shards_are_not_read_as_shorter_ones(tmp_path):
+def test_damaged_shards_are_not_read_as_shorter_ones(tmp_path, caplog):
     path = tmp_path / "train-000.tar"
     with tarfile.open(path, "w") as tar:
         for n in range(3):
@@ -335,6 +335,10 @@ def test_damaged_shards_are_not_read_as_shorter_ones(tmp_path):
     path.write_bytes(data[: data.index(b"2.png") + 520])
     with pytest.raises(DataError, match="damaged, cut off or no tar"):
         TarRecords(path)
+    assert "may have been cut off" not in caplog.text
+    path.write_bytes(data[: data.index(b"2.png")])
+    assert len(TarRecords(path)) == 2
+    assert "train-000.tar: the shard ends without the mark of an archive's end, so it may have been cut" in caplog.text
     (tmp_path / "b.tar.gz").write_bytes(gzip.compress(data))
     with pytest.raises(DataError, match="unpack a .tar.gz first"):
         open_records(tmp_path / "b.tar.gz")

@@ -146,6 +146,8 @@ def _members(path: Path) -> Any:
         hint = "; unpack a .tar.gz first: only plain tar can be read in random order" if _is_gzip(data) else ""
         raise DataError(f"{path}: the shard is damaged, cut off or no tar: {error}{hint}") from None
     # tarfile ends without a word at a header that it cannot read; samples after it would be lost.
+    if stopped >= len(data):
+        log.warning("%s: the shard ends without the mark of an archive's end, so it may have been cut off", path)
     if data[stopped : stopped + _BLOCK].strip(b"\0"):
         raise DataError(f"{path}, offset {stopped}: found no tar header, expected one or the end of the archive; the "
                         f"shard is damaged")
