@@ -39,9 +39,9 @@ def network():
     return made
 
 
-def eager(net, pixels):
+def eager(net, pixels, mean=127.5, std=128.0):
     """[N, H, W, 3] uint8 RGB -> [N, D], as the export's maths is documented."""
-    batch = (pixels.transpose(0, 3, 1, 2).astype(np.float32) - 127.5) / 128.0
+    batch = ((pixels.astype(np.float32) - np.float32(mean)) / np.float32(std)).transpose(0, 3, 1, 2)
     with paddle.no_grad():
         return net(paddle.to_tensor(batch)).numpy()
 
@@ -77,9 +77,11 @@ def test_all_formats_compute_what_the_network_does(tmp_path, onnxruntime):
 @pytest.mark.parametrize("bgr", [True, False])
 def test_baked_networks_take_pixels_and_give_unit_embeddings(tmp_path, flip, bgr):
     net, pixels = network(), np.stack(IMAGES)
-    export_backbone(net, settings(flip=flip), tmp_path / "m", formats=("legacy",), bake=("normalise", "preprocess"),
-                    bgr=bgr, images=IMAGES)
-    both = eager(net, pixels) + (eager(net, pixels[:, :, ::-1]) if flip else 0)
+    statistics = {"mean": (100, 110, 120), "std": (60, 55, 50)}
+    config = settings(flip=flip, pixel_mean=statistics["mean"], pixel_std=statistics["std"])
+    export_backbone(net, config, tmp_path / "m", formats=("legacy",), bake=("normalise", "preprocess"), bgr=bgr,
+                    images=IMAGES)
+    both = eager(net, pixels, **statistics) + (eager(net, pixels[:, :, ::-1], **statistics) if flip else 0)
     given = pixels[..., ::-1] if bgr else pixels
     for path in ("model.json", "legacy/model.pdmodel"):
         assert np.abs(Predictor(tmp_path / "m" / path).run(given) - unit(both)).max() < 1e-5
@@ -89,8 +91,9 @@ def test_baked_networks_take_pixels_and_give_unit_embeddings(tmp_path, flip, bgr
 @pytest.mark.parametrize("bake", [("normalise",), ("preprocess",)])
 def test_what_is_baked_changes_no_embedding(tmp_path, bake):
     net = network()
-    export_backbone(net, settings(), tmp_path / "plain", images=IMAGES)
-    export_backbone(net, settings(), tmp_path / "baked", bake=bake, images=IMAGES)
+    config = settings(pixel_mean=(100, 110, 120), pixel_std=(60, 55, 50))
+    export_backbone(net, config, tmp_path / "plain", images=IMAGES)
+    export_backbone(net, config, tmp_path / "baked", bake=bake, images=IMAGES)
     plain, baked = (load_inference_model(tmp_path / name).embed(IMAGES) for name in ("plain", "baked"))
     assert np.abs(plain - baked).max() < 1e-5
 

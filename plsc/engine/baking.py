@@ -7,7 +7,7 @@ from typing import Sequence, Tuple
 import paddle
 from paddle import nn
 
-from plsc.data.transforms import PIXEL_MEAN, PIXEL_STD
+from plsc.config import Config
 from plsc.errors import ExportError
 
 BAKEABLE = ("preprocess", "normalise")
@@ -21,22 +21,23 @@ class BakedNetwork(nn.Layer):
     more than a factor of two so skips pixels: feed images near the network's size.
 
     With `normalise` it gives embeddings [N, D] of unit length, of the image and its mirror image together
-    where `flip` is set; without, the backbone's own.
+    where `config.flip` is set; without, the backbone's own.
 
     Args:
         backbone: [N, 3, H, W] -> [N, D].
-        image_shape: (3, H, W).
+        config: image_shape, flip, pixel_mean and pixel_std count.
         bake: any of 'preprocess' and 'normalise'.
-        flip: embed both ways; only with 'normalise'.
         bgr: the pixels come as OpenCV reads them, blue first; only with 'preprocess'.
     """
 
-    def __init__(self, backbone: nn.Layer, image_shape: Tuple[int, int, int], bake: Sequence[str], flip: bool,
-                 bgr: bool) -> None:
+    def __init__(self, backbone: nn.Layer, config: Config, bake: Sequence[str], bgr: bool) -> None:
         super().__init__()
-        self.backbone, self.size = backbone, list(image_shape[1:])
+        self.backbone, self.size = backbone, list(config.image_shape[1:])
         self.preprocess, self.normalise = "preprocess" in bake, "normalise" in bake
-        self.flip, self.bgr = flip, bgr
+        self.flip, self.bgr = config.flip, bgr
+        if self.preprocess:
+            for name, values in (("mean", config.pixel_mean), ("std", config.pixel_std)):
+                self.register_buffer(name, paddle.to_tensor(values, "float32").reshape([1, 3, 1, 1]))
         self.compute_dtype = "float32"
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
@@ -46,7 +47,7 @@ class BakedNetwork(nn.Layer):
                 images = images.flip(1)
             # Paddle 3.3 cannot run its bilinear resizing under oneDNN; the cubic one it can.
             images = nn.functional.interpolate(images, size=self.size, mode="bicubic", align_corners=False)
-            images = (images - PIXEL_MEAN) / PIXEL_STD
+            images = (images - self.mean) / self.std
         embeddings = self.backbone(images)
         if self.normalise:
             if self.flip:

@@ -20,7 +20,6 @@ import numpy as np
 import paddle
 
 from plsc.config import Config
-from plsc.data.transforms import PIXEL_MEAN, PIXEL_STD
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.baking import BakedNetwork, parse_bake
@@ -85,7 +84,7 @@ def export_backbone(backbone: paddle.nn.Layer, config: Config, directory: Path, 
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     backbone.eval()
-    network = BakedNetwork(backbone, config.image_shape, bake, config.flip, bgr) if bake else backbone
+    network = BakedNetwork(backbone, config, bake, bgr) if bake else backbone
     network.eval()
     spec = network.input_spec() if bake else paddle.static.InputSpec([None, *config.image_shape], "float32", "image")
     try:
@@ -139,7 +138,8 @@ def _put_in_place(partial: Path, directory: Path) -> None:
 
 def _about(config: Config, origin: str, bake: Sequence[str], bgr: bool) -> Dict[str, Any]:
     return {"format": FORMAT, "version": 1, "image_shape": list(config.image_shape), "emb_dim": config.emb_dim,
-            "channels": "RGB", "pixel_mean": PIXEL_MEAN, "pixel_std": PIXEL_STD, "flip": config.flip,
+            "channels": "RGB", "pixel_mean": list(config.pixel_mean), "pixel_std": list(config.pixel_std),
+            "flip": config.flip,
             "baked": {"preprocess": "preprocess" in bake, "normalise": "normalise" in bake,
                       "channels": "BGR" if bgr else "RGB"},
             "paddle": paddle.__version__, "checkpoint": origin}

@@ -47,7 +47,8 @@ def sample_inputs(config: Config, spec: paddle.static.InputSpec, images: Iterabl
         inputs["real images"] = np.stack([resize(image, *pixels[1:3])[..., ::-1 if bgr else 1] for image in real])
     else:
         transform = Transform(config.image_shape)
-        inputs["real images"] = np.asarray(normalise(np.stack([transform(image) for image in real])), np.float32)
+        batch = normalise(np.stack([transform(image) for image in real]), config.pixel_mean, config.pixel_std)
+        inputs["real images"] = np.asarray(batch, np.float32)
     return inputs
 
 

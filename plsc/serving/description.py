@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Tuple, Union
 
-import cv2
 import numpy as np
 
-from plsc.data.transforms import Transform
+from plsc.data.transforms import Channels, Transform, normalise
 from plsc.errors import ServingError
 
 FORMAT = "plsc-inference-model"
@@ -31,7 +30,7 @@ class ModelDescription:
             otherwise images [N, 3, H, W] float32.
         gives_unit: the model gives embeddings of unit length, flip included.
         bgr: of a model that takes pixels, blue first.
-        pixel_mean, pixel_std: of the normalisation (pixel - mean) / std.
+        pixel_mean, pixel_std: of the normalisation (pixel - mean) / std; red, green, blue.
     """
 
     directory: Path
@@ -41,8 +40,8 @@ class ModelDescription:
     takes_pixels: bool
     gives_unit: bool
     bgr: bool
-    pixel_mean: float
-    pixel_std: float
+    pixel_mean: Channels
+    pixel_std: Channels
 
     @property
     def model_file(self) -> Path:
@@ -71,9 +70,7 @@ class ModelDescription:
             pixels = np.concatenate([pixels, pixels[..., ::-1]])
         if self.takes_pixels:
             return np.ascontiguousarray((pixels[:, ::-1] if self.bgr else pixels).transpose(0, 2, 3, 1))
-        # One pass over the batch instead of three.
-        table = ((np.arange(256) - self.pixel_mean) / self.pixel_std).astype(np.float32)
-        return cv2.LUT(np.ascontiguousarray(pixels).reshape(-1, pixels.shape[-1]), table).reshape(pixels.shape)
+        return normalise(pixels, self.pixel_mean, self.pixel_std)
 
     def to_embeddings(self, outputs: np.ndarray, count: int) -> np.ndarray:
         """What the model gave for `to_input` of `count` images, to embeddings [count, D] of unit length."""
