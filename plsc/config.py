@@ -48,6 +48,9 @@ class Config(pydantic.BaseModel):
     scale: float = Field(64.0, gt=0.0, description="s: what the cosines are multiplied by")
     sample_ratio: float = Field(1.0, gt=0.0, le=1.0, description="share of class centres in each step (Partial FC)")
 
+    logits: Literal["auto", "store", "recompute"] = Field(
+        "auto", description="logits between the passes: keep, or multiply again; auto goes by the free memory")
+
     # The data
     dataset_dir: str = Field("./train_data", description="folder with label.txt and images/, or class folders")
     train_image_num: Optional[int] = Field(None, ge=1, description="training images; counted when not given")

@@ -99,6 +99,10 @@ class Entry:
         """Share of the class centres in each step (Partial FC, An et al., 2021), over 0 up to 1. Default 1."""
         self.config.sample_ratio = sample_ratio
 
+    def set_logits(self, mode: str) -> None:
+        """Logits between the head's two passes: 'store', 'recompute' (less memory), or 'auto' by what is free."""
+        self.config.logits = mode
+
     def set_distfc_attr(self, param_attr: Any = None, bias_attr: Any = None) -> None:
         """`paddle.ParamAttr` of the class centres, and of the bias that the softmax losses have (False: none)."""
         self.config.param_attr, self.config.bias_attr = param_attr, bias_attr

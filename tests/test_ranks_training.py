@@ -47,6 +47,18 @@ def test_whole_and_sharded_heads_equal_one_rank(loss_type, tmp_path):
     assert_close(train(2, tmp_path / "2", loss_type=loss_type, lr=0.5), alone, 1e-5)
 
 
+@pytest.mark.parametrize("fused, unfused, extra", [
+    (None, "clipped", {}), ("sgd", "clipped sgd", {}), ("adamw", "clipped adamw", {"lr": 0.2}),
+    (None, "clipped", {"logits": "recompute"}), (None, "clipped", {"loss_type": "dist_softmax", "lr": 0.5}),
+])
+def test_the_fused_update_gives_the_weights_of_the_whole_gradient(fused, unfused, extra, tmp_path):
+    one = train(2, tmp_path / "fused", **({"optimizer": fused} if fused else {}), **extra)
+    other = train(2, tmp_path / "unfused", optimizer=unfused, **extra)
+    weights = [name for name in one if name in other and ":" not in name]
+    assert {"head.weight", "backbone.fc.weight"} <= set(weights)
+    assert_close({name: one[name] for name in weights}, {name: other[name] for name in weights}, 1e-5)
+
+
 def test_training_moves_the_weights(one_rank, tmp_path):
     before = train(1, tmp_path, train_epochs=None, train_steps=1)
     assert np.abs(before["head.weight"] - one_rank["head.weight"]).max() > 1e-3
@@ -54,7 +66,8 @@ def test_training_moves_the_weights(one_rank, tmp_path):
 
 
 @pytest.mark.parametrize("model, extra", [("dropout", {}), ("batch norm", {}),
-                                          ("dropout", {"optimizer": "adamw", "lr": 0.2})])
+                                          ("dropout", {"optimizer": "adamw", "lr": 0.2}),
+                                          ("plain", {"sample_ratio": 0.5})])
 @pytest.mark.parametrize("steps", [10, 8])
 def test_resume_equals_never_having_stopped_bit_for_bit(model, extra, steps, tmp_path):
     """At the end of an epoch, and within one."""

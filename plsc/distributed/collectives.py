@@ -11,7 +11,7 @@ At world size 1 each collective is the identity.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Callable
 
 import paddle
 import paddle.distributed as dist
@@ -42,16 +42,26 @@ class Collectives:
 
     def reduce_scatter_sum(self, rows: paddle.Tensor) -> paddle.Tensor:
         """Adjoint of `all_gather`: sum over ranks, keep this rank's rows: [N * R, ...] -> [N, ...]."""
+        return self.begin_reduce_scatter_sum(rows)()
+
+    def begin_reduce_scatter_sum(self, rows: paddle.Tensor) -> Callable[[], paddle.Tensor]:
+        """`reduce_scatter_sum` while other work goes on: call what is returned for the result."""
         if self._alone:
-            return rows
+            return lambda: rows
         local = rows.shape[0] // self.topology.world_size
         if self.topology.on_gpu:
             own = paddle.empty([local, *rows.shape[1:]], rows.dtype)
-            dist.stream.reduce_scatter(own, rows.contiguous())
+            task = dist.stream.reduce_scatter(own, rows.contiguous(), sync_op=False)
+        else:
+            # Gloo has no reduce_scatter.
+            task = dist.all_reduce(rows, sync_op=False)
+            own = rows[self.topology.rank * local : (self.topology.rank + 1) * local]
+
+        def finish() -> paddle.Tensor:
+            task.wait()
             return own
-        # Gloo has no reduce_scatter.
-        start = self.topology.rank * local
-        return self.all_reduce_sum(rows)[start : start + local]
+
+        return finish
 
     def all_reduce_sum(self, tensor: paddle.Tensor) -> paddle.Tensor:
         """Sum over ranks, the same on all of them."""

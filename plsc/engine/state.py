@@ -70,21 +70,23 @@ def load_training(head: Classifier, optimizer: NamedOptimizer, saved: Checkpoint
         CheckpointError: it was trained for another class number or another kind of loss.
     """
     _check_setting(saved, "num_classes", config.num_classes, "class number", "set_class_num")
-    same_optimizer = saved.about["optimizer"] == optimizer.kind
-    if not same_optimizer:
-        log.warning("%s was trained with %s: the state of %s starts anew", saved.path, saved.about["optimizer"],
-                    optimizer.kind)
+    kinds = {"optimizer": optimizer.kind, "head_optimizer": head.optimizer_kind}
+    same = {name: saved.about[name] == kind for name, kind in kinds.items()}
+    for name, kind in kinds.items():
+        if not same[name]:
+            log.warning("%s was trained with another %s, %s: the state of %s starts anew", saved.path,
+                        name.replace("_", " "), saved.about[name], kind)
     state = {}
     for name in saved.names("head."):
         key = name[len("head.") :]
-        if key in head.parameters or same_optimizer:
+        if key in head.parameters or same["head_optimizer"]:
             state[key] = saved.read(name, head.classes if _is_by_class(key) else None)
     missing = set(head.parameters) - set(state)
     if missing:
         raise CheckpointError(f"{saved.path}: was trained with loss_type '{saved.about['settings']['loss_type']}' and "
                               f"holds no head {sorted(missing)[0]}, which '{config.loss_type}' needs")
     head.load(state)
-    if same_optimizer:
+    if same["optimizer"]:
         optimizer.load({name[len("optimizer.") :]: saved.read(name) for name in saved.names("optimizer.")})
 
 

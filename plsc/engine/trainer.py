@@ -103,7 +103,8 @@ class Trainer:
         with self.precision.autocast():
             features = self.network(images)
         check_embedding(features, self.backbone, len(batch.labels), self.config.emb_dim)
-        loss = self.head.forward(features.detach().astype("float32"), labels, self.config.calc_acc)
+        loss = self.head.forward(features.detach().astype("float32"), labels, self.step,
+                                 self.config.calc_acc)
         values = {"loss": loss, "lr": rate}
         if self.config.calc_acc:
             values.update(self.head.accuracy())
@@ -180,7 +181,8 @@ class Trainer:
 
     def _about(self) -> Dict[str, Any]:
         return {"epoch": self.epoch, "step": self.step, "images_in_epoch": self.step_in_epoch * self.global_batch,
-                "optimizer": self.optimizer.kind, "loss_scaling": self.precision.state(),
+                "optimizer": self.optimizer.kind, "head_optimizer": self.head.optimizer_kind,
+                "loss_scaling": self.precision.state(),
                 "settings": self.config.model_dump(mode="json", exclude={"amp_lists"})}
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:

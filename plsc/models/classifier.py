@@ -16,8 +16,8 @@ import paddle
 from plsc.config import Config
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.partition import Range, shard_range
-from plsc.losses.margin import Margin
-from plsc.losses.softmax import ShardedSoftmax, State
+from plsc.errors import ConfigError
+from plsc.models.updating import AfterGradient, Outcome, WithGradient
 from plsc.utils.seeding import derive_seed
 
 # Initial centres are drawn in blocks of this many classes, each from its own seed, so that they do not
@@ -35,7 +35,8 @@ class Classifier:
     Args:
         config: the settings.
         collectives: over all ranks.
-        make_optimizer: {name: parameter} -> an optimizer with `step(rate)`, `state()` and `load(state)`.
+        make_optimizer: {name: parameter} -> an optimizer with `step(rate)`, `state()`, `load(state)`, `kind`, and
+            `rule`: its arithmetic where rows can be updated as their gradient is made, else None.
     """
 
     def __init__(self, config: Config, collectives: Collectives,
@@ -45,28 +46,33 @@ class Classifier:
         self._ranks = topology.world_size
         self.classes = (shard_range(config.num_classes, topology.world_size, topology.rank) if self._sharded
                         else Range(0, config.num_classes))
-        margin = None if config.margins is None else Margin(*config.margins)
-        self._softmax = ShardedSoftmax(margin, config.scale, self.classes.start,
-                                       collectives if self._sharded else Collectives())
+        self._seed = config.seed
         self.parameters = {"weight": self._create_weight(config)}
-        if margin is None and config.bias_attr is not False:
+        if config.margins is None and config.bias_attr is not False:
             self.parameters["bias"] = self._create([self.classes.size], config.bias_attr, is_bias=True)
-        self._optimizer = make_optimizer(self.parameters)
-        self._state: Optional[State] = None
+        self._layer = self._choose_layer(config, make_optimizer(self.parameters))
+        self._outcome: Optional[Outcome] = None
 
-    def forward(self, features: paddle.Tensor, labels: paddle.Tensor, count_above: bool = False) -> paddle.Tensor:
+    @property
+    def optimizer_kind(self) -> str:
+        """Whose state `state` holds, for example 'Momentum'."""
+        return self._layer.kind
+
+    def forward(self, features: paddle.Tensor, labels: paddle.Tensor, step: int = 0,
+                count_above: bool = False) -> paddle.Tensor:
         """The mean loss over the global batch, 0-d, the same on every rank.
 
         Args:
             features: [N, D] of this rank, outside autograd.
             labels: [N] int64, 0 to C - 1.
+            step: decides, with the seed and the rank, which classes are sampled.
             count_above: make `accuracy` available.
         """
         if self._sharded:
             features, labels = self._collectives.all_gather(features), self._collectives.all_gather(labels)
-        self._state = self._softmax.forward(features, labels, self.parameters["weight"], self.parameters.get("bias"),
-                                            count_above)
-        loss = self._state.loss
+        seed = max(1, derive_seed(self._seed, step, self._collectives.topology.rank))
+        self._outcome = self._layer.forward(features, labels, count_above, seed)
+        loss = self._outcome.loss
         return loss if self._sharded else self._collectives.all_reduce_sum(loss.clone()) / self._ranks
 
     def backward(self, rate: float) -> paddle.Tensor:
@@ -75,25 +81,18 @@ class Classifier:
         Args:
             rate: learning rate.
         """
-        features, weight, bias = self._softmax.backward(self._state)
-        self._state = None
-        if self._sharded:
-            features = self._collectives.reduce_scatter_sum(features)
-        else:
+        gradient, self._outcome = self._outcome.features, None
+        if not self._sharded:
+            self._layer.update(rate)
             # The mean over this rank's samples becomes the mean over all ranks' samples.
-            features = features / self._ranks
-            weight, bias = (None if gradient is None else self._collectives.all_reduce_sum(gradient) / self._ranks
-                            for gradient in (weight, bias))
-        if self.classes.size:
-            for name, gradient in (("weight", weight), ("bias", bias)):
-                if gradient is not None:
-                    self.parameters[name].grad = gradient
-            self._optimizer.step(rate)
-        return features
+            return gradient / self._ranks
+        finish = self._collectives.begin_reduce_scatter_sum(gradient)
+        self._layer.update(rate)
+        return finish()
 
     def accuracy(self) -> Dict[str, paddle.Tensor]:
         """acc1 and acc5 of the last `forward` with `count_above`, by the logits without margin."""
-        above = self._state.above
+        above = self._outcome.above
         found = {f"acc{k}": (above < k).astype("float32").mean() for k in (1, 5)}
         if not self._sharded:
             found = {name: self._collectives.all_reduce_sum(value) / self._ranks for name, value in found.items()}
@@ -101,13 +100,33 @@ class Classifier:
 
     def state(self) -> Dict[str, paddle.Tensor]:
         """'weight' [S, D], 'bias' [S] and their optimizer state, as '<parameter>:<kind>'."""
-        return {**self.parameters, **self._optimizer.state()}
+        return {**self.parameters, **self._layer.state()}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over what `state` returned, cut to this rank's classes."""
+        """Take over what `state` returned, cut to this rank's classes; without optimizer state, that starts anew."""
         for name, parameter in self.parameters.items():
             parameter.set_value(state[name])
-        self._optimizer.load({name: value for name, value in state.items() if name not in self.parameters})
+        rest = {name: value for name, value in state.items() if name not in self.parameters}
+        if rest:
+            self._layer.load(rest)
+
+    def _choose_layer(self, config: Config, optimizer: Any) -> Any:
+        reducer = self._collectives if self._sharded else Collectives()
+        whole_on_many = not self._sharded and self._ranks > 1
+        rule = None if whole_on_many else optimizer.rule
+        if rule is not None:
+            return WithGradient(config, self.parameters, self.classes, reducer, rule)
+        if config.sample_ratio < 1.0:
+            why = (f"loss_type '{config.loss_type}' holds all classes on each rank; use 'dist_{config.loss_kind}'"
+                   if whole_on_many else
+                   f"the state of {optimizer.kind} as it was set cannot travel with the sampled classes; use Momentum, "
+                   f"SGD or AdamW without gradient clipping, and no special param_attr")
+            raise ConfigError(f"set_sample_ratio({config.sample_ratio}): {why}")
+        return AfterGradient(config, self.parameters, self.classes, reducer, optimizer, self._sum_over_ranks)
+
+    def _sum_over_ranks(self, gradient: paddle.Tensor) -> paddle.Tensor:
+        """A whole layer's gradient of the mean over all ranks' samples."""
+        return gradient if self._sharded else self._collectives.all_reduce_sum(gradient) / self._ranks
 
     def _create_weight(self, config: Config) -> paddle.Tensor:
         shape = [self.classes.size, config.emb_dim]

@@ -49,7 +49,17 @@ class Plain(BaseModel):
 
 
 MODELS = {"plain": Plain, "dropout": lambda: Plain(0.3), "batch norm": lambda: ResNetTiny(16, (3, SIDE, SIDE))}
-OPTIMIZERS = {"adamw": functools.partial(paddle.optimizer.AdamW, weight_decay=0.01)}
+OPTIMIZERS = {
+    "adamw": functools.partial(paddle.optimizer.AdamW, weight_decay=0.01),
+    "sgd": functools.partial(paddle.optimizer.SGD, weight_decay=1e-3),
+    # As the default, but for a clipping that clips nothing: the whole gradient is made first.
+    "clipped": functools.partial(paddle.optimizer.Momentum, momentum=0.9, weight_decay=5e-4,
+                                 grad_clip=paddle.nn.ClipGradByValue(1e9)),
+    "clipped adamw": functools.partial(paddle.optimizer.AdamW, weight_decay=0.01,
+                                       grad_clip=paddle.nn.ClipGradByValue(1e9)),
+    "clipped sgd": functools.partial(paddle.optimizer.SGD, weight_decay=1e-3,
+                                     grad_clip=paddle.nn.ClipGradByValue(1e9)),
+}
 
 settings = json.loads(sys.argv[1])
 entry = plsc.Entry()
