@@ -2,7 +2,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-VERSION = next(line.split('"')[1] for line in Path("plsc/version.py").read_text().splitlines() if "__version__ =" in line)
+VERSION = Path("plsc/version.py").read_text().split('__version__ = "')[1].split('"')[0]
 
 # There is no paddle2onnx for Python 3.13 yet.
 ONNX = ["paddle2onnx>=2.1; python_version < '3.13'", "onnx", "onnxruntime"]
