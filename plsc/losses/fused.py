@@ -201,9 +201,11 @@ class FusedSoftmax:
             # Splitting copies, and still takes half the time of slicing.
             parts = zip(_C.split(coefficient, chunk.sizes, 0), _C.split(e, chunk.sizes, 0), chunk.blocks)
             for part, e_rows, block in parts:
+                shard.fetch(block)
                 gradient = _C.reshape(_C.affine_channel(block.channels, part, block.zeros, "NCHW"), [-1, size])
                 _C.addmm_(gradient, e_rows, x, 1.0, 1.0)
                 rule.apply(block.rows, gradient, block.state, prepared)
+                shard.give_back(block)
                 if self.margin:
                     squares.append(shard.block_squares(block))
         shard.keep_squares(squares)

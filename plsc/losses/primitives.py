@@ -1,4 +1,4 @@
-"""Two operations that take a tenth of a fused step, done by NumPy where the tensor lies in host memory.
+"""Operations that take a tenth of a fused step and more, done by NumPy where the tensor lies in host memory.
 
 On one core, float32, a shard of 500,000 x 512 and 128 samples: the exponentials of a pass take 25 ms in
 NumPy (its AVX-512 kernel) and 55 ms in Paddle 3.3; squared row norms 12 to 30 ms against 41 ms, with no
@@ -33,6 +33,16 @@ def exp_(tensor: paddle.Tensor) -> paddle.Tensor:
         return _C.exp_(tensor)
     np.exp(view, out=view)
     return tensor
+
+
+def take_rows(source: paddle.Tensor, rows: paddle.Tensor, out: paddle.Tensor) -> None:
+    """out = source[rows], [K, D] of [S, D] by [K] int64. For 100 MB 13 to 19 ms in NumPy, 22 to 28 in Paddle."""
+    source_view, out_view = host_view(source), host_view(out)
+    if source_view is None or out_view is None:
+        paddle.index_select(source, rows, out=out)
+    else:
+        # Without a mode NumPy checks the rows first and copies twice.
+        np.take(source_view, np.from_dlpack(rows), axis=0, out=out_view, mode="clip")
 
 
 def row_squares(rows: paddle.Tensor, view: Optional[np.ndarray], ones: paddle.Tensor) -> Squares:

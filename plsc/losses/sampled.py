@@ -1,8 +1,8 @@
 """Partial FC: a step on some of the class centres, always the positive ones and a random share of the rest.
 
 The loss is that of the sampled problem: its softmax runs over the sampled classes of all ranks only.
-Sampled rows travel to a small shard with their optimizer state, are updated there by the same fused
-step, and travel back; all other rows stay untouched to the bit, their momentum included.
+Sampled rows travel to a small shard, are updated there by the same fused step with their optimizer
+state, and travel back; all other rows stay untouched to the bit, their momentum included.
 
 Source: Partial FC, An et al., CVPR 2022. G gathered batch, S classes of the shard, K sampled ones.
 """
@@ -10,11 +10,13 @@ Source: Partial FC, An et al., CVPR 2022. G gathered batch, S classes of the sha
 from __future__ import annotations
 
 import math
+from typing import Dict, List, Tuple
 
 import paddle
 
 from plsc.errors import ConfigError
-from plsc.losses.shard import Shard
+from plsc.losses.primitives import take_rows
+from plsc.losses.shard import Block, Shard
 from plsc.losses.softmax import Targets
 
 _C = paddle._C_ops  # paddle.scatter_ wants a gradient's leave
@@ -41,9 +43,22 @@ class SampledShard(Shard):
         count = min(whole.size, max(math.ceil(ratio * whole.size), samples))
         weight = paddle.empty([count, whole.weight.shape[1]], whole.weight.dtype)
         bias = None if whole.bias is None else paddle.empty([count], whole.bias.dtype)
-        super().__init__(weight, bias, whole.rule)
+        super().__init__(weight, bias, whole.rule, state=self._buffers(whole, count))
         self._whole = whole
         self.rows = paddle.arange(count, dtype="int64")
+        self._block_rows: List[paddle.Tensor] = []
+
+    @staticmethod
+    def _buffers(whole: Shard, count: int) -> Dict[str, paddle.Tensor]:
+        """State of one block of rows, and of the whole sampled bias."""
+        state = {}
+        for name, tensor in whole.state.items():
+            rows = count if name.startswith("bias:") else min(count, whole.block_rows)
+            state[name] = paddle.empty([rows, *tensor.shape[1:]], tensor.dtype)
+        return state
+
+    def _block_state(self, first: int, last: int) -> Tuple[paddle.Tensor, ...]:
+        return tuple(slot[: last - first] for slot in self.slots("weight"))
 
     @paddle.no_grad()
     def draw(self, labels: paddle.Tensor, seed: int) -> None:
@@ -63,18 +78,32 @@ class SampledShard(Shard):
         _C.index_add_(score, targets.row, targets.owned.astype("float32") * 2.0, 0)
         # In order, for the sake of the memory they are read from.
         self.rows = paddle.sort(paddle.topk(score, self.size, sorted=False)[1])
-        for own, other in self._pairs():
-            paddle.index_select(other, self.rows, out=own)
+        sizes = [size for chunk in self.chunks for size in chunk.sizes]
+        self._block_rows = paddle.split(self.rows, sizes)
+        take_rows(whole.weight, self.rows, self.weight)
+        for own, other in self._bias_pairs():
+            take_rows(other, self.rows, own)
         kept = whole.kept_squares
         self._squares = None if kept is None else paddle.index_select(kept, self.rows)
 
+    def fetch(self, block: Block) -> None:
+        # State is wanted once in a step: block by block it goes through the cache, and needs no memory.
+        for own, other in zip(block.state, self._whole.slots("weight")):
+            take_rows(other, self._block_rows[block.number], own)
+
+    def give_back(self, block: Block) -> None:
+        rows = self._block_rows[block.number]
+        _C.scatter_(self._whole.weight, rows, block.rows, True)
+        for own, other in zip(block.state, self._whole.slots("weight")):
+            _C.scatter_(other, rows, own, True)
+
     @paddle.no_grad()
     def put_back(self) -> None:
-        """Return the updated rows to the whole shard."""
+        """End the step: what has one number per class returns to the whole shard. Centres did so one by one."""
         self._whole.step = self.step
         if not self.size:
             return
-        for own, other in self._pairs():
+        for own, other in self._bias_pairs():
             _C.scatter_(other, self.rows, own, True)
         if self._squares is not None:
             _C.scatter_(self._whole.all_squares(), self.rows, self._squares, True)
@@ -91,8 +120,8 @@ class SampledShard(Shard):
             self._squares = paddle.index_select(self._whole.all_squares(), self.rows)
         return self._squares
 
-    def _pairs(self) -> list:
-        """(own, the whole's) of every tensor that has one row per class."""
-        pairs = [(self.weight, self._whole.weight)] + [(self.state[name], self._whole.state[name])
-                                                       for name in self.state]
-        return pairs if self.bias is None else [*pairs, (self.bias, self._whole.bias)]
+    def _bias_pairs(self) -> List[Tuple[paddle.Tensor, paddle.Tensor]]:
+        """(own, the whole's) of the bias and its state, if there is one."""
+        if self.bias is None:
+            return []
+        return [(self.bias, self._whole.bias), *zip(self.slots("bias"), self._whole.slots("bias"))]

@@ -5,7 +5,7 @@ G gathered batch, D embedding, S classes of this shard.
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import paddle
@@ -25,6 +25,7 @@ BLOCK_ROWS = {"cpu": 128, "gpu": 65536}
 class Block(NamedTuple):
     """A few rows of a chunk, and the same memory as one channel per row."""
 
+    number: int  # in the shard
     rows: paddle.Tensor  # [b, D]
     channels: paddle.Tensor  # [1, b, 1, D]
     zeros: paddle.Tensor  # [b]
@@ -77,19 +78,30 @@ class Shard:
     def chunks(self) -> List[Chunk]:
         """Views of weight and state; made once, since a million classes have eight thousand blocks."""
         if self._chunks is None:
-            tensors = [self.weight, *self.slots("weight")]
-            self._chunks = [self._chunk([t[start : start + self.chunk_rows] for t in tensors])
-                            for start in range(0, self.size, self.chunk_rows)]
+            self._chunks, number = [], 0
+            for start in range(0, self.size, self.chunk_rows):
+                stop = min(start + self.chunk_rows, self.size)
+                blocks = []
+                for first in range(start, stop, self.block_rows):
+                    blocks.append(self._block(number, first, min(first + self.block_rows, stop)))
+                    number += 1
+                sizes = [block.rows.shape[0] for block in blocks]
+                self._chunks.append(Chunk(self.weight[start:stop], blocks, sizes))
         return self._chunks
 
-    def _chunk(self, tensors: Sequence[paddle.Tensor]) -> Chunk:
-        blocks, (count, width) = [], tensors[0].shape
-        for first in range(0, count, self.block_rows):
-            rows, *state = (t[first : first + self.block_rows] for t in tensors)
-            size = rows.shape[0]
-            blocks.append(Block(rows, rows.view([1, size, 1, width]), self._zeros[:size], host_view(rows),
-                                tuple(state)))
-        return Chunk(tensors[0], blocks, [block.rows.shape[0] for block in blocks])
+    def _block(self, number: int, first: int, last: int) -> Block:
+        rows, size = self.weight[first:last], last - first
+        return Block(number, rows, rows.view([1, size, 1, rows.shape[1]]), self._zeros[:size], host_view(rows),
+                     self._block_state(first, last))
+
+    def _block_state(self, first: int, last: int) -> Tuple[paddle.Tensor, ...]:
+        return tuple(slot[first:last] for slot in self.slots("weight"))
+
+    def fetch(self, block: Block) -> None:
+        """Make `block.state` the state of the block's rows, before they are updated. It always is, here."""
+
+    def give_back(self, block: Block) -> None:
+        """Take the block's updated rows and state over. They are this shard's own memory, here."""
 
     def cut(self, rows: paddle.Tensor) -> List[paddle.Tensor]:
         """[S] in one piece per chunk."""
