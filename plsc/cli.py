@@ -14,6 +14,8 @@ from plsc.cli_settings import with_settings
 from plsc.data_cli import app as data_app
 from plsc.entry import Entry
 from plsc.errors import ConfigError, PLSCError
+from plsc.serve_cli import gallery as gallery_app
+from plsc.serve_cli import serve
 from plsc.version import __version__
 
 app = typer.Typer(name="plsc", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -22,6 +24,8 @@ app = typer.Typer(name="plsc", no_args_is_help=True, add_completion=False, prett
                        "python -m paddle.distributed.launch --nproc_per_node 2 $(which plsc) train ...")
 
 app.add_typer(data_app, name="data")
+app.add_typer(gallery_app, name="gallery")
+app.command()(serve)
 
 
 @app.command()

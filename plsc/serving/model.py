@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Iterable, Optional, Union
+from typing import Any, Iterable, Optional, Tuple, Union
 
 import numpy as np
 
@@ -73,6 +73,11 @@ class InferenceModel:
         What was baked in at export changes both: see `description`.
         """
         return self._predictor.run(np.asarray(batch, self.description.input_dtype))
+
+    def warm_up(self) -> Tuple[str, str]:
+        """Run once, so that the first request need not wait for it; returns the names of input and output."""
+        self.embed_pixels(np.zeros([1, *self.image_shape], np.uint8))
+        return self._predictor.input_name, self._predictor.output_name
 
     def _read(self, index: int, image: Any) -> np.ndarray:
         try:

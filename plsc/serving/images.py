@@ -1,0 +1,55 @@
+"""Images from strangers: what they claim to be is looked at before they are decoded."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Sequence
+
+import numpy as np
+from PIL import Image
+
+from plsc.errors import DataError
+from plsc.serving.description import ModelDescription
+from plsc.serving.refusal import Refused
+
+# Formats with a history of harmless decoders; TIFF, EXR and the like are not among them.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")
+# What the second half of an intact file holds.
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+
+
+def decode_images(encoded: Sequence[bytes], description: ModelDescription, max_pixels: int) -> np.ndarray:
+    """Encoded images to pixels [N, 3, H, W] uint8 RGB of the model's size.
+
+    Raises:
+        Refused: one is no image, is truncated, or has more than `max_pixels` pixels.
+    """
+    rows = []
+    for index, image in enumerate(encoded):
+        _check(index, image, max_pixels)
+        try:
+            rows.append(description.prepare(image))
+        except DataError as error:
+            raise Refused(400, f"image {index}: {error}") from None
+    return np.stack(rows)
+
+
+def _check(index: int, image: bytes, max_pixels: int) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = Image.open(io.BytesIO(image), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise Refused(413, f"image {index}: more than {max_pixels} pixels, the most that is taken") from None
+    except Exception:
+        # Pillow's readers raise whatever a damaged header makes them stumble on.
+        raise Refused(400, f"image {index}: {len(image)} bytes that begin with {bytes(image[:8])!r}, expected one of "
+                           f"{', '.join(FORMATS)}") from None
+    width, height = found.size
+    if width * height > max_pixels:
+        raise Refused(413, f"image {index}: {width} x {height} pixels, expected {max_pixels} in all at most")
+    end = _ENDS.get(found.format or "")
+    if end is not None and image.rfind(end, len(image) // 2) < 0:
+        # OpenCV would fill what is missing with grey.
+        raise Refused(400, f"image {index}: a truncated {found.format} of {len(image)} bytes; send it whole")

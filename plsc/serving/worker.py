@@ -1,0 +1,68 @@
+"""One predictor in a process of its own: `python -m plsc.serving.worker MODEL THREADS`.
+
+Paddle holds Python's lock while it computes: in the server's own process it would keep every other request, and
+the health checks, waiting for a whole batch.
+
+Numbers on standard input and output, little-endian. A request is a kind and a shape of four, then the data:
+uint8 for images, the model's input type for tensors. A reply is a status and two sizes, then float32
+[rows, columns], or a message of so many bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import sys
+from typing import BinaryIO
+
+import numpy as np
+
+REQUEST, REPLY = struct.Struct("<5I"), struct.Struct("<3I")
+IMAGES, TENSORS = 0, 1
+DONE, FAILED, READY = 0, 1, 2
+
+
+def main() -> None:
+    """Load the model, say so, then answer until standard input ends."""
+    # The server ends its workers by closing their input, after the last batch. A signal to the whole group must not.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    # What Paddle prints goes to the log instead of between the replies.
+    os.dup2(2, 1)
+    try:
+        from plsc.serving.model import InferenceModel
+
+        model = InferenceModel(sys.argv[1], threads=int(sys.argv[2]))
+        names = model.warm_up()
+    except Exception as error:
+        _send(replies, FAILED, str(error).encode())
+        return
+    _send(replies, READY, json.dumps(names).encode())
+    while len(header := requests.read(REQUEST.size)) == REQUEST.size:
+        kind, *shape = REQUEST.unpack(header)
+        dtype = np.dtype(np.uint8) if kind == IMAGES else model.description.input_dtype
+        size = int(np.prod(shape)) * dtype.itemsize
+        data = requests.read(size)
+        if len(data) < size:
+            return
+        batch = np.frombuffer(data, dtype).reshape(shape)
+        try:
+            found = model.embed_pixels(batch) if kind == IMAGES else model.run(batch)
+        except Exception as error:
+            _send(replies, FAILED, str(error).strip()[-500:].encode())
+            continue
+        replies.write(REPLY.pack(DONE, *found.shape))
+        replies.write(np.ascontiguousarray(found, "<f4").data)
+        replies.flush()
+
+
+def _send(replies: BinaryIO, status: int, message: bytes) -> None:
+    replies.write(REPLY.pack(status, len(message), 0) + message)
+    replies.flush()
+
+
+if __name__ == "__main__":
+    main()
