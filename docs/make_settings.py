@@ -9,7 +9,8 @@ PAGE = Path(__file__).with_name("settings.md")
 
 
 def settings_page() -> str:
-    lines = ["# Settings", "", "Each is an attribute of `Entry`, a flag (`--train-batch-size`) and a key of `run.yaml`.",
+    lines = ["# Settings", "",
+             "Each is an attribute of `Entry`, a flag (`--train-batch-size`) and a key of `run.yaml`.",
              "Setters of the same meaning: [migration.md](migration.md) and `help(plsc.Entry)`.", "",
              "| setting | type | default | meaning |", "|---|---|---|---|"]
     for name, field in Config.scalar_fields().items():

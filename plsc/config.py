@@ -51,6 +51,9 @@ class Config(pydantic.BaseModel):
     logits: Literal["auto", "store", "recompute"] = Field(
         "auto", description="logits between the passes: keep, or multiply again; auto goes by the free memory")
 
+    momentum_storage: Literal["float32", "bfloat16"] = Field(
+        "float32", description="momentum of the class centres; bfloat16 takes half the memory, rounded stochastically")
+
     # The data
     dataset_dir: str = Field("./train_data", description="folder with label.txt and images/, or class folders")
     train_image_num: Optional[int] = Field(None, ge=1, description="training images; counted when not given")

@@ -103,6 +103,10 @@ class Entry:
         """Logits between the head's two passes: 'store', 'recompute' (less memory), or 'auto' by what is free."""
         self.config.logits = mode
 
+    def set_momentum_storage(self, dtype: str) -> None:
+        """Momentum of the class centres: 'float32' (default), or 'bfloat16' for half the memory, rounded by chance."""
+        self.config.momentum_storage = dtype
+
     def set_distfc_attr(self, param_attr: Any = None, bias_attr: Any = None) -> None:
         """`paddle.ParamAttr` of the class centres, and of the bias that the softmax losses have (False: none)."""
         self.config.param_attr, self.config.bias_attr = param_attr, bias_attr

@@ -45,6 +45,14 @@ def take_rows(source: paddle.Tensor, rows: paddle.Tensor, out: paddle.Tensor) ->
         np.take(source_view, np.from_dlpack(rows), axis=0, out=out_view, mode="clip")
 
 
+def put_rows(target: paddle.Tensor, rows: paddle.Tensor, values: paddle.Tensor) -> None:
+    """target[rows] = values, [K, D] into [S, D] at [K] int64, none of them twice."""
+    if target.dtype == paddle.bfloat16:
+        # Paddle's CPU scatter knows no bfloat16; two of them travel as one int32. D is even.
+        target, values = target.view("int32"), values.view("int32")
+    _C.scatter_(target, rows, values, True)
+
+
 def row_squares(rows: paddle.Tensor, view: Optional[np.ndarray], ones: paddle.Tensor) -> Squares:
     """[M]: squared norms of rows [M, D]; an array where there is a view, else a tensor.
 

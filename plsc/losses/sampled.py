@@ -15,7 +15,7 @@ from typing import Dict, List, Tuple
 import paddle
 
 from plsc.errors import ConfigError
-from plsc.losses.primitives import take_rows
+from plsc.losses.primitives import put_rows, take_rows
 from plsc.losses.shard import Block, Shard
 from plsc.losses.softmax import Targets
 
@@ -93,9 +93,9 @@ class SampledShard(Shard):
 
     def give_back(self, block: Block) -> None:
         rows = self._block_rows[block.number]
-        _C.scatter_(self._whole.weight, rows, block.rows, True)
+        put_rows(self._whole.weight, rows, block.rows)
         for own, other in zip(block.state, self._whole.slots("weight")):
-            _C.scatter_(other, rows, own, True)
+            put_rows(other, rows, own)
 
     @paddle.no_grad()
     def put_back(self) -> None:

@@ -57,7 +57,9 @@ class Shard:
                  step: int = 0, state: Optional[Dict[str, paddle.Tensor]] = None) -> None:
         self.weight, self.bias, self.rule, self.first_class, self.step = weight, bias, rule, first_class, step
         own = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-        self.state = state or {f"{name}:{kind}": paddle.zeros(tensor.shape, tensor.dtype)
+        # A bias is small: only the state of the weight is worth a lower precision.
+        self.state = state or {f"{name}:{kind}": paddle.zeros(tensor.shape, (rule.storage if name == "weight" else None)
+                                                              or tensor.dtype)
                                for name, tensor in own.items() for kind in rule.kinds}
         place = "gpu" if weight.place.is_gpu_place() else "cpu"
         self.chunk_rows, self.block_rows = CHUNK_ROWS[place], BLOCK_ROWS[place]

@@ -7,7 +7,7 @@ the bookkeeping differs: state is kept in tensors shaped like the parameter, and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Sequence, Tuple
+from typing import Any, List, Optional, Protocol, Sequence, Tuple
 
 import paddle
 
@@ -20,10 +20,12 @@ class UpdateRule(Protocol):
     Attributes:
         l2: the gradient is to hold this multiple of the rows; the caller adds it.
         kinds: names of the state tensors, each shaped like the parameter and zero at first.
+        storage: type of the weight's state tensors; None for the weight's own.
     """
 
     l2: float
     kinds: Tuple[str, ...]
+    storage: Optional[str]
 
     def prepare(self, rate: float, step: int, dtype: paddle.dtype) -> Tuple[paddle.Tensor, ...]:
         """What `apply` needs of a step: its learning rate and its number, 1 for the first."""
@@ -41,6 +43,7 @@ class SGD:
 
     l2: float = 0.0
     kinds: Tuple[str, ...] = ()
+    storage: Optional[str] = None
 
     def prepare(self, rate: float, step: int, dtype: paddle.dtype) -> Tuple[paddle.Tensor, ...]:
         return (paddle.to_tensor([rate], dtype=dtype),)
@@ -56,12 +59,43 @@ class Momentum:
     momentum: float = 0.9
     l2: float = 5e-4
     kinds: Tuple[str, ...] = ("velocity",)
+    storage: Optional[str] = None
 
     def prepare(self, rate: float, step: int, dtype: paddle.dtype) -> Tuple[paddle.Tensor, ...]:
         return (paddle.to_tensor([rate], dtype=dtype),)
 
     def apply(self, rows, gradient, state, prepared) -> None:
         _C.momentum_(rows, gradient, state[0], prepared[0], None, self.momentum, False, "", 0.0, False, 1.0)
+
+
+@dataclass(frozen=True)
+class HalfMomentum(Momentum):
+    """`Momentum` whose velocity is kept in bfloat16, for half the memory, and rounded stochastically.
+
+    A number between two bfloat16 neighbours becomes either, the nearer the likelier, so that on average nothing is
+    lost; rounding to the nearest would forget every gradient smaller than 1/256 of the velocity (Gupta et al., ICML
+    2015). One draw of noise serves all blocks of a step. The arithmetic is float32's.
+    """
+
+    storage: Optional[str] = "bfloat16"
+
+    def prepare(self, rate: float, step: int, dtype: paddle.dtype) -> Tuple[Any, ...]:
+        noise: List[paddle.Tensor] = []  # drawn by the first block, the largest, in its shape
+        return (*super().prepare(rate, step, dtype), noise)
+
+    def apply(self, rows, gradient, state, prepared) -> None:
+        rate, noise = prepared
+        if state[0].dtype == rows.dtype:
+            super().apply(rows, gradient, state, (rate,))
+            return
+        if not noise:
+            noise.append(paddle.randint(0, 1 << 16, rows.shape, "int32"))
+        velocity = state[0].astype(rows.dtype)
+        super().apply(rows, gradient, [velocity], (rate,))
+        # bfloat16 is the upper half of float32: a carry out of the lower half rounds up in magnitude.
+        bits = _C.add_(velocity.view("int32"), noise[0][: rows.shape[0]])
+        upper = paddle.bitwise_and(bits, paddle.full([], -(1 << 16), "int32"))
+        paddle.assign(upper.view("float32").astype("bfloat16"), state[0])
 
 
 @dataclass(frozen=True)
@@ -74,6 +108,7 @@ class AdamW:
     decay: float = 0.01
     l2: float = 0.0
     kinds: Tuple[str, ...] = ("moment1", "moment2")
+    storage: Optional[str] = None
 
     def prepare(self, rate: float, step: int, dtype: paddle.dtype) -> Tuple[paddle.Tensor, ...]:
         return (paddle.to_tensor([rate], dtype=dtype), paddle.to_tensor([self.beta1**step], dtype=dtype),

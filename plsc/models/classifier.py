@@ -17,6 +17,7 @@ from plsc.config import Config
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.partition import Range, shard_range
 from plsc.errors import ConfigError
+from plsc.losses.updates import HalfMomentum, Momentum
 from plsc.models.updating import AfterGradient, Outcome, WithGradient
 from plsc.utils.seeding import derive_seed
 
@@ -114,6 +115,12 @@ class Classifier:
         reducer = self._collectives if self._sharded else Collectives()
         whole_on_many = not self._sharded and self._ranks > 1
         rule = None if whole_on_many else optimizer.rule
+        if config.momentum_storage == "bfloat16":
+            if type(rule) is not Momentum or config.emb_dim % 2:
+                raise ConfigError("set_momentum_storage('bfloat16') needs sharded centres ('dist_...'), plain Momentum "
+                                  f"and an even embedding size; this run has '{config.loss_type}', {optimizer.kind} "
+                                  f"and {config.emb_dim}")
+            rule = HalfMomentum(rule.momentum, rule.l2)
         if rule is not None:
             return WithGradient(config, self.parameters, self.classes, reducer, rule)
         if config.sample_ratio < 1.0:
