@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUTPUT ?= demo_output
 SIZE ?= full
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint serving-env clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,11 @@ test: $(VENV)/.installed  ## run the tests
 
 lint: $(VENV)/.installed  ## check style and imports
 	$(BIN)/ruff check .
+
+serving-env:  ## build the environment of the real Paddle Serving in .venv-serving, for its tests
+	PYTHON=$(PYTHON) plsc/serving/pipeline_service/install.sh .venv-serving
+	.venv-serving/bin/python -m pip install -q --no-deps --target .venv-serving/client --python-version 39 \
+	    --implementation cp --abi none --only-binary=:all: paddle-serving-client==0.9.0
 
 clean:  ## remove the virtual environment (keeps every output)
 	rm -rf $(VENV)
