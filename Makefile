@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUTPUT ?= demo_output
 SIZE ?= full
 
-.PHONY: help demo test lint serving-env clean
+.PHONY: help demo test bench lint serving-env clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ demo: $(VENV)/.installed  ## train, verify, resume, export and embed on the buil
 
 test: $(VENV)/.installed  ## run the tests
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed  ## measure the head beside the bare matrix products (five minutes)
+	$(BIN)/python benchmarks/head.py
 
 lint: $(VENV)/.installed  ## check style and imports
 	$(BIN)/ruff check .

@@ -29,6 +29,7 @@ setup(
         "safetensors",
         "tqdm",
         "typer",
+        "typing_extensions",
     ],
     extras_require={
         # Paddle's two packages exclude each other, so neither is a plain dependency.
