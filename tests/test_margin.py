@@ -10,7 +10,7 @@ import pytest
 from head_oracle import psi
 
 from plsc.errors import ConfigError
-from plsc.losses.margin import Margin, named_margin
+from plsc.losses.margin import Margin
 
 MARGINS = [(1.0, 0.5, 0.0), (1.0, 0.0, 0.35), (1.35, 0.0, 0.0), (0.9, 0.4, 0.15), (1.0, 0.3, 0.2), (2.0, 0.1, 0.0),
            (1.0, 0.0, 0.0), (1.0, math.pi, 0.0)]
@@ -54,15 +54,6 @@ def test_finite_at_and_past_the_ends(margins, dtype):
     value, derivative = Margin(*margins)(ends)
     assert value.dtype == derivative.dtype == ends.dtype
     assert np.isfinite(value.numpy()).all() and np.isfinite(derivative.numpy()).all()
-
-
-def test_names():
-    assert named_margin("arcface") == Margin(1.0, 0.5, 0.0)
-    assert named_margin("cosface") == Margin(1.0, 0.0, 0.35)
-    assert named_margin("sphereface") == Margin(1.35, 0.0, 0.0)
-    assert named_margin("softmax") is None
-    with pytest.raises(ConfigError, match="did you mean 'arcface'"):
-        named_margin("arcfce")
 
 
 @pytest.mark.parametrize("margins", [(0.0, 0.5, 0.0), (1.0, -0.1, 0.0), (1.0, 3.2, 0.0), (1.0, 0.0, -0.1),

@@ -14,16 +14,13 @@ Wang et al., CVPR 2018; SphereFace (m1), Liu et al., CVPR 2017.
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Tuple
 
 import paddle
 
 from plsc.errors import ConfigError
-
-_NAMED = {"arcface": (1.0, 0.5, 0.0), "cosface": (1.0, 0.0, 0.35), "sphereface": (1.35, 0.0, 0.0)}
 
 
 @dataclass(frozen=True)
@@ -90,25 +87,3 @@ class Margin:
     @property
     def _turning_cosine(self) -> float:
         return math.cos((math.pi - self.m2) / self.m1)
-
-
-def named_margin(loss_type: str) -> Optional[Margin]:
-    """The margin a loss is named for: arcface (1, 0.5, 0), cosface (1, 0, 0.35), sphereface (1.35, 0, 0).
-
-    Args:
-        loss_type: one of these, or softmax, without a `dist_`.
-
-    Returns:
-        The margin; None for softmax.
-
-    Raises:
-        ConfigError: no such loss; the message names the nearest.
-    """
-    if loss_type == "softmax":
-        return None
-    if loss_type not in _NAMED:
-        accepted = ["softmax", *_NAMED]
-        near = difflib.get_close_matches(str(loss_type), accepted, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ConfigError(f"loss '{loss_type}' has no margin by that name; {hint}accepted: {', '.join(accepted)}")
-    return Margin(*_NAMED[loss_type])
