@@ -27,7 +27,7 @@ from plsc import load_inference_model  # noqa: E402
 from plsc.serving.messages import Request, Response  # noqa: E402
 
 IMAGES = [make_image(seed) for seed in range(3)]
-HTTP = urllib3.PoolManager(retries=False, timeout=30)
+HTTP = urllib3.PoolManager(retries=False, timeout=120)
 
 
 def post(server, path, body, kind="application/json", **headers):
@@ -327,7 +327,7 @@ def test_past_the_queue_it_is_503_with_retry_after_and_stopped_workers_are_504(s
 
 
 def test_a_predictor_that_dies_is_replaced(model, tmp_path):
-    with serving(model, "--workers", 2, log=tmp_path / "log") as running:
+    with serving(model, "--workers", 2, "--timeout", 100, log=tmp_path / "log") as running:
         first = running.worker_pids()
         assert len(first) == 2
         for pid in first:
