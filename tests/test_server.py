@@ -363,7 +363,9 @@ def test_sigterm_under_load_loses_no_request(model, tmp_path):
         threads = [threading.Thread(target=client) for _ in range(8)]
         for thread in threads:
             thread.start()
-        time.sleep(1)
+        begin = time.monotonic()
+        while replies.count(200) <= 50 and time.monotonic() - begin < 60:
+            time.sleep(0.05)
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(20) == 0
         workers_left = [thread.join(20) for thread in threads]
