@@ -22,7 +22,7 @@ class ServeSettings:
         port: 0 takes a free one.
         workers: predictor processes. Paddle holds Python's lock while it computes, so each has a process.
         threads: CPU threads of each; by default the machine's cores shared out.
-        max_batch: images per forward pass.
+        max_batch: images per forward pass; 8 is best on a CPU, a GPU wants more.
         max_wait_ms: how long a batch may wait to become as large as the one before it. A lone client never waits.
         max_queue: images waiting; past it, 503 with Retry-After.
         max_body: bytes of a request, compressed or not.
@@ -42,7 +42,7 @@ class ServeSettings:
     port: int = 8866
     workers: int = 1
     threads: Optional[int] = None
-    max_batch: int = 16
+    max_batch: int = 8
     max_wait_ms: float = 5.0
     max_queue: int = 512
     max_body: int = 32 * MIB

@@ -1,0 +1,206 @@
+"""Serving: the raw predictor, the embedded server and Paddle Serving's real pipeline server, in one run.
+
+    make serving-env && python benchmarks/serving.py --serving-env .venv-serving
+
+ResNet50 with random weights at 112 x 112, no mirror image, one image a request. All three run side by side, and slices
+of a few seconds alternate between them, so that whatever else the machine does falls on all alike. A figure is the
+median over the rounds; a ratio is the median of the ratios within each round. The load generator shares the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+CLIENTS = (1, 4, 16)
+BATCHES = (1, 2, 4, 8, 16, 32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--serving-env", type=Path, help="environment of Paddle Serving, for its pipeline server")
+    parser.add_argument("--model", default="ResNet50", help="a network of plsc.models.resnet")
+    parser.add_argument("--side", type=int, default=112)
+    parser.add_argument("--seconds", type=float, default=8, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--output", type=Path, help="also write the figures as JSON")
+    parser.add_argument("--raw", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.raw:
+        raw(options.raw, options.threads)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder, options)
+        rounds = measure(folder, options)
+    show(rounds, options)
+    if options.output:
+        options.output.write_text(json.dumps({"options": {key: str(value) for key, value in vars(options).items()},
+                                              "rounds": rounds}, indent=1))
+
+
+def prepare(folder: Path, options: argparse.Namespace) -> None:
+    import paddle
+
+    from plsc.config import Config
+    from plsc.engine.export import export_backbone
+    from plsc.models import resnet
+
+    paddle.seed(0)
+    shape = (3, options.side, options.side)
+    network = getattr(resnet, options.model)(image_shape=shape)
+    config = Config(image_shape=shape, emb_dim=network.emb_dim, flip=False, dataset_dir="none")
+    export_backbone(network, config, folder / "model", formats=("serving",))
+    config_file = folder / "model" / "serving" / "config.yml"
+    config_file.write_text(re.sub(r"thread_num: \d+", f"thread_num: {options.threads}", config_file.read_text()))
+    rng = np.random.default_rng(0)
+    pixels = cv2.GaussianBlur(rng.integers(0, 256, (options.side, options.side, 3), np.uint8), (9, 9), 0)
+    cv2.imwrite(str(folder / "image.jpg"), pixels)
+    np.save(folder / "tensor.npy", rng.uniform(-1, 1, [1, *shape]).astype(np.float32))
+
+
+def measure(folder: Path, options: argparse.Namespace) -> list:
+    """A dictionary of figures per round."""
+    served = [sys.executable, "-m", "plsc", "serve", folder / "model", "--port", 0, "--threads", options.threads,
+              "--no-access-log"]
+    alone = subprocess.Popen([sys.executable, __file__, "--raw", str(folder), "--threads", str(options.threads)],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(options.threads))
+    with contextlib.ExitStack() as running:
+        running.callback(alone.wait)
+        running.callback(alone.stdin.close)
+        url = running.enter_context(server(served, r"serving on (http://\S+)", folder / "embedded.log", {}))
+        targets = {"embedded": [("face", sys.executable, url), ("general", sys.executable, url)]}
+        if options.serving_env:
+            python = options.serving_env.absolute() / "bin" / "python"
+            variables = {"VENV": str(options.serving_env.absolute()), "PLSC_RPC_PORT": "19898",
+                         "PLSC_HTTP_PORT": "19882", "OMP_NUM_THREADS": str(options.threads)}
+            running.enter_context(server([folder / "model" / "serving" / "start.sh"], "(ready:)",
+                                         folder / "pipeline.log", variables))
+            targets["pipeline"] = [("pipeline_http", python, "http://127.0.0.1:19882"),
+                                   ("pipeline_grpc", python, "127.0.0.1:19898")]
+
+        def ask(batch: int) -> dict:
+            alone.stdin.write(f"{batch} {options.seconds}\n")
+            alone.stdin.flush()
+            return json.loads(alone.stdout.readline())
+
+        tried = {batch: statistics.median(ask(batch)["per_s"] for _ in range(3)) for batch in BATCHES}
+        best = max(tried, key=tried.get)
+        rounds = []
+        for _ in range(options.rounds):
+            found = {}
+            for index, name in enumerate(("base64 JPEG", "tensor bytes")):
+                for clients in CLIENTS:
+                    row = f"{name}, {clients}"
+                    found[f"raw one, {row}"] = ask(0 if index == 0 else 1)
+                    found[f"raw best ({best}), {row}"] = ask(best)
+                    for what, kinds in targets.items():
+                        kind, python, url = kinds[index]
+                        found[f"{what}, {row}"] = load(python, url, kind, clients, folder, options)
+            rounds.append(found)
+        return rounds
+
+
+def raw(folder: Path, threads: int) -> None:
+    """The predictor alone. Reads lines of a batch size and seconds; 0 is one image with its decoding."""
+    from plsc.serving.description import read_description
+    from plsc.serving.predictor import Predictor
+
+    description = read_description(folder / "model")
+    predictor = Predictor(description.model_file, threads)
+    encoded = (folder / "image.jpg").read_bytes()
+
+    def with_decoding() -> None:
+        predictor.run(description.to_input(description.prepare(encoded)[None]))
+
+    for line in sys.stdin:
+        batch, seconds = int(line.split()[0]), float(line.split()[1])
+        rows = np.concatenate([description.to_input(description.prepare(encoded)[None])] * max(1, batch))
+        call = (lambda rows=rows: predictor.run(rows)) if batch else with_decoding
+        print(json.dumps(repeat(call, seconds, max(1, batch))), flush=True)
+
+
+def repeat(call, seconds: float, images: int = 1) -> dict:
+    call()
+    latencies, end = [], time.perf_counter() + seconds
+    while (begin := time.perf_counter()) < end or len(latencies) < 3:
+        call()
+        latencies.append(time.perf_counter() - begin)
+    p50, p99 = np.percentile(latencies, [50, 99]) * 1000
+    return {"p50_ms": p50, "p99_ms": p99, "per_s": images * len(latencies) / sum(latencies)}
+
+
+def load(python, url, kind, clients, folder, options) -> dict:
+    given = {"url": url, "kind": kind, "clients": clients, "seconds": options.seconds,
+             "image": str(folder / "image.jpg"), "tensor": str(folder / "tensor.npy")}
+    return json.loads(run([python, ROOT / "benchmarks" / "serving_load.py", json.dumps(given)], 1).splitlines()[-1])
+
+
+def environment(threads: int) -> dict:
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+
+
+def run(command, threads: int) -> str:
+    done = subprocess.run([str(part) for part in command], env=environment(threads), text=True, capture_output=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:] + done.stdout[-1000:])
+    return done.stdout
+
+
+@contextlib.contextmanager
+def server(command, ready: str, log_file: Path, variables: dict):
+    """A server until it is no longer needed; gives what the pattern found in its output."""
+    with open(log_file, "w") as log:
+        process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                                   env={**os.environ, "PYTHONPATH": str(ROOT), **variables})
+        try:
+            while not (found := re.search(ready, log_file.read_text())):
+                if process.poll() is not None:
+                    raise SystemExit(log_file.read_text()[-3000:])
+                time.sleep(0.1)
+            yield found[1]
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+
+
+def show(rounds: list, options: argparse.Namespace) -> None:
+    def median(key: str, figure: str) -> float:
+        return statistics.median(found[key][figure] for found in rounds)
+
+    def ratio(key: str, other: str, figure: str) -> float:
+        return statistics.median(found[key][figure] / found[other][figure] for found in rounds)
+
+    print(f"{options.model}, {options.side} x {options.side}, {options.threads} threads, {options.rounds} rounds of "
+          f"{options.seconds:g} s slices\n\n| what, clients | p50 ms | p99 ms | images/s | of the raw best "
+          f"| p50 over raw one, ms |\n|---|---|---|---|---|---|")
+    for key in rounds[0]:
+        what, _, row = key.partition(", ")
+        best = next(other for other in rounds[0] if other.startswith("raw best") and other.endswith(f", {row}"))
+        over = statistics.median(found[key]["p50_ms"] - found[f"raw one, {row}"]["p50_ms"] for found in rounds)
+        print(f"| {key} | {median(key, 'p50_ms'):.2f} | {median(key, 'p99_ms'):.2f} | {median(key, 'per_s'):.1f} | "
+              f"{ratio(key, best, 'per_s'):.2f} | {f'{over:+.2f}' if row.endswith(', 1') else ''} |")
+    for key in rounds[0]:
+        if options.serving_env and key.startswith("embedded"):
+            other = key.replace("embedded", "pipeline")
+            print(f"{key}: p50 {ratio(other, key, 'p50_ms'):.2f} times as fast as the pipeline, "
+                  f"{ratio(key, other, 'per_s'):.2f} times the images/s")
+
+
+if __name__ == "__main__":
+    main()
