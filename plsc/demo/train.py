@@ -6,6 +6,7 @@ from pathlib import Path
 
 from plsc import Entry
 from plsc.data.glyphs import GlyphRecords, glyph_verification_set
+from plsc.distributed.topology import place_from_environment
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--output", required=True)
@@ -44,4 +45,5 @@ entry.set_model_save_dir(f"{options.output}/checkpoints")
 if options.resume:
     entry.set_checkpoint_dir(f"{options.output}/checkpoints")
 results = entry.train()
-Path(options.output, "results.json").write_text(json.dumps(results))
+if place_from_environment()[0] == 0:  # every rank has results, one writes them
+    Path(options.output, "results.json").write_text(json.dumps(results))
