@@ -7,6 +7,7 @@ import warnings
 from types import ModuleType
 
 from plsc.errors import MissingDependencyError
+from plsc.utils.processor import use_vector_kernels
 
 
 def require(module: str, install: str, purpose: str) -> ModuleType:
@@ -32,6 +33,7 @@ def require(module: str, install: str, purpose: str) -> ModuleType:
 
 def require_paddle() -> ModuleType:
     """Import and return `paddle`, or say which of the two packages to install."""
+    use_vector_kernels()
     with warnings.catch_warnings():
         # Of no concern to those who compile no C++ extension.
         warnings.filterwarnings("ignore", "No ccache found")
