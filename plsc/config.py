@@ -91,6 +91,7 @@ class Config(pydantic.BaseModel):
 
     # Mixed precision (no effect on CPU)
     use_fp16: bool = Field(False, description="mixed precision on GPU")
+    amp_dtype: Literal["float16", "bfloat16"] = Field("float16", description="half precision's type")
     init_loss_scaling: float = Field(1.0, gt=0.0, description="first loss scale")
     incr_every_n_steps: int = Field(2000, ge=1, description="steps without overflow before the scale grows")
     decr_every_n_nan_or_inf: int = Field(2, ge=1, description="overflows before the scale shrinks")

@@ -218,8 +218,15 @@ class Entry:
 
     def set_mixed_precision(self, use_fp16: bool, init_loss_scaling: float = 1.0, incr_every_n_steps: int = 2000,
                             decr_every_n_nan_or_inf: int = 2, incr_ratio: float = 2.0, decr_ratio: float = 0.5,
-                            use_dynamic_loss_scaling: bool = True, amp_lists: Optional[Dict[str, Any]] = None) -> None:
-        """Half precision with loss scaling on GPUs (`paddle.amp`); has no effect on CPU, which training says."""
+                            use_dynamic_loss_scaling: bool = True, amp_lists: Optional[Dict[str, Any]] = None,
+                            amp_dtype: str = "float16") -> None:
+        """Half precision with loss scaling on GPUs (`paddle.amp`); has no effect on CPU, which training says.
+
+        It holds for the backbone and for the head's matrix products; sums, softmax and weights stay float32.
+
+        Args:
+            amp_dtype: 'float16' or 'bfloat16'. The others are those of `paddle.amp.GradScaler`.
+        """
         for name, value in locals().copy().items():
             if name != "self":
                 setattr(self.config, name, value)

@@ -29,7 +29,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setitem(shard_module.BLOCK_ROWS, "cpu", 5)
 
 
-def run_fused(problem, ranks, margins, scale, mode="store", rule=None, steps=1, rate=1.0, **options):
+def run_fused(problem, ranks, margins, scale, mode="store", rule=None, steps=1, rate=1.0, products=None, **options):
     """(states of the last step, feature gradients summed over ranks, shards in rank order)."""
     features, labels, weight, bias = problem
     reducer, ranges = LockstepReducer(ranks), shard_ranges(len(weight), ranks)
@@ -38,7 +38,7 @@ def run_fused(problem, ranks, margins, scale, mode="store", rule=None, steps=1, 
         start, stop = ranges[rank]
         shard = Shard(paddle.to_tensor(weight[start:stop]),
                       None if bias is None else paddle.to_tensor(bias[start:stop]), rule or SGD(), start)
-        head = FusedSoftmax(Margin(*margins) if margins else None, scale, reducer, mode)
+        head = FusedSoftmax(Margin(*margins) if margins else None, scale, reducer, mode, products)
         for _ in range(steps):
             state = head.forward(paddle.to_tensor(features), paddle.to_tensor(labels), shard, **options)
             gradient = head.backward(state, shard, rate)

@@ -222,7 +222,7 @@ class _Precision:
     """Mixed precision where there is a GPU; elsewhere each call is the plain one."""
 
     def __init__(self, config: Config, topology: Topology) -> None:
-        self._enabled = config.use_fp16 and topology.on_gpu
+        self._enabled, self._dtype = config.use_fp16 and topology.on_gpu, config.amp_dtype
         if config.use_fp16 and not topology.on_gpu and topology.is_main:
             log.warning("set_mixed_precision has no effect on CPU: Paddle computes in float32 there")
         lists = config.amp_lists or {}
@@ -232,7 +232,7 @@ class _Precision:
             config.decr_every_n_nan_or_inf, config.use_dynamic_loss_scaling)
 
     def autocast(self):
-        return paddle.amp.auto_cast(**self._lists) if self._enabled else contextlib.nullcontext()
+        return paddle.amp.auto_cast(dtype=self._dtype, **self._lists) if self._enabled else contextlib.nullcontext()
 
     def state(self) -> Dict[str, Any]:
         return {key: np.asarray(value).tolist() for key, value in self.scaler.state_dict().items()}

@@ -28,6 +28,7 @@ import paddle
 from plsc.errors import ConfigError
 from plsc.losses.margin import Margin
 from plsc.losses.primitives import exp_
+from plsc.losses.products import Products
 from plsc.losses.shard import Chunk, Shard
 from plsc.losses.softmax import NORM_EPSILON, Alone, Reducer, Targets, tangent, unit_rows
 
@@ -123,15 +124,16 @@ class FusedSoftmax:
         scale: s; has no part in the softmax kind.
         reducer: reductions over the ranks that hold the other shards.
         mode: 'store' or 'recompute'.
+        products: how matrices are multiplied.
     """
 
     def __init__(self, margin: Optional[Margin], scale: float = 64.0, reducer: Optional[Reducer] = None,
-                 mode: str = "store") -> None:
+                 mode: str = "store", products: Optional[Products] = None) -> None:
         if mode not in ("store", "recompute"):
             raise ConfigError(f"logits mode '{mode}'; expected 'store' or 'recompute'")
         self.margin, self.reducer, self.mode = margin, reducer or Alone(), mode
-        self.scale = scale if margin else 1.0
-        self._safe = margin is not None and scale <= SAFE_SCALE
+        self.scale, self.products = scale if margin else 1.0, products or Products()
+        self._safe = margin is not None and scale <= SAFE_SCALE and not self.products.narrow
         self._logits: Optional[Logits] = None
 
     @paddle.no_grad()
@@ -157,6 +159,11 @@ class FusedSoftmax:
         both = self.reducer.all_reduce_sum(paddle.stack([total, target.logit * target.owned], axis=1))
         others, logit = both[:, 0], both[:, 1]
         excess = paddle.log(others) + shift - logit
+        if self.products.narrow:
+            # Halfway from the greatest exponential, 1, to their sum, which the targets bring: both fit into float16.
+            middle = paddle.sqrt(paddle.clip(others, min=1.0))
+            shift = shift + paddle.log(middle)
+            others, gradient = others / middle, gradient / middle.unsqueeze(1)
         losses = paddle.clip(excess, min=0.0) + paddle.log1p(paddle.exp(-excess.abs()))
         share = paddle.exp(shift - logit - losses) / samples
         entry = -others * target.slope * target.owned
@@ -181,12 +188,13 @@ class FusedSoftmax:
         shard.step += 1
         rule, logits = shard.rule, self._logits
         prepared = rule.prepare(rate, shard.step, shard.weight.dtype)
-        x = state.features * (state.share * self.scale).unsqueeze(1)
+        x = self.products.operand(state.features * (state.share * self.scale).unsqueeze(1))
         transposed = state.features.t().contiguous()
         coefficients, radial = self._coefficients(state, shard)
         entries = _spread(state.entry, state.places.inside)
-        squares, bias_gradient, size = [], [], x.shape[1]
+        squares, bias_gradient, size = [], [], transposed.shape[0]
         for k, chunk in enumerate(shard.chunks):
+            shard.fetch_rows(k)
             if not logits.store:
                 self._multiply(k, chunk, transposed, state.places)
             e = self._exponentials(k, state.terms, state.peak)
@@ -201,9 +209,9 @@ class FusedSoftmax:
             # Splitting copies, and still takes half the time of slicing.
             parts = zip(_C.split(coefficient, chunk.sizes, 0), _C.split(e, chunk.sizes, 0), chunk.blocks)
             for part, e_rows, block in parts:
-                shard.fetch(block)
+                shard.fetch_state(block)
                 gradient = _C.reshape(_C.affine_channel(block.channels, part, block.zeros, "NCHW"), [-1, size])
-                _C.addmm_(gradient, e_rows, x, 1.0, 1.0)
+                self.products.add_rows(gradient, e_rows, x)
                 rule.apply(block.rows, gradient, block.state, prepared)
                 shard.give_back(block)
                 if self.margin:
@@ -219,7 +227,7 @@ class FusedSoftmax:
         if not shard.size:
             nothing = paddle.zeros([x.shape[0]], x.dtype)
             return TargetTerms(x, *[nothing] * 5), RowTerms([], [], [], [], None)
-        rows = paddle.index_select(shard.weight, targets.row)
+        rows = shard.rows_of(targets)
         product = (rows * x).sum(axis=1)
         if not self.margin:
             one, zero = paddle.ones([shard.size], x.dtype), paddle.zeros([shard.size], x.dtype)
@@ -252,6 +260,7 @@ class FusedSoftmax:
         part = paddle.empty_like(gradient)
         above = None if threshold is None else paddle.zeros([samples], "int64")
         for k, chunk in enumerate(shard.chunks):
+            shard.fetch_rows(k)
             self._multiply(k, chunk, transposed, places)
             if threshold is not None:
                 above += self._count_above(k, terms, threshold)
@@ -263,7 +272,7 @@ class FusedSoftmax:
                 gradient *= correction.unsqueeze(1)
             e = self._exponentials(k, terms, None if self._safe else peak)
             _C.add_(total, _C.matmul(terms.weight[k], e, False, False))
-            paddle.matmul(e, chunk.rows, transpose_x=True, out=part)
+            self.products.features(e, chunk.rows, part)
             _C.add_(gradient, part)
         return total, peak, gradient, above
 
@@ -286,7 +295,7 @@ class FusedSoftmax:
     def _multiply(self, k: int, chunk: Chunk, transposed: paddle.Tensor, places: Places) -> None:
         """r of a chunk into its buffer, targets excluded."""
         logits = self._logits
-        paddle.matmul(chunk.rows, transposed, out=logits.rows[k])
+        self.products.logits(chunk.rows, transposed, logits.rows[k])
         if places.some[k]:
             _C.index_add_(logits.flat[k], places.index[k], places.excluded[k], 0)
 

@@ -1,8 +1,9 @@
 """Partial FC: a step on some of the class centres, always the positive ones and a random share of the rest.
 
 The loss is that of the sampled problem: its softmax runs over the sampled classes of all ranks only.
-Sampled rows travel to a small shard, are updated there by the same fused step with their optimizer
-state, and travel back; all other rows stay untouched to the bit, their momentum included.
+Sampled rows come chunk by chunk to where the same fused step works on them, block by block with their optimizer
+state for the update, and go back: what they need is memory for one chunk. All other rows stay untouched to the
+bit, their momentum included.
 
 Source: Partial FC, An et al., CVPR 2022. G gathered batch, S classes of the shard, K sampled ones.
 """
@@ -41,12 +42,13 @@ class SampledShard(Shard):
         if not 0.0 < ratio <= 1.0:
             raise ConfigError(f"sample ratio {ratio}; expected over 0, and 1 at most")
         count = min(whole.size, max(math.ceil(ratio * whole.size), samples))
-        weight = paddle.empty([count, whole.weight.shape[1]], whole.weight.dtype)
+        weight = paddle.empty([min(count, whole.chunk_rows), whole.weight.shape[1]], whole.weight.dtype)
         bias = None if whole.bias is None else paddle.empty([count], whole.bias.dtype)
         super().__init__(weight, bias, whole.rule, state=self._buffers(whole, count))
         self._whole = whole
         self.rows = paddle.arange(count, dtype="int64")
-        self._block_rows: List[paddle.Tensor] = []
+        self._chunk_index: List[paddle.Tensor] = []
+        self._block_index: List[paddle.Tensor] = []
 
     @staticmethod
     def _buffers(whole: Shard, count: int) -> Dict[str, paddle.Tensor]:
@@ -57,12 +59,20 @@ class SampledShard(Shard):
             state[name] = paddle.empty([rows, *tensor.shape[1:]], tensor.dtype)
         return state
 
+    @property
+    def size(self) -> int:
+        return self.rows.shape[0]
+
+    def _rows(self, first: int, last: int) -> paddle.Tensor:
+        start = first // self.chunk_rows * self.chunk_rows
+        return self.weight[first - start : last - start]
+
     def _block_state(self, first: int, last: int) -> Tuple[paddle.Tensor, ...]:
         return tuple(slot[: last - first] for slot in self.slots("weight"))
 
     @paddle.no_grad()
     def draw(self, labels: paddle.Tensor, seed: int) -> None:
-        """Choose the rows and take them out: those of `labels`, and others without replacement.
+        """Choose the rows: those of `labels`, and others without replacement.
 
         Args:
             labels: [G] int64 global class ids.
@@ -78,21 +88,25 @@ class SampledShard(Shard):
         _C.index_add_(score, targets.row, targets.owned.astype("float32") * 2.0, 0)
         # In order, for the sake of the memory they are read from.
         self.rows = paddle.sort(paddle.topk(score, self.size, sorted=False)[1])
-        sizes = [size for chunk in self.chunks for size in chunk.sizes]
-        self._block_rows = paddle.split(self.rows, sizes)
-        take_rows(whole.weight, self.rows, self.weight)
+        self._chunk_index = self.cut(self.rows)
+        self._block_index = paddle.split(self.rows, [size for chunk in self.chunks for size in chunk.sizes])
         for own, other in self._bias_pairs():
             take_rows(other, self.rows, own)
         kept = whole.kept_squares
         self._squares = None if kept is None else paddle.index_select(kept, self.rows)
 
-    def fetch(self, block: Block) -> None:
-        # State is wanted once in a step: block by block it goes through the cache, and needs no memory.
+    def rows_of(self, targets: Targets) -> paddle.Tensor:
+        return paddle.index_select(self._whole.weight, paddle.index_select(self.rows, targets.row))
+
+    def fetch_rows(self, k: int) -> None:
+        take_rows(self._whole.weight, self._chunk_index[k], self.chunks[k].rows)
+
+    def fetch_state(self, block: Block) -> None:
         for own, other in zip(block.state, self._whole.slots("weight")):
-            take_rows(other, self._block_rows[block.number], own)
+            take_rows(other, self._block_index[block.number], own)
 
     def give_back(self, block: Block) -> None:
-        rows = self._block_rows[block.number]
+        rows = self._block_index[block.number]
         put_rows(self._whole.weight, rows, block.rows)
         for own, other in zip(block.state, self._whole.slots("weight")):
             put_rows(other, rows, own)

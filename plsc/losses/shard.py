@@ -88,18 +88,29 @@ class Shard:
                     blocks.append(self._block(number, first, min(first + self.block_rows, stop)))
                     number += 1
                 sizes = [block.rows.shape[0] for block in blocks]
-                self._chunks.append(Chunk(self.weight[start:stop], blocks, sizes))
+                self._chunks.append(Chunk(self._rows(start, stop), blocks, sizes))
         return self._chunks
 
     def _block(self, number: int, first: int, last: int) -> Block:
-        rows, size = self.weight[first:last], last - first
+        rows, size = self._rows(first, last), last - first
         return Block(number, rows, rows.view([1, size, 1, rows.shape[1]]), self._zeros[:size], host_view(rows),
                      self._block_state(first, last))
+
+    def _rows(self, first: int, last: int) -> paddle.Tensor:
+        """Where rows [first, last) of one chunk lie while they are worked on."""
+        return self.weight[first:last]
 
     def _block_state(self, first: int, last: int) -> Tuple[paddle.Tensor, ...]:
         return tuple(slot[first:last] for slot in self.slots("weight"))
 
-    def fetch(self, block: Block) -> None:
+    def rows_of(self, targets: Targets) -> paddle.Tensor:
+        """[G, D]: the rows of the targets."""
+        return paddle.index_select(self.weight, targets.row)
+
+    def fetch_rows(self, k: int) -> None:
+        """Make `rows` of chunk k and of its blocks the rows as they are. They always are, here."""
+
+    def fetch_state(self, block: Block) -> None:
         """Make `block.state` the state of the block's rows, before they are updated. It always is, here."""
 
     def give_back(self, block: Block) -> None:

@@ -17,6 +17,7 @@ from plsc.config import Config
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.partition import Range, shard_range
 from plsc.errors import ConfigError
+from plsc.losses.products import HalfProducts, Products
 from plsc.losses.updates import HalfMomentum, Momentum
 from plsc.models.updating import AfterGradient, Outcome, WithGradient
 from plsc.utils.seeding import derive_seed
@@ -122,7 +123,9 @@ class Classifier:
                                   f"and {config.emb_dim}")
             rule = HalfMomentum(rule.momentum, rule.l2)
         if rule is not None:
-            return WithGradient(config, self.parameters, self.classes, reducer, rule)
+            half = config.use_fp16 and self._collectives.topology.on_gpu
+            products = HalfProducts(config.amp_dtype) if half else Products()
+            return WithGradient(config, self.parameters, self.classes, reducer, rule, products)
         if config.sample_ratio < 1.0:
             why = (f"loss_type '{config.loss_type}' holds all classes on each rank; use 'dist_{config.loss_kind}'"
                    if whole_on_many else

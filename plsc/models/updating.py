@@ -19,6 +19,7 @@ from plsc.config import Config
 from plsc.distributed.partition import Range
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.margin import Margin
+from plsc.losses.products import Products
 from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
 from plsc.losses.softmax import Reducer, ShardedSoftmax
@@ -82,12 +83,13 @@ class WithGradient:
 
     Args:
         rule: the optimizer's arithmetic.
+        products: how matrices are multiplied.
     """
 
     def __init__(self, config: Config, parameters: Parameters, classes: Range, reducer: Reducer,
-                 rule: UpdateRule) -> None:
+                 rule: UpdateRule, products: Products) -> None:
         self._shard = Shard(parameters["weight"], parameters.get("bias"), rule, classes.start)
-        self._margin, self._scale, self._reducer = _margin(config), config.scale, reducer
+        self._margin, self._scale, self._reducer, self._products = _margin(config), config.scale, reducer, products
         self._ratio, self._mode = config.sample_ratio, config.logits
         self._softmax: Optional[FusedSoftmax] = None
         self._sampled: Optional[SampledShard] = None
@@ -140,7 +142,7 @@ class WithGradient:
             mode = "store" if needed <= free / 2 else "recompute"
             log.info("logits of %d classes x %d samples take %.2f GiB, %.1f GiB are free: mode '%s'", rows, samples,
                      needed / 2**30, free / 2**30, mode)
-        self._softmax = FusedSoftmax(self._margin, self._scale, self._reducer, mode)
+        self._softmax = FusedSoftmax(self._margin, self._scale, self._reducer, mode, self._products)
 
 
 def _margin(config: Config) -> Optional[Margin]:
