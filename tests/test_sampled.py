@@ -13,6 +13,7 @@ from plsc.errors import ConfigError
 from plsc.losses import shard as shard_module
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.margin import Margin
+from plsc.losses.primitives import highest
 from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
 from plsc.losses.updates import SGD, AdamW, Momentum
@@ -136,6 +137,14 @@ def test_a_weight_set_from_outside_is_noticed_in_every_row():
         assert relative_error(state.loss, expected) < 1e-10
         head.backward(state, sampled, 0.1)
         sampled.put_back()
+
+
+@pytest.mark.parametrize("count", [1, 4, 9, 10])
+def test_of_equal_scores_no_more_are_taken_than_asked_for(count):
+    scores = np.array([0.5, 0.5, 2.5, 0.1, 0.5, 0.7, 0.5, 0.2, 0.5, 2.0], np.float32)
+    places = highest(paddle.to_tensor(scores), count).numpy()
+    assert places.tolist() == sorted(set(places.tolist())) and len(places) == count
+    np.testing.assert_array_equal(np.sort(scores[places]), np.sort(scores)[-count:])
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.5, float("nan")])

@@ -16,7 +16,7 @@ import paddle
 from plsc.errors import ConfigError
 
 _C = paddle._C_ops
-Operand = Tuple[paddle.Tensor, Optional[paddle.Tensor]]  # what is multiplied, and what the product is then multiplied by
+Operand = Tuple[paddle.Tensor, Optional[paddle.Tensor]]  # a factor, and what its product lacks
 
 
 class Products:

@@ -16,7 +16,7 @@ from typing import Dict, List, Tuple
 import paddle
 
 from plsc.errors import ConfigError
-from plsc.losses.primitives import put_rows, take_rows
+from plsc.losses.primitives import highest, put_rows, take_rows
 from plsc.losses.shard import Block, Shard
 from plsc.losses.softmax import Targets
 
@@ -87,7 +87,7 @@ class SampledShard(Shard):
         score = paddle.uniform([whole.size], "float32", min=0.0, max=1.0, seed=seed)
         _C.index_add_(score, targets.row, targets.owned.astype("float32") * 2.0, 0)
         # In order, for the sake of the memory they are read from.
-        self.rows = paddle.sort(paddle.topk(score, self.size, sorted=False)[1])
+        self.rows = highest(score, self.size)
         self._chunk_index = self.cut(self.rows)
         self._block_index = paddle.split(self.rows, [size for chunk in self.chunks for size in chunk.sizes])
         for own, other in self._bias_pairs():
