@@ -2,15 +2,20 @@
 
     make serving-env && python benchmarks/serving.py --serving-env .venv-serving
 
-ResNet50 with random weights at 112 x 112, no mirror image, one image a request. All three run side by side, and slices
-of a few seconds alternate between them, so that whatever else the machine does falls on all alike. A figure is the
-median over the rounds; a ratio is the median of the ratios within each round. The load generator shares the machine.
+ResNet50 with random weights at 112 x 112, no mirror image, one image a request; about ten minutes. All three are up at
+a time, and slices of a few seconds alternate between them. A figure is the median over the rounds; a difference or a
+ratio is the median of those within each round, so that whatever else the machine does falls on both sides. With one
+client the raw predictor takes one image at a time, decoding included where the clients send JPEG; with more it takes
+ready batches of the size that is best. The load generator shares the machine: the last column is what it takes of a
+core.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import importlib.metadata
 import json
 import os
 import re
@@ -27,6 +32,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = (1, 4, 16)
+IMAGES = ("base64 JPEG", "tensor bytes")
 BATCHES = (1, 2, 4, 8, 16, 32)
 
 
@@ -35,8 +41,8 @@ def main() -> None:
     parser.add_argument("--serving-env", type=Path, help="environment of Paddle Serving, for its pipeline server")
     parser.add_argument("--model", default="ResNet50", help="a network of plsc.models.resnet")
     parser.add_argument("--side", type=int, default=112)
-    parser.add_argument("--seconds", type=float, default=8, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=4, help="of each slice")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--output", type=Path, help="also write the figures as JSON")
     parser.add_argument("--raw", type=Path, help=argparse.SUPPRESS)
@@ -48,10 +54,12 @@ def main() -> None:
         folder = Path(name)
         prepare(folder, options)
         rounds = measure(folder, options)
-    show(rounds, options)
+    rows = summarise(rounds)
+    show(rows, options)
     if options.output:
-        options.output.write_text(json.dumps({"options": {key: str(value) for key, value in vars(options).items()},
-                                              "rounds": rounds}, indent=1))
+        about = {key: getattr(options, key) for key in ("model", "side", "threads", "rounds", "seconds")}
+        about.update(processor=processor(), paddle=importlib.metadata.version("paddlepaddle"))
+        options.output.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
 
 
 def prepare(folder: Path, options: argparse.Namespace) -> None:
@@ -84,35 +92,37 @@ def measure(folder: Path, options: argparse.Namespace) -> list:
         running.callback(alone.wait)
         running.callback(alone.stdin.close)
         url = running.enter_context(server(served, r"serving on (http://\S+)", folder / "embedded.log", {}))
-        targets = {"embedded": [("face", sys.executable, url), ("general", sys.executable, url)]}
+        targets = {"embedded": [(sys.executable, url, "face"), (sys.executable, url, "general")]}
         if options.serving_env:
             python = options.serving_env.absolute() / "bin" / "python"
             variables = {"VENV": str(options.serving_env.absolute()), "PLSC_RPC_PORT": "19898",
                          "PLSC_HTTP_PORT": "19882", "OMP_NUM_THREADS": str(options.threads)}
             running.enter_context(server([folder / "model" / "serving" / "start.sh"], "(ready:)",
                                          folder / "pipeline.log", variables))
-            targets["pipeline"] = [("pipeline_http", python, "http://127.0.0.1:19882"),
-                                   ("pipeline_grpc", python, "127.0.0.1:19898")]
+            targets["pipeline"] = [(python, "http://127.0.0.1:19882", "pipeline_http"),
+                                   (python, "127.0.0.1:19898", "pipeline_grpc")]
 
         def ask(batch: int) -> dict:
             alone.stdin.write(f"{batch} {options.seconds}\n")
             alone.stdin.flush()
             return json.loads(alone.stdout.readline())
 
-        tried = {batch: statistics.median(ask(batch)["per_s"] for _ in range(3)) for batch in BATCHES}
+        tried = {batch: statistics.median(ask(batch)["per_s"] for _ in range(2)) for batch in BATCHES}
         best = max(tried, key=tried.get)
         rounds = []
-        for _ in range(options.rounds):
+        for number in range(options.rounds):
             found = {}
-            for index, name in enumerate(("base64 JPEG", "tensor bytes")):
+            for index, images in enumerate(IMAGES):
                 for clients in CLIENTS:
-                    row = f"{name}, {clients}"
-                    found[f"raw one, {row}"] = ask(0 if index == 0 else 1)
-                    found[f"raw best ({best}), {row}"] = ask(best)
+                    alone_name = "raw, one at a time" if clients == 1 else f"raw, batches of {best}"
+                    asks = {alone_name: functools.partial(ask, index if clients == 1 else best)}
                     for what, kinds in targets.items():
-                        kind, python, url = kinds[index]
-                        found[f"{what}, {row}"] = load(python, url, kind, clients, folder, options)
+                        asks[what] = functools.partial(load, *kinds[index], clients, folder, options)
+                    # To and fro, so that no one always comes after the same other.
+                    for what in list(asks)[:: 1 if number % 2 else -1]:
+                        found[images, clients, what] = asks[what]()
             rounds.append(found)
+            print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
         return rounds
 
 
@@ -179,27 +189,41 @@ def server(command, ready: str, log_file: Path, variables: dict):
             process.wait(30)
 
 
-def show(rounds: list, options: argparse.Namespace) -> None:
-    def median(key: str, figure: str) -> float:
-        return statistics.median(found[key][figure] for found in rounds)
+def summarise(rounds: list) -> list:
+    """Medians over the rounds; what compares two is taken within each round first."""
+    rows = []
+    for images, clients, what in rounds[0]:
+        mine = [found[images, clients, what] for found in rounds]
+        row = {"images": images, "clients": clients, "what": what}
+        row.update({figure: round(statistics.median(one[figure] for one in mine), 2) for figure in mine[0]})
+        for name in [key[2] for key in rounds[0] if key[:2] == (images, clients) and key[2] != what]:
+            others = [found[images, clients, name] for found in rounds]
+            pairs = list(zip(mine, others))
+            row[f"against {name.partition(',')[0]}"] = {
+                "p50_ms_more": round(statistics.median(one["p50_ms"] - other["p50_ms"] for one, other in pairs), 2),
+                "per_s_ratio": round(statistics.median(one["per_s"] / other["per_s"] for one, other in pairs), 3)}
+        rows.append(row)
+    return sorted(rows, key=lambda row: (row["images"], row["clients"], row["what"] != "embedded", row["what"]))
 
-    def ratio(key: str, other: str, figure: str) -> float:
-        return statistics.median(found[key][figure] / found[other][figure] for found in rounds)
 
-    print(f"{options.model}, {options.side} x {options.side}, {options.threads} threads, {options.rounds} rounds of "
-          f"{options.seconds:g} s slices\n\n| what, clients | p50 ms | p99 ms | images/s | of the raw best "
-          f"| p50 over raw one, ms |\n|---|---|---|---|---|---|")
-    for key in rounds[0]:
-        what, _, row = key.partition(", ")
-        best = next(other for other in rounds[0] if other.startswith("raw best") and other.endswith(f", {row}"))
-        over = statistics.median(found[key]["p50_ms"] - found[f"raw one, {row}"]["p50_ms"] for found in rounds)
-        print(f"| {key} | {median(key, 'p50_ms'):.2f} | {median(key, 'p99_ms'):.2f} | {median(key, 'per_s'):.1f} | "
-              f"{ratio(key, best, 'per_s'):.2f} | {f'{over:+.2f}' if row.endswith(', 1') else ''} |")
-    for key in rounds[0]:
-        if options.serving_env and key.startswith("embedded"):
-            other = key.replace("embedded", "pipeline")
-            print(f"{key}: p50 {ratio(other, key, 'p50_ms'):.2f} times as fast as the pipeline, "
-                  f"{ratio(key, other, 'per_s'):.2f} times the images/s")
+def show(rows: list, options: argparse.Namespace) -> None:
+    print(f"{options.model}, {options.side} x {options.side}, {options.threads} threads, medians of {options.rounds} "
+          f"rounds of {options.seconds:g} s slices\n\n| images as | clients | | p50 ms | p99 ms | images/s "
+          f"| p50 less the raw one's, ms | images/s of the raw one's | of the pipeline's | load generator |\n"
+          f"|---|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        raw, pipeline = row.get("against raw"), row.get("against pipeline")
+        cells = [row["images"], row["clients"], row["what"], f"{row['p50_ms']:.1f}", f"{row['p99_ms']:.1f}",
+                 f"{row['per_s']:.1f}", f"{raw['p50_ms_more']:+.2f}" if raw and row["clients"] == 1 else "",
+                 f"{raw['per_s_ratio']:.2f}" if raw else "",
+                 f"{pipeline['per_s_ratio']:.2f}" if pipeline and row["what"] == "embedded" else "",
+                 f"{row['load_cores']:.0%}" if "load_cores" in row else ""]
+        print("| " + " | ".join(map(str, cells)) + " |")
+
+
+def processor() -> str:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "")
 
 
 if __name__ == "__main__":
