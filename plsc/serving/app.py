@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gzip
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -68,17 +69,22 @@ class Service:
 
     async def embed(self, request: Request) -> Response:
         """Images to embeddings."""
-        embeddings = await self._embed(request, await self._images(request))
+        embeddings = await self._embed(request, await self._reader(request))
         if NPY in request.headers.get("accept", ""):
             return Response(_npy(embeddings), media_type=NPY)
         return _reply(request, {"embeddings": embeddings})
 
     async def verify(self, request: Request) -> Response:
         """Two images to their cosine."""
-        images = await self._images(request)
-        if len(images) != 2:
-            raise Refused(400, f"got {len(images)} images, expected two to compare")
-        one, other = await self._embed(request, images)
+        read = await self._reader(request)
+
+        def two() -> List[bytes]:
+            images = read()
+            if len(images) != 2:
+                raise Refused(400, f"got {len(images)} images, expected two to compare")
+            return images
+
+        one, other = await self._embed(request, two)
         cosine = float(one @ other)
         threshold = self.settings.threshold
         same = None if threshold is None else cosine >= threshold
@@ -89,15 +95,14 @@ class Service:
         if self.gallery is None:
             raise Refused(404, "this server has no gallery; start it with --gallery FOLDER")
         count = parsing.parse_options(request.query_params.multi_items())
-        embeddings = await self._embed(request, await self._images(request))
+        embeddings = await self._embed(request, await self._reader(request))
         found = await self._in_thread(self.gallery.search, embeddings, count, self.settings.threshold)
         return _reply(request, {"results": [[match.as_dict() for match in row] for row in found],
                                 "threshold": self.settings.threshold})
 
     async def face(self, request: Request) -> Response:
         """PLSC's own service of old: base64 images to embeddings."""
-        images = await self._in_thread(parsing.base64_images, _body(request), "base64_string", self.settings.max_images)
-        embeddings = await self._embed(request, images)
+        embeddings = await self._embed(request, self._base64_reader(request, "base64_string"))
         return _reply(request, {"instance": [{"embedding": row} for row in embeddings]})
 
     async def general(self, request: Request) -> Response:
@@ -138,24 +143,34 @@ class Service:
 
     # What they share
 
-    async def _embed(self, request: Request, images: List[bytes]) -> np.ndarray:
-        request.scope["plsc.images"] = len(images)
-        pixels = await self._in_thread(decode_images, images, self.description, self.settings.max_pixels)
-        return await self.pool.run(IMAGES, pixels)
+    async def _embed(self, request: Request, read: Callable[[], List[bytes]]) -> np.ndarray:
+        """What `read` gives, to embeddings. Reading and decoding share one trip to a thread: each trip costs a
+        lone client two wake-ups."""
 
-    async def _images(self, request: Request) -> List[bytes]:
-        """The encoded images of a body: one as it is, JSON with base64, or a form with files."""
+        def decode() -> np.ndarray:
+            images = read()
+            request.scope["plsc.images"] = len(images)
+            return decode_images(images, self.description, self.settings.max_pixels)
+
+        return await self.pool.run(IMAGES, await self._in_thread(decode))
+
+    async def _reader(self, request: Request) -> Callable[[], List[bytes]]:
+        """Reads the encoded images of a body: one as it is, JSON with base64, or a form with files."""
         body, kind = _body(request), request.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind == JSON:
-            return await self._in_thread(parsing.base64_images, body, "images", self.settings.max_images)
+            return self._base64_reader(request, "images")
         if kind == "multipart/form-data":
-            return await self._form_images(request, body)
+            files = await self._form_images(request, body)
+            return lambda: files
         if kind.startswith("image/") or kind in ("", "application/octet-stream"):
             if not body:
                 raise Refused(400, "the body is empty, expected an image")
-            return [body]
+            return lambda: [body]
         raise Refused(415, f"Content-Type {kind[:60]!r}: expected image/*, application/octet-stream, "
                            f"multipart/form-data or application/json")
+
+    def _base64_reader(self, request: Request, key: str) -> Callable[[], List[bytes]]:
+        return functools.partial(parsing.base64_images, _body(request), key, self.settings.max_images)
 
     async def _form_images(self, request: Request, body: bytes) -> List[bytes]:
         async def stream() -> AsyncIterator[bytes]:
