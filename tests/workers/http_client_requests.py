@@ -26,10 +26,15 @@ for proto in (True, False):
         client.set_request_compress(zipped)
         client.set_response_compress(zipped)
         client.connect([address])
+        seen = []
+        client.requests_session.hooks["response"].append(lambda reply, *_, seen=seen, **__: seen.append(reply))
         name = f"{'proto' if proto else 'json'}_{'gzip' if zipped else 'plain'}"
         for batch, feed in ((True, tensor), (False, tensor[0])):
             reply = client.predict({client.get_feed_names()[0]: feed}, client.get_fetch_names(), batch=batch)
             assert reply is not None, f"{name}: the client gave up"
+            # On the wire too: neither side falls back to plain bytes.
+            wire = (seen[-1].request.headers.get("Content-Encoding"), seen[-1].headers.get("Content-Encoding"))
+            assert wire == (("gzip", "gzip") if zipped else (None, None)), f"{name}: {wire}"
             if proto:
                 output_tensor = reply.outputs[0].tensor[0]
                 values, shape = output_tensor.float_data, output_tensor.shape
