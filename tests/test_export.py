@@ -39,6 +39,25 @@ def network():
     return made
 
 
+class Custom(BaseModel):
+    """A user's own network, of what the legacy representation takes."""
+
+    def __init__(self):
+        super().__init__(16)
+        self.stem = nn.Sequential(nn.Conv2D(3, 8, 3, 2, 1), nn.BatchNorm2D(8), nn.PReLU(8))
+        self.scale = self.create_parameter([1, 8, 1, 1], default_initializer=nn.initializer.Constant(0.5))
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2D(2), nn.Flatten(), nn.Linear(32, 16), nn.LayerNorm(16))
+
+    def build_network(self, input, label, is_train=True):
+        x = self.stem(input)
+        return self.head(x * self.scale + x / 2)
+
+
+def custom():
+    paddle.seed(0)
+    return Custom()
+
+
 def eager(net, pixels, mean=127.5, std=128.0):
     """[N, H, W, 3] uint8 RGB -> [N, D], as the export's maths is documented."""
     batch = ((pixels.astype(np.float32) - np.float32(mean)) / np.float32(std)).transpose(0, 3, 1, 2)
@@ -56,8 +75,9 @@ def onnxruntime():
     return pytest.importorskip("onnxruntime", reason="plsc[onnx] is not installed")
 
 
-def test_all_formats_compute_what_the_network_does(tmp_path, onnxruntime):
-    net, pixels = network(), np.stack(IMAGES)
+@pytest.mark.parametrize("make", [network, custom])
+def test_all_formats_compute_what_the_network_does(tmp_path, onnxruntime, make):
+    net, pixels = make(), np.stack(IMAGES)
     export_backbone(net, settings(), tmp_path / "m", formats=("onnx", "legacy", "serving"), images=IMAGES)
     batch = (pixels.transpose(0, 3, 1, 2).astype(np.float32) - 127.5) / 128.0
     expected = eager(net, pixels)
