@@ -26,12 +26,14 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 VARIANTS = ("fused", "recompute", "sampled", "unfused", "plain")
-TORCH = ("torch", "torch sampled")
+TORCH = ("torch", "torch sampled", "published", "published sampled")
 LABELS = {"fused": "fused, logits stored", "recompute": "fused, logits computed twice", "sampled": "fused, sampled",
           "unfused": "unfused", "plain": "plain Paddle operators", "torch": "PyTorch Partial FC, all classes",
-          "torch sampled": "PyTorch Partial FC, sampled"}
+          "torch sampled": "PyTorch Partial FC, sampled", "published": "PartialFC_V2's steps, all classes",
+          "published sampled": "PartialFC_V2's steps, sampled"}
 # float32 copies of [S, G] and of [S, D] that a variant needs at its peak, roughly: what does not fit is left out.
-COPIES = {"plain": (10, 5), "unfused": (6, 5), "torch": (4, 5), "fused": (1, 2.2)}
+COPIES = {"plain": (10, 5), "unfused": (6, 5), "torch": (4, 5), "published": (5, 5), "published sampled": (1, 5),
+          "fused": (1, 2.2)}
 
 
 def main() -> None:
@@ -133,19 +135,19 @@ def run_variant(name: str, options: argparse.Namespace) -> dict:
 
 
 def run_torch(name: str, options: argparse.Namespace) -> dict:
-    own = options.torch_python == sys.executable
-    if own and importlib.util.find_spec("torch") is None:
+    if options.torch_python == sys.executable and importlib.util.find_spec("torch") is None:
         print(f"{LABELS[name]}: left out, torch is not installed (--torch-python names an interpreter that has it)")
         return {}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [options.torch_python, HERE / "head_torch.py", *sizes(options)[:6], "--steps", options.steps, "--ratio",
-               options.ratio if name == "torch sampled" else 1.0]
+               options.ratio if name.endswith("sampled") else 1.0]
+    command += ["--published"] if name.startswith("published") else []
     ranks = []
     for rank in range(options.ranks):
         where = {"RANK": str(rank), "WORLD_SIZE": str(options.ranks), "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": str(port), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+                 "MASTER_PORT": str(port)}
         ranks.append(subprocess.Popen([str(part) for part in command], env={**environment(), **where}, text=True,
                                       stdout=subprocess.PIPE))
     outputs = [process.communicate()[0] for process in ranks]
@@ -160,7 +162,8 @@ def sizes(options: argparse.Namespace) -> list:
 def environment() -> dict:
     path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PADDLE_")}
-    return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 # What is made of it

@@ -4,6 +4,10 @@ Written straight from An et al., CVPR 2022 (ArcFace margin, class-sharded softma
 momentum of sampled rows carried along), and tuned: in place where autograd allows, the softmax and its
 gradient in one buffer, `torch.optim.SGD(fused=True)`, one thread, huge pages by the caller's environment.
 The margin is written over the target logits and its derivative taken as 1, as InsightFace does.
+
+With `--published` a step does what InsightFace's PartialFC_V2 does instead: autograd through the choice of rows, so
+that gradient and update are those of the whole weight; acos and cos over all logits; a one-hot matrix of the owned
+samples in backward.
 """
 
 from __future__ import annotations
@@ -63,25 +67,57 @@ class CrossEntropy(torch.autograd.Function):
         return logits.mul_(rate / len(row)), None, None
 
 
+class PublishedCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy over class shards, with a one-hot matrix in backward."""
+
+    @staticmethod
+    def forward(context, logits, row, owned):
+        peak = logits.amax(1, keepdim=True)
+        dist.all_reduce(peak, dist.ReduceOp.MAX)
+        logits = logits.sub_(peak).exp_()
+        total = logits.sum(1, keepdim=True)
+        dist.all_reduce(total)
+        logits.div_(total)
+        at = owned.nonzero().squeeze(1)
+        probability = torch.zeros(len(row))
+        probability[at] = logits[at, row[at]]
+        dist.all_reduce(probability)
+        context.save_for_backward(logits, at, row)
+        return -probability.clamp_min(1e-30).log().mean()
+
+    @staticmethod
+    def backward(context, rate):
+        logits, at, row = context.saved_tensors
+        one_hot = torch.zeros(len(at), logits.shape[1])
+        one_hot.scatter_(1, row[at].unsqueeze(1), 1.0)
+        logits[at] -= one_hot
+        return logits.div_(len(row)) * rate, None, None
+
+
 class PartialFC:
     def __init__(self, size, width, first, ratio):
         self.weight, self.velocity = torch.empty(size, width).normal_(0, 0.01), torch.zeros(size, width)
         self.first, self.count = first, math.ceil(ratio * size)
         self.whole = ratio >= 1.0
 
-    def step(self, features, labels):
-        features = features.requires_grad_()
-        x = Gather.apply(features)
+    def gather(self, features, labels):
+        """(all features, their rows here, whether they have one, the rows that are chosen or None)."""
+        x = Gather.apply(features.requires_grad_())
         parts = [torch.empty_like(labels) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, labels)
         row = torch.cat(parts) - self.first
         owned = (row >= 0) & (row < len(self.weight))
-        weight, velocity, index = self.weight, self.velocity, None
+        if self.whole:
+            return x, row, owned, None
+        score = torch.rand(len(self.weight))
+        score[row[owned]] = 2.0
+        index = torch.topk(score, self.count)[1].sort()[0]
+        return x, torch.searchsorted(index, row.clamp(0, len(self.weight) - 1)), owned, index
+
+    def step(self, features, labels):
+        x, row, owned, index = self.gather(features, labels)
+        weight, velocity = self.weight, self.velocity
         if not self.whole:
-            score = torch.rand(len(self.weight))
-            score[row[owned]] = 2.0
-            index = torch.topk(score, self.count)[1].sort()[0]
-            row = torch.searchsorted(index, row.clamp(0, len(self.weight) - 1))
             weight, velocity = self.weight[index], self.velocity[index]
         weight = weight.detach().requires_grad_()
         cosine = F.linear(F.normalize(x), F.normalize(weight)).clamp(-1, 1)
@@ -102,6 +138,31 @@ class PartialFC:
         return loss.item()
 
 
+class PublishedPartialFC(PartialFC):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.velocity = None
+        self.weight.requires_grad_()
+        self.optimizer = torch.optim.SGD([self.weight], RATE, MOMENTUM, weight_decay=L2)
+
+    def step(self, features, labels):
+        x, row, owned, index = self.gather(features, labels)
+        weight = self.weight if self.whole else self.weight[index]
+        logits = F.linear(F.normalize(x), F.normalize(weight)).clamp(-1, 1)
+        at = owned.nonzero().squeeze(1)
+        with torch.no_grad():
+            angle = logits[at, row[at]].acos()
+            logits.acos_()
+            logits[at, row[at]] = angle + MARGIN
+            logits.cos_()
+        loss = PublishedCrossEntropy.apply(logits * SCALE, row, owned)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+
+@torch.no_grad()
 def gemm(weight, samples, chunk=2048):
     x = F.normalize(torch.randn(samples, weight.shape[1]))
     total = torch.zeros_like(x)
@@ -132,6 +193,7 @@ def main():
     for name, default in (("classes", 1000000), ("dim", 512), ("batch", 64), ("steps", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--ratio", type=float, default=1.0)
+    parser.add_argument("--published", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -141,7 +203,7 @@ def main():
     first = rank * (options.classes // ranks) + min(rank, options.classes % ranks)
     base = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    head = PartialFC(size, options.dim, first, options.ratio)
+    head = (PublishedPartialFC if options.published else PartialFC)(size, options.dim, first, options.ratio)
     samples = options.batch * ranks
     step = lambda: head.step(torch.randn(options.batch, options.dim),  # noqa: E731
                              torch.randint(0, options.classes, (options.batch,)))
