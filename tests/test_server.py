@@ -375,6 +375,40 @@ def test_sigterm_under_load_loses_no_request(model, tmp_path):
     assert replies.count(200) > 50
 
 
+def test_what_is_under_way_at_sigterm_is_answered_however_long_it_takes(model, tmp_path):
+    with serving(model, "--timeout", 100, "--no-access-log", log=tmp_path / "log") as running, \
+            concurrent.futures.ThreadPoolExecutor(6) as pool:
+        (worker,) = running.worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        replies = [pool.submit(post, running, "/embed", image, "image/png") for image in IMAGES * 2]
+        # The predictor holds the first of them, the others wait.
+        for _ in range(200):
+            if int(metric(running, "plsc_held_bytes")) == 2 * sum(map(len, IMAGES)):
+                break
+            time.sleep(0.05)
+        running.process.send_signal(signal.SIGTERM)
+        # Well past the drain, when no connection is taken any more.
+        for _ in range(200):
+            if not listens(running):
+                break
+            time.sleep(0.05)
+        time.sleep(1)
+        assert not any(reply.done() for reply in replies) and running.process.poll() is None
+        os.kill(worker, signal.SIGCONT)
+        assert [reply.result().status for reply in replies] == [200] * 6
+        assert running.process.wait(20) == 0
+
+
+def metric(server, name):
+    found = [line for line in get(server, "/metrics").data.decode().splitlines() if line.startswith(f"{name} ")]
+    return float(found[0].split()[1])
+
+
+def listens(server):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", server.port)) == 0
+
+
 def test_a_server_that_dies_takes_its_predictors_along(model, tmp_path):
     with serving(model, log=tmp_path / "log") as running:
         (worker,) = running.worker_pids()
