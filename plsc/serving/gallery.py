@@ -7,6 +7,7 @@ aside and renamed, so that a server or a crash never sees half of it.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class Gallery:
     """
 
     def __init__(self, dimension: int) -> None:
-        faiss = require("faiss", "'plsc[gallery]'", "a gallery")
+        faiss = _faiss()
         self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(dimension))
         self._names: Dict[int, str] = {}
         self._next = 0
@@ -129,7 +130,7 @@ class Gallery:
         Raises:
             ServingError: there is something already.
         """
-        faiss = require("faiss", "'plsc[gallery]'", "a gallery")
+        faiss = _faiss()
         folder = Path(folder)
         if folder.exists() and not (replace and (folder / ABOUT_FILE).is_file()):
             raise ServingError(f"{folder} exists and is not overwritten; choose another name")
@@ -154,7 +155,7 @@ class Gallery:
         Raises:
             ServingError: there is none, or it is damaged.
         """
-        faiss = require("faiss", "'plsc[gallery]'", "a gallery")
+        faiss = _faiss()
         folder = Path(folder)
         try:
             about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
@@ -205,3 +206,9 @@ def read_threshold(report: Union[str, Path], name: Optional[str] = None) -> floa
     if name not in found:
         raise ServingError(f"{report}: got the set {name!r}, expected one of {', '.join(sorted(found)) or 'none'}")
     return found[name]
+
+
+def _faiss() -> Any:
+    # It tells of each library that it tries, and Paddle shows everybody's log.
+    logging.getLogger("faiss").setLevel(logging.WARNING)
+    return require("faiss", "'plsc[gallery]'", "a gallery")

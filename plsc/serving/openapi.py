@@ -42,15 +42,15 @@ def openapi(settings: ServeSettings, description: ModelDescription) -> Dict[str,
     base64 = {"type": "object", "required": ["base64_string"],
               "properties": {"base64_string": _IMAGES["properties"]["images"]}}
     two_images = {kind: content for kind, content in _IMAGE_BODY.items() if kind != "image/*"}
-    shape = ["N" if size == -1 else size for size in (-1, *description.input_shape)]
+    shape = ", ".join("N" if size == -1 else str(size) for size in (-1, *description.input_shape))
     paths = {
         "/embed": _post("Images to embeddings of unit length. With Accept: application/x-npy, a NumPy file [N, D].",
                         _IMAGE_BODY, embeddings),
         "/verify": _post("Two images to their cosine.", two_images, verdict),
-        "/FaceClassifyService/inference": _post("PLSC's service of old.", {"application/json": {"schema": base64}},
-                                                face),
+        "/FaceClassifyService/inference": _post(
+            "PLSC 0.1's face service: images to embeddings.", {"application/json": {"schema": base64}}, face),
         "/GeneralModelService/inference": _post(
-            f"Paddle Serving's general model service: a tensor 'image' {shape} of {description.input_dtype} to what "
+            f"Paddle Serving's general model service: a tensor 'image' [{shape}] of {description.input_dtype} to what "
             f"the model gives. Protobuf (application/proto) or the same message in JSON; gzip either way.",
             {"application/proto": {"schema": _BINARY}, "application/json": {"schema": {"type": "object"}}},
             {"type": "object"}),
