@@ -68,6 +68,14 @@ def test_a_sure_network_stays_finite():
         assert np.isfinite(found_x).all() and np.isfinite(gathered(shards, "weight")).all()
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_vectors_of_zeros_give_finite_updates(dtype):
+    problem = (np.zeros((2, 4), np.float32), np.array([0, 1]), np.zeros((3, 4), np.float32), None)
+    states, found_x, shards = run_fused(problem, 1, ARCFACE, 64.0, rate=1e-6, products=HalfProducts(dtype))
+    assert np.isfinite(states[0].loss.item()) and np.isfinite(found_x).all()
+    assert np.isfinite(gathered(shards, "weight")).all()
+
+
 def test_another_type_is_refused():
     with pytest.raises(ConfigError, match="expected 'float16' or 'bfloat16'"):
         HalfProducts("float32")
