@@ -41,8 +41,6 @@ SAFE_SCALE = 64.0
 _SHIFT = 8.0
 # Added to r where the class is the sample's own. Its exponential is 0, and 0 times it is still 0.
 _EXCLUDED = -1e20
-# -log |w| of the shortest row in float16: e is 1 / |w| at most, and a row of zeros must not make it infinite.
-_NARROW_LENGTH = 9.0
 _LOWEST = -1e15  # under any logit, over any excluded one
 
 
@@ -239,8 +237,6 @@ class FusedSoftmax:
             return (TargetTerms(rows, product, logit, logit, paddle.ones_like(product), owned),
                     RowTerms(ones, offset, ones, offset, None))
         lengths = -0.5 * paddle.log(shard.squares(targets.row, rows) + NORM_EPSILON)  # -log |w|
-        if self.products.narrow:
-            lengths = paddle.clip(lengths, max=_NARROW_LENGTH)
         inverse = paddle.exp(lengths)
         # The rows at hand, not the norms kept: the margin is steep where a cosine is near 1.
         row_inverse = unit_rows(rows)[1].squeeze(1)
