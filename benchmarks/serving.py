@@ -208,7 +208,7 @@ def summarise(rounds: list) -> list:
 
 def show(rows: list, options: argparse.Namespace) -> None:
     print(f"{options.model}, {options.side} x {options.side}, {options.threads} threads, medians of {options.rounds} "
-          f"rounds of {options.seconds:g} s slices\n\n| images as | clients | | p50 ms | p99 ms | images/s "
+          f"rounds of {options.seconds:g} s slices\n\n| images as | clients | what | p50 ms | p99 ms | images/s "
           f"| p50 less the raw one's, ms | images/s of the raw one's | of the pipeline's | load generator |\n"
           f"|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
