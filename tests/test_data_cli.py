@@ -113,6 +113,21 @@ def test_pairs_can_leave_out_the_identities_of_a_training_set(source, tmp_path):
     assert {shown(image) % 12 for image in made.images} <= set(range(6, 12))
 
 
+@pytest.mark.parametrize("to", ["rec", "tar", "base64", "list", "folders"])
+def test_the_identities_of_a_part_are_left_out_of_the_whole_whatever_their_new_numbers(source, tmp_path, to):
+    run("convert", source, tmp_path / "unnamed")
+    (tmp_path / "unnamed" / "classes.txt").unlink()
+    for number, whole in enumerate((source, tmp_path / "unnamed")):
+        run("split", whole, tmp_path / f"parts{number}", "--held-out", 4, "--to", to)
+        train, held_out = (set(np.array(pixels_of(tmp_path / f"parts{number}" / name)) % 12)
+                           for name in ("train", "held_out"))
+        run("pairs", whole, tmp_path / f"{number}.bin", "--pairs", 8, "--folds", 1, "--exclude",
+            tmp_path / f"parts{number}" / "train")
+        paired = {shown(image) % 12 for image in VerificationSet.load(tmp_path / f"{number}.bin").images}
+        assert paired <= held_out
+        assert not paired & train
+
+
 def test_an_interrupted_split_goes_on(source, tmp_path, monkeypatch):
     records = open_records(source)
     inner = type(records).__getitem__

@@ -74,6 +74,18 @@ def test_identities_of_another_set_are_left_out_by_name_or_number():
         without_classes_of(named, named)
 
 
+def test_parts_of_a_set_are_told_from_it_and_each_other_by_the_numbers_it_had():
+    whole = records_of(np.arange(40) % 20)
+    train, held_out = split_identities(whole, 5)
+    assert sorted(map(int, train.class_names + held_out.class_names)) == list(range(20))
+    assert len(without_classes_of(held_out, train)) == len(held_out)
+    assert {index % 20 for index, _ in seen(without_classes_of(whole, train))} == set(map(int, held_out.class_names))
+    assert {index % 20 for index, _ in seen(without_classes_of(train, with_min_images(records_of([3, 7]), 1)))} == (
+        set(map(int, train.class_names)) - {3, 7})
+    with pytest.raises(DataError, match="no identity is left"):
+        without_classes_of(train, whole)
+
+
 def test_shuffling_keeps_every_record_once():
     records = records_of(np.arange(30) % 4)
     mixed = shuffled(records, 1)

@@ -154,6 +154,19 @@ def test_the_first_choice_of_several_is_read_and_the_others_are_named(tmp_path, 
     assert len(open_records(tmp_path / "set" / "train.rec")) == 1
 
 
+def test_classes_txt_names_the_classes_of_sets_that_do_not(tmp_path, caplog):
+    folder = make_rec(tmp_path / "set")
+    (folder / "classes.txt").write_text("zoë\nada\nbo\n", encoding="utf-8")
+    for path in (folder, folder / "train.rec"):
+        assert open_records(path).class_names == ["zoë", "ada", "bo"]
+    (folder / "classes.txt").write_text("ada\n")
+    assert getattr(open_records(folder), "class_names", None) is None
+    assert "classes.txt: 1 names for 3 classes, passed over" in caplog.text
+    (folder / "classes.txt").write_bytes(b"\xff\n\n\n")
+    assert getattr(open_records(folder), "class_names", None) is None
+    assert "the names of the classes cannot be read" in caplog.text
+
+
 @pytest.mark.parametrize("name, message", [
     ("nothing", "'.*nothing' does not exist; expected a folder"),
     ("lfw.bin", "a .bin is a verification set"),

@@ -24,6 +24,7 @@ from plsc.data.selection import labels_of, split_identities
 from plsc.data.sinks import SINKS, Plan, encode
 from plsc.data.transforms import decode, resize
 from plsc.errors import ConfigError, DataError
+from plsc.utils.lazy import require
 
 log = logging.getLogger("plsc")
 
@@ -208,6 +209,8 @@ def _check(records: Records, target: Path, to: str, parts: int) -> np.ndarray:
         raise ConfigError(f"format {to!r} has no parts; only base64 and tar do")
     if target.exists():
         raise DataError(f"{target} exists already; nothing is overwritten: choose a folder that does not exist")
+    if to == "parquet":
+        require("pyarrow", "'plsc[parquet]'", "writing Parquet files")
     labels = labels_of(records)
     present = np.unique(labels)
     if to == "folders" and len(present) < records.num_classes:

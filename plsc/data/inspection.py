@@ -123,6 +123,7 @@ def plot(records: Records, prefix: Union[str, Path], seed: int = 0) -> List[Path
     axes = figure.subplots()
     step = -(-int(counts.max() - counts.min() + 1) // 50)
     axes.hist(counts, bins=np.arange(counts.min(), counts.max() + step + 1, step) - 0.5, color="#3b6ea5")
+    axes.set_xlim(counts.min() - 0.5 - step, counts.max() + 0.5 + step)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="images per class", ylabel="classes", yscale="log" if len(present) > 1000 else "linear",
              title=f"{len(records)} images, {len(present)} classes")

@@ -161,7 +161,8 @@ class FrameFile:
 
     def _damage(self, offset: int, found: str, expected: str) -> DataError:
         return DataError(f"{self.path}, offset {offset}: {found}, expected {expected}; the file is damaged, cut off or "
-                         f"does not belong to its index. What lies before the damage can be read with recover=True")
+                         f"does not belong to its index. What lies before the damage can be read with recover=True, "
+                         f"or --recover")
 
 
 def map_file(path: Path) -> mmap.mmap:

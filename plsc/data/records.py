@@ -175,6 +175,7 @@ def open_records(path: Union[str, Path], recover: bool = False) -> Records:
     is known by what lies in it, the first of: `label.txt`, `train.rec` or the only `.rec`, `file_list.txt`,
     `.tar` shards, `images.npy` with `labels.npy`, `.parquet` files, the only `.csv`, folders of classes.
     `shards-{000..119}.tar` are several shards; `synthetic:1000:50000` is 50,000 made-up images of 1,000 classes.
+    A `classes.txt` beside the data, as `plsc data convert` writes it, names the classes, one per line.
 
     Args:
         path: the file or folder.
@@ -198,14 +199,14 @@ def _recognise(name: str, recover: bool) -> Records:
         raise DataError(f"data folder {name!r} does not exist; expected a folder with label.txt and images/, "
                         f"or with one folder per class; set it with set_dataset_dir")
     if not path.is_dir():
-        return _open_file(path, recover)
+        return _named(_open_file(path, recover), path.parent)
     found = _known_files(path)
     if len(found) > 1:
         log.warning("%s: reading %s; the folder also has %s, which is read when named itself", path, found[0].name,
                     ", ".join(other.name for other in found[1:]))
     if not found:
-        return FolderRecords(path)
-    return _open_file(found[0], recover)
+        return _named(FolderRecords(path), path)
+    return _named(_open_file(found[0], recover), path)
 
 
 # What a folder is known by, in order of choice: a pattern, and where there may be several files but one is meant,
@@ -257,6 +258,23 @@ def _open_file(path: Path, recover: bool) -> Records:
     if looks_like_base64(path) or is_part_list(path):
         return Base64Records(path)
     return ListRecords(path)
+
+
+def _named(records: Records, folder: Path) -> Records:
+    """The records, with the `class_names` of the folder's `classes.txt` where theirs are none, or mere numbers."""
+    path = folder / "classes.txt"
+    own = getattr(records, "class_names", None) or ()
+    if all(name.isdigit() and int(name) == number for number, name in enumerate(own)) and path.is_file():
+        try:
+            names = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            log.warning("%s: the names of the classes cannot be read (%s)", path, error)
+        else:
+            if len(names) >= records.num_classes:
+                records.class_names = names
+            else:
+                log.warning("%s: %d names for %d classes, passed over", path, len(names), records.num_classes)
+    return records
 
 
 def read_image(path: Union[str, Path]) -> bytes:

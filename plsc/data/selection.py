@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import List, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -20,7 +20,8 @@ class SelectedRecords:
     Args:
         records: the source.
         indices: [m], which records, in order; twice is allowed.
-        classes: [K] classes of the source, ascending: they become 0 ... K - 1. By default classes stay as they are.
+        classes: [K] classes of the source, ascending: they become 0 ... K - 1, and where the source does not name them
+            their old numbers become their names. By default classes stay as they are.
 
     Raises:
         DataError: an index out of range, or a chosen record of a class that `classes` lacks.
@@ -44,7 +45,7 @@ class SelectedRecords:
                 raise DataError(f"record {self._indices[lost[0]]} is of class {self.labels[lost[0]]}, which is not "
                                 f"among the {len(classes)} chosen")
             self.labels, self.num_classes = places, len(classes)
-            self.class_names = [names[old] for old in classes] if names else None
+            self.class_names = [names[old] if names else str(old) for old in classes]
 
     @property
     def format(self) -> str:
@@ -111,15 +112,20 @@ def split_identities(records: Records, held_out: float, seed: int = 0) -> Tuple[
 
 
 def without_classes_of(records: Records, other: Records) -> SelectedRecords:
-    """The records whose class does not occur in `other`: by name where both name their classes, else by number."""
+    """The records whose class does not occur in `other`: by name where both name their classes, else by number.
+
+    A part of a set without names has the whole's numbers as names, so it is told from the whole and from other parts.
+    """
     names, others = getattr(records, "class_names", None), getattr(other, "class_names", None)
-    labels = labels_of(records)
+    if bool(names) != bool(others) and all(name.isdigit() for name in names or others):
+        names = names or [str(number) for number in range(records.num_classes)]
+        others = others or [str(number) for number in range(other.num_classes)]
+    labels, taken = labels_of(records), np.unique(labels_of(other)).tolist()
     if names and others:
-        there = set(others)
-        taken: List[int] = [number for number, name in enumerate(names) if name in there]
+        there = {others[number] for number in taken}
+        taken = [number for number, name in enumerate(names) if name in there]
     else:
         log.info("the sets do not both name their classes, so the same class number is taken for the same class")
-        taken = np.unique(labels_of(other)).tolist()
     is_left = ~np.isin(labels, taken)
     if not is_left.any():
         raise DataError(f"every class of {records.format} occurs in {other.format}: no identity is left")
