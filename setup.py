@@ -40,7 +40,7 @@ setup(
         "onnx": ONNX,
         "serve": SERVE,
         "gallery": GALLERY,
-        "test": [*ONNX, *SERVE, *GALLERY, "pytest", "hypothesis", "matplotlib", "fonttools", "ruff"],
+        "test": [*ONNX, *SERVE, *GALLERY, "pyarrow", "pytest", "hypothesis", "matplotlib", "fonttools", "ruff"],
     },
     entry_points={"console_scripts": ["plsc = plsc.cli:main"]},
     classifiers=[
