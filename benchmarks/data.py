@@ -33,6 +33,7 @@ import numpy as np
 from plsc.data.convert import convert
 from plsc.data.loader import TrainLoader
 from plsc.data.records import Record, Records, open_records
+from plsc.data.selection import SelectedRecords
 from plsc.data.transforms import Transform, decode, normalise
 
 OMNIGLOT = Path(__file__).parents[2] / "shared" / "data" / "omniglot" / "faces_layout"
@@ -199,18 +200,22 @@ def measure(name: str, source: Records, folder: Path, seconds: float, rounds: in
 
 
 def where_the_time_goes(rec: Path, images: List[bytes]) -> Dict[str, float]:
-    """Processor time of each stage alone, the least of several runs."""
-    records, images = open_records(rec), images[:512]
+    """Processor time of each stage alone, in one process, the least of several runs."""
+    records, images = open_records(rec), images[: 8 * BATCH]
+    order = np.random.default_rng(0).permutation(len(records))[: len(images)].tolist()
     pixels = [decode(image) for image in images[:32]]
     batch, out = np.zeros((BATCH, *SHAPE), np.uint8), np.empty(SHAPE, np.uint8)
+    finished = normalise(batch)
     transform = Transform(SHAPE, flip=True)
+    loader = TrainLoader(SelectedRecords(records, order), transform, records.num_classes, BATCH)
     stages: Dict[str, Callable[[], object]] = {
-        "bare decode": lambda: [decode(image) is None for image in images],
-        "read": lambda: [records[index] is None for index in range(len(images))],
-        "flip and planes": lambda: [transform(pixels[index % 32], (index % 2) << 63, out) is None
-                                    for index in range(len(images))],
-        "hand over": lambda: [batch.copy() is None for _ in range(len(images) // BATCH)],
+        "bare decode": lambda: [cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR) is None
+                                for image in images],
+        "read": lambda: [records[index] is None for index in order],
+        "flip and planes": lambda: [transform(pixels[index % 32], (index % 2) << 63, out) is None for index in order],
+        "all that a worker does": lambda: [batch is None for batch in loader.epoch(0)],
         "normalise": lambda: [normalise(batch) is None for _ in range(len(images) // BATCH)],
+        "only writing float32": lambda: [finished.fill(1) for _ in range(len(images) // BATCH)],
     }
     least = {}
     for name, stage in stages.items():

@@ -107,10 +107,23 @@ def test_finished_images_pass_and_do_not_mix_with_others(loader, workers):
         list(mixed.epoch(0))
 
 
-def test_batches_stay_what_they_were_when_the_next_ones_come(loader):
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_batches_stay_what_they_were_for_as_long_as_anything_of_them_is_kept(loader, workers):
+    made = loader(num_workers=workers)
+    kept = [list(made.epoch(epoch)) for epoch in range(3)]
+    rows = [batch.images[1] for batch in made.epoch(3)]
+    last = next(made.epoch(4)).images
+    for epoch, batches in enumerate(kept):
+        assert all(np.array_equal(one.images, other.images) for one, other in zip(batches, loader().epoch(epoch)))
+    assert all(np.array_equal(row, other.images[1]) for row, other in zip(rows, loader().epoch(3)))
+    made.close()
+    assert np.array_equal(last, next(loader().epoch(4)).images)
+
+
+def test_batches_that_are_let_go_are_not_copied(loader):
     made = loader(num_workers=2)
-    batches = list(made.epoch(0))
-    assert all(np.array_equal(one.images, other.images) for one, other in zip(batches, loader().epoch(0)))
+    for batch in made.epoch(0):
+        assert not batch.images.flags.owndata
 
 
 def anonymous_memory(pid) -> int:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import random
 import struct
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plsc.data.recordio import MAGIC, MAX_LABEL, FrameFile, RecordIOWriter, frames, pack
+from plsc.data.recordio import MAGIC, MAX_LABEL, RecordIOWriter, frames, pack
 from plsc.data.recordio_records import RecordIORecords
 from plsc.errors import DataError, PLSCError
 
@@ -316,45 +314,3 @@ def test_fuzz_only_own_errors_come_out(payloads, noise, cut, flips, index, tmp_p
                 with contextlib.suppress(PLSCError):
                     assert len(records[number].image) <= len(data)
             assert len(records.labels) == len(records)
-
-
-# Size
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    path = tmp_path_factory.mktemp("large") / "train.rec"
-    image = os.urandom(1 << 12)
-    with RecordIOWriter(path) as writer:
-        for key in range(200_000):
-            writer.write(key, key % 1000, image[: 500 + key % 1500])
-    return path
-
-
-def test_200_000_records_are_indexed_in_seconds_and_read_in_flat_memory(large):
-    start = time.perf_counter()
-    indexed = RecordIORecords(large)
-    with_index = time.perf_counter() - start
-    start = time.perf_counter()
-    offsets, damage = FrameFile(large).scan()
-    scanned = time.perf_counter() - start
-    assert damage is None
-    assert np.array_equal(offsets, indexed._offsets)
-    assert max(with_index, scanned) < 5.0
-
-    order = np.random.default_rng(0).permutation(len(indexed))
-    for index in order[:2000]:
-        indexed[int(index)]
-    before = anonymous_memory()
-    for index in order:
-        assert len(indexed[int(index)].image) == 500 + index % 1500
-    assert anonymous_memory() - before < 8 << 20
-    assert indexed.labels.tolist() == (np.arange(200_000) % 1000).tolist()
-
-
-def anonymous_memory() -> int:
-    """This process's memory without pages of mapped files, which the system takes back when it needs them."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        pytest.skip("the system does not tell anonymous memory from mapped files")
-    return int(next(line for line in status.read_text().splitlines() if line.startswith("RssAnon")).split()[1]) << 10

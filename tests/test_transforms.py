@@ -143,6 +143,15 @@ def test_normalising_arrays_is_exact():
     assert normalise(images).dtype == np.float32
 
 
+@pytest.mark.parametrize("mean, std, nearness", [(127.5, 128.0, 0),
+                                                 ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4), 2**-22)])
+def test_a_pixel_is_normalised_alike_whatever_else_is_in_the_batch(mean, std, nearness):
+    every = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
+    whole = normalise(every, mean, std)
+    for low, high in ((0, 1), (7, 8), (3, 90), (100, 256)):
+        assert np.abs(normalise(every[..., low:high], mean, std) - whole[..., low:high]).max() <= nearness
+
+
 @pytest.mark.parametrize("mean, std", [(127.5, 128.0), ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4))])
 def test_tensors_and_arrays_are_normalised_alike_by_channel(mean, std):
     paddle = pytest.importorskip("paddle")

@@ -96,9 +96,8 @@ class TrainLoader:
         if self._pool is None:
             self._pool = WorkerPool(self._maker, self._num_workers, shape, self._maker.records.describe, self._timeout)
         try:
-            for filled, place in self._pool.run(tasks):
-                images = place.copy() if filled.finished is None else filled.finished
-                yield Batch(images, filled.labels), filled.skipped
+            for filled, pixels in self._pool.run(tasks):
+                yield Batch(pixels if filled.finished is None else filled.finished, filled.labels), filled.skipped
         except DataError:
             self.close()
             raise
@@ -149,40 +148,46 @@ class _BatchMaker:
         epoch, indices = task
         skipped: List[str] = []
         finished: List[np.ndarray] = []
-        labels = np.empty(len(indices), np.int64)
+        labels = []
+        records, transform = self.records, self.transform
         keys = random_keys(self.seed, epoch, indices).tolist()
-        for place, (index, key, out) in enumerate(zip(indices.tolist(), keys, pixels)):
-            image, labels[place] = self._sample(epoch, index, key, out, skipped, hold)
+        for index, key, out in zip(indices.tolist(), keys, pixels):
+            hold(index)
+            try:
+                encoded, label = records[index]
+                image = transform(encoded, key, out)
+            except DataError as error:
+                skipped.append(self._unreadable(index, error))
+                index, image, label = self._next_readable(epoch, index, out, skipped, hold)
+            if not 0 <= label < self.num_classes:
+                raise DataError(f"{records.describe(index)}: label {label} is out of range, expected 0 to "
+                                f"{self.num_classes - 1}; set_class_num({label + 1}) or more, or mend the list")
+            labels.append(label)
             if image is not out:
                 finished.append(image)
         if finished and len(finished) < len(indices):
             raise DataError(f"a batch has {len(finished)} images that are finished float32 and "
                             f"{len(indices) - len(finished)} that are not; expected a data set of one kind")
-        return _Filled(labels, skipped, np.stack(finished) if finished else None)
+        return _Filled(np.array(labels, np.int64), skipped, np.stack(finished) if finished else None)
 
-    def _sample(self, epoch: int, index: int, key: int, out: np.ndarray, skipped: List[str],
-                hold: Callable[[int], None]) -> Tuple[np.ndarray, int]:
+    def _next_readable(self, epoch: int, index: int, out: np.ndarray, skipped: List[str],
+                       hold: Callable[[int], None]) -> Tuple[int, np.ndarray, int]:
+        """The first record after `index` that can be read, around the end: its index, image and label."""
         count = len(self.records)
-        candidate = index
-        for _ in range(count):
+        for candidate in (other % count for other in range(index + 1, index + count)):
             hold(candidate)
             try:
                 image, label = self.records[candidate]
-                pixels = self.transform(image, key, out)
-                break
+                return candidate, self.transform(image, int(random_keys(self.seed, epoch, [candidate])[0]), out), label
             except DataError as error:
-                message = f"{self.records.describe(candidate)}: {error}"
-                if not self.skip:
-                    raise DataError(message + "; to pass over such images: set_bad_images('skip')") from None
-                skipped.append(message)
-            candidate = (candidate + 1) % count
-            key = int(random_keys(self.seed, epoch, [candidate])[0])
-        else:
-            raise DataError(f"none of the {count} training images can be read; the last: {skipped[-1]}")
-        if not 0 <= label < self.num_classes:
-            raise DataError(f"{self.records.describe(candidate)}: label {label} is out of range, expected 0 to "
-                            f"{self.num_classes - 1}; set_class_num({label + 1}) or more, or mend the list")
-        return pixels, label
+                skipped.append(self._unreadable(candidate, error))
+        raise DataError(f"none of the {count} training images can be read; the last: {skipped[-1]}")
+
+    def _unreadable(self, index: int, error: DataError) -> str:
+        message = f"{self.records.describe(index)}: {error}"
+        if not self.skip:
+            raise DataError(message + "; to pass over such images: set_bad_images('skip')") from None
+        return message
 
 
 class ReaderLoader:

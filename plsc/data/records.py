@@ -264,7 +264,7 @@ def _named(records: Records, folder: Path) -> Records:
     """The records, with the `class_names` of the folder's `classes.txt` where theirs are none, or mere numbers."""
     path = folder / "classes.txt"
     own = getattr(records, "class_names", None) or ()
-    if all(name.isdigit() and int(name) == number for number, name in enumerate(own)) and path.is_file():
+    if all(name.isdecimal() and int(name) == number for number, name in enumerate(own)) and path.is_file():
         try:
             names = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:

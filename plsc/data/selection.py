@@ -117,7 +117,7 @@ def without_classes_of(records: Records, other: Records) -> SelectedRecords:
     A part of a set without names has the whole's numbers as names, so it is told from the whole and from other parts.
     """
     names, others = getattr(records, "class_names", None), getattr(other, "class_names", None)
-    if bool(names) != bool(others) and all(name.isdigit() for name in names or others):
+    if bool(names) != bool(others) and all(name.isdecimal() for name in names or others):
         names = names or [str(number) for number in range(records.num_classes)]
         others = others or [str(number) for number in range(other.num_classes)]
     labels, taken = labels_of(records), np.unique(labels_of(other)).tolist()

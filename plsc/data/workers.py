@@ -1,8 +1,8 @@
 """Worker processes that fill batches, and that are missed by name when they die or hang.
 
-Each worker has a pipe for small messages and two places in a shared anonymous map for its batches. The map has no
-name in the system: it goes with the last process that has it, so nothing is left behind however a run ends. Task k
-goes to worker k mod W, and replies are taken in that order, so results do not depend on which worker is faster.
+Each worker has a pipe for small messages, and batches are filled in places of one shared anonymous map. The map has
+no name in the system: it goes with the last process that has it, so nothing is left behind however a run ends. Task
+k goes to worker k mod W, and replies are taken in that order, so results do not depend on which worker is faster.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import multiprocessing
 import signal
 import time
 import traceback
+import weakref
 from multiprocessing import connection
-from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 
 from plsc.errors import DataError
 
-_PLACES = 2
+# Batches that a worker is to have ahead; and batches that whoever takes them may hold without a copy of them made:
+# the one just given and the one before, which a loop's variable holds still.
+_AHEAD, _LENT = 2, 2
 
 # What a worker runs: (task, place to write [N, ...], hold) -> reply. It calls hold(index) before each record.
 Work = Callable[[Any, np.ndarray, Callable[[int], None]], Any]
@@ -50,10 +53,11 @@ class WorkerPool:
                  timeout: float = 300.0) -> None:
         context = multiprocessing.get_context("fork")
         self._describe, self._timeout = describe, timeout
-        size = int(np.prod(batch_shape))
-        shared = mmap.mmap(-1, max(1, num_workers * _PLACES * size))
-        self._places = np.frombuffer(shared, np.uint8, num_workers * _PLACES * size).reshape(
-            num_workers, _PLACES, *batch_shape)
+        self._shape, self._size = tuple(batch_shape), int(np.prod(batch_shape))
+        places = num_workers * _AHEAD + _LENT
+        self._shared = mmap.mmap(-1, max(1, places * self._size))
+        self._free = list(range(places))
+        self._lent: Dict[int, weakref.ref] = {}
         # The record a worker holds, or -1, and since when: read when the worker says nothing.
         self._held = np.frombuffer(mmap.mmap(-1, num_workers * 16), np.float64).reshape(num_workers, 2)
         self._held[:] = -1, 0
@@ -64,15 +68,15 @@ class WorkerPool:
             ours, theirs = context.Pipe()
             inherited = [worker.pipe for worker in self._workers] + [ours]
             process = context.Process(target=_serve, daemon=True, name=f"plsc reader {number}", args=(
-                work, theirs, inherited, self._places[number], self._held[number], describe))
+                work, theirs, inherited, [self._at(place) for place in range(places)], self._held[number], describe))
             process.start()
             theirs.close()
             self._workers.append(_Worker(process, ours))
 
     def run(self, tasks: Iterable[Any]) -> Iterator[Tuple[Any, np.ndarray]]:
-        """Hand out tasks some batches ahead, and yield each one's reply with the place it filled, [N, ...] uint8.
+        """Hand out tasks some batches ahead, and yield each one's reply with the batch it filled, [N, ...] uint8.
 
-        The place is the worker's again at the next step: copy what is to be kept.
+        A batch is the taker's for as long as anything refers to it.
 
         Raises:
             DataError: what a worker raised; or a worker died or hangs, with the record it held.
@@ -80,23 +84,25 @@ class WorkerPool:
         self._runs += 1
         mine = self._runs
         while self._outstanding:  # of a run that was not taken to its end
-            self._receive(self._outstanding.popleft()[0])
+            worker, place = self._outstanding.popleft()
+            self._receive(worker)
+            self._free.append(place)
         tasks, sent = iter(tasks), 0
         while True:
             if mine != self._runs:
                 raise DataError("an epoch was begun before this one had ended; only the last one begun can go on")
-            while len(self._outstanding) < _PLACES * len(self._workers):
+            while len(self._outstanding) < _AHEAD * len(self._workers):
                 task = next(tasks, None)
                 if task is None:
                     break
-                worker, place = sent % len(self._workers), sent // len(self._workers) % _PLACES
+                worker, place = sent % len(self._workers), self._free.pop()
                 self._send(worker, (place, task))
                 self._outstanding.append((worker, place))
                 sent += 1
             if not self._outstanding:
                 return
             worker, place = self._outstanding.popleft()
-            yield self._receive(worker), self._places[worker, place]
+            yield self._receive(worker), self._lend(place)
 
     def close(self) -> None:
         """End the workers at once."""
@@ -106,6 +112,19 @@ class WorkerPool:
             worker.pipe.close()
         self._workers = []
         self._outstanding.clear()
+
+    def _at(self, place: int) -> np.ndarray:
+        return np.frombuffer(self._shared, np.uint8, self._size, place * self._size).reshape(self._shape)
+
+    def _lend(self, place: int) -> np.ndarray:
+        """The batch in a place, which becomes free when nothing refers to the batch; a copy where too many are lent."""
+        batch, free = self._at(place), self._free
+        if len(free) + len(self._outstanding) < _AHEAD * len(self._workers):
+            free.append(place)
+            return batch.copy()
+        # What is cut out of the batch refers to its base, not to the batch.
+        self._lent[place] = weakref.ref(batch.base, lambda _: free.append(place))
+        return batch
 
     def _send(self, worker: int, message: Any) -> None:
         try:
@@ -149,7 +168,7 @@ class WorkerPool:
                         f"lower set_num_workers if memory ran out, or set it to 0 to see the fault where it happens")
 
 
-def _serve(work: Work, pipe: connection.Connection, inherited: List[connection.Connection], places: np.ndarray,
+def _serve(work: Work, pipe: connection.Connection, inherited: List[connection.Connection], places: List[np.ndarray],
            held: np.ndarray, describe: Callable[[int], str]) -> None:
     # A keyboard interrupt is the parent's to handle; its handlers for the end of a run are not for here.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
