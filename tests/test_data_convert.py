@@ -76,6 +76,16 @@ def test_every_sample_arrives_in_every_format(to, encoding, tmp_path):
 
 
 @pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("source", FORMATS)
+def test_any_format_becomes_any_other(source, to, tmp_path):
+    convert(Images(class_names=list("abcde")), tmp_path / "one", source)
+    convert(open_records(tmp_path / "one"), tmp_path / "other", to)
+    found = open_records(tmp_path / "other")
+    assert content(found) == content(Images())
+    assert found.class_names == list("abcde")
+
+
+@pytest.mark.parametrize("to", FORMATS)
 @pytest.mark.parametrize("stop_at", [2, 5, 9, 22])
 def test_an_interrupted_conversion_goes_on_and_ends_the_same(to, stop_at, tmp_path):
     options = {"to": to, "every": 5, "parts": 4 if to in ("base64", "tar") else 1}

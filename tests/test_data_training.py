@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import plsc
-from plsc import ConfigError
+from plsc import ConfigError, DataError
 from plsc.data.convert import convert
 from plsc.data.records import open_records
 
@@ -25,6 +25,74 @@ def test_training_takes_every_kind_of_source(entry, data_dir, tmp_path, to):
         assert np.isfinite(losses).all()
     else:
         assert losses[0] == losses[1]
+
+
+def dataset(make):
+    """A `paddle.io.Dataset` of twelve images, 16 x 16, that `make` makes of an index."""
+    paddle = pytest.importorskip("paddle")
+
+    class Twelve(paddle.io.Dataset):
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            return make(index), np.array([index % 6])
+
+    return Twelve()
+
+
+def pixels(index):
+    return np.full((16, 16, 3), 20 * index, np.uint8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_data_sets_of_paddle_train_alike_whatever_they_hold_images_as(entry, tmp_path, workers):
+    import paddle
+    from PIL import Image
+
+    kinds = {"bytes": lambda n: cv2.imencode(".png", pixels(n))[1].tobytes(), "pixels": pixels,
+             "pillow": lambda n: Image.fromarray(pixels(n)),
+             "finished": lambda n: ((pixels(n).transpose(2, 0, 1) - 127.5) / 128).astype(np.float32),
+             "tensor": lambda n: paddle.to_tensor((pixels(n).transpose(2, 0, 1) - 127.5) / 128, "float32")}
+    losses = {}
+    for kind, make in kinds.items():
+        if kind == "tensor" and workers:
+            continue  # Paddle does not work in forked processes
+        entry.train_dataset = dataset(make)
+        entry.set_num_workers(workers)
+        entry.set_with_test(False)
+        entry.set_model_save_dir(tmp_path / kind)
+        losses[kind] = entry.train()["loss"]
+    assert len(set(losses.values())) == 1
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda n: np.zeros((3, 8, 8), np.float32), r"item \d+ of Twelve: got a finished image \[3, 8, 8\] of float32, "
+                                                r"expected \[3, 16, 16\]"),
+    (lambda n: np.zeros((16, 16), np.uint8), r"item \d+ of Twelve: got an array \[16, 16\] of uint8, expected"),
+])
+def test_items_of_a_data_set_of_another_shape_are_named(entry, make, message):
+    entry.train_dataset = dataset(make)
+    with pytest.raises(DataError, match=message):
+        entry.train()
+
+
+def test_what_is_no_data_set_of_images_is_named(entry):
+    import paddle
+
+    broken = dataset(pixels)
+    type(broken).__getitem__ = lambda self, index: (1, 2, 3)
+    entry.train_dataset = broken
+    with pytest.raises(DataError, match=r"item \d+ of Twelve: got tuple '\(1, 2, 3\)', expected \(image, label\)"):
+        entry.train()
+
+    class Stream(paddle.io.IterableDataset):
+        def __iter__(self):
+            yield pixels(0), 0
+
+    entry.train_dataset = Stream()
+    with pytest.raises(DataError, match="train_dataset: got Stream, expected an object with len.* in train_reader"):
+        entry.train()
 
 
 def test_settings_of_the_data_are_heard(entry, data_dir, caplog):

@@ -144,13 +144,19 @@ class DatasetRecords:
 
     Args:
         dataset: has `len(dataset)`, and `dataset[i]` is (image, label); the image encoded bytes, pixels
-            [H, W, 3] uint8 RGB, or a finished [3, H, W] float32 array.
+            [H, W, 3] uint8 RGB, or finished [3, H, W] float32; an array, a tensor, or an image of Pillow.
+
+    Raises:
+        DataError: no such object; on reading, an item that is no (image, label).
     """
 
     def __init__(self, dataset: Any) -> None:
-        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        try:
+            len(dataset)
+            dataset.__getitem__  # noqa: B018
+        except Exception:  # what an iterable data set answers to len() is its framework's own
             raise DataError(f"train_dataset: got {type(dataset).__name__}, expected an object with len() and [i]; "
-                            f"an iterator belongs in train_reader")
+                            f"an iterator belongs in train_reader") from None
         self._dataset = dataset
         self.format = f"data set {type(dataset).__name__}"
         # Counting classes would read every image.
@@ -160,8 +166,15 @@ class DatasetRecords:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Record:
-        image, label = self._dataset[index]
-        return Record(image, int(np.asarray(label).reshape(-1)[0]))
+        item = self._dataset[index]
+        try:
+            image, label = item
+            label = int(np.asarray(label).reshape(-1)[0])
+        except (TypeError, ValueError, IndexError):
+            raise DataError(f"got {type(item).__name__} {str(item)[:60]!r}, expected (image, label)") from None
+        if not isinstance(image, (bytes, np.ndarray)):
+            image = bytes(image) if isinstance(image, (bytearray, memoryview)) else np.asarray(image)
+        return Record(image, label)
 
     def describe(self, index: int) -> str:
         return f"item {index} of {type(self._dataset).__name__}"

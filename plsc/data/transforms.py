@@ -88,10 +88,13 @@ class Transform:
             out: [3, H, W] uint8 to write into and return, instead of a new array.
 
         Raises:
-            DataError: the image cannot be decoded.
+            DataError: the image cannot be decoded, or is finished and of another shape.
         """
-        if isinstance(image, np.ndarray) and image.dtype == np.float32 and image.shape == self.image_shape:
-            return image
+        if isinstance(image, np.ndarray) and image.dtype == np.float32:
+            if image.shape == self.image_shape:
+                return image
+            raise DataError(f"got a finished image {list(image.shape)} of float32, expected {list(self.image_shape)}, "
+                            f"or pixels [H, W, 3] of uint8, which are resized")
         pixels = resize(decode(image), self._height, self._width)
         if key is not None:
             if self.augment is not None:
