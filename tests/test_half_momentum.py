@@ -54,6 +54,9 @@ def train(folder, seed, **settings):
         setattr(entry, name, value)
     return entry.train()
 
+# Beyond this in one of a thousand comparisons of three runs with three (4 degrees of freedom).
+T_999 = 8.61
+
 
 @pytest.mark.parametrize("extra", [{}, {"sample_ratio": 0.5}])
 def test_training_ends_within_the_noise_of_float32(tmp_path, extra):
@@ -63,8 +66,9 @@ def test_training_ends_within_the_noise_of_float32(tmp_path, extra):
     for figure in ("glyphs/accuracy", "loss"):
         expected = np.array([result[figure] for result in full])
         found = np.array([result[figure] for result in half])
-        # Seeds differ by more than storages do.
-        assert abs(found.mean() - expected.mean()) <= np.ptp(expected), (figure, expected, found)
+        # Student's two-sample t, with both spreads: the spread of three runs alone is at times next to nothing.
+        noise = np.sqrt((expected.var(ddof=1) + found.var(ddof=1)) / len(seeds))
+        assert abs(found.mean() - expected.mean()) <= T_999 * noise, (figure, expected, found)
     saved = Checkpoint(tmp_path / "half0").read("head.weight:velocity")
     assert saved.dtype.itemsize == 2 and saved.any()
 
