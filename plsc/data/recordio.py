@@ -34,7 +34,7 @@ MAX_LABEL = 1 << 24
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _FRAME = struct.Struct("<II")
 _IMAGE_HEADER = struct.Struct("<IfQQ")
-_FLAG_AND_LABEL = struct.Struct("<If")
+_PLAIN = struct.Struct("<IIIf")  # frame, flag and label
 HEADER_SIZE = _IMAGE_HEADER.size
 
 
@@ -86,13 +86,16 @@ class FrameFile:
 
         None where `read` and `unpack` must look.
         """
-        continuation, start, stop = self._frame(offset)
-        if continuation or stop - start < HEADER_SIZE:
+        data = self._map or self.data
+        if not 0 <= offset <= len(data) - 8 - HEADER_SIZE:
             return None
-        flag, label = _FLAG_AND_LABEL.unpack_from(self._map, start)
+        magic, word, flag, label = _PLAIN.unpack_from(data, offset)
+        stop = offset + 8 + word
+        if magic != MAGIC or not HEADER_SIZE <= word <= MAX_LENGTH or stop > len(data):
+            return None
         if flag or not 0 <= label <= MAX_LABEL or label % 1:
             return None
-        return self._map[start + HEADER_SIZE : stop], int(label)
+        return data[offset + 8 + HEADER_SIZE : stop], int(label)
 
     def read(self, offset: int) -> bytes:
         """The payload of the record at `offset`, its parts joined.
