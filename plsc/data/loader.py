@@ -72,7 +72,7 @@ class TrainLoader:
         order = rng.permutation(self.num_images) if self._labels is None else balanced_order(self._labels, rng)
         global_batch = self.batch_size * self.world_size
         starts = (step * global_batch + self.rank * self.batch_size for step in range(first_step, self.steps_per_epoch))
-        tasks = ((epoch, order.take(range(start, start + self.batch_size), mode="wrap")) for start in starts)
+        tasks = ((epoch, order[np.arange(start, start + self.batch_size) % len(order)]) for start in starts)
         for batch, skipped in self._batches(tasks):
             for message in skipped:
                 log.warning("skipped an unreadable image: %s", message)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import mmap
 import multiprocessing
+import select
 import signal
 import time
 import traceback
@@ -33,6 +34,7 @@ Work = Callable[[Any, np.ndarray, Callable[[int], None]], Any]
 class _Worker(NamedTuple):
     process: Any
     pipe: connection.Connection
+    poll: Any  # of the pipe and of the end of the process; connection.wait makes a new one every time
 
 
 class WorkerPool:
@@ -71,7 +73,10 @@ class WorkerPool:
                 work, theirs, inherited, [self._at(place) for place in range(places)], self._held[number], describe))
             process.start()
             theirs.close()
-            self._workers.append(_Worker(process, ours))
+            poll = select.poll()
+            for source in (ours, process.sentinel):
+                poll.register(source, select.POLLIN)
+            self._workers.append(_Worker(process, ours, poll))
 
     def run(self, tasks: Iterable[Any]) -> Iterator[Tuple[Any, np.ndarray]]:
         """Hand out tasks some batches ahead, and yield each one's reply with the batch it filled, [N, ...] uint8.
@@ -133,10 +138,10 @@ class WorkerPool:
             self._fail(worker)
 
     def _receive(self, number: int) -> Any:
-        process, pipe = self._workers[number]
+        _, pipe, poll = self._workers[number]
         while True:
-            ready = connection.wait([pipe, process.sentinel], timeout=1.0)
-            if pipe in ready:
+            ready = [source for source, _ in poll.poll(1000)]
+            if pipe.fileno() in ready:
                 try:
                     reply, error = pipe.recv()
                 except (EOFError, OSError):
