@@ -1,4 +1,4 @@
-"""The embedded server as its clients see it: three protocols, mistakes, limits, failures, shutdown."""
+"""The embedded server as its clients see it: three protocols, mistakes and limits."""
 
 from __future__ import annotations
 
@@ -10,34 +10,19 @@ import json
 import os
 import signal
 import socket
-import sys
-import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import run
+from http_calls import HTTP, get, post
 from servers import EMB_DIM, SIDE, make_image, make_model, serving
 
-urllib3 = pytest.importorskip("urllib3", reason="plsc[serve] is not installed")
 pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
 
-from plsc import load_inference_model  # noqa: E402
-from plsc.serving.messages import Request, Response  # noqa: E402
+from plsc import load_inference_model
+from plsc.serving.messages import Request, Response
 
 IMAGES = [make_image(seed) for seed in range(3)]
-HTTP = urllib3.PoolManager(retries=False, timeout=120)
-
-
-def post(server, path, body, kind="application/json", **headers):
-    body = json.dumps(body).encode() if isinstance(body, (dict, list)) else body
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return HTTP.request("POST", server.url + path, body=body, headers={"Content-Type": kind, **names})
-
-
-def get(server, path, **headers):
-    return HTTP.request("GET", server.url + path, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
 
 def encode(images):
@@ -321,131 +306,3 @@ def test_past_the_queue_it_is_503_with_retry_after_and_stopped_workers_are_504(s
             return
         time.sleep(0.1)
     raise AssertionError("it did not recover")
-
-
-# Failures and shutdown
-
-
-def test_a_predictor_that_dies_is_replaced(model, tmp_path):
-    with serving(model, "--workers", 2, "--timeout", 100, log=tmp_path / "log") as running:
-        first = running.worker_pids()
-        assert len(first) == 2
-        for pid in first:
-            os.kill(pid, signal.SIGKILL)
-        # Whoever asked is served by the next process.
-        assert post(running, "/embed", IMAGES[0], "image/png").status == 200
-        for _ in range(300):
-            if json.loads(get(running, "/readyz").data)["workers"] == 2 and len(running.worker_pids()) == 2:
-                break
-            # A dead process is noticed when it is next used.
-            post(running, "/embed", IMAGES[0], "image/png")
-            time.sleep(0.1)
-        assert not set(first) & set(running.worker_pids())
-        assert post(running, "/embed", IMAGES[0], "image/png").status == 200
-        assert b"plsc_worker_restarts_total 2.0" in get(running, "/metrics").data
-
-
-def test_sigterm_under_load_loses_no_request(model, tmp_path):
-    replies, stop = [], threading.Event()
-
-    def client():
-        pool = urllib3.PoolManager(retries=False, timeout=30)
-        while not stop.is_set():
-            try:
-                replies.append(pool.request("POST", running.url + "/embed", body=IMAGES[0]).status)
-            except urllib3.exceptions.NewConnectionError:
-                replies.append("refused")  # never accepted
-                return
-            except urllib3.exceptions.HTTPError as error:
-                replies.append(repr(error))
-
-    with serving(model, "--drain", 0.5, "--no-access-log", log=tmp_path / "log") as running:
-        threads = [threading.Thread(target=client) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        begin = time.monotonic()
-        while replies.count(200) <= 50 and time.monotonic() - begin < 60:
-            time.sleep(0.05)
-        running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(20) == 0
-        workers_left = [thread.join(20) for thread in threads]
-        stop.set()
-    assert len(workers_left) == 8
-    assert set(replies) == {200, "refused"}, set(replies)
-    assert replies.count(200) > 50
-
-
-def test_what_is_under_way_at_sigterm_is_answered_however_long_it_takes(model, tmp_path):
-    with serving(model, "--timeout", 100, "--no-access-log", log=tmp_path / "log") as running, \
-            concurrent.futures.ThreadPoolExecutor(6) as pool:
-        (worker,) = running.worker_pids()
-        os.kill(worker, signal.SIGSTOP)
-        replies = [pool.submit(post, running, "/embed", image, "image/png") for image in IMAGES * 2]
-        # The predictor holds the first of them, the others wait.
-        for _ in range(200):
-            if int(metric(running, "plsc_held_bytes")) == 2 * sum(map(len, IMAGES)):
-                break
-            time.sleep(0.05)
-        running.process.send_signal(signal.SIGTERM)
-        # Well past the drain, when no connection is taken any more.
-        for _ in range(200):
-            if not listens(running):
-                break
-            time.sleep(0.05)
-        time.sleep(1)
-        assert not any(reply.done() for reply in replies) and running.process.poll() is None
-        os.kill(worker, signal.SIGCONT)
-        assert [reply.result().status for reply in replies] == [200] * 6
-        assert running.process.wait(20) == 0
-
-
-def metric(server, name):
-    found = [line for line in get(server, "/metrics").data.decode().splitlines() if line.startswith(f"{name} ")]
-    return float(found[0].split()[1])
-
-
-def listens(server):
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", server.port)) == 0
-
-
-def test_a_server_that_dies_takes_its_predictors_along(model, tmp_path):
-    with serving(model, log=tmp_path / "log") as running:
-        (worker,) = running.worker_pids()
-        running.process.kill()
-        running.process.wait()
-        for _ in range(100):
-            if not os.path.exists(f"/proc/{worker}"):
-                return
-            time.sleep(0.1)
-        raise AssertionError("the predictor process lives on")
-
-
-def test_it_listens_on_loopback_and_says_when_a_port_is_taken(server, model):
-    table = Path("/proc/net/tcp").read_text() if os.path.exists("/proc/net/tcp") else ""
-    listening = [line.split()[1] for line in table.splitlines()[1:] if line.split()[3] == "0A"]
-    assert [address for address in listening if int(address.split(":")[1], 16) == server.port] in (
-        [f"0100007F:{server.port:04X}"], [])
-    status, output = run([sys.executable, "-m", "plsc", "serve", model, "--port", server.port], check=False)
-    assert status == 1 and f"port {server.port}" in output and "choose another --port" in output
-    assert "Traceback" not in output
-
-
-@pytest.mark.parametrize("flags, message", [
-    (["/no/such/model"], "no exported model there"), (["{model}", "--port", "70000"], "65535"),
-    (["{model}", "--gallery", "/no/such"], "no gallery there"),
-    (["{model}", "--api-key-file", "/no/such"], "API key cannot be read"),
-])
-def test_mistakes_at_the_start(model, flags, message):
-    status, output = run([sys.executable, "-m", "plsc", "serve", *(flag.format(model=model) for flag in flags)],
-                         check=False)
-    assert status != 0 and message in output and "Traceback" not in output
-
-
-def test_a_damaged_model_is_told_before_anything_is_served(model, tmp_path):
-    import shutil
-
-    shutil.copytree(model, tmp_path / "m")
-    (tmp_path / "m" / "model.json").write_text("{}")
-    status, output = run([sys.executable, "-m", "plsc", "serve", tmp_path / "m", "--port", 0], check=False)
-    assert status != 0 and "serving on" not in output and "plsc: " in output
