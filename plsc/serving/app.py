@@ -28,6 +28,7 @@ from plsc.serving.settings import ServeSettings, available_cores
 from plsc.serving.worker import IMAGES, TENSORS
 
 PROTO, JSON, NPY = "application/proto", "application/json", "application/x-npy"
+_SMALL = 1 << 18  # bytes of a body for which a lone request does without a thread
 
 
 class Service:
@@ -109,7 +110,7 @@ class Service:
         """Paddle Serving's general model service: a tensor to what the model gives for it."""
         is_json = request.headers.get("content-type", "").startswith(JSON)
         parse = parsing.parse_general_json if is_json else parsing.parse_general_proto
-        asked = await self._in_thread(parse, _body(request), self.description, self.pool.names)
+        asked = await self._work_on(request, parse, _body(request), self.description, self.pool.names)
         if len(asked.tensor) > self.settings.max_images:
             raise Refused(413, f"got {len(asked.tensor)} images, expected {self.settings.max_images} at most")
         request.scope["plsc.images"] = len(asked.tensor)
@@ -144,15 +145,14 @@ class Service:
     # What they share
 
     async def _embed(self, request: Request, read: Callable[[], List[bytes]]) -> np.ndarray:
-        """What `read` gives, to embeddings. Reading and decoding share one trip to a thread: each trip costs a
-        lone client two wake-ups."""
+        """What `read` gives, to embeddings. Reading and decoding share one trip to a thread."""
 
         def decode() -> np.ndarray:
             images = read()
             request.scope["plsc.images"] = len(images)
             return decode_images(images, self.description, self.settings.max_pixels)
 
-        return await self.pool.run(IMAGES, await self._in_thread(decode))
+        return await self.pool.run(IMAGES, await self._work_on(request, decode))
 
     async def _reader(self, request: Request) -> Callable[[], List[bytes]]:
         """Reads the encoded images of a body: one as it is, JSON with base64, or a form with files."""
@@ -192,6 +192,13 @@ class Service:
         if not files:
             raise Refused(400, "the form has no file, expected an image or more")
         return files
+
+    async def _work_on(self, request: Request, function: Callable, *arguments: Any) -> Any:
+        """Read a body in a thread, so that other requests go on; at once where there are no others and the body is
+        small, because going to a thread and back costs a lone client two wake-ups."""
+        if self.app.under_way == 1 and len(_body(request)) <= _SMALL:
+            return function(*arguments)
+        return await self._in_thread(function, *arguments)
 
     async def _in_thread(self, function: Callable, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

@@ -38,13 +38,14 @@ class Gate:
 
     Attributes:
         draining: set at shutdown.
+        under_way: requests that are not answered yet.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], settings: ServeSettings, metrics: Metrics,
                  paths: tuple) -> None:
         self._app, self._settings, self._metrics, self._paths = app, settings, metrics, paths
         self._held = 0
-        self.draining = False
+        self.draining, self.under_way = False, 0
 
     async def __call__(self, scope: Dict[str, Any], receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
@@ -64,6 +65,7 @@ class Gate:
             sent += len(message.get("body", b""))
             await send(message)
 
+        self.under_way += 1
         try:
             self._check_key(scope["path"], headers)
             if scope["method"] == "POST":
@@ -78,6 +80,7 @@ class Gate:
             reply = Refused(500, f"the server failed; its log has the reason under request {request_id}")
             await _refuse(reply, scope, receive, watched_send)
         finally:
+            self.under_way -= 1
             self._held -= body.held
             self._tell(scope, status, sent, body.received, time.perf_counter() - begin, request_id)
 
