@@ -198,9 +198,11 @@ class PredictorPool:
             except WorkerDied as error:
                 for job in batch:
                     job.attempts += 1
-                    if job.attempts > 1:
-                        # Perhaps it is the batch that kills predictors.
-                        _fail(job, Refused(503, "the predictor failed twice; try again", {"Retry-After": "1"}))
+                    # It may meet every process once, where all have died at a time; then it is perhaps the batch that
+                    # kills them.
+                    if job.attempts > self._settings.workers:
+                        _fail(job, Refused(503, f"the predictor failed {job.attempts} times; try again",
+                                           {"Retry-After": "1"}))
                 self._put_back(batch)
                 await self._replace(worker, str(error))
                 continue
