@@ -204,9 +204,9 @@ def where_the_time_goes(rec: Path, images: List[bytes]) -> Dict[str, float]:
     records, images = open_records(rec), images[: 8 * BATCH]
     order = np.random.default_rng(0).permutation(len(records))[: len(images)].tolist()
     pixels = [decode(image) for image in images[:32]]
-    batch, out = np.zeros((BATCH, *SHAPE), np.uint8), np.empty(SHAPE, np.uint8)
+    transform, out = Transform(SHAPE, flip=True), np.empty(SHAPE, np.uint8)
+    batch = np.stack([transform(image) for image in images[:BATCH]])
     finished = normalise(batch)
-    transform = Transform(SHAPE, flip=True)
     loader = TrainLoader(SelectedRecords(records, order), transform, records.num_classes, BATCH)
     stages: Dict[str, Callable[[], object]] = {
         "bare decode": lambda: [cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR) is None

@@ -75,6 +75,7 @@ class ListRecords:
 
     def __init__(self, list_path: Union[str, Path]) -> None:
         self.list_path = Path(list_path)
+        self._folder = str(self.list_path.parent)
         labels, lines = array("q"), array("q")
         self._paths = PackedStrings(_parse_list(self.list_path, labels, lines))
         if not labels:
@@ -86,7 +87,7 @@ class ListRecords:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Record:
-        return Record(read_image(self.list_path.parent / self._paths[index]), int(self.labels[index]))
+        return Record(read_image(os.path.join(self._folder, self._paths[index])), int(self.labels[index]))
 
     def describe(self, index: int) -> str:
         return f"{self._paths[index]} ({self.list_path}, line {self._lines[index]})"
@@ -120,7 +121,7 @@ class FolderRecords:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Record:
-        return Record(read_image(self.root / self._paths[index]), int(self.labels[index]))
+        return Record(read_image(os.path.join(self.root, self._paths[index])), int(self.labels[index]))
 
     def describe(self, index: int) -> str:
         return str(self.root / self._paths[index])
@@ -293,7 +294,8 @@ def _named(records: Records, folder: Path) -> Records:
 def read_image(path: Union[str, Path]) -> bytes:
     """The bytes of an image file; `DataError` where it cannot be read."""
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
     except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
         raise DataError(f"{path}: the image cannot be read: {getattr(error, 'strerror', None) or error}") from None
 

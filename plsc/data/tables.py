@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import csv
+import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -56,7 +57,7 @@ class CsvRecords:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Record:
-        return Record(read_image(self.path.parent / self._paths[index]), int(self.labels[index]))
+        return Record(read_image(os.path.join(self.path.parent, self._paths[index])), int(self.labels[index]))
 
     def describe(self, index: int) -> str:
         return f"{self._paths[index]} ({self.path}, line {self._lines[index]})"
