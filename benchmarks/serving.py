@@ -129,8 +129,9 @@ def measure(folder: Path, options: argparse.Namespace) -> list:
 def raw(folder: Path, threads: int) -> None:
     """The predictor alone. Reads lines of a batch size and seconds; 0 is one image with its decoding."""
     from plsc.serving.description import read_description
-    from plsc.serving.predictor import Predictor
+    from plsc.serving.predictor import Predictor, keep_memory
 
+    keep_memory()
     description = read_description(folder / "model")
     predictor = Predictor(description.model_file, threads)
     encoded = (folder / "image.jpg").read_bytes()

@@ -57,3 +57,14 @@ class Predictor:
         feed.copy_from_cpu(np.ascontiguousarray(batch))
         self._predictor.run()
         return self._predictor.get_output_handle(self.output_name).copy_to_cpu()
+
+
+def keep_memory() -> None:
+    """Keep the memory of a network's intermediate results from pass to pass, in every predictor made hereafter.
+
+    Freeing and fetching it anew takes 3 to 10 % of a pass on a CPU. Kept, it is that of the largest batch so far: 60 MB
+    an image for ResNet50 at 112 x 112. On a GPU nothing changes, since Paddle keeps what it has of its memory anyway.
+    """
+    paddle = require_paddle()
+    if not (paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count()):
+        paddle.set_flags({"FLAGS_eager_delete_tensor_gb": -1.0})

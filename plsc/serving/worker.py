@@ -34,7 +34,9 @@ def main() -> None:
     os.dup2(2, 1)
     try:
         from plsc.serving.model import InferenceModel
+        from plsc.serving.predictor import keep_memory
 
+        keep_memory()
         model = InferenceModel(sys.argv[1], threads=int(sys.argv[2]))
         names = model.warm_up()
     except Exception as error:
