@@ -37,7 +37,7 @@ from plsc.data.selection import SelectedRecords
 from plsc.data.transforms import Transform, decode, normalise
 
 OMNIGLOT = Path(__file__).parents[2] / "shared" / "data" / "omniglot" / "faces_layout"
-SHAPE, WORKERS, BATCH = (3, 112, 112), 2, 64
+SHAPE, WORKERS, BATCH = (3, 112, 112), 2, 128  # as `set_train_batch_size` has it by default
 
 
 class Rate(NamedTuple):

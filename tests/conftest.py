@@ -7,6 +7,7 @@ import logging
 import cv2
 import numpy as np
 import pytest
+from servers import make_model
 
 import plsc
 from plsc.data.verification_set import VerificationSet
@@ -57,6 +58,14 @@ def entry(data_dir, tmp_path):
     made.set_scale(16)
     made.set_model_save_dir(tmp_path / "output")
     return made
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """The folder of a small exported network; whoever changes it works on a copy."""
+    folder = tmp_path_factory.mktemp("model") / "m"
+    make_model(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)

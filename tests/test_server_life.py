@@ -16,18 +16,11 @@ from pathlib import Path
 import pytest
 from http_calls import get, post, urllib3
 from ranks import run
-from servers import make_image, make_model, serving
+from servers import make_image, serving
 
 pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
 
 IMAGES = [make_image(seed) for seed in range(3)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "m"
-    make_model(folder)
-    return folder
 
 
 def test_a_predictor_that_dies_is_replaced(model, tmp_path):

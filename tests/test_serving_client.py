@@ -28,13 +28,6 @@ IMAGES = [make_image(seed) for seed in range(10)]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "m"
-    make_model(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def expected(model):
     return load_inference_model(model).embed(IMAGES)
 

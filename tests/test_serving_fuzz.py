@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from servers import make_image, make_model, serving
+from servers import make_image, serving
 
 urllib3 = pytest.importorskip("urllib3", reason="plsc[serve] is not installed")
 pytest.importorskip("orjson", reason="plsc[serve] is not installed")
@@ -128,8 +128,7 @@ def test_gzip(seed, noise):
         assert found is None or len(found) <= 250
 
 
-def test_a_server_under_fuzz_answers_4xx_or_200_and_lives(tmp_path):
-    make_model(tmp_path / "m")
+def test_a_server_under_fuzz_answers_4xx_or_200_and_lives(model, tmp_path):
     rng, image = random.Random(0), make_image(0)
     form, kind = urllib3.filepost.encode_multipart_formdata([("image", ("a", image)), ("image", ("b", image))])
     listed = json.dumps({"images": [base64.b64encode(image).decode()]}).encode()
@@ -140,7 +139,7 @@ def test_a_server_under_fuzz_answers_4xx_or_200_and_lives(tmp_path):
               ("/GeneralModelService/inference", b'{"tensor": [{"float_data": [1], "shape": [1]}]}',
                "application/json")]
     http = urllib3.PoolManager(retries=False, timeout=30)
-    with serving(tmp_path / "m", "--no-access-log", log=tmp_path / "log") as server:
+    with serving(model, "--no-access-log", log=tmp_path / "log") as server:
         statuses = []
         for number in range(400):
             path, body, kind_of_body = rng.choice(bodies)

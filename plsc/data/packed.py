@@ -37,10 +37,12 @@ class PackedStrings:
         return len(self.ends) - 1
 
     def __getitem__(self, index: int) -> str:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is out of range, expected {-len(self)} to {len(self) - 1}")
-        index %= len(self)
-        return self.bytes[self.ends[index] : self.ends[index + 1]].tobytes().decode("utf-8", "surrogateescape")
+        count = len(self)
+        if not -count <= index < count:
+            raise IndexError(f"index {index} is out of range, expected {-count} to {count - 1}")
+        index %= count
+        start, stop = self.ends.item(index), self.ends.item(index + 1)
+        return self.bytes[start:stop].tobytes().decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
         return (self[index] for index in range(len(self)))
