@@ -134,7 +134,7 @@ class WorkerPool:
 
     def _send(self, worker: int, message: Any) -> None:
         try:
-            _send(self._workers[worker].pipe, message)
+            _write(self._workers[worker].pipe, message)
         except OSError:
             self._fail(worker)
 
@@ -201,11 +201,11 @@ def _serve(work: Work, pipe: connection.Connection, inherited: List[connection.C
                 where = describe(int(held[0])) if held[0] >= 0 else "before the first record"
                 reply = None, f"{where}: reading it failed:\n{traceback.format_exc()}"
             held[0] = -1
-            _send(pipe, reply)
+            _write(pipe, reply)
         except (EOFError, OSError):
             return
 
 
-def _send(pipe: connection.Connection, message: Any) -> None:
+def _write(pipe: connection.Connection, message: Any) -> None:
     # The pickler of Connection.send, which can pass on files and locks as well, takes four times as long.
     pipe.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
