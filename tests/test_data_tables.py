@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 import sys
 
 import numpy as np
@@ -60,6 +61,24 @@ def test_parquet_as_bytes_as_struct_and_as_path(tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="broken.parquet: cannot be read as Parquet"):
         open_records(tmp_path / "broken.parquet")
+
+
+def test_threads_share_a_parquet_file(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    count = 400
+    table = pyarrow.table({"image": [bytes([n % 256]) * 500 for n in range(count)], "label": list(range(count))})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=3)
+    records = open_records(tmp_path / "a.parquet")
+    order = np.random.default_rng(0).permutation(count).tolist()
+    found = subprocess.run([sys.executable, "-c", f"""
+from plsc.data.convert import in_order
+from plsc.data.records import open_records
+records = open_records({str(tmp_path / "a.parquet")!r})
+print([label for _, label in in_order(records.__getitem__, {order}, threads=8)])
+"""], capture_output=True, text=True, timeout=120)
+    assert found.stdout.strip() == str(order), found.stderr[-2000:]
+    assert [records[n].image for n in order[:9]] == [bytes([n % 256]) * 500 for n in order[:9]]
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

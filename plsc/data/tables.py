@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import csv
 import os
+import threading
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -105,6 +106,7 @@ class ParquetRecords:
         self._kept_groups = kept_groups
         self._groups: collections.OrderedDict = collections.OrderedDict()
         self._open: Dict[int, Any] = {}
+        self._lock = threading.Lock()
         parquet = _parquet()
         sizes, labels = [], []
         with _own_errors(self.path):
@@ -115,7 +117,7 @@ class ParquetRecords:
                 self._label = _column(file, names, LABEL_COLUMNS, label_column, "label_column")
                 sizes += [(number, group, table.metadata.row_group(group).num_rows)
                           for group in range(table.num_row_groups)]
-                labels += table.read(columns=[names[self._label]]).column(0).to_pylist()
+                labels += table.read(columns=[names[self._label]], use_threads=False).column(0).to_pylist()
         if not labels:
             raise DataError(f"{self.path}: the table has no rows, expected one per image")
         if any(label is None for label in labels):
@@ -130,7 +132,10 @@ class ParquetRecords:
         return f"Parquet, {len(self.files)} files, {len(self._group_of)} row groups"
 
     def __getstate__(self) -> Dict[str, Any]:
-        return {**self.__dict__, "_open": {}, "_groups": collections.OrderedDict()}
+        return {**self.__dict__, "_open": {}, "_groups": collections.OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -158,18 +163,22 @@ class ParquetRecords:
         return f"{self.files[number]}, row {index - first}"
 
     def _images(self, group: int) -> Any:
-        if group not in self._groups:
-            number, inner, _ = (int(value) for value in self._group_of[group])
-            with _own_errors(self.files[number]):
-                if number not in self._open:
-                    self._open[number] = _parquet().ParquetFile(self.files[number])
-                table = self._open[number].read_row_group(
-                    inner, columns=[self._open[number].schema_arrow.names[self._image]])
-            self._groups[group] = table.column(0).combine_chunks()
-            while len(self._groups) > self._kept_groups:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(group)
-        return self._groups[group]
+        with self._lock:  # two threads that read by one ParquetFile wait for each other for ever
+            if group not in self._groups:
+                self._groups[group] = self._read(group)
+                while len(self._groups) > self._kept_groups:
+                    self._groups.popitem(last=False)
+            self._groups.move_to_end(group)
+            return self._groups[group]
+
+    def _read(self, group: int) -> Any:
+        number, inner, _ = (int(value) for value in self._group_of[group])
+        with _own_errors(self.files[number]):
+            if number not in self._open:
+                self._open[number] = _parquet().ParquetFile(self.files[number])
+            names = self._open[number].schema_arrow.names
+            table = self._open[number].read_row_group(inner, columns=[names[self._image]], use_threads=False)
+        return table.column(0).combine_chunks()
 
 
 class _own_errors:
