@@ -93,6 +93,16 @@ def test_all_formats_compute_what_the_network_does(tmp_path, onnxruntime, make):
         assert np.abs(embeddings - expected).max() < 1e-5 * np.abs(expected).max(), name
 
 
+def test_a_leaky_relu_behind_a_convolution(tmp_path):
+    # Paddle 3.3 ends the process where it fuses the two.
+    paddle.seed(0)
+    net = nn.Sequential(nn.Conv2D(3, 8, 3, 2), nn.BatchNorm2D(8), nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(392, 16))
+    net.eval()
+    export_backbone(net, settings(flip=False), tmp_path / "m", formats=("legacy",))
+    expected = unit(eager(net, np.stack(IMAGES)))
+    assert np.abs(load_inference_model(tmp_path / "m").embed(IMAGES) - expected).max() < 1e-5
+
+
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("bgr", [True, False])
 def test_baked_networks_take_pixels_and_give_unit_embeddings(tmp_path, flip, bgr):

@@ -42,6 +42,9 @@ class Predictor:
             config.switch_ir_optim(False)
             if hasattr(config, "disable_mkldnn"):
                 config.disable_mkldnn()
+        if b"leaky_relu" in model_file.read_bytes():
+            # Paddle 3.3 crashes where it fuses a convolution with one.
+            config.delete_pass("conv_activation_onednn_fuse_pass")
         try:
             self._predictor = inference.create_predictor(config)
         except Exception as error:
