@@ -22,7 +22,7 @@ setup(
     python_requires=">=3.9",
     install_requires=[
         "numpy",
-        "opencv-python-headless",
+        "opencv-python-headless>=4.12",  # older ones take a truncated JPEG for a whole one
         "Pillow",
         "pydantic>=2",
         "pyyaml",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import zipfile
+import contextlib
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 import numpy as np
 
@@ -49,21 +49,24 @@ class ArrayRecords:
         """Read a folder with `images.npy` (by memory map) and `labels.npy`, or a `.npz` with `images` and `labels`
         (into memory)."""
         path = Path(path)
-        if path.suffix != ".npz":
+        if path.suffix.lower() != ".npz":
+            if not path.is_dir() and path.name not in ("images.npy", "labels.npy"):
+                raise DataError(f"{path}: expected images.npy, with labels.npy beside it, or a .npz of both")
             folder = path if path.is_dir() else path.parent
             paths = (folder / "images.npy", folder / "labels.npy")
             records = cls(_load(paths[0], "r"), _load(paths[1], None), str(folder))
             records._paths = paths
             return records
         stored = _load(path, None)
+        if isinstance(stored, np.ndarray):
+            raise DataError(f"{path}: holds one array, expected 'images' and 'labels'")
         with stored:
             missing = {"images", "labels"} - set(stored.files)
             if missing:
                 raise DataError(f"{path}: holds {stored.files}, expected 'images' and 'labels'")
-            try:
-                return cls(stored["images"], stored["labels"], str(path))
-            except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-                raise DataError(f"{path}: cannot be read: {error}") from None
+            with _own_errors(path):
+                images, labels = stored["images"], stored["labels"]
+            return cls(images, labels, str(path))
 
     def __getstate__(self) -> Dict[str, Any]:
         # Pickling a map would carry the whole file.
@@ -82,9 +85,15 @@ class ArrayRecords:
 
 
 def _load(path: Path, mode: Optional[str]) -> Any:
-    try:
+    with _own_errors(path):
         return np.load(path, mmap_mode=mode, allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _own_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # NumPy's and zipfile's readers raise whatever a damaged file makes them stumble on
         raise DataError(f"{path}: no NumPy file of numbers: {error}") from None

@@ -190,7 +190,7 @@ def _label_of(data: mmap.mmap, start: int, end: int, label_first: bool, path: Pa
         edge = data[start : min(end, start + 64)].split(None, 1)
         label = edge[0] if edge else b""
     else:
-        edge = data[max(start, end - 64) : end].rsplit(None, 1)
+        edge = data[max(start, end - 64) : end].rsplit(None, 2)  # three parts are three columns
         label = edge[-1] if edge else b""
     if not (len(edge) == 2 and _is_label(label)):
         order = "'label<TAB>base64-image'" if label_first else "'base64-image<TAB>label'"

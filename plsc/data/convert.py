@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from plsc.data.alignment import TEMPLATE_SIZE, align
 from plsc.data.records import Record, Records
-from plsc.data.selection import labels_of, split_identities
+from plsc.data.selection import check_labels, labels_of, split_identities
 from plsc.data.sinks import SINKS, Plan, encode
 from plsc.data.transforms import decode, resize
 from plsc.errors import ConfigError, DataError
@@ -78,7 +78,11 @@ class Redraw:
         if isinstance(image, bytes) or (self.encoding or ("jpg" if is_redrawn else "png")) == "png":
             return encode(image)
         pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-        return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, self.quality])[1].tobytes()
+        try:
+            return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, self.quality])[1].tobytes()
+        except (cv2.error, AttributeError):
+            raise DataError(f"{image.shape[1]} x {image.shape[0]} pixels cannot be written as JPEG, which has 65,535 a "
+                            f"side at most") from None
 
     def describe(self) -> List[Any]:
         marks = None if self.landmarks is None else zlib.crc32(np.ascontiguousarray(self.landmarks).data)
@@ -113,7 +117,7 @@ def convert(records: Records, target: Union[str, Path], to: str, redraw: Optiona
            "redraw": redraw.describe(), "first": records.describe(0), "last": records.describe(len(records) - 1),
            "labels": zlib.crc32(labels.data)}
     workspace = target.with_name(target.name + ".partial")
-    with _alone(workspace):
+    with _alone(workspace), _own_errors(workspace):
         done = _resume(workspace, job)
         sink = SINKS[to](workspace, plan, done["position"])
 
@@ -139,9 +143,6 @@ def convert(records: Records, target: Union[str, Path], to: str, redraw: Optiona
                                     ) from None
                 log.warning("left out: %s", message)
                 done["skipped"] += 1
-            except OSError as error:
-                raise DataError(f"{workspace} cannot be written: {error.strerror}; run the same again to go on"
-                                ) from None
             done["index"] += 1
             if done["index"] % every == 0 and done["written"]:
                 _note(workspace, {**done, "position": sink.position()})
@@ -165,7 +166,7 @@ def convert_split(records: Records, target: Union[str, Path], to: str, held_out:
         raise DataError(f"{target} exists already; nothing is overwritten: choose a folder that does not exist")
     workspace, done = target.with_name(target.name + ".partial"), []
     job = {"held_out": held_out, "seed": seed, "to": to, "images": len(records),
-           "last": records.describe(len(records) - 1)}
+           "last": records.describe(len(records) - 1), "labels": zlib.crc32(np.ascontiguousarray(labels_of(records)))}
     with _alone(workspace):
         _resume(workspace, job, keeps=("train", "train.partial", "held_out", "held_out.partial"))
         for name, part in zip(("train", "held_out"), split_identities(records, held_out, seed)):
@@ -212,12 +213,30 @@ def _check(records: Records, target: Path, to: str, parts: int) -> np.ndarray:
     if to == "parquet":
         require("pyarrow", "'plsc[parquet]'", "writing Parquet files")
     labels = labels_of(records)
+    check_labels(records, labels)
     present = np.unique(labels)
+    _check_names(getattr(records, "class_names", None) or ())
     if to == "folders" and len(present) < records.num_classes:
         raise DataError(f"{records.num_classes - len(present)} of {records.num_classes} classes have no image, and "
                         f"class folders cannot hold them: read back, classes would have other numbers. Choose another "
                         f"format, or renumber them first with min_images=1")
     return np.ascontiguousarray(labels)
+
+
+@contextlib.contextmanager
+def _own_errors(workspace: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{workspace} cannot be written: {error.strerror or error}; run the same again to go on"
+                        ) from None
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        if "\n" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise DataError(f"the class name {name!r} holds a line break or is not UTF-8, so classes.txt cannot hold "
+                            f"it; rename that class first")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 
-from plsc.data.records import Records
+from plsc.data.records import Records, to_class
 from plsc.data.selection import labels_of
 from plsc.data.transforms import Transform, random_keys
 from plsc.data.workers import WorkerPool
@@ -226,8 +226,8 @@ class ReaderLoader:
 
     def _to_batch(self, step: int, samples: Any) -> Batch:
         try:
-            images = np.stack([np.asarray(sample[0]).reshape(self._image_shape) for sample in samples])
-            labels = np.asarray([int(np.asarray(sample[1]).reshape(-1)[0]) for sample in samples], np.int64)
+            images = np.stack([self._image(sample[0]) for sample in samples])
+            labels = np.asarray([to_class(sample[1]) for sample in samples], np.int64)
         except (TypeError, ValueError, IndexError) as error:
             raise DataError(f"train_reader, batch {step}: expected a list of (image {list(self._image_shape)} float32, "
                             f"label); {error}. A reader of single samples becomes one of batches by "
@@ -236,3 +236,10 @@ class ReaderLoader:
             raise DataError(f"train_reader, batch {step}: labels run from {labels.min()} to {labels.max()}, expected "
                             f"0 to {self._num_classes - 1}; see set_class_num")
         return Batch(images if images.dtype == np.uint8 else images.astype(np.float32), labels)
+
+    def _image(self, image: Any) -> np.ndarray:
+        image = np.asarray(image)
+        if image.shape != self._image_shape and image.ndim > 1:
+            # Reshaping would scramble the pixels of channels that come last.
+            raise ValueError(f"got an image {list(image.shape)}")
+        return image.reshape(self._image_shape)

@@ -6,12 +6,13 @@ Every fold has its own identities, and as many pairs of the same identity as of 
 
 from __future__ import annotations
 
-from typing import List, NamedTuple
+from typing import Any, List, NamedTuple
 
 import numpy as np
 
 from plsc.data.records import Records
 from plsc.data.selection import labels_of
+from plsc.data.transforms import decode
 from plsc.data.verification_set import VerificationSet
 from plsc.errors import DataError
 
@@ -66,7 +67,16 @@ def make_verification_set(records: Records, num_pairs: int, folds: int = 10, see
     """A verification set of pairs chosen from `records`, its images as the source has them."""
     pairs = choose_pairs(labels_of(records), num_pairs, folds, seed)
     order = np.stack([pairs.first, pairs.second], 1).reshape(-1)
-    return VerificationSet(name, [records[int(index)].image for index in order], pairs.is_same)
+    return VerificationSet(name, [_readable(records, int(index)) for index in order], pairs.is_same)
+
+
+def _readable(records: Records, index: int) -> Any:
+    image = records[index].image
+    try:
+        decode(image)
+    except DataError as error:
+        raise DataError(f"{records.describe(index)}: {error}; mend or remove it") from None
+    return image
 
 
 def _folds(labels: np.ndarray, folds: int, rng: np.random.Generator) -> List[List[np.ndarray]]:

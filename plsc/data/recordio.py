@@ -118,6 +118,17 @@ class FrameFile:
             parts.append(self.data[start:stop])
         return _MAGIC_BYTES.join(parts)
 
+    def end(self, offset: int) -> int:
+        """Where the record at `offset`, with all its parts, ends; the next one begins there.
+
+        Raises:
+            DataError: no whole record starts there.
+        """
+        continuation, _, stop = self._frame(offset)
+        while continuation in (1, 2):
+            continuation, _, stop = self._frame(_align(stop))
+        return _align(stop)
+
     def scan(self) -> tuple[np.ndarray, Optional[DataError]]:
         """Walk the file from its start.
 

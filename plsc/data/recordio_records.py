@@ -44,7 +44,9 @@ class RecordIORecords:
     """
 
     def __init__(self, path: Union[str, Path], recover: bool = False) -> None:
-        self.path = Path(path).with_suffix(".rec")
+        self.path = Path(path)
+        if self.path.suffix.lower() != ".rec":
+            self.path = self.path.with_suffix(".rec")
         self._frames = FrameFile(self.path)
         self.damage: Optional[str] = None
         self.passed_over = 0
@@ -111,6 +113,15 @@ class RecordIORecords:
         twice = np.flatnonzero(np.diff(keys[order]) == 0)
         if twice.size:
             raise DataError(f"{index}: key {keys[order][twice[0]]} stands there twice, expected each once")
+        end = self._frames.end(int(offsets[last]))
+        if end < size:
+            raise DataError(f"{index}: the last record it names ends at offset {end}, but {self.path} has {size} "
+                            f"bytes: the index is cut off or of an older state of the file. Without the .idx the .rec "
+                            f"is walked instead")
+        twice = np.flatnonzero(np.diff(np.sort(offsets)) == 0)
+        if twice.size:
+            raise DataError(f"{index}: two keys point at offset {np.sort(offsets)[twice[0]]}, expected a record for "
+                            f"each; without the .idx the .rec is walked instead")
         head = None
         if keys[order[0]] == 0:
             head = unpack(self._frames.read(int(offsets[order[0]])), f"{self.path}, record 0")

@@ -93,53 +93,6 @@ class ListRecords:
         return f"{self._paths[index]} ({self.list_path}, line {self._lines[index]})"
 
 
-class FolderRecords:
-    """The images of a folder of class folders: classes are the folders' names in sorted order.
-
-    Args:
-        root: the folder. Images may lie in folders below the class folder too; files that are no images by
-            their suffix are passed over, and counted in the log.
-
-    Raises:
-        DataError: no class folder holds an image.
-    """
-
-    format = "class folders"
-
-    def __init__(self, root: Union[str, Path]) -> None:
-        self.root = Path(root)
-        self.class_names: List[str] = []
-        counts = array("q")
-        self._paths = PackedStrings(self._walk(counts))
-        if not self.class_names:
-            raise DataError(f"{self.root}: found no images in class folders, expected "
-                            f"{self.root}/<class>/<image>, or a label.txt beside images/")
-        self.labels = np.repeat(np.arange(len(counts)), counts)
-        self.num_classes = len(counts)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> Record:
-        return Record(read_image(os.path.join(self.root, self._paths[index])), int(self.labels[index]))
-
-    def describe(self, index: int) -> str:
-        return str(self.root / self._paths[index])
-
-    def _walk(self, counts: array) -> Iterator[str]:
-        others = 0
-        for folder in sorted(path for path in self.root.iterdir() if path.is_dir()):
-            files = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
-            images = sorted(file for file in files if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES)
-            others += len(files) - len(images)
-            if images:
-                self.class_names.append(folder.name)
-                counts.append(len(images))
-                yield from (os.path.relpath(image, self.root) for image in images)
-        if others:
-            log.info("%s: passed over %d files that are no images by their suffix", self.root, others)
-
-
 class DatasetRecords:
     """A user's own data set, for example a `paddle.io.Dataset`, seen as records.
 
@@ -170,15 +123,31 @@ class DatasetRecords:
         item = self._dataset[index]
         try:
             image, label = item
-            label = int(np.asarray(label).reshape(-1)[0])
-        except (TypeError, ValueError, IndexError):
+            label = to_class(label)
+        except (TypeError, ValueError):
             raise DataError(f"got {type(item).__name__} {str(item)[:60]!r}, expected (image, label)") from None
         if not isinstance(image, (bytes, np.ndarray)):
-            image = bytes(image) if isinstance(image, (bytearray, memoryview)) else np.asarray(image)
+            if isinstance(image, (bytearray, memoryview)):
+                image = bytes(image)
+            else:
+                # An image of Pillow, which may be grey, transparent or of a palette.
+                image = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
         return Record(image, label)
 
     def describe(self, index: int) -> str:
         return f"item {index} of {type(self._dataset).__name__}"
+
+
+def to_class(label: Any) -> int:
+    """A label, a number or an array or tensor of one, to an int.
+
+    Raises:
+        ValueError, TypeError: it is no whole number.
+    """
+    value = np.asarray(label).reshape(-1)
+    if value.size != 1 or int(value[0]) != value[0]:
+        raise ValueError(f"label {label!r:.60} is no whole number")
+    return int(value[0])
 
 
 def open_records(path: Union[str, Path], recover: bool = False) -> Records:
@@ -187,7 +156,7 @@ def open_records(path: Union[str, Path], recover: bool = False) -> Records:
     A file is known by its name: `.rec` or `.idx` (RecordIO), `.tar`, `.csv`, `.tsv`, `.parquet`, `.npz`, a
     `file_list.txt` of base64 parts, a base64 part by its first line, any other text a list of images. A folder
     is known by what lies in it, the first of: `label.txt`, `train.rec` or the only `.rec`, `file_list.txt`,
-    `.tar` shards, `images.npy` with `labels.npy`, `.parquet` files, the only `.csv`, folders of classes.
+    `.tar` shards, `images.npy` with `labels.npy`, `.parquet` files, the only `.csv` or `.tsv`, folders of classes.
     `shards-{000..119}.tar` are several shards; `synthetic:1000:50000` is 50,000 made-up images of 1,000 classes.
     A `classes.txt` beside the data, as `plsc data convert` writes it, names the classes, one per line.
 
@@ -219,6 +188,8 @@ def _recognise(name: str, recover: bool) -> Records:
         log.warning("%s: reading %s; the folder also has %s, which is read when named itself", path, found[0].name,
                     ", ".join(other.name for other in found[1:]))
     if not found:
+        from plsc.data.folders import FolderRecords
+
         return _named(FolderRecords(path), path)
     return _named(_open_file(found[0], recover), path)
 
@@ -226,7 +197,7 @@ def _recognise(name: str, recover: bool) -> Records:
 # What a folder is known by, in order of choice: a pattern, and where there may be several files but one is meant,
 # its name. Of the others all files are taken together.
 _KNOWN_IN_FOLDER = (("label.txt", ""), ("*.rec", "train.rec"), ("file_list.txt", ""), ("*.tar", ""),
-                    ("images.npy", ""), ("*.parquet", ""), ("*.csv", "train.csv"))
+                    ("images.npy", ""), ("*.parquet", ""), ("*.csv", "train.csv"), ("*.tsv", "train.tsv"))
 
 
 def _known_files(folder: Path) -> List[Path]:
@@ -280,7 +251,7 @@ def _named(records: Records, folder: Path) -> Records:
     own = getattr(records, "class_names", None) or ()
     if all(name.isdecimal() and int(name) == number for number, name in enumerate(own)) and path.is_file():
         try:
-            names = path.read_text(encoding="utf-8").splitlines()
+            names = [line.rstrip("\r") for line in path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")]
         except (OSError, UnicodeDecodeError) as error:
             log.warning("%s: the names of the classes cannot be read (%s)", path, error)
         else:
@@ -300,7 +271,7 @@ def read_image(path: Union[str, Path]) -> bytes:
         raise DataError(f"{path}: the image cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-_LIST_LINE = re.compile(r"(.*\S)\s+([0-9]{1,18})(\s+#.*)?")
+_LIST_LINE = re.compile(r"(.*?\S)\s+([0-9]{1,18})(\s+#.*)?")
 
 
 def _parse_list(path: Path, labels: array, lines: array) -> Iterator[str]:

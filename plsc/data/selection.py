@@ -38,6 +38,7 @@ class SelectedRecords:
         names = getattr(records, "class_names", None)
         self.num_classes, self.class_names = records.num_classes, names
         if classes is not None:
+            check_labels(records, self.labels)
             classes = np.asarray(classes, np.int64)
             places = np.searchsorted(classes, self.labels)
             lost = np.flatnonzero(classes[np.minimum(places, len(classes) - 1)] != self.labels)
@@ -68,6 +69,18 @@ def labels_of(records: Records) -> np.ndarray:
         reading = tqdm(range(len(records)), "reading labels", disable=None, leave=False)
         labels = np.asarray([records[index].label for index in reading], np.int64)
     return labels
+
+
+def check_labels(records: Records, labels: np.ndarray) -> None:
+    """Hold the labels [n] against the number of classes that the source says it has.
+
+    Raises:
+        DataError: one is beyond it.
+    """
+    if records.num_classes and labels.max() >= records.num_classes:
+        index = int(labels.argmax())
+        raise DataError(f"{records.describe(index)}: label {labels[index]} is out of range, expected 0 to "
+                        f"{records.num_classes - 1}: the set says that it has {records.num_classes} classes")
 
 
 def with_min_images(records: Records, min_images: int) -> Records:
@@ -115,15 +128,19 @@ def without_classes_of(records: Records, other: Records) -> SelectedRecords:
     """The records whose class does not occur in `other`: by name where both name their classes, else by number.
 
     A part of a set without names has the whole's numbers as names, so it is told from the whole and from other parts.
+    Names that are numbers are compared as numbers: 5 is 05.
     """
+    labels, other_labels = labels_of(records), labels_of(other)
+    check_labels(records, labels)
+    check_labels(other, other_labels)
+    present, taken = np.unique(labels).tolist(), np.unique(other_labels).tolist()
     names, others = getattr(records, "class_names", None), getattr(other, "class_names", None)
-    if bool(names) != bool(others) and all(name.isdecimal() for name in names or others):
-        names = names or [str(number) for number in range(records.num_classes)]
-        others = others or [str(number) for number in range(other.num_classes)]
-    labels, taken = labels_of(records), np.unique(labels_of(other)).tolist()
-    if names and others:
-        there = {others[number] for number in taken}
-        taken = [number for number, name in enumerate(names) if name in there]
+    if (names or others) and all(name.isdecimal() for name in (*(names or ()), *(others or ()))):
+        there = {int(others[place]) if others else place for place in taken}
+        taken = [place for place in present if (int(names[place]) if names else place) in there]
+    elif names and others:
+        there = {others[place] for place in taken}
+        taken = [place for place in present if names[place] in there]
     else:
         log.info("the sets do not both name their classes, so the same class number is taken for the same class")
     is_left = ~np.isin(labels, taken)

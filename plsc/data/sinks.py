@@ -11,7 +11,7 @@ import io
 import os
 import tarfile
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, BinaryIO, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -215,16 +215,16 @@ class ArraySink:
         self._folder, self._count = folder, plan.num_images
         self._written = position or 0
         self._images: Optional[np.ndarray] = None
-        self._labels = np.lib.format.open_memmap(folder / "labels.npy", "r+" if position else "w+", np.int64,
-                                                 (self._count,))
         if position:
+            self._labels = np.lib.format.open_memmap(folder / "labels.npy", "r+")
             self._images = np.lib.format.open_memmap(folder / "images.npy", "r+")
+        else:
+            self._labels = _new_map(folder / "labels.npy", np.int64, (self._count,))
 
     def write(self, number: int, record: Record) -> None:
         pixels = decode(record.image)
         if self._images is None:
-            self._images = np.lib.format.open_memmap(self._folder / "images.npy", "w+", np.uint8,
-                                                     (self._count, *pixels.shape))
+            self._images = _new_map(self._folder / "images.npy", np.uint8, (self._count, *pixels.shape))
         if pixels.shape != self._images.shape[1:]:
             raise DataError(f"the image is {list(pixels.shape)}, the first was {list(self._images.shape[1:])}; an "
                             f"array needs images of one size: give the conversion a size")
@@ -241,6 +241,14 @@ class ArraySink:
             raise DataError(f"{self._count - self._written} of {self._count} images were left out, and an array's "
                             f"length is fixed: mend them, or write another format")
         self.position()
+
+
+def _new_map(path: Path, dtype: Any, shape: Tuple[int, ...]) -> np.ndarray:
+    made = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with open(path, "r+b") as file:
+        # Writing through a map on a full disk would end the process with SIGBUS.
+        os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    return made
 
 
 class ParquetSink:

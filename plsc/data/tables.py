@@ -46,7 +46,7 @@ class CsvRecords:
         paths, labels, lines = self._read(image_column, label_column)
         if not paths:
             raise DataError(f"{self.path}: the table has no rows, expected one per image below the column names")
-        self.labels, self.class_names = _to_classes(labels)
+        self.labels, self.class_names = _to_classes(labels, self.path)
         self.num_classes = int(self.labels.max()) + 1
         self._paths, self._lines = PackedStrings(paths), np.asarray(lines, np.int64)
 
@@ -103,7 +103,7 @@ class ParquetRecords:
                  kept_groups: int = 4) -> None:
         self.path = Path(path)
         self.files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
-        self._kept_groups = kept_groups
+        self._kept_groups, self._images_in = kept_groups, []
         self._groups: collections.OrderedDict = collections.OrderedDict()
         self._open: Dict[int, Any] = {}
         self._lock = threading.Lock()
@@ -113,18 +113,18 @@ class ParquetRecords:
             for number, file in enumerate(self.files):
                 table = parquet.ParquetFile(file)
                 names = table.schema_arrow.names
-                self._image = _column(file, names, IMAGE_COLUMNS, image_column, "image_column")
-                self._label = _column(file, names, LABEL_COLUMNS, label_column, "label_column")
+                self._images_in.append(names[_column(file, names, IMAGE_COLUMNS, image_column, "image_column")])
+                label = names[_column(file, names, LABEL_COLUMNS, label_column, "label_column")]
                 sizes += [(number, group, table.metadata.row_group(group).num_rows)
                           for group in range(table.num_row_groups)]
-                labels += table.read(columns=[names[self._label]], use_threads=False).column(0).to_pylist()
+                labels += table.read(columns=[label], use_threads=False).column(0).to_pylist()
         if not labels:
             raise DataError(f"{self.path}: the table has no rows, expected one per image")
         if any(label is None for label in labels):
             raise DataError(f"{self.path}: row {labels.index(None)} has no label")
         self._group_of = np.asarray(sizes, np.int64)
         self._ends = np.cumsum(self._group_of[:, 2])
-        self.labels, self.class_names = _to_classes(labels)
+        self.labels, self.class_names = _to_classes(labels, self.path)
         self.num_classes = int(self.labels.max()) + 1
 
     @property
@@ -176,8 +176,7 @@ class ParquetRecords:
         with _own_errors(self.files[number]):
             if number not in self._open:
                 self._open[number] = _parquet().ParquetFile(self.files[number])
-            names = self._open[number].schema_arrow.names
-            table = self._open[number].read_row_group(inner, columns=[names[self._image]], use_threads=False)
+            table = self._open[number].read_row_group(inner, columns=[self._images_in[number]], use_threads=False)
         return table.column(0).combine_chunks()
 
 
@@ -211,9 +210,17 @@ def _column(path: Path, head: Sequence[str], known: Sequence[str], given: Option
     return found[0]
 
 
-def _to_classes(labels: Sequence[Any]) -> Tuple[np.ndarray, Optional[List[str]]]:
-    """Whole numbers as they are; anything else is a name."""
+def _to_classes(labels: Sequence[Any], path: Path) -> Tuple[np.ndarray, Optional[List[str]]]:
+    """Whole numbers as they are; anything else is a name. Where all are numbers, one that is no class is a fault."""
     texts = [str(label) for label in labels]
     if all(text.isdecimal() and text.isascii() and len(text) < 19 for text in texts):
         return np.asarray([int(text) for text in texts], np.int64), None
-    return number_names(texts)
+    try:
+        numbers = np.asarray([float(text) for text in texts])
+    except ValueError:
+        return number_names(texts)
+    wrong = np.flatnonzero(~((numbers >= 0) & (numbers < 2**53) & (numbers == np.floor(numbers))))
+    if wrong.size:
+        raise DataError(f"{path}, row {wrong[0]}: label {texts[wrong[0]]!r} is no class; expected whole numbers of 0 "
+                        f"or more, as all labels are numbers")
+    return numbers.astype(np.int64), None

@@ -137,6 +137,9 @@ def _members(path: Path) -> Any:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 tar.members = []  # else it keeps all of them
+                if member.islnk() or member.issym():
+                    raise tarfile.ReadError(f"{member.name} is a link; pack the files themselves (tar --dereference "
+                                            f"--hard-dereference)")
                 if member.isfile():
                     if member.offset_data + member.size > len(data) or member.issparse():
                         raise tarfile.ReadError(f"{member.name} runs past the end of the file or is sparse")
@@ -160,6 +163,7 @@ class _Sample:
         self.key = key
         self.image: Optional[Tuple[str, int, int]] = None
         self.label: Optional[int] = None
+        self.has_cls = False
 
     def add(self, path: Path, name: str, suffix: str, offset: int, size: int, data: mmap.mmap) -> None:
         if suffix in IMAGE_SUFFIXES:
@@ -172,6 +176,9 @@ class _Sample:
             if label is None and suffix == ".cls":
                 raise DataError(f"{path}: {name!r} holds {data[offset : offset + min(size, 40)]!r}, expected a class "
                                 f"number of 0 or more")
+            if suffix == ".cls" and self.has_cls:
+                raise DataError(f"{path}: sample {self.key!r} has two classes, expected one per sample")
+            self.has_cls |= suffix == ".cls"
             self.label = self.label if label is None else label
 
     def finish(self, path: Path, offsets: array, sizes: array, labels: array, names: List[str]) -> None:
@@ -188,8 +195,12 @@ class _Sample:
 
 
 def _split(name: str) -> Tuple[str, str]:
+    """The key of a sample and the suffix of its file. WebDataset parts them at the first dot of the base name; where
+    what follows is none of ours (`img.001.png`), at the last."""
     folder, slash, base = name.rpartition("/")
     stem, dot, suffix = base.partition(".")
+    if "." in suffix and os.path.splitext(suffix)[1].lower() in (*IMAGE_SUFFIXES, ".cls", ".json"):
+        stem, dot, suffix = base.rpartition(".")
     return folder + slash + stem, (dot + suffix).lower()
 
 

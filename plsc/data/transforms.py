@@ -16,9 +16,6 @@ from plsc.errors import DataError
 # As PLSC 0.1 had it: pixels 0 ... 255 become about -1 ... 1.
 PIXEL_MEAN, PIXEL_STD = 127.5, 128.0
 
-# OpenCV decodes straight to RGB from 4.11 on.
-_TO_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)
-
 
 def decode(image: Union[bytes, np.ndarray]) -> np.ndarray:
     """Encoded bytes, or pixels as they are, to [H, W, 3] uint8 RGB.
@@ -33,12 +30,12 @@ def decode(image: Union[bytes, np.ndarray]) -> np.ndarray:
     if not image:
         raise DataError("the image is empty (0 bytes)")
     try:
-        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR if _TO_RGB is None else _TO_RGB)
+        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error:
         pixels = None
     if pixels is None:
         raise DataError(f"{len(image)} bytes that are no image known to OpenCV (they begin with {bytes(image[:8])!r})")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if _TO_RGB is None else pixels
+    return pixels
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

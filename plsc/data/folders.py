@@ -1,0 +1,99 @@
+"""A folder of class folders as records."""
+
+from __future__ import annotations
+
+import logging
+import os
+from array import array
+from pathlib import Path
+from typing import Iterator, List, Tuple, Union
+
+import numpy as np
+
+from plsc.data.packed import PackedStrings
+from plsc.data.records import IMAGE_SUFFIXES, Record, read_image
+from plsc.errors import DataError
+
+log = logging.getLogger("plsc")
+
+
+class FolderRecords:
+    """The images of a folder of class folders: classes are the folders' names in sorted order.
+
+    Args:
+        root: the folder. Images may lie in folders below the class folder too; files that are no images by
+            their suffix are passed over, and counted in the log.
+
+    Raises:
+        DataError: no class folder holds an image.
+    """
+
+    format = "class folders"
+
+    def __init__(self, root: Union[str, Path]) -> None:
+        self.root = Path(root)
+        self.class_names: List[str] = []
+        counts = array("q")
+        self._paths = PackedStrings(self._walk(counts))
+        if not self.class_names:
+            raise DataError(f"{self.root}: found no images in class folders, expected "
+                            f"{self.root}/<class>/<image>, or a label.txt beside images/")
+        self.labels = np.repeat(np.arange(len(counts)), counts)
+        self.num_classes = len(counts)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(read_image(os.path.join(self.root, self._paths[index])), int(self.labels[index]))
+
+    def describe(self, index: int) -> str:
+        return str(self.root / self._paths[index])
+
+    def _walk(self, counts: array) -> Iterator[str]:
+        others, empty = 0, []
+        folders, loose = _entries(self.root)
+        for folder in sorted(folders):
+            files = _files_below(os.path.join(self.root, folder))
+            images = sorted(file for file in files if _is_image_name(file))
+            others += len(files) - len(images)
+            if images:
+                self.class_names.append(folder)
+                counts.append(len(images))
+                yield from (os.path.relpath(image, self.root) for image in images)
+            else:
+                empty.append(folder)
+        if others:
+            log.info("%s: passed over %d files that are no images by their suffix", self.root, others)
+        if empty:
+            log.warning("%s: %d folders hold no image and are no classes: %s", self.root, len(empty), empty[:6])
+        loose = [name for name in loose if _is_image_name(name)]
+        if loose:
+            log.warning("%s: passed over %d images that lie in no class folder, %s the first", self.root, len(loose),
+                        min(loose))
+
+
+def _entries(folder: str) -> Tuple[List[str], List[str]]:
+    """The folders and the files in a folder, links to either among them."""
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise DataError(f"{folder}: the folder cannot be read: {error.strerror}") from None
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    return folders, [entry.name for entry in entries if not entry.is_dir()]
+
+
+def _files_below(folder: str, above: Tuple[str, ...] = ()) -> List[str]:
+    """All files in a folder and below it, through links as well, but for one that leads back up."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return []
+    folders, files = _entries(folder)
+    found = [os.path.join(folder, name) for name in files]
+    for name in folders:
+        found += _files_below(os.path.join(folder, name), (*above, here))
+    return found
+
+
+def _is_image_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
