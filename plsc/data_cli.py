@@ -46,18 +46,20 @@ def inspect(source: Source,
                                                         metavar="PREFIX")] = None,
             as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """Count images and classes, decode the images and name the damaged ones. Status 1 where something is damaged."""
+    is_damaged = False
     try:
         records = open_records(source)
+        found = inspect_records(records, limit)
     except DataError as error:
-        if not source.endswith((".rec", ".idx")) and not any(Path(source).glob("*.rec")):
+        if not source.lower().endswith((".rec", ".idx")) and not any(Path(source).glob("*.rec")):
             raise
         typer.echo(f"plsc: {error}", err=True)
-        records = open_records(source, recover=True)
-    found = inspect_records(records, limit)
+        is_damaged, records = True, open_records(source, recover=True)
+        found = inspect_records(records, limit)
     typer.echo(json.dumps(dataclasses.asdict(found), indent=1) if as_json else str(found))
     if plot:
         typer.echo("saved " + " and ".join(map(str, plot_records(records, plot))), err=as_json)
-    if found.num_damaged or found.damage:
+    if is_damaged or found.num_damaged or found.damage:
         raise typer.Exit(1)
 
 

@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 from sources import IMAGES, LABELS, make_list
+from typer.testing import CliRunner
 
 from plsc.data.arrays import ArrayRecords
 from plsc.data.convert import Redraw, convert, convert_split
+from plsc.data.inspection import plot
 from plsc.data.loader import ReaderLoader
 from plsc.data.pairs import make_verification_set
 from plsc.data.records import DatasetRecords, open_records
-from plsc.data.selection import SelectedRecords, without_classes_of
+from plsc.data.selection import SelectedRecords, split_identities, without_classes_of
 from plsc.data.transforms import decode
+from plsc.data_cli import app
 from plsc.errors import DataError
 
 
@@ -287,3 +290,33 @@ def test_a_truncated_jpeg_is_no_image():
     whole = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))[1].tobytes()
     with pytest.raises(DataError, match="no image"):
         decode(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize("head", [b"\xef\xbb\xbf", b"\n", b"\xef\xbb\xbf\n  \n"])
+def test_base64_behind_a_mark_or_a_blank_line(tmp_path, head):
+    (tmp_path / "part").write_bytes(head + b"".join(base64.b64encode(image) + b"\t7\n" for image in IMAGES[:2]))
+    records = open_records(tmp_path / "part")
+    assert [(record.image, record.label) for record in records] == [(image, 7) for image in IMAGES[:2]]
+
+
+def test_inspect_tells_of_a_damaged_frame_and_of_another_sets_index(rec):
+    whole, index = (rec / "train.rec").read_bytes(), (rec / "train.idx").read_text().splitlines()
+    offset = int(index[3].split("\t")[1])
+    (rec / "train.rec").write_bytes(whole[:offset] + b"x" + whole[offset + 1 :])
+    found = CliRunner().invoke(app, ["inspect", str(rec)])
+    assert found.exit_code == 1 and "images            3" in found.stdout and f"offset {offset}" in found.stdout
+    (rec / "train.rec").write_bytes(whole)
+    (rec / "train.idx").write_text("\n".join(index[:-1]) + "\n")
+    found = CliRunner().invoke(app, ["inspect", str(rec)])
+    assert found.exit_code == 1 and "images            6" in found.stdout
+
+
+@pytest.mark.parametrize("held_out", [1.5, float("inf"), float("nan"), -1, 0])
+def test_a_share_that_is_none_is_refused(tmp_path, held_out):
+    with pytest.raises(DataError, match="held_out="):
+        split_identities(open_records(make_list(tmp_path / "set")), held_out)
+
+
+def test_a_plot_into_no_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match="there is no folder"):
+        plot(open_records(make_list(tmp_path / "set")), tmp_path / "none" / "p")

@@ -12,6 +12,7 @@ import logging
 import mmap
 import os
 from array import array
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
@@ -96,10 +97,12 @@ class Base64Records:
 
 
 def looks_like_base64(path: Path) -> bool:
-    """Whether the first line of a file is an image in base64 and a label."""
+    """Whether the first line of a file that is not blank is an image in base64 and a label."""
     try:
         with open(path, "rb") as file:
-            first = file.readline(1 << 26)
+            first = file.readline(1 << 26).removeprefix(BOM_UTF8)
+            while first and not first.strip():
+                first = file.readline(1 << 26)
     except OSError:
         return False
     return _label_column(first) is not None
@@ -139,7 +142,7 @@ def _build_index(path: Path) -> Arrays:
     data = map_file(path)
     starts, lines, labels = array("q"), array("q"), array("q")
     label_first: Optional[bool] = None
-    offset, number, size = 0, 0, len(data)
+    offset, number, size = len(BOM_UTF8) if data[: len(BOM_UTF8)] == BOM_UTF8 else 0, 0, len(data)
     while offset < size:
         number += 1
         end = _line_end(data, offset)

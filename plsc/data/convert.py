@@ -263,7 +263,7 @@ def _resume(workspace: Path, job: Dict[str, Any], keeps: Sequence[str] = ()) -> 
         done = json.loads((workspace / _PROGRESS).read_text(encoding="utf-8"))
         differs = [name for name in job if done["job"].get(name) != job[name]]
     except FileNotFoundError:
-        if {path.name for path in workspace.iterdir()} != {_LOCK}:
+        if {path.name for path in workspace.iterdir()} - {_LOCK, f"{_PROGRESS}.new"}:
             raise DataError(f"{workspace} is not empty and no conversion that could go on; move it away") from None
         _note(workspace, start)
         return start

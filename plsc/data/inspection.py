@@ -109,13 +109,15 @@ def plot(records: Records, prefix: Union[str, Path], seed: int = 0) -> List[Path
     eight images of each of ten classes.
 
     Raises:
-        DataError: a file exists.
+        DataError: a file exists, or its folder does not.
         MissingDependencyError: matplotlib is not installed.
     """
     paths = [Path(f"{prefix}-classes.png"), Path(f"{prefix}-images.png")]
     for path in paths:
         if path.exists():
             raise DataError(f"{path} exists already; nothing is overwritten: choose another name")
+        if not path.parent.is_dir():
+            raise DataError(f"{path}: there is no folder {path.parent}; make it first")
     labels = labels_of(records)
     present, counts = np.unique(labels, return_counts=True)
     figure_of = require("matplotlib.figure", "'plsc[demo]'", "plotting")

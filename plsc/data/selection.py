@@ -111,10 +111,12 @@ def split_identities(records: Records, held_out: float, seed: int = 0) -> Tuple[
         seed: 0 or more; the same classes are held out for the same seed and class count.
 
     Raises:
-        DataError: either part would have no class.
+        DataError: neither a share nor a whole number, or either part would have no class.
     """
     labels = labels_of(records)
     present = np.unique(labels)
+    if not (0 < held_out < 1 or float(held_out).is_integer()):
+        raise DataError(f"held_out={held_out}: expected a share between 0 and 1, or a whole number of classes")
     number = round(held_out * len(present)) if held_out < 1 else int(held_out)
     if not 0 < number < len(present):
         raise DataError(f"held_out={held_out} of {len(present)} classes is {number}, expected 1 to {len(present) - 1}")

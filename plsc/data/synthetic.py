@@ -17,8 +17,8 @@ class SyntheticRecords:
     Image i is of class i mod C and depends on (seed, i) only.
 
     Args:
-        num_classes: C, 1 or more.
-        num_images: 1 or more; images per class differ by one at most.
+        num_classes: C, 1 to 2^32.
+        num_images: 1 to 2^32; images per class differ by one at most.
         image_size: H and W in pixels.
         seed: 0 or more.
     """
@@ -26,9 +26,9 @@ class SyntheticRecords:
     format = "synthetic images"
 
     def __init__(self, num_classes: int, num_images: int, image_size: int = 112, seed: int = 0) -> None:
-        if min(num_classes, num_images, image_size) < 1 or seed < 0:
+        if min(num_classes, num_images, image_size) < 1 or max(num_classes, num_images) > 1 << 32 or seed < 0:
             raise DataError(f"synthetic images: got {num_classes} classes, {num_images} images of {image_size} pixels, "
-                            f"seed {seed}; expected 1 or more of each, and a seed of 0 or more")
+                            f"seed {seed}; expected 1 or more of each, 2^32 at most, and a seed of 0 or more")
         self.num_classes, self.num_images, self.image_size, self.seed = num_classes, num_images, image_size, seed
         self._labels: Optional[np.ndarray] = None
 
