@@ -39,8 +39,8 @@ class FolderRecords:
             raise DataError(f"{self.root}: found no images in class folders, expected "
                             f"{self.root}/<class>/<image>, or a label.txt beside images/")
         if len(counts) == 1:
-            log.warning("%s: there is one class only, %r; a list beside the images is looked for as label.txt", self.root,
-                        self.class_names[0])
+            log.warning("%s: there is one class only, %r; a list of the images would be looked for as label.txt",
+                        self.root, self.class_names[0])
         self.labels = np.repeat(np.arange(len(counts)), counts)
         self.num_classes = len(counts)
 
