@@ -151,11 +151,17 @@ def test_class_folders_through_links_and_what_lies_outside(tmp_path, caplog):
     assert "1 folders hold no image and are no classes: ['empty']" in caplog.text
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
-def test_a_class_folder_that_cannot_be_read_is_named(tmp_path):
+def test_a_class_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
-    (tmp_path / "a").chmod(0)
-    with pytest.raises(DataError, match="a: the folder cannot be read"):
+
+    def scandir(folder):
+        if str(folder).endswith("a"):
+            raise PermissionError(13, "Permission denied")  # as nobody's rights are to root
+        return scan(folder)
+
+    scan = os.scandir
+    monkeypatch.setattr("plsc.data.folders.os.scandir", scandir)
+    with pytest.raises(DataError, match="a: the folder cannot be read: Permission denied"):
         open_records(tmp_path)
 
 
