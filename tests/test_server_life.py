@@ -42,7 +42,8 @@ def test_a_predictor_that_dies_is_replaced(model, tmp_path):
         assert b"plsc_worker_restarts_total 2.0" in get(running, "/metrics").data
 
 
-def test_sigterm_under_load_loses_no_request(model, tmp_path):
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_sigterm_under_load_loses_no_request(model, tmp_path, whole_group):
     replies, stop = [], threading.Event()
 
     def client():
@@ -63,13 +64,15 @@ def test_sigterm_under_load_loses_no_request(model, tmp_path):
         begin = time.monotonic()
         while replies.count(200) <= 50 and time.monotonic() - begin < 60:
             time.sleep(0.05)
-        running.process.send_signal(signal.SIGTERM)
+        for pid in (running.worker_pids() if whole_group else []) + [running.process.pid]:
+            os.kill(pid, signal.SIGTERM)
         assert running.process.wait(20) == 0
         workers_left = [thread.join(20) for thread in threads]
         stop.set()
     assert len(workers_left) == 8
     assert set(replies) == {200, "refused"}, set(replies)
     assert replies.count(200) > 50
+    assert "ended unasked" not in running.text()
 
 
 def test_what_is_under_way_at_sigterm_is_answered_however_long_it_takes(model, tmp_path):

@@ -153,3 +153,15 @@ def test_a_server_under_fuzz_answers_4xx_or_200_and_lives(model, tmp_path):
         assert "Traceback" not in server.text()
     assert all(status == 200 or 400 <= status < 500 for status in statuses), set(statuses)
     assert statuses.count(200) > 20 and statuses.count(400) > 100
+
+
+def test_a_long_text_among_numbers_takes_no_memory():
+    body = json.dumps({"tensor": [{"float_data": [0.5] * 100_000 + ["x" * 4_000_000], "shape": [1, 3, 4, 4]}]}).encode()
+    with pytest.raises(Refused, match="expected numbers only"):
+        parsing.parse_general_json(body, description(False), NAMES)
+
+
+@pytest.mark.parametrize("text", ["0001" + "0" * 5000, "0", "101", "-1", "x", ""])
+def test_numbers_of_results_that_are_none(text):
+    with pytest.raises(Refused, match="expected a number from 1 to 100"):
+        parsing.parse_options([("k", text)])

@@ -26,9 +26,7 @@ DONE, FAILED, READY = 0, 1, 2
 
 def main() -> None:
     """Load the model, say so, then answer until standard input ends."""
-    # The server ends its workers by closing their input, after the last batch. A signal to the whole group must not.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _leave_signals_to_the_server()
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     # What Paddle prints goes to the log instead of between the replies.
     os.dup2(2, 1)
@@ -39,6 +37,7 @@ def main() -> None:
         keep_memory()
         model = InferenceModel(sys.argv[1], threads=int(sys.argv[2]))
         names = model.warm_up()
+        _leave_signals_to_the_server()  # Paddle has put a handler of its own in the place
     except Exception as error:
         _send(replies, FAILED, str(error).encode())
         return
@@ -59,6 +58,12 @@ def main() -> None:
         replies.write(REPLY.pack(DONE, *found.shape))
         replies.write(np.ascontiguousarray(found, "<f4").data)
         replies.flush()
+
+
+def _leave_signals_to_the_server() -> None:
+    # The server ends its workers by closing their input, after the last batch. A signal to the whole group must not.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _send(replies: BinaryIO, status: int, message: bytes) -> None:
