@@ -7,17 +7,18 @@ the field `bytes` of a struct. Labels that are not whole numbers are class names
 from __future__ import annotations
 
 import collections
+import contextlib
 import csv
 import os
 import threading
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from plsc.data.packed import PackedStrings, number_names
 from plsc.data.records import Record, read_image
-from plsc.errors import DataError
+from plsc.errors import DataError, PLSCError
 from plsc.utils.lazy import require
 
 IMAGE_COLUMNS = ("image", "image_path", "path", "file", "filename", "file_name", "img")
@@ -180,21 +181,16 @@ class ParquetRecords:
         return table.column(0).combine_chunks()
 
 
-class _own_errors:
-    """Turn pyarrow's and the system's errors about a file into `DataError`."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        import pyarrow
-
-        if isinstance(error, (pyarrow.ArrowException, OSError)):
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"{self._path}: cannot be read as Parquet: {reason}") from None
+@contextlib.contextmanager
+def _own_errors(path: Path) -> Iterator[None]:
+    """Turn what pyarrow and the system say about a file into `DataError`."""
+    try:
+        yield
+    except PLSCError:
+        raise
+    except Exception as error:  # a damaged file makes pyarrow's reader stumble in ways that are not in its own tree
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: cannot be read as Parquet: {reason}") from None
 
 
 def _parquet() -> Any:
