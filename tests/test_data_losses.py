@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import logging
 import os
 import tarfile
@@ -12,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from sources import IMAGES, LABELS, make_list
+from sources import IMAGES, LABELS, add, make_list, make_rec
 from typer.testing import CliRunner
 
 from plsc.data.arrays import ArrayRecords
@@ -29,8 +28,7 @@ from plsc.errors import DataError
 
 @pytest.fixture
 def rec(tmp_path):
-    convert(open_records(make_list(tmp_path / "list")), tmp_path / "rec", "rec")
-    return tmp_path / "rec"
+    return make_rec(tmp_path / "rec")
 
 
 def test_an_index_that_ends_before_the_file_is_refused(rec):
@@ -60,12 +58,13 @@ def test_suffixes_in_capitals(rec):
 def test_labels_beyond_the_classes_of_the_set_are_named(rec, tmp_path):
     (rec / "property").write_text("2,8,8\n")
     (rec / "classes.txt").write_text("a\nb\n")
+    make_list(tmp_path / "list")
     records = open_records(rec)
     for attempt in (lambda: convert(records, tmp_path / "out", "folders"),
-                    lambda: SelectedRecords(records, range(6), [0, 1, 2]),
+                    lambda: SelectedRecords(records, [5, 0], [0, 1, 2]),
                     lambda: without_classes_of(records, open_records(tmp_path / "list")),
                     lambda: without_classes_of(open_records(tmp_path / "list"), records)):
-        with pytest.raises(DataError, match="label 2 is out of range, expected 0 to 1: the set says"):
+        with pytest.raises(DataError, match="record [45] at .*label 2 is out of range, expected 0 to 1: the set"):
             attempt()
 
 
@@ -105,9 +104,7 @@ def test_comments_of_a_list_are_no_part_of_it(tmp_path, line, path, label):
 def pack(path, files, links=()):
     with tarfile.open(path, "w") as tar:
         for name, data in files:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+            add(tar, name, data)
         for name, kind in links:
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, files[0][0]
@@ -120,6 +117,11 @@ def test_tar_samples_with_dots_in_their_names(tmp_path):
         (f"{name}.png", IMAGES[number]), (f"{name}.cls", str(number).encode()), (f"{name}.seg.txt", b""))])
     records = open_records(tmp_path / "a.tar")
     assert [(record.image, record.label) for record in records] == [(IMAGES[n], n) for n in range(4)]
+
+
+def test_further_files_of_a_tar_sample_are_no_samples(tmp_path):
+    pack(tmp_path / "a.tar", [("x.cls", b"3"), ("x.jpg", IMAGES[0]), ("x.seg.png", IMAGES[1]), ("x.depth.png", b"")])
+    assert list(open_records(tmp_path / "a.tar")) == [(IMAGES[0], 3)]
 
 
 @pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
@@ -179,6 +181,10 @@ def test_a_label_that_is_no_number_is_refused(label):
     loader = ReaderLoader(lambda: iter([[(np.zeros((3, 8, 8), np.float32), label)]]), (3, 8, 8), 5)
     with pytest.raises(DataError, match="train_reader, batch 0"):
         list(loader.epoch(0))
+
+
+def test_a_label_may_be_a_text_or_a_float_that_is_whole():
+    assert [DatasetRecords([(IMAGES[0], label)])[0].label for label in ("5", 5.0, [5], np.int8(5))] == [5] * 4
 
 
 def test_images_with_channels_last_are_not_scrambled():

@@ -77,12 +77,7 @@ class Redraw:
         is_redrawn = self.landmarks is not None or self.image_size is not None
         if isinstance(image, bytes) or (self.encoding or ("jpg" if is_redrawn else "png")) == "png":
             return encode(image)
-        pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-        try:
-            return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, self.quality])[1].tobytes()
-        except (cv2.error, AttributeError):
-            raise DataError(f"{image.shape[1]} x {image.shape[0]} pixels cannot be written as JPEG, which has 65,535 a "
-                            f"side at most") from None
+        return encode(image, ".jpg", (cv2.IMWRITE_JPEG_QUALITY, self.quality))
 
     def describe(self) -> List[Any]:
         marks = None if self.landmarks is None else zlib.crc32(np.ascontiguousarray(self.landmarks).data)
@@ -117,7 +112,7 @@ def convert(records: Records, target: Union[str, Path], to: str, redraw: Optiona
            "redraw": redraw.describe(), "first": records.describe(0), "last": records.describe(len(records) - 1),
            "labels": zlib.crc32(labels.data)}
     workspace = target.with_name(target.name + ".partial")
-    with _alone(workspace), _own_errors(workspace):
+    with _alone(workspace):
         done = _resume(workspace, job)
         sink = SINKS[to](workspace, plan, done["position"])
 
@@ -223,15 +218,6 @@ def _check(records: Records, target: Path, to: str, parts: int) -> np.ndarray:
     return np.ascontiguousarray(labels)
 
 
-@contextlib.contextmanager
-def _own_errors(workspace: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{workspace} cannot be written: {error.strerror or error}; run the same again to go on"
-                        ) from None
-
-
 def _check_names(names: Sequence[str]) -> None:
     for name in names:
         if "\n" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
@@ -241,7 +227,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _alone(workspace: Path) -> Iterator[None]:
-    """Make the workspace and hold it against other processes."""
+    """Make the workspace and hold it against other processes; what the system says of it is a `DataError`."""
     try:
         workspace.mkdir(parents=True, exist_ok=True)
         lock = open(workspace / _LOCK, "w")  # noqa: SIM115
@@ -252,7 +238,11 @@ def _alone(workspace: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise DataError(f"{workspace}: another process is converting there now") from None
-        yield
+        try:
+            yield
+        except OSError as error:
+            raise DataError(f"{workspace} cannot be written: {error.strerror or error}; run the same again to go on"
+                            ) from None
 
 
 def _resume(workspace: Path, job: Dict[str, Any], keeps: Sequence[str] = ()) -> Dict[str, Any]:

@@ -76,14 +76,13 @@ class FolderRecords:
                         min(loose))
 
 
-def _entries(folder: str) -> Tuple[List[str], List[str]]:
+def _entries(folder: Union[str, Path]) -> Tuple[List[str], List[str]]:
     """The folders and the files in a folder, links to either among them."""
     try:
-        entries = list(os.scandir(folder))
+        is_folder = {entry.name: entry.is_dir() for entry in os.scandir(folder)}
     except OSError as error:
         raise DataError(f"{folder}: the folder cannot be read: {error.strerror}") from None
-    folders = [entry.name for entry in entries if entry.is_dir()]
-    return folders, [entry.name for entry in entries if not entry.is_dir()]
+    return [name for name, yes in is_folder.items() if yes], [name for name, yes in is_folder.items() if not yes]
 
 
 def _files_below(folder: str, above: Tuple[str, ...] = ()) -> List[str]:

@@ -103,20 +103,7 @@ class FrameFile:
         Raises:
             DataError: no whole record starts there; names the offset, what was found and what was expected.
         """
-        continuation, start, stop = self._frame(offset)
-        if continuation == 0:
-            return self.data[start:stop]
-        if continuation != 1:
-            raise self._damage(offset, f"found part {continuation} of a record cut in parts",
-                               "a whole record (0) or its first part (1)")
-        parts = [self.data[start:stop]]
-        while continuation != 3:
-            offset = _align(stop)
-            continuation, start, stop = self._frame(offset)
-            if continuation not in (2, 3):
-                raise self._damage(offset, f"found part {continuation}", "a further (2) or last (3) part of a record")
-            parts.append(self.data[start:stop])
-        return _MAGIC_BYTES.join(parts)
+        return _MAGIC_BYTES.join([self.data[start:stop] for start, stop in self._parts(offset)])
 
     def end(self, offset: int) -> int:
         """Where the record at `offset`, with all its parts, ends; the next one begins there.
@@ -124,10 +111,7 @@ class FrameFile:
         Raises:
             DataError: no whole record starts there.
         """
-        continuation, _, stop = self._frame(offset)
-        while continuation in (1, 2):
-            continuation, _, stop = self._frame(_align(stop))
-        return _align(stop)
+        return _align(self._parts(offset)[-1][1])
 
     def scan(self) -> tuple[np.ndarray, Optional[DataError]]:
         """Walk the file from its start.
@@ -156,6 +140,21 @@ class FrameFile:
         except DataError as error:
             return np.asarray(offsets, np.int64), error
         return np.asarray(offsets, np.int64), None
+
+    def _parts(self, offset: int) -> list[tuple[int, int]]:
+        """Where the parts of the record at `offset` begin and end."""
+        continuation, start, stop = self._frame(offset)
+        parts = [(start, stop)]
+        if continuation not in (0, 1):
+            raise self._damage(offset, f"found part {continuation} of a record cut in parts",
+                               "a whole record (0) or its first part (1)")
+        while continuation not in (0, 3):
+            offset = _align(stop)
+            continuation, start, stop = self._frame(offset)
+            if continuation not in (2, 3):
+                raise self._damage(offset, f"found part {continuation}", "a further (2) or last (3) part of a record")
+            parts.append((start, stop))
+        return parts
 
     def _frame(self, offset: int) -> tuple[int, int, int]:
         data = self._map or self.data

@@ -108,19 +108,20 @@ class RecordIORecords:
             raise DataError(f"{index}: line {int(np.flatnonzero(offsets == worst)[0]) + 1} points at offset {worst}, "
                             f"expected 0 to {size - 1}, the size of {self.path}: the .rec is cut off or the index "
                             f"belongs to another. Without the .idx the .rec is walked instead")
-        self._frames.read(int(offsets[last]))  # a file cut inside its last record fails here, not in an epoch's midst
+        # A file cut inside its last record fails here, not in an epoch's midst.
+        end = self._frames.end(int(offsets[last]))
         order = np.argsort(keys, kind="stable")
         twice = np.flatnonzero(np.diff(keys[order]) == 0)
         if twice.size:
             raise DataError(f"{index}: key {keys[order][twice[0]]} stands there twice, expected each once")
-        end = self._frames.end(int(offsets[last]))
         if end < size:
             raise DataError(f"{index}: the last record it names ends at offset {end}, but {self.path} has {size} "
                             f"bytes: the index is cut off or of an older state of the file. Without the .idx the .rec "
                             f"is walked instead")
-        twice = np.flatnonzero(np.diff(np.sort(offsets)) == 0)
+        in_file = np.sort(offsets)
+        twice = np.flatnonzero(np.diff(in_file) == 0)
         if twice.size:
-            raise DataError(f"{index}: two keys point at offset {np.sort(offsets)[twice[0]]}, expected a record for "
+            raise DataError(f"{index}: two keys point at offset {in_file[twice[0]]}, expected a record for "
                             f"each; without the .idx the .rec is walked instead")
         head = None
         if keys[order[0]] == 0:

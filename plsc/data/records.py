@@ -145,7 +145,7 @@ def to_class(label: Any) -> int:
         ValueError, TypeError: it is no whole number.
     """
     value = np.asarray(label).reshape(-1)
-    if value.size != 1 or int(value[0]) != value[0]:
+    if value.size != 1 or (value.dtype.kind == "f" and value[0] % 1):
         raise ValueError(f"label {label!r:.60} is no whole number")
     return int(value[0])
 

@@ -38,7 +38,7 @@ class SelectedRecords:
         names = getattr(records, "class_names", None)
         self.num_classes, self.class_names = records.num_classes, names
         if classes is not None:
-            check_labels(records, self.labels)
+            check_labels(self, self.labels)
             classes = np.asarray(classes, np.int64)
             places = np.searchsorted(classes, self.labels)
             lost = np.flatnonzero(classes[np.minimum(places, len(classes) - 1)] != self.labels)

@@ -11,7 +11,7 @@ import io
 import os
 import tarfile
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, BinaryIO, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -289,11 +289,22 @@ SINKS: Dict[str, Callable[[Path, Plan, Any], Any]] = {
 }
 
 
-def encode(image: Any) -> bytes:
-    """Encoded bytes as they are; pixels [H, W, 3] uint8 RGB as PNG, which loses nothing."""
-    if isinstance(image, np.ndarray):
-        return cv2.imencode(".png", cv2.cvtColor(decode(image), cv2.COLOR_RGB2BGR))[1].tobytes()
-    return image
+def encode(image: Any, suffix: str = ".png", parameters: Sequence[int] = ()) -> bytes:
+    """Encoded bytes as they are; pixels [H, W, 3] uint8 RGB as PNG, which loses nothing, or as `suffix` says.
+
+    Raises:
+        DataError: the pixels are too many for the format.
+    """
+    if not isinstance(image, np.ndarray):
+        return image
+    try:
+        is_done, encoded = cv2.imencode(suffix, cv2.cvtColor(decode(image), cv2.COLOR_RGB2BGR), parameters)
+    except cv2.error:
+        is_done = False
+    if not is_done:
+        raise DataError(f"{image.shape[1]} x {image.shape[0]} pixels cannot be written as JPEG or PNG; JPEG has 65,535 "
+                        f"a side at most")
+    return encoded.tobytes()
 
 
 _SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"RIFF": ".webp", b"II*\0": ".tif",

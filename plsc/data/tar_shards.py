@@ -7,6 +7,7 @@ In a shard, the files of one sample follow one another and share a name up to th
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import mmap
@@ -115,16 +116,16 @@ def _shards(path: str) -> List[Path]:
 
 def _build_index(path: Path) -> Arrays:
     offsets, sizes, labels, names = array("q"), array("q"), array("q"), []
-    sample: Optional[_Sample] = None
-    for name, offset, size, data in _members(path):
-        key, suffix = _split(name)
-        if sample is None or sample.key != key:
-            if sample is not None:
+    for key, members in itertools.groupby(_members(path), lambda member: _split(member[0])[0]):
+        samples: Dict[str, _Sample] = {}
+        for name, offset, size, data in members:
+            _, stem, suffix = _split(name)
+            samples.setdefault(stem, _Sample(stem)).add(path, name, suffix, offset, size, data)
+        has_plain = key in samples and samples[key].is_whole
+        for stem, sample in samples.items():
+            # Beside x.jpg and x.cls, x.seg.png is a further file of x; where they are not, x.seg is a sample's name.
+            if stem == key or sample.is_whole or not has_plain:
                 sample.finish(path, offsets, sizes, labels, names)
-            sample = _Sample(key)
-        sample.add(path, name, suffix, offset, size, data)
-    if sample is not None:
-        sample.finish(path, offsets, sizes, labels, names)
     packed = PackedStrings(names)
     return {"offsets": np.asarray(offsets, np.int64), "sizes": np.asarray(sizes, np.int64),
             "labels": np.asarray(labels, np.int64), "names": packed.bytes, "name_ends": packed.ends}
@@ -165,6 +166,10 @@ class _Sample:
         self.label: Optional[int] = None
         self.has_cls = False
 
+    @property
+    def is_whole(self) -> bool:
+        return self.image is not None and self.label is not None
+
     def add(self, path: Path, name: str, suffix: str, offset: int, size: int, data: mmap.mmap) -> None:
         if suffix in IMAGE_SUFFIXES:
             if self.image is not None:
@@ -184,7 +189,7 @@ class _Sample:
     def finish(self, path: Path, offsets: array, sizes: array, labels: array, names: List[str]) -> None:
         if self.image is None and self.label is None:
             return  # a note or a licence in the archive, not a sample
-        if self.image is None or self.label is None:
+        if not self.is_whole:
             lacks = "image (.jpg, .png, ...)" if self.image is None else "class (.cls, or .json with 'label')"
             raise DataError(f"{path}: sample {self.key!r} has no {lacks}; expected both under one name, one after the "
                             f"other")
@@ -194,14 +199,12 @@ class _Sample:
         labels.append(self.label)
 
 
-def _split(name: str) -> Tuple[str, str]:
-    """The key of a sample and the suffix of its file. WebDataset parts them at the first dot of the base name; where
-    what follows is none of ours (`img.001.png`), at the last."""
+def _split(name: str) -> Tuple[str, str, str]:
+    """A file's name up to the first dot of its base name, by which WebDataset tells samples; up to the last; and the
+    rest of it."""
     folder, slash, base = name.rpartition("/")
-    stem, dot, suffix = base.partition(".")
-    if "." in suffix and os.path.splitext(suffix)[1].lower() in (*IMAGE_SUFFIXES, ".cls", ".json"):
-        stem, dot, suffix = base.rpartition(".")
-    return folder + slash + stem, (dot + suffix).lower()
+    stem, dot, suffix = base.rpartition(".") if "." in base else (base, "", "")
+    return folder + slash + base.partition(".")[0], folder + slash + stem, (dot + suffix).lower()
 
 
 def _parse_label(text: bytes, suffix: str) -> Optional[int]:
