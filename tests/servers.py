@@ -57,13 +57,15 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(model, *flags, log, environment=None, command=None):
+def serving(model, *flags, log, environment=None, command=None, cwd=None):
     """A server of `model` on a free port of loopback, ended by SIGTERM."""
-    command = command or [sys.executable, "-m", "plsc", "serve", str(model), "--port", "0", "--threads", "1",
+    # As the console script, which imports nothing from the current folder.
+    start = [sys.executable, "-c", "import sys; sys.path[0:1] = []; from plsc.cli import main; main()"]
+    command = command or [*start, "serve", str(model), "--port", "0", "--threads", "1",
                           "--drain", "0.1", *map(str, flags)]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with open(log, "w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=cwd,
                                    env={**os.environ, "PYTHONPATH": path, **(environment or {})})
     try:
         yield Server(process, _wait_until_ready(process, log), log)

@@ -71,6 +71,7 @@ def test_from_training_to_the_real_pipeline_server(entry, tmp_path, paddle_servi
     found = np.load(tmp_path / "out.npz")
     for name in ("http", "http_bytes", "client_pixels", "client_tensor"):
         assert np.abs(found[name] - eager).max() < 1e-5, name
+    assert np.abs(found["http_twelve"] - np.concatenate([eager] * 4)).max() < 1e-5
     assert found["bad"].tolist() == [400, 400, 400]
     loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
     assert len(found["addresses"]) == 2 and set(found["addresses"].tolist()) <= loopback

@@ -181,6 +181,12 @@ BAD = {
     "one to verify": ("/verify", {"images": encode(IMAGES[:1])}, "application/json", 400, "expected two"),
     "form without boundary": ("/embed", b"--x", "multipart/form-data", 400, "form cannot be read"),
     "form without file": ("/embed", b"--x--\r\n", "multipart/form-data; boundary=x", 400, "no file"),
+    "form cut off": ("/embed", b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n' + IMAGES[0]
+                     + b'\r\n--x\r\nContent-Disposition: form-data; name="b"; filename="b"\r\n\r\n' + IMAGES[1][:40],
+                     "multipart/form-data; boundary=x", 400, "the form is truncated"),
+    "form of too many": ("/embed", b"".join(
+        b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\nb\r\n' for _ in range(5)) + b"--x--\r\n",
+        "multipart/form-data; boundary=x", 413, "Too many files"),
     "no gallery": ("/identify", IMAGES[0], "image/png", 404, "--gallery"),
     "no protobuf": ("/GeneralModelService/inference", b"\xff\xff\xff", "application/proto", 400, "no protobuf"),
     "no tensor": ("/GeneralModelService/inference", b"", "application/proto", 400, "got 0 tensors"),

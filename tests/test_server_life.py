@@ -42,6 +42,12 @@ def test_a_predictor_that_dies_is_replaced(model, tmp_path):
         assert b"plsc_worker_restarts_total 2.0" in get(running, "/metrics").data
 
 
+def test_what_lies_in_the_current_folder_is_not_imported(model, tmp_path):
+    (tmp_path / "random.py").write_text("raise SystemExit('imported')\n")
+    with serving(model, log=tmp_path / "log", cwd=tmp_path) as running:
+        assert get(running, "/readyz").status == 200
+
+
 @pytest.mark.parametrize("whole_group", [False, True])
 def test_sigterm_under_load_loses_no_request(model, tmp_path, whole_group):
     replies, stop = [], threading.Event()

@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
@@ -96,6 +97,12 @@ def test_what_a_server_refuses_is_told_with_its_reason_and_not_repeated(servers)
     with Client(servers[0].url, api_key="k") as client:
         with pytest.raises(ServingError, match="400: image 0: 5 bytes that begin with b'hello'"):
             client.embed(b"hello")
+        with pytest.raises(ServingError, match="400: image 5: 5 bytes that begin with b'hello'"):
+            client.embed([*IMAGES[:1] * 5, b"hello"], batch_size=3)
+        with pytest.raises(ServingError, match="batch_size -3, expected 1 or more"):
+            client.embed(IMAGES, batch_size=-3)
+        with pytest.raises(DataError, match=r"image 0: got an array \[0, 0, 3\]"):
+            client.embed(np.zeros((0, 0, 3), np.uint8))
         with pytest.raises(DataError, match="image 1: got int"):
             client.embed([IMAGES[0], 3])
         with pytest.raises(DataError, match="/no/such.png"):
@@ -127,6 +134,33 @@ def test_a_busy_server_is_asked_again_after_the_time_it_names():
                 client.embed(IMAGES[0])
         server.shutdown()
     assert len(asked) == 4
+
+
+def test_several_busy_servers_are_given_the_time_they_name():
+    asked = []
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(time.monotonic())
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(503)
+            self.send_header("Retry-After", "1")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Busy) as one, HTTPServer(("127.0.0.1", 0), Busy) as other:
+        for server in (one, other):
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+        urls = [f"http://127.0.0.1:{server.server_port}" for server in (one, other)]
+        with Client(urls, retries=2) as client, pytest.raises(ServingError, match="503"):
+            client.verify(IMAGES[0], IMAGES[1])
+        for server in (one, other):
+            server.shutdown()
+    assert len(asked) == 3
+    assert asked[2] - asked[0] >= 1
 
 
 def test_verify_and_identify(servers):

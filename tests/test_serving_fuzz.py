@@ -8,6 +8,7 @@ import json
 import random
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -141,7 +142,7 @@ def test_a_server_under_fuzz_answers_4xx_or_200_and_lives(model, tmp_path):
     http = urllib3.PoolManager(retries=False, timeout=30)
     with serving(model, "--no-access-log", log=tmp_path / "log") as server:
         statuses = []
-        for number in range(400):
+        for number in range(600):
             path, body, kind_of_body = rng.choice(bodies)
             headers = {"Content-Type": kind_of_body if rng.random() < 0.9 else mutate(
                 kind_of_body.encode(), rng).decode("ascii", "ignore").replace("\n", "").replace("\r", "").strip()}
@@ -165,3 +166,24 @@ def test_a_long_text_among_numbers_takes_no_memory():
 def test_numbers_of_results_that_are_none(text):
     with pytest.raises(Refused, match="expected a number from 1 to 100"):
         parsing.parse_options([("k", text)])
+
+
+def progressive(scans, segments=0):
+    """A JPEG header with so many scans and EXIF segments; what decodes or reads them all takes minutes."""
+    whole = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    first = whole.index(b"\xff\xda")
+    scan = whole[first : whole.index(b"\xff", first + 2)]
+    return whole[:2] + b"\xff\xe1\x00\x08Exif\0\0" * segments + whole[2:-2] + scan * scans + whole[-2:]
+
+
+@pytest.mark.parametrize("image", [progressive(200), progressive(0, 200)])
+def test_a_jpeg_of_many_segments_is_refused_before_it_is_read(image):
+    assert decode_images([progressive(0, 3)], description(False), 10_000).shape == (1, *SHAPE)
+    with pytest.raises(Refused, match="a JPEG of more than 100 scans or EXIF segments"):
+        decode_images([image], description(False), 10_000)
+
+
+def test_a_gzip_body_of_many_members_is_refused():
+    assert parsing.gunzip(gzip.compress(b"ab") * 3, 100) == b"ababab"
+    with pytest.raises(Refused, match="more than 16 members"):
+        parsing.gunzip(gzip.compress(b"") * 100_000, 100)

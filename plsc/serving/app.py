@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, AsyncIterator, Callable, Dict, List, Optional
 
 import numpy as np
+from python_multipart.multipart import parse_options_header
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -108,7 +109,7 @@ class Service:
 
     async def general(self, request: Request) -> Response:
         """Paddle Serving's general model service: a tensor to what the model gives for it."""
-        is_json = request.headers.get("content-type", "").startswith(JSON)
+        is_json = request.headers.get("content-type", "").lower().startswith(JSON)
         parse = parsing.parse_general_json if is_json else parsing.parse_general_proto
         asked = await self._work_on(request, parse, _body(request), self.description, self.pool.names)
         if len(asked.tensor) > self.settings.max_images:
@@ -183,10 +184,15 @@ class Service:
         try:
             form = await parser.parse()
         except MultiPartException as error:
-            raise Refused(400, f"the form cannot be read: {error.message}") from None
+            status = 413 if error.message.startswith("Too many") else 400
+            raise Refused(status, f"the form cannot be read: {error.message}") from None
         except Exception as error:
             # A damaged form makes the parsers below it stumble in many ways.
             raise Refused(400, f"the form cannot be read: {error!r:.200}") from None
+        boundary = parse_options_header(request.headers["content-type"])[1][b"boundary"]
+        if b"--" + boundary + b"--" not in body:
+            # The parser takes what came before the cut for all there is.
+            raise Refused(400, "the form is truncated: its closing boundary is missing; send it whole")
         files = [await value.read() for _, value in form.multi_items() if not isinstance(value, str)]
         await form.close()
         if not files:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import queue
+import re
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
@@ -79,11 +81,13 @@ class Client:
 
         Raises:
             DataError: an image cannot be read here.
-            ServingError: no server answers, or one refuses; the message has its reason.
+            ServingError: the batch size is below 1, no server answers, or one refuses; the message has its reason.
         """
         if isinstance(images, (str, Path, bytes)) or (isinstance(images, np.ndarray) and images.ndim == 3):
             images = [images]
         images = list(images)
+        if batch_size < 1:
+            raise ServingError(f"client: got batch_size {batch_size}, expected 1 or more")
         starts = list(range(0, len(images), batch_size))
         results: List[Any] = [None] * len(starts)
         waiting: queue.SimpleQueue = queue.SimpleQueue()
@@ -152,7 +156,7 @@ class Client:
             body, kind = _encoded(start, images[0]), "application/octet-stream"
         else:
             body, kind = self._form(images, start)
-        reply = self._post("/embed", body, kind, {"Accept": "application/x-npy"}, first)
+        reply = self._post("/embed", body, kind, {"Accept": "application/x-npy"}, first, start)
         try:
             return np.load(io.BytesIO(reply), allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
@@ -164,17 +168,20 @@ class Client:
         return self._urllib3.filepost.encode_multipart_formdata(fields)
 
     def _post(self, path: str, body: bytes, kind: str, headers: Optional[Dict[str, str]] = None,
-              first: int = 0) -> bytes:
+              first: int = 0, start: int = 0) -> bytes:
+        """Send to the servers in turn, from the `first` on. A reason that names an image by its place in the body names
+        it by its place in the sequence, of which the body begins at `start`."""
         retry = self._urllib3.Retry(
             total=0 if len(self.servers) > 1 else self._retries, status_forcelist=_TRY_AGAIN, allowed_methods=None,
             backoff_factor=0.2, raise_on_status=False, respect_retry_after_header=True)
-        reasons = []
+        reasons, ready_at = [], dict.fromkeys(self.servers, 0.0)
         # With several servers the next one is the better retry; the last round waits as it would for one.
         attempts = self._retries + 1 if len(self.servers) > 1 else 1
         for attempt in range(attempts):
             server = self.servers[(first + attempt) % len(self.servers)]
             if attempt >= len(self.servers):
-                threading.Event().wait(0.2 * 2 ** min(attempt - len(self.servers), 5))
+                pause = 0.2 * 2 ** min(attempt - len(self.servers), 5)
+                time.sleep(max(pause, ready_at[server] - time.monotonic()))
             try:
                 reply = self._http.request("POST", server + path, body=body, retries=retry,
                                            headers={**self._http.headers, **(headers or {}), "Content-Type": kind})
@@ -183,9 +190,11 @@ class Client:
                 continue
             if reply.status == 200:
                 return reply.data
-            reasons.append(f"{server}: {reply.status}: {_reason(reply.data)}")
+            reason = re.sub(r"^image (\d+)", lambda found: f"image {start + int(found[1])}", _reason(reply.data))
+            reasons.append(f"{server}: {reply.status}: {reason}")
             if reply.status not in _TRY_AGAIN:
                 break
+            ready_at[server] = time.monotonic() + (retry.get_retry_after(reply) or 0)
         raise ServingError(f"{path}: {'; '.join(dict.fromkeys(reasons))}")
 
 
@@ -197,7 +206,7 @@ def _encoded(index: int, image: Any) -> bytes:
     if isinstance(image, (str, Path)):
         return read_image(image)
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise DataError(f"image {index}: got an array {list(image.shape)} of {image.dtype}, expected [H, W, 3] of "
                             f"uint8")
         # Uncompressed: the network of a service is faster than any compressor.

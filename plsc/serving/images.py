@@ -15,6 +15,9 @@ from plsc.serving.refusal import Refused
 
 # Formats with a history of harmless decoders; TIFF, EXR and the like are not among them.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")
+# Baseline JPEGs have one scan, progressive ones about ten, and photographs a few EXIF segments. Of thousands, which a
+# small file has room for, decoding or reading the header takes minutes.
+_MAX_SEGMENTS = 100
 # What the second half of an intact file holds.
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
@@ -36,6 +39,9 @@ def decode_images(encoded: Sequence[bytes], description: ModelDescription, max_p
 
 
 def _check(index: int, image: bytes, max_pixels: int) -> None:
+    # Within a scan's data a 0xff is always followed by 0 or a restart mark, so these are no accidents.
+    if image[:2] == b"\xff\xd8" and max(image.count(b"\xff\xda"), image.count(b"\xff\xe1")) > _MAX_SEGMENTS:
+        raise Refused(400, f"image {index}: a JPEG of more than {_MAX_SEGMENTS} scans or EXIF segments")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

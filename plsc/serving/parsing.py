@@ -24,16 +24,20 @@ orjson = require("orjson", "'plsc[serve]'", "the server")
 
 INPUT, OUTPUT = "image", "embedding"
 _PIECE = 1 << 20
+_MAX_MEMBERS = 16  # each costs a copy of what is left of the body
 
 
 def gunzip(body: bytes, limit: int) -> bytes:
     """Decompress, holding no more than `limit` bytes.
 
     Raises:
-        Refused: 400 truncated or not gzip, 413 larger than `limit`.
+        Refused: 400 truncated, not gzip or of many members, 413 larger than `limit`.
     """
-    pieces, size, rest = [], 0, body
+    pieces, size, rest, members = [], 0, body, 0
     while rest:
+        members += 1
+        if members > _MAX_MEMBERS:
+            raise Refused(400, f"the gzip body has more than {_MAX_MEMBERS} members, expected one")
         stream = zlib.decompressobj(wbits=31)
         while not stream.eof:
             try:

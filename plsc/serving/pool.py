@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Callable, Deque, List, Optional, Tuple
 
 import numpy as np
@@ -23,6 +24,9 @@ from plsc.serving.worker import DONE, FAILED, REPLY, REQUEST
 
 log = logging.getLogger("plsc")
 
+# As `python -m plsc.serving.worker`, but nothing is imported from the current folder, where there may be a random.py.
+_START = (f"import sys; sys.path[0:1] = []; sys.path.append({str(Path(__file__).parents[2])!r}); "
+          f"from plsc.serving.worker import main; main()")
 _LONGEST_PAUSE = 30.0  # seconds between attempts to start a worker that keeps failing
 
 
@@ -54,7 +58,7 @@ class _Worker:
         """
         threads = str(self._settings.threads_per_worker)
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "plsc.serving.worker", str(self._settings.model), threads,
+            sys.executable, "-c", _START, str(self._settings.model), threads,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": threads})
         status, message = await self._read_reply()

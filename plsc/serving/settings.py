@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -60,9 +61,9 @@ class ServeSettings:
         for name in ("workers", "max_batch", "max_queue", "max_body", "max_held", "max_images", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ServingError(f"{name}: got {getattr(self, name)}, expected 1 or more")
-        if self.timeout <= 0 or self.drain < 0 or self.max_wait_ms < 0:
+        if not (0 < self.timeout < math.inf and 0 <= self.drain < math.inf and 0 <= self.max_wait_ms < math.inf):
             raise ServingError(f"got timeout={self.timeout}, drain={self.drain}, max_wait_ms={self.max_wait_ms}; "
-                               f"expected a timeout above 0, and the others 0 or more")
+                               f"expected a finite timeout above 0, and the others finite and 0 or more")
         if not 0 <= self.port <= 65535:
             raise ServingError(f"port: got {self.port}, expected 0 to 65535")
         if self.threads is not None and self.threads < 1:

@@ -69,6 +69,8 @@ try:
     images = [base64.b64encode(image.tobytes()).decode() for image in given["encoded"]]
     status, reply = by_http({"key": [f"image{number}" for number in range(len(images))], "value": images})
     found["http"] = decode(reply["key"], reply["value"])
+    status, reply = by_http({"key": [f"image{number}" for number in range(12)], "value": (images * 4)[:12]})
+    found["http_twelve"] = decode(reply["key"], reply["value"])
     file = io.BytesIO()
     np.save(file, given["tensor"])
     tensor = {"name": "image", "elem_type": 13, "byte_data": base64.b64encode(file.getvalue()).decode()}

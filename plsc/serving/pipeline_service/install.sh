@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the service's environment: install.sh [folder]. PYTHON names the interpreter (3.8 to 3.11).
+# Build the service's environment: install.sh [folder]. PYTHON names the interpreter (3.8 to 3.13).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 venv=${1:-"$here/venv"}

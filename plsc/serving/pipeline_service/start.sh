@@ -3,7 +3,9 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 venv=${VENV:-"$here/venv"}
-if [ ! -x "$venv/bin/python" ]; then
+# An installation that failed has left a Python without the packages.
+find='import importlib.util, sys; sys.exit(importlib.util.find_spec("paddle_serving_server") is None)'
+if ! "$venv/bin/python" -c "$find" 2>/dev/null; then
     "$here/install.sh" "$venv"
 fi
 export SERVING_LOG_PATH=${SERVING_LOG_PATH:-"$here"}

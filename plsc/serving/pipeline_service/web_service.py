@@ -108,7 +108,8 @@ class EmbedOp(Op):
                 raise ValueError(f"tensor '{INPUT}': got {list(tensor.shape)} of uint8, expected [N, H, W, 3]")
             pixels = [self.fit(image) for image in tensor]
         else:
-            pixels = [self.fit(self.decode(key, inputs[key])) for key in sorted(inputs) if key.startswith(INPUT)]
+            keys = sorted((key for key in inputs if key.startswith(INPUT)), key=place)
+            pixels = [self.fit(self.decode(key, inputs[key])) for key in keys]
         if not pixels:
             raise ValueError(f"got the keys {sorted(inputs)[:5]}, expected '{INPUT}'")
         return self.normalise(np.stack(pixels))
@@ -168,6 +169,12 @@ class BoundServer(PipelineServer):
         front.close()
         # The graph's threads have no end of their own.
         os._exit(0)
+
+
+def place(key):
+    """image, image0, image1, ... image10: by number, not by letters."""
+    number = key[len(INPUT):]
+    return (int(number) if number.isdecimal() and len(number) < 10 else -1, key)
 
 
 def blank_request():
