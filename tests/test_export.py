@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import re
 
 import numpy as np
 import paddle
+import paddle.nn.functional as F
 import pytest
 from conftest import make_images
 from paddle import nn
@@ -15,6 +18,8 @@ from plsc import ExportError, load_inference_model
 from plsc.config import Config
 from plsc.engine import export_check
 from plsc.engine.export import export_backbone
+from plsc.engine.tracing import INSTEAD
+from plsc.errors import ConfigError
 from plsc.models.base_model import BaseModel
 from plsc.models.resnet import ResNetTiny
 from plsc.serving.description import ABOUT_FILE
@@ -103,6 +108,37 @@ def test_a_leaky_relu_behind_a_convolution(tmp_path):
     assert np.abs(load_inference_model(tmp_path / "m").embed(IMAGES) - expected).max() < 1e-5
 
 
+def test_a_leaky_relu_in_onnx(tmp_path, onnxruntime):
+    # paddle2onnx 2.1 gives it any slope.
+    paddle.seed(0)
+    net = nn.Sequential(nn.Conv2D(3, 8, 3, 2), nn.LeakyReLU(0.3), nn.Flatten(), nn.Linear(392, 16))
+    export_backbone(net, settings(), tmp_path / "m", formats=("onnx",), images=IMAGES)
+    assert [path.name for path in (tmp_path / "m" / "onnx").iterdir()] == ["model.onnx"]
+
+
+class Attention(BaseModel):
+    """Paddle 3.3 multiplies the output of a convolution wrongly under oneDNN."""
+
+    def __init__(self):
+        super().__init__(16)
+        self.stem, self.head = nn.Conv2D(3, 8, 3, 2), nn.Linear(8, 16)
+
+    def build_network(self, input, label, is_train=True):
+        x = self.stem(input)
+        return self.head((x @ x.transpose([0, 1, 3, 2])).mean([2, 3]))
+
+
+def test_a_network_that_fused_kernels_compute_wrongly_is_served_by_plain_ones(tmp_path, caplog):
+    paddle.seed(0)
+    net = Attention()
+    export_backbone(net, settings(flip=False), tmp_path / "m", images=IMAGES)
+    assert "format 'paddle, fused' differs" in caplog.text and "served by plain kernels" in caplog.text
+    expected = unit(eager(net, np.stack(IMAGES)))
+    assert np.abs(load_inference_model(tmp_path / "m").embed(IMAGES) - expected).max() < 1e-5
+    with pytest.raises(ExportError, match="format 'serving' differs .* Export without this format"):
+        export_backbone(net, settings(), tmp_path / "m", formats=("serving",), images=IMAGES)
+
+
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("bgr", [True, False])
 def test_baked_networks_take_pixels_and_give_unit_embeddings(tmp_path, flip, bgr):
@@ -133,7 +169,7 @@ class Gate(nn.Layer):
 
     def __init__(self):
         super().__init__()
-        self.fc = nn.Linear(8, 8)
+        self.fc = nn.Linear(16, 16)
 
     def forward(self, x):
         return nn.functional.sigmoid(self.fc(x))
@@ -141,12 +177,47 @@ class Gate(nn.Layer):
 
 class Gated(BaseModel):
     def __init__(self):
-        super().__init__(8)
-        self.body = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 8))
+        super().__init__(16)
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(768, 16))
         self.blocks = nn.Sequential(nn.ReLU(), Gate())
 
     def build_network(self, input, label, is_train=True):
         return self.blocks(self.body(input))
+
+
+class Function(BaseModel):
+    """A function of Paddle's amid a network, or what stands in for it in the legacy representation."""
+
+    def __init__(self, name, instead):
+        super().__init__(16)
+        self.name, self.instead = name, instead
+        self.stem, self.head = nn.Conv2D(3, 1, 1), nn.Linear(16 if name == "sum" else 256, 16)
+
+    def build_network(self, input, label, is_train=True):
+        x = self.stem(input).squeeze(1)
+        x, y = x * x + 0.1 if "sqrt" in self.name else x, x * x
+        text = INSTEAD[self.name]
+        if self.instead:
+            found = eval(text, {"x": x, "y": y, "axis": 1, "math": math, "F": F, "paddle": paddle})
+        else:
+            function = getattr(F, self.name, None) or getattr(paddle, self.name)
+            found = function(x, *([y] if "y" in text else [1] if "axis" in text else []))
+        return self.head(found.flatten(1))
+
+
+@pytest.mark.parametrize("name", INSTEAD)
+def test_what_stands_in_for_an_untraceable_function_computes_the_same(tmp_path, name):
+    paddle.seed(0)
+    asked, advised = Function(name, False), Function(name, True)
+    advised.set_state_dict(asked.state_dict())
+    advice = rf"paddle\.{name} cannot be traced .* Write {re.escape(INSTEAD[name])} for it"
+    with pytest.raises(ExportError, match=advice):
+        export_backbone(asked, settings(), tmp_path / "m", formats=("legacy",), images=IMAGES)
+    export_backbone(advised, settings(), tmp_path / "m", formats=("legacy",), images=IMAGES)
+    pixels = np.stack(IMAGES)
+    batch = (pixels.transpose(0, 3, 1, 2).astype(np.float32) - 127.5) / 128.0
+    found = Predictor(tmp_path / "m" / "legacy" / "model.pdmodel").run(batch)
+    assert np.abs(found - eager(asked, pixels)).max() < 1e-5 * np.abs(found).max()
 
 
 @pytest.mark.parametrize("bake", [(), ("normalise",)])
@@ -156,6 +227,32 @@ def test_a_layer_that_the_legacy_representation_cannot_trace_is_named(tmp_path, 
                                           r"'legacy' and 'serving'"):
         export_backbone(Gated(), settings(), tmp_path / "m2", formats=("serving",), bake=bake, images=IMAGES)
     assert not (tmp_path / "m2").exists() and [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+class Unknown(BaseModel):
+    def __init__(self):
+        super().__init__(16)
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(768, 16))
+
+    def build_network(self, input, label, is_train=True):
+        return paddle.lgamma(self.body(input) ** 2 + 1)
+
+
+def test_an_operator_unknown_to_the_onnx_converter_is_an_error_of_ours(tmp_path, onnxruntime):
+    with pytest.raises(ExportError, match=r"Unknown: paddle2onnx cannot convert it: .*unsupported operators.*; export "
+                                          r"without 'onnx'.* The network has .*lgamma"):
+        export_backbone(Unknown(), settings(), tmp_path / "m", formats=("onnx",), images=IMAGES)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("function, found", [(lambda x: (x, x), "tuple"), (lambda x: x.unsqueeze(2), r"\[2, 16, 1\]")])
+def test_a_network_that_gives_no_embeddings(tmp_path, function, found):
+    class Other(Unknown):
+        def build_network(self, input, label, is_train=True):
+            return function(self.body(input))
+
+    with pytest.raises(ConfigError, match=rf"Other returned {found} for 2 images, expected \[2, 16\]"):
+        export_backbone(Other(), settings(), tmp_path / "m", bake=("normalise",), images=IMAGES)
 
 
 def test_a_network_that_differs_from_its_export_is_refused_and_the_old_export_stays(tmp_path, monkeypatch):

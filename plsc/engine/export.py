@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any, Dict, Iterable, Optional, Sequence, Tuple, Union
 
@@ -23,13 +22,16 @@ from plsc.config import Config
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.baking import BakedNetwork, parse_bake
-from plsc.engine.export_check import check_export, sample_inputs
+from plsc.engine.export_check import check_export, find_difference, sample_inputs
+from plsc.engine.export_folder import carry_over, refuse_foreign
 from plsc.engine.export_formats import write_legacy, write_onnx, write_serving
 from plsc.engine.state import open_backbone
 from plsc.engine.tracing import save_traced
 from plsc.errors import ExportError
+from plsc.models.base_model import check_embedding
 from plsc.serving.description import ABOUT_FILE, FORMAT, MODEL_PREFIX
 from plsc.serving.predictor import Predictor
+from plsc.utils.replacing import replacing
 
 log = logging.getLogger("plsc")
 
@@ -52,7 +54,9 @@ def export_checkpoint(config: Config, topology: Topology, directory: Optional[Un
 
     Raises:
         CheckpointError: there is no checkpoint.
-        ExportError: the folder holds something else, a layer cannot be traced, or an export differs from the network.
+        ConfigError: the network gives something else than embeddings [N, D].
+        ExportError: the folder holds something else or cannot be written, a layer cannot be traced, or an export
+            differs from the network.
     """
     directory = Path(directory or Path(config.model_save_dir) / "inference_model")
     if topology.is_main:
@@ -69,7 +73,8 @@ def export_backbone(backbone: paddle.nn.Layer, config: Config, directory: Path, 
     """Write a backbone aside, compare each format with the eager network, and put them in place.
 
     Args:
-        directory: made where there is none; replaced where it holds an earlier export.
+        directory: made where there is none; replaced where it holds an earlier export, but for what is the user's
+            in it; see `carry_over`.
         origin: where the weights come from, noted beside the model.
         formats: any of `FORMATS`.
         bake: any of 'preprocess' and 'normalise'; see `BakedNetwork`.
@@ -80,28 +85,27 @@ def export_backbone(backbone: paddle.nn.Layer, config: Config, directory: Path, 
     if bgr and "preprocess" not in bake:
         raise ExportError("bgr says how baked pre-processing takes pixels; bake 'preprocess' too, or leave it out")
     refuse_foreign(directory)
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     backbone.eval()
+    with paddle.no_grad():
+        check_embedding(backbone(paddle.zeros([2, *config.image_shape])), backbone, 2, config.emb_dim)
     network = BakedNetwork(backbone, config, bake, bgr) if bake else backbone
     network.eval()
     spec = network.input_spec() if bake else paddle.static.InputSpec([None, *config.image_shape], "float32", "image")
-    try:
+    inputs = sample_inputs(config, spec, images, bgr)
+    with replacing(directory, ExportError, carry_over) as partial:
         save_traced(network, spec, partial / MODEL_PREFIX)
-        about = _about(config, origin, bake, bgr)
-        (partial / ABOUT_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
-        inputs = sample_inputs(config, spec, images, bgr)
-        # As it will be served, fused and under oneDNN, and with the kernels of eager execution.
         model = partial / f"{MODEL_PREFIX}.json"
-        runs = {"paddle": Predictor(model).run, "paddle (plain kernels)": Predictor(model, plain=True).run}
+        runs = {"paddle": Predictor(model, plain=True).run}
+        # As it will be served: fused and under oneDNN, where that computes the same.
+        difference = find_difference(network, "paddle, fused", Predictor(model).run, inputs)
+        if difference:
+            log.warning("%s: it will be served by plain kernels, more slowly", difference)
+        about = _about(config, origin, bake, bgr, plain=bool(difference))
+        (partial / ABOUT_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
         for name in formats:
             if name in _WRITERS:
                 runs[name] = _WRITERS[name](network, spec, partial)
         check_export(network, runs, inputs)
-        _put_in_place(partial, directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def parse_formats(formats: Sequence[str]) -> Tuple[str, ...]:
@@ -116,30 +120,10 @@ def parse_formats(formats: Sequence[str]) -> Tuple[str, ...]:
     return tuple(name for name in FORMATS if name in formats)
 
 
-def refuse_foreign(directory: Path) -> None:
-    """Raise `ExportError` unless `directory` is missing, empty, or an export of ours."""
-    if directory.exists() and not directory.is_dir():
-        raise ExportError(f"{directory} is a file, expected a folder to export to")
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / ABOUT_FILE).is_file():
-        raise ExportError(f"{directory} is not empty and holds no exported model ({ABOUT_FILE}); nothing was written. "
-                          f"Choose another folder")
-
-
-def _put_in_place(partial: Path, directory: Path) -> None:
-    if not directory.exists():
-        partial.rename(directory)
-        return
-    old = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    directory.rename(old)
-    partial.rename(directory)
-    shutil.rmtree(old)
-
-
-def _about(config: Config, origin: str, bake: Sequence[str], bgr: bool) -> Dict[str, Any]:
+def _about(config: Config, origin: str, bake: Sequence[str], bgr: bool, plain: bool) -> Dict[str, Any]:
     return {"format": FORMAT, "version": 1, "image_shape": list(config.image_shape), "emb_dim": config.emb_dim,
             "channels": "RGB", "pixel_mean": list(config.pixel_mean), "pixel_std": list(config.pixel_std),
-            "flip": config.flip,
+            "flip": config.flip, "plain_kernels": plain,
             "baked": {"preprocess": "preprocess" in bake, "normalise": "normalise" in bake,
                       "channels": "BGR" if bgr else "RGB"},
             "paddle": paddle.__version__, "checkpoint": origin}

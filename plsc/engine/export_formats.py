@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Callable
 
@@ -21,6 +23,13 @@ from plsc.utils.lazy import require
 Run = Callable[[np.ndarray], np.ndarray]
 
 OPSET = 14
+# Nothing is imported from the current folder.
+_CONVERT = f"""import sys
+sys.path[0:1] = []
+import paddle2onnx
+paddle2onnx.export(*sys.argv[1:], opset_version={OPSET}, verbose=False)
+"""
+_NO_OPERATORS = {"data", "fetch", "full", "full_int_array", "combine"}
 
 
 def write_legacy(network: paddle.nn.Layer, spec: paddle.static.InputSpec, folder: Path) -> Run:
@@ -40,14 +49,14 @@ def write_serving(network: paddle.nn.Layer, spec: paddle.static.InputSpec, folde
     predictor = Predictor(model, plain=True)
     dtype = str(spec.dtype).split(".")[-1].lower()
     feed = Variable(predictor.input_name, predictor.input_name, dtype, tuple(spec.shape[1:]))
-    with paddle.no_grad():
-        width = network(paddle.zeros(_any_shape(spec), dtype)).shape[1]
-    fetch = Variable(predictor.output_name, "embedding", "float32", (width,))
+    about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+    fetch = Variable(predictor.output_name, "embedding", "float32", (about["emb_dim"],))
     write_model_folders(serving, model, model.with_suffix(".pdiparams"), [feed], [fetch])
     write_pipeline_service(serving)
     shutil.copyfile(folder / ABOUT_FILE, serving / ABOUT_FILE)
     shutil.rmtree(traced)
-    return Predictor(serving / SERVER_FOLDER / "model.pdmodel", plain=True).run
+    # Fused and under oneDNN, as Paddle Serving runs it whatever its settings say.
+    return Predictor(serving / SERVER_FOLDER / "model.pdmodel").run
 
 
 def write_onnx(network: paddle.nn.Layer, spec: paddle.static.InputSpec, folder: Path) -> Run:
@@ -57,20 +66,9 @@ def write_onnx(network: paddle.nn.Layer, spec: paddle.static.InputSpec, folder: 
         MissingDependencyError: `plsc[onnx]` is not installed.
         ExportError: the converter knows an operator not.
     """
-    paddle2onnx, onnx, onnxruntime = (require(name, "'plsc[onnx]'", "the format 'onnx' (Python 3.12 at most)")
-                                      for name in ("paddle2onnx", "onnx", "onnxruntime"))
-    (folder / "onnx").mkdir()
-    path = folder / "onnx" / "model.onnx"
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said):
-            paddle2onnx.export(str(folder / f"{MODEL_PREFIX}.json"), str(folder / f"{MODEL_PREFIX}.pdiparams"),
-                               str(path), opset_version=OPSET, verbose=False)
-    except Exception as error:
-        raise ExportError(f"{type(network).__name__}: paddle2onnx cannot convert it: {str(error).strip()[-300:]}; "
-                          f"export without 'onnx', or replace the operator it names") from None
-    if not path.is_file():
-        raise ExportError(f"{type(network).__name__}: paddle2onnx wrote nothing: {said.getvalue().strip()[-300:]}")
+    _, onnx, onnxruntime = (require(name, "'plsc[onnx]'", "the format 'onnx' (Python 3.12 at most)")
+                            for name in ("paddle2onnx", "onnx", "onnxruntime"))
+    path = _convert_to_onnx(folder, type(network).__name__)
     model = onnx.load(str(path))
     names = ["batch"] + [("height", "width")[index] for index, size in enumerate(spec.shape[1:3]) if size in (None, -1)]
     for value in (model.graph.input[0], model.graph.output[0]):
@@ -84,5 +82,19 @@ def write_onnx(network: paddle.nn.Layer, spec: paddle.static.InputSpec, folder: 
     return lambda batch: session.run(None, {name: batch})[0]
 
 
-def _any_shape(spec: paddle.static.InputSpec) -> list:
-    return [1] + [16 if size in (None, -1) else size for size in spec.shape[1:]]
+def _convert_to_onnx(folder: Path, network: str) -> Path:
+    (folder / "onnx").mkdir()
+    path, source = folder / "onnx" / "model.onnx", folder / "onnx" / "source.json"
+    text = (folder / f"{MODEL_PREFIX}.json").read_text(encoding="utf-8")
+    # paddle2onnx 2.1 reads 64-bit attributes, as the slope of a LeakyReLU, from the wrong memory.
+    source.write_text(text.replace('"0.a_f64"', '"0.a_f32"'), encoding="utf-8")
+    # In a process of its own, which it ends where it knows an operator not.
+    done = subprocess.run([sys.executable, "-c", _CONVERT, source, folder / f"{MODEL_PREFIX}.pdiparams", path],
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    source.unlink()
+    if done.returncode or not path.is_file():
+        said = re.findall(r".*(?:ERROR|Error:).*", done.stdout.decode(errors="replace"))
+        operators = ", ".join(sorted(set(re.findall(r'"#":"1\.(?!a_)(\w+)"', text)) - _NO_OPERATORS))
+        raise ExportError(f"{network}: paddle2onnx cannot convert it: {' '.join(said)[:300]}; export without 'onnx', "
+                          f"or replace the operator that it does not know. The network has {operators}")
+    return path

@@ -13,6 +13,15 @@ from paddle import nn
 from plsc.engine.baking import BakedNetwork
 from plsc.errors import ExportError
 
+# What Paddle 3.3 cannot trace in the legacy representation, method or layer alike, and what computes the same there.
+# F is paddle.nn.functional.
+INSTEAD = {
+    "sigmoid": "1 / (1 + math.e ** -x)", "tanh": "x - F.tanhshrink(x)", "softplus": "-F.log_sigmoid(-x)",
+    "gelu": "x * (1 + paddle.erf(x * 0.5 ** 0.5)) / 2", "exp": "math.e ** x", "sqrt": "x ** 0.5", "rsqrt": "x ** -0.5",
+    "abs": "F.relu(x) + F.relu(-x)", "maximum": "x + F.relu(y - x)", "minimum": "x - F.relu(x - y)",
+    "matmul": "x @ y", "bmm": "x @ y", "sum": "x.mean(axis) * x.shape[axis]",
+}
+
 
 def save_traced(network: nn.Layer, spec: paddle.static.InputSpec, prefix: Path, legacy: bool = False) -> None:
     """Write PREFIX.json (or, as legacy, PREFIX.pdmodel) and PREFIX.pdiparams.
@@ -65,11 +74,12 @@ def _explain(network: nn.Layer, entered: List[str], error: Exception, legacy: bo
     shown = name[len("backbone.") :] if isinstance(network, BakedNetwork) and name.startswith("backbone.") else name
     where = f"layer '{shown}' ({type(layers[name]).__name__})" if name else type(network).__name__
     text = str(error)
-    found = re.search(r"(\w+)\(\): argument .* must be Value, but got Variable", text)
+    found = re.search(r"(\w+)\(\): argument .* must be Value, but got", text)
     if legacy and found:
+        instead = f"Write {INSTEAD[found[1]]} for it" if found[1] in INSTEAD else "Do without it"
         return (f"{where}: paddle.{found[1]} cannot be traced in the legacy representation, which Paddle Serving "
-                f"needs. In its forward, use an equivalent layer of paddle.nn or the operators @ * + / and ** instead; "
-                f"or export without 'legacy' and 'serving': the formats 'paddle' and 'onnx' and plsc serve take it")
+                f"needs. {instead} in a forward of your own, or export without 'legacy' and 'serving': the formats "
+                f"'paddle' and 'onnx' and plsc serve take it")
     last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), type(error).__name__)
     return (f"{where}: cannot be traced{' in the legacy representation' if legacy else ''}: {last[:300]}. Its forward "
             f"must be a function of tensors, without data-dependent Python")

@@ -30,6 +30,7 @@ class ModelDescription:
             otherwise images [N, 3, H, W] float32.
         gives_unit: the model gives embeddings of unit length, flip included.
         bgr: of a model that takes pixels, blue first.
+        plain_kernels: fused ones compute something else, so that it must do without them.
         pixel_mean, pixel_std: of the normalisation (pixel - mean) / std; red, green, blue.
     """
 
@@ -40,6 +41,7 @@ class ModelDescription:
     takes_pixels: bool
     gives_unit: bool
     bgr: bool
+    plain_kernels: bool
     pixel_mean: Channels
     pixel_std: Channels
 
@@ -103,7 +105,8 @@ def read_description(directory: Union[str, Path]) -> ModelDescription:
         return ModelDescription(
             directory=directory, image_shape=tuple(about["image_shape"]), emb_dim=about["emb_dim"], flip=about["flip"],
             takes_pixels=baked.get("preprocess", False), gives_unit=baked.get("normalise", False),
-            bgr=baked.get("channels") == "BGR", pixel_mean=about["pixel_mean"], pixel_std=about["pixel_std"])
+            bgr=baked.get("channels") == "BGR", plain_kernels=about.get("plain_kernels", False),
+            pixel_mean=about["pixel_mean"], pixel_std=about["pixel_std"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ServingError(f"{directory / ABOUT_FILE}: damaged ({error!r}); export the model again") from None
 

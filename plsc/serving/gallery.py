@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
@@ -17,6 +16,7 @@ import numpy as np
 
 from plsc.errors import DataError, ServingError
 from plsc.utils.lazy import require
+from plsc.utils.replacing import replacing
 
 ABOUT_FILE, INDEX_FILE = "gallery.json", "index.faiss"
 FORMAT = "plsc-gallery"
@@ -128,25 +128,20 @@ class Gallery:
             replace: an earlier gallery there gives way; anything else never does.
 
         Raises:
-            ServingError: there is something already.
+            ServingError: there is something already, or it cannot be written.
         """
         faiss = _faiss()
         folder = Path(folder)
         if folder.exists() and not (replace and (folder / ABOUT_FILE).is_file()):
             raise ServingError(f"{folder} exists and is not overwritten; choose another name")
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        faiss.write_index(self._index, str(partial / INDEX_FILE))
         about = {"format": FORMAT, "version": 1, "dimension": self.dimension, "next": self._next,
                  "names": {str(number): name for number, name in self._names.items()}}
-        (partial / ABOUT_FILE).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with replacing(folder, ServingError) as partial:
+            try:
+                faiss.write_index(self._index, str(partial / INDEX_FILE))
+            except RuntimeError as error:
+                raise ServingError(f"{folder}: cannot be written: {str(error)[:200]}") from None
+            (partial / ABOUT_FILE).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def open(cls, folder: Union[str, Path]) -> Gallery:

@@ -41,7 +41,7 @@ class InferenceModel:
     def __init__(self, directory: Union[str, Path], threads: Optional[int] = None) -> None:
         self.description: ModelDescription = read_description(directory)
         self.image_shape, self.emb_dim = self.description.image_shape, self.description.emb_dim
-        self._predictor = Predictor(self.description.model_file, threads)
+        self._predictor = Predictor(self.description.model_file, threads, self.description.plain_kernels)
 
     def embed(self, images: Union[Any, Iterable[Any]], batch_size: int = 32) -> np.ndarray:
         """Embed images: [n, D] float32 of unit length.
