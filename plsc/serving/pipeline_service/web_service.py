@@ -7,14 +7,16 @@ little-endian [N, D], and 'shape', as '[N, D]'. JSON lists of floats take ten ti
 
 import ast
 import base64
-import binascii
 import functools
 import io
 import json
 import os
+import select
 import signal
+import socket
 import sys
 import threading
+import time
 import types
 from concurrent import futures
 
@@ -24,14 +26,21 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 24))
 import cv2
 import grpc
 import numpy as np
-import waitress
+import waitress.channel
+import waitress.task
+import waitress.wasyncore
 import yaml
 from google.protobuf import json_format
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SERVICE, OPERATOR, INPUT = "plsc", "embed", "image"
-MAX_MESSAGE = 64 << 20
+MAX_MESSAGE, MAX_IMAGES = 64 << 20, 256
+# What the second half of a whole file holds, by its beginning; older OpenCVs fill what is missing with grey.
+ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}
+MAX_SEGMENTS = 100  # of a JPEG; a small one with room for thousands takes minutes
 BAD_REQUEST = 4000
+GRACE, LATECOMERS = 10, 0.2  # seconds for what is under way when the service stops, and for what has yet to arrive
+STOPPING = threading.Event()
 
 try:
     import paddle_serving_client  # noqa: F401
@@ -48,8 +57,19 @@ from paddle_serving_server.pipeline.proto import pipeline_service_pb2_grpc as st
 from paddle_serving_server.web_service import Op, WebService  # noqa: E402
 
 
-class SafeRequestOp(pipeline.RequestOp):
-    """Reads arrays from strangers without running what a pickle in them says, as the original would."""
+class StrictRequestOp(pipeline.RequestOp):
+    """Answers what it cannot read with a reason, and runs no pickle of strangers. The original does neither."""
+
+    def unpack_request_package(self, request):
+        names = [*request.key, *(tensor.name for tensor in request.tensors)]
+        try:
+            if len(request.key) != len(request.value):
+                raise ValueError(f"got {len(request.key)} keys and {len(request.value)} values, expected as many")
+            if len(set(names)) < len(names) or len(names) > MAX_IMAGES:
+                raise ValueError(f"got {len(names)} keys and tensors, expected {MAX_IMAGES} at most, none twice")
+            return super().unpack_request_package(request)
+        except Exception as error:
+            return {}, request.logid, BAD_REQUEST, f"the request cannot be read: {error!s:.300}"
 
     def proto_tensor_2_numpy(self, tensor):
         if tensor.elem_type != 13:
@@ -58,7 +78,7 @@ class SafeRequestOp(pipeline.RequestOp):
 
 
 # WebService looks the name up when it builds the graph.
-pipeline.RequestOp = SafeRequestOp
+pipeline.RequestOp = StrictRequestOp
 
 
 class EmbedOp(Op):
@@ -80,7 +100,7 @@ class EmbedOp(Op):
         (_, inputs), = input_dicts.items()
         try:
             batch = self.batch(inputs)
-        except (ValueError, TypeError, binascii.Error, cv2.error) as error:
+        except (ValueError, TypeError, cv2.error) as error:
             return {}, True, BAD_REQUEST, str(error)[:300]
         return {self.feed_name: batch}, False, None, ""
 
@@ -96,6 +116,10 @@ class EmbedOp(Op):
     def batch(self, inputs):
         """What the model takes, of a request's keys."""
         tensor = inputs.get(INPUT)
+        keys = sorted((key for key in inputs if key.startswith(INPUT)), key=place)
+        if isinstance(tensor, np.ndarray) and (len(keys) > 1 or not tensor.ndim or len(tensor) > MAX_IMAGES):
+            raise ValueError(f"got the keys {keys[:5]}, a tensor of {list(tensor.shape)} among them, expected one "
+                             f"tensor of {MAX_IMAGES} images at most, or keys of single images")
         if isinstance(tensor, np.ndarray) and tensor.dtype != np.uint8:
             want = "uint8 [N, H, W, 3]" if self.takes_pixels else f"float32 [N, 3, {self.height}, {self.width}]"
             if self.takes_pixels or tensor.dtype != np.float32 or tensor.shape[1:] != (3, self.height, self.width):
@@ -108,7 +132,6 @@ class EmbedOp(Op):
                 raise ValueError(f"tensor '{INPUT}': got {list(tensor.shape)} of uint8, expected [N, H, W, 3]")
             pixels = [self.fit(image) for image in tensor]
         else:
-            keys = sorted((key for key in inputs if key.startswith(INPUT)), key=place)
             pixels = [self.fit(self.decode(key, inputs[key])) for key in keys]
         if not pixels:
             raise ValueError(f"got the keys {sorted(inputs)[:5]}, expected '{INPUT}'")
@@ -117,10 +140,18 @@ class EmbedOp(Op):
     def decode(self, key, text):
         if not isinstance(text, str):
             raise ValueError(f"'{key}': got {type(text).__name__}, expected base64 text")
-        encoded = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
-        pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
+        try:
+            encoded = base64.b64decode(text, validate=True)
+        except ValueError as error:
+            raise ValueError(f"'{key}': no base64: {error}") from None
+        end = ENDS.get(encoded[:2])
+        if end and encoded.rfind(end, len(encoded) // 2) < 0:
+            raise ValueError(f"'{key}': a truncated image of {len(encoded)} bytes")
+        if encoded[:2] == b"\xff\xd8" and max(encoded.count(b"\xff\xda"), encoded.count(b"\xff\xe1")) > MAX_SEGMENTS:
+            raise ValueError(f"'{key}': a JPEG of more than {MAX_SEGMENTS} scans or EXIF segments")
+        pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
         if pixels is None:
-            raise ValueError(f"'{key}': {encoded.size} bytes that are no image")
+            raise ValueError(f"'{key}': {len(encoded)} bytes that are no image")
         return pixels[..., ::-1]
 
     def fit(self, pixels):
@@ -149,26 +180,70 @@ class BoundServer(PipelineServer):
         # Paddle Serving hides what goes wrong at the start, so ask before anybody else does.
         found = servicer.inference(blank_request(), None)
         if found.err_no:
-            print(f"the service cannot answer: {found.err_msg}", file=sys.stderr, flush=True)
-            os._exit(1)
+            give_up(f"the service cannot answer: {found.err_msg}")
+        is_v6 = ":" in self.host
+        address = f"[{self.host}]" if is_v6 else self.host
         options = [("grpc.max_send_message_length", MAX_MESSAGE), ("grpc.max_receive_message_length", MAX_MESSAGE)]
         server = grpc.server(futures.ThreadPoolExecutor(max_workers=self._worker_num), options=options)
         stubs.add_PipelineServiceServicer_to_server(servicer, server)
-        if not server.add_insecure_port(f"{self.host}:{self._rpc_port}"):
-            raise SystemExit(f"cannot listen on {self.host}, port {self._rpc_port}")
+        try:
+            if not server.add_insecure_port(f"{address}:{self._rpc_port}"):
+                raise RuntimeError("it is taken")
+            listener = socket.create_server((self.host, self._http_port), backlog=1024,
+                                            family=socket.AF_INET6 if is_v6 else socket.AF_INET)
+        except (OSError, RuntimeError) as error:
+            give_up(f"cannot listen on {self.host}, ports {self._rpc_port} and {self._http_port}: {error}")
         server.start()
-        front = waitress.create_server(functools.partial(answer, servicer), host=self.host, port=self._http_port,
+        front = waitress.create_server(functools.partial(answer, servicer), sockets=[listener],
                                        threads=self._worker_num, max_request_body_size=MAX_MESSAGE)
+        front.channel_class = PartingChannel
         threading.Thread(target=front.run, daemon=True).start()
-        stopped = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stopped.set())
-        print(f"ready: gRPC on {self.host}:{self._rpc_port}, HTTP on {self.host}:{self._http_port}", flush=True)
+            signal.signal(number, lambda *_: STOPPING.set())
+        print(f"ready: gRPC on {address}:{self._rpc_port}, HTTP on {address}:{self._http_port}", flush=True)
+        STOPPING.wait()
+        stopped = server.stop(grace=GRACE)
+        drain(front)
         stopped.wait()
-        server.stop(grace=10).wait()
-        front.close()
         # The graph's threads have no end of their own.
         os._exit(0)
+
+
+def give_up(reason):
+    """End at once: the graph's threads would live on."""
+    print(reason, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+class PartingTask(waitress.task.WSGITask):
+    """Has its connection closed behind the answer once the service stops."""
+
+    def execute(self):
+        if STOPPING.is_set():
+            self.request.headers["CONNECTION"] = "close"
+        super().execute()
+
+
+class PartingChannel(waitress.channel.HTTPChannel):
+    task_class = PartingTask
+
+
+def drain(front):
+    """Take no more connections, and wait until what was taken is answered."""
+
+    def close_listener():
+        while select.select([front.socket], [], [], 0)[0]:
+            front.handle_accept()
+        # Of the listening socket alone: the server's own close would end the answers too.
+        waitress.wasyncore.dispatcher.close(front)
+
+    end = time.monotonic() + GRACE
+    front.trigger.pull_trigger(close_listener)
+    time.sleep(LATECOMERS)
+    while time.monotonic() < end and any(
+            channel.requests or channel.request or channel.total_outbufs_len
+            for channel in list(front.active_channels.values())):
+        time.sleep(0.02)
 
 
 def place(key):
@@ -191,7 +266,7 @@ def answer(servicer, environ, start_response):
         return reply(start_response, "404 Not Found", message)
     try:
         request = json_format.Parse(environ["wsgi.input"].read(), messages.Request())
-    except (json_format.ParseError, ValueError) as error:
+    except (json_format.ParseError, ValueError, RecursionError) as error:
         return reply(start_response, "400 Bad Request", {"err_no": 400, "err_msg": str(error)[:300]})
     request.name, request.method = name, method
     found = json_format.MessageToDict(servicer.inference(request, None), including_default_value_fields=True,
