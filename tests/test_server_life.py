@@ -154,3 +154,36 @@ def test_a_damaged_model_is_told_before_anything_is_served(model, tmp_path):
     (tmp_path / "m" / "model.json").write_text("{}")
     status, output = run([sys.executable, "-m", "plsc", "serve", tmp_path / "m", "--port", 0], check=False)
     assert status != 0 and "serving on" not in output and "plsc: " in output
+
+
+@pytest.mark.parametrize("before, unfinished", [
+    (b"", b"GET / HT"), (b"", b""),
+    (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HT"),
+    (b"", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n12"),
+])
+def test_a_request_that_never_ends_is_cut_off(monkeypatch, before, unfinished):
+    import uvicorn
+
+    from plsc.serving import server
+
+    async def refuse(scope, receive, send):
+        """By its head, with the body still to come."""
+        await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    monkeypatch.setattr(server, "HEAD_TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        running = uvicorn.Server(uvicorn.Config(refuse, http=server.LimitedProtocol, lifespan="off", log_config=None,
+                                                timeout_graceful_shutdown=0))
+        thread = threading.Thread(target=running.run, args=([listener],))
+        thread.start()
+        try:
+            with socket.create_connection(listener.getsockname(), timeout=20) as connection:
+                connection.sendall(before + unfinished)
+                begin = time.monotonic()
+                while connection.recv(65536):
+                    pass
+                assert time.monotonic() - begin < 10  # uvicorn itself waits for 5 s where nothing comes
+        finally:
+            running.should_exit = True
+            thread.join(20)

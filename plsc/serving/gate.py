@@ -11,6 +11,7 @@ import uuid
 from typing import Any, Awaitable, Callable, Dict
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from plsc.serving.metrics import Metrics
@@ -67,12 +68,16 @@ class Gate:
 
         self.under_way += 1
         try:
+            scope["app"] = self  # has the router raise what it does not find
             self._check_key(scope["path"], headers)
             if scope["method"] == "POST":
                 scope["plsc.body"] = await self._read(headers, receive, body)
             await self._app(scope, receive, watched_send)
         except Refused as refused:
             await _refuse(refused, scope, receive, watched_send)
+        except HTTPException as error:
+            reason = f"{scope['method']} {scope['path'][:80]}: {error.detail}; GET / shows what there is"
+            await _refuse(Refused(error.status_code, reason, error.headers), scope, receive, watched_send)
         except _Gone:
             status = 499
         except Exception:

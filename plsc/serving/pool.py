@@ -27,6 +27,7 @@ log = logging.getLogger("plsc")
 # As `python -m plsc.serving.worker`, but nothing is imported from the current folder, where there may be a random.py.
 _START = (f"import sys; sys.path[0:1] = []; sys.path.append({str(Path(__file__).parents[2])!r}); "
           f"from plsc.serving.worker import main; main()")
+_LONGEST_START = 600.0  # seconds for a predictor to load its model
 _LONGEST_PAUSE = 30.0  # seconds between attempts to start a worker that keeps failing
 
 
@@ -61,7 +62,12 @@ class _Worker:
             sys.executable, "-c", _START, str(self._settings.model), threads,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": threads})
-        status, message = await self._read_reply()
+        try:
+            status, message = await asyncio.wait_for(self._read_reply(), _LONGEST_START)
+        except asyncio.TimeoutError:
+            self.kill()
+            raise ServingError(f"predictor process {self._process.pid} has not loaded {self._settings.model} within "
+                               f"{_LONGEST_START:g} s") from None
         if status == FAILED:
             raise ServingError(bytes(message).decode())
         return tuple(json.loads(bytes(message)))

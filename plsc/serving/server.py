@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import socket
 import sys
@@ -35,12 +36,13 @@ _LATECOMERS = 0.2
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """HTTP/1.1 with bounds on the size and the time of a request's head, which uvicorn does not set."""
+    """HTTP/1.1 with bounds on the size of a request's head and on the time of head and body, which uvicorn does not
+    set. Errors are JSON, as everywhere."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self._head_size: Optional[int] = 0
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self._close_if_in_head)
+        self._timer = self.loop.call_later(HEAD_TIMEOUT, self._end)
 
     def data_received(self, data: bytes) -> None:
         if self._head_size is not None:
@@ -48,26 +50,45 @@ class LimitedProtocol(HttpToolsProtocol):
         before = self._head_size
         super().data_received(data)
         if before is not None and self._head_size is not None and self._head_size > MAX_HEAD:
-            self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n"
-                                 b"Content-Length: 0\r\n\r\n")
-            self.transport.close()
+            self._refuse(b"431 Request Header Fields Too Large", f"the head has more than {MAX_HEAD} bytes")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._allow(HEAD_TIMEOUT)
 
     def on_headers_complete(self) -> None:
         self._head_size = None
-        self._head_timer.cancel()
+        # The gate answers a slow body before; this is for the one of a request that was refused by its head.
+        self._allow(self.config.timeout_graceful_shutdown + HEAD_TIMEOUT)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._head_size = 0
+        self._timer.cancel()
 
     def connection_lost(self, exc: Optional[Exception]) -> None:
-        self._head_timer.cancel()
+        self._timer.cancel()
         super().connection_lost(exc)
 
-    def _close_if_in_head(self) -> None:
-        if self._head_size is not None:
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(b"400 Bad Request", msg)
+
+    def _allow(self, seconds: float) -> None:
+        self._timer.cancel()
+        self._timer = self.loop.call_later(seconds, self._end)
+
+    def _end(self) -> None:
+        if self.flow.read_paused:  # not the client's fault: the request before it is under way
+            self._allow(HEAD_TIMEOUT)
+        else:
             self.transport.close()
+
+    def _refuse(self, status: bytes, reason: str) -> None:
+        body = json.dumps({"error": reason}).encode()
+        self.transport.write(b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+                             b"Connection: close\r\n\r\n%b" % (status, len(body), body))
+        self.transport.close()
 
 
 class _DrainingServer(uvicorn.Server):
