@@ -40,6 +40,19 @@ def test_an_index_that_ends_before_the_file_is_refused(rec):
     assert len(open_records(rec)) == len(IMAGES)
 
 
+@pytest.mark.parametrize("left_out", [[0], [2], [1, 3]])
+def test_an_index_that_leaves_out_records_is_told(rec, left_out, caplog):
+    lines = (rec / "train.idx").read_text().splitlines(keepends=True)
+    offsets = [int(line.split("\t")[1]) for line in lines]
+    open_records(rec)
+    assert not caplog.text
+    (rec / "train.idx").write_text("".join(line for number, line in enumerate(lines) if number not in left_out))
+    assert len(open_records(rec)) == len(IMAGES) - len(left_out)
+    first = left_out[0]
+    assert f"the index leaves out what lies from offset {offsets[first]} to {offsets[first + 1]}" in caplog.text
+    assert (", and in 1 more places" in caplog.text) == (len(left_out) > 1)
+
+
 def test_two_keys_at_one_offset_are_refused(rec):
     lines = (rec / "train.idx").read_text().splitlines()
     offset = lines[2].split("\t")[1]

@@ -68,9 +68,10 @@ def test_a_hanging_worker_is_reported_with_the_record_it_holds(loader):
     assert time.monotonic() - start < 10
 
 
-def test_a_fault_in_a_users_data_set_is_told_with_its_place_and_cause(loader):
-    broken = loader(at(5, lambda: {}["age"]), num_workers=2)
-    with pytest.raises(DataError, match=r"(?s)synthetic image 5: reading it failed:.*KeyError: 'age'"):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_fault_in_a_users_data_set_is_told_with_its_place_and_cause(loader, num_workers):
+    broken = loader(at(5, lambda: {}["age"]), num_workers=num_workers)
+    with pytest.raises(DataError, match=r"(?s)synthetic image 5: reading it failed:.*KeyError.*'age'"):
         list(broken.epoch(0))
 
 

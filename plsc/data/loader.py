@@ -95,7 +95,7 @@ class TrainLoader:
         if self._num_workers == 0:
             for task in tasks:
                 pixels = np.empty(shape, np.uint8)
-                yield self._maker(task, pixels), pixels
+                yield self._fill_here(task, pixels), pixels
             return
         if self._pool is None:
             self._pool = WorkerPool(self._maker, self._num_workers, shape, self._maker.records.describe, self._timeout)
@@ -104,6 +104,20 @@ class TrainLoader:
         except DataError:
             self.close()
             raise
+
+    def _fill_here(self, task: _Task, pixels: np.ndarray) -> _Filled:
+        held = -1
+
+        def hold(index: int) -> None:
+            nonlocal held
+            held = index
+
+        try:
+            return self._maker(task, pixels, hold)
+        except DataError:
+            raise
+        except Exception as error:  # of a user's own data set
+            raise DataError(f"{self._maker.records.describe(held)}: reading it failed: {error!r}") from error
 
 
 def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

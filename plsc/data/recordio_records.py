@@ -20,6 +20,9 @@ from plsc.errors import DataError
 
 log = logging.getLogger("plsc")
 
+# Records that opening looks at for gaps in the index: a page each, of a disk perhaps.
+_LOOKED_AT = 1024
+
 
 class RecordIORecords:
     """The images of a `.rec` file, in random order from any number of processes.
@@ -128,6 +131,7 @@ class RecordIORecords:
             head = unpack(self._frames.read(int(offsets[order[0]])), f"{self.path}, record 0")
         if head is None or head.image or not head.flag:
             self._keys, self._offsets = keys, offsets
+            self._warn_of_gaps(in_file, step=-(-len(in_file) // _LOOKED_AT))
             return
         keys, offsets = keys[order], offsets[order]
         stop = self._first_without_image(offsets, int(_to_class(head.labels, f"{self.path}, the header record")))
@@ -136,6 +140,19 @@ class RecordIORecords:
                             f"{_first_gap(keys[:stop])} is not in the index: the set is not whole")
         self._keys, self._offsets = keys[1:stop], offsets[1:stop]
         self.passed_over = len(keys) - stop + 1
+
+    def _warn_of_gaps(self, in_file: np.ndarray, step: int) -> None:
+        """Tell of records that the index leaves out: of every `step`-th, whether the next one begins where it ends."""
+        starts, nexts = in_file[:-1:step], in_file[1::step]
+        words = self._words(starts, 4)
+        ends = starts + 8 + (words & MAX_LENGTH)
+        ends = np.where(words >> 29 == 0, ends + -ends % 4, nexts)  # one in parts ends later
+        ends, nexts = np.append(0, ends), np.append(in_file[0], nexts)
+        gaps = np.flatnonzero(ends < nexts)
+        if gaps.size:
+            log.warning("%s: the index leaves out what lies from offset %d to %d%s; it is not read. Without the .idx "
+                        "the .rec is walked instead", self.path, ends[gaps[0]], nexts[gaps[0]],
+                        f", and in {gaps.size - 1} more places" if gaps.size > 1 else "")
 
     def _first_without_image(self, offsets: np.ndarray, stated: int) -> int:
         # The header states the count as float32, which past 2^24 is only near the true one.
@@ -180,6 +197,8 @@ class RecordIORecords:
         return words[np.minimum((offsets + position) // 4, len(words) - 1)]
 
     def _read_labels(self) -> np.ndarray:
+        if self.is_indexed and not self.passed_over:
+            self._warn_of_gaps(np.sort(self._offsets), step=1)
         # A magic inside a header cuts it in parts, and a damaged offset is not on a boundary: read those one by one.
         odd = (self._offsets % 4 != 0) | (self._words(self._offsets, 4) >> 29 != 0)
         odd |= self._words(self._offsets, 0) != MAGIC
