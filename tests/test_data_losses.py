@@ -19,6 +19,7 @@ from plsc.data.convert import Redraw, convert, convert_split
 from plsc.data.inspection import plot
 from plsc.data.loader import ReaderLoader
 from plsc.data.pairs import make_verification_set
+from plsc.data.recordio import RecordIOWriter
 from plsc.data.records import DatasetRecords, open_records
 from plsc.data.selection import SelectedRecords, split_identities, without_classes_of
 from plsc.data.transforms import decode
@@ -45,12 +46,24 @@ def test_an_index_that_leaves_out_records_is_told(rec, left_out, caplog):
     lines = (rec / "train.idx").read_text().splitlines(keepends=True)
     offsets = [int(line.split("\t")[1]) for line in lines]
     open_records(rec)
-    assert not caplog.text
+    assert "leaves out" not in caplog.text
     (rec / "train.idx").write_text("".join(line for number, line in enumerate(lines) if number not in left_out))
     assert len(open_records(rec)) == len(IMAGES) - len(left_out)
     first = left_out[0]
     assert f"the index leaves out what lies from offset {offsets[first]} to {offsets[first + 1]}" in caplog.text
     assert (", and in 1 more places" in caplog.text) == (len(left_out) > 1)
+    assert caplog.text.count("leaves out") == 1
+
+
+def test_of_a_long_index_the_gaps_are_told_when_labels_are_read(tmp_path, caplog):
+    with RecordIOWriter(tmp_path / "train.rec") as writer:
+        for n in range(3000):
+            writer.write(n, n % 7, IMAGES[n % len(IMAGES)])
+    lines = (tmp_path / "train.idx").read_text().splitlines(keepends=True)
+    (tmp_path / "train.idx").write_text("".join(lines[:1001] + lines[1002:]))
+    records = open_records(tmp_path)
+    assert len(records) == 2999 and records.num_classes == 7
+    assert caplog.text.count("leaves out") == 1
 
 
 def test_two_keys_at_one_offset_are_refused(rec):

@@ -197,7 +197,7 @@ class RecordIORecords:
         return words[np.minimum((offsets + position) // 4, len(words) - 1)]
 
     def _read_labels(self) -> np.ndarray:
-        if self.is_indexed and not self.passed_over:
+        if self.is_indexed and not self.passed_over and len(self._offsets) > _LOOKED_AT:
             self._warn_of_gaps(np.sort(self._offsets), step=1)
         # A magic inside a header cuts it in parts, and a damaged offset is not on a boundary: read those one by one.
         odd = (self._offsets % 4 != 0) | (self._words(self._offsets, 4) >> 29 != 0)
