@@ -13,12 +13,13 @@ import paddle.nn.functional as F
 import pytest
 from conftest import make_images
 from paddle import nn
+from paddle.jit.dy2static.program_translator import ProgramTranslator
 
 from plsc import ExportError, load_inference_model
 from plsc.config import Config
 from plsc.engine import export_check
 from plsc.engine.export import export_backbone
-from plsc.engine.tracing import INSTEAD
+from plsc.engine.tracing import INSTEAD, save_traced
 from plsc.errors import ConfigError
 from plsc.models.base_model import BaseModel
 from plsc.models.resnet import ResNetTiny
@@ -253,6 +254,53 @@ def test_a_network_that_gives_no_embeddings(tmp_path, function, found):
 
     with pytest.raises(ConfigError, match=rf"Other returned {found} for 2 images, expected \[2, 16\]"):
         export_backbone(Other(), settings(), tmp_path / "m", bake=("normalise",), images=IMAGES)
+
+
+def test_a_network_that_fails_or_is_left_to_chance(tmp_path):
+    class Two(Unknown):
+        def forward(self, images, others):
+            return self.body(images) + others
+
+    class Chance(Unknown):
+        def build_network(self, input, label, is_train=True):
+            return F.dropout(self.body(input), 0.5)
+
+    for net, message in ((Two(), r"Two: fails on images \[2, 3, 16, 16\].*'others'"),
+                         (Chance(), "Chance: gives another embedding of the same images each time")):
+        with pytest.raises(ExportError, match=message):
+            export_backbone(net, settings(), tmp_path / "m", images=IMAGES)
+
+
+def test_a_layer_that_fused_kernels_cannot_run(tmp_path):
+    paddle.seed(0)
+    net = nn.Sequential(nn.Conv2D(3, 8, 3, 2), nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool2D(1), nn.Flatten(),
+                        nn.Linear(8, 16))
+    export_backbone(net, settings(flip=False), tmp_path / "m", images=IMAGES)
+    expected = unit(eager(net, np.stack(IMAGES)))
+    assert np.abs(load_inference_model(tmp_path / "m").embed(IMAGES) - expected).max() < 1e-5
+
+
+def test_an_operator_that_the_legacy_predictor_does_not_know(tmp_path):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(768, 16), nn.RReLU())
+    with pytest.raises(ExportError, match="format 'legacy' cannot be run on random values: .*rrelu"):
+        export_backbone(net, settings(), tmp_path / "m", formats=("legacy",), images=IMAGES)
+
+
+def test_a_failed_trace_leaves_nothing_behind_for_the_next(tmp_path):
+    # Paddle 3.3 keeps its parameters, and gives them to a program that comes to lie at the same address.
+    spec = paddle.static.InputSpec([None, 8], "float32", "x")
+    with pytest.raises(ExportError, match="paddle.tanh"):
+        save_traced(nn.Sequential(nn.Linear(8, 8), nn.Tanh()), spec, tmp_path / "bad", legacy=True)
+    assert not ProgramTranslator.get_instance()._params_recorder.params_dict
+
+
+def test_a_network_that_says_float32_itself(tmp_path):
+    class Cast(Attention):
+        def build_network(self, input, label, is_train=True):
+            return super().build_network(input.astype("float32"), label)
+
+    paddle.seed(0)
+    export_backbone(Cast(), settings(), tmp_path / "m", images=IMAGES)
 
 
 def test_a_network_that_differs_from_its_export_is_refused_and_the_old_export_stays(tmp_path, monkeypatch):

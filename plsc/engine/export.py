@@ -10,6 +10,7 @@ What a folder of an export holds:
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from pathlib import Path
@@ -22,13 +23,12 @@ from plsc.config import Config
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.baking import BakedNetwork, parse_bake
-from plsc.engine.export_check import check_export, find_difference, sample_inputs
-from plsc.engine.export_folder import carry_over, refuse_foreign
+from plsc.engine.export_check import check_backbone, check_export, find_difference, sample_inputs
+from plsc.engine.export_folder import SETTINGS, refuse_foreign, unchanged_files, write_about
 from plsc.engine.export_formats import write_legacy, write_onnx, write_serving
 from plsc.engine.state import open_backbone
 from plsc.engine.tracing import save_traced
 from plsc.errors import ExportError
-from plsc.models.base_model import check_embedding
 from plsc.serving.description import ABOUT_FILE, FORMAT, MODEL_PREFIX
 from plsc.serving.predictor import Predictor
 from plsc.utils.replacing import replacing
@@ -55,8 +55,8 @@ def export_checkpoint(config: Config, topology: Topology, directory: Optional[Un
     Raises:
         CheckpointError: there is no checkpoint.
         ConfigError: the network gives something else than embeddings [N, D].
-        ExportError: the folder holds something else or cannot be written, a layer cannot be traced, or an export
-            differs from the network.
+        ExportError: the folder holds something else or cannot be written, the network is no function of images, a
+            layer of it cannot be traced, or an export differs from it.
     """
     directory = Path(directory or Path(config.model_save_dir) / "inference_model")
     if topology.is_main:
@@ -73,8 +73,8 @@ def export_backbone(backbone: paddle.nn.Layer, config: Config, directory: Path, 
     """Write a backbone aside, compare each format with the eager network, and put them in place.
 
     Args:
-        directory: made where there is none; replaced where it holds an earlier export, but for what is the user's
-            in it; see `carry_over`.
+        directory: made where there is none; replaced where it holds an earlier export. What the user has put there or
+            edited stays, see `replacing`.
         origin: where the weights come from, noted beside the model.
         formats: any of `FORMATS`.
         bake: any of 'preprocess' and 'normalise'; see `BakedNetwork`.
@@ -86,26 +86,29 @@ def export_backbone(backbone: paddle.nn.Layer, config: Config, directory: Path, 
         raise ExportError("bgr says how baked pre-processing takes pixels; bake 'preprocess' too, or leave it out")
     refuse_foreign(directory)
     backbone.eval()
-    with paddle.no_grad():
-        check_embedding(backbone(paddle.zeros([2, *config.image_shape])), backbone, 2, config.emb_dim)
+    check_backbone(backbone, config)
     network = BakedNetwork(backbone, config, bake, bgr) if bake else backbone
     network.eval()
     spec = network.input_spec() if bake else paddle.static.InputSpec([None, *config.image_shape], "float32", "image")
     inputs = sample_inputs(config, spec, images, bgr)
-    with replacing(directory, ExportError, carry_over) as partial:
+    with replacing(directory, ExportError) as replacement:
+        partial = replacement.path
         save_traced(network, spec, partial / MODEL_PREFIX)
         model = partial / f"{MODEL_PREFIX}.json"
         runs = {"paddle": Predictor(model, plain=True).run}
-        # As it will be served: fused and under oneDNN, where that computes the same.
-        difference = find_difference(network, "paddle, fused", Predictor(model).run, inputs)
+        # As it will be served: fused and under oneDNN, where those load it and compute the same.
+        load = functools.lru_cache(None)(Predictor)
+        difference = find_difference(network, "paddle, fused", lambda batch: load(model).run(batch), inputs)
         if difference:
             log.warning("%s: it will be served by plain kernels, more slowly", difference)
         about = _about(config, origin, bake, bgr, plain=bool(difference))
-        (partial / ABOUT_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
+        (partial / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")
         for name in formats:
             if name in _WRITERS:
                 runs[name] = _WRITERS[name](network, spec, partial)
         check_export(network, runs, inputs)
+        write_about(partial, about)
+        replacement.ours, replacement.stays = unchanged_files(directory), (SETTINGS,)
 
 
 def parse_formats(formats: Sequence[str]) -> Tuple[str, ...]:

@@ -15,13 +15,16 @@ from plsc.config import Config
 from plsc.data.records import open_records
 from plsc.data.transforms import Transform, decode, normalise, resize
 from plsc.engine.baking import BakedNetwork
+from plsc.engine.tracing import last_line
 from plsc.errors import ExportError, PLSCError
+from plsc.models.base_model import check_embedding
 
 log = logging.getLogger("plsc")
 
 Run = Callable[[np.ndarray], np.ndarray]
 
 TOLERANCE = 1e-5
+_ROUNDING = 1e-3  # of eager float32 against float64; a network that differs by more is not merely rounding
 REAL_IMAGES = 4
 
 
@@ -54,6 +57,28 @@ def sample_inputs(config: Config, spec: paddle.static.InputSpec, images: Iterabl
     return inputs
 
 
+def check_backbone(backbone: nn.Layer, config: Config) -> None:
+    """Run a backbone on a batch of two, twice.
+
+    Raises:
+        ConfigError: it gives something else than embeddings [2, D].
+        ExportError: it fails, or it gives something else the second time.
+    """
+    images = np.random.default_rng(0).uniform(-1, 1, [2, *config.image_shape]).astype(np.float32)
+    name = type(backbone).__name__
+    try:
+        with paddle.no_grad():
+            first, second = (backbone(paddle.to_tensor(images)) for _ in range(2))
+    except Exception as error:
+        raise ExportError(f"{name}: fails on images {list(images.shape)} of float32: {last_line(error)}; the "
+                          f"network must take one such tensor") from error
+    check_embedding(first, backbone, 2, config.emb_dim)
+    difference = relative_difference(second.numpy(), first.numpy())
+    if difference > TOLERANCE:
+        raise ExportError(f"{name}: gives another embedding of the same images each time (by {difference:.2g} of its "
+                          f"length); leave chance out of its forward, as by dropout(x, training=self.training)")
+
+
 def check_export(network: nn.Layer, runs: Dict[str, Run], inputs: Dict[str, np.ndarray]) -> None:
     """Raise `ExportError` where an export differs from its network; see `find_difference`."""
     for name, run in runs.items():
@@ -77,15 +102,20 @@ def find_difference(network: nn.Layer, name: str, run: Run, inputs: Dict[str, np
         inputs: by name, what to run.
     """
     for what, batch in inputs.items():
-        found, expected = run(np.ascontiguousarray(batch)), _run(network, batch)
+        expected = _run(network, batch)
+        try:
+            found = run(np.ascontiguousarray(batch))
+        except Exception as error:
+            return f"format '{name}' cannot be run on {what}: {last_line(error)}"
         if found.shape != expected.shape:
             return (f"format '{name}' gives {list(found.shape)} for {what} {list(batch.shape)}, the network "
                     f"{list(expected.shape)}")
         difference, allowed = relative_difference(found, expected), TOLERANCE
         if difference > allowed:
-            truth = _run(_in_float64(network), batch if batch.dtype == np.uint8 else batch.astype(np.float64))
-            difference = relative_difference(found, truth)
-            allowed = max(TOLERANCE, relative_difference(expected, truth))
+            truth = _run_in_float64(network, batch)
+            if truth is not None:
+                difference = relative_difference(found, truth)
+                allowed = max(TOLERANCE, min(_ROUNDING, relative_difference(expected, truth)))
         if not difference <= allowed:
             return (f"format '{name}' differs from the network by {difference:.2g} of an embedding's length on {what}, "
                     f"expected {allowed:.2g} at most")
@@ -103,11 +133,15 @@ def _run(network: nn.Layer, batch: np.ndarray) -> np.ndarray:
         return network(paddle.to_tensor(batch)).numpy()
 
 
-def _in_float64(network: nn.Layer) -> nn.Layer:
+def _run_in_float64(network: nn.Layer, batch: np.ndarray) -> Optional[np.ndarray]:
+    """None where the network cannot be run so, because its forward itself says float32."""
     network = copy.deepcopy(network).to(dtype="float64")
     if isinstance(network, BakedNetwork):
         network.compute_dtype = "float64"
-    return network
+    try:
+        return _run(network, batch if batch.dtype == np.uint8 else batch.astype(np.float64))
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _data_set_images(config: Config) -> Iterator[np.ndarray]:

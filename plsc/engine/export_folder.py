@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import filecmp
-import logging
+import hashlib
+import json
 from pathlib import Path
+from typing import Any, Dict, Set
 
 from plsc.errors import ExportError
-from plsc.serving.description import ABOUT_FILE, MODEL_PREFIX
-from plsc.serving.paddle_serving import CLIENT_FOLDER, SERVER_FOLDER, TEMPLATES
+from plsc.serving.description import ABOUT_FILE
 
-log = logging.getLogger("plsc")
-
-SERVING = "serving"
-_MODELS = (ABOUT_FILE, f"{MODEL_PREFIX}.json", f"{MODEL_PREFIX}.pdiparams", "legacy", "onnx", SERVING)
-_SERVING_MODELS = (ABOUT_FILE, SERVER_FOLDER, CLIENT_FOLDER)
-_SETTINGS = "config.yml"
+# Settings of the pipeline service, which stay as the user has edited them.
+SETTINGS = "serving/config.yml"
 
 
 def refuse_foreign(directory: Path) -> None:
@@ -27,25 +23,30 @@ def refuse_foreign(directory: Path) -> None:
                           f"Choose another folder")
 
 
-def carry_over(old: Path, new: Path) -> None:
-    """Move what the user has put into an export, or edited there, to the one that takes its place.
-
-    The settings of the pipeline service stay as they are; another of its files that was edited stays as NAME.old.
-    """
-    _move([path for path in old.iterdir() if path.name not in _MODELS], new)
-    if not (old / SERVING).is_dir():
-        return
-    for path in (old / SERVING).iterdir():
-        template = TEMPLATES / path.name
-        if path.name in _SERVING_MODELS or (template.is_file() and filecmp.cmp(path, template, shallow=False)):
-            continue
-        if template.is_file() and path.name != _SETTINGS:
-            path = path.rename(path.with_name(f"{path.name}.old"))
-            log.warning("%s/%s: it had been edited, and stays so as %s", SERVING, template.name, path.name)
-        _move([path], new / SERVING)
+def write_about(folder: Path, about: Dict[str, Any]) -> None:
+    """Write the description of an export, with the files that are in it by now and their digests."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / ABOUT_FILE)
+    written = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+    (folder / ABOUT_FILE).write_text(json.dumps({**about, "files": written}, indent=1), encoding="utf-8")
 
 
-def _move(paths: list, folder: Path) -> None:
-    for path in paths:
-        folder.mkdir(exist_ok=True)
-        path.replace(folder / path.name)
+def unchanged_files(directory: Path) -> Set[str]:
+    """The files of an earlier export that are as it wrote them; relative. None where there is no export."""
+    try:
+        written = json.loads((directory / ABOUT_FILE).read_text(encoding="utf-8"))["files"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {ABOUT_FILE}
+    return {ABOUT_FILE} | {name for name, digest in written if _is_plain(directory / name) and digest == _digest(
+        directory / name)}
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

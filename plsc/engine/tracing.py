@@ -9,6 +9,7 @@ from typing import Iterator, List
 
 import paddle
 from paddle import nn
+from paddle.jit.dy2static.program_translator import ProgramTranslator
 
 from plsc.engine.baking import BakedNetwork
 from plsc.errors import ExportError
@@ -42,6 +43,11 @@ def save_traced(network: nn.Layer, spec: paddle.static.InputSpec, prefix: Path, 
         with guard, _names_of_entered_layers(network, entered):
             paddle.jit.save(network, str(prefix), input_spec=[spec])
     except Exception as error:
+        # Paddle 3.3 keeps the parameters of a failed trace, and gives them to a program that comes to lie at the same
+        # address.
+        ProgramTranslator.reset()
+        if "No space left" in str(error):
+            raise ExportError(f"{prefix.parent}: no space is left there for the model") from None
         raise ExportError(_explain(network, entered, error, legacy)) from None
     model = prefix.with_name(prefix.name + (".pdmodel" if legacy else ".json"))
     if not model.is_file():
@@ -80,6 +86,10 @@ def _explain(network: nn.Layer, entered: List[str], error: Exception, legacy: bo
         return (f"{where}: paddle.{found[1]} cannot be traced in the legacy representation, which Paddle Serving "
                 f"needs. {instead} in a forward of your own, or export without 'legacy' and 'serving': the formats "
                 f"'paddle' and 'onnx' and plsc serve take it")
-    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), type(error).__name__)
-    return (f"{where}: cannot be traced{' in the legacy representation' if legacy else ''}: {last[:300]}. Its forward "
-            f"must be a function of tensors, without data-dependent Python")
+    return (f"{where}: cannot be traced{' in the legacy representation' if legacy else ''}: {last_line(error)}. Its "
+            f"forward must be a function of tensors, without data-dependent Python")
+
+
+def last_line(error: Exception) -> str:
+    """What an exception of Paddle says, without its stacks."""
+    return next((line.strip()[:300] for line in reversed(str(error).splitlines()) if line.strip()), repr(error))

@@ -136,12 +136,13 @@ class Gallery:
             raise ServingError(f"{folder} exists and is not overwritten; choose another name")
         about = {"format": FORMAT, "version": 1, "dimension": self.dimension, "next": self._next,
                  "names": {str(number): name for number, name in self._names.items()}}
-        with replacing(folder, ServingError) as partial:
+        with replacing(folder, ServingError) as replacement:
+            replacement.ours = {INDEX_FILE, ABOUT_FILE}
             try:
-                faiss.write_index(self._index, str(partial / INDEX_FILE))
+                faiss.write_index(self._index, str(replacement.path / INDEX_FILE))
             except RuntimeError as error:
                 raise ServingError(f"{folder}: cannot be written: {str(error)[:200]}") from None
-            (partial / ABOUT_FILE).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+            (replacement.path / ABOUT_FILE).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def open(cls, folder: Union[str, Path]) -> Gallery:
