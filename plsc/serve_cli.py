@@ -69,7 +69,7 @@ def build(model: Model, folder: Folder, images: Images) -> None:
     if folder.exists():
         raise ConfigError(f"{folder} exists and is not overwritten; choose another name, or plsc gallery add")
     loaded = load_inference_model(model)
-    made = Gallery(loaded.emb_dim)
+    made = Gallery(loaded.emb_dim, loaded.description.weights)
     _enrol(made, loaded, images)
     made.save(folder)
     typer.echo(f"{folder}: {len(made)} entries of {len(set(made.names))} names")
@@ -82,7 +82,7 @@ def add(model: Model, folder: Folder, images: Images) -> None:
     from plsc.serving.model import load_inference_model
 
     opened, loaded = Gallery.open(folder), load_inference_model(model)
-    opened.check_dimension(loaded.emb_dim)
+    opened.check_model(loaded.description)
     _enrol(opened, loaded, images)
     opened.save(folder, replace=True)
     typer.echo(f"{folder}: {len(opened)} entries of {len(set(opened.names))} names")
@@ -108,7 +108,7 @@ def search(model: Model, folder: Folder, images: Images,
     from plsc.serving.model import load_inference_model
 
     opened, loaded = Gallery.open(folder), load_inference_model(model)
-    opened.check_dimension(loaded.emb_dim)
+    opened.check_model(loaded.description)
     files = [file for _, file in _files(images)]
     cosine = _threshold(threshold, report, report_set)
     for file, found in zip(files, opened.search(loaded.embed(files), count, cosine)):

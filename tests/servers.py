@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 SIDE, EMB_DIM = 16, 16
 
 
-def make_model(folder, flip=True, bake=(), formats=("paddle",), emb_dim=EMB_DIM):
+def make_model(folder, flip=True, bake=(), formats=("paddle",), emb_dim=EMB_DIM, seed=0):
     """Export a small untrained network to `folder`; returns the eager network."""
     import paddle
 
@@ -26,7 +26,7 @@ def make_model(folder, flip=True, bake=(), formats=("paddle",), emb_dim=EMB_DIM)
     from plsc.engine.export import export_backbone
     from plsc.models.resnet import ResNetTiny
 
-    paddle.seed(0)
+    paddle.seed(seed)
     network = ResNetTiny(emb_dim, (3, SIDE, SIDE))
     network(paddle.rand([32, 3, SIDE, SIDE]) * 2 - 1)
     network.eval()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
 import gzip
+import http.client
 import io
 import json
 import os
@@ -256,6 +258,17 @@ def raw(server, data, wait=15.0):
         while piece := connection.recv(65536):
             received += piece
         return received
+
+
+def test_a_request_that_offers_http_2_is_answered_in_http_1(server):
+    # As Java's client and `curl --http2` send it; the parser would take the body for the other protocol's.
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAEAAEAAAAIAAAABAAMAAABkAAQ",
+             "Content-Type": "image/png"}
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=15)) as connection:
+        for _ in range(2):
+            connection.request("POST", "/embed", IMAGES[0], offer)
+            reply = connection.getresponse()
+            assert reply.status == 200 and json.loads(reply.read())["embeddings"]
 
 
 def test_a_head_without_end_is_refused(server):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from http_calls import get, post, urllib3
 from ranks import run
-from servers import make_image, serving
+from servers import make_image, make_model, serving
 
 pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
 
@@ -156,12 +156,14 @@ def test_a_damaged_model_is_told_before_anything_is_served(model, tmp_path):
     assert status != 0 and "serving on" not in output and "plsc: " in output
 
 
-@pytest.mark.parametrize("before, unfinished", [
-    (b"", b"GET / HT"), (b"", b""),
-    (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HT"),
-    (b"", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n12"),
+@pytest.mark.parametrize("first, then", [
+    (b"GET / HT", b""), (b"", b""),
+    (b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HT", b""),
+    (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n"),
+    (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n12", b""),
+    (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n12", b"34"),
 ])
-def test_a_request_that_never_ends_is_cut_off(monkeypatch, before, unfinished):
+def test_a_request_that_never_ends_is_cut_off(monkeypatch, first, then):
     import uvicorn
 
     from plsc.serving import server
@@ -174,16 +176,33 @@ def test_a_request_that_never_ends_is_cut_off(monkeypatch, before, unfinished):
     monkeypatch.setattr(server, "HEAD_TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         running = uvicorn.Server(uvicorn.Config(refuse, http=server.LimitedProtocol, lifespan="off", log_config=None,
-                                                timeout_graceful_shutdown=0))
+                                                timeout_keep_alive=1, timeout_graceful_shutdown=0))
         thread = threading.Thread(target=running.run, args=([listener],))
         thread.start()
         try:
             with socket.create_connection(listener.getsockname(), timeout=20) as connection:
-                connection.sendall(before + unfinished)
+                connection.sendall(first)
+                time.sleep(0.2)
+                connection.sendall(then)
                 begin = time.monotonic()
                 while connection.recv(65536):
                     pass
-                assert time.monotonic() - begin < 10  # uvicorn itself waits for 5 s where nothing comes
+                assert time.monotonic() - begin < 10
         finally:
             running.should_exit = True
             thread.join(20)
+
+
+def test_a_predictor_does_not_start_again_with_another_model(tmp_path):
+    make_model(tmp_path / "m")
+    with serving(tmp_path / "m", "--timeout", 2, log=tmp_path / "log") as running:
+        make_model(tmp_path / "m", seed=1)
+        os.kill(running.worker_pids()[0], signal.SIGKILL)
+        reply = post(running, "/embed", IMAGES[0], "image/png")
+        for _ in range(200):
+            if "another model has been exported there since; restart the server" in running.text():
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError(running.text())
+        assert reply.status in (503, 504) and get(running, "/readyz").status == 503

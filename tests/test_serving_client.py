@@ -298,6 +298,13 @@ def test_a_gallery_by_the_command_line(model, tmp_path):
     found = [json.loads(line) for line in re.findall(r"^\{.*\}$", output, re.MULTILINE)]
     assert [row["matches"][0]["name"] for row in found] == ["carl", "bob"]
     assert all(row["matches"][0]["same"] and row["threshold"] == 0.99 for row in found)
+    # What the same weights give otherwise packed is the same; what others give is not.
+    make_model(tmp_path / "baked", bake=("normalise",))
+    plsc("search", tmp_path / "baked", tmp_path / "g", tmp_path / "carl.png")
+    make_model(tmp_path / "other", seed=1)
+    for command in (("add",), ("search",)):
+        assert "built with other weights" in plsc(*command, tmp_path / "other", tmp_path / "g", tmp_path / "carl.png",
+                                                  check=False)
     assert "1 entries removed, 4 left" in plsc("remove", tmp_path / "g", "carl")
     make_model(tmp_path / "other", emb_dim=8)
     assert "gallery's embeddings are of 16, the model's of 8" in plsc(

@@ -31,7 +31,8 @@ NAMES = ("x", "fc_0.tmp_1")
 
 def description(takes_pixels):
     return ModelDescription(directory=Path("."), image_shape=SHAPE, emb_dim=4, flip=False, takes_pixels=takes_pixels,
-                            gives_unit=False, bgr=False, plain_kernels=False, pixel_mean=127.5, pixel_std=128.0)
+                            gives_unit=False, bgr=False, weights="", plain_kernels=False, pixel_mean=127.5,
+                            pixel_std=128.0)
 
 
 def only_4xx(function, *arguments):

@@ -24,7 +24,7 @@ from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.baking import BakedNetwork, parse_bake
 from plsc.engine.export_check import check_backbone, check_export, find_difference, sample_inputs
-from plsc.engine.export_folder import SETTINGS, refuse_foreign, unchanged_files, write_about
+from plsc.engine.export_folder import SETTINGS, refuse_foreign, unchanged_files, weights_digest, write_about
 from plsc.engine.export_formats import write_legacy, write_onnx, write_serving
 from plsc.engine.state import open_backbone
 from plsc.engine.tracing import save_traced
@@ -101,7 +101,8 @@ def export_backbone(backbone: paddle.nn.Layer, config: Config, directory: Path, 
         difference = find_difference(network, "paddle, fused", lambda batch: load(model).run(batch), inputs)
         if difference:
             log.warning("%s: it will be served by plain kernels, more slowly", difference)
-        about = _about(config, origin, bake, bgr, plain=bool(difference))
+        about = {**_about(config, origin, bake, bgr), "weights": weights_digest(backbone),
+                 "plain_kernels": bool(difference)}
         (partial / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")
         for name in formats:
             if name in _WRITERS:
@@ -123,10 +124,10 @@ def parse_formats(formats: Sequence[str]) -> Tuple[str, ...]:
     return tuple(name for name in FORMATS if name in formats)
 
 
-def _about(config: Config, origin: str, bake: Sequence[str], bgr: bool, plain: bool) -> Dict[str, Any]:
+def _about(config: Config, origin: str, bake: Sequence[str], bgr: bool) -> Dict[str, Any]:
     return {"format": FORMAT, "version": 1, "image_shape": list(config.image_shape), "emb_dim": config.emb_dim,
             "channels": "RGB", "pixel_mean": list(config.pixel_mean), "pixel_std": list(config.pixel_std),
-            "flip": config.flip, "plain_kernels": plain,
+            "flip": config.flip,
             "baked": {"preprocess": "preprocess" in bake, "normalise": "normalise" in bake,
                       "channels": "BGR" if bgr else "RGB"},
             "paddle": paddle.__version__, "checkpoint": origin}

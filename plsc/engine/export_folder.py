@@ -1,4 +1,4 @@
-"""The folder of an export: what of an earlier one gives way to it, and what is the user's and stays."""
+"""The folder of an export: what it says of itself, and what of an earlier one gives way to it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Any, Dict, Set
+
+import numpy as np
+from paddle import nn
 
 from plsc.errors import ExportError
 from plsc.serving.description import ABOUT_FILE
@@ -38,6 +41,15 @@ def unchanged_files(directory: Path) -> Set[str]:
         return {ABOUT_FILE}
     return {ABOUT_FILE} | {name for name, digest in written if _is_plain(directory / name) and digest == _digest(
         directory / name)}
+
+
+def weights_digest(backbone: nn.Layer) -> str:
+    """The same for every export of the same weights, whatever is baked in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.numpy()).data)
+    return digest.hexdigest()
 
 
 def _is_plain(path: Path) -> bool:

@@ -47,9 +47,10 @@ class Service:
         self.gallery: Optional[Gallery] = None
         if settings.gallery is not None:
             self.gallery = Gallery.open(settings.gallery)
-            self.gallery.check_dimension(self.description.emb_dim)
+            self.gallery.check_model(self.description)
         self.metrics = Metrics()
-        self.pool = PredictorPool(settings, self.metrics.on_batch, self.metrics.restarts.inc)
+        self.pool = PredictorPool(settings, self.description.fingerprint, self.metrics.on_batch,
+                                  self.metrics.restarts.inc)
         self._threads = ThreadPoolExecutor(min(8, available_cores() + 2), "decode")
         routes = [
             Route("/embed", self.embed, methods=["POST"]), Route("/verify", self.verify, methods=["POST"]),

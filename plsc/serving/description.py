@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ class ModelDescription:
             otherwise images [N, 3, H, W] float32.
         gives_unit: the model gives embeddings of unit length, flip included.
         bgr: of a model that takes pixels, blue first.
+        weights: a digest of the network's weights, whatever was baked in; empty where the export says none.
         plain_kernels: fused ones compute something else, so that it must do without them.
         pixel_mean, pixel_std: of the normalisation (pixel - mean) / std; red, green, blue.
     """
@@ -41,6 +43,7 @@ class ModelDescription:
     takes_pixels: bool
     gives_unit: bool
     bgr: bool
+    weights: str
     plain_kernels: bool
     pixel_mean: Channels
     pixel_std: Channels
@@ -48,6 +51,11 @@ class ModelDescription:
     @property
     def model_file(self) -> Path:
         return self.directory / f"{MODEL_PREFIX}.json"
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for models that give the same for the same input."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
 
     @property
     def input_dtype(self) -> np.dtype:
@@ -105,8 +113,9 @@ def read_description(directory: Union[str, Path]) -> ModelDescription:
         return ModelDescription(
             directory=directory, image_shape=tuple(about["image_shape"]), emb_dim=about["emb_dim"], flip=about["flip"],
             takes_pixels=baked.get("preprocess", False), gives_unit=baked.get("normalise", False),
-            bgr=baked.get("channels") == "BGR", plain_kernels=about.get("plain_kernels", False),
-            pixel_mean=about["pixel_mean"], pixel_std=about["pixel_std"])
+            bgr=baked.get("channels") == "BGR", weights=about.get("weights", ""),
+            plain_kernels=about.get("plain_kernels", False), pixel_mean=about["pixel_mean"],
+            pixel_std=about["pixel_std"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ServingError(f"{directory / ABOUT_FILE}: damaged ({error!r}); export the model again") from None
 

@@ -15,6 +15,7 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 import numpy as np
 
 from plsc.errors import DataError, ServingError
+from plsc.serving.description import ModelDescription
 from plsc.utils.lazy import require
 from plsc.utils.replacing import replacing
 
@@ -47,13 +48,16 @@ class Gallery:
 
     Args:
         dimension: D.
+        weights: the digest of the network whose embeddings they are, as a model's description has it; empty where it
+            is not known.
 
     Raises:
         MissingDependencyError: `plsc[gallery]` is not installed.
     """
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, weights: str = "") -> None:
         faiss = _faiss()
+        self.weights = weights
         self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(dimension))
         self._names: Dict[int, str] = {}
         self._next = 0
@@ -115,11 +119,14 @@ class Gallery:
                  for cosine, number in zip(*row) if number >= 0]
                 for row in zip(cosines.tolist(), numbers.tolist())]
 
-    def check_dimension(self, dimension: int) -> None:
-        """Raise `ServingError` unless a model of so large embeddings fits."""
-        if dimension != self.dimension:
-            raise ServingError(f"the gallery's embeddings are of {self.dimension}, the model's of {dimension}; build "
-                               f"the gallery with this model")
+    def check_model(self, description: ModelDescription) -> None:
+        """Raise `ServingError` where these are not embeddings of this model."""
+        if description.emb_dim != self.dimension:
+            raise ServingError(f"the gallery's embeddings are of {self.dimension}, the model's of "
+                               f"{description.emb_dim}; build the gallery with this model")
+        if self.weights and description.weights and self.weights != description.weights:
+            raise ServingError(f"the gallery was built with other weights than those of {description.directory}: their "
+                               f"embeddings have nothing in common; build it again with this model")
 
     def save(self, folder: Union[str, Path], replace: bool = False) -> None:
         """Write the gallery.
@@ -134,7 +141,8 @@ class Gallery:
         folder = Path(folder)
         if folder.exists() and not (replace and (folder / ABOUT_FILE).is_file()):
             raise ServingError(f"{folder} exists and is not overwritten; choose another name")
-        about = {"format": FORMAT, "version": 1, "dimension": self.dimension, "next": self._next,
+        about = {"format": FORMAT, "version": 1, "dimension": self.dimension, "weights": self.weights,
+                 "next": self._next,
                  "names": {str(number): name for number, name in self._names.items()}}
         with replacing(folder, ServingError) as replacement:
             replacement.ours = {INDEX_FILE, ABOUT_FILE}
@@ -155,7 +163,7 @@ class Gallery:
         folder = Path(folder)
         try:
             about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
-            gallery = cls(about["dimension"])
+            gallery = cls(about["dimension"], about.get("weights", ""))
             gallery._names = {int(number): name for number, name in about["names"].items()}
             gallery._next = about["next"]
             gallery._index = faiss.read_index(str(folder / INDEX_FILE))

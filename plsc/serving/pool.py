@@ -47,8 +47,8 @@ class _Job:
 class _Worker:
     """One predictor process."""
 
-    def __init__(self, settings: ServeSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: ServeSettings, fingerprint: str) -> None:
+        self._settings, self._fingerprint = settings, fingerprint
         self._process: Optional[asyncio.subprocess.Process] = None
 
     async def start(self) -> Tuple[str, str]:
@@ -59,7 +59,7 @@ class _Worker:
         """
         threads = str(self._settings.threads_per_worker)
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _START, str(self._settings.model), threads,
+            sys.executable, "-c", _START, str(self._settings.model), threads, self._fingerprint,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": threads})
         try:
@@ -125,6 +125,7 @@ class PredictorPool:
 
     Args:
         settings: how many, and the limits.
+        fingerprint: of the model's description; a process that finds another one does not start.
         on_batch: called with (rows, seconds) after each forward pass.
         on_restart: called when a process had to be replaced.
 
@@ -134,9 +135,11 @@ class PredictorPool:
         names: what the model calls its input and output.
     """
 
-    def __init__(self, settings: ServeSettings, on_batch: Callable[[int, float], None] = lambda rows, seconds: None,
+    def __init__(self, settings: ServeSettings, fingerprint: str,
+                 on_batch: Callable[[int, float], None] = lambda rows, seconds: None,
                  on_restart: Callable[[], None] = lambda: None) -> None:
-        self._settings, self._on_batch, self._on_restart = settings, on_batch, on_restart
+        self._settings, self._fingerprint = settings, fingerprint
+        self._on_batch, self._on_restart = on_batch, on_restart
         self._jobs: Deque[_Job] = collections.deque()
         self._arrived, self._gathering = asyncio.Event(), asyncio.Lock()
         self._last_batch, self._rows_per_second = 1, 1.0
@@ -150,7 +153,7 @@ class PredictorPool:
         Raises:
             ServingError: the model cannot be loaded.
         """
-        self._workers = [_Worker(self._settings) for _ in range(self._settings.workers)]
+        self._workers = [_Worker(self._settings, self._fingerprint) for _ in range(self._settings.workers)]
         try:
             found = await asyncio.gather(*(worker.start() for worker in self._workers))
         except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import socket
 import sys
 from typing import Any, List, Optional
@@ -46,11 +47,15 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._head_size is not None:
+            data = _without_upgrade(data)
             self._head_size += len(data)
         before = self._head_size
         super().data_received(data)
         if before is not None and self._head_size is not None and self._head_size > MAX_HEAD:
             self._refuse(b"431 Request Header Fields Too Large", f"the head has more than {MAX_HEAD} bytes")
+        elif self._timer.cancelled() and self._is_answered:
+            # uvicorn waits no more once bytes have come, if only a blank line or the body of a refused request.
+            self._allow(self.config.timeout_keep_alive)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -79,16 +84,30 @@ class LimitedProtocol(HttpToolsProtocol):
         self._timer = self.loop.call_later(seconds, self._end)
 
     def _end(self) -> None:
-        if self.flow.read_paused:  # not the client's fault: the request before it is under way
-            self._allow(HEAD_TIMEOUT)
-        else:
+        if self._is_answered:
             self.transport.close()
+        else:  # the gate bounds what is under way; a later request may wait for that
+            self._allow(HEAD_TIMEOUT)
+
+    @property
+    def _is_answered(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     def _refuse(self, status: bytes, reason: str) -> None:
         body = json.dumps({"error": reason}).encode()
         self.transport.write(b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
                              b"Connection: close\r\n\r\n%b" % (status, len(body), body))
         self.transport.close()
+
+
+_UPGRADE = re.compile(rb"(?i)(?<=\n)upgrade(?=[ \t]*:)")
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """A head that asks for no other protocol: there is none, and the parser would take the body for one."""
+    end = data.find(b"\r\n\r\n")
+    head = data if end < 0 else data[:end]
+    return _UPGRADE.sub(b"ignored", head) + data[len(head) :] if _UPGRADE.search(head) else data
 
 
 class _DrainingServer(uvicorn.Server):
@@ -164,7 +183,8 @@ async def _run(service: Service, listener: socket.socket) -> None:
     settings = service.settings
     config = uvicorn.Config(service.app, http=LimitedProtocol, ws="none", lifespan="off", log_config=None,
                             access_log=False, server_header=False, timeout_keep_alive=75, backlog=2048,
-                            timeout_graceful_shutdown=int(settings.timeout) + 1)
+                            # A body may take its time, and then its answer.
+                            timeout_graceful_shutdown=2 * int(settings.timeout) + 1)
     try:
         await service.pool.start()
         # Its own descriptor of the socket, since the event loop closes the one it is given.

@@ -1,4 +1,4 @@
-"""One predictor in a process of its own: `python -m plsc.serving.worker MODEL THREADS`.
+"""One predictor in a process of its own: `python -m plsc.serving.worker MODEL THREADS FINGERPRINT`.
 
 Paddle holds Python's lock while it computes: in the server's own process it would keep every other request, and
 the health checks, waiting for a whole batch.
@@ -19,6 +19,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from plsc.errors import ServingError
+
 REQUEST, REPLY = struct.Struct("<5I"), struct.Struct("<3I")
 IMAGES, TENSORS = 0, 1
 DONE, FAILED, READY = 0, 1, 2
@@ -36,6 +38,8 @@ def main() -> None:
 
         keep_memory()
         model = InferenceModel(sys.argv[1], threads=int(sys.argv[2]))
+        if model.description.fingerprint != sys.argv[3]:
+            raise ServingError(f"{sys.argv[1]}: another model has been exported there since; restart the server")
         names = model.warm_up()
         _leave_signals_to_the_server()  # Paddle has put a handler of its own in the place
     except Exception as error:
