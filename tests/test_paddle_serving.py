@@ -72,7 +72,7 @@ def test_from_training_to_the_real_pipeline_server(entry, tmp_path, paddle_servi
     for name in ("http", "http_bytes", "client_pixels", "client_tensor"):
         assert np.abs(found[name] - eager).max() < 1e-5, name
     assert np.abs(found["http_twelve"] - np.concatenate([eager] * 4)).max() < 1e-5
-    assert found["bad"].tolist() == 20 * [400]
+    assert found["bad"].tolist() == 23 * [400]
     assert set(found["under_load"].tolist()) == {"200"}
     loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
     assert len(found["addresses"]) == 2 and set(found["addresses"].tolist()) <= loopback

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -42,7 +43,7 @@ def by_http(body):
     request = urllib.request.Request(f"http://127.0.0.1:{HTTP}/plsc/prediction", data,
                                      {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request) as reply:
+        with urllib.request.urlopen(request, timeout=60) as reply:
             return reply.status, json.loads(reply.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
@@ -124,6 +125,7 @@ try:
     deep = b'{"a":' + b"[" * 100_000
     statuses = [by_http(body)[0] for body in (
         {"key": ["image"], "value": ["aGVsbG8="]}, {"key": 3}, {"key": ["x"], "value": [""]}, {}, deep, b"{",
+        b"null", b"5", b"true",
         {"key": ["image", "image1"], "value": [image]}, {"key": ["image"], "value": [image, image]},
         {"key": ["image", "image"], "value": [image, image]}, {"key": ["image"], "value": [cut]},
         {"key": ["image"], "value": [scans]}, {"key": ["image1"], "value": [image], "tensors": [tensor]},
@@ -142,6 +144,11 @@ try:
     reply = by_client(client, np.array([Evil()], object))
     assert reply.err_no != 0 and not os.path.exists(ran)
     assert decode(*(lambda r: (r.key, r.value))(by_client(client, given["tensor"]))).size
+    # Idle connections keep nobody out.
+    idle = [socket.create_connection(("127.0.0.1", HTTP)) for _ in range(150)]
+    assert by_http({"key": ["image"], "value": [image]})[0] == 200
+    for connection in idle:
+        connection.close()
     # What was taken is answered, and connections are asked to close.
     answers = []
     clients = [threading.Thread(target=ask_until_refused, args=(answers, images[0])) for _ in range(6)]

@@ -194,8 +194,10 @@ class BoundServer(PipelineServer):
         except (OSError, RuntimeError) as error:
             give_up(f"cannot listen on {self.host}, ports {self._rpc_port} and {self._http_port}: {error}")
         server.start()
+        # By default 100 idle connections would keep it from accepting any other.
         front = waitress.create_server(functools.partial(answer, servicer), sockets=[listener],
-                                       threads=self._worker_num, max_request_body_size=MAX_MESSAGE)
+                                       threads=self._worker_num, max_request_body_size=MAX_MESSAGE,
+                                       connection_limit=4096, channel_timeout=60, asyncore_use_poll=True)
         front.channel_class = PartingChannel
         threading.Thread(target=front.run, daemon=True).start()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -263,10 +265,11 @@ def answer(servicer, environ, start_response):
     _, name, method = (environ["PATH_INFO"] + "//").split("/")[:3]
     if environ["REQUEST_METHOD"] != "POST" or name != SERVICE or not method:
         message = {"err_no": 404, "err_msg": f"expected POST /{SERVICE}/prediction"}
-        return reply(start_response, "404 Not Found", message)
+        found = reply(start_response, "404 Not Found", message)
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else found
     try:
         request = json_format.Parse(environ["wsgi.input"].read(), messages.Request())
-    except (json_format.ParseError, ValueError, RecursionError) as error:
+    except Exception as error:  # the parser stumbles over what is no object in several ways
         return reply(start_response, "400 Bad Request", {"err_no": 400, "err_msg": str(error)[:300]})
     request.name, request.method = name, method
     found = json_format.MessageToDict(servicer.inference(request, None), including_default_value_fields=True,
