@@ -31,7 +31,7 @@ Recover = Annotated[bool, typer.Option("--recover", help="of a damaged .rec, rea
 Seed = Annotated[int, typer.Option(min=0, help="the same seed gives the same result")]
 Parts = Annotated[int, typer.Option(min=1, help="files to spread the images over in equal shares (base64, tar)")]
 MinImages = Annotated[int, typer.Option(min=0, help="leave out classes with fewer images, renumber the rest; 0: none")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad-images", help="leave out and count unreadable images; else stop")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad-images", help="leave out and count undecodable images; else stop")]
 
 
 @app.callback()
@@ -83,7 +83,7 @@ def convert(source: Source, target: Target, to: Format = "rec",
 @app.command()
 def shuffle(source: Source, target: Target, to: Format = "rec", seed: Seed = 0, parts: Parts = 1,
             recover: Recover = False) -> None:
-    """Write a data set in a random order. Memory is eight bytes an image, however large the set."""
+    """Write a data set in a random order. Memory is sixteen bytes an image, however large the set."""
     _tell(convert_records(shuffled(open_records(source, recover), seed), target, to, parts=parts))
 
 

@@ -97,8 +97,8 @@ def convert(records: Records, target: Union[str, Path], to: str, redraw: Optiona
         to: rec, list, folders, base64, tar, csv, parquet or npy.
         redraw: align, resize or re-encode; by default encoded images keep their bytes.
         parts: files to spread the samples over in equal shares (base64, tar).
-        skip_bad_images: leave out images that `redraw` or the format cannot decode, with a warning each, instead of
-            stopping.
+        skip_bad_images: leave out images that cannot be decoded, with a warning each, instead of stopping. A
+            conversion that has stopped can go on so.
         every: samples between two notes of how far the work is.
 
     Raises:
@@ -108,7 +108,7 @@ def convert(records: Records, target: Union[str, Path], to: str, redraw: Optiona
     target, redraw = Path(target), redraw or Redraw()
     labels = _check(records, target, to, parts)
     plan = Plan(len(records), records.num_classes, getattr(records, "class_names", None), parts)
-    job = {"to": to, "images": len(records), "classes": records.num_classes, "parts": parts, "skip": skip_bad_images,
+    job = {"to": to, "images": len(records), "classes": records.num_classes, "parts": parts,
            "redraw": redraw.describe(), "first": records.describe(0), "last": records.describe(len(records) - 1),
            "labels": zlib.crc32(labels.data)}
     workspace = target.with_name(target.name + ".partial")
@@ -121,6 +121,8 @@ def convert(records: Records, target: Union[str, Path], to: str, redraw: Optiona
             image = redraw.draw(number, record.image)
             if not len(image):
                 raise DataError("the image is empty (0 bytes)")
+            if image is record.image:
+                decode(image)  # whose bytes go over as they are; no set is handed on with an image that is none
             return Record(image if to == "npy" else redraw.encode(image), record.label)
 
         for result in tqdm(in_order(_caught(read), range(done["index"], len(records))), f"{target.name}: {to}",
@@ -134,8 +136,8 @@ def convert(records: Records, target: Union[str, Path], to: str, redraw: Optiona
                 message = f"{records.describe(done['index'])}: {error}"
                 if not skip_bad_images:
                     raise DataError(f"{message}; {done['written']} images are done, in {workspace}: mend it and run "
-                                    f"the same again to go on, or leave such images out by skipping bad images"
-                                    ) from None
+                                    f"the same again to go on, or with --skip-bad-images (skip_bad_images=True) to "
+                                    f"leave such images out") from None
                 log.warning("left out: %s", message)
                 done["skipped"] += 1
             done["index"] += 1

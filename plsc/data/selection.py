@@ -146,11 +146,14 @@ def without_classes_of(records: Records, other: Records) -> SelectedRecords:
     else:
         log.info("the sets do not both name their classes, so the same class number is taken for the same class")
     is_left = ~np.isin(labels, taken)
+    left_out = len(present) - len(np.unique(labels[is_left]))
+    log.log(logging.INFO if left_out else logging.WARNING, "%d of %d classes occur in the other set and are left out%s",
+            left_out, len(present), "" if left_out else ": none has a name that the other has as well")
     if not is_left.any():
         raise DataError(f"every class of {records.format} occurs in {other.format}: no identity is left")
     return SelectedRecords(records, np.flatnonzero(is_left), np.unique(labels[is_left]))
 
 
 def shuffled(records: Records, seed: int = 0) -> SelectedRecords:
-    """All records in an order drawn from `seed`: eight bytes of memory an image."""
+    """All records in an order drawn from `seed`: sixteen bytes of memory an image."""
     return SelectedRecords(records, np.random.default_rng(seed).permutation(len(records)))

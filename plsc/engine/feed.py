@@ -89,9 +89,11 @@ def open_verification_sets(config: Config) -> List[VerificationSet]:
         return _as_sets(config.test_dataset, "test_dataset")
     if config.test_reader is not None:
         return _as_sets(config.test_reader(), "test_reader")
-    sets = []
+    sets, folder = [], Path(config.dataset_dir)
+    if not folder.is_dir():  # a file, a pattern
+        folder = folder.parent
     for name in config.val_names:
-        path = Path(config.dataset_dir) / f"{name}.bin"
+        path = folder / f"{name}.bin"
         if path.is_file():
             sets.append(VerificationSet.load(path, name))
         elif "val_targets" in config.model_fields_set:
