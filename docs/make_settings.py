@@ -10,7 +10,8 @@ PAGE = Path(__file__).with_name("settings.md")
 
 def settings_page() -> str:
     lines = ["# Settings", "",
-             "Each is an attribute of `Entry`, a flag (`--train-batch-size`) and a key of `run.yaml`.",
+             "Each is an attribute of `Entry`, a key of `run.yaml` and, but for `amp_lists`, a flag",
+             "(`--train-batch-size`).",
              "Setters of the same meaning: [migration.md](migration.md) and `help(plsc.Entry)`.", "",
              "| setting | type | default | meaning |", "|---|---|---|---|"]
     for name, field in Config.scalar_fields().items():

@@ -68,9 +68,14 @@ def embed(model: Annotated[Path, typer.Argument(help="exported model, as plsc ex
 
     if output.exists():
         raise ConfigError(f"{output} exists and is not overwritten; choose another --output")
+    if not output.parent.is_dir():
+        raise ConfigError(f"{output}: there is no folder {output.parent}; make it first")
     embeddings = load_inference_model(model).embed(images)
-    with open(output, "xb") as file:
-        np.save(file, embeddings)
+    try:
+        with open(output, "xb") as file:
+            np.save(file, embeddings)
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written: {error.strerror or error}") from None
     typer.echo(f"{output}: {embeddings.shape[0]} embeddings of {embeddings.shape[1]}")
 
 

@@ -45,14 +45,18 @@ def make_entry(config: Optional[Path], given: dict) -> Entry:
     entry = Entry()
     # Each of the two un-sets the other, so a flag must win over the file's.
     setters = {"train_epochs": entry.set_train_epochs, "train_steps": entry.set_train_steps}
-    for name, value in [*(read_settings(config) if config else {}).items(), *given.items()]:
-        Config.check_name(name)
-        if name not in Config.scalar_fields():
-            raise ConfigError(f"'{name}' is a Python object; set it on an Entry in a script")
-        if name in setters and value is not None:
-            setters[name](value)
-        else:
-            setattr(entry, name, value)
+    sources = [(f"{config}: ", read_settings(config) if config else {}), ("", given)]
+    for origin, name, value in ((origin, *item) for origin, settings in sources for item in settings.items()):
+        try:
+            Config.check_name(name)
+            if name not in Config.scalar_fields():
+                raise ConfigError(f"'{name}' is a Python object; set it on an Entry in a script")
+            if name in setters and value is not None:
+                setters[name](value)
+            else:
+                setattr(entry, name, value)
+        except ConfigError as error:
+            raise ConfigError(f"{origin}{error}") from None
     return entry
 
 

@@ -55,7 +55,7 @@ class Config(pydantic.BaseModel):
         "float32", description="momentum of the class centres; bfloat16 takes half the memory, rounded stochastically")
 
     # The data
-    dataset_dir: str = Field("./train_data", description="folder with label.txt and images/, or class folders")
+    dataset_dir: str = Field("./train_data", description="folder, file or pattern; see data.md")
     train_image_num: Optional[int] = Field(None, ge=1, description="training images; counted when not given")
     val_targets: str = Field("lfw", description="verification sets, as lfw,cfp_fp: <name>.bin in the data folder")
     train_batch_size: int = Field(128, ge=1, description="training images per rank and step (N)")
@@ -101,7 +101,8 @@ class Config(pydantic.BaseModel):
     amp_lists: Optional[Dict[str, Any]] = Field(None, description="custom_white_list / custom_black_list of operators")
 
     # Checkpoints, verification and what is shown
-    checkpoint_dir: str = Field("", description="loaded before train, test, embed and export; '' for none")
+    checkpoint_dir: str = Field("", description="loaded before train, test, predict and export; without it, "
+                                "test, predict and export take the newest in model_save_dir")
     model_save_dir: str = Field("output", description="one folder per epoch is written here")
     max_last_checkpoint_num: int = Field(5, ge=1, description="checkpoints kept, newest first")
     with_test: bool = Field(True, description="verify during training")

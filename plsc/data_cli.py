@@ -15,6 +15,7 @@ from plsc.data.convert import Converted, Redraw, convert_split
 from plsc.data.convert import convert as convert_records
 from plsc.data.inspection import inspect as inspect_records
 from plsc.data.inspection import plot as plot_records
+from plsc.data.inspection import plot_files
 from plsc.data.pairs import make_verification_set
 from plsc.data.records import Records, open_records
 from plsc.data.selection import shuffled, with_min_images, without_classes_of
@@ -47,6 +48,8 @@ def inspect(source: Source,
             as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """Count images and classes, decode the images and name the damaged ones. Status 1 where something is damaged."""
     is_damaged = False
+    if plot:
+        plot_files(plot)  # a mistake is told before the work
     try:
         records = open_records(source)
         found = inspect_records(records, limit)

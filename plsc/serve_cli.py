@@ -150,4 +150,5 @@ def _api_key(file: Optional[Path]) -> Optional[str]:
     try:
         return file.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
-        raise ServingError(f"{file}: the API key cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ServingError(f"{file}: the API key cannot be read: {reason}") from None

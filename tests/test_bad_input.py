@@ -16,7 +16,7 @@ from plsc.models.base_model import BaseModel
 
 def test_missing_data_folder(entry):
     entry.set_dataset_dir("/no/such/folder")
-    with pytest.raises(DataError, match="'/no/such/folder' does not exist; expected .*label.txt.*set_dataset_dir"):
+    with pytest.raises(DataError, match="'/no/such/folder' does not exist; expected .*label.txt.*docs/data.md"):
         entry.train()
 
 

@@ -282,7 +282,7 @@ def test_a_layer_that_fused_kernels_cannot_run(tmp_path):
 
 def test_an_operator_that_the_legacy_predictor_does_not_know(tmp_path):
     net = nn.Sequential(nn.Flatten(), nn.Linear(768, 16), nn.RReLU())
-    with pytest.raises(ExportError, match="format 'legacy' cannot be run on random values: .*rrelu"):
+    with pytest.raises(ExportError, match="format 'legacy' cannot be run on random images: .*rrelu"):
         export_backbone(net, settings(), tmp_path / "m", formats=("legacy",), images=IMAGES)
 
 

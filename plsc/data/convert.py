@@ -162,11 +162,12 @@ def convert_split(records: Records, target: Union[str, Path], to: str, held_out:
     if target.exists():
         raise DataError(f"{target} exists already; nothing is overwritten: choose a folder that does not exist")
     workspace, done = target.with_name(target.name + ".partial"), []
+    parts = split_identities(records, held_out, seed)
     job = {"held_out": held_out, "seed": seed, "to": to, "images": len(records),
            "last": records.describe(len(records) - 1), "labels": zlib.crc32(np.ascontiguousarray(labels_of(records)))}
     with _alone(workspace):
         _resume(workspace, job, keeps=("train", "train.partial", "held_out", "held_out.partial"))
-        for name, part in zip(("train", "held_out"), split_identities(records, held_out, seed)):
+        for name, part in zip(("train", "held_out"), parts):
             if (workspace / name).exists():
                 done.append(Converted(target / name, len(part), 0))
             else:

@@ -109,15 +109,9 @@ def plot(records: Records, prefix: Union[str, Path], seed: int = 0) -> List[Path
     eight images of each of ten classes.
 
     Raises:
-        DataError: a file exists, or its folder does not.
-        MissingDependencyError: matplotlib is not installed.
+        DataError, MissingDependencyError: see `plot_files`.
     """
-    paths = [Path(f"{prefix}-classes.png"), Path(f"{prefix}-images.png")]
-    for path in paths:
-        if path.exists():
-            raise DataError(f"{path} exists already; nothing is overwritten: choose another name")
-        if not path.parent.is_dir():
-            raise DataError(f"{path}: there is no folder {path.parent}; make it first")
+    paths = plot_files(prefix)
     labels = labels_of(records)
     present, counts = np.unique(labels, return_counts=True)
     figure_of = require("matplotlib.figure", "'plsc[demo]'", "plotting")
@@ -138,6 +132,23 @@ def plot(records: Records, prefix: Union[str, Path], seed: int = 0) -> List[Path
             top, left = row * 100 + 2, column * 100 + 2
             sheet[top : top + 96, left : left + 96] = _thumbnail(records, int(index))
     cv2.imwrite(str(paths[1]), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    return paths
+
+
+def plot_files(prefix: Union[str, Path]) -> List[Path]:
+    """The files that `plot` writes.
+
+    Raises:
+        DataError: one exists, or its folder does not.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    require("matplotlib.figure", "'plsc[demo]'", "plotting")
+    paths = [Path(f"{prefix}-classes.png"), Path(f"{prefix}-images.png")]
+    for path in paths:
+        if path.exists():
+            raise DataError(f"{path} exists already; nothing is overwritten: choose another name")
+        if not path.parent.is_dir():
+            raise DataError(f"{path}: there is no folder {path.parent}; make it first")
     return paths
 
 

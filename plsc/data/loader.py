@@ -179,7 +179,8 @@ class _BatchMaker:
                 index, image, label = self._next_readable(epoch, index, out, skipped, hold)
             if not 0 <= label < self.num_classes:
                 raise DataError(f"{records.describe(index)}: label {label} is out of range, expected 0 to "
-                                f"{self.num_classes - 1}; set_class_num({label + 1}) or more, or mend the list")
+                                f"{self.num_classes - 1}; set_class_num({label + 1}) (--num-classes) or more, or mend "
+                                f"the list")
             labels.append(label)
             if image is not out:
                 finished.append(image)
@@ -204,7 +205,8 @@ class _BatchMaker:
     def _unreadable(self, index: int, error: DataError) -> str:
         message = f"{self.records.describe(index)}: {error}"
         if not self.skip:
-            raise DataError(message + "; to pass over such images: set_bad_images('skip')") from None
+            raise DataError(f"{message}; to pass over such images: set_bad_images('skip') (--bad-images skip)"
+                            ) from None
         return message
 
 

@@ -180,7 +180,7 @@ def _recognise(name: str, recover: bool) -> Records:
         return SyntheticRecords.from_name(name)
     if not os.path.exists(path) and not re.search(r"\{\d+\.\.\d+\}", name):
         raise DataError(f"data folder {name!r} does not exist; expected a folder with label.txt and images/, "
-                        f"or with one folder per class; set it with set_dataset_dir")
+                        f"one with a folder per class, or another kind of docs/data.md")
     if not path.is_dir():
         return _named(_open_file(path, recover), path.parent)
     found = _known_files(path)

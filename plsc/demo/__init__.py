@@ -33,7 +33,7 @@ SIZES = {"full": Size(1000, 20, 2000, 3, (2,)), "small": Size(100, 10, 200, 2, (
 
 
 def run_demo(output: Path, size: str, ranks: int) -> None:
-    """Train on glyphs, verify on unseen ones, resume once, export, embed two images, and print a table.
+    """Train on glyphs, verify on unseen ones, resume once, export, embed three images, and print a table.
 
     Args:
         output: a new folder.

@@ -44,8 +44,8 @@ def sample_inputs(config: Config, spec: paddle.static.InputSpec, images: Iterabl
         inputs = {"random pixels": rng.integers(0, 256, [3, *pixels[1:]], np.uint8),
                   "random pixels of another size": rng.integers(0, 256, [1, pixels[1] + 5, pixels[2] + 9, 3], np.uint8)}
     else:
-        inputs = {"random values": rng.uniform(-1, 1, [3, *config.image_shape]).astype(np.float32),
-                  "one random value each": rng.uniform(-1, 1, [1, *config.image_shape]).astype(np.float32)}
+        inputs = {"random images": rng.uniform(-1, 1, [3, *config.image_shape]).astype(np.float32),
+                  "a single random image": rng.uniform(-1, 1, [1, *config.image_shape]).astype(np.float32)}
     if not real:
         log.warning("no image found to compare the export on besides random values; set_dataset_dir to a data set")
     elif takes_pixels:

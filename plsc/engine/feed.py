@@ -44,7 +44,8 @@ def open_train_loader(config: Config, topology: Topology) -> Union[TrainLoader, 
         records = with_min_images(records, config.min_images_per_class)
     if records.num_classes > config.num_classes:
         raise DataError(f"{_first_beyond(records, config.num_classes)} is out of range, expected 0 to "
-                        f"{config.num_classes - 1}; set_class_num({records.num_classes}) or mend the list")
+                        f"{config.num_classes - 1}; set_class_num({records.num_classes}) (--num-classes) or mend "
+                        f"the list")
     if config.train_image_num not in (None, len(records)):
         log.warning("set_train_image_num says %d images, the data set has %d; the data set counts",
                     config.train_image_num, len(records))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
@@ -62,12 +63,14 @@ class Trainer:
         self.epoch, self.step_in_epoch, self.step = 0, 0, 0
         if config.checkpoint_dir:
             self._resume(checkpoint.Checkpoint(config.checkpoint_dir))
-        self._refuse_to_overwrite()
+        self._check_save_folder()
         self._unchecked: Optional[Tuple[int, paddle.Tensor]] = None
 
     def train(self) -> Dict[str, float]:
         """Train to the end; returns the last value of everything that was shown."""
         total = self.total_steps
+        if self.is_done:
+            log.info("nothing is left to train: %d steps are done, as train_epochs or train_steps says", self.step)
         progress = Progress(total, self.step, self.global_batch, self.config.log_period, self.topology.is_main)
         results: Dict[str, float] = {}
         try:
@@ -196,8 +199,14 @@ class Trainer:
         if self.topology.is_main:
             log.info("resumed from %s: epoch %d, step %d", saved.path, self.epoch, self.step)
 
-    def _refuse_to_overwrite(self) -> None:
+    def _check_save_folder(self) -> None:
+        """Before the first step what would else be found out after an epoch."""
         root = self.config.model_save_dir
+        try:
+            Path(root).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{root}: checkpoints cannot be written there: {error.strerror}; choose another "
+                                  f"folder (set_model_save_dir, --model-save-dir)") from None
         here = (self.epoch, self.step_in_epoch)
         newer = [path for path in checkpoint.list_checkpoints(root) if checkpoint.order(path) > here]
         if newer and not self.is_done:

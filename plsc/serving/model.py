@@ -51,7 +51,7 @@ class InferenceModel:
             batch_size: images per forward pass.
 
         Raises:
-            DataError: an image cannot be read; the message has its place in the sequence.
+            DataError: an image cannot be read; the message has its path, or its place in the sequence.
         """
         if isinstance(images, (str, Path, bytes)) or (isinstance(images, np.ndarray) and images.ndim == 3):
             images = [images]
@@ -80,7 +80,9 @@ class InferenceModel:
         return self._predictor.input_name, self._predictor.output_name
 
     def _read(self, index: int, image: Any) -> np.ndarray:
+        is_file = isinstance(image, (str, Path))
+        encoded = read_image(image) if is_file else image
         try:
-            return self.description.prepare(read_image(image) if isinstance(image, (str, Path)) else image)
+            return self.description.prepare(encoded)
         except DataError as error:
-            raise DataError(f"image {index}: {error}") from None
+            raise DataError(f"{image if is_file else f'image {index}'}: {error}") from None

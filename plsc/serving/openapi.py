@@ -19,6 +19,7 @@ _IMAGE_BODY = {
 }
 _ERRORS = {
     "400": "the body is not what it claims to be; `error` says why", "401": "no valid API key",
+    "404": "no such path, or no gallery", "405": "another method is expected",
     "408": "the body came too slowly", "413": "too large: the body, the images or their number",
     "415": "an unknown type or encoding", "503": "overloaded or shutting down; see Retry-After",
     "504": "no answer in time",
