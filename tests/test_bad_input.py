@@ -191,3 +191,10 @@ def test_predict_says_what_is_missing_and_overwrites_nothing(entry, tmp_path, da
 def test_no_exported_model(tmp_path):
     with pytest.raises(ServingError, match=r"plsc_model\.json is missing.*convert_for_prediction"):
         load_inference_model(tmp_path)
+
+
+def test_a_folder_that_checkpoints_cannot_be_written_to_is_found_before_the_first_step(entry, tmp_path):
+    (tmp_path / "file").write_text("")
+    entry.set_model_save_dir(str(tmp_path / "file"))
+    with pytest.raises(CheckpointError, match="file: checkpoints cannot be written there: File exists"):
+        entry.train()

@@ -358,3 +358,24 @@ def test_a_share_that_is_none_is_refused(tmp_path, held_out):
 def test_a_plot_into_no_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match="there is no folder"):
         plot(open_records(make_list(tmp_path / "set")), tmp_path / "none" / "p")
+
+
+def test_sets_that_have_no_class_in_common_are_told_of(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    named = ArrayRecords(np.zeros([6, 4, 4, 3], np.uint8), np.arange(6) // 2)
+    named.class_names, other = ["ann", "bob", "cid"], ArrayRecords(np.zeros([2, 4, 4, 3], np.uint8), np.arange(2))
+    other.class_names = ["ann", "dan"]
+    assert len(without_classes_of(named, other)) == 4
+    assert "1 of 3 classes occur in the other set and are left out" in caplog.text
+    other.class_names = ["eve", "dan"]
+    caplog.clear()
+    assert len(without_classes_of(named, other)) == 6
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "0 of 3 classes occur in the other set" in record.getMessage()
+
+
+def test_a_split_that_cannot_be_leaves_no_folder(tmp_path):
+    records = ArrayRecords(np.zeros([6, 4, 4, 3], np.uint8), np.arange(6) // 2)
+    with pytest.raises(DataError, match="held_out=7"):
+        convert_split(records, tmp_path / "new", "rec", 7)
+    assert not list(tmp_path.iterdir())

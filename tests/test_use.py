@@ -180,6 +180,18 @@ def test_the_way_by_the_command_line(entry, tmp_path, data_dir):
     plsc_command("export", "--model-save-dir", entry.model_save_dir, "--to", tmp_path / "model")
     plsc_command("embed", tmp_path / "model", data_dir / "images/00000000.png", "--output", tmp_path / "e.npy")
     assert np.load(tmp_path / "e.npy").shape == (1, 16)
+    # A data set given by its file has its verification sets beside it.
+    _, output = plsc_command("test", "--model-save-dir", entry.model_save_dir, "--dataset-dir", data_dir / "label.txt")
+    assert '"lfw/pairs": 20' in output
+    # Mistakes are told before the work, and name the file.
+    for output_file, image, message in ((tmp_path / "none" / "e.npy", "images/00000000.png", "there is no folder"),
+                                        (tmp_path / "e2.npy", "label.txt", f"{data_dir / 'label.txt'}: ")):
+        status, output = plsc_command("embed", tmp_path / "model", data_dir / image, "--output", output_file,
+                                      check=False)
+        assert status == 1 and message in output and "Traceback" not in output
+    _, output = plsc_command("train", "--train-steps", 3, "--checkpoint-dir", entry.model_save_dir,
+                             *settings_flags(entry))
+    assert "nothing is left to train" in output
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -196,7 +208,7 @@ def test_mistakes_on_the_command_line_are_one_line_and_status_one(arguments, wor
 
 def test_unknown_settings_in_a_file_name_the_near_miss(tmp_path):
     (tmp_path / "run.yaml").write_text("train_batchsize: 3\n")
-    with pytest.raises(plsc.ConfigError, match="did you mean 'train_batch_size'"):
+    with pytest.raises(plsc.ConfigError, match=r"run\.yaml: there is no .*; did you mean 'train_batch_size'"):
         make_entry(tmp_path / "run.yaml", {})
 
 
