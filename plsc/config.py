@@ -142,6 +142,13 @@ class Config(pydantic.BaseModel):
     def _one_for_all_channels(cls, value: Any) -> Any:
         return [value] * 3 if isinstance(value, (int, float)) else [*value] * 3 if len(value) == 1 else value
 
+    @field_validator("image_shape", mode="before")
+    @classmethod
+    def _three_numbers(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)) and len(value) != 3:
+            raise ValueError("expected three numbers, as 3,112,112")
+        return value
+
     @field_validator("image_shape", "lr_steps", "pixel_mean", "pixel_std", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:

@@ -187,7 +187,7 @@ def test_what_a_format_cannot_hold_is_refused_first(tmp_path):
                              ({"to": "rec", "parts": 2}, "format 'rec' has no parts")):
         with pytest.raises(ConfigError, match=message):
             convert(Images(), tmp_path / "new", **options)
-    with pytest.raises(ConfigError, match="got encoding 'gif'"):
+    with pytest.raises(ConfigError, match="encoding: got 'gif'"):
         Redraw(encoding="gif")
 
 

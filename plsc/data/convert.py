@@ -59,9 +59,10 @@ class Redraw:
 
     def __init__(self, image_size: Optional[int] = None, landmarks: Optional[np.ndarray] = None,
                  encoding: Optional[str] = None, quality: int = 95) -> None:
-        if encoding not in (None, "jpg", "png") or not 1 <= quality <= 100 or (image_size or 1) < 1:
-            raise ConfigError(f"got encoding {encoding!r}, quality {quality}, size {image_size}; expected 'jpg' or "
-                              f"'png', 1 to 100, and 1 or more")
+        if encoding not in (None, "jpg", "png"):
+            raise ConfigError(f"encoding: got {encoding!r}, expected 'jpg' or 'png'")
+        if not 1 <= quality <= 100 or (image_size or 1) < 1:
+            raise ConfigError(f"got quality {quality} and size {image_size}, expected 1 to 100, and 1 or more")
         self.image_size, self.landmarks, self.encoding, self.quality = image_size, landmarks, encoding, quality
 
     def draw(self, index: int, image: Any) -> Any:
