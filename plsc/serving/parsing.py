@@ -170,7 +170,7 @@ def _tensor(values: np.ndarray, shape: List[Any], description: ModelDescription)
     if description.takes_pixels and (values.min() < 0 or values.max() > 255 or np.any(values != np.floor(values))):
         raise Refused(400, "the model takes pixels, whole numbers from 0 to 255")
     with np.errstate(over="ignore"):
-        values = values.astype(description.input_dtype)
+        values = values.astype(description.input_dtype, copy=False)
     if not np.isfinite(values).all():
         raise Refused(400, "the tensor holds NaN, infinity or numbers too large for float32, expected finite ones")
     return values.reshape(shape)
