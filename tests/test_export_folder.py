@@ -48,6 +48,8 @@ def test_exporting_again_leaves_the_user_what_is_theirs(tmp_path, caplog):
     make_model(folder)
     left = ["Dockerfile.old", "Dockerfile.old.1", "config.yml", "start.sh.old/inside"]
     assert files(folder / "serving") == left and os.listdir(tmp_path) == ["m"]
+    make_model(folder, formats=("serving",))
+    assert (serving / "config.yml").read_text() == "worker_num: 3\n" and (serving / "serving_server").is_dir()
 
 
 def test_a_service_that_is_a_link_stays_the_users(tmp_path):

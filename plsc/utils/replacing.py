@@ -133,7 +133,7 @@ def _carry_over(old: Path, new: Path, inside: str, replacement: Replacement) -> 
         if name in replacement.ours:
             continue
         has_ours = any(other.startswith(f"{name}/") for other in replacement.ours)
-        if has_ours and path.is_dir() and not path.is_symlink():
+        if (has_ours or (new / path.name).is_dir()) and path.is_dir() and not path.is_symlink():
             _carry_over(path, new / path.name, f"{name}/", replacement)
             continue
         new.mkdir(exist_ok=True)
