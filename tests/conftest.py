@@ -74,3 +74,9 @@ def _log_reaches_caplog():
     logger = logging.getLogger("plsc")
     logger.addHandler(logging.NullHandler())
     logger.setLevel(logging.INFO)
+
+
+@pytest.fixture(scope="session")
+def onnxruntime():
+    pytest.importorskip("paddle2onnx", reason="plsc[onnx] is not installed")
+    return pytest.importorskip("onnxruntime", reason="plsc[onnx] is not installed")
