@@ -120,11 +120,9 @@ def convert(records: Records, target: Union[str, Path], to: str, redraw: Optiona
         def read(number: int) -> Record:
             record = records[number]
             image = redraw.draw(number, record.image)
-            if not len(image):
-                raise DataError("the image is empty (0 bytes)")
-            if image is record.image:
-                decode(image)  # whose bytes go over as they are; no set is handed on with an image that is none
-            return Record(image if to == "npy" else redraw.encode(image), record.label)
+            # Also of bytes that go over as they are: no set is handed on with an image that is none.
+            pixels = decode(image)
+            return Record(pixels if to == "npy" else redraw.encode(image), record.label)
 
         for result in tqdm(in_order(_caught(read), range(done["index"], len(records))), f"{target.name}: {to}",
                            len(records), initial=done["index"], unit="images", disable=None):
