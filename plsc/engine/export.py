@@ -23,7 +23,7 @@ from plsc.config import Config
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.baking import BakedNetwork, parse_bake
-from plsc.engine.export_check import check_backbone, check_export, find_difference, sample_inputs
+from plsc.engine.export_check import check_backbone, check_export, find_difference, run_eager, sample_inputs
 from plsc.engine.export_folder import SETTINGS, refuse_foreign, unchanged_files, weights_digest, write_about
 from plsc.engine.export_formats import write_legacy, write_onnx, write_serving
 from plsc.engine.state import open_backbone
@@ -91,6 +91,7 @@ def export_backbone(backbone: paddle.nn.Layer, config: Config, directory: Path, 
     network.eval()
     spec = network.input_spec() if bake else paddle.static.InputSpec([None, *config.image_shape], "float32", "image")
     inputs = sample_inputs(config, spec, images, bgr)
+    expected = run_eager(network, inputs)
     with replacing(directory, ExportError) as replacement:
         partial = replacement.path
         save_traced(network, spec, partial / MODEL_PREFIX)
@@ -98,7 +99,7 @@ def export_backbone(backbone: paddle.nn.Layer, config: Config, directory: Path, 
         runs = {"paddle": Predictor(model, plain=True).run}
         # As it will be served: fused and under oneDNN, where those load it and compute the same.
         load = functools.lru_cache(None)(Predictor)
-        difference = find_difference(network, "paddle, fused", lambda batch: load(model).run(batch), inputs)
+        difference = find_difference(network, "paddle, fused", lambda batch: load(model).run(batch), inputs, expected)
         if difference:
             log.warning("%s: it will be served by plain kernels, more slowly", difference)
         about = {**_about(config, origin, bake, bgr), "weights": weights_digest(backbone),
@@ -107,7 +108,7 @@ def export_backbone(backbone: paddle.nn.Layer, config: Config, directory: Path, 
         for name in formats:
             if name in _WRITERS:
                 runs[name] = _WRITERS[name](network, spec, partial)
-        check_export(network, runs, inputs)
+        check_export(network, runs, inputs, expected)
         write_about(partial, about)
         replacement.ours, replacement.stays = unchanged_files(directory), (SETTINGS,)
 
