@@ -27,6 +27,7 @@ setup(
         "pydantic>=2",
         "pyyaml",
         "safetensors",
+        "simplejpeg>=1.8",
         "tqdm",
         "typer",
         "typing_extensions",

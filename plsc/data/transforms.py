@@ -5,12 +5,14 @@ Workers hand out uint8, a quarter of float32's bytes; `normalise` runs where the
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
 
 from plsc.data.augment import Augment
+from plsc.data.jpeg import decode_jpeg
 from plsc.errors import DataError
 
 # As PLSC 0.1 had it: pixels 0 ... 255 become about -1 ... 1.
@@ -29,10 +31,10 @@ def decode(image: Union[bytes, np.ndarray]) -> np.ndarray:
         raise DataError(f"got an array {list(image.shape)} of {image.dtype}, expected [H, W, 3] of uint8")
     if not image:
         raise DataError("the image is empty (0 bytes)")
-    try:
-        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error:
-        pixels = None
+    pixels = decode_jpeg(image)
+    if pixels is None:
+        with contextlib.suppress(cv2.error):
+            pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
     if pixels is None:
         raise DataError(f"{len(image)} bytes that are no image known to OpenCV (they begin with {bytes(image[:8])!r})")
     return pixels
