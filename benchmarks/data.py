@@ -240,6 +240,8 @@ def main() -> None:
     sets = {"textured": Textured()}
     if OMNIGLOT.is_dir():
         sets["omniglot"] = open_records(OMNIGLOT)
+    else:
+        print(f"without line drawings: {OMNIGLOT} is not there")
     for name, source in sets.items():
         with tempfile.TemporaryDirectory() as folder:
             found[name] = measure(name, source, Path(folder), options.seconds, options.rounds)
