@@ -2,6 +2,7 @@
 
 # No postponed annotations here: on Python 3.9 typer reads them as they stand.
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -98,6 +99,10 @@ def root(version: Annotated[bool, typer.Option("--version", help="show the versi
 
 def main() -> None:
     """Run `plsc`; an error of ours is one message and status 1, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file's name may hold what the terminal's encoding does not.
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except PLSCError as error:

@@ -54,11 +54,12 @@ def inspect(source: Source,
         records = open_records(source)
         found = inspect_records(records, limit)
     except DataError as error:
-        if not source.lower().endswith((".rec", ".idx")) and not any(Path(source).glob("*.rec")):
-            raise
+        try:
+            records = open_records(source, recover=True)
+        except DataError:
+            raise error from None
         typer.echo(f"plsc: {error}", err=True)
-        is_damaged, records = True, open_records(source, recover=True)
-        found = inspect_records(records, limit)
+        is_damaged, found = True, inspect_records(records, limit)
     typer.echo(json.dumps(dataclasses.asdict(found), indent=1) if as_json else str(found))
     if plot:
         typer.echo("saved " + " and ".join(map(str, plot_records(records, plot))), err=as_json)
@@ -72,31 +73,38 @@ def convert(source: Source, target: Target, to: Format = "rec",
             landmarks: Annotated[Optional[Path], typer.Option(
                 help="align faces: .npy [n, 5, 2], or a line x1 y1 ... x5 y5 per image in order")] = None,
             encoding: Annotated[Optional[str], typer.Option(help="jpg or png: encode anew")] = None,
-            quality: Annotated[int, typer.Option(min=1, max=100, help="of JPEG")] = 95, parts: Parts = 1,
+            quality: Annotated[Optional[int], typer.Option(min=1, max=100, help="of JPEG  [default: 95]")] = None,
+            parts: Parts = 1,
             min_images: MinImages = 0, skip_bad_images: SkipBad = False, recover: Recover = False) -> None:
     """Write a data set in another format. Interrupted, the same command goes on where it stopped."""
+    if quality is not None and encoding != "jpg" and (encoding or not (size or landmarks)):
+        raise DataError("--quality needs images that are encoded anew: by --encoding jpg, --size or --landmarks")
     records = open_records(source, recover)
     if landmarks is not None and min_images:
         raise DataError("landmarks are in the order of the whole set: align first, then leave classes out")
     marks = None if landmarks is None else read_landmarks(landmarks, len(records))
-    _tell(convert_records(_enough(records, min_images), target, to, Redraw(size, marks, encoding, quality), parts,
+    _tell(convert_records(_enough(records, min_images), target, to, Redraw(size, marks, encoding, quality or 95), parts,
                           skip_bad_images))
 
 
 @app.command()
 def shuffle(source: Source, target: Target, to: Format = "rec", seed: Seed = 0, parts: Parts = 1,
-            recover: Recover = False) -> None:
+            skip_bad_images: SkipBad = False, recover: Recover = False) -> None:
     """Write a data set in a random order. Memory is sixteen bytes an image, however large the set."""
-    _tell(convert_records(shuffled(open_records(source, recover), seed), target, to, parts=parts))
+    if to == "folders":
+        raise DataError("class folders have no order that could be shuffled: they are read class by class")
+    records = shuffled(open_records(source, recover), seed)
+    _tell(convert_records(records, target, to, parts=parts, skip_bad_images=skip_bad_images))
 
 
 @app.command()
 def split(source: Source, target: Target,
           held_out: Annotated[float, typer.Option(min=0, help="classes to hold out: below 1 a share, else a number")],
-          to: Format = "rec", seed: Seed = 0, min_images: MinImages = 0, recover: Recover = False) -> None:
+          to: Format = "rec", seed: Seed = 0, min_images: MinImages = 0, skip_bad_images: SkipBad = False,
+          recover: Recover = False) -> None:
     """Write TARGET/train and TARGET/held_out, which have no class in common."""
     records = _enough(open_records(source, recover), min_images)
-    for done in convert_split(records, target, to, held_out, seed):
+    for done in convert_split(records, target, to, held_out, seed, skip_bad_images=skip_bad_images):
         _tell(done)
 
 
@@ -109,6 +117,8 @@ def pairs(source: Source, output: Annotated[Path, typer.Argument(help="the .bin 
     """Make a verification set of a labelled one, half the pairs of the same identity."""
     if output.exists():
         raise DataError(f"{output} exists already; nothing is overwritten: choose another name")
+    if output.suffix != ".bin" or not output.parent.is_dir():
+        raise DataError(f"{output}: expected a name that ends in .bin, which training looks for, in a folder that exists")
     records = open_records(source, recover)
     if exclude is not None:
         records = without_classes_of(records, open_records(exclude))

@@ -22,9 +22,9 @@ import atheris
 
 with atheris.instrument_imports(include=["plsc.data", "tarfile"]):
     from plsc.data.base64_text import Base64Records
+    from plsc.data.lists import ListRecords
     from plsc.data.recordio import frames, pack
     from plsc.data.recordio_records import RecordIORecords
-    from plsc.data.records import ListRecords
     from plsc.data.tables import CsvRecords
     from plsc.data.tar_shards import TarRecords
     from plsc.data.verification_set import VerificationSet

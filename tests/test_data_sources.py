@@ -15,9 +15,10 @@ from sources import IMAGES, LABELS, make_base64, make_csv, make_folders, make_li
 
 from plsc.data.base64_text import Base64Records
 from plsc.data.folders import FolderRecords
+from plsc.data.lists import ListRecords
 from plsc.data.packed import PackedStrings
 from plsc.data.recordio import RecordIOWriter
-from plsc.data.records import ListRecords, open_records
+from plsc.data.records import open_records
 from plsc.data.synthetic import SyntheticRecords
 from plsc.data.tables import CsvRecords
 from plsc.errors import DataError, PLSCError

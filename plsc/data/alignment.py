@@ -7,13 +7,16 @@ The positions in the 112 x 112 image are those that ArcFace and the public face 
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, List, Union
 
 import cv2
 import numpy as np
 
 from plsc.errors import DataError
+
+log = logging.getLogger("plsc")
 
 # Left eye, right eye, tip of the nose, left and right corner of the mouth, as seen in the image: (x, y) in pixels.
 TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655],
@@ -95,17 +98,43 @@ def read_landmarks(path: Union[str, Path], count: int) -> np.ndarray:
             points = np.load(path, allow_pickle=False)
         else:
             lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-            points = np.stack([_ten_numbers(path, number, line) for number, line in enumerate(lines, start=1)] or [[]])
+            points = np.array([_ten_numbers(path, number, line) for number, line in enumerate(lines, start=1)])
+            points = points.reshape(-1, 5, 2)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: the landmarks cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if points.size != count * 10 or points.dtype.kind not in "fiu":
-        raise DataError(f"{path}: found {list(points.shape)} of {points.dtype}, expected five points for each of "
-                        f"{count} images: a line x1 y1 ... x5 y5 each")
-    return points.reshape(count, 5, 2).astype(np.float32)
+    if not isinstance(points, np.ndarray) or points.shape != (count, 5, 2) or points.dtype.kind not in "fiu":
+        found = f"{list(points.shape)} of {points.dtype}" if isinstance(points, np.ndarray) else "several arrays"
+        raise DataError(f"{path}: found {found}, expected [{count}, 5, 2], five points (x, y) for each of {count} "
+                        f"images: in a text, a line x1 y1 ... x5 y5 each")
+    _warn_of_another_order(path, points)
+    return points.astype(np.float32)
 
 
-def _ten_numbers(path: Path, number: int, line: str) -> np.ndarray:
+def _ten_numbers(path: Path, number: int, line: str) -> List[float]:
+    parts = line.replace(",", " ").split()
     try:
-        return np.array([float(part) for part in line.replace(",", " ").split()[-10:]]).reshape(10)
+        # A number before or behind the ten is a label or a score, and would shift them unseen.
+        if len(parts) == 10 or len(parts) > 10 and not _is_number(parts[-11]):
+            return [float(part) for part in parts[-10:]]
     except ValueError:
-        raise DataError(f"{path}, line {number}: got {line[:120]!r}, expected ten numbers x1 y1 ... x5 y5") from None
+        pass
+    raise DataError(f"{path}, line {number}: got {line[:120]!r}, expected ten numbers x1 y1 ... x5 y5, and before them "
+                    f"nothing but a name")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _warn_of_another_order(path: Path, points: np.ndarray) -> None:
+    """Tell of points that are in no face's places, as x1 ... x5 y1 ... y5 are."""
+    left, right, _, left_mouth, right_mouth = np.moveaxis(points, 1, 0)
+    is_face = (left[:, 0] < right[:, 0]) & (left[:, 1] + right[:, 1] < left_mouth[:, 1] + right_mouth[:, 1])
+    if 2 * is_face.sum() < len(points):
+        log.warning("%s: only in %d of %d images does the left eye lie left of the right one, and the eyes above the "
+                    "mouth; expected x1 y1 ... x5 y5, the eyes, the nose and the corners of the mouth, left and right "
+                    "as seen in the image", path, is_face.sum(), len(points))

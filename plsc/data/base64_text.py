@@ -112,7 +112,7 @@ def is_part_list(path: Path) -> bool:
     """Whether a file's first line is the name of a file beside it, as in a `file_list.txt`."""
     try:
         with open(path, "rb") as file:
-            first = file.readline(4096).decode("utf-8").strip()
+            first = file.readline(4096).decode("utf-8-sig").strip()
         return bool(first) and (path.name == "file_list.txt" or os.path.isfile(path.parent / first))
     except (OSError, ValueError):
         return False
@@ -124,7 +124,7 @@ def _part_files(path: Path) -> List[Path]:
     if looks_like_base64(path):
         return [path]
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except OSError as error:
         raise DataError(f"{path}: the list of part files cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

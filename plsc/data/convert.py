@@ -3,32 +3,46 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import logging
 import os
-import shutil
+import time
 import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, TypeVar, Union
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    TypeVar,
+    Union,
+)
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
 from plsc.data.alignment import TEMPLATE_SIZE, align
-from plsc.data.records import Record, Records
+from plsc.data.encoding import encode
+from plsc.data.recordio import MAX_LABEL
+from plsc.data.records import Record, Records, open_records
 from plsc.data.selection import check_labels, labels_of, split_identities
-from plsc.data.sinks import SINKS, Plan, encode
+from plsc.data.sinks import SINKS, Plan
 from plsc.data.transforms import decode, resize
+from plsc.data.workspace import alone, finish, resume, write_note
 from plsc.errors import ConfigError, DataError
 from plsc.utils.lazy import require
 
 log = logging.getLogger("plsc")
 
-_PROGRESS, _LOCK = ".progress.json", ".lock"
+_SECONDS_BETWEEN_NOTES = 60
+_OR_SKIP = ", or with --skip-bad-images (skip_bad_images=True) to leave such images out"
 _In, _Out = TypeVar("_In"), TypeVar("_Out")
 
 
@@ -90,7 +104,8 @@ def convert(records: Records, target: Union[str, Path], to: str, redraw: Optiona
     """Write `records` as another format into the folder `target`.
 
     The work is done in `<target>.partial`, which takes the name `target` when it is whole. Called again after an
-    interruption, with the same source and options, it goes on after the last `every` samples that were done.
+    interruption, with the same source and options, it goes on where it last noted how far it was: at every minute,
+    every `every` samples, and where an image stopped it.
 
     Args:
         records: the source.
@@ -100,10 +115,11 @@ def convert(records: Records, target: Union[str, Path], to: str, redraw: Optiona
         parts: files to spread the samples over in equal shares (base64, tar).
         skip_bad_images: leave out images that cannot be decoded, with a warning each, instead of stopping. A
             conversion that has stopped can go on so.
-        every: samples between two notes of how far the work is.
+        every: samples between two notes of how far the work is, at most.
 
     Raises:
-        DataError: the target exists, another conversion was begun there, or a sample cannot be read or written.
+        DataError: the target exists or lies within the class folders that are read, another conversion was begun
+            there, or a sample cannot be read or written.
         ConfigError: an unknown format, or parts out of range.
     """
     target, redraw = Path(target), redraw or Redraw()
@@ -113,8 +129,8 @@ def convert(records: Records, target: Union[str, Path], to: str, redraw: Optiona
            "redraw": redraw.describe(), "first": records.describe(0), "last": records.describe(len(records) - 1),
            "labels": zlib.crc32(labels.data)}
     workspace = target.with_name(target.name + ".partial")
-    with _alone(workspace):
-        done = _resume(workspace, job)
+    with alone(workspace):
+        done = resume(workspace, job)
         sink = SINKS[to](workspace, plan, done["position"])
 
         def read(number: int) -> Record:
@@ -124,31 +140,46 @@ def convert(records: Records, target: Union[str, Path], to: str, redraw: Optiona
             pixels = decode(image)
             return Record(pixels if to == "npy" else redraw.encode(image), record.label)
 
+        noted = time.monotonic()
         for result in tqdm(in_order(_caught(read), range(done["index"], len(records))), f"{target.name}: {to}",
                            len(records), initial=done["index"], unit="images", disable=None):
-            try:
-                if isinstance(result, DataError):
-                    raise result
-                sink.write(done["written"], result)
+            if not isinstance(result, DataError):
+                with _told(records, done, workspace, sink):
+                    sink.write(done["written"], result)
                 done["written"] += 1
-            except DataError as error:
-                message = f"{records.describe(done['index'])}: {error}"
-                if not skip_bad_images:
-                    raise DataError(f"{message}; {done['written']} images are done, in {workspace}: mend it and run "
-                                    f"the same again to go on, or with --skip-bad-images (skip_bad_images=True) to "
-                                    f"leave such images out") from None
-                log.warning("left out: %s", message)
+            elif skip_bad_images:
+                log.warning("left out: %s: %s", records.describe(done["index"]), result)
                 done["skipped"] += 1
+            else:
+                with _told(records, done, workspace, sink, _OR_SKIP):
+                    raise result
             done["index"] += 1
-            if done["index"] % every == 0 and done["written"]:
-                _note(workspace, {**done, "position": sink.position()})
+            if done["index"] % every == 0 or time.monotonic() - noted > _SECONDS_BETWEEN_NOTES:
+                _note(done, workspace, sink)
+                noted = time.monotonic()
         if not done["written"]:
             raise DataError(f"none of the {len(records)} images could be read: nothing is written to {target}")
         sink.close()
         if plan.class_names:
             (workspace / "classes.txt").write_text("".join(f"{name}\n" for name in plan.class_names), encoding="utf-8")
-        _finish(workspace, target)
+        finish(workspace, target)
     return Converted(target, done["written"], done["skipped"])
+
+
+def _note(done: Dict[str, Any], workspace: Path, sink: Any) -> None:
+    if done["written"]:
+        write_note(workspace, {**done, "position": sink.position()})
+
+
+@contextlib.contextmanager
+def _told(records: Records, done: Dict[str, Any], workspace: Path, sink: Any, otherwise: str = "") -> Iterator[None]:
+    """Where a record stops the work: note how far it is, and say which record it was and how to go on."""
+    try:
+        yield
+    except DataError as error:
+        _note(done, workspace, sink)
+        raise DataError(f"{records.describe(done['index'])}: {error}; {done['written']} images are done, in "
+                        f"{workspace}: mend it and run the same again to go on{otherwise}") from None
 
 
 def convert_split(records: Records, target: Union[str, Path], to: str, held_out: float, seed: int = 0,
@@ -158,20 +189,20 @@ def convert_split(records: Records, target: Union[str, Path], to: str, held_out:
     Both lie in `<target>.partial` until the second is whole; run again, it goes on.
     """
     target = Path(target)
-    if target.exists():
-        raise DataError(f"{target} exists already; nothing is overwritten: choose a folder that does not exist")
+    _check_target(records, target)
     workspace, done = target.with_name(target.name + ".partial"), []
     parts = split_identities(records, held_out, seed)
     job = {"held_out": held_out, "seed": seed, "to": to, "images": len(records),
            "last": records.describe(len(records) - 1), "labels": zlib.crc32(np.ascontiguousarray(labels_of(records)))}
-    with _alone(workspace):
-        _resume(workspace, job, keeps=("train", "train.partial", "held_out", "held_out.partial"))
+    with alone(workspace):
+        resume(workspace, job, keeps=("train", "train.partial", "held_out", "held_out.partial"))
         for name, part in zip(("train", "held_out"), parts):
             if (workspace / name).exists():
-                done.append(Converted(target / name, len(part), 0))
+                found = len(open_records(workspace / name))
+                done.append(Converted(target / name, found, len(part) - found))
             else:
                 done.append(convert(part, workspace / name, to, **options)._replace(target=target / name))
-        _finish(workspace, target)
+        finish(workspace, target)
     return done
 
 
@@ -205,87 +236,35 @@ def _check(records: Records, target: Path, to: str, parts: int) -> np.ndarray:
         raise ConfigError(f"got {parts} parts, expected 1 to {len(records)}, the number of images")
     if parts > 1 and to not in ("base64", "tar"):
         raise ConfigError(f"format {to!r} has no parts; only base64 and tar do")
-    if target.exists():
-        raise DataError(f"{target} exists already; nothing is overwritten: choose a folder that does not exist")
+    _check_target(records, target)
     if to == "parquet":
         require("pyarrow", "'plsc[parquet]'", "writing Parquet files")
     labels = labels_of(records)
     check_labels(records, labels)
     present = np.unique(labels)
+    if to == "rec" and present[-1] > MAX_LABEL:
+        index = int(labels.argmax())
+        raise DataError(f"{records.describe(index)}: label {labels[index]} is beyond {MAX_LABEL}, to which RecordIO's "
+                        f"float32 labels are exact; choose another format")
     _check_names(getattr(records, "class_names", None) or ())
     if to == "folders" and len(present) < records.num_classes:
         raise DataError(f"{records.num_classes - len(present)} of {records.num_classes} classes have no image, and "
                         f"class folders cannot hold them: read back, classes would have other numbers. Choose another "
-                        f"format, or renumber them first with min_images=1")
+                        f"format, or renumber them first with --min-images 1 (with_min_images)")
     return np.ascontiguousarray(labels)
+
+
+def _check_target(records: Records, target: Path) -> None:
+    if os.path.lexists(target):
+        raise DataError(f"{target} exists already; nothing is overwritten: choose a folder that does not exist")
+    root = getattr(records, "root", None)
+    if root is not None and Path(root).resolve() in target.resolve().parents:
+        raise DataError(f"{target} lies within the class folders of {root}, where it would be taken for a class; "
+                        f"choose a folder elsewhere")
 
 
 def _check_names(names: Sequence[str]) -> None:
     for name in names:
-        if "\n" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
+        if name.splitlines() != [name] or any("\ud800" <= letter <= "\udfff" for letter in name):
             raise DataError(f"the class name {name!r} holds a line break or is not UTF-8, so classes.txt cannot hold "
                             f"it; rename that class first")
-
-
-@contextlib.contextmanager
-def _alone(workspace: Path) -> Iterator[None]:
-    """Make the workspace and hold it against other processes; what the system says of it is a `DataError`."""
-    try:
-        workspace.mkdir(parents=True, exist_ok=True)
-        lock = open(workspace / _LOCK, "w")  # noqa: SIM115
-    except OSError as error:
-        raise DataError(f"{workspace} cannot be made: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(f"{workspace}: another process is converting there now") from None
-        try:
-            yield
-        except OSError as error:
-            raise DataError(f"{workspace} cannot be written: {error.strerror or error}; run the same again to go on"
-                            ) from None
-
-
-def _resume(workspace: Path, job: Dict[str, Any], keeps: Sequence[str] = ()) -> Dict[str, Any]:
-    """How far the same job got, from its last note; of a new job, its first note. `keeps` go on by themselves."""
-    job = json.loads(json.dumps(job))
-    start = {"job": job, "index": 0, "written": 0, "skipped": 0, "position": None}
-    try:
-        done = json.loads((workspace / _PROGRESS).read_text(encoding="utf-8"))
-        differs = [name for name in job if done["job"].get(name) != job[name]]
-    except FileNotFoundError:
-        if {path.name for path in workspace.iterdir()} - {_LOCK, f"{_PROGRESS}.new"}:
-            raise DataError(f"{workspace} is not empty and no conversion that could go on; move it away") from None
-        _note(workspace, start)
-        return start
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DataError(f"{workspace / _PROGRESS} cannot be read ({error}); remove {workspace} to start again"
-                        ) from None
-    if differs:
-        raise DataError(f"{workspace}: another conversion was begun there (it differs in {', '.join(differs)}); give "
-                        f"the same source and options to go on, or remove it to start again")
-    if done["position"] is None:
-        # Stopped before its first position: what the same job wrote since is of no use to it.
-        for path in workspace.iterdir():
-            if path.name not in (_PROGRESS, _LOCK, *keeps):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    else:
-        log.info("%s: going on after %d of %d images", workspace, done["index"], job["images"])
-    return done
-
-
-def _finish(workspace: Path, target: Path) -> None:
-    for name in (_PROGRESS, _LOCK):
-        (workspace / name).unlink(missing_ok=True)
-    os.sync()
-    workspace.rename(target)
-
-
-def _note(workspace: Path, note: Dict[str, Any]) -> None:
-    aside = workspace / f"{_PROGRESS}.new"
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(note, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, workspace / _PROGRESS)

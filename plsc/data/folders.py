@@ -16,6 +16,9 @@ from plsc.errors import DataError
 
 log = logging.getLogger("plsc")
 
+# What desktops, notebooks and storage boxes leave behind in folders, copies of images among it.
+LEFTOVERS = ("__MACOSX", ".ipynb_checkpoints", "@eaDir", ".Trash", ".git")
+
 
 class FolderRecords:
     """The images of a folder of class folders: classes are the folders' names in sorted order.
@@ -57,7 +60,7 @@ class FolderRecords:
         others, empty = 0, []
         folders, loose = _entries(self.root)
         for folder in sorted(folders):
-            files = _files_below(os.path.join(self.root, folder))
+            files = _files_below(os.path.join(self.root, folder), (os.path.realpath(self.root),))
             images = sorted(file for file in files if _is_image_name(file))
             others += len(files) - len(images)
             if images:
@@ -82,19 +85,31 @@ def _entries(folder: Union[str, Path]) -> Tuple[List[str], List[str]]:
         is_folder = {entry.name: entry.is_dir() for entry in os.scandir(folder)}
     except OSError as error:
         raise DataError(f"{folder}: the folder cannot be read: {error.strerror}") from None
-    return [name for name, yes in is_folder.items() if yes], [name for name, yes in is_folder.items() if not yes]
+    left = [name for name in is_folder if name in LEFTOVERS or name.startswith("._")]
+    if left:
+        log.warning("%s: passed over %s, left behind by another program", folder, ", ".join(sorted(left)[:6]))
+    names = is_folder.keys() - left
+    return [name for name in names if is_folder[name]], [name for name in names if not is_folder[name]]
 
 
-def _files_below(folder: str, above: Tuple[str, ...] = ()) -> List[str]:
-    """All files in a folder and below it, through links as well, but for one that leads back up."""
+def _files_below(folder: str, above: Tuple[str, ...]) -> List[str]:
+    """All files in a folder and below it, through links as well, but for one that leads back to or above `above`."""
     here = os.path.realpath(folder)
-    if here in above:
+    if any(other == here or other.startswith(os.path.join(here, "")) for other in above):
         return []
     folders, files = _entries(folder)
     found = [os.path.join(folder, name) for name in files]
     for name in folders:
         found += _files_below(os.path.join(folder, name), (*above, here))
     return found
+
+
+def has_images(folder: str) -> bool:
+    """Whether there is an image right in a folder."""
+    try:
+        return any(_is_image_name(entry.name) and entry.is_file() for entry in os.scandir(folder))
+    except OSError:
+        return False
 
 
 def _is_image_name(name: str) -> bool:

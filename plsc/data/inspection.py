@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import collections
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 from plsc.data.convert import in_order
+from plsc.data.encoding import encode, suffix_of
 from plsc.data.records import Records
 from plsc.data.selection import labels_of
-from plsc.data.sinks import suffix_of
 from plsc.data.transforms import decode, resize
 from plsc.errors import DataError
 from plsc.utils.lazy import require
@@ -123,7 +123,6 @@ def plot(records: Records, prefix: Union[str, Path], seed: int = 0) -> List[Path
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="images per class", ylabel="classes", yscale="log" if len(present) > 1000 else "linear",
              title=f"{len(records)} images, {len(present)} classes")
-    figure.savefig(paths[0], dpi=150)
     rng = np.random.default_rng(seed)
     chosen = rng.choice(present, min(10, len(present)), replace=False)
     sheet = np.full((len(chosen) * 100, 800, 3), 255, np.uint8)
@@ -131,7 +130,11 @@ def plot(records: Records, prefix: Union[str, Path], seed: int = 0) -> List[Path
         for column, index in enumerate(np.flatnonzero(labels == label)[:8]):
             top, left = row * 100 + 2, column * 100 + 2
             sheet[top : top + 96, left : left + 96] = _thumbnail(records, int(index))
-    cv2.imwrite(str(paths[1]), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    try:
+        figure.savefig(paths[0], dpi=150)
+        paths[1].write_bytes(encode(sheet))
+    except OSError as error:
+        raise DataError(f"{prefix}: the pictures cannot be written: {error.strerror}") from None
     return paths
 
 
@@ -139,7 +142,7 @@ def plot_files(prefix: Union[str, Path]) -> List[Path]:
     """The files that `plot` writes.
 
     Raises:
-        DataError: one exists, or its folder does not.
+        DataError: one exists, or its folder does not or cannot be written to.
         MissingDependencyError: matplotlib is not installed.
     """
     require("matplotlib.figure", "'plsc[demo]'", "plotting")
@@ -149,13 +152,15 @@ def plot_files(prefix: Union[str, Path]) -> List[Path]:
             raise DataError(f"{path} exists already; nothing is overwritten: choose another name")
         if not path.parent.is_dir():
             raise DataError(f"{path}: there is no folder {path.parent}; make it first")
+        if not os.access(path.parent, os.W_OK):
+            raise DataError(f"{path}: the folder {path.parent} cannot be written to; choose another")
     return paths
 
 
 def _look(records: Records, index: int) -> Tuple[str, Tuple[int, int], Optional[str]]:
     try:
         image: Any = records[index].image
-        encoding = "pixels" if isinstance(image, np.ndarray) else suffix_of(image)[1:]
+        encoding = "pixels" if isinstance(image, np.ndarray) else suffix_of(image, ".other")[1:]
         return encoding, decode(image).shape[:2], None
     except DataError as error:
         return "", (0, 0), str(error)

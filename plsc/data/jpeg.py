@@ -15,7 +15,9 @@ import simplejpeg
 
 # Larger ones outgrow the caches however they are written, and OpenCV bounds what it takes.
 _MAX_PIXELS = 1 << 20
-_FRAMES, _APP1, _START_OF_SCAN = (0xC0, 0xC1, 0xC2), 0xE1, 0xDA
+_FRAMES, _START_OF_SCAN = (0xC0, 0xC1, 0xC2), 0xDA
+# APP1, where Exif data lie; and what may stand between segments and has no length.
+_NOT_WALKED = (0xE1, 0x00, 0x01, 0xFF, *range(0xD0, 0xDA))
 
 
 def decode_jpeg(image: bytes) -> Optional[np.ndarray]:
@@ -39,7 +41,7 @@ def _pixels(image: bytes) -> int:
         marker = image[at + 1]
         if marker == _START_OF_SCAN:
             return count
-        if marker in (_APP1, 0xFF):
+        if marker in _NOT_WALKED:
             return 0
         if marker in _FRAMES and image[at + 9] <= 3:
             count = (image[at + 5] << 8 | image[at + 6]) * (image[at + 7] << 8 | image[at + 8])

@@ -178,9 +178,9 @@ class _BatchMaker:
                 skipped.append(self._unreadable(index, error))
                 index, image, label = self._next_readable(epoch, index, out, skipped, hold)
             if not 0 <= label < self.num_classes:
+                more = f"set_class_num({label + 1}) (--num-classes) or more, or " if label > 0 else ""
                 raise DataError(f"{records.describe(index)}: label {label} is out of range, expected 0 to "
-                                f"{self.num_classes - 1}; set_class_num({label + 1}) (--num-classes) or more, or mend "
-                                f"the list")
+                                f"{self.num_classes - 1}; {more}mend the list")
             labels.append(label)
             if image is not out:
                 finished.append(image)

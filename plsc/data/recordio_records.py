@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Optional, Union
 
@@ -140,6 +141,11 @@ class RecordIORecords:
                             f"{_first_gap(keys[:stop])} is not in the index: the set is not whole")
         self._keys, self._offsets = keys[1:stop], offsets[1:stop]
         self.passed_over = len(keys) - stop + 1
+        # Of the images the last one only: a look at each would read a page of each.
+        wrong = np.flatnonzero(self._is_structure(offsets[stop - 1 :]) != (keys[stop - 1 :] >= stop))
+        if wrong.size and stop > 1:
+            raise DataError(f"{self.path}: the header record says that keys 1 to {stop - 1} are the images, but key "
+                            f"{keys[stop - 1 + wrong[0]]} is {'an' if wrong[0] else 'no'} image: the set is not whole")
 
     def _warn_of_gaps(self, in_file: np.ndarray, step: int) -> None:
         """Tell of records that the index leaves out: of every `step`-th, whether the next one begins where it ends."""
@@ -171,9 +177,9 @@ class RecordIORecords:
                 raise damage
             self.damage = str(damage)
             log.warning("%s; reading the %d records before it", damage, len(offsets))
-        lengths, flags = self._words(offsets, 4) & MAX_LENGTH, self._words(offsets, 8)
+        self._note_what_the_index_names(offsets)
         keys = self._words(offsets, 16).astype(np.int64) | self._words(offsets, 20).astype(np.int64) << 32
-        is_structure = (flags > 0) & (lengths == 24 + 4 * flags.astype(np.int64))
+        is_structure = self._is_structure(offsets)
         self._keys, self._offsets = keys[~is_structure], offsets[~is_structure]
         self.passed_over = int(is_structure.sum())
         heads = np.flatnonzero(is_structure & (keys == 0))
@@ -190,6 +196,24 @@ class RecordIORecords:
                 raise DataError(f"{message}: the set is not whole; recover=True reads what is there")
             self.damage = self.damage or message
             log.warning(message)
+
+    def _is_structure(self, offsets: np.ndarray) -> np.ndarray:
+        """Which records are labels only: the header and the class ranges of the face-set layout."""
+        lengths, flags = self._words(offsets, 4) & MAX_LENGTH, self._words(offsets, 8)
+        return (flags > 0) & (lengths == 24 + 4 * flags.astype(np.int64))
+
+    def _note_what_the_index_names(self, offsets: np.ndarray) -> None:
+        """Records that the `.idx` names and the walk did not find: of a file cut between two records nothing else
+        tells."""
+        try:
+            _, named = _read_index(self.path.with_suffix(".idx"))
+        except DataError:
+            return
+        lost = int((~np.isin(named, offsets)).sum())
+        if lost and self.damage is None:
+            self.damage = (f"{self.path}: the index names {len(named)} records, of which {lost} were not found: the "
+                           f"file is cut off, or the index belongs to another")
+            log.warning(self.damage)
 
     def _words(self, offsets: np.ndarray, position: int) -> np.ndarray:
         """The uint32 at `position` in each record's frame; the file's last word where the record is too short."""
@@ -227,7 +251,7 @@ def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # an empty file and a fraction are only warned of
-            pairs = np.loadtxt(path, np.int64, comments=None, ndmin=2, encoding="ascii")
+            pairs = np.loadtxt(path, np.int64, comments=None, ndmin=2, encoding="utf-8-sig")
         if pairs.shape[1] == 2:
             return pairs[:, 0], pairs[:, 1]
     except OSError as error:
@@ -246,7 +270,7 @@ def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _read_property(path: Path) -> Optional[int]:
     """The class count in a face set's `property` file, as in '85742,112,112'; None where there is no such file."""
     try:
-        text = path.read_bytes()
+        text = path.read_bytes().removeprefix(BOM_UTF8)
     except OSError:
         return None
     count = text.split(b",")[0].strip()

@@ -7,16 +7,16 @@ because worker processes index them.
 
 from __future__ import annotations
 
+import errno
+import itertools
 import logging
 import os
 import re
-from array import array
 from pathlib import Path
-from typing import Any, Iterator, List, NamedTuple, Protocol, Union
+from typing import Any, List, NamedTuple, Protocol, Union
 
 import numpy as np
 
-from plsc.data.packed import PackedStrings
 from plsc.errors import DataError
 
 log = logging.getLogger("plsc")
@@ -59,40 +59,6 @@ class Records(Protocol):
         ...
 
 
-class ListRecords:
-    """The images that a `label.txt` names: one `images/00000000.jpg 0` per line.
-
-    Args:
-        list_path: the list, UTF-8. Image paths are absolute or relative to its folder and may hold blanks; any
-            white space parts them from the label. Blank lines and what follows a `#` after the label or at the
-            start of a line are passed over.
-
-    Raises:
-        DataError: no such file, no lines, or a line that is not `path label`, named by file and number.
-    """
-
-    format = "list of images"
-
-    def __init__(self, list_path: Union[str, Path]) -> None:
-        self.list_path = Path(list_path)
-        self._folder = str(self.list_path.parent)
-        labels, lines = array("q"), array("q")
-        self._paths = PackedStrings(_parse_list(self.list_path, labels, lines))
-        if not labels:
-            raise DataError(f"{self.list_path}: the list is empty, expected one image per line")
-        self.labels, self._lines = np.asarray(labels, np.int64), np.asarray(lines, np.int64)
-        self.num_classes = int(self.labels.max()) + 1
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> Record:
-        return Record(read_image(os.path.join(self._folder, self._paths[index])), int(self.labels[index]))
-
-    def describe(self, index: int) -> str:
-        return f"{self._paths[index]} ({self.list_path}, line {self._lines[index]})"
-
-
 class DatasetRecords:
     """A user's own data set, for example a `paddle.io.Dataset`, seen as records.
 
@@ -123,19 +89,34 @@ class DatasetRecords:
         item = self._dataset[index]
         try:
             image, label = item
-            label = to_class(label)
         except (TypeError, ValueError):
             raise DataError(f"got {type(item).__name__} {str(item)[:60]!r}, expected (image, label)") from None
-        if not isinstance(image, (bytes, np.ndarray)):
-            if isinstance(image, (bytearray, memoryview)):
-                image = bytes(image)
-            else:
-                # An image of Pillow, which may be grey, transparent or of a palette.
-                image = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
-        return Record(image, label)
+        try:
+            return Record(_to_image(image), to_class(label))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"expected a class of 0 or more: {error}") from None
 
     def describe(self, index: int) -> str:
         return f"item {index} of {type(self._dataset).__name__}"
+
+
+def _to_image(image: Any) -> Union[bytes, np.ndarray]:
+    """What a data set gives as an image, to bytes or an array."""
+    if isinstance(image, (bytes, np.ndarray)):
+        return image
+    if isinstance(image, (bytearray, memoryview)):
+        return bytes(image)
+    if isinstance(image, (str, os.PathLike)):
+        raise DataError(f"got the path {str(image)[:120]!r}, expected the image: the file's bytes, or pixels")
+    if not hasattr(image, "convert"):
+        return np.asarray(image)
+    if image.mode[0] in "IF":
+        raise DataError(f"got an image of Pillow of mode {image.mode}, expected 8 bits a colour: Pillow would cut its "
+                        f"values off, so scale them first")
+    try:
+        return np.asarray(image.convert("RGB"))  # it may be grey, transparent or of a palette
+    except Exception as error:  # Pillow reads the file only now, and its readers raise whatever they stumble on
+        raise DataError(f"the image of Pillow cannot be read: {error}") from None
 
 
 def to_class(label: Any) -> int:
@@ -156,8 +137,9 @@ def open_records(path: Union[str, Path], recover: bool = False) -> Records:
     A file is known by its name: `.rec` or `.idx` (RecordIO), `.tar`, `.csv`, `.tsv`, `.parquet`, `.npz`, a
     `file_list.txt` of base64 parts, a base64 part by its first line, any other text a list of images. A folder
     is known by what lies in it, the first of: `label.txt`, `train.rec` or the only `.rec`, `file_list.txt`,
-    `.tar` shards, `images.npy` with `labels.npy`, `.parquet` files, the only `.csv` or `.tsv`, folders of classes.
-    `shards-{000..119}.tar` are several shards; `synthetic:1000:50000` is 50,000 made-up images of 1,000 classes.
+    `.tar` shards, `images.npy` with `labels.npy`, the only `.npz`, `.parquet` files, the only `.csv` or `.tsv`, folders
+    of classes. `shards-{000..119}.tar` are several shards; `synthetic:1000:50000` is 50,000 made-up images of 1,000
+    classes.
     A `classes.txt` beside the data, as `plsc data convert` writes it, names the classes, one per line.
 
     Args:
@@ -178,9 +160,14 @@ def _recognise(name: str, recover: bool) -> Records:
         from plsc.data.synthetic import SyntheticRecords
 
         return SyntheticRecords.from_name(name)
-    if not os.path.exists(path) and not re.search(r"\{\d+\.\.\d+\}", name):
-        raise DataError(f"data folder {name!r} does not exist; expected a folder with label.txt and images/, "
-                        f"one with a folder per class, or another kind of docs/data.md")
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:  # a zero byte is a ValueError
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EIO, errno.ELOOP, errno.ESTALE):
+            raise DataError(f"{name} cannot be read: {error.strerror}") from None
+        if not re.search(r"\{\d+\.\.\d+\}", name):
+            raise DataError(f"data folder {name!r} does not exist; expected a folder with label.txt and images/, "
+                            f"one with a folder per class, or another kind of docs/data.md") from None
     if not path.is_dir():
         return _named(_open_file(path, recover), path.parent)
     found = _known_files(path)
@@ -191,13 +178,28 @@ def _recognise(name: str, recover: bool) -> Records:
         from plsc.data.folders import FolderRecords
 
         return _named(FolderRecords(path), path)
-    return _named(_open_file(found[0], recover), path)
+    records = _named(_open_file(found[0], recover), path)
+    _warn_of_class_folders(path, found[0], records)
+    return records
 
 
 # What a folder is known by, in order of choice: a pattern, and where there may be several files but one is meant,
 # its name. Of the others all files are taken together.
 _KNOWN_IN_FOLDER = (("label.txt", ""), ("*.rec", "train.rec"), ("file_list.txt", ""), ("*.tar", ""),
-                    ("images.npy", ""), ("*.parquet", ""), ("*.csv", "train.csv"), ("*.tsv", "train.tsv"))
+                    ("images.npy", ""), ("*.npz", "train.npz"), ("*.parquet", ""), ("*.csv", "train.csv"),
+                    ("*.tsv", "train.tsv"))
+
+
+def _warn_of_class_folders(folder: Path, taken: Path, records: Records) -> None:
+    """Tell of folders of images that are not read because a file beside them is; its own lie in them."""
+    from plsc.data.folders import has_images
+
+    first = records.describe(0)
+    own = (entry.name for entry in os.scandir(folder) if entry.is_dir() and has_images(entry.path))
+    others = list(itertools.islice(own, 3))
+    if len(others) > 1 and not any(first.startswith(f"{name}{os.sep}") for name in os.listdir(folder)):
+        log.warning("%s: reading %s; there are also folders of images, %s among them, which are not read as classes",
+                    folder, taken.name, " and ".join(others[:2]))
 
 
 def _known_files(folder: Path) -> List[Path]:
@@ -221,6 +223,7 @@ def _open_file(path: Path, recover: bool) -> Records:
     # The readers need `Record`, so they are imported when one is opened.
     from plsc.data.arrays import ArrayRecords
     from plsc.data.base64_text import Base64Records, is_part_list, looks_like_base64
+    from plsc.data.lists import ListRecords
     from plsc.data.recordio_records import RecordIORecords
     from plsc.data.tables import CsvRecords, ParquetRecords
     from plsc.data.tar_shards import TarRecords
@@ -231,7 +234,7 @@ def _open_file(path: Path, recover: bool) -> Records:
         return RecordIORecords(path, recover)
     if name.endswith((".tar", ".tar.gz", ".tgz")):
         return TarRecords(folder_or_file)
-    if name.endswith((".csv", ".tsv")):
+    if name.endswith((".csv", ".tsv")) and not looks_like_base64(path):
         return CsvRecords(path)
     if name.endswith(".parquet"):
         return ParquetRecords(folder_or_file)
@@ -279,27 +282,3 @@ def read_image(path: Union[str, Path]) -> bytes:
         return b"".join(pieces)
     except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
         raise DataError(f"{path}: the image cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-_LIST_LINE = re.compile(r"(.*?\S)\s+([0-9]{1,18})(\s+#.*)?")
-
-
-def _parse_list(path: Path, labels: array, lines: array) -> Iterator[str]:
-    """The paths of a list; labels and line numbers are appended as they come."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                line = line.strip()
-                if not line or line.startswith("#"):
-                    continue
-                match = _LIST_LINE.fullmatch(line)
-                if match is None:
-                    raise DataError(f"{path}, line {number}: got {line[:120]!r}, expected an image path and a label of "
-                                    f"0 or more, as 'images/00000000.jpg 0'")
-                labels.append(int(match[2]))
-                lines.append(number)
-                yield match[1]
-    except OSError as error:
-        raise DataError(f"{path}: the list cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: the list is not UTF-8 text (byte {error.start})") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Optional, Sequence, Tuple
 
 import numpy as np
@@ -47,6 +48,11 @@ class SelectedRecords:
                                 f"among the {len(classes)} chosen")
             self.labels, self.num_classes = places, len(classes)
             self.class_names = [names[old] if names else str(old) for old in classes]
+
+    @property
+    def root(self) -> Optional[Path]:
+        """The folder that was walked for the source, if one was."""
+        return getattr(self._records, "root", None)
 
     @property
     def format(self) -> str:

@@ -11,18 +11,21 @@ import io
 import os
 import tarfile
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-import cv2
 import numpy as np
 
 from plsc.data.base64_text import IMAGE_STARTS
+from plsc.data.encoding import encode, suffix_of
+from plsc.data.folders import LEFTOVERS
 from plsc.data.recordio import FrameFile, RecordIOWriter, open_output, sync, unpack
 from plsc.data.records import Record
 from plsc.data.transforms import decode
 from plsc.distributed.partition import shard_ranges
 from plsc.errors import DataError
 from plsc.utils.lazy import require
+
+_IMAGES_IN_GROUP = 64  # of a Parquet file: small, for to read one image a whole group is unpacked
 
 
 class Plan(NamedTuple):
@@ -100,26 +103,37 @@ class FolderSink:
     """A folder per class, named as the source names it, or by its number."""
 
     def __init__(self, folder: Path, plan: Plan, position: Any) -> None:
-        self._folder = folder
+        self._folder, self._num_classes = folder, plan.num_classes
         names = plan.class_names or []
         width = len(str(plan.num_classes - 1))
         # Read back, classes are numbered in the names' order: names that would change the numbers cannot serve.
         is_usable = names == sorted(set(names)) and all(_is_folder_name(name) for name in names)
         self._name: Callable[[int], str] = (names.__getitem__ if names and is_usable else
                                             lambda label: str(label).zfill(width))
+        self._written = position or 0
+        if position is not None:
+            # What was written after the last position may come with another label now, or not at all.
+            for path in folder.glob("*/*"):
+                if int(path.stem) >= position:
+                    path.unlink()
 
     def write(self, number: int, record: Record) -> None:
         image = encode(record.image)
+        self._written = number + 1
         path = self._folder / self._name(record.label) / f"{number:08d}{suffix_of(image)}"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(image)
 
-    def position(self) -> bool:
+    def position(self) -> int:
         os.sync()
-        return True
+        return self._written
 
     def close(self) -> None:
         self.position()
+        found = sum(entry.is_dir() for entry in os.scandir(self._folder))
+        if found < self._num_classes:
+            raise DataError(f"{self._num_classes - found} classes have no image that could be read, and class folders "
+                            f"cannot hold them: read back, classes would have other numbers; choose another format")
 
 
 class Base64Sink:
@@ -237,10 +251,11 @@ class ArraySink:
         return self._written
 
     def close(self) -> None:
-        if self._written < self._count:
-            raise DataError(f"{self._count - self._written} of {self._count} images were left out, and an array's "
-                            f"length is fixed: mend them, or write another format")
         self.position()
+        if self._written < self._count:
+            self._images = self._labels = None
+            for name in ("images.npy", "labels.npy"):
+                _cut(self._folder / name, self._written)
 
 
 def _new_map(path: Path, dtype: Any, shape: Tuple[int, ...]) -> np.ndarray:
@@ -251,6 +266,21 @@ def _new_map(path: Path, dtype: Any, shape: Tuple[int, ...]) -> np.ndarray:
     return made
 
 
+def _cut(path: Path, count: int) -> None:
+    """Shorten an array to its first `count` entries. NumPy pads its header so that a count can be written over."""
+    array = np.load(path, mmap_mode="r")
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": np.lib.format.dtype_to_descr(array.dtype),
+                                                "fortran_order": False, "shape": (count, *array.shape[1:])})
+    if head.tell() != array.offset:
+        raise DataError(f"{path}: {len(array) - count} of {len(array)} images were left out, and the array cannot be "
+                        f"shortened; mend them, or write another format")
+    with open(path, "r+b") as file:
+        file.write(head.getvalue())
+        file.truncate(array.offset + array[:count].nbytes)
+        sync(file)
+
+
 class ParquetSink:
     """`part-00000.parquet` and so on, with the columns image (encoded bytes) and label. Needs pyarrow."""
 
@@ -258,62 +288,47 @@ class ParquetSink:
         self._arrow = require("pyarrow", "'plsc[parquet]'", "writing Parquet files")
         self._parquet = require("pyarrow.parquet", "'plsc[parquet]'", "writing Parquet files")
         self._folder, self._part = folder, position or 0
+        self._file: Any = None
         self._images: List[bytes] = []
         self._labels: List[int] = []
 
     def write(self, number: int, record: Record) -> None:
         self._images.append(encode(record.image))
         self._labels.append(record.label)
+        if len(self._images) == _IMAGES_IN_GROUP:
+            self._write_group()
 
     def position(self) -> int:
         if self._images:
-            table = self._arrow.table({"image": self._arrow.array(self._images, self._arrow.binary()),
-                                       "label": self._arrow.array(self._labels, self._arrow.int64())})
-            path = self._folder / f"part-{self._part:05d}.parquet"
-            # Small groups: to read one image a whole group is unpacked.
-            self._parquet.write_table(table, path, row_group_size=64, compression="none")
-            with open(path, "rb") as file:
+            self._write_group()
+        if self._file is not None:
+            self._file.close()
+            with open(self._path(), "rb") as file:
                 os.fsync(file.fileno())
-            self._images, self._labels, self._part = [], [], self._part + 1
+            self._file, self._part = None, self._part + 1
         return self._part
 
     def close(self) -> None:
         self.position()
         # A part begun after the last position of an interrupted run, and not reached again.
-        (self._folder / f"part-{self._part:05d}.parquet").unlink(missing_ok=True)
+        self._path().unlink(missing_ok=True)
+
+    def _path(self) -> Path:
+        return self._folder / f"part-{self._part:05d}.parquet"
+
+    def _write_group(self) -> None:
+        group = self._arrow.table({"image": self._arrow.array(self._images, self._arrow.binary()),
+                                   "label": self._arrow.array(self._labels, self._arrow.int64())})
+        if self._file is None:
+            self._file = self._parquet.ParquetWriter(self._path(), group.schema, compression="none")
+        self._file.write_table(group)
+        self._images, self._labels = [], []
 
 
 SINKS: Dict[str, Callable[[Path, Plan, Any], Any]] = {
     "rec": RecordIOSink, "list": ListSink, "folders": FolderSink, "base64": Base64Sink, "tar": TarSink,
     "csv": CsvSink, "parquet": ParquetSink, "npy": ArraySink,
 }
-
-
-def encode(image: Any, suffix: str = ".png", parameters: Sequence[int] = ()) -> bytes:
-    """Encoded bytes as they are; pixels [H, W, 3] uint8 RGB as PNG, which loses nothing, or as `suffix` says.
-
-    Raises:
-        DataError: the pixels are too many for the format.
-    """
-    if not isinstance(image, np.ndarray):
-        return image
-    try:
-        is_done, encoded = cv2.imencode(suffix, cv2.cvtColor(decode(image), cv2.COLOR_RGB2BGR), parameters)
-    except cv2.error:
-        is_done = False
-    if not is_done:
-        raise DataError(f"{image.shape[1]} x {image.shape[0]} pixels cannot be written as JPEG or PNG; JPEG has 65,535 "
-                        f"a side at most")
-    return encoded.tobytes()
-
-
-_SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"RIFF": ".webp", b"II*\0": ".tif",
-             b"MM\0*": ".tif"}
-
-
-def suffix_of(image: bytes) -> str:
-    """The file suffix by an image's first bytes; `.jpg` where they say nothing, as every reader decides by content."""
-    return next((suffix for start, suffix in _SUFFIXES.items() if image.startswith(start)), ".jpg")
 
 
 def _image_size(image: bytes) -> List[int]:
@@ -325,4 +340,5 @@ def _image_size(image: bytes) -> List[int]:
 
 
 def _is_folder_name(name: str) -> bool:
-    return bool(name) and name not in (".", "..") and "/" not in name and "\0" not in name and os.sep not in name
+    is_read_back = 0 < len(os.fsencode(name)) < 256 and name not in (".", "..", *LEFTOVERS)
+    return is_read_back and not name.startswith("._") and not any(mark in name for mark in ("/", "\0", os.sep))

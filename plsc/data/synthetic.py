@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Optional
 
 import cv2
@@ -36,7 +37,7 @@ class SyntheticRecords:
     def from_name(cls, name: str) -> SyntheticRecords:
         """`synthetic:CLASSES:IMAGES` or `synthetic:CLASSES:IMAGES:SIZE`."""
         parts = name.split(":")[1:]
-        if len(parts) not in (2, 3) or not all(part.isdigit() for part in parts):
+        if len(parts) not in (2, 3) or not all(re.fullmatch("[0-9]{1,18}", part) for part in parts):
             raise DataError(f"{name!r}: expected 'synthetic:CLASSES:IMAGES' or 'synthetic:CLASSES:IMAGES:SIZE'")
         return cls(*(int(part) for part in parts))
 

@@ -10,9 +10,10 @@ import collections
 import contextlib
 import csv
 import os
+import re
 import threading
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -47,9 +48,9 @@ class CsvRecords:
         paths, labels, lines = self._read(image_column, label_column)
         if not paths:
             raise DataError(f"{self.path}: the table has no rows, expected one per image below the column names")
-        self.labels, self.class_names = _to_classes(labels, self.path)
-        self.num_classes = int(self.labels.max()) + 1
         self._paths, self._lines = PackedStrings(paths), np.asarray(lines, np.int64)
+        self.labels, self.class_names = _to_classes(labels, self.describe)
+        self.num_classes = int(self.labels.max()) + 1
 
     @property
     def format(self) -> str:
@@ -66,6 +67,7 @@ class CsvRecords:
 
     def _read(self, image_column: Optional[str], label_column: Optional[str]) -> Tuple[List[str], List[str], List[int]]:
         paths, labels, lines = [], [], []
+        rows = None
         try:
             with open(self.path, encoding="utf-8-sig", newline="") as file:
                 rows = csv.reader(file, delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",", strict=True)
@@ -76,15 +78,16 @@ class CsvRecords:
                     if not row:
                         continue
                     if len(row) != len(head) or not row[image].strip() or not row[label].strip():
-                        raise DataError(f"{self.path}, line {rows.line_num}: got {row[:6]}, expected {len(head)} "
-                                        f"fields as in the first line, with an image and a label")
+                        raise DataError(f"{self.path}, line {rows.line_num}: got {str(row)[:200]}, expected "
+                                        f"{len(head)} fields as in the first line, with an image and a label")
                     paths.append(row[image].strip())
                     labels.append(row[label].strip())
                     lines.append(rows.line_num)
         except OSError as error:
             raise DataError(f"{self.path}: the table cannot be read: {error.strerror}") from None
         except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{self.path}: no table in UTF-8 text: {error}") from None
+            line = f", line {rows.line_num}" if rows else ""
+            raise DataError(f"{self.path}{line}: no table in UTF-8 text: {error}") from None
         return paths, labels, lines
 
 
@@ -110,8 +113,8 @@ class ParquetRecords:
         self._lock = threading.Lock()
         parquet = _parquet()
         sizes, labels = [], []
-        with _own_errors(self.path):
-            for number, file in enumerate(self.files):
+        for number, file in enumerate(self.files):
+            with _own_errors(file):
                 table = parquet.ParquetFile(file)
                 names = table.schema_arrow.names
                 self._images_in.append(names[_column(file, names, IMAGE_COLUMNS, image_column, "image_column")])
@@ -121,11 +124,11 @@ class ParquetRecords:
                 labels += table.read(columns=[label], use_threads=False).column(0).to_pylist()
         if not labels:
             raise DataError(f"{self.path}: the table has no rows, expected one per image")
-        if any(label is None for label in labels):
-            raise DataError(f"{self.path}: row {labels.index(None)} has no label")
         self._group_of = np.asarray(sizes, np.int64)
         self._ends = np.cumsum(self._group_of[:, 2])
-        self.labels, self.class_names = _to_classes(labels, self.path)
+        if any(label is None for label in labels):
+            raise DataError(f"{self.describe(labels.index(None))} has no label")
+        self.labels, self.class_names = _to_classes(labels, self.describe)
         self.num_classes = int(self.labels.max()) + 1
 
     @property
@@ -139,7 +142,7 @@ class ParquetRecords:
         self.__dict__.update(state, _lock=threading.Lock())
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Record:
         if not -len(self) <= index < len(self):
@@ -173,11 +176,14 @@ class ParquetRecords:
             return self._groups[group]
 
     def _read(self, group: int) -> Any:
-        number, inner, _ = (int(value) for value in self._group_of[group])
+        number, inner, rows = (int(value) for value in self._group_of[group])
         with _own_errors(self.files[number]):
             if number not in self._open:
                 self._open[number] = _parquet().ParquetFile(self.files[number])
             table = self._open[number].read_row_group(inner, columns=[self._images_in[number]], use_threads=False)
+            if table.num_rows != rows:
+                raise DataError(f"{self.files[number]}: row group {inner} has {table.num_rows} rows, expected {rows}, "
+                                f"as the file's end says: it is damaged")
         return table.column(0).combine_chunks()
 
 
@@ -202,21 +208,42 @@ def _column(path: Path, head: Sequence[str], known: Sequence[str], given: Option
     found = [names.index(name) for name in ([given.lower()] if given else known) if name in names]
     if not found:
         expected = repr(given) if given else "one of " + ", ".join(known)
-        raise DataError(f"{path}: the columns are {list(head)[:12]}, expected {expected}; name it with {setting}")
+        hint = "; its fields are to be parted by commas" if len(head) == 1 and ";" in head[0] else ""
+        raise DataError(f"{path}: the columns are {str(list(head))[:200]}, expected {expected}: rename the column, or "
+                        f"in Python name it with {setting}{hint}")
     return found[0]
 
 
-def _to_classes(labels: Sequence[Any], path: Path) -> Tuple[np.ndarray, Optional[List[str]]]:
-    """Whole numbers as they are; anything else is a name. Where all are numbers, one that is no class is a fault."""
+_WHOLE = re.compile(r"([0-9]{1,15})(\.0*)?")
+
+
+def _to_classes(labels: Sequence[Any], describe: Callable[[int], str]) -> Tuple[np.ndarray, Optional[List[str]]]:
+    """Whole numbers as they are; where a label is no number, or has more than 15 digits, all are names.
+
+    Where all are numbers, one that is no class is a fault, and so are two that are the same number.
+    """
     texts = [str(label) for label in labels]
-    if all(text.isdecimal() and text.isascii() and len(text) < 19 for text in texts):
-        return np.asarray([int(text) for text in texts], np.int64), None
-    try:
-        numbers = np.asarray([float(text) for text in texts])
-    except ValueError:
+    if not all(_is_number(text) for text in texts):
         return number_names(texts)
-    wrong = np.flatnonzero(~((numbers >= 0) & (numbers < 2**53) & (numbers == np.floor(numbers))))
-    if wrong.size:
-        raise DataError(f"{path}, row {wrong[0]}: label {texts[wrong[0]]!r} is no class; expected whole numbers of 0 "
-                        f"or more, as all labels are numbers")
-    return numbers.astype(np.int64), None
+    written: Dict[int, str] = {}
+    numbers = np.empty(len(texts), np.int64)
+    for index, text in enumerate(texts):
+        match = _WHOLE.fullmatch(text)
+        if match is None:
+            raise DataError(f"{describe(index)}: label {text[:60]!r} is no class; expected whole numbers of 0 or more, "
+                            f"as all labels are numbers")
+        numbers[index] = number = int(match[1])
+        if written.setdefault(number, match[1]) != match[1]:
+            raise DataError(f"{describe(index)}: label {text!r} is the same number as {written[number]!r}, which "
+                            f"stands there as well; write one class alike everywhere, and two so that they differ as "
+                            f"numbers or are names")
+    return numbers, None
+
+
+def _is_number(text: str) -> bool:
+    """Whether a label is meant as a number: Python takes 1_0 for ten, and ids of many digits are no numbers."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "_" not in text and not (text.isdecimal() and len(text) > 15)

@@ -28,7 +28,7 @@ from plsc.errors import DataError
 
 log = logging.getLogger("plsc")
 
-_BLOCK = 512
+_BLOCK, _PIECE = 512, 1 << 20
 
 
 class TarRecords:
@@ -146,7 +146,7 @@ def _members(path: Path) -> Any:
                         raise tarfile.ReadError(f"{member.name} runs past the end of the file or is sparse")
                     yield member.name, member.offset_data, member.size, data
             stopped = tar.offset
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
         hint = "; unpack a .tar.gz first: only plain tar can be read in random order" if _is_gzip(data) else ""
         raise DataError(f"{path}: the shard is damaged, cut off or no tar: {error}{hint}") from None
     # tarfile ends without a word at a header that it cannot read; samples after it would be lost.
@@ -155,6 +155,10 @@ def _members(path: Path) -> Any:
     if data[stopped : stopped + _BLOCK].strip(b"\0"):
         raise DataError(f"{path}, offset {stopped}: found no tar header, expected one or the end of the archive; the "
                         f"shard is damaged")
+    for start in range(stopped, len(data), _PIECE):
+        if data[start : start + _PIECE].strip(b"\0"):
+            raise DataError(f"{path}: the archive ends at offset {stopped}, and more comes after its end; were several "
+                            f"joined by cat, keep them apart")
 
 
 class _Sample:
@@ -190,7 +194,7 @@ class _Sample:
         if self.image is None and self.label is None:
             return  # a note or a licence in the archive, not a sample
         if not self.is_whole:
-            lacks = "image (.jpg, .png, ...)" if self.image is None else "class (.cls, or .json with 'label')"
+            lacks = "image (.jpg, .png, ...)" if self.image is None else "class (.cls, or a number as 'label' in .json)"
             raise DataError(f"{path}: sample {self.key!r} has no {lacks}; expected both under one name, one after the "
                             f"other")
         names.append(self.image[0])
@@ -211,10 +215,13 @@ def _parse_label(text: bytes, suffix: str) -> Optional[int]:
     if suffix == ".json":
         try:
             fields = json.loads(text)
-            value = fields.get("label", fields.get("cls")) if isinstance(fields, dict) else None
+            found = [fields.get(name) for name in ("label", "cls")] if isinstance(fields, dict) else [None]
         except (ValueError, RecursionError):
             return None
-        return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62 else None
+        value = found[0] if found[0] is not None else found[-1]
+        if isinstance(value, (bool, list, dict)) or value is None:
+            return None
+        text = str(value).removesuffix(".0").encode()
     digits = text.strip()
     return int(digits) if digits.isdigit() and len(digits) < 19 else None
 

@@ -6,6 +6,7 @@ Workers hand out uint8, a quarter of float32's bytes; `normalise` runs where the
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any, Optional, Sequence, Tuple, Union
 
 import cv2
@@ -14,6 +15,10 @@ import numpy as np
 from plsc.data.augment import Augment
 from plsc.data.jpeg import decode_jpeg
 from plsc.errors import DataError
+
+# What OpenCV prints of a damaged image names no file; the error that is raised does.
+if "OPENCV_LOG_LEVEL" not in os.environ:
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_FATAL)
 
 # As PLSC 0.1 had it: pixels 0 ... 255 become about -1 ... 1.
 PIXEL_MEAN, PIXEL_STD = 127.5, 128.0
@@ -36,7 +41,8 @@ def decode(image: Union[bytes, np.ndarray]) -> np.ndarray:
         with contextlib.suppress(cv2.error):
             pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
     if pixels is None:
-        raise DataError(f"{len(image)} bytes that are no image known to OpenCV (they begin with {bytes(image[:8])!r})")
+        raise DataError(f"{len(image)} bytes that are no image known to OpenCV, or a damaged one (they begin with "
+                        f"{bytes(image[:8])!r})")
     return pixels
 
 

@@ -9,7 +9,7 @@ from typing import Any, Iterator, List, Union
 
 import paddle
 
-from plsc.config import Config
+from plsc.config import Config, check_callable
 from plsc.data.augment import Augment
 from plsc.data.loader import Batch, ReaderLoader, TrainLoader
 from plsc.data.records import DatasetRecords, open_records
@@ -30,7 +30,8 @@ def open_train_loader(config: Config, topology: Topology) -> Union[TrainLoader, 
         DataError: the source cannot be opened, or has labels beyond the class number.
     """
     if config.train_reader is not None:
-        loader = ReaderLoader(config.train_reader, config.image_shape, config.num_classes, config.train_image_num,
+        reader = check_callable("train_reader", config.train_reader, "a function that returns an iterable of batches")
+        loader = ReaderLoader(reader, config.image_shape, config.num_classes, config.train_image_num,
                               topology.world_size)
         if loader.num_images is None and config.warmup_epochs:
             log.info("warm-up in epochs needs the number of images: reading train_reader once to count them "

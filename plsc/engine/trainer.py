@@ -37,6 +37,9 @@ from plsc.utils.seeding import derive_seed
 
 log = logging.getLogger("plsc")
 
+# What an epoch's order of images depends on, beside the images.
+_OF_THE_ORDER = ("seed", "class_balanced", "min_images_per_class")
+
 
 class Trainer:
     """One run: a backbone on every rank, this rank's class centres, and the way of the data through both.
@@ -184,6 +187,7 @@ class Trainer:
 
     def _about(self) -> Dict[str, Any]:
         return {"epoch": self.epoch, "step": self.step, "images_in_epoch": self.step_in_epoch * self.global_batch,
+                "num_images": self.loader.num_images,
                 "optimizer": self.optimizer.kind, "head_optimizer": self.head.optimizer_kind,
                 "loss_scaling": self.precision.state(),
                 "settings": self.config.model_dump(mode="json", exclude={"amp_lists"})}
@@ -198,6 +202,24 @@ class Trainer:
         self.step_in_epoch = about["images_in_epoch"] // self.global_batch
         if self.topology.is_main:
             log.info("resumed from %s: epoch %d, step %d", saved.path, self.epoch, self.step)
+        if about["images_in_epoch"]:
+            self._check_order(about)
+
+    def _check_order(self, about: Dict[str, Any]) -> None:
+        """Within an epoch a run goes on exactly only where the order of the images is the one it began with."""
+        before = {"images": about.get("num_images", self.loader.num_images),
+                  **{name: about["settings"].get(name) for name in _OF_THE_ORDER}}
+        now = {"images": self.loader.num_images,
+               **{name: self.config.model_dump(mode="json", include={name})[name] for name in _OF_THE_ORDER}}
+        changes = [f"{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
+        if about["images_in_epoch"] % self.global_batch:
+            changes.append(f"global batch {self.global_batch}, which does not divide the {about['images_in_epoch']} "
+                           f"images done")
+        if changes and self.topology.is_main:
+            log.warning("epoch %d was begun otherwise (%s): in what is left of it some images come again, or not at "
+                        "all; the next epoch is whole", self.epoch, "; ".join(changes))
+        if self.steps_per_epoch and self.step_in_epoch >= self.steps_per_epoch:
+            self.epoch, self.step_in_epoch = self.epoch + 1, 0
 
     def _check_save_folder(self) -> None:
         """Before the first step what would else be found out after an epoch."""
