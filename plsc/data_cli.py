@@ -118,7 +118,7 @@ def pairs(source: Source, output: Annotated[Path, typer.Argument(help="the .bin 
     if output.exists():
         raise DataError(f"{output} exists already; nothing is overwritten: choose another name")
     if output.suffix != ".bin" or not output.parent.is_dir():
-        raise DataError(f"{output}: expected a name that ends in .bin, which training looks for, in a folder that exists")
+        raise DataError(f"{output}: expected a name that ends in .bin, as training looks for it, in an existing folder")
     records = open_records(source, recover)
     if exclude is not None:
         records = without_classes_of(records, open_records(exclude))

@@ -22,6 +22,8 @@ log = logging.getLogger("plsc")
 TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655],
                      [70.7299, 92.2041]])
 TEMPLATE_SIZE = 112
+# Faces are 2 to 5 pixels from the template, in profile up to 13; points in another order 14 and more.
+_FAR, _LOOKED_AT = 12, 1000
 
 
 def similarity_transform(source: Any, target: Any) -> np.ndarray:
@@ -131,10 +133,19 @@ def _is_number(text: str) -> bool:
 
 
 def _warn_of_another_order(path: Path, points: np.ndarray) -> None:
-    """Tell of points that are in no face's places, as x1 ... x5 y1 ... y5 are."""
-    left, right, _, left_mouth, right_mouth = np.moveaxis(points, 1, 0)
-    is_face = (left[:, 0] < right[:, 0]) & (left[:, 1] + right[:, 1] < left_mouth[:, 1] + right_mouth[:, 1])
-    if 2 * is_face.sum() < len(points):
-        log.warning("%s: only in %d of %d images does the left eye lie left of the right one, and the eyes above the "
-                    "mouth; expected x1 y1 ... x5 y5, the eyes, the nose and the corners of the mouth, left and right "
-                    "as seen in the image", path, is_face.sum(), len(points))
+    """Tell of points that are in no face's places, as x1 ... x5 y1 ... y5 are, and left and right exchanged."""
+    chosen = points[np.unique(np.linspace(0, len(points) - 1, min(len(points), _LOOKED_AT)).astype(int))]
+    far = sum(_distance(face) > _FAR for face in chosen)
+    if 2 * far > len(chosen):
+        log.warning("%s: in %d of the %d images looked at the points lie as in no face; expected x1 y1 ... x5 y5, the "
+                    "eyes, the nose and the corners of the mouth, left and right as seen in the image", path, far,
+                    len(chosen))
+
+
+def _distance(face: np.ndarray) -> float:
+    """How far five points are from the template's once they are aligned, in its pixels."""
+    try:
+        matrix = similarity_transform(face, TEMPLATE)
+    except DataError:
+        return np.inf
+    return float(np.sqrt(((face @ matrix[:, :2].T + matrix[:, 2] - TEMPLATE) ** 2).sum(1).mean()))

@@ -7,6 +7,7 @@ because worker processes index them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
@@ -126,9 +127,10 @@ def to_class(label: Any) -> int:
         ValueError, TypeError: it is no whole number.
     """
     value = np.asarray(label).reshape(-1)
-    if value.size != 1 or (value.dtype.kind == "f" and value[0] % 1):
-        raise ValueError(f"label {label!r:.60} is no whole number")
-    return int(value[0])
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        if value.size == 1 and value[0] == int(value[0]) or value.dtype.kind in "US":
+            return int(value[0])
+    raise ValueError(f"label {label!r:.60} is no whole number")
 
 
 def open_records(path: Union[str, Path], recover: bool = False) -> Records:

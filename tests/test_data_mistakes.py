@@ -1,0 +1,349 @@
+"""Data that are easily taken for something else: told, or read as they are meant, and never mixed up in silence."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tarfile
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from sources import IMAGES, LABELS, add, line, make_folders, make_list, make_rec
+from typer.testing import CliRunner
+
+from plsc.cli import app
+from plsc.data.alignment import TEMPLATE, read_landmarks
+from plsc.data.convert import convert
+from plsc.data.inspection import inspect, plot
+from plsc.data.recordio import RecordIOWriter
+from plsc.data.records import DatasetRecords, open_records, read_image
+from plsc.errors import DataError
+
+
+def table(path, labels):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([("image", "label"), *((f"{n}.png", label) for n, label in enumerate(labels))])
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["data", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("names", [["1_23", "12_3", "1_2_3"], ["0002_01", "0020_1"], ["1" * 20, "2" * 20],
+                                   ["1" * 16, "7"]])
+def test_names_that_python_takes_for_numbers_stay_names(tmp_path, names):
+    records = open_records(table(tmp_path / "a.csv", names))
+    assert records.class_names == sorted(names)
+    assert records.labels.tolist() == [sorted(names).index(name) for name in names]
+
+
+@pytest.mark.parametrize("labels, message", [
+    (["01", "1"], "label '1' is the same number as '01'"), (["1e3", "1000"], "line 2.*label '1e3' is no class"),
+    (["3", "-1"], "line 3.*label '-1' is no class"), (["1", "Infinity"], "no class"), (["٣", "1"], "no class")])
+def test_numbers_that_are_written_in_another_way_are_refused(tmp_path, labels, message):
+    with pytest.raises(DataError, match=message):
+        open_records(table(tmp_path / "a.csv", labels))
+
+
+def test_numbers_padded_alike_or_with_a_fraction_of_zero_are_numbers(tmp_path):
+    assert open_records(table(tmp_path / "a.csv", ["0003", "0010", "0003"])).labels.tolist() == [3, 10, 3]
+    assert open_records(table(tmp_path / "b.csv", ["3", "3.0", "10."])).labels.tolist() == [3, 3, 10]
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 5), (5, 2, 2), (2, 10), (1, 5, 2)])
+def test_landmarks_of_another_shape_are_refused(tmp_path, shape):
+    np.save(tmp_path / "marks.npy", np.zeros(shape, np.float32))
+    with pytest.raises(DataError, match=r"expected \[2, 5, 2\]"):
+        read_landmarks(tmp_path / "marks.npy", 2)
+
+
+@pytest.mark.parametrize("text", ["{marks} 0.998", "{marks} 3", "7 {marks}", "a.jpg {marks} 1", "1 2 3",
+                                  "a b c d e f g h i j"])
+def test_a_line_of_landmarks_with_other_numbers_is_refused(tmp_path, text):
+    marks = " ".join(map(str, TEMPLATE.reshape(-1)))
+    (tmp_path / "marks.txt").write_text(text.format(marks=marks) + "\n")
+    with pytest.raises(DataError, match="line 1.*expected ten numbers"):
+        read_landmarks(tmp_path / "marks.txt", 1)
+
+
+def test_landmarks_that_are_no_face_and_several_arrays_are_told_of(tmp_path, caplog):
+    np.save(tmp_path / "faces.npy", np.stack([TEMPLATE, TEMPLATE]))
+    read_landmarks(tmp_path / "faces.npy", 2)
+    assert not caplog.records
+    (tmp_path / "marks.txt").write_text(" ".join(map(str, TEMPLATE.T.reshape(-1))) + "\n")  # x1 ... x5 y1 ... y5
+    read_landmarks(tmp_path / "marks.txt", 1)
+    assert "in 1 of the 1 images looked at the points lie as in no face" in caplog.text
+    np.savez(tmp_path / "marks.npz", TEMPLATE)
+    (tmp_path / "marks.npz").rename(tmp_path / "marks.npy")
+    with pytest.raises(DataError, match="found several arrays"):
+        read_landmarks(tmp_path / "marks.npy", 1)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_images_of_pillow_whose_values_it_would_cut_off_are_refused(mode):
+    image = Image.fromarray(np.full((4, 4), 30000, np.uint16)).convert(mode) if mode != "I;16" else (
+        Image.fromarray(np.full((4, 4), 30000, np.uint16)))
+    with pytest.raises(DataError, match=f"mode {mode}, expected 8 bits"):
+        DatasetRecords([(image, 0)])[0]
+
+
+def test_an_image_of_pillow_that_cannot_be_read_is_a_bad_image(tmp_path):
+    Image.effect_noise((64, 64), 50).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:700])
+    with pytest.raises(DataError, match="of Pillow cannot be read"):
+        DatasetRecords([(Image.open(tmp_path / "cut.jpg"), 0)])[0]
+    with pytest.raises(DataError, match="got the path 'a.jpg', expected the image"):
+        DatasetRecords([("a.jpg", 0)])[0]
+
+
+@pytest.mark.parametrize("target", ["..", "../..", "."])
+def test_links_that_lead_back_up_bring_no_image_twice(tmp_path, target):
+    root = make_folders(tmp_path / "deep" / "set")
+    (root / "a" / "all").symlink_to(target)
+    records = open_records(root)
+    assert (len(records), records.class_names, records.labels.tolist()) == (6, ["a", "b", "c"], LABELS)
+
+
+def test_a_link_to_the_set_itself_is_no_class(tmp_path):
+    root = make_folders(tmp_path / "set")
+    (root / "again").symlink_to(root)
+    assert open_records(root).class_names == ["a", "b", "c"]
+
+
+def test_what_other_programs_leave_behind_is_neither_class_nor_image(tmp_path, caplog):
+    root = make_folders(tmp_path / "set")
+    for path in (".ipynb_checkpoints/0.png", "a/.ipynb_checkpoints/0.png", "__MACOSX/a/0.png", "a/._0.png"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(IMAGES[0])
+    records = open_records(root)
+    assert (len(records), records.class_names) == (6, ["a", "b", "c"])
+    assert "passed over .ipynb_checkpoints, __MACOSX" in caplog.text and "._0.png" in caplog.text
+
+
+def test_class_folders_beside_a_file_that_is_read_are_told_of(tmp_path, caplog):
+    table(make_folders(tmp_path / "set") / "notes.csv", ["0"])
+    assert len(open_records(tmp_path / "set")) == 1
+    assert "folders of images, " in caplog.text
+    caplog.clear()
+    listed = make_folders(tmp_path / "listed")
+    (listed / "label.txt").write_text("a/0.png 0\nb/2.png 1\n")
+    open_records(listed)
+    assert "folders of images" not in caplog.text
+
+
+def make_face_set(folder, stated, images=6):
+    folder.mkdir()
+    with RecordIOWriter(folder / "train.rec") as writer:
+        writer.write(0, [stated, stated + 3], b"")
+        for n in range(images):
+            writer.write(n + 1, LABELS[n], IMAGES[n])
+        for n in range(3):
+            writer.write(images + 1 + n, [1 + 2 * n, 3 + 2 * n], b"")
+    return folder
+
+
+@pytest.mark.parametrize("stated, message", [(5, "keys 1 to 4 are the images, but key 5 is an image"),
+                                             (8, "keys 1 to 7 are the images, but key 7 is no image")])
+def test_a_face_set_with_another_number_of_images_than_its_header_says(tmp_path, stated, message):
+    with pytest.raises(DataError, match=message):
+        open_records(make_face_set(tmp_path / "set", stated))
+    assert len(open_records(make_face_set(tmp_path / "whole", 7))) == 6
+
+
+def test_a_rec_cut_between_two_records_is_damaged_by_its_index(tmp_path):
+    folder = make_rec(tmp_path / "set")
+    offsets = [int(text.split()[1]) for text in (folder / "train.idx").read_text().splitlines()]
+    os.truncate(folder / "train.rec", offsets[4])
+    records = open_records(folder, recover=True)
+    assert len(records) == 4
+    assert "names 6 records, of which 2 were not found" in records.damage
+    (folder / "train.idx").unlink()
+    assert open_records(folder, recover=True).damage is None
+
+
+def test_a_second_archive_behind_a_tars_end_is_told_of(tmp_path):
+    for name in ("a", "b"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            add(tar, f"{name}.png", IMAGES[0])
+            add(tar, f"{name}.cls", b"0")
+    (tmp_path / "all.tar").write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes())
+    with pytest.raises(DataError, match="more comes after its end; were several joined by cat"):
+        open_records(tmp_path / "all.tar")
+
+
+@pytest.mark.parametrize("fields", [{"label": "3"}, {"label": 3.0}, {"label": None, "cls": 3}, {"cls": 3}])
+def test_classes_of_tar_as_json_has_them(tmp_path, fields):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add(tar, "a.png", IMAGES[0])
+        add(tar, "a.json", json.dumps(fields).encode())
+    assert open_records(tmp_path / "a.tar").labels.tolist() == [3]
+
+
+@pytest.mark.parametrize("name", ["part.tsv", "part.csv"])
+def test_base64_parts_are_known_whatever_their_suffix(tmp_path, name):
+    (tmp_path / name).write_text(line(0, label_first=False) + line(2, label_first=False))
+    assert open_records(tmp_path / name).labels.tolist() == [0, 1]
+
+
+def test_marks_of_byte_order_are_passed_over(tmp_path):
+    folder = make_rec(tmp_path / "set")
+    (folder / "train.idx").write_text((folder / "train.idx").read_text(), encoding="utf-8-sig")
+    (folder / "property").write_text("3,4,5", encoding="utf-8-sig")
+    assert (len(open_records(folder)), open_records(folder).num_classes) == (6, 3)
+    (tmp_path / "part").write_text(line(0, label_first=False))
+    (tmp_path / "file_list.txt").write_text("part\n", encoding="utf-8-sig")
+    assert len(open_records(tmp_path / "file_list.txt")) == 1
+
+
+def test_a_target_within_class_folders_is_refused(tmp_path):
+    root = make_folders(tmp_path / "set")
+    for command in (("convert",), ("split", "--held-out", "1"), ("shuffle",)):
+        result = run(command[0], root, root / "out", *command[1:])
+        assert isinstance(result.exception, DataError) and "lies within the class folders" in str(result.exception)
+    assert sorted(path.name for path in root.iterdir()) == ["a", "b", "c"]
+
+
+def test_a_target_that_comes_into_being_meanwhile_leaves_the_work_to_go_on(tmp_path, monkeypatch):
+    records, target = open_records(make_list(tmp_path / "set")), tmp_path / "out"
+    real = type(records).__getitem__
+
+    def read(self, index):
+        target.mkdir(exist_ok=True)
+        return real(self, index)
+
+    monkeypatch.setattr(type(records), "__getitem__", read)
+    with pytest.raises(DataError, match="has come into being meanwhile"):
+        convert(records, target, "rec")
+    monkeypatch.undo()
+    target.rmdir()
+    assert convert(records, target, "rec").images == 6
+
+
+def test_labels_too_large_for_recordio_stop_before_the_work(tmp_path):
+    folder = make_list(tmp_path / "set")
+    (folder / "label.txt").write_text("images/0.png 0\nimages/1.png 20000000\n")
+    with pytest.raises(DataError, match="images/1.png.*label 20000000 is beyond 16777216"):
+        convert(open_records(folder), tmp_path / "out", "rec", skip_bad_images=True)
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_an_array_is_cut_to_the_images_that_could_be_read(tmp_path):
+    folder = make_list(tmp_path / "set")
+    image = cv2.imencode(".png", np.full((5, 5, 3), 7, np.uint8))[1].tobytes()
+    for n in range(6):
+        (folder / "images" / f"{n}.png").write_bytes(b"no image" if n in (1, 5) else image)
+    done = convert(open_records(folder), tmp_path / "out", "npy", skip_bad_images=True)
+    assert (done.images, done.skipped) == (4, 2)
+    found = np.load(tmp_path / "out" / "images.npy"), np.load(tmp_path / "out" / "labels.npy")
+    assert found[0].shape == (4, 5, 5, 3) and (found[0] == 7).all()
+    assert found[1].tolist() == [LABELS[n] for n in (0, 2, 3, 4)]
+    assert len(open_records(tmp_path / "out")) == 4
+
+
+def test_class_folders_that_would_lack_a_class_are_refused(tmp_path):
+    folder = make_list(tmp_path / "set")
+    for n in (2, 3):
+        (folder / "images" / f"{n}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="1 classes have no image that could be read"):
+        convert(open_records(folder), tmp_path / "out", "folders", skip_bad_images=True)
+
+
+def test_folders_go_on_without_what_came_after_the_last_note(tmp_path, monkeypatch):
+    records = open_records(make_list(tmp_path / "set"))
+    real = type(records).__getitem__
+
+    def read(self, index):
+        if index == 5:
+            raise KeyboardInterrupt
+        return real(self, index)
+
+    monkeypatch.setattr(type(records), "__getitem__", read)
+    with pytest.raises(KeyboardInterrupt):
+        convert(records, tmp_path / "out", "folders", every=2)
+    monkeypatch.undo()
+    assert (tmp_path / "out.partial" / "2" / "00000004.png").exists()
+    (tmp_path / "set" / "images" / "4.png").write_bytes(b"a flaky disk")
+    done = convert(records, tmp_path / "out", "folders", skip_bad_images=True)
+    assert (done.images, done.skipped, len(open_records(tmp_path / "out"))) == (5, 1, 5)
+
+
+def test_parquet_is_written_a_few_images_at_a_time(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder = tmp_path / "set"
+    (folder / "0").mkdir(parents=True)
+    for n in range(150):
+        (folder / "0" / f"{n:03d}.png").write_bytes(IMAGES[n % 6])
+    convert(open_records(folder), tmp_path / "out", "parquet")
+    file = parquet.ParquetFile(tmp_path / "out" / "part-00000.parquet")
+    assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [64, 64, 22]
+    records = open_records(tmp_path / "out")
+    assert [records[n].image for n in range(150)] == [IMAGES[n % 6] for n in range(150)]
+
+
+def test_what_has_no_effect_is_refused(tmp_path):
+    source = make_list(tmp_path / "set")
+    for arguments, message in ((("convert", source, tmp_path / "out", "--quality", "60"), "--quality needs"),
+                               (("convert", source, tmp_path / "out", "--quality", "60", "--size", "9",
+                                 "--encoding", "png"), "--quality needs"),
+                               (("shuffle", source, tmp_path / "out", "--to", "folders"), "have no order"),
+                               (("pairs", source, tmp_path / "lfw"), "ends in .bin"),
+                               (("pairs", source, tmp_path / "no" / "lfw.bin"), "existing folder")):
+        result = run(*arguments)
+        assert isinstance(result.exception, DataError) and message in str(result.exception)
+
+
+@pytest.mark.parametrize("command", [("shuffle",), ("split", "--held-out", "1")])
+def test_bad_images_can_be_left_out_wherever_it_is_advised(tmp_path, command):
+    source = make_list(tmp_path / "set")
+    (source / "images" / "0.png").write_bytes(b"no image")
+    stopped = run(command[0], source, tmp_path / "out", *command[1:])
+    assert "--skip-bad-images" in str(stopped.exception)
+    assert run(command[0], source, tmp_path / "out", *command[1:], "--skip-bad-images").exit_code == 0
+
+
+def test_inspect_says_once_what_is_wrong_and_what_kind_images_are(tmp_path):
+    result = run("inspect", tmp_path / "nosuch.rec")
+    assert "nosuch.rec' does not exist" in str(result.exception) and not result.output
+    source = make_list(tmp_path / "set")
+    (source / "images" / "0.png").write_bytes(b"P6 1 1 255\n\1\2\3")  # PPM
+    assert inspect(open_records(source)).encodings == {"other": 1, "png": 5}
+
+
+def test_pictures_that_cannot_be_written_are_an_error_of_ours(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    records = open_records(make_list(tmp_path / "set"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(DataError, match="cannot be written to"):
+        plot(records, tmp_path / "p")
+    monkeypatch.undo()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(DataError, match="the pictures cannot be written: No space left"):
+        plot(records, tmp_path / "p")
+
+
+def test_a_folder_that_may_not_be_read_is_said_to_be_so(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    (tmp_path / "shut").mkdir(mode=0)
+    with pytest.raises(DataError, match="cannot be read: Permission denied"):
+        open_records(tmp_path / "shut" / "label.txt")
+
+
+def test_a_list_of_synthetic_numbers_is_held_to_ascii():
+    for name in ("synthetic:5:²", "synthetic:5:" + "9" * 5000):
+        with pytest.raises(DataError, match="expected 'synthetic:CLASSES:IMAGES'"):
+            open_records(name)
+
+
+def test_large_files_are_read_whole(tmp_path):
+    data = os.urandom(300_001)
+    (tmp_path / "a.jpg").write_bytes(data)
+    assert read_image(tmp_path / "a.jpg") == data
