@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import tarfile
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,7 +17,6 @@ from typer.testing import CliRunner
 
 from plsc.cli import app
 from plsc.data.alignment import TEMPLATE, read_landmarks
-from plsc.data.convert import convert
 from plsc.data.inspection import inspect, plot
 from plsc.data.recordio import RecordIOWriter
 from plsc.data.records import DatasetRecords, open_records, read_image
@@ -189,6 +189,32 @@ def test_base64_parts_are_known_whatever_their_suffix(tmp_path, name):
     assert open_records(tmp_path / name).labels.tolist() == [0, 1]
 
 
+def test_a_list_without_labels_is_no_list_of_parts(tmp_path):
+    (tmp_path / "1.jpg").write_bytes(IMAGES[0])
+    (tmp_path / "both.txt").write_text("1.jpg\n")
+    with pytest.raises(DataError, match="line 1: got '1.jpg', expected an image path and a label"):
+        open_records(tmp_path / "both.txt")
+
+
+def test_labels_too_large_for_any_class_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 4, 3), np.uint8), labels=np.array([0, 2**63], np.uint64))
+    with pytest.raises(DataError, match="label 1 is 9223372036854775808, expected 0 or more"):
+        open_records(tmp_path / "a.npz")
+
+
+def test_damaged_tars_and_tables_end_in_errors_of_ours(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        add(tar, "n" * 200 + ".png", IMAGES[0])
+        add(tar, "n" * 200 + ".cls", b"0")
+    data = bytearray((tmp_path / "a.tar").read_bytes())
+    data[124:136] = b"\x80" + (1 << 70).to_bytes(11, "big")  # the size of the long name
+    checksum = sum(data[:148]) + 8 * 32 + sum(data[156:512])
+    data[148:156] = b"%06o\0 " % checksum
+    (tmp_path / "a.tar").write_bytes(data)
+    with pytest.raises(DataError, match="damaged, cut off or no tar"):
+        open_records(tmp_path / "a.tar")
+
+
 def test_marks_of_byte_order_are_passed_over(tmp_path):
     folder = make_rec(tmp_path / "set")
     (folder / "train.idx").write_text((folder / "train.idx").read_text(), encoding="utf-8-sig")
@@ -199,118 +225,13 @@ def test_marks_of_byte_order_are_passed_over(tmp_path):
     assert len(open_records(tmp_path / "file_list.txt")) == 1
 
 
-def test_a_target_within_class_folders_is_refused(tmp_path):
-    root = make_folders(tmp_path / "set")
-    for command in (("convert",), ("split", "--held-out", "1"), ("shuffle",)):
-        result = run(command[0], root, root / "out", *command[1:])
-        assert isinstance(result.exception, DataError) and "lies within the class folders" in str(result.exception)
-    assert sorted(path.name for path in root.iterdir()) == ["a", "b", "c"]
-
-
-def test_a_target_that_comes_into_being_meanwhile_leaves_the_work_to_go_on(tmp_path, monkeypatch):
-    records, target = open_records(make_list(tmp_path / "set")), tmp_path / "out"
-    real = type(records).__getitem__
-
-    def read(self, index):
-        target.mkdir(exist_ok=True)
-        return real(self, index)
-
-    monkeypatch.setattr(type(records), "__getitem__", read)
-    with pytest.raises(DataError, match="has come into being meanwhile"):
-        convert(records, target, "rec")
-    monkeypatch.undo()
-    target.rmdir()
-    assert convert(records, target, "rec").images == 6
-
-
-def test_labels_too_large_for_recordio_stop_before_the_work(tmp_path):
-    folder = make_list(tmp_path / "set")
-    (folder / "label.txt").write_text("images/0.png 0\nimages/1.png 20000000\n")
-    with pytest.raises(DataError, match="images/1.png.*label 20000000 is beyond 16777216"):
-        convert(open_records(folder), tmp_path / "out", "rec", skip_bad_images=True)
-    assert not (tmp_path / "out.partial").exists()
-
-
-def test_an_array_is_cut_to_the_images_that_could_be_read(tmp_path):
-    folder = make_list(tmp_path / "set")
-    image = cv2.imencode(".png", np.full((5, 5, 3), 7, np.uint8))[1].tobytes()
-    for n in range(6):
-        (folder / "images" / f"{n}.png").write_bytes(b"no image" if n in (1, 5) else image)
-    done = convert(open_records(folder), tmp_path / "out", "npy", skip_bad_images=True)
-    assert (done.images, done.skipped) == (4, 2)
-    found = np.load(tmp_path / "out" / "images.npy"), np.load(tmp_path / "out" / "labels.npy")
-    assert found[0].shape == (4, 5, 5, 3) and (found[0] == 7).all()
-    assert found[1].tolist() == [LABELS[n] for n in (0, 2, 3, 4)]
-    assert len(open_records(tmp_path / "out")) == 4
-
-
-def test_class_folders_that_would_lack_a_class_are_refused(tmp_path):
-    folder = make_list(tmp_path / "set")
-    for n in (2, 3):
-        (folder / "images" / f"{n}.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match="1 classes have no image that could be read"):
-        convert(open_records(folder), tmp_path / "out", "folders", skip_bad_images=True)
-
-
-def test_folders_go_on_without_what_came_after_the_last_note(tmp_path, monkeypatch):
-    records = open_records(make_list(tmp_path / "set"))
-    real = type(records).__getitem__
-
-    def read(self, index):
-        if index == 5:
-            raise KeyboardInterrupt
-        return real(self, index)
-
-    monkeypatch.setattr(type(records), "__getitem__", read)
-    with pytest.raises(KeyboardInterrupt):
-        convert(records, tmp_path / "out", "folders", every=2)
-    monkeypatch.undo()
-    assert (tmp_path / "out.partial" / "2" / "00000004.png").exists()
-    (tmp_path / "set" / "images" / "4.png").write_bytes(b"a flaky disk")
-    done = convert(records, tmp_path / "out", "folders", skip_bad_images=True)
-    assert (done.images, done.skipped, len(open_records(tmp_path / "out"))) == (5, 1, 5)
-
-
-def test_parquet_is_written_a_few_images_at_a_time(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    folder = tmp_path / "set"
-    (folder / "0").mkdir(parents=True)
-    for n in range(150):
-        (folder / "0" / f"{n:03d}.png").write_bytes(IMAGES[n % 6])
-    convert(open_records(folder), tmp_path / "out", "parquet")
-    file = parquet.ParquetFile(tmp_path / "out" / "part-00000.parquet")
-    assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [64, 64, 22]
-    records = open_records(tmp_path / "out")
-    assert [records[n].image for n in range(150)] == [IMAGES[n % 6] for n in range(150)]
-
-
-def test_what_has_no_effect_is_refused(tmp_path):
-    source = make_list(tmp_path / "set")
-    for arguments, message in ((("convert", source, tmp_path / "out", "--quality", "60"), "--quality needs"),
-                               (("convert", source, tmp_path / "out", "--quality", "60", "--size", "9",
-                                 "--encoding", "png"), "--quality needs"),
-                               (("shuffle", source, tmp_path / "out", "--to", "folders"), "have no order"),
-                               (("pairs", source, tmp_path / "lfw"), "ends in .bin"),
-                               (("pairs", source, tmp_path / "no" / "lfw.bin"), "existing folder")):
-        result = run(*arguments)
-        assert isinstance(result.exception, DataError) and message in str(result.exception)
-
-
-@pytest.mark.parametrize("command", [("shuffle",), ("split", "--held-out", "1")])
-def test_bad_images_can_be_left_out_wherever_it_is_advised(tmp_path, command):
-    source = make_list(tmp_path / "set")
-    (source / "images" / "0.png").write_bytes(b"no image")
-    stopped = run(command[0], source, tmp_path / "out", *command[1:])
-    assert "--skip-bad-images" in str(stopped.exception)
-    assert run(command[0], source, tmp_path / "out", *command[1:], "--skip-bad-images").exit_code == 0
-
-
 def test_inspect_says_once_what_is_wrong_and_what_kind_images_are(tmp_path):
     result = run("inspect", tmp_path / "nosuch.rec")
     assert "nosuch.rec' does not exist" in str(result.exception) and not result.output
     source = make_list(tmp_path / "set")
-    (source / "images" / "0.png").write_bytes(b"P6 1 1 255\n\1\2\3")  # PPM
-    assert inspect(open_records(source)).encodings == {"other": 1, "png": 5}
+    (source / "images" / "0.png").write_bytes(cv2.imencode(".ras", np.full((8, 8, 3), 9, np.uint8))[1].tobytes())
+    (source / "images" / "1.png").write_bytes(b"P6 1 1 255\n\1\2\3")
+    assert inspect(open_records(source)).encodings == {"other": 1, "ppm": 1, "png": 4}
 
 
 def test_pictures_that_cannot_be_written_are_an_error_of_ours(tmp_path, monkeypatch):
@@ -329,11 +250,12 @@ def test_pictures_that_cannot_be_written_are_an_error_of_ours(tmp_path, monkeypa
         plot(records, tmp_path / "p")
 
 
-def test_a_folder_that_may_not_be_read_is_said_to_be_so(tmp_path):
-    if os.geteuid() == 0:
-        pytest.skip("root may read everything")
-    (tmp_path / "shut").mkdir(mode=0)
-    with pytest.raises(DataError, match="cannot be read: Permission denied"):
+def test_a_file_that_may_not_be_read_is_said_to_be_so(tmp_path, monkeypatch):
+    def shut(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", shut)
+    with pytest.raises(DataError, match="label.txt cannot be read: Permission denied"):
         open_records(tmp_path / "shut" / "label.txt")
 
 

@@ -127,6 +127,45 @@ def test_an_exported_model_normalises_as_the_training_did(entry, data_dir, tmp_p
     assert np.allclose(plsc.load_inference_model(folder).embed(pixels), found, atol=1e-6)
 
 
+def within_an_epoch(entry, data_dir):
+    entry.set_with_test(False)
+    entry.set_train_steps(2)
+    entry.train()
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    entry.set_train_steps(4)
+    return data_dir / "label.txt"
+
+
+def test_an_epoch_goes_on_without_a_word_where_nothing_was_changed(entry, data_dir, caplog):
+    within_an_epoch(entry, data_dir)
+    entry.train()
+    assert "was begun otherwise" not in caplog.text
+
+
+def test_an_epoch_that_goes_on_with_other_images_or_settings_is_told_of(entry, data_dir, tmp_path, caplog):
+    listed = within_an_epoch(entry, data_dir)
+    listed.write_text("".join(listed.read_text().splitlines(keepends=True)[:25]))
+    entry.set_seed(5)
+    entry.set_train_batch_size(8)
+    entry.train()
+    assert ("epoch 0 was begun otherwise (images 30 -> 25; seed 0 -> 5; global batch 8, which does not divide the 20 "
+            "images done)") in caplog.text
+
+
+def test_an_epoch_of_which_nothing_is_left_is_over(entry, data_dir, tmp_path, caplog):
+    listed = within_an_epoch(entry, data_dir)
+    listed.write_text("".join(listed.read_text().splitlines(keepends=True)[:12]))
+    entry.train()
+    assert "images 30 -> 12" in caplog.text
+    assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["0.2", "1"]
+
+
+def test_a_reader_that_cannot_be_called_is_named(entry):
+    entry.train_reader = [1]
+    with pytest.raises(ConfigError, match=r"train_reader: got \[1\] \(list\), expected a function"):
+        entry.train()
+
+
 @pytest.mark.parametrize("arguments, message", [
     ({"crop": 1.0}, "augment_crop: got 1.0"), ({"rand_augment": -1}, "augment_rand_augment: got -1"),
     ({"grey": "some"}, "augment_grey: got 'some'"),

@@ -86,6 +86,15 @@ def test_exif_data_behind_other_segments_are_found():
     assert decode(later).shape == by_opencv(later).shape == (47, 33, 3)
 
 
+def test_exif_data_behind_a_mark_without_length_are_found():
+    image = turned(6)
+    start = image.index(b"\xff\xe1")
+    # Taken for the length of the mark before it, the segment's own mark would lead into what is no segment.
+    marked = image[:2] + b"\xff\x01" + image[start:]
+    assert decode_jpeg(marked) is None
+    assert np.array_equal(decode(marked), by_opencv(marked))
+
+
 @pytest.mark.parametrize("image", [
     b"", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0", KINDS[0][:100], KINDS[0][: len(KINDS[0]) // 2],
     jpeg(noise(), "CMYK"), cv2.imencode(".png", np.asarray(noise()))[1].tobytes(),

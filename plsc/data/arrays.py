@@ -38,10 +38,10 @@ class ArrayRecords:
         if len(images) != len(labels) or not len(labels):
             raise DataError(f"{name}: {len(images)} images and {len(labels)} labels, expected as many of each and at "
                             f"least one")
+        wrong = np.flatnonzero((labels < 0) | (labels > np.iinfo(np.int64).max))
+        if wrong.size:
+            raise DataError(f"{name}: label {wrong[0]} is {labels[wrong[0]]}, expected 0 or more, and less than 2^63")
         self.labels = labels.astype(np.int64)
-        if self.labels.min() < 0:
-            index = int(self.labels.argmin())
-            raise DataError(f"{name}: label {index} is {self.labels[index]}, expected 0 or more")
         self.num_classes = int(self.labels.max()) + 1
 
     @classmethod

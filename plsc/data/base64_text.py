@@ -20,7 +20,7 @@ import numpy as np
 
 from plsc.data.offset_index import Arrays, load_or_build, save_index
 from plsc.data.recordio import map_file
-from plsc.data.records import Record
+from plsc.data.records import IMAGE_SUFFIXES, Record
 from plsc.errors import DataError
 
 log = logging.getLogger("plsc")
@@ -113,7 +113,10 @@ def is_part_list(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
             first = file.readline(4096).decode("utf-8-sig").strip()
-        return bool(first) and (path.name == "file_list.txt" or os.path.isfile(path.parent / first))
+        if path.name == "file_list.txt":
+            return bool(first)
+        is_image = os.path.splitext(first)[1].lower() in IMAGE_SUFFIXES  # of a list that lacks its labels
+        return bool(first) and not is_image and os.path.isfile(path.parent / first)
     except (OSError, ValueError):
         return False
 

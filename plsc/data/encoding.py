@@ -30,7 +30,7 @@ def encode(image: Any, suffix: str = ".png", parameters: Sequence[int] = ()) -> 
 
 
 _SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"RIFF": ".webp", b"II*\0": ".tif",
-             b"MM\0*": ".tif"}
+             b"MM\0*": ".tif", b"GIF8": ".gif", b"\0\0\0\x0cjP": ".jp2", b"P5": ".pgm", b"P6": ".ppm"}
 
 
 def suffix_of(image: bytes, unknown: str = ".jpg") -> str:

@@ -46,7 +46,7 @@ class ListRecords:
         return Record(read_image(os.path.join(self._folder, self._paths[index])), int(self.labels[index]))
 
     def describe(self, index: int) -> str:
-        return f"{self._paths[index]} ({self.list_path}, line {self._lines[index]})"
+        return f"{self._paths[index][:500]} ({self.list_path}, line {self._lines[index]})"
 
 
 _LIST_LINE = re.compile(r"(.*?\S)\s+([0-9]{1,18})(\s+#.*)?")

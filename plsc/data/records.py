@@ -22,7 +22,7 @@ from plsc.errors import DataError
 
 log = logging.getLogger("plsc")
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".pgm", ".ppm"}
 
 
 class Record(NamedTuple):
@@ -139,7 +139,7 @@ def open_records(path: Union[str, Path], recover: bool = False) -> Records:
     A file is known by its name: `.rec` or `.idx` (RecordIO), `.tar`, `.csv`, `.tsv`, `.parquet`, `.npz`, a
     `file_list.txt` of base64 parts, a base64 part by its first line, any other text a list of images. A folder
     is known by what lies in it, the first of: `label.txt`, `train.rec` or the only `.rec`, `file_list.txt`,
-    `.tar` shards, `images.npy` with `labels.npy`, the only `.npz`, `.parquet` files, the only `.csv` or `.tsv`, folders
+    `.tar` shards, `images.npy` with `labels.npy`, `.parquet` files, the only `.csv` or `.tsv`, folders
     of classes. `shards-{000..119}.tar` are several shards; `synthetic:1000:50000` is 50,000 made-up images of 1,000
     classes.
     A `classes.txt` beside the data, as `plsc data convert` writes it, names the classes, one per line.
@@ -188,7 +188,7 @@ def _recognise(name: str, recover: bool) -> Records:
 # What a folder is known by, in order of choice: a pattern, and where there may be several files but one is meant,
 # its name. Of the others all files are taken together.
 _KNOWN_IN_FOLDER = (("label.txt", ""), ("*.rec", "train.rec"), ("file_list.txt", ""), ("*.tar", ""),
-                    ("images.npy", ""), ("*.npz", "train.npz"), ("*.parquet", ""), ("*.csv", "train.csv"),
+                    ("images.npy", ""), ("*.parquet", ""), ("*.csv", "train.csv"),
                     ("*.tsv", "train.tsv"))
 
 
@@ -283,4 +283,5 @@ def read_image(path: Union[str, Path]) -> bytes:
             os.close(file)
         return b"".join(pieces)
     except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
-        raise DataError(f"{path}: the image cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{str(path)[:500]}: the image cannot be read: {reason}") from None
