@@ -130,7 +130,7 @@ def test_a_folder_with_a_tsv(tmp_path):
     assert open_records(folder).labels.tolist() == list(LABELS)
 
 
-@pytest.mark.parametrize("label", [[0, 0, 1], 1.7, np.float32("nan"), "b"])
+@pytest.mark.parametrize("label", [[0, 0, 1], 1.7, np.float32("nan"), "b", ["1", "2"], None])
 def test_a_label_that_is_no_number_is_refused(label):
     with pytest.raises(DataError, match="expected a class of 0 or more: label .* is no whole number"):
         DatasetRecords([(IMAGES[0], label)])[0]

@@ -92,8 +92,9 @@ class DatasetRecords:
             image, label = item
         except (TypeError, ValueError):
             raise DataError(f"got {type(item).__name__} {str(item)[:60]!r}, expected (image, label)") from None
+        image = _to_image(image)
         try:
-            return Record(_to_image(image), to_class(label))
+            return Record(image, to_class(label))
         except (TypeError, ValueError) as error:
             raise DataError(f"expected a class of 0 or more: {error}") from None
 
@@ -124,11 +125,11 @@ def to_class(label: Any) -> int:
     """A label, a number or an array or tensor of one, to an int.
 
     Raises:
-        ValueError, TypeError: it is no whole number.
+        ValueError: it is no whole number.
     """
     value = np.asarray(label).reshape(-1)
     with contextlib.suppress(TypeError, ValueError, OverflowError):
-        if value.size == 1 and value[0] == int(value[0]) or value.dtype.kind in "US":
+        if value.size == 1 and (value.dtype.kind in "US" or value[0] == int(value[0])):
             return int(value[0])
     raise ValueError(f"label {label!r:.60} is no whole number")
 
@@ -139,9 +140,8 @@ def open_records(path: Union[str, Path], recover: bool = False) -> Records:
     A file is known by its name: `.rec` or `.idx` (RecordIO), `.tar`, `.csv`, `.tsv`, `.parquet`, `.npz`, a
     `file_list.txt` of base64 parts, a base64 part by its first line, any other text a list of images. A folder
     is known by what lies in it, the first of: `label.txt`, `train.rec` or the only `.rec`, `file_list.txt`,
-    `.tar` shards, `images.npy` with `labels.npy`, `.parquet` files, the only `.csv` or `.tsv`, folders
-    of classes. `shards-{000..119}.tar` are several shards; `synthetic:1000:50000` is 50,000 made-up images of 1,000
-    classes.
+    `.tar` shards, `images.npy` with `labels.npy`, `.parquet` files, the only `.csv` or `.tsv`, folders of classes.
+    `shards-{000..119}.tar` are several shards; `synthetic:1000:50000` is 50,000 made-up images of 1,000 classes.
     A `classes.txt` beside the data, as `plsc data convert` writes it, names the classes, one per line.
 
     Args:
@@ -188,8 +188,7 @@ def _recognise(name: str, recover: bool) -> Records:
 # What a folder is known by, in order of choice: a pattern, and where there may be several files but one is meant,
 # its name. Of the others all files are taken together.
 _KNOWN_IN_FOLDER = (("label.txt", ""), ("*.rec", "train.rec"), ("file_list.txt", ""), ("*.tar", ""),
-                    ("images.npy", ""), ("*.parquet", ""), ("*.csv", "train.csv"),
-                    ("*.tsv", "train.tsv"))
+                    ("images.npy", ""), ("*.parquet", ""), ("*.csv", "train.csv"), ("*.tsv", "train.tsv"))
 
 
 def _warn_of_class_folders(folder: Path, taken: Path, records: Records) -> None:
