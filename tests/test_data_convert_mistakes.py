@@ -63,6 +63,24 @@ def test_an_array_is_cut_to_the_images_that_could_be_read(tmp_path):
     assert len(open_records(tmp_path / "out")) == 4
 
 
+def test_an_array_that_was_cut_before_its_work_was_interrupted_goes_on(tmp_path, monkeypatch):
+    folder = make_list(tmp_path / "set")
+    image = cv2.imencode(".png", np.full((5, 5, 3), 7, np.uint8))[1].tobytes()
+    for n in range(6):
+        (folder / "images" / f"{n}.png").write_bytes(b"no image" if n == 4 else image)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("plsc.data.convert.finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(open_records(folder), tmp_path / "out", "npy", skip_bad_images=True, every=4)
+    monkeypatch.undo()
+    (folder / "images" / "4.png").write_bytes(image)
+    assert convert(open_records(folder), tmp_path / "out", "npy", skip_bad_images=True).images == 6
+    assert open_records(tmp_path / "out").labels.tolist() == LABELS
+
+
 def test_class_folders_that_would_lack_a_class_are_refused(tmp_path):
     folder = make_list(tmp_path / "set")
     for n in (2, 3):
@@ -85,9 +103,51 @@ def test_folders_go_on_without_what_came_after_the_last_note(tmp_path, monkeypat
         convert(records, tmp_path / "out", "folders", every=2)
     monkeypatch.undo()
     assert (tmp_path / "out.partial" / "2" / "00000004.png").exists()
+    (tmp_path / "out.partial" / "0" / ".DS_Store").touch()
     (tmp_path / "set" / "images" / "4.png").write_bytes(b"a flaky disk")
     done = convert(records, tmp_path / "out", "folders", skip_bad_images=True)
     assert (done.images, done.skipped, len(open_records(tmp_path / "out"))) == (5, 1, 5)
+
+
+def test_a_folder_that_is_emptied_is_no_class(tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    for n in range(3):
+        (tmp_path / "set" / f"{n}.png").write_bytes(IMAGES[n])
+    (tmp_path / "set" / "label.txt").write_text("0.png 0\n1.png 1\n2.png 2\n")
+    records = open_records(tmp_path / "set")
+    real = type(records).__getitem__
+    monkeypatch.setattr(type(records), "__getitem__", lambda self, n: real(self, n) if n < 2 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        convert(records, tmp_path / "out", "folders", every=1)
+    monkeypatch.undo()
+    note = tmp_path / "out.partial" / ".progress.json"
+    note.write_text(note.read_text().replace('"index": 2, "written": 2', '"index": 1, "written": 1').replace(
+        '"position": 2', '"position": 1'))
+    (tmp_path / "set" / "1.png").write_bytes(b"gone bad")
+    with pytest.raises(DataError, match="1 classes have no image"):
+        convert(records, tmp_path / "out", "folders", skip_bad_images=True)
+
+
+def test_a_note_of_an_older_version_is_refused(tmp_path, monkeypatch):
+    source = make_list(tmp_path / "set")
+    monkeypatch.setattr("plsc.data.sinks.FolderSink.position", lambda self: True)
+    monkeypatch.setattr("plsc.data.convert.finish", lambda *_: None)
+    convert(open_records(source), tmp_path / "out", "folders", every=2)
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="was begun by an older version; remove it"):
+        convert(open_records(source), tmp_path / "out", "folders")
+    assert len(list((tmp_path / "out.partial").glob("*/*.png"))) == 6
+
+
+@pytest.mark.parametrize("name", ["a\x85b", "a\u2028b", "a\x0bb"])
+def test_names_with_odd_breaks_are_kept(tmp_path, name):
+    records = open_records(make_list(tmp_path / "set"))
+    records.class_names = [name, "b", "c"]
+    convert(records, tmp_path / "out", "rec")
+    assert open_records(tmp_path / "out").class_names == [name, "b", "c"]
+    records.class_names = ["a\rb", "b", "c"]
+    with pytest.raises(DataError, match="holds a line break"):
+        convert(records, tmp_path / "again", "rec")
 
 
 def test_parquet_is_written_a_few_images_at_a_time(tmp_path):

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import tarfile
+from decimal import Decimal
 from pathlib import Path
 
 import cv2
@@ -52,6 +53,13 @@ def test_numbers_that_are_written_in_another_way_are_refused(tmp_path, labels, m
 def test_numbers_padded_alike_or_with_a_fraction_of_zero_are_numbers(tmp_path):
     assert open_records(table(tmp_path / "a.csv", ["0003", "0010", "0003"])).labels.tolist() == [3, 10, 3]
     assert open_records(table(tmp_path / "b.csv", ["3", "3.0", "10."])).labels.tolist() == [3, 3, 10]
+
+
+def test_labels_of_parquet_are_read_as_those_of_csv(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for labels in ([" 1", "2 ", "0"], [Decimal("1.0000000"), Decimal("2.0000000"), Decimal("0.0000000")]):
+        parquet.write_table(arrow.table({"image": IMAGES[:3], "label": labels}), tmp_path / "a.parquet")
+        assert open_records(tmp_path / "a.parquet").labels.tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 5), (5, 2, 2), (2, 10), (1, 5, 2)])
@@ -121,7 +129,7 @@ def test_what_other_programs_leave_behind_is_neither_class_nor_image(tmp_path, c
         (root / path).write_bytes(IMAGES[0])
     records = open_records(root)
     assert (len(records), records.class_names) == (6, ["a", "b", "c"])
-    assert "passed over .ipynb_checkpoints, __MACOSX" in caplog.text and "._0.png" in caplog.text
+    assert f"passed over 4 files and folders that other programs left behind, {root / '.ipynb_che'}" in caplog.text
 
 
 def test_class_folders_beside_a_file_that_is_read_are_told_of(tmp_path, caplog):
@@ -130,9 +138,20 @@ def test_class_folders_beside_a_file_that_is_read_are_told_of(tmp_path, caplog):
     assert "folders of images, " in caplog.text
     caplog.clear()
     listed = make_folders(tmp_path / "listed")
-    (listed / "label.txt").write_text("a/0.png 0\nb/2.png 1\n")
-    open_records(listed)
+    for first in ("a/0.png", "./a/0.png", listed / "a" / "0.png", "../listed/a/0.png"):
+        (listed / "label.txt").write_text(f"{first} 0\nb/2.png 1\n")
+        open_records(listed)
     assert "folders of images" not in caplog.text
+
+
+def test_a_folder_that_cannot_be_listed_can_still_hold_a_list(tmp_path, monkeypatch):
+    source = make_list(tmp_path / "set")
+
+    def shut(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", shut)
+    assert len(open_records(source)) == 6
 
 
 def make_face_set(folder, stated, images=6):
@@ -173,6 +192,13 @@ def test_a_second_archive_behind_a_tars_end_is_told_of(tmp_path):
     (tmp_path / "all.tar").write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes())
     with pytest.raises(DataError, match="more comes after its end; were several joined by cat"):
         open_records(tmp_path / "all.tar")
+
+
+def test_a_preview_in_a_tar_is_no_second_image(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for suffix, data in (("png", IMAGES[0]), ("gif", b"GIF89a"), ("cls", b"3")):
+            add(tar, f"a.{suffix}", data)
+    assert open_records(tmp_path / "a.tar")[0] == (IMAGES[0], 3)
 
 
 @pytest.mark.parametrize("fields", [{"label": "3"}, {"label": 3.0}, {"label": None, "cls": 3}, {"cls": 3}])

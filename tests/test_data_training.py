@@ -160,6 +160,24 @@ def test_an_epoch_of_which_nothing_is_left_is_over(entry, data_dir, tmp_path, ca
     assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["0.2", "1"]
 
 
+def test_a_reader_goes_on_whatever_its_batches_are(entry, tmp_path, caplog):
+    def reader():
+        for start in range(0, 30, 5):
+            yield [(np.full((3, 16, 16), n / 30, np.float32), n % 6) for n in range(start, start + 5)]
+
+    entry.train_reader = reader
+    entry.set_train_image_num(30)
+    entry.set_with_test(False)
+    entry.set_train_steps(4)
+    entry.train()
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    entry.set_seed(3)
+    entry.set_train_steps(6)
+    entry.train()
+    assert "was begun otherwise" not in caplog.text
+    assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["0.4", "0.6"]
+
+
 def test_a_reader_that_cannot_be_called_is_named(entry):
     entry.train_reader = [1]
     with pytest.raises(ConfigError, match=r"train_reader: got \[1\] \(list\), expected a function"):

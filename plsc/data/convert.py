@@ -253,6 +253,6 @@ def _check_target(records: Records, target: Path) -> None:
 
 def _check_names(names: Sequence[str]) -> None:
     for name in names:
-        if name.splitlines() != [name] or any("\ud800" <= letter <= "\udfff" for letter in name):
+        if "\n" in name or "\r" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
             raise DataError(f"the class name {name!r} holds a line break or is not UTF-8, so classes.txt cannot hold "
                             f"it; rename that class first")

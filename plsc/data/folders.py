@@ -16,6 +16,8 @@ from plsc.errors import DataError
 
 log = logging.getLogger("plsc")
 
+# Images by their suffix where there is nothing else to know them by.
+_SUFFIXES = IMAGE_SUFFIXES | {".jfif", ".gif", ".jp2", ".pgm", ".ppm"}
 # What desktops, notebooks and storage boxes leave behind in folders, copies of images among it.
 LEFTOVERS = ("__MACOSX", ".ipynb_checkpoints", "@eaDir", ".Trash", ".git")
 
@@ -57,10 +59,10 @@ class FolderRecords:
         return str(self.root / self._paths[index])
 
     def _walk(self, counts: array) -> Iterator[str]:
-        others, empty = 0, []
-        folders, loose = _entries(self.root)
+        others, empty, left = 0, [], []
+        folders, loose = _entries(self.root, left)
         for folder in sorted(folders):
-            files = _files_below(os.path.join(self.root, folder), (os.path.realpath(self.root),))
+            files = _files_below(os.path.join(self.root, folder), (os.path.realpath(self.root),), left)
             images = sorted(file for file in files if _is_image_name(file))
             others += len(files) - len(images)
             if images:
@@ -71,6 +73,9 @@ class FolderRecords:
                 empty.append(folder)
         if others:
             log.info("%s: passed over %d files that are no images by their suffix", self.root, others)
+        if left:
+            log.warning("%s: passed over %d files and folders that other programs left behind, %s the first", self.root,
+                        len(left), min(left))
         if empty:
             log.warning("%s: %d folders hold no image and are no classes: %s", self.root, len(empty), empty[:6])
         loose = [name for name in loose if _is_image_name(name)]
@@ -79,28 +84,26 @@ class FolderRecords:
                         min(loose))
 
 
-def _entries(folder: Union[str, Path]) -> Tuple[List[str], List[str]]:
-    """The folders and the files in a folder, links to either among them."""
+def _entries(folder: Union[str, Path], left: List[str]) -> Tuple[List[str], List[str]]:
+    """The folders and the files in a folder, links to either among them; leftovers are added to `left`."""
     try:
         is_folder = {entry.name: entry.is_dir() for entry in os.scandir(folder)}
     except OSError as error:
         raise DataError(f"{folder}: the folder cannot be read: {error.strerror}") from None
-    left = [name for name in is_folder if name in LEFTOVERS or name.startswith("._")]
-    if left:
-        log.warning("%s: passed over %s, left behind by another program", folder, ", ".join(sorted(left)[:6]))
-    names = is_folder.keys() - left
+    names = [name for name in is_folder if name not in LEFTOVERS and not name.startswith("._")]
+    left += [os.path.join(folder, name) for name in is_folder.keys() - set(names)]
     return [name for name in names if is_folder[name]], [name for name in names if not is_folder[name]]
 
 
-def _files_below(folder: str, above: Tuple[str, ...]) -> List[str]:
+def _files_below(folder: str, above: Tuple[str, ...], left: List[str]) -> List[str]:
     """All files in a folder and below it, through links as well, but for one that leads back to or above `above`."""
     here = os.path.realpath(folder)
     if any(other == here or other.startswith(os.path.join(here, "")) for other in above):
         return []
-    folders, files = _entries(folder)
+    folders, files = _entries(folder, left)
     found = [os.path.join(folder, name) for name in files]
     for name in folders:
-        found += _files_below(os.path.join(folder, name), (*above, here))
+        found += _files_below(os.path.join(folder, name), (*above, here), left)
     return found
 
 
@@ -113,4 +116,4 @@ def has_images(folder: str) -> bool:
 
 
 def _is_image_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    return os.path.splitext(name)[1].lower() in _SUFFIXES

@@ -142,10 +142,12 @@ class RecordIORecords:
         self._keys, self._offsets = keys[1:stop], offsets[1:stop]
         self.passed_over = len(keys) - stop + 1
         # Of the images the last one only: a look at each would read a page of each.
-        wrong = np.flatnonzero(self._is_structure(offsets[stop - 1 :]) != (keys[stop - 1 :] >= stop))
-        if wrong.size and stop > 1:
+        has_last = stop < 2 or unpack(self._frames.read(int(offsets[stop - 1])), self.describe(-1)).image
+        beyond = np.flatnonzero(self._image_sizes(offsets[stop:]) > 8)
+        if not has_last or beyond.size:
+            wrong = f"{keys[stop + beyond[0]]} is an" if has_last else f"{keys[stop - 1]} is no"
             raise DataError(f"{self.path}: the header record says that keys 1 to {stop - 1} are the images, but key "
-                            f"{keys[stop - 1 + wrong[0]]} is {'an' if wrong[0] else 'no'} image: the set is not whole")
+                            f"{wrong} image: the set is not whole")
 
     def _warn_of_gaps(self, in_file: np.ndarray, step: int) -> None:
         """Tell of records that the index leaves out: of every `step`-th, whether the next one begins where it ends."""
@@ -168,7 +170,7 @@ class RecordIORecords:
         for key in range(max(1, stated - doubt), min(stated + doubt + 1, len(offsets))):
             if not unpack(self._frames.read(int(offsets[key])), f"{self.path}, record {key}").image:
                 return key
-        return min(stated, len(offsets))
+        return len(offsets) if len(offsets) <= stated + doubt else stated
 
     def _open_scanned(self, recover: bool) -> None:
         offsets, damage = self._frames.scan()
@@ -179,7 +181,7 @@ class RecordIORecords:
             log.warning("%s; reading the %d records before it", damage, len(offsets))
         self._note_what_the_index_names(offsets)
         keys = self._words(offsets, 16).astype(np.int64) | self._words(offsets, 20).astype(np.int64) << 32
-        is_structure = self._is_structure(offsets)
+        is_structure = (self._words(offsets, 8) > 0) & (self._image_sizes(offsets) == 0)
         self._keys, self._offsets = keys[~is_structure], offsets[~is_structure]
         self.passed_over = int(is_structure.sum())
         heads = np.flatnonzero(is_structure & (keys == 0))
@@ -197,10 +199,10 @@ class RecordIORecords:
             self.damage = self.damage or message
             log.warning(message)
 
-    def _is_structure(self, offsets: np.ndarray) -> np.ndarray:
-        """Which records are labels only: the header and the class ranges of the face-set layout."""
+    def _image_sizes(self, offsets: np.ndarray) -> np.ndarray:
+        """The bytes of each record behind its labels; 0 of the header and the class ranges of the face-set layout."""
         lengths, flags = self._words(offsets, 4) & MAX_LENGTH, self._words(offsets, 8)
-        return (flags > 0) & (lengths == 24 + 4 * flags.astype(np.int64))
+        return lengths - 24 - 4 * flags.astype(np.int64)
 
     def _note_what_the_index_names(self, offsets: np.ndarray) -> None:
         """Records that the `.idx` names and the walk did not find: of a file cut between two records nothing else

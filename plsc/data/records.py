@@ -22,7 +22,7 @@ from plsc.errors import DataError
 
 log = logging.getLogger("plsc")
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".pgm", ".ppm"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 class Record(NamedTuple):
@@ -112,7 +112,7 @@ def _to_image(image: Any) -> Union[bytes, np.ndarray]:
         raise DataError(f"got the path {str(image)[:120]!r}, expected the image: the file's bytes, or pixels")
     if not hasattr(image, "convert"):
         return np.asarray(image)
-    if image.mode[0] in "IF":
+    if getattr(image, "mode", "")[:1] in ("I", "F"):
         raise DataError(f"got an image of Pillow of mode {image.mode}, expected 8 bits a colour: Pillow would cut its "
                         f"values off, so scale them first")
     try:
@@ -129,7 +129,7 @@ def to_class(label: Any) -> int:
     """
     value = np.asarray(label).reshape(-1)
     with contextlib.suppress(TypeError, ValueError, OverflowError):
-        if value.size == 1 and (value.dtype.kind in "US" or value[0] == int(value[0])):
+        if value.size == 1 and (isinstance(value[0], (str, bytes)) or value[0] == int(value[0])):
             return int(value[0])
     raise ValueError(f"label {label!r:.60} is no whole number")
 
@@ -192,15 +192,22 @@ _KNOWN_IN_FOLDER = (("label.txt", ""), ("*.rec", "train.rec"), ("file_list.txt",
 
 
 def _warn_of_class_folders(folder: Path, taken: Path, records: Records) -> None:
-    """Tell of folders of images that are not read because a file beside them is; its own lie in them."""
+    """Tell of folders of images that are not read because a file beside them is; but of no list's own."""
     from plsc.data.folders import has_images
 
-    first = records.describe(0)
-    own = (entry.name for entry in os.scandir(folder) if entry.is_dir() and has_images(entry.path))
-    others = list(itertools.islice(own, 3))
-    if len(others) > 1 and not any(first.startswith(f"{name}{os.sep}") for name in os.listdir(folder)):
+    root = os.path.join(os.path.realpath(folder), "")
+    paths = getattr(records, "_paths", None) or [""]
+    first = os.path.realpath(os.path.join(folder, paths[0])) if isinstance(paths[0], str) else ""
+    if first.startswith(root) and os.sep in first[len(root) :]:
+        return
+    try:
+        found = (entry.name for entry in os.scandir(folder) if entry.is_dir() and has_images(entry.path))
+        others = list(itertools.islice(found, 2))
+    except OSError:
+        return
+    if len(others) > 1:
         log.warning("%s: reading %s; there are also folders of images, %s among them, which are not read as classes",
-                    folder, taken.name, " and ".join(others[:2]))
+                    folder, taken.name, " and ".join(others))
 
 
 def _known_files(folder: Path) -> List[Path]:

@@ -11,10 +11,9 @@ import io
 import os
 import tarfile
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, BinaryIO, Callable, Dict, List, NamedTuple, Optional
 
-import numpy as np
-
+from plsc.data.array_sink import ArraySink
 from plsc.data.base64_text import IMAGE_STARTS
 from plsc.data.encoding import encode, suffix_of
 from plsc.data.folders import LEFTOVERS
@@ -111,10 +110,12 @@ class FolderSink:
         self._name: Callable[[int], str] = (names.__getitem__ if names and is_usable else
                                             lambda label: str(label).zfill(width))
         self._written = position or 0
+        if position is True:
+            raise DataError(f"{folder} was begun by an older version; remove it to start again")
         if position is not None:
             # What was written after the last position may come with another label now, or not at all.
             for path in folder.glob("*/*"):
-                if int(path.stem) >= position:
+                if path.stem.isdecimal() and int(path.stem) >= position:
                     path.unlink()
 
     def write(self, number: int, record: Record) -> None:
@@ -130,7 +131,7 @@ class FolderSink:
 
     def close(self) -> None:
         self.position()
-        found = sum(entry.is_dir() for entry in os.scandir(self._folder))
+        found = sum(entry.is_dir() and any(os.scandir(entry.path)) for entry in os.scandir(self._folder))
         if found < self._num_classes:
             raise DataError(f"{self._num_classes - found} classes have no image that could be read, and class folders "
                             f"cannot hold them: read back, classes would have other numbers; choose another format")
@@ -153,7 +154,8 @@ class Base64Sink:
         image = encode(record.image)
         if not image.startswith(IMAGE_STARTS):
             raise DataError(f"{len(image)} bytes that begin with {image[:8]!r} are none of JPEG, PNG, BMP, WebP, TIFF "
-                            f"and GIF: in a base64 file no reader could tell the image from the label")
+                            f"and GIF: in a base64 file no reader could tell the image from the label; choose another "
+                            f"format, or --encoding png")
         while self._part < 0 or number >= self._stops[self._part]:
             self._next()
         self._file.write(base64.b64encode(image) + b"\t%d\n" % record.label)
@@ -220,65 +222,6 @@ class TarSink:
             self._tar.close()
             sync(self._file)
             self._file.close()
-
-
-class ArraySink:
-    """`images.npy` [n, H, W, 3] and `labels.npy` [n]; all images must have one size."""
-
-    def __init__(self, folder: Path, plan: Plan, position: Any) -> None:
-        self._folder, self._count = folder, plan.num_images
-        self._written = position or 0
-        self._images: Optional[np.ndarray] = None
-        if position:
-            self._labels = np.lib.format.open_memmap(folder / "labels.npy", "r+")
-            self._images = np.lib.format.open_memmap(folder / "images.npy", "r+")
-        else:
-            self._labels = _new_map(folder / "labels.npy", np.int64, (self._count,))
-
-    def write(self, number: int, record: Record) -> None:
-        pixels = decode(record.image)
-        if self._images is None:
-            self._images = _new_map(self._folder / "images.npy", np.uint8, (self._count, *pixels.shape))
-        if pixels.shape != self._images.shape[1:]:
-            raise DataError(f"the image is {list(pixels.shape)}, the first was {list(self._images.shape[1:])}; an "
-                            f"array needs images of one size: give the conversion a size")
-        self._images[number], self._labels[number] = pixels, record.label
-        self._written = number + 1
-
-    def position(self) -> int:
-        self._images.flush()
-        self._labels.flush()
-        return self._written
-
-    def close(self) -> None:
-        self.position()
-        if self._written < self._count:
-            self._images = self._labels = None
-            for name in ("images.npy", "labels.npy"):
-                _cut(self._folder / name, self._written)
-
-
-def _new_map(path: Path, dtype: Any, shape: Tuple[int, ...]) -> np.ndarray:
-    made = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    with open(path, "r+b") as file:
-        # Writing through a map on a full disk would end the process with SIGBUS.
-        os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
-    return made
-
-
-def _cut(path: Path, count: int) -> None:
-    """Shorten an array to its first `count` entries. NumPy pads its header so that a count can be written over."""
-    array = np.load(path, mmap_mode="r")
-    head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(head, {"descr": np.lib.format.dtype_to_descr(array.dtype),
-                                                "fortran_order": False, "shape": (count, *array.shape[1:])})
-    if head.tell() != array.offset:
-        raise DataError(f"{path}: {len(array) - count} of {len(array)} images were left out, and the array cannot be "
-                        f"shortened; mend them, or write another format")
-    with open(path, "r+b") as file:
-        file.write(head.getvalue())
-        file.truncate(array.offset + array[:count].nbytes)
-        sync(file)
 
 
 class ParquetSink:

@@ -12,6 +12,7 @@ import csv
 import os
 import re
 import threading
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -222,22 +223,22 @@ def _to_classes(labels: Sequence[Any], describe: Callable[[int], str]) -> Tuple[
 
     Where all are numbers, one that is no class is a fault, and so are two that are the same number.
     """
-    texts = [str(label) for label in labels]
-    if not all(_is_number(text) for text in texts):
+    texts = [format(label, "f") if isinstance(label, Decimal) else str(label).strip() for label in labels]
+    number_of: Dict[str, int] = dict.fromkeys(texts, 0)
+    if not all(map(_is_number, number_of)):
         return number_names(texts)
     written: Dict[int, str] = {}
-    numbers = np.empty(len(texts), np.int64)
-    for index, text in enumerate(texts):
+    for text in number_of:
         match = _WHOLE.fullmatch(text)
         if match is None:
-            raise DataError(f"{describe(index)}: label {text[:60]!r} is no class; expected whole numbers of 0 or more, "
-                            f"as all labels are numbers")
-        numbers[index] = number = int(match[1])
+            raise DataError(f"{describe(texts.index(text))}: label {text[:60]!r} is no class; expected whole numbers "
+                            f"of 0 or more, as all labels are numbers")
+        number_of[text] = number = int(match[1])
         if written.setdefault(number, match[1]) != match[1]:
-            raise DataError(f"{describe(index)}: label {text!r} is the same number as {written[number]!r}, which "
-                            f"stands there as well; write one class alike everywhere, and two so that they differ as "
-                            f"numbers or are names")
-    return numbers, None
+            raise DataError(f"{describe(texts.index(text))}: label {text!r} is the same number as {written[number]!r}, "
+                            f"which stands there as well; write one class alike everywhere, and two so that they "
+                            f"differ as numbers or are names")
+    return np.fromiter(map(number_of.__getitem__, texts), np.int64, len(texts)), None
 
 
 def _is_number(text: str) -> bool:

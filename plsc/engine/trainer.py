@@ -207,18 +207,19 @@ class Trainer:
 
     def _check_order(self, about: Dict[str, Any]) -> None:
         """Within an epoch a run goes on exactly only where the order of the images is the one it began with."""
-        before = {"images": about.get("num_images", self.loader.num_images),
-                  **{name: about["settings"].get(name) for name in _OF_THE_ORDER}}
-        now = {"images": self.loader.num_images,
-               **{name: self.config.model_dump(mode="json", include={name})[name] for name in _OF_THE_ORDER}}
-        changes = [f"{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
+        if isinstance(self.loader, ReaderLoader):
+            return  # the order is the reader's, and how many images it has may be a guess
+        before = {"images": about.get("num_images"), **about["settings"]}
+        now = {"images": self.loader.num_images, **self.config.model_dump(mode="json", include=set(_OF_THE_ORDER))}
+        changes = [f"{name} {before[name]} -> {value}" for name, value in now.items()
+                   if before.get(name) not in (None, value)]
         if about["images_in_epoch"] % self.global_batch:
             changes.append(f"global batch {self.global_batch}, which does not divide the {about['images_in_epoch']} "
                            f"images done")
         if changes and self.topology.is_main:
             log.warning("epoch %d was begun otherwise (%s): in what is left of it some images come again, or not at "
                         "all; the next epoch is whole", self.epoch, "; ".join(changes))
-        if self.steps_per_epoch and self.step_in_epoch >= self.steps_per_epoch:
+        if self.step_in_epoch >= self.steps_per_epoch:
             self.epoch, self.step_in_epoch = self.epoch + 1, 0
 
     def _check_save_folder(self) -> None:
