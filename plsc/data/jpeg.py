@@ -17,7 +17,7 @@ import simplejpeg
 _MAX_PIXELS = 1 << 20
 _FRAMES, _START_OF_SCAN = (0xC0, 0xC1, 0xC2), 0xDA
 # APP1, where Exif data lie; and what may stand between segments and has no length.
-_NOT_WALKED = (0xE1, 0x00, 0x01, 0xFF, *range(0xD0, 0xDA))
+_NOT_WALKED = frozenset([0xE1, 0x00, 0x01, 0xFF, *range(0xD0, 0xDA)])
 
 
 def decode_jpeg(image: bytes) -> Optional[np.ndarray]:
