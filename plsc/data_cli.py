@@ -71,9 +71,9 @@ def inspect(source: Source,
 def convert(source: Source, target: Target, to: Format = "rec",
             size: Annotated[Optional[int], typer.Option(min=1, help="resize to SIZE x SIZE pixels")] = None,
             landmarks: Annotated[Optional[Path], typer.Option(
-                help="align faces: .npy [n, 5, 2], or a line x1 y1 ... x5 y5 per image in order")] = None,
+                help="align faces: .npy of n x 5 x 2, or a line x1 y1 ... x5 y5 per image in order")] = None,
             encoding: Annotated[Optional[str], typer.Option(help="jpg or png: encode anew")] = None,
-            quality: Annotated[Optional[int], typer.Option(min=1, max=100, help="of JPEG  [default: 95]")] = None,
+            quality: Annotated[Optional[int], typer.Option(min=1, max=100, help="of JPEG; 95 unless given")] = None,
             parts: Parts = 1,
             min_images: MinImages = 0, skip_bad_images: SkipBad = False, recover: Recover = False) -> None:
     """Write a data set in another format. Interrupted, the same command goes on where it stopped."""
