@@ -10,7 +10,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from typer.testing import CliRunner
 
+from plsc.cli import app
 from plsc.data.recordio import RecordIOWriter
 
 IMAGES = [cv2.imencode(".png", np.full((4 + n, 5, 3), 10 * n, np.uint8))[1].tobytes() for n in range(6)]
@@ -51,6 +53,11 @@ def make_base64(folder: Path) -> Path:
     (folder / "part-1").write_text("\n" + "".join(line(n, label_first=False) for n in (4, 5)).rstrip("\n"))
     (folder / "file_list.txt").write_text("part-0\npart-1\n")
     return folder
+
+
+def run(*arguments):
+    """`plsc data` with these arguments; what it raised is in the result."""
+    return CliRunner().invoke(app, ["data", *map(str, arguments)])
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

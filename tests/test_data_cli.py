@@ -7,12 +7,11 @@ import json
 import cv2
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+import sources
 
 from plsc.data.convert import convert_split
 from plsc.data.records import open_records
 from plsc.data.verification_set import VerificationSet
-from plsc.data_cli import app
 from plsc.errors import DataError
 
 
@@ -27,7 +26,7 @@ def source(tmp_path):
 
 
 def run(*arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = sources.run(*arguments)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result

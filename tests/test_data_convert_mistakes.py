@@ -5,17 +5,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from sources import IMAGES, LABELS, make_folders, make_list
-from typer.testing import CliRunner
+from sources import IMAGES, LABELS, make_folders, make_list, run
 
-from plsc.cli import app
 from plsc.data.convert import convert
 from plsc.data.records import open_records
 from plsc.errors import DataError
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, ["data", *map(str, arguments)])
 
 
 def test_a_target_within_class_folders_is_refused(tmp_path):

@@ -13,10 +13,8 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from sources import IMAGES, LABELS, add, line, make_folders, make_list, make_rec
-from typer.testing import CliRunner
+from sources import IMAGES, LABELS, add, line, make_folders, make_list, make_rec, run
 
-from plsc.cli import app
 from plsc.data.alignment import TEMPLATE, read_landmarks
 from plsc.data.inspection import inspect, plot
 from plsc.data.recordio import RecordIOWriter
@@ -28,10 +26,6 @@ def table(path, labels):
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows([("image", "label"), *((f"{n}.png", label) for n, label in enumerate(labels))])
     return path
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, ["data", *map(str, arguments)])
 
 
 @pytest.mark.parametrize("names", [["1_23", "12_3", "1_2_3"], ["0002_01", "0020_1"], ["1" * 20, "2" * 20],

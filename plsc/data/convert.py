@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
@@ -131,16 +130,20 @@ def convert(records: Records, target: Union[str, Path], to: str, redraw: Optiona
         noted = time.monotonic()
         for result in tqdm(in_order(_caught(read), range(done["index"], len(records))), f"{target.name}: {to}",
                            len(records), initial=done["index"], unit="images", disable=None):
-            if not isinstance(result, DataError):
-                with _told(records, done, workspace, sink):
-                    sink.write(done["written"], result)
-                done["written"] += 1
-            elif skip_bad_images:
+            if isinstance(result, DataError) and skip_bad_images:
                 log.warning("left out: %s: %s", records.describe(done["index"]), result)
                 done["skipped"] += 1
             else:
-                with _told(records, done, workspace, sink, _OR_SKIP):
-                    raise result
+                try:
+                    if isinstance(result, DataError):
+                        raise result
+                    sink.write(done["written"], result)
+                except DataError as error:
+                    _note(done, workspace, sink)
+                    otherwise = _OR_SKIP if error is result else ""
+                    raise DataError(f"{records.describe(done['index'])}: {error}; {done['written']} images are done, "
+                                    f"in {workspace}: mend it and run the same again to go on{otherwise}") from None
+                done["written"] += 1
             done["index"] += 1
             if done["index"] % every == 0 or time.monotonic() - noted > _SECONDS_BETWEEN_NOTES:
                 _note(done, workspace, sink)
@@ -157,17 +160,6 @@ def convert(records: Records, target: Union[str, Path], to: str, redraw: Optiona
 def _note(done: Dict[str, Any], workspace: Path, sink: Any) -> None:
     if done["written"]:
         write_note(workspace, {**done, "position": sink.position()})
-
-
-@contextlib.contextmanager
-def _told(records: Records, done: Dict[str, Any], workspace: Path, sink: Any, otherwise: str = "") -> Iterator[None]:
-    """Where a record stops the work: note how far it is, and say which record it was and how to go on."""
-    try:
-        yield
-    except DataError as error:
-        _note(done, workspace, sink)
-        raise DataError(f"{records.describe(done['index'])}: {error}; {done['written']} images are done, in "
-                        f"{workspace}: mend it and run the same again to go on{otherwise}") from None
 
 
 def convert_split(records: Records, target: Union[str, Path], to: str, held_out: float, seed: int = 0,

@@ -19,7 +19,7 @@ log = logging.getLogger("plsc")
 # Images by their suffix where there is nothing else to know them by.
 _SUFFIXES = IMAGE_SUFFIXES | {".jfif", ".gif", ".jp2", ".pgm", ".ppm"}
 # What desktops, notebooks and storage boxes leave behind in folders, copies of images among it.
-LEFTOVERS = ("__MACOSX", ".ipynb_checkpoints", "@eaDir", ".Trash", ".git")
+_LEFTOVERS = ("__MACOSX", ".ipynb_checkpoints", "@eaDir", ".Trash", ".git")
 
 
 class FolderRecords:
@@ -90,8 +90,8 @@ def _entries(folder: Union[str, Path], left: List[str]) -> Tuple[List[str], List
         is_folder = {entry.name: entry.is_dir() for entry in os.scandir(folder)}
     except OSError as error:
         raise DataError(f"{folder}: the folder cannot be read: {error.strerror}") from None
-    names = [name for name in is_folder if name not in LEFTOVERS and not name.startswith("._")]
-    left += [os.path.join(folder, name) for name in is_folder.keys() - set(names)]
+    left += [os.path.join(folder, name) for name in is_folder if is_leftover(name)]
+    names = [name for name in is_folder if not is_leftover(name)]
     return [name for name in names if is_folder[name]], [name for name in names if not is_folder[name]]
 
 
@@ -105,6 +105,11 @@ def _files_below(folder: str, above: Tuple[str, ...], left: List[str]) -> List[s
     for name in folders:
         found += _files_below(os.path.join(folder, name), (*above, here), left)
     return found
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder in a set of class folders is passed over for its name."""
+    return name in _LEFTOVERS or name.startswith("._")
 
 
 def has_images(folder: str) -> bool:

@@ -191,6 +191,23 @@ _KNOWN_IN_FOLDER = (("label.txt", ""), ("*.rec", "train.rec"), ("file_list.txt",
                     ("images.npy", ""), ("*.parquet", ""), ("*.csv", "train.csv"), ("*.tsv", "train.tsv"))
 
 
+def _known_files(folder: Path) -> List[Path]:
+    """What in a folder can be opened, the first choice first; several files as their pattern."""
+    found: List[Path] = []
+    for pattern, meant in _KNOWN_IN_FOLDER:
+        files = sorted(folder.glob(pattern))
+        if not files:
+            continue
+        if not meant:
+            found.append(folder / pattern)
+        elif len(files) == 1 or folder / meant in files:
+            found.append(files[0] if len(files) == 1 else folder / meant)
+        elif not found:
+            raise DataError(f"{folder}: holds {', '.join(file.name for file in files[:6])}; expected one of them to be "
+                            f"{meant}, or name the file to read")
+    return found
+
+
 def _warn_of_class_folders(folder: Path, taken: Path, records: Records) -> None:
     """Tell of folders of images that are not read because a file beside them is; but of no list's own."""
     from plsc.data.folders import has_images
@@ -208,23 +225,6 @@ def _warn_of_class_folders(folder: Path, taken: Path, records: Records) -> None:
     if len(others) > 1:
         log.warning("%s: reading %s; there are also folders of images, %s among them, which are not read as classes",
                     folder, taken.name, " and ".join(others))
-
-
-def _known_files(folder: Path) -> List[Path]:
-    """What in a folder can be opened, the first choice first; several files as their pattern."""
-    found: List[Path] = []
-    for pattern, meant in _KNOWN_IN_FOLDER:
-        files = sorted(folder.glob(pattern))
-        if not files:
-            continue
-        if not meant:
-            found.append(folder / pattern)
-        elif len(files) == 1 or folder / meant in files:
-            found.append(files[0] if len(files) == 1 else folder / meant)
-        elif not found:
-            raise DataError(f"{folder}: holds {', '.join(file.name for file in files[:6])}; expected one of them to be "
-                            f"{meant}, or name the file to read")
-    return found
 
 
 def _open_file(path: Path, recover: bool) -> Records:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Callable, Dict, List, NamedTuple, Optional
 from plsc.data.array_sink import ArraySink
 from plsc.data.base64_text import IMAGE_STARTS
 from plsc.data.encoding import encode, suffix_of
-from plsc.data.folders import LEFTOVERS
+from plsc.data.folders import is_leftover
 from plsc.data.recordio import FrameFile, RecordIOWriter, open_output, sync, unpack
 from plsc.data.records import Record
 from plsc.data.transforms import decode
@@ -283,5 +283,5 @@ def _image_size(image: bytes) -> List[int]:
 
 
 def _is_folder_name(name: str) -> bool:
-    is_read_back = 0 < len(os.fsencode(name)) < 256 and name not in (".", "..", *LEFTOVERS)
-    return is_read_back and not name.startswith("._") and not any(mark in name for mark in ("/", "\0", os.sep))
+    is_short = 0 < len(os.fsencode(name)) < 256
+    return is_short and name not in (".", "..") and not is_leftover(name) and not {"/", "\0", os.sep} & set(name)

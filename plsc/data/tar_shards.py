@@ -215,11 +215,12 @@ def _parse_label(text: bytes, suffix: str) -> Optional[int]:
     if suffix == ".json":
         try:
             fields = json.loads(text)
-            found = [fields.get(name) for name in ("label", "cls")] if isinstance(fields, dict) else [None]
         except (ValueError, RecursionError):
             return None
-        value = found[0] if found[0] is not None else found[-1]
-        if isinstance(value, (bool, list, dict)) or value is None:
+        if not isinstance(fields, dict):
+            return None
+        value = fields.get("cls") if fields.get("label") is None else fields["label"]
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             return None
         text = str(value).removesuffix(".0").encode()
     digits = text.strip()
