@@ -209,6 +209,16 @@ def test_base64_parts_are_known_whatever_their_suffix(tmp_path, name):
     assert open_records(tmp_path / name).labels.tolist() == [0, 1]
 
 
+def test_a_base64_line_is_read_by_the_columns_it_has(tmp_path):
+    first = line(0, label_first=True)
+    image = first.split()[1]
+    (tmp_path / "part").write_text(f"{first}0\x0b{image}\t\n0\t{image}\t{image}\n")
+    records = open_records(tmp_path / "part")
+    assert [records[n].image for n in (0, 1)] == [IMAGES[0]] * 2
+    with pytest.raises(DataError, match="line 3: got 3 columns, expected a label and an image"):
+        records[2]
+
+
 def test_a_list_without_labels_is_no_list_of_parts(tmp_path):
     (tmp_path / "1.jpg").write_bytes(IMAGES[0])
     (tmp_path / "both.txt").write_text("1.jpg\n")

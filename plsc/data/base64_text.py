@@ -82,7 +82,10 @@ class Base64Records:
             self._maps[part] = map_file(self.parts[part])
         data, start = self._maps[part], int(self._starts[index])
         line = data[start : _line_end(data, start)]
-        text = _columns(line)[1 if self.label_first[part] else 0]
+        columns = _columns(line)
+        if len(columns) != 2:
+            raise DataError(f"{self.describe(index)}: got {len(columns)} columns, expected a label and an image")
+        text = columns[1 if self.label_first[part] else 0]
         try:
             return Record(base64.b64decode(text, validate=True), int(self.labels[index]))
         except (binascii.Error, ValueError) as error:
@@ -168,7 +171,8 @@ def _line_end(data: mmap.mmap, start: int) -> int:
 
 
 def _columns(line: bytes) -> List[bytes]:
-    return line.strip().split(b"\t" if b"\t" in line else None)
+    line = line.strip()
+    return line.split(b"\t" if b"\t" in line else None)
 
 
 def _label_column(line: bytes) -> Optional[int]:
