@@ -29,7 +29,7 @@ lint: $(VENV)/.installed  ## check style and imports
 	$(BIN)/ruff check .
 
 serving-env:  ## build the environment of the real Paddle Serving in .venv-serving, for its tests
-	PYTHON=$(PYTHON) plsc/serving/pipeline_service/install.sh .venv-serving
+	PYTHON=$(PYTHON) plsc/export/formats/pipeline_service/install.sh .venv-serving
 	.venv-serving/bin/python -m pip install -q --no-deps --target .venv-serving/client --python-version 39 \
 	    --implementation cp --abi none --only-binary=:all: paddle-serving-client==0.9.0
 

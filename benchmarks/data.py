@@ -3,9 +3,9 @@
     python benchmarks/data.py [--seconds 4] [--rounds 3]
 
 Two worker processes on a `.rec`, on `.jpg` files and on tar shards: read, decode, flip, channels first. The process
-that takes the batches either leaves them uint8, as the trainer does, which normalises on the device, or normalises
+that takes the batches either leaves them uint8, as the trainer does, which normalizes on the device, or normalizes
 them to float32 itself. Beside it, on two processes each: bare `cv2.imdecode` of the same bytes held in memory, and a
-reader loop as training scripts of MXNet's day had it (seek, unpack, decode, flip, transpose and normalise image by
+reader loop as training scripts of MXNet's day had it (seek, unpack, decode, flip, transpose and normalize image by
 image in NumPy). All figures come from alternating rounds of one run.
 
 "images/s/core" is images per second of processor time, of all processes together, so that other load on the machine
@@ -24,17 +24,18 @@ import statistics
 import struct
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from plsc.data.convert import convert
+from plsc.data.convert.conversion import convert
 from plsc.data.loader import TrainLoader
 from plsc.data.records import Record, Records, open_records
-from plsc.data.selection import SelectedRecords
-from plsc.data.transforms import Transform, decode, normalise
+from plsc.data.subset import SelectedRecords
+from plsc.data.transforms import Transform, decode, normalize
 
 OMNIGLOT = Path(__file__).parents[2] / "shared" / "data" / "omniglot" / "faces_layout"
 SHAPE, WORKERS, BATCH = (3, 112, 112), 2, 128  # as `set_train_batch_size` has it by default
@@ -108,11 +109,13 @@ def processes_rate(work: Callable[[], Iterable[int]], seconds: float) -> Rate:
     parts = [results.get() for _ in processes]
     for process in processes:
         process.join()
-    return Rate(sum(count for count, _, _ in parts) / sum(busy for _, busy, _ in parts),
-                sum(count / wall for count, _, wall in parts))
+    return Rate(
+        sum(count for count, _, _ in parts) / sum(busy for _, busy, _ in parts),
+        sum(count / wall for count, _, wall in parts),
+    )
 
 
-def bare_decoder(images: List[bytes]) -> Callable[[], Iterable[int]]:
+def bare_decoder(images: list[bytes]) -> Callable[[], Iterable[int]]:
     def work() -> Iterable[int]:
         while True:
             for start in range(0, len(images), BATCH):
@@ -150,7 +153,7 @@ def plain_loop(rec: Path) -> Callable[[], Iterable[int]]:
     return work
 
 
-def cpu_seconds(pids: List[int]) -> float:
+def cpu_seconds(pids: list[int]) -> float:
     """Processor time of processes so far, user and system."""
     total = 0
     for pid in pids:
@@ -172,17 +175,23 @@ def measure(name: str, source: Records, folder: Path, seconds: float, rounds: in
     for to in ("rec", "list", "tar"):
         convert(source, folder / to, to)
     images = [source[index].image for index in range(len(source))]
-    ways = {"bare cv2.imdecode": lambda: processes_rate(bare_decoder(images), seconds),
-            "plain reader loop": lambda: processes_rate(plain_loop(folder / "rec" / "train.rec"), seconds)}
+    ways = {
+        "bare cv2.imdecode": lambda: processes_rate(bare_decoder(images), seconds),
+        "plain reader loop": lambda: processes_rate(plain_loop(folder / "rec" / "train.rec"), seconds),
+    }
     for label, to in ((".rec", "rec"), (".jpg files", "list"), ("tar shards", "tar")):
-        for kind, finish in (("uint8", np.asarray), ("float32", normalise)):
+        for kind, finish in (("uint8", np.asarray), ("float32", normalize)):
             ways[f"{label}, {kind}"] = functools.partial(loader_rate, open_records(folder / to), seconds, finish)
     rates = {label: [] for label in ways}
     for _ in range(rounds):
         for label, way in ways.items():
             rates[label].append(way())
-    ratios = {label: statistics.median(rate.per_core / bare.per_core for rate, bare in zip(
-        rates[label], rates["bare cv2.imdecode"])) for label in ways}
+    ratios = {
+        label: statistics.median(
+            rate.per_core / bare.per_core for rate, bare in zip(rates[label], rates["bare cv2.imdecode"])
+        )
+        for label in ways
+    }
     size = sum(map(len, images)) / len(images)
     opened = opening_ms(folder / "rec" / "train.rec")
     print(f"\n{name}: {len(images)} images of {size / 1000:.1f} kB; the .rec opens in {opened:.1f} ms")
@@ -193,29 +202,36 @@ def measure(name: str, source: Records, folder: Path, seconds: float, rounds: in
         rows[label] = {"per_core": round(per_core), "of_bare": round(ratios[label], 3), "wall": round(wall)}
         print(f"{label:22}{per_core:15.0f}{ratios[label]:9.2f}{wall:10.0f}")
     stages = where_the_time_goes(folder / "rec", images)
-    print("microseconds per image in one process: "
-          + ", ".join(f"{name} {micros:.1f}" for name, micros in stages.items()))
-    return {"images": len(images), "mean_bytes": round(size), "rec_opens_ms": round(opened, 2), "rates": rows,
-            "microseconds": {name: round(micros, 1) for name, micros in stages.items()}}
+    print(
+        "microseconds per image in one process: " + ", ".join(f"{name} {micros:.1f}" for name, micros in stages.items())
+    )
+    return {
+        "images": len(images),
+        "mean_bytes": round(size),
+        "rec_opens_ms": round(opened, 2),
+        "rates": rows,
+        "microseconds": {name: round(micros, 1) for name, micros in stages.items()},
+    }
 
 
-def where_the_time_goes(rec: Path, images: List[bytes]) -> Dict[str, float]:
+def where_the_time_goes(rec: Path, images: list[bytes]) -> dict[str, float]:
     """Processor time of each stage alone, in one process, the least of several runs."""
     records, images = open_records(rec), images[: 8 * BATCH]
     order = np.random.default_rng(0).permutation(len(records))[: len(images)].tolist()
     pixels = [decode(image) for image in images[:32]]
     transform, out = Transform(SHAPE, flip=True), np.empty(SHAPE, np.uint8)
     batch = np.stack([transform(image) for image in images[:BATCH]])
-    finished = normalise(batch)
+    finished = normalize(batch)
     loader = TrainLoader(SelectedRecords(records, order), transform, records.num_classes, BATCH)
-    stages: Dict[str, Callable[[], object]] = {
-        "bare cv2.imdecode": lambda: [cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR) is None
-                                      for image in images],
+    stages: dict[str, Callable[[], object]] = {
+        "bare cv2.imdecode": lambda: [
+            cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR) is None for image in images
+        ],
         "decode": lambda: [decode(image) is None for image in images],
         "read": lambda: [records[index] is None for index in order],
         "flip and planes": lambda: [transform(pixels[index % 32], (index % 2) << 63, out) is None for index in order],
         "all that a worker does": lambda: [batch is None for batch in loader.epoch(0)],
-        "normalise": lambda: [normalise(batch) is None for _ in range(len(images) // BATCH)],
+        "normalize": lambda: [normalize(batch) is None for _ in range(len(images) // BATCH)],
         "only writing float32": lambda: [finished.fill(1) for _ in range(len(images) // BATCH)],
     }
     least = {}

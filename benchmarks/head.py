@@ -27,13 +27,26 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 VARIANTS = ("fused", "recompute", "sampled", "unfused", "plain")
 TORCH = ("torch", "torch sampled", "published", "published sampled")
-LABELS = {"fused": "fused, logits stored", "recompute": "fused, logits computed twice", "sampled": "fused, sampled",
-          "unfused": "unfused", "plain": "plain Paddle operators", "torch": "PyTorch Partial FC, all classes",
-          "torch sampled": "PyTorch Partial FC, sampled", "published": "PartialFC_V2's steps, all classes",
-          "published sampled": "PartialFC_V2's steps, sampled"}
+LABELS = {
+    "fused": "fused, logits stored",
+    "recompute": "fused, logits computed twice",
+    "sampled": "fused, sampled",
+    "unfused": "unfused",
+    "plain": "plain Paddle operators",
+    "torch": "PyTorch Partial FC, all classes",
+    "torch sampled": "PyTorch Partial FC, sampled",
+    "published": "PartialFC_V2's steps, all classes",
+    "published sampled": "PartialFC_V2's steps, sampled",
+}
 # float32 copies of [S, G] and of [S, D] that a variant needs at its peak, roughly: what does not fit is left out.
-COPIES = {"plain": (10, 5), "unfused": (6, 5), "torch": (4, 5), "published": (5, 5), "published sampled": (1, 5),
-          "fused": (1, 2.2)}
+COPIES = {
+    "plain": (10, 5),
+    "unfused": (6, 5),
+    "torch": (4, 5),
+    "published": (5, 5),
+    "published sampled": (1, 5),
+    "fused": (1, 2.2),
+}
 
 
 def main() -> None:
@@ -78,8 +91,8 @@ def work(options: argparse.Namespace) -> None:
     import paddle
 
     from plsc.distributed.collectives import Collectives
-    from plsc.distributed.partition import shard_range
     from plsc.distributed.topology import init_topology
+    from plsc.utils.ranges import shard_range
 
     topology = init_topology()
     collectives = Collectives(topology)
@@ -96,8 +109,10 @@ def work(options: argparse.Namespace) -> None:
     elif options.worker == "unfused":
         head = heads.Unfused(weight, shard.start, collectives)
     else:
-        mode, ratio = ("recompute" if options.worker == "recompute" else "store",
-                       options.ratio if options.worker == "sampled" else 1.0)
+        mode, ratio = (
+            "recompute" if options.worker == "recompute" else "store",
+            options.ratio if options.worker == "sampled" else 1.0,
+        )
         head = heads.Fused(weight, shard.start, collectives, samples, mode, ratio)
 
     def step() -> None:
@@ -117,18 +132,37 @@ def work(options: argparse.Namespace) -> None:
         own.append(seconds(step))
     peak = collectives.all_reduce_max(paddle.to_tensor([float(memory("VmHWM") - base)], "float64")).item()
     if topology.is_main:
-        answer = {"seconds": median(own[2:]), "gemm_seconds": median(bare[2:]), "memory": peak,
-                  "state": 2 * shard.size * options.dim * 4, "all_seconds": own, "all_gemm_seconds": bare}
+        answer = {
+            "seconds": median(own[2:]),
+            "gemm_seconds": median(bare[2:]),
+            "memory": peak,
+            "state": 2 * shard.size * options.dim * 4,
+            "all_seconds": own,
+            "all_gemm_seconds": bare,
+        }
         options.answer.write_text(json.dumps(answer))
 
 
 def run_variant(name: str, options: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", options.ranks,
-                    "--log_dir", f"{folder}/log", __file__, "--worker", name, "--answer", answer]
-        done = subprocess.run([str(part) for part in launcher + sizes(options)], env=environment(), text=True,
-                              capture_output=True)
+        launcher = [
+            sys.executable,
+            "-m",
+            "paddle.distributed.launch",
+            "--nproc_per_node",
+            options.ranks,
+            "--log_dir",
+            f"{folder}/log",
+            __file__,
+            "--worker",
+            name,
+            "--answer",
+            answer,
+        ]
+        done = subprocess.run(
+            [str(part) for part in launcher + sizes(options)], env=environment(), text=True, capture_output=True
+        )
         if not answer.exists():
             sys.exit(f"{LABELS[name]}: status {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         return json.loads(answer.read_text())
@@ -141,29 +175,58 @@ def run_torch(name: str, options: argparse.Namespace) -> dict:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [options.torch_python, HERE / "head_torch.py", *sizes(options)[:6], "--steps", options.steps, "--ratio",
-               options.ratio if name.endswith("sampled") else 1.0]
+    command = [
+        options.torch_python,
+        HERE / "head_torch.py",
+        *sizes(options)[:6],
+        "--steps",
+        options.steps,
+        "--ratio",
+        options.ratio if name.endswith("sampled") else 1.0,
+    ]
     command += ["--published"] if name.startswith("published") else []
     ranks = []
     for rank in range(options.ranks):
-        where = {"RANK": str(rank), "WORLD_SIZE": str(options.ranks), "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": str(port)}
-        ranks.append(subprocess.Popen([str(part) for part in command], env={**environment(), **where}, text=True,
-                                      stdout=subprocess.PIPE))
+        where = {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(options.ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        ranks.append(
+            subprocess.Popen(
+                [str(part) for part in command], env={**environment(), **where}, text=True, stdout=subprocess.PIPE
+            )
+        )
     outputs = [process.communicate()[0] for process in ranks]
     return json.loads(outputs[0].splitlines()[-1])
 
 
 def sizes(options: argparse.Namespace) -> list:
-    return ["--classes", options.classes, "--dim", options.dim, "--batch", options.batch, "--ratio", options.ratio,
-            "--steps", options.steps]
+    return [
+        "--classes",
+        options.classes,
+        "--dim",
+        options.dim,
+        "--batch",
+        options.batch,
+        "--ratio",
+        options.ratio,
+        "--steps",
+        options.steps,
+    ]
 
 
 def environment() -> dict:
     path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PADDLE_")}
-    return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    return {
+        **kept,
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    }
 
 
 # What is made of it
@@ -173,9 +236,11 @@ def line(name: str, found: dict, results: dict) -> str:
     ratio, reference = found["seconds"] / found["gemm_seconds"], results.get("fused")
     # By their own matrix products, so that a busier minute of the machine does not count.
     against = f"{ratio * reference['gemm_seconds'] / reference['seconds']:5.2f} x fused  " if reference else ""
-    return (f"{LABELS[name]:32s} {found['seconds'] * 1e3:7.0f} ms {ratio:6.2f} x GEMM "
-            f"({found['gemm_seconds'] * 1e3:.0f} ms)  {against}peak {found['memory'] / 2**20:7.0f} MiB, "
-            f"{found['memory'] / found['state']:5.2f} x weights + momentum")
+    return (
+        f"{LABELS[name]:32s} {found['seconds'] * 1e3:7.0f} ms {ratio:6.2f} x GEMM "
+        f"({found['gemm_seconds'] * 1e3:.0f} ms)  {against}peak {found['memory'] / 2**20:7.0f} MiB, "
+        f"{found['memory'] / found['state']:5.2f} x weights + momentum"
+    )
 
 
 def report(results: dict, options: argparse.Namespace) -> None:

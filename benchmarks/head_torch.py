@@ -205,8 +205,13 @@ def main():
     Path("/proc/self/clear_refs").write_text("5")
     head = (PublishedPartialFC if options.published else PartialFC)(size, options.dim, first, options.ratio)
     samples = options.batch * ranks
-    step = lambda: head.step(torch.randn(options.batch, options.dim),  # noqa: E731
-                             torch.randint(0, options.classes, (options.batch,)))
+
+    def step():
+        return head.step(
+            torch.randn(options.batch, options.dim),
+            torch.randint(0, options.classes, (options.batch,)),
+        )
+
     seconds(step)
     bare, own = [], []
     for _ in range(options.steps):
@@ -214,8 +219,17 @@ def main():
         own.append(seconds(step))
     state = 2 * size * options.dim * 4
     if rank == 0:
-        print(json.dumps({"seconds": statistics.median(own), "gemm_seconds": statistics.median(bare),
-                          "memory": memory("VmHWM") - base, "state": state, "torch": torch.__version__}))
+        print(
+            json.dumps(
+                {
+                    "seconds": statistics.median(own),
+                    "gemm_seconds": statistics.median(bare),
+                    "memory": memory("VmHWM") - base,
+                    "state": state,
+                    "torch": torch.__version__,
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

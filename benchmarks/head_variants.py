@@ -10,11 +10,11 @@ import paddle.nn.functional as F
 
 from plsc.distributed.collectives import Collectives
 from plsc.losses.fused import FusedSoftmax
-from plsc.losses.margin import Margin
+from plsc.losses.margins.combined import Margin
+from plsc.losses.reference import ShardedSoftmax
+from plsc.losses.row_optimizers import Momentum
 from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
-from plsc.losses.softmax import ShardedSoftmax
-from plsc.losses.updates import Momentum
 
 MARGIN, SCALE, RATE, MOMENTUM, L2 = Margin(1.0, 0.5, 0.0), 64.0, 0.01, 0.9, 5e-4
 
@@ -124,5 +124,5 @@ class Plain:
 
 def as_parameter(weight: paddle.Tensor) -> paddle.Tensor:
     """The same memory, with a gradient and the name that optimizers ask for."""
-    weight.stop_gradient, weight.persistable, weight.name = False, True, "class_centres"
+    weight.stop_gradient, weight.persistable, weight.name = False, True, "class_centers"
     return weight

@@ -54,7 +54,7 @@ def main() -> None:
         folder = Path(name)
         prepare(folder, options)
         rounds = measure(folder, options)
-    rows = summarise(rounds)
+    rows = summarize(rounds)
     show(rows, options)
     if options.output:
         about = {key: getattr(options, key) for key in ("model", "side", "threads", "rounds", "seconds")}
@@ -66,7 +66,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> None:
     import paddle
 
     from plsc.config import Config
-    from plsc.engine.export import export_backbone
+    from plsc.export.export import export_backbone
     from plsc.models import resnet
 
     paddle.seed(0)
@@ -84,10 +84,25 @@ def prepare(folder: Path, options: argparse.Namespace) -> None:
 
 def measure(folder: Path, options: argparse.Namespace) -> list:
     """A dictionary of figures per round."""
-    served = [sys.executable, "-m", "plsc", "serve", folder / "model", "--port", 0, "--threads", options.threads,
-              "--no-access-log"]
-    alone = subprocess.Popen([sys.executable, __file__, "--raw", str(folder), "--threads", str(options.threads)],
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(options.threads))
+    served = [
+        sys.executable,
+        "-m",
+        "plsc",
+        "serve",
+        folder / "model",
+        "--port",
+        0,
+        "--threads",
+        options.threads,
+        "--no-access-log",
+    ]
+    alone = subprocess.Popen(
+        [sys.executable, __file__, "--raw", str(folder), "--threads", str(options.threads)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(options.threads),
+    )
     with contextlib.ExitStack() as running:
         running.callback(alone.wait)
         running.callback(alone.stdin.close)
@@ -95,12 +110,19 @@ def measure(folder: Path, options: argparse.Namespace) -> list:
         targets = {"embedded": [(sys.executable, url, "face"), (sys.executable, url, "general")]}
         if options.serving_env:
             python = options.serving_env.absolute() / "bin" / "python"
-            variables = {"VENV": str(options.serving_env.absolute()), "PLSC_RPC_PORT": "19898",
-                         "PLSC_HTTP_PORT": "19882", "OMP_NUM_THREADS": str(options.threads)}
-            running.enter_context(server([folder / "model" / "serving" / "start.sh"], "(ready:)",
-                                         folder / "pipeline.log", variables))
-            targets["pipeline"] = [(python, "http://127.0.0.1:19882", "pipeline_http"),
-                                   (python, "127.0.0.1:19898", "pipeline_grpc")]
+            variables = {
+                "VENV": str(options.serving_env.absolute()),
+                "PLSC_RPC_PORT": "19898",
+                "PLSC_HTTP_PORT": "19882",
+                "OMP_NUM_THREADS": str(options.threads),
+            }
+            running.enter_context(
+                server([folder / "model" / "serving" / "start.sh"], "(ready:)", folder / "pipeline.log", variables)
+            )
+            targets["pipeline"] = [
+                (python, "http://127.0.0.1:19882", "pipeline_http"),
+                (python, "127.0.0.1:19898", "pipeline_grpc"),
+            ]
 
         def ask(batch: int) -> dict:
             alone.stdin.write(f"{batch} {options.seconds}\n")
@@ -128,8 +150,8 @@ def measure(folder: Path, options: argparse.Namespace) -> list:
 
 def raw(folder: Path, threads: int) -> None:
     """The predictor alone. Reads lines of a batch size and seconds; 0 is one image with its decoding."""
-    from plsc.serving.description import read_description
-    from plsc.serving.predictor import Predictor, keep_memory
+    from plsc.inference.model_card import read_description
+    from plsc.inference.predictor import Predictor, keep_memory
 
     keep_memory()
     description = read_description(folder / "model")
@@ -157,8 +179,14 @@ def repeat(call, seconds: float, images: int = 1) -> dict:
 
 
 def load(python, url, kind, clients, folder, options) -> dict:
-    given = {"url": url, "kind": kind, "clients": clients, "seconds": options.seconds,
-             "image": str(folder / "image.jpg"), "tensor": str(folder / "tensor.npy")}
+    given = {
+        "url": url,
+        "kind": kind,
+        "clients": clients,
+        "seconds": options.seconds,
+        "image": str(folder / "image.jpg"),
+        "tensor": str(folder / "tensor.npy"),
+    }
     return json.loads(run([python, ROOT / "benchmarks" / "serving_load.py", json.dumps(given)], 1).splitlines()[-1])
 
 
@@ -177,8 +205,13 @@ def run(command, threads: int) -> str:
 def server(command, ready: str, log_file: Path, variables: dict):
     """A server until it is no longer needed; gives what the pattern found in its output."""
     with open(log_file, "w") as log:
-        process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                                   env={**os.environ, "PYTHONPATH": str(ROOT), **variables})
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        )
         try:
             while not (found := re.search(ready, log_file.read_text())):
                 if process.poll() is not None:
@@ -190,7 +223,7 @@ def server(command, ready: str, log_file: Path, variables: dict):
             process.wait(30)
 
 
-def summarise(rounds: list) -> list:
+def summarize(rounds: list) -> list:
     """Medians over the rounds; what compares two is taken within each round first."""
     rows = []
     for images, clients, what in rounds[0]:
@@ -202,23 +235,33 @@ def summarise(rounds: list) -> list:
             pairs = list(zip(mine, others))
             row[f"against {name.partition(',')[0]}"] = {
                 "p50_ms_more": round(statistics.median(one["p50_ms"] - other["p50_ms"] for one, other in pairs), 2),
-                "per_s_ratio": round(statistics.median(one["per_s"] / other["per_s"] for one, other in pairs), 3)}
+                "per_s_ratio": round(statistics.median(one["per_s"] / other["per_s"] for one, other in pairs), 3),
+            }
         rows.append(row)
     return sorted(rows, key=lambda row: (row["images"], row["clients"], row["what"] != "embedded", row["what"]))
 
 
 def show(rows: list, options: argparse.Namespace) -> None:
-    print(f"{options.model}, {options.side} x {options.side}, {options.threads} threads, medians of {options.rounds} "
-          f"rounds of {options.seconds:g} s slices\n\n| images as | clients | what | p50 ms | p99 ms | images/s "
-          f"| p50 less the raw one's, ms | images/s of the raw one's | of the pipeline's | load generator |\n"
-          f"|---|---|---|---|---|---|---|---|---|---|")
+    print(
+        f"{options.model}, {options.side} x {options.side}, {options.threads} threads, medians of {options.rounds} "
+        f"rounds of {options.seconds:g} s slices\n\n| images as | clients | what | p50 ms | p99 ms | images/s "
+        f"| p50 less the raw one's, ms | images/s of the raw one's | of the pipeline's | load generator |\n"
+        f"|---|---|---|---|---|---|---|---|---|---|"
+    )
     for row in rows:
         raw, pipeline = row.get("against raw"), row.get("against pipeline")
-        cells = [row["images"], row["clients"], row["what"], f"{row['p50_ms']:.1f}", f"{row['p99_ms']:.1f}",
-                 f"{row['per_s']:.1f}", f"{raw['p50_ms_more']:+.2f}" if raw and row["clients"] == 1 else "",
-                 f"{raw['per_s_ratio']:.2f}" if raw else "",
-                 f"{pipeline['per_s_ratio']:.2f}" if pipeline and row["what"] == "embedded" else "",
-                 f"{row['load_cores']:.0%}" if "load_cores" in row else ""]
+        cells = [
+            row["images"],
+            row["clients"],
+            row["what"],
+            f"{row['p50_ms']:.1f}",
+            f"{row['p99_ms']:.1f}",
+            f"{row['per_s']:.1f}",
+            f"{raw['p50_ms_more']:+.2f}" if raw and row["clients"] == 1 else "",
+            f"{raw['per_s_ratio']:.2f}" if raw else "",
+            f"{pipeline['per_s_ratio']:.2f}" if pipeline and row["what"] == "embedded" else "",
+            f"{row['load_cores']:.0%}" if "load_cores" in row else "",
+        ]
         print("| " + " | ".join(map(str, cells)) + " |")
 
 

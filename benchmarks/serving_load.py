@@ -50,8 +50,9 @@ def poster(url, path, body, kind):
     parts = urlsplit(url)
     connection = socket.create_connection((parts.hostname, parts.port))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    request = (f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: {kind}\r\n"
-               f"Content-Length: {len(body)}\r\n\r\n").encode() + body
+    request = (
+        f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
 
     def call():
         connection.sendall(request)
@@ -79,7 +80,7 @@ def face(url, image, tensor):
 
 
 def general(url, image, tensor):
-    from plsc.serving.messages import Request
+    from plsc.export.formats.messages import Request
 
     request = Request()
     request.tensor.add(name="image", shape=tensor.shape, elem_type=1, float_data=[tensor.tobytes()])
@@ -87,8 +88,9 @@ def general(url, image, tensor):
 
 
 def pipeline_http(url, image, tensor):
-    return poster(url, "/plsc/prediction", json.dumps({"key": ["image"], "value": [image]}).encode(),
-                  "application/json")
+    return poster(
+        url, "/plsc/prediction", json.dumps({"key": ["image"], "value": [image]}).encode(), "application/json"
+    )
 
 
 def pipeline_grpc(url, image, tensor):

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from servers import make_model, serving  # noqa: E402
 
-from plsc.serving.messages import Request  # noqa: E402
+from plsc.export.formats.messages import Request  # noqa: E402
 
 
 def main() -> None:
@@ -42,8 +42,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         make_model(Path(name) / "m")
-        server = stack.enter_context(serving(Path(name) / "m", "--no-access-log", "--timeout", 60,
-                                             log=Path(name) / "log"))
+        server = stack.enter_context(
+            serving(Path(name) / "m", "--no-access-log", "--timeout", 60, log=Path(name) / "log")
+        )
         found = soak(server, options)
     print(json.dumps(found, indent=1))
     after = found["memory_mib_per_minute"][1:] or found["memory_mib_per_minute"]
@@ -57,8 +58,10 @@ def soak(server, options: argparse.Namespace) -> dict:
     counts: collections.Counter = collections.Counter()
     bad_answers, latencies, memory = [], [], []
     end = time.monotonic() + 60 * options.minutes
-    threads = [threading.Thread(target=client, args=(server.url, seed, end, counts, bad_answers, latencies))
-               for seed in range(options.clients)]
+    threads = [
+        threading.Thread(target=client, args=(server.url, seed, end, counts, bad_answers, latencies))
+        for seed in range(options.clients)
+    ]
     for thread in threads:
         thread.start()
     while time.monotonic() < end:
@@ -66,11 +69,18 @@ def soak(server, options: argparse.Namespace) -> dict:
         time.sleep(1)
     for thread in threads:
         thread.join()
-    minutes = [round(statistics.median(memory[at : at + 60]), 1) for at in range(0, len(memory), 60)
-               if len(memory) - at >= 30]
+    minutes = [
+        round(statistics.median(memory[at : at + 60]), 1) for at in range(0, len(memory), 60) if len(memory) - at >= 30
+    ]
     p50, p99 = np.percentile(latencies, [50, 99]) * 1000
-    return {"good": counts["good"], "malformed": counts["malformed"], "bad_answers": bad_answers[:5],
-            "p50_ms": round(float(p50), 1), "p99_ms": round(float(p99), 1), "memory_mib_per_minute": minutes}
+    return {
+        "good": counts["good"],
+        "malformed": counts["malformed"],
+        "bad_answers": bad_answers[:5],
+        "p50_ms": round(float(p50), 1),
+        "p99_ms": round(float(p99), 1),
+        "memory_mib_per_minute": minutes,
+    }
 
 
 def client(url: str, seed: int, end: float, counts, bad_answers: list, latencies: list) -> None:
@@ -78,11 +88,18 @@ def client(url: str, seed: int, end: float, counts, bad_answers: list, latencies
     pixels = np.random.default_rng(seed).integers(0, 256, (112, 112, 3), np.uint8)
     jpeg = cv2.imencode(".jpg", pixels)[1].tobytes()
     tensor = Request()
-    tensor.tensor.add(name="image", shape=[1, 3, 16, 16], elem_type=1,
-                      float_data=[np.random.default_rng(seed).normal(size=768).astype("<f4").tobytes()])
+    tensor.tensor.add(
+        name="image",
+        shape=[1, 3, 16, 16],
+        elem_type=1,
+        float_data=[np.random.default_rng(seed).normal(size=768).astype("<f4").tobytes()],
+    )
     listed = json.dumps({"base64_string": [base64.b64encode(jpeg).decode()] * 2}).encode()
-    good = [("/embed", jpeg, "image/jpeg"), ("/FaceClassifyService/inference", listed, "application/json"),
-            ("/GeneralModelService/inference", tensor.SerializeToString(), "application/proto")]
+    good = [
+        ("/embed", jpeg, "image/jpeg"),
+        ("/FaceClassifyService/inference", listed, "application/json"),
+        ("/GeneralModelService/inference", tensor.SerializeToString(), "application/proto"),
+    ]
     while time.monotonic() < end:
         path, body, kind = rng.choice(good)
         malformed = rng.random() < 0.02

@@ -2,18 +2,23 @@
 
 from pathlib import Path
 
-from plsc.cli_settings import plain_type, show_default
+from plsc.cli.settings import plain_type, show_default
 from plsc.config import Config
 
 PAGE = Path(__file__).with_name("settings.md")
 
 
 def settings_page() -> str:
-    lines = ["# Settings", "",
-             "Each is an attribute of `Entry`, a key of `run.yaml` and, but for `amp_lists`, a flag",
-             "(`--train-batch-size`).",
-             "Setters of the same meaning: [migration.md](migration.md) and `help(plsc.Entry)`.", "",
-             "| setting | type | default | meaning |", "|---|---|---|---|"]
+    lines = [
+        "# Settings",
+        "",
+        "Each is an attribute of `Entry`, a key of `run.yaml` and, but for `amp_lists`, a flag",
+        "(`--train-batch-size`).",
+        "Setters of the same meaning: [migration.md](migration.md) and `help(plsc.Entry)`.",
+        "",
+        "| setting | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
     for name, field in Config.scalar_fields().items():
         default = "" if field.default in (None, "") else f"`{show_default(field.default)}`"
         lines.append(f"| `{name}` | {plain_type(field.annotation).__name__} | {default} | {field.description} |")

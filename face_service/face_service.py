@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from typing import Any, List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from plsc.errors import DataError, ServingError
 from plsc.serving.client import Client
@@ -13,8 +14,8 @@ class FaceService:
     """Embeds images by the servers it is connected to."""
 
     def __init__(self) -> None:
-        self._servers: List[str] = []
-        self._client: Optional[Client] = None
+        self._servers: list[str] = []
+        self._client: Client | None = None
 
     def connect(self, server: str = "127.0.0.1:8866") -> None:
         """Add a server, 'host:port'.
@@ -38,7 +39,7 @@ class FaceService:
         self.close()
         self._servers, self._client = [*self._servers, *server_list], client
 
-    def encode(self, image_list: Sequence[Any]) -> List[List[float]]:
+    def encode(self, image_list: Sequence[Any]) -> list[list[float]]:
         """Embeddings, a list of D numbers each, of images: base64 text, encoded bytes or pixels.
 
         Raises:

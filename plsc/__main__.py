@@ -1,4 +1,4 @@
-from plsc.cli import main
+from plsc.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -7,8 +7,9 @@ in one place and with one kind of message, before any work has begun.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Callable, Dict, Literal, Mapping, Optional, Tuple, Union
+from typing import Any, Literal
 
 import pydantic
 from pydantic import Field, field_validator
@@ -35,35 +36,37 @@ class Config(pydantic.BaseModel):
     # The problem
     num_classes: int = Field(85742, ge=1, description="number of classes C")
     emb_dim: int = Field(512, ge=1, description="embedding size D")
-    image_shape: Tuple[int, int, int] = Field((3, 112, 112), description="image channels, height, width")
+    image_shape: tuple[int, int, int] = Field((3, 112, 112), description="image channels, height, width")
     model_name: str = Field("ResNet50", description="backbone: " + ", ".join(MODEL_NAMES))
 
     # The head and its loss
     loss_type: str = Field("dist_arcface", description="loss: " + ", ".join(LOSS_TYPES))
-    model_parallel: Optional[bool] = Field(None, description="shard the class centres; default by loss_type's dist_")
-    margin1: Optional[float] = Field(None, ge=0.1, description="m1 in cos(m1 theta + m2) - m3; default by loss")
-    margin2: Optional[float] = Field(None, ge=0.0, description="m2, in radians; default by loss")
-    margin3: Optional[float] = Field(None, ge=0.0, description="m3, on the cosine; default by loss")
+    model_parallel: bool | None = Field(None, description="shard the class centers; default by loss_type's dist_")
+    margin1: float | None = Field(None, ge=0.1, description="m1 in cos(m1 theta + m2) - m3; default by loss")
+    margin2: float | None = Field(None, ge=0.0, description="m2, in radians; default by loss")
+    margin3: float | None = Field(None, ge=0.0, description="m3, on the cosine; default by loss")
     margin: float = Field(0.5, ge=0.0, description="once set, the one margin of the loss: arcface m2, cosface m3, ...")
     scale: float = Field(64.0, gt=0.0, description="s: what the cosines are multiplied by")
-    sample_ratio: float = Field(1.0, gt=0.0, le=1.0, description="share of class centres in each step (Partial FC)")
+    sample_ratio: float = Field(1.0, gt=0.0, le=1.0, description="share of class centers in each step (Partial FC)")
 
     logits: Literal["auto", "store", "recompute"] = Field(
-        "auto", description="logits between the passes: keep, or multiply again; auto goes by the free memory")
+        "auto", description="logits between the passes: keep, or multiply again; auto goes by the free memory"
+    )
 
     momentum_storage: Literal["float32", "bfloat16"] = Field(
-        "float32", description="momentum of the class centres; bfloat16 takes half the memory, rounded stochastically")
+        "float32", description="momentum of the class centers; bfloat16 takes half the memory, rounded stochastically"
+    )
 
     # The data
     dataset_dir: str = Field("./train_data", description="folder, file or pattern; see data.md")
-    train_image_num: Optional[int] = Field(None, ge=1, description="training images; counted when not given")
+    train_image_num: int | None = Field(None, ge=1, description="training images; counted when not given")
     val_targets: str = Field("lfw", description="verification sets, as lfw,cfp_fp: <name>.bin in the data folder")
     train_batch_size: int = Field(128, ge=1, description="training images per rank and step (N)")
     test_batch_size: int = Field(120, ge=1, description="images per rank and step in verification and predict")
     num_workers: int = Field(2, ge=0, description="processes per rank that read images; 0 reads in this one")
     flip: bool = Field(True, description="mirror training images at random, embed test images both ways")
-    pixel_mean: Tuple[float, float, float] = Field((127.5, 127.5, 127.5), description="taken from red, green, blue")
-    pixel_std: Tuple[float, float, float] = Field((128.0, 128.0, 128.0), description="which are then divided by it")
+    pixel_mean: tuple[float, float, float] = Field((127.5, 127.5, 127.5), description="taken from red, green, blue")
+    pixel_std: tuple[float, float, float] = Field((128.0, 128.0, 128.0), description="which are then divided by it")
     min_images_per_class: int = Field(0, ge=0, description="leave out classes with fewer images, renumber the rest")
     class_balanced: bool = Field(False, description="every class equally often, instead of every image")
     worker_timeout: float = Field(300.0, ge=0.0, description="seconds one image may take to read; 0 for no limit")
@@ -72,19 +75,19 @@ class Config(pydantic.BaseModel):
     # Random changes to training images beside the flip: all off
     augment_crop: float = Field(0.0, ge=0.0, le=0.99, description="largest share of a side that is cut off")
     augment_rotate: float = Field(0.0, ge=0.0, le=180.0, description="largest angle, in degrees to either side")
-    augment_color_jitter: float = Field(0.0, ge=0.0, le=1.0, description="brightness, contrast, colour: 1 - x to 1 + x")
+    augment_color_jitter: float = Field(0.0, ge=0.0, le=1.0, description="brightness, contrast, color: 1 - x to 1 + x")
     augment_rand_augment: int = Field(0, ge=0, le=100, description="operations of RandAugment on each image")
     augment_rand_magnitude: float = Field(5.0, ge=0.0, le=10.0, description="how strong these are")
-    augment_grey: float = Field(0.0, ge=0.0, le=1.0, description="probability of losing the colours")
+    augment_gray: float = Field(0.0, ge=0.0, le=1.0, description="probability of losing the colors")
     augment_blur: float = Field(0.0, ge=0.0, le=1.0, description="probability of a blur")
     augment_erase: float = Field(0.0, ge=0.0, le=1.0, description="probability of a rectangle of noise")
 
     # The schedule
-    train_epochs: Optional[int] = Field(120, ge=1, description="epochs to train; un-sets train_steps")
-    train_steps: Optional[int] = Field(None, ge=1, description="steps to train; un-sets train_epochs")
+    train_epochs: int | None = Field(120, ge=1, description="epochs to train; un-sets train_steps")
+    train_steps: int | None = Field(None, ge=1, description="steps to train; un-sets train_epochs")
     warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up")
     lr: float = Field(0.1, gt=0.0, description="learning rate at a global batch of 1024")
-    lr_steps: Tuple[int, ...] = Field((100000, 160000, 220000), description="steps at which the rate decays")
+    lr_steps: tuple[int, ...] = Field((100000, 160000, 220000), description="steps at which the rate decays")
     lr_decay_factor: float = Field(0.1, gt=0.0, le=1.0, description="what the rate is multiplied by there")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of initial weights, data order, sampling, dropout")
     on_nonfinite: Literal["stop", "skip"] = Field("stop", description="loss not finite: stop, or skip the step")
@@ -98,11 +101,14 @@ class Config(pydantic.BaseModel):
     incr_ratio: float = Field(2.0, gt=1.0, description="growth of the scale")
     decr_ratio: float = Field(0.5, gt=0.0, lt=1.0, description="shrinking of the scale")
     use_dynamic_loss_scaling: bool = Field(True, description="let the scale follow the overflows")
-    amp_lists: Optional[Dict[str, Any]] = Field(None, description="custom_white_list / custom_black_list of operators")
+    amp_lists: dict[str, Any] | None = Field(None, description="custom_white_list / custom_black_list of operators")
 
     # Checkpoints, verification and what is shown
-    checkpoint_dir: str = Field("", description="loaded before train, test, predict and export; without it, "
-                                "test, predict and export take the newest in model_save_dir")
+    checkpoint_dir: str = Field(
+        "",
+        description="loaded before train, test, predict and export; without it, "
+        "test, predict and export take the newest in model_save_dir",
+    )
     model_save_dir: str = Field("output", description="one folder per epoch is written here")
     max_last_checkpoint_num: int = Field(5, ge=1, description="checkpoints kept, newest first")
     with_test: bool = Field(True, description="verify during training")
@@ -158,27 +164,27 @@ class Config(pydantic.BaseModel):
     @classmethod
     def _no_bool_for_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         kind = cls.model_fields[info.field_name].annotation
-        if isinstance(value, bool) and kind in (int, float, Optional[int], Optional[float]):
+        if isinstance(value, bool) and kind in (int, float, int | None, float | None):
             raise ValueError("expected a number")
         return value
 
     @field_validator("image_shape")
     @classmethod
-    def _three_channels(cls, value: Tuple[int, int, int]) -> Tuple[int, int, int]:
+    def _three_channels(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
         if value[0] != 3 or min(value) < 1:
-            raise ValueError("expected (3, height, width): images are read as three colour channels")
+            raise ValueError("expected (3, height, width): images are read as three color channels")
         return value
 
     @field_validator("pixel_std")
     @classmethod
-    def _not_zero(cls, value: Tuple[float, float, float]) -> Tuple[float, float, float]:
+    def _not_zero(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
         if min(value) <= 0:
             raise ValueError("expected numbers above 0")
         return value
 
     @field_validator("lr_steps")
     @classmethod
-    def _ascending(cls, value: Tuple[int, ...]) -> Tuple[int, ...]:
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if any(step < 1 for step in value) or list(value) != sorted(set(value)):
             raise ValueError("expected steps of 1 or more in ascending order")
         return value
@@ -207,7 +213,7 @@ class Config(pydantic.BaseModel):
         return {name: field for name, field in cls.model_fields.items() if not field.exclude}
 
     @classmethod
-    def from_file(cls, path: Union[str, Path]) -> Config:
+    def from_file(cls, path: str | Path) -> Config:
         """Read `run.yaml`: one key per setting."""
         return cls(**read_settings(path))
 
@@ -220,11 +226,11 @@ class Config(pydantic.BaseModel):
 
     @property
     def is_sharded(self) -> bool:
-        """Whether class centres are sharded over ranks (`dist_`) or whole on each."""
+        """Whether class centers are sharded over ranks (`dist_`) or whole on each."""
         return self.loss_type.startswith("dist_") if self.model_parallel is None else self.model_parallel
 
     @property
-    def margins(self) -> Optional[Tuple[float, float, float]]:
+    def margins(self) -> tuple[float, float, float] | None:
         """(m1, m2, m3) on the target cosine, or None for the softmax kind.
 
         Raises:
@@ -239,8 +245,10 @@ class Config(pydantic.BaseModel):
             return None
         if kind == "combined":
             if has_main or any(value is None for value in given):
-                raise ConfigError(f"loss_type '{self.loss_type}' needs margin1, margin2 and margin3, and takes no "
-                                  f"single margin; got {given}")
+                raise ConfigError(
+                    f"loss_type '{self.loss_type}' needs margin1, margin2 and margin3, and takes no "
+                    f"single margin; got {given}"
+                )
             return given
         margins = list(MARGINS[kind])
         if has_main:
@@ -251,15 +259,16 @@ class Config(pydantic.BaseModel):
         """Raise `ConfigError` where settings that are right alone contradict each other."""
         _ = self.margins
         if (self.train_epochs is None) == (self.train_steps is None):
-            raise ConfigError(f"train_epochs is {self.train_epochs} and train_steps is {self.train_steps}; set one "
-                              f"of them")
+            raise ConfigError(
+                f"train_epochs is {self.train_epochs} and train_steps is {self.train_steps}; set one of them"
+            )
 
     @property
-    def val_names(self) -> Tuple[str, ...]:
+    def val_names(self) -> tuple[str, ...]:
         return tuple(name.strip() for name in self.val_targets.split(",") if name.strip())
 
 
-def read_settings(path: Union[str, Path]) -> Dict[str, Any]:
+def read_settings(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file of settings.
 
     Raises:
@@ -285,7 +294,7 @@ def check_callable(name: str, value: Any, expected: str) -> Callable:
     return value
 
 
-def _one_of(value: str, accepted: Tuple[str, ...]) -> str:
+def _one_of(value: str, accepted: tuple[str, ...]) -> str:
     if value in accepted:
         return value
     near = difflib.get_close_matches(value.lower(), accepted, n=1) or [

@@ -7,8 +7,9 @@ also be read and assigned as an attribute: `entry.train_batch_size`, `entry.scal
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Optional, Sequence, Union
+from typing import Any
 
 from plsc.config import LOSS_TYPES, Config, check_callable, config
 from plsc.utils.logging import show_log
@@ -65,13 +66,14 @@ class Entry:
 
     # The head and its loss
 
-    def set_loss_type(self, loss_type: str, margin1: Optional[float] = None, margin2: Optional[float] = None,
-                      margin3: Optional[float] = None) -> None:
+    def set_loss_type(
+        self, loss_type: str, margin1: float | None = None, margin2: float | None = None, margin3: float | None = None
+    ) -> None:
         """The loss and its margins: cos(margin1 * theta + margin2) - margin3 on the target class.
 
         Args:
             loss_type: softmax, arcface, cosface, sphereface or combined, each also as `dist_...`, which shards
-                the class centres over ranks. Default 'dist_arcface'. Any other name together with all three
+                the class centers over ranks. Default 'dist_arcface'. Any other name together with all three
                 margins means combined, as in PLSC 0.2.
             margin1: factor on the angle. By default 1, for sphereface 1.35.
             margin2: added to the angle, radians. By default 0, for arcface 0.5.
@@ -92,11 +94,11 @@ class Entry:
         self.config.scale = scale
 
     def set_model_parallel(self, flag: bool) -> None:
-        """Shard the class centres over ranks, or hold them whole on each, whatever loss_type's prefix says."""
+        """Shard the class centers over ranks, or hold them whole on each, whatever loss_type's prefix says."""
         self.config.model_parallel = flag
 
     def set_sample_ratio(self, sample_ratio: float) -> None:
-        """Share of the class centres in each step (Partial FC, An et al., 2021), over 0 up to 1. Default 1."""
+        """Share of the class centers in each step (Partial FC, An et al., 2021), over 0 up to 1. Default 1."""
         self.config.sample_ratio = sample_ratio
 
     def set_logits(self, mode: str) -> None:
@@ -104,16 +106,16 @@ class Entry:
         self.config.logits = mode
 
     def set_momentum_storage(self, dtype: str) -> None:
-        """Momentum of the class centres: 'float32' (default), or 'bfloat16' for half the memory, rounded by chance."""
+        """Momentum of the class centers: 'float32' (default), or 'bfloat16' for half the memory, rounded by chance."""
         self.config.momentum_storage = dtype
 
     def set_distfc_attr(self, param_attr: Any = None, bias_attr: Any = None) -> None:
-        """`paddle.ParamAttr` of the class centres, and of the bias that the softmax losses have (False: none)."""
+        """`paddle.ParamAttr` of the class centers, and of the bias that the softmax losses have (False: none)."""
         self.config.param_attr, self.config.bias_attr = param_attr, bias_attr
 
     # The data
 
-    def set_dataset_dir(self, directory: Union[str, Path]) -> None:
+    def set_dataset_dir(self, directory: str | Path) -> None:
         """Folder with label.txt and images/, or with a folder per class; and with the verification sets."""
         self.config.dataset_dir = str(directory)
 
@@ -141,14 +143,23 @@ class Entry:
         """Mirror training images at random and embed test images both ways. Default True; not for characters."""
         self.config.flip = flip
 
-    def set_augment(self, crop: float = 0.0, rotate: float = 0.0, color_jitter: float = 0.0, rand_augment: int = 0,
-                    rand_magnitude: float = 5.0, grey: float = 0.0, blur: float = 0.0, erase: float = 0.0) -> None:
+    def set_augment(
+        self,
+        crop: float = 0.0,
+        rotate: float = 0.0,
+        color_jitter: float = 0.0,
+        rand_augment: int = 0,
+        rand_magnitude: float = 5.0,
+        gray: float = 0.0,
+        blur: float = 0.0,
+        erase: float = 0.0,
+    ) -> None:
         """Random changes to training images beside the flip, all off by default; see `plsc.data.augment.Augment`."""
         given = {name: value for name, value in locals().items() if name != "self"}
         for name, value in given.items():
             setattr(self.config, f"augment_{name}", value)
 
-    def set_pixel_normalisation(self, mean: Union[float, Sequence[float]], std: Union[float, Sequence[float]]) -> None:
+    def set_pixel_normalization(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
         """(pixel - mean) / std for pixels of 0 to 255, one number or three (RGB). Default 127.5 and 128."""
         self.config.pixel_mean, self.config.pixel_std = mean, std
 
@@ -192,7 +203,7 @@ class Entry:
         """What the learning rate is multiplied by at each boundary. Default 0.1."""
         self.config.lr_decay_factor = factor
 
-    def set_lr(self, lr: Union[float, Callable[[int], float]]) -> None:
+    def set_lr(self, lr: float | Callable[[int], float]) -> None:
         """Learning rate at a global batch of 1024 (default 0.1, scaled with the batch), or a function step -> rate."""
         if callable(lr):
             self.config.lr_schedule = lr
@@ -205,8 +216,11 @@ class Entry:
         For example `functools.partial(paddle.optimizer.AdamW, weight_decay=0.05)`.
         """
         self.config.optimizer = check_callable(
-            "set_optimizer", optimizer, "a Paddle optimizer class, or a function f(learning_rate, parameters) that "
-            "returns one: parameters do not exist yet when this is set")
+            "set_optimizer",
+            optimizer,
+            "a Paddle optimizer class, or a function f(learning_rate, parameters) that "
+            "returns one: parameters do not exist yet when this is set",
+        )
 
     def set_seed(self, seed: int) -> None:
         """Seed of initial weights, data order, sampling and dropout. Default 0."""
@@ -216,10 +230,18 @@ class Entry:
         """What a loss that is not finite does: 'stop' (default), or 'skip' the step (waits for the device)."""
         self.config.on_nonfinite = action
 
-    def set_mixed_precision(self, use_fp16: bool, init_loss_scaling: float = 1.0, incr_every_n_steps: int = 2000,
-                            decr_every_n_nan_or_inf: int = 2, incr_ratio: float = 2.0, decr_ratio: float = 0.5,
-                            use_dynamic_loss_scaling: bool = True, amp_lists: Optional[Dict[str, Any]] = None,
-                            amp_dtype: str = "float16") -> None:
+    def set_mixed_precision(
+        self,
+        use_fp16: bool,
+        init_loss_scaling: float = 1.0,
+        incr_every_n_steps: int = 2000,
+        decr_every_n_nan_or_inf: int = 2,
+        incr_ratio: float = 2.0,
+        decr_ratio: float = 0.5,
+        use_dynamic_loss_scaling: bool = True,
+        amp_lists: dict[str, Any] | None = None,
+        amp_dtype: str = "float16",
+    ) -> None:
         """Half precision with loss scaling on GPUs (`paddle.amp`); has no effect on CPU, which training says.
 
         It holds for the backbone and for the head's matrix products; sums, softmax and weights stay float32.
@@ -233,11 +255,11 @@ class Entry:
 
     # Checkpoints, verification, what is shown
 
-    def set_checkpoint_dir(self, directory: Union[str, Path]) -> None:
+    def set_checkpoint_dir(self, directory: str | Path) -> None:
         """A checkpoint (output/7), or a folder of them, of which the newest counts; loaded before anything runs."""
         self.config.checkpoint_dir = str(directory)
 
-    def set_model_save_dir(self, directory: Union[str, Path]) -> None:
+    def set_model_save_dir(self, directory: str | Path) -> None:
         """Where checkpoints go, a folder per epoch. Default 'output'."""
         self.config.model_save_dir = str(directory)
 
@@ -263,24 +285,27 @@ class Entry:
 
     # Parts of the old API whose work is still to come, or is no more
 
-    def set_hdfs_info(self, fs_name: str, fs_ugi: str, fs_dir_for_save: Optional[str] = None,
-                      fs_checkpoint_dir: Optional[str] = None) -> None:
+    def set_hdfs_info(
+        self, fs_name: str, fs_ugi: str, fs_dir_for_save: str | None = None, fs_checkpoint_dir: str | None = None
+    ) -> None:
         """Accepted, and says that nothing is fetched or uploaded yet: checkpoints stay in model_save_dir."""
-        log.warning("set_hdfs_info: remote file systems are not supported yet; nothing is fetched or uploaded, "
-                    "checkpoints stay in set_model_save_dir")
+        log.warning(
+            "set_hdfs_info: remote file systems are not supported yet; nothing is fetched or uploaded, "
+            "checkpoints stay in set_model_save_dir"
+        )
 
     def set_input_info(self, input_holder: Any) -> None:
         """Accepted, and says that it is not needed: inputs follow set_image_shape."""
         log.warning("set_input_info has no effect: the network's input follows set_image_shape")
 
     def set_use_quant(self, quant: bool) -> None:
-        """Accepted, and says that quantisation is not supported yet: training and export stay in float."""
+        """Accepted, and says that quantization is not supported yet: training and export stay in float."""
         if quant:
-            log.warning("set_use_quant: quantisation is not supported yet; training and export stay in float32")
+            log.warning("set_use_quant: quantization is not supported yet; training and export stay in float32")
 
     # What runs
 
-    def train(self) -> Dict[str, float]:
+    def train(self) -> dict[str, float]:
         """Train, verify and save a checkpoint each epoch; returns the last figures, such as 'loss', 'lfw/accuracy'.
 
         Run it under `python -m paddle.distributed.launch` to train on several ranks.
@@ -290,14 +315,14 @@ class Entry:
 
         return Trainer(self.config, topology).train()
 
-    def test(self) -> Dict[str, float]:
+    def test(self) -> dict[str, float]:
         """Verify the checkpoint on `val_targets` (or `test_dataset`); returns figures as '<set>/<figure>'."""
         topology = self._start()
         from plsc.engine.evaluator import test
 
         return test(self.config, topology)
 
-    def predict(self, images: Optional[Iterable[Any]] = None, save_to: Optional[Union[str, Path]] = None):
+    def predict(self, images: Iterable[Any] | None = None, save_to: str | Path | None = None):
         """Embeddings [n, D] float32, unit length, of image files or of `predict_reader`, by the checkpoint.
 
         Args:
@@ -309,20 +334,24 @@ class Entry:
 
         return predict(self.config, topology, images, save_to)
 
-    def convert_for_prediction(self, directory: Optional[Union[str, Path]] = None,
-                               formats: Sequence[str] = ("paddle",), bake: Sequence[str] = (),
-                               bgr: bool = False) -> str:
+    def convert_for_prediction(
+        self,
+        directory: str | Path | None = None,
+        formats: Sequence[str] = ("paddle",),
+        bake: Sequence[str] = (),
+        bgr: bool = False,
+    ) -> str:
         """Export the checkpoint's backbone as a Paddle inference model; returns the folder.
 
         Args:
             directory: default <model_save_dir>/inference_model. An earlier export there is replaced; a folder
                 that holds anything else is refused.
             formats: also 'legacy' (.pdmodel), 'serving' (Paddle Serving), 'onnx', each in a folder of its own inside.
-            bake: into the network 'preprocess' (pixels of any size in) and 'normalise' (unit length out).
+            bake: into the network 'preprocess' (pixels of any size in) and 'normalize' (unit length out).
             bgr: baked pre-processing takes pixels blue first, as OpenCV reads them.
         """
         topology = self._start()
-        from plsc.engine.export import export_checkpoint
+        from plsc.export.export import export_checkpoint
 
         return str(export_checkpoint(self.config, topology, directory, formats, bake, bgr))
 

@@ -1,3 +1,3 @@
 """The version, apart so that it can be read without importing anything."""
 
-__version__ = "1.0.0"
+__version__ = "3.0.0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 from plsc.errors import ServingError
 
@@ -18,9 +18,9 @@ class PLSCServer:
 
     def __init__(self, with_gpu: bool = True) -> None:
         self.with_gpu = with_gpu
-        self.model_path: Optional[Path] = None
+        self.model_path: Path | None = None
 
-    def with_model(self, model_path: Union[str, Path]) -> PLSCServer:
+    def with_model(self, model_path: str | Path) -> PLSCServer:
         """Choose the exported model to serve; returns self."""
         self.model_path = Path(model_path)
         return self

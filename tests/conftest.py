@@ -5,23 +5,12 @@ from __future__ import annotations
 import logging
 
 import cv2
-import numpy as np
 import pytest
-from servers import make_model
 
 import plsc
 from plsc.data.verification_set import VerificationSet
-
-CLASSES, SIDE = 6, 16
-
-
-def make_images(classes=CLASSES, per_class=5, side=SIDE):
-    """[n, side, side, 3] uint8 and their labels: noisy versions of one pattern a class."""
-    rng = np.random.default_rng(0)
-    patterns = rng.integers(0, 255, (classes, side, side, 3))
-    labels = np.arange(classes * per_class) % classes
-    images = np.clip(patterns[labels] + rng.normal(0, 20, (len(labels), side, side, 3)), 0, 255)
-    return images.astype(np.uint8), labels
+from tests._support.images import CLASSES, SIDE, make_images
+from tests._support.servers import make_model
 
 
 @pytest.fixture
@@ -39,7 +28,8 @@ def data_dir(tmp_path):
     encoded = [(folder / line.split()[0]).read_bytes() for line in lines]
     pairs = [(i, (i + CLASSES) % 30 if i % 2 else (i + 1) % 30) for i in range(20)]
     VerificationSet("lfw", [encoded[j] for pair in pairs for j in pair], [i % 2 == 1 for i in range(20)]).save(
-        folder / "lfw.bin")
+        folder / "lfw.bin"
+    )
     return folder
 
 

@@ -8,10 +8,10 @@ import pickle
 import numpy as np
 import paddle
 import pytest
-from conftest import make_images
 
 from plsc import CheckpointError, ConfigError, DataError, ExportError, ServingError, TrainingError, load_inference_model
 from plsc.models.base_model import BaseModel
+from tests._support.images import make_images
 
 
 def test_missing_data_folder(entry):

@@ -10,13 +10,35 @@ from plsc import ConfigError, Entry
 from plsc.models.base_model import BaseModel
 
 DEFAULTS = {
-    "num_classes": 85742, "emb_dim": 512, "image_shape": (3, 112, 112), "model_name": "ResNet50",
-    "loss_type": "dist_arcface", "margin": 0.5, "scale": 64.0, "sample_ratio": 1.0, "dataset_dir": "./train_data",
-    "train_batch_size": 128, "test_batch_size": 120, "train_epochs": 120, "warmup_epochs": 0,
-    "lr_steps": (100000, 160000, 220000), "lr_decay_factor": 0.1, "lr": 0.1, "checkpoint_dir": "",
-    "model_save_dir": "output", "max_last_checkpoint_num": 5, "val_targets": "lfw", "with_test": True,
-    "test_period": 0, "calc_acc": False, "log_period": 200, "train_reader": None, "test_reader": None,
-    "predict_reader": None, "train_dataset": None, "test_dataset": None,
+    "num_classes": 85742,
+    "emb_dim": 512,
+    "image_shape": (3, 112, 112),
+    "model_name": "ResNet50",
+    "loss_type": "dist_arcface",
+    "margin": 0.5,
+    "scale": 64.0,
+    "sample_ratio": 1.0,
+    "dataset_dir": "./train_data",
+    "train_batch_size": 128,
+    "test_batch_size": 120,
+    "train_epochs": 120,
+    "warmup_epochs": 0,
+    "lr_steps": (100000, 160000, 220000),
+    "lr_decay_factor": 0.1,
+    "lr": 0.1,
+    "checkpoint_dir": "",
+    "model_save_dir": "output",
+    "max_last_checkpoint_num": 5,
+    "val_targets": "lfw",
+    "with_test": True,
+    "test_period": 0,
+    "calc_acc": False,
+    "log_period": 200,
+    "train_reader": None,
+    "test_reader": None,
+    "predict_reader": None,
+    "train_dataset": None,
+    "test_dataset": None,
 }
 
 # Setter, keyword as users' scripts pass it, value, attribute.
@@ -84,11 +106,19 @@ def test_attributes_can_be_set_by_hand_and_entries_share_nothing():
     assert (other.train_batch_size, other.train_reader) == (128, None)
 
 
-@pytest.mark.parametrize("loss, margins", [
-    (("arcface",), (1.0, 0.5, 0.0)), (("cosface",), (1.0, 0.0, 0.35)), (("sphereface",), (1.35, 0.0, 0.0)),
-    (("dist_arcface",), (1.0, 0.5, 0.0)), (("dist_softmax",), None), (("arcface", None, 0.3), (1.0, 0.3, 0.0)),
-    (("mine", 1.1, 0.2, 0.1), (1.1, 0.2, 0.1)), (("dist_mine", 1.1, 0.2, 0.1), (1.1, 0.2, 0.1)),
-])
+@pytest.mark.parametrize(
+    "loss, margins",
+    [
+        (("arcface",), (1.0, 0.5, 0.0)),
+        (("cosface",), (1.0, 0.0, 0.35)),
+        (("sphereface",), (1.35, 0.0, 0.0)),
+        (("dist_arcface",), (1.0, 0.5, 0.0)),
+        (("dist_softmax",), None),
+        (("arcface", None, 0.3), (1.0, 0.3, 0.0)),
+        (("mine", 1.1, 0.2, 0.1), (1.1, 0.2, 0.1)),
+        (("dist_mine", 1.1, 0.2, 0.1), (1.1, 0.2, 0.1)),
+    ],
+)
 def test_margins_of_each_loss(loss, margins):
     entry = Entry()
     entry.set_loss_type(*loss)
@@ -111,21 +141,27 @@ def test_set_margin_is_the_one_margin_of_the_loss(loss, index):
     assert entry.config.margins[index] == 0.2
 
 
-@pytest.mark.parametrize("act, words", [
-    (lambda e: e.set_class_num(0), r"num_classes: got 0 \(int\); expected greater than or equal to 1"),
-    (lambda e: e.set_class_num("many"), r"num_classes: got 'many' \(str\); expected a valid integer"),
-    (lambda e: e.set_emb_size(True), r"emb_dim: got True \(bool\); expected a number"),
-    (lambda e: e.set_loss_type("dist_arcfase"), r"loss_type: got 'dist_arcfase'.*did you mean 'dist_arcface'"),
-    (lambda e: e.set_model_name("resnet50"), r"model_name: got 'resnet50'.*did you mean 'ResNet50'"),
-    (lambda e: e.set_image_shape((112, 112)), r"image_shape"),
-    (lambda e: e.set_image_shape((1, 112, 112)), r"expected \(3, height, width\)"),
-    (lambda e: e.set_step_boundaries([9, 5]), r"lr_steps: got \[9, 5\].*ascending"),
-    (lambda e: e.set_sample_ratio(0), r"sample_ratio: got 0 \(int\); expected greater than 0"),
-    (lambda e: e.set_model("ResNet50"), r"set_model: got 'ResNet50' \(str\), expected an instance of .*BaseModel"),
-    (lambda e: e.set_optimizer(0.1), r"set_optimizer: got 0.1 \(float\), expected a Paddle optimizer class"),
-    (lambda e: e.set_bad_images("ignore"), r"bad_images: got 'ignore'.*'stop' or 'skip'"),
-    (lambda e: setattr(e, "train_batchsize", 3), r"no setting named 'train_batchsize'; did you mean 'train_batch_s"),
-])
+@pytest.mark.parametrize(
+    "act, words",
+    [
+        (lambda e: e.set_class_num(0), r"num_classes: got 0 \(int\); expected greater than or equal to 1"),
+        (lambda e: e.set_class_num("many"), r"num_classes: got 'many' \(str\); expected a valid integer"),
+        (lambda e: e.set_emb_size(True), r"emb_dim: got True \(bool\); expected a number"),
+        (lambda e: e.set_loss_type("dist_arcfase"), r"loss_type: got 'dist_arcfase'.*did you mean 'dist_arcface'"),
+        (lambda e: e.set_model_name("resnet50"), r"model_name: got 'resnet50'.*did you mean 'ResNet50'"),
+        (lambda e: e.set_image_shape((112, 112)), r"image_shape"),
+        (lambda e: e.set_image_shape((1, 112, 112)), r"expected \(3, height, width\)"),
+        (lambda e: e.set_step_boundaries([9, 5]), r"lr_steps: got \[9, 5\].*ascending"),
+        (lambda e: e.set_sample_ratio(0), r"sample_ratio: got 0 \(int\); expected greater than 0"),
+        (lambda e: e.set_model("ResNet50"), r"set_model: got 'ResNet50' \(str\), expected an instance of .*BaseModel"),
+        (lambda e: e.set_optimizer(0.1), r"set_optimizer: got 0.1 \(float\), expected a Paddle optimizer class"),
+        (lambda e: e.set_bad_images("ignore"), r"bad_images: got 'ignore'.*'stop' or 'skip'"),
+        (
+            lambda e: setattr(e, "train_batchsize", 3),
+            r"no setting named 'train_batchsize'; did you mean 'train_batch_s",
+        ),
+    ],
+)
 def test_wrong_values_are_named_at_the_setter(act, words):
     with pytest.raises(ConfigError, match=words):
         act(Entry())
@@ -136,10 +172,14 @@ def test_unknown_attributes_are_attribute_errors():
         _ = Entry().num_class
 
 
-@pytest.mark.parametrize("setter, arguments, words", [
-    ("set_hdfs_info", ("fs", "name,secret"), "nothing is fetched or uploaded"),
-    ("set_input_info", (None,), "no effect"), ("set_use_quant", (True,), "not supported yet"),
-])
+@pytest.mark.parametrize(
+    "setter, arguments, words",
+    [
+        ("set_hdfs_info", ("fs", "name,secret"), "nothing is fetched or uploaded"),
+        ("set_input_info", (None,), "no effect"),
+        ("set_use_quant", (True,), "not supported yet"),
+    ],
+)
 def test_settings_of_later_work_say_what_they_do(setter, arguments, words, caplog):
     getattr(Entry(), setter)(*arguments)
     assert words in caplog.text
@@ -184,10 +224,13 @@ class NoLayers(BaseModel):
         return paddle.nn.Linear(3 * 16 * 16, 16)(input.flatten(1))
 
 
-@pytest.mark.parametrize("model, words", [
-    (lambda: paddle.nn.Conv2D(3, 16, 1), r"Conv2D returned \[10, 16, 16, 16\] for 10 images, expected \[10, 16\]"),
-    (lambda: NoLayers(), "has no parameters"),
-])
+@pytest.mark.parametrize(
+    "model, words",
+    [
+        (lambda: paddle.nn.Conv2D(3, 16, 1), r"Conv2D returned \[10, 16, 16, 16\] for 10 images, expected \[10, 16\]"),
+        (lambda: NoLayers(), "has no parameters"),
+    ],
+)
 def test_networks_that_break_the_contract(entry, model, words):
     entry.set_model(model())
     with pytest.raises(ConfigError, match=words):

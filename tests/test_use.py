@@ -11,17 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import paddle
 import pytest
-from conftest import CLASSES, SIDE, make_images
-from ranks import launch, run
 
 import plsc
 from plsc import Entry
-from plsc.cli_settings import make_entry
+from plsc.cli.settings import make_entry
 from plsc.config import Config
 from plsc.distributed.topology import devices_asked_of_launcher
 from plsc.engine.optimizer import step_schedule
 from plsc.utils import jpeg_reader
 from plsc.version import __version__
+from tests._support.images import CLASSES, SIDE, make_images
+from tests._support.ranks import launch, run
 
 
 def test_rate_scales_with_the_global_batch_and_decays():
@@ -63,8 +63,11 @@ def test_predict_reader_in_its_forms(entry):
     entry.train()
     images, _ = make_images()
     expected = entry.predict(list(images[:4]))
-    for reader in (lambda: iter(images[:4]), lambda: ((image,) for image in images[:4]),
-                   lambda: iter([[(image, 0) for image in images[:4]]])):
+    for reader in (
+        lambda: iter(images[:4]),
+        lambda: ((image,) for image in images[:4]),
+        lambda: iter([[(image, 0) for image in images[:4]]]),
+    ):
         entry.predict_reader = reader
         assert np.array_equal(entry.predict(), expected)
 
@@ -120,13 +123,16 @@ def test_distfc_attributes_set_weight_and_bias(entry):
     assert np.unique(saved.read("head.bias")) == 2.0
 
 
-@pytest.mark.parametrize("command, asked", [
-    ("python -m paddle.distributed.launch --selected_gpus=0,1 train.py", ("--selected_gpus=0,1", 2)),
-    ("python -m paddle.distributed.launch --gpus 0,1,2 train.py", ("--gpus 0,1,2", 3)),
-    ("python -m paddle.distributed.launch --nproc_per_node 2 train.py", None),
-    ("python train.py --gpus 0,1", None),
-])
-def test_a_launcher_that_was_asked_for_devices_is_recognised(command, asked):
+@pytest.mark.parametrize(
+    "command, asked",
+    [
+        ("python -m paddle.distributed.launch --selected_gpus=0,1 train.py", ("--selected_gpus=0,1", 2)),
+        ("python -m paddle.distributed.launch --gpus 0,1,2 train.py", ("--gpus 0,1,2", 3)),
+        ("python -m paddle.distributed.launch --nproc_per_node 2 train.py", None),
+        ("python train.py --gpus 0,1", None),
+    ],
+)
+def test_a_launcher_that_was_asked_for_devices_is_recognized(command, asked):
     assert devices_asked_of_launcher(command.split(" ")) == asked
 
 
@@ -136,13 +142,20 @@ def test_two_machines_train_as_one(tmp_path, data_dir):
         free.bind(("127.0.0.1", 0))
         master = f"127.0.0.1:{free.getsockname()[1]}"
     script = tmp_path / "train.py"
-    script.write_text(INTRODUCTION.format(classes=CLASSES, extra=f"""{SMALL.format(batch=5)}
-    ins.set_dataset_dir({str(data_dir)!r}); ins.set_model_save_dir("{tmp_path}/output")"""))
+    script.write_text(
+        INTRODUCTION.format(
+            classes=CLASSES,
+            extra=f"""{SMALL.format(batch=5)}
+    ins.set_dataset_dir({str(data_dir)!r}); ins.set_model_save_dir("{tmp_path}/output")""",
+        )
+    )
 
     def machine(rank):
         nodes = ["--master", master, "--nnodes", 2, "--rank", rank, "--nproc_per_node", 1]
-        return run([sys.executable, "-m", "paddle.distributed.launch", *nodes, "--log_dir", tmp_path / f"log{rank}",
-                    script], cwd=tmp_path)
+        return run(
+            [sys.executable, "-m", "paddle.distributed.launch", *nodes, "--log_dir", tmp_path / f"log{rank}", script],
+            cwd=tmp_path,
+        )
 
     with ThreadPoolExecutor(2) as pool:
         outputs = [output for _, output in pool.map(machine, range(2))]
@@ -166,8 +179,20 @@ def plsc_command(*arguments, check=True, cwd=None):
 
 
 def settings_flags(entry):
-    return ["--dataset-dir", entry.dataset_dir, "--num-classes", CLASSES, "--image-shape", f"3,{SIDE},{SIDE}",
-            "--model-name", "ResNetTiny", "--emb-dim", 16, "--model-save-dir", entry.model_save_dir]
+    return [
+        "--dataset-dir",
+        entry.dataset_dir,
+        "--num-classes",
+        CLASSES,
+        "--image-shape",
+        f"3,{SIDE},{SIDE}",
+        "--model-name",
+        "ResNetTiny",
+        "--emb-dim",
+        16,
+        "--model-save-dir",
+        entry.model_save_dir,
+    ]
 
 
 def test_the_way_by_the_command_line(entry, tmp_path, data_dir):
@@ -184,22 +209,29 @@ def test_the_way_by_the_command_line(entry, tmp_path, data_dir):
     _, output = plsc_command("test", "--model-save-dir", entry.model_save_dir, "--dataset-dir", data_dir / "label.txt")
     assert '"lfw/pairs": 20' in output
     # Mistakes are told before the work, and name the file.
-    for output_file, image, message in ((tmp_path / "none" / "e.npy", "images/00000000.png", "there is no folder"),
-                                        (tmp_path / "e2.npy", "label.txt", f"{data_dir / 'label.txt'}: ")):
-        status, output = plsc_command("embed", tmp_path / "model", data_dir / image, "--output", output_file,
-                                      check=False)
+    for output_file, image, message in (
+        (tmp_path / "none" / "e.npy", "images/00000000.png", "there is no folder"),
+        (tmp_path / "e2.npy", "label.txt", f"{data_dir / 'label.txt'}: "),
+    ):
+        status, output = plsc_command(
+            "embed", tmp_path / "model", data_dir / image, "--output", output_file, check=False
+        )
         assert status == 1 and message in output and "Traceback" not in output
-    _, output = plsc_command("train", "--train-steps", 3, "--checkpoint-dir", entry.model_save_dir,
-                             *settings_flags(entry))
+    _, output = plsc_command(
+        "train", "--train-steps", 3, "--checkpoint-dir", entry.model_save_dir, *settings_flags(entry)
+    )
     assert "nothing is left to train" in output
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["train", "--num-classes", "0"], "plsc: num_classes: got '0'"),
-    (["train", "--config", "none.yaml"], "plsc: none.yaml: the configuration file cannot be read"),
-    (["embed", "nowhere", "image.png"], "plsc: nowhere: no exported model there"),
-    (["test", "--model-save-dir", "nowhere"], "plsc: nothing to test on"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["train", "--num-classes", "0"], "plsc: num_classes: got '0'"),
+        (["train", "--config", "none.yaml"], "plsc: none.yaml: the configuration file cannot be read"),
+        (["embed", "nowhere", "image.png"], "plsc: nowhere: no exported model there"),
+        (["test", "--model-save-dir", "nowhere"], "plsc: nothing to test on"),
+    ],
+)
 def test_mistakes_on_the_command_line_are_one_line_and_status_one(arguments, words, tmp_path):
     status, output = plsc_command(*arguments, check=False, cwd=tmp_path)
     assert status == 1
@@ -213,8 +245,14 @@ def test_unknown_settings_in_a_file_name_the_near_miss(tmp_path):
 
 
 def test_every_setting_is_a_flag():
-    _, output = run([sys.executable, "-c", "import os; os.environ['COLUMNS'] = '400'; import sys; sys.argv = "
-                     "['plsc', 'train', '--help']; from plsc.cli import main; main()"])
+    _, output = run(
+        [
+            sys.executable,
+            "-c",
+            "import os; os.environ['COLUMNS'] = '400'; import sys; sys.argv = "
+            "['plsc', 'train', '--help']; from plsc.cli.main import main; main()",
+        ]
+    )
     missing = [name for name in Config.scalar_fields() if f"--{name.replace('_', '-')}" not in output]
     assert missing == ["amp_lists"]
 
@@ -250,8 +288,16 @@ def test_the_introductions_script_runs_on_a_folder(ranks, reader, data_dir, tmp_
     script.write_text(INTRODUCTION.format(classes=CLASSES, extra=extra))
     command = [sys.executable, str(script)]
     if ranks > 1:
-        command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", ranks, "--log_dir", "log",
-                   "train.py"]
+        command = [
+            sys.executable,
+            "-m",
+            "paddle.distributed.launch",
+            "--nproc_per_node",
+            ranks,
+            "--log_dir",
+            "log",
+            "train.py",
+        ]
     _, output = run(command, cwd=tmp_path)
     assert "lfw: accuracy" in output
     assert (tmp_path / "output" / "0" / "manifest.json").is_file()
@@ -259,17 +305,22 @@ def test_the_introductions_script_runs_on_a_folder(ranks, reader, data_dir, tmp_
 
 def test_readers_of_unequal_length_end_together_and_say_so(data_dir, tmp_path):
     script = tmp_path / "train.py"
-    script.write_text(INTRODUCTION.format(classes=CLASSES, extra=f"""{SMALL.format(batch=5)}
+    script.write_text(
+        INTRODUCTION.format(
+            classes=CLASSES,
+            extra=f"""{SMALL.format(batch=5)}
     import os, numpy as np
     ins.set_with_test(False); ins.set_model_save_dir("{tmp_path}/output"); ins.set_train_epochs(2)
     image, count = np.zeros((3, 16, 16), np.float32), 3 + int(os.environ["PADDLE_TRAINER_ID"])
-    ins.train_reader = lambda: iter([[(image, 0)] * 5] * count)"""))
+    ins.train_reader = lambda: iter([[(image, 0)] * 5] * count)""",
+        )
+    )
     _, output = launch(2, script, log_dir=tmp_path / "log")
     assert "train_reader of rank 1 had 5 images more than another rank's" in output
     assert (tmp_path / "output" / "1" / "manifest.json").is_file()
 
 
-def test_old_readers_yield_normalised_images(data_dir, monkeypatch):
+def test_old_readers_yield_normalized_images(data_dir, monkeypatch):
     monkeypatch.setattr(jpeg_reader, "_IMAGE_SHAPE", (3, 16, 16))
     samples = list(jpeg_reader.arc_train(str(data_dir), CLASSES)())
     assert len(samples) == 30

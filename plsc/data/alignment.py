@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, List, Union
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,8 +19,9 @@ from plsc.errors import DataError
 log = logging.getLogger("plsc")
 
 # Left eye, right eye, tip of the nose, left and right corner of the mouth, as seen in the image: (x, y) in pixels.
-TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655],
-                     [70.7299, 92.2041]])
+TEMPLATE = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
 TEMPLATE_SIZE = 112
 # Faces are 2 to 5 pixels from the template, in profile up to 13; points in another order 14 and more.
 _FAR, _LOOKED_AT = 12, 1000
@@ -40,16 +41,17 @@ def similarity_transform(source: Any, target: Any) -> np.ndarray:
     """
     source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
     if source.shape != target.shape or source.ndim != 2 or source.shape[1] != 2 or len(source) < 2:
-        raise DataError(f"got points {list(source.shape)} and {list(target.shape)}, expected [n, 2] twice, n of 2 or "
-                        f"more")
+        raise DataError(
+            f"got points {list(source.shape)} and {list(target.shape)}, expected [n, 2] twice, n of 2 or more"
+        )
     if not (np.isfinite(source).all() and np.isfinite(target).all()):
         raise DataError(f"landmarks {source.tolist()} are not all finite")
     source_mean, target_mean = source.mean(0), target.mean(0)
-    source_centred, target_centred = source - source_mean, target - target_mean
-    variance = (source_centred**2).sum() / len(source)
+    source_centerd, target_centerd = source - source_mean, target - target_mean
+    variance = (source_centerd**2).sum() / len(source)
     if variance < 1e-12:
         raise DataError(f"landmarks {source.tolist()} lie on one point")
-    u, singular, v = np.linalg.svd(target_centred.T @ source_centred / len(source))
+    u, singular, v = np.linalg.svd(target_centerd.T @ source_centerd / len(source))
     signs = np.array([1.0, np.sign(np.linalg.det(u) * np.linalg.det(v))])  # -1 where the best fit would mirror
     rotation = u @ np.diag(signs) @ v
     scale = (singular * signs).sum() / variance
@@ -73,13 +75,13 @@ def align(pixels: np.ndarray, landmarks: Any, image_size: int = TEMPLATE_SIZE) -
     """
     if np.shape(landmarks) != (5, 2):
         raise DataError(f"landmarks: got {list(np.shape(landmarks))}, expected [5, 2]: eyes, nose, mouth corners")
-    # A pixel's centre is at half a step: scaling by the corner would shift the image by a part of a pixel.
+    # A pixel's center is at half a step: scaling by the corner would shift the image by a part of a pixel.
     scale = image_size / TEMPLATE_SIZE
     matrix = similarity_transform(landmarks, (TEMPLATE + 0.5) * scale - 0.5)
     return cv2.warpAffine(pixels, matrix, (image_size, image_size), flags=cv2.INTER_LINEAR)
 
 
-def read_landmarks(path: Union[str, Path], count: int) -> np.ndarray:
+def read_landmarks(path: str | Path, count: int) -> np.ndarray:
     """Landmarks of a whole set: a `.npy` of [n, 5, 2], or text with one line per image, in the set's order.
 
     A line is x1 y1 ... x5 y5, parted by white space or commas; a name may stand before the numbers.
@@ -106,13 +108,15 @@ def read_landmarks(path: Union[str, Path], count: int) -> np.ndarray:
         raise DataError(f"{path}: the landmarks cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(points, np.ndarray) or points.shape != (count, 5, 2) or points.dtype.kind not in "fiu":
         found = f"{list(points.shape)} of {points.dtype}" if isinstance(points, np.ndarray) else "several arrays"
-        raise DataError(f"{path}: found {found}, expected [{count}, 5, 2], five points (x, y) for each of {count} "
-                        f"images: in a text, a line x1 y1 ... x5 y5 each")
+        raise DataError(
+            f"{path}: found {found}, expected [{count}, 5, 2], five points (x, y) for each of {count} "
+            f"images: in a text, a line x1 y1 ... x5 y5 each"
+        )
     _warn_of_another_order(path, points)
     return points.astype(np.float32)
 
 
-def _ten_numbers(path: Path, number: int, line: str) -> List[float]:
+def _ten_numbers(path: Path, number: int, line: str) -> list[float]:
     parts = line.replace(",", " ").split()
     try:
         # A number before or behind the ten is a label or a score, and would shift them unseen.
@@ -120,8 +124,10 @@ def _ten_numbers(path: Path, number: int, line: str) -> List[float]:
             return [float(part) for part in parts[-10:]]
     except ValueError:
         pass
-    raise DataError(f"{path}, line {number}: got {line[:120]!r}, expected ten numbers x1 y1 ... x5 y5, and before them "
-                    f"nothing but a name")
+    raise DataError(
+        f"{path}, line {number}: got {line[:120]!r}, expected ten numbers x1 y1 ... x5 y5, and before them "
+        f"nothing but a name"
+    )
 
 
 def _is_number(text: str) -> bool:
@@ -137,9 +143,13 @@ def _warn_of_another_order(path: Path, points: np.ndarray) -> None:
     chosen = points[np.unique(np.linspace(0, len(points) - 1, min(len(points), _LOOKED_AT)).astype(int))]
     far = sum(_distance(face) > _FAR for face in chosen)
     if 2 * far > len(chosen):
-        log.warning("%s: in %d of the %d images looked at the points lie as in no face; expected x1 y1 ... x5 y5, the "
-                    "eyes, the nose and the corners of the mouth, left and right as seen in the image", path, far,
-                    len(chosen))
+        log.warning(
+            "%s: in %d of the %d images looked at the points lie as in no face; expected x1 y1 ... x5 y5, the "
+            "eyes, the nose and the corners of the mouth, left and right as seen in the image",
+            path,
+            far,
+            len(chosen),
+        )
 
 
 def _distance(face: np.ndarray) -> float:

@@ -6,8 +6,8 @@ Cubuk et al. 2019.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
-from typing import Callable, List, Tuple
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from plsc.errors import ConfigError
 
 Rng = np.random.Generator
-_GREY = np.array([0.299, 0.587, 0.114])
+_GRAY = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Augment:
         color_jitter: brightness, contrast and saturation by factors of 1 - x to 1 + x, in random order; 0 to 1.
         rand_augment: so many operations of RandAugment, drawn with repetition; 0 or more.
         rand_magnitude: how strong they are; 0 to 10.
-        grey: probability of losing the colours.
+        gray: probability of losing the colors.
         blur: probability of a Gaussian blur, of a sigma of half a pixel to that and a fortieth of the width.
         erase: probability of a rectangle of noise, of 2 to 33 % of the area and a ratio of sides up to 3.3.
 
@@ -41,13 +41,21 @@ class Augment:
     color_jitter: float = 0.0
     rand_augment: int = 0
     rand_magnitude: float = 5.0
-    grey: float = 0.0
+    gray: float = 0.0
     blur: float = 0.0
     erase: float = 0.0
 
     def __post_init__(self) -> None:
-        limits = {"crop": 0.99, "rotate": 180, "color_jitter": 1, "rand_augment": 100, "rand_magnitude": 10, "grey": 1,
-                  "blur": 1, "erase": 1}
+        limits = {
+            "crop": 0.99,
+            "rotate": 180,
+            "color_jitter": 1,
+            "rand_augment": 100,
+            "rand_magnitude": 10,
+            "gray": 1,
+            "blur": 1,
+            "erase": 1,
+        }
         for name, most in limits.items():
             if not 0 <= getattr(self, name) <= most:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected 0 to {most}")
@@ -68,7 +76,7 @@ class Augment:
             operation = _OPERATIONS[rng.integers(len(_OPERATIONS))]
             strength = self.rand_magnitude / 10 * (1 if rng.random() < 0.5 else -1)
             pixels = operation(pixels, strength)
-        if self.grey and rng.random() < self.grey:
+        if self.gray and rng.random() < self.gray:
             pixels = _saturation(pixels, 0.0)
         if self.blur and rng.random() < self.blur:
             pixels = cv2.GaussianBlur(pixels, (0, 0), 0.5 + rng.random() * pixels.shape[1] / 40)
@@ -83,14 +91,14 @@ def _crop_and_rotate(pixels: np.ndarray, crop: float, rotate: float, rng: Rng) -
     kept = 1 - crop * rng.random()
     angle = rotate * (2 * rng.random() - 1)
     shift = (1 - kept) * (rng.random(2) - 0.5) * (width, height)
-    centre = np.array([width - 1, height - 1]) / 2
-    matrix = cv2.getRotationMatrix2D((centre + shift).tolist(), angle, 1 / kept)
+    center = np.array([width - 1, height - 1]) / 2
+    matrix = cv2.getRotationMatrix2D((center + shift).tolist(), angle, 1 / kept)
     matrix[:, 2] -= shift
     return _warp(pixels, matrix)
 
 
 def _color_jitter(pixels: np.ndarray, strength: float, rng: Rng) -> np.ndarray:
-    changes: List[Callable[[np.ndarray, float], np.ndarray]] = [_brightness, _contrast, _saturation]
+    changes: list[Callable[[np.ndarray, float], np.ndarray]] = [_brightness, _contrast, _saturation]
     for place in rng.permutation(3):
         pixels = changes[place](pixels, 1 + strength * (2 * rng.random() - 1))
     return pixels
@@ -107,7 +115,7 @@ def _erase(pixels: np.ndarray, rng: Rng) -> np.ndarray:
     return pixels
 
 
-# Every operation takes pixels and leaves their shape and type. Those on colours take a factor, 1 for no change.
+# Every operation takes pixels and leaves their shape and type. Those on colors take a factor, 1 for no change.
 
 
 def _brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
@@ -115,13 +123,13 @@ def _brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
-    mean = float(np.dot(cv2.mean(pixels)[:3], _GREY))
+    mean = float(np.dot(cv2.mean(pixels)[:3], _GRAY))
     return cv2.addWeighted(pixels, factor, pixels, 0, (1 - factor) * mean)
 
 
 def _saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
-    grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(pixels, factor, grey, 1 - factor, 0)
+    gray = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(pixels, factor, gray, 1 - factor, 0)
 
 
 def _sharpness(pixels: np.ndarray, factor: float) -> np.ndarray:
@@ -150,17 +158,21 @@ def _solarize(pixels: np.ndarray, strength: float) -> np.ndarray:
     return np.where(pixels >= 256 * (1 - abs(strength) / 2), 255 - pixels, pixels)
 
 
-def _moved(matrix: Callable[[float, Tuple[int, ...]], List[List[float]]]) -> Callable:
+def _moved(matrix: Callable[[float, tuple[int, ...]], list[list[float]]]) -> Callable:
     return lambda pixels, strength: _warp(pixels, np.array(matrix(strength, pixels.shape), np.float64))
 
 
 def _warp(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    return cv2.warpAffine(pixels, matrix, (pixels.shape[1], pixels.shape[0]), flags=cv2.INTER_LINEAR,
-                          borderMode=cv2.BORDER_REFLECT_101)
+    return cv2.warpAffine(
+        pixels, matrix, (pixels.shape[1], pixels.shape[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+    )
 
 
-_OPERATIONS: Tuple[Callable[[np.ndarray, float], np.ndarray], ...] = (
-    _equalize, _autocontrast, _posterize, _solarize,
+_OPERATIONS: tuple[Callable[[np.ndarray, float], np.ndarray], ...] = (
+    _equalize,
+    _autocontrast,
+    _posterize,
+    _solarize,
     lambda pixels, strength: _brightness(pixels, 1 + 0.9 * strength),
     lambda pixels, strength: _contrast(pixels, 1 + 0.9 * strength),
     lambda pixels, strength: _saturation(pixels, 1 + 0.9 * strength),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,13 +25,25 @@ def encode(image: Any, suffix: str = ".png", parameters: Sequence[int] = ()) -> 
     except cv2.error:
         is_done = False
     if not is_done:
-        raise DataError(f"{image.shape[1]} x {image.shape[0]} pixels cannot be written as JPEG or PNG; JPEG has 65,535 "
-                        f"a side at most")
+        raise DataError(
+            f"{image.shape[1]} x {image.shape[0]} pixels cannot be written as JPEG or PNG; JPEG has 65,535 "
+            f"a side at most"
+        )
     return encoded.tobytes()
 
 
-_SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"RIFF": ".webp", b"II*\0": ".tif",
-             b"MM\0*": ".tif", b"GIF8": ".gif", b"\0\0\0\x0cjP": ".jp2", b"P5": ".pgm", b"P6": ".ppm"}
+_SUFFIXES = {
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG": ".png",
+    b"BM": ".bmp",
+    b"RIFF": ".webp",
+    b"II*\0": ".tif",
+    b"MM\0*": ".tif",
+    b"GIF8": ".gif",
+    b"\0\0\0\x0cjP": ".jp2",
+    b"P5": ".pgm",
+    b"P6": ".ppm",
+}
 
 
 def suffix_of(image: bytes, unknown: str = ".jpg") -> str:

@@ -8,8 +8,6 @@ rows are of even length, but OpenCV alone decides where it writes; simplejpeg le
 
 from __future__ import annotations
 
-from typing import Optional
-
 import numpy as np
 import simplejpeg
 
@@ -20,10 +18,10 @@ _FRAMES, _START_OF_SCAN = (0xC0, 0xC1, 0xC2), 0xDA
 _NOT_WALKED = frozenset([0xE1, 0x00, 0x01, 0xFF, *range(0xD0, 0xDA)])
 
 
-def decode_jpeg(image: bytes) -> Optional[np.ndarray]:
+def decode_jpeg(image: bytes) -> np.ndarray | None:
     """The pixels of a JPEG, [H, W, 3] uint8 RGB, or None where OpenCV must look.
 
-    None is for what is no JPEG, and for one that is large, damaged, of four colours, or may be turned by its Exif data.
+    None is for what is no JPEG, and for one that is large, damaged, of four colors, or may be turned by its Exif data.
     """
     try:
         if image[:2] == b"\xff\xd8" and 0 < (count := _pixels(image)) <= _MAX_PIXELS:

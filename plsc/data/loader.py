@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import itertools
 import logging
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from plsc.data.records import Records, to_class
-from plsc.data.selection import labels_of
+from plsc.data.subset import labels_of
 from plsc.data.transforms import Transform, random_keys
 from plsc.data.workers import WorkerPool
 from plsc.errors import DataError
@@ -52,9 +53,20 @@ class TrainLoader:
         worker_timeout: seconds that one image may take before its process counts as hanging; 0 waits for ever.
     """
 
-    def __init__(self, records: Records, transform: Transform, num_classes: int, batch_size: int, rank: int = 0,
-                 world_size: int = 1, seed: int = 0, num_workers: int = 0, skip_bad_images: bool = False,
-                 class_balanced: bool = False, worker_timeout: float = 300.0) -> None:
+    def __init__(
+        self,
+        records: Records,
+        transform: Transform,
+        num_classes: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        num_workers: int = 0,
+        skip_bad_images: bool = False,
+        class_balanced: bool = False,
+        worker_timeout: float = 300.0,
+    ) -> None:
         if len(records) == 0:
             raise DataError("the training set is empty, expected at least one image")
         self._maker = _BatchMaker(records, transform, num_classes, seed, skip_bad_images)
@@ -64,7 +76,7 @@ class TrainLoader:
         self.skipped = 0
         self._labels = labels_of(records) if class_balanced else None
         self._num_workers, self._timeout = num_workers, worker_timeout
-        self._pool: Optional[WorkerPool] = None
+        self._pool: WorkerPool | None = None
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from `first_step` on."""
@@ -85,12 +97,12 @@ class TrainLoader:
             self._pool.close()
             self._pool = None
 
-    def _batches(self, tasks: Iterator[_Task]) -> Iterator[Tuple[Batch, List[str]]]:
+    def _batches(self, tasks: Iterator[_Task]) -> Iterator[tuple[Batch, list[str]]]:
         for filled, pixels in self._filled(tasks):
             images = pixels if filled.finished is None else filled.finished
             yield Batch(images, np.array(filled.labels, np.int64)), filled.skipped
 
-    def _filled(self, tasks: Iterator[_Task]) -> Iterator[Tuple[_Filled, np.ndarray]]:
+    def _filled(self, tasks: Iterator[_Task]) -> Iterator[tuple[_Filled, np.ndarray]]:
         shape = (self.batch_size, *self._maker.transform.image_shape)
         if self._num_workers == 0:
             for task in tasks:
@@ -143,15 +155,15 @@ def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 # Plain lists: pickled with a tenth of the work that arrays take.
-_Task = Tuple[int, List[int]]
+_Task = tuple[int, list[int]]
 
 
 class _Filled(NamedTuple):
     """What making a batch gave beside the pixels: labels, and the images where they are finished float32."""
 
-    labels: List[int]
-    skipped: List[str]
-    finished: Optional[np.ndarray]
+    labels: list[int]
+    skipped: list[str]
+    finished: np.ndarray | None
 
 
 class _BatchMaker:
@@ -159,13 +171,18 @@ class _BatchMaker:
 
     def __init__(self, records: Records, transform: Transform, num_classes: int, seed: int, skip: bool) -> None:
         self.records, self.transform, self.num_classes, self.seed, self.skip = (
-            records, transform, num_classes, seed, skip)
+            records,
+            transform,
+            num_classes,
+            seed,
+            skip,
+        )
 
     def __call__(self, task: _Task, pixels: np.ndarray, hold: Callable[[int], None] = lambda index: None) -> _Filled:
         """Fill `pixels` [N, 3, H, W], unless the source has finished images."""
         epoch, indices = task
-        skipped: List[str] = []
-        finished: List[np.ndarray] = []
+        skipped: list[str] = []
+        finished: list[np.ndarray] = []
         labels = []
         records, transform = self.records, self.transform
         keys = random_keys(self.seed, epoch, indices).tolist()
@@ -179,18 +196,23 @@ class _BatchMaker:
                 index, image, label = self._next_readable(epoch, index, out, skipped, hold)
             if not 0 <= label < self.num_classes:
                 more = f"set_class_num({label + 1}) (--num-classes) or more, or " if label > 0 else ""
-                raise DataError(f"{records.describe(index)}: label {label} is out of range, expected 0 to "
-                                f"{self.num_classes - 1}; {more}mend the list")
+                raise DataError(
+                    f"{records.describe(index)}: label {label} is out of range, expected 0 to "
+                    f"{self.num_classes - 1}; {more}mend the list"
+                )
             labels.append(label)
             if image is not out:
                 finished.append(image)
         if finished and len(finished) < len(indices):
-            raise DataError(f"a batch has {len(finished)} images that are finished float32 and "
-                            f"{len(indices) - len(finished)} that are not; expected a data set of one kind")
+            raise DataError(
+                f"a batch has {len(finished)} images that are finished float32 and "
+                f"{len(indices) - len(finished)} that are not; expected a data set of one kind"
+            )
         return _Filled(labels, skipped, np.stack(finished) if finished else None)
 
-    def _next_readable(self, epoch: int, index: int, out: np.ndarray, skipped: List[str],
-                       hold: Callable[[int], None]) -> Tuple[int, np.ndarray, int]:
+    def _next_readable(
+        self, epoch: int, index: int, out: np.ndarray, skipped: list[str], hold: Callable[[int], None]
+    ) -> tuple[int, np.ndarray, int]:
         """The first record after `index` that can be read, around the end: its index, image and label."""
         count = len(self.records)
         for candidate in (other % count for other in range(index + 1, index + count)):
@@ -205,8 +227,9 @@ class _BatchMaker:
     def _unreadable(self, index: int, error: DataError) -> str:
         message = f"{self.records.describe(index)}: {error}"
         if not self.skip:
-            raise DataError(f"{message}; to pass over such images: set_bad_images('skip') (--bad-images skip)"
-                            ) from None
+            raise DataError(
+                f"{message}; to pass over such images: set_bad_images('skip') (--bad-images skip)"
+            ) from None
         return message
 
 
@@ -222,8 +245,14 @@ class ReaderLoader:
         world_size: R.
     """
 
-    def __init__(self, reader: Callable[[], Any], image_shape: Sequence[int], num_classes: int,
-                 num_images: Optional[int] = None, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        reader: Callable[[], Any],
+        image_shape: Sequence[int],
+        num_classes: int,
+        num_images: int | None = None,
+        world_size: int = 1,
+    ) -> None:
         self._reader, self._image_shape, self._num_classes = reader, tuple(image_shape), num_classes
         self.num_images, self.world_size = num_images, world_size
         self.skipped = 0
@@ -245,12 +274,16 @@ class ReaderLoader:
             images = np.stack([self._image(sample[0]) for sample in samples])
             labels = np.asarray([to_class(sample[1]) for sample in samples], np.int64)
         except (TypeError, ValueError, IndexError) as error:
-            raise DataError(f"train_reader, batch {step}: expected a list of (image {list(self._image_shape)} float32, "
-                            f"label); {error}. A reader of single samples becomes one of batches by "
-                            f"paddle.batch(reader, batch_size)") from None
+            raise DataError(
+                f"train_reader, batch {step}: expected a list of (image {list(self._image_shape)} float32, "
+                f"label); {error}. A reader of single samples becomes one of batches by "
+                f"paddle.batch(reader, batch_size)"
+            ) from None
         if labels.min() < 0 or labels.max() >= self._num_classes:
-            raise DataError(f"train_reader, batch {step}: labels run from {labels.min()} to {labels.max()}, expected "
-                            f"0 to {self._num_classes - 1}; see set_class_num")
+            raise DataError(
+                f"train_reader, batch {step}: labels run from {labels.min()} to {labels.max()}, expected "
+                f"0 to {self._num_classes - 1}; see set_class_num"
+            )
         return Batch(images if images.dtype == np.uint8 else images.astype(np.float32), labels)
 
     def _image(self, image: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Verification pairs out of a labelled set, in the way of LFW's second view.
+"""Verification pairs out of a labeled set, in the way of LFW's second view.
 
 Every fold has its own identities, and as many pairs of the same identity as of different ones. Huang et al.,
 "Labeled Faces in the Wild", 2007.
@@ -6,12 +6,12 @@ Every fold has its own identities, and as many pairs of the same identity as of 
 
 from __future__ import annotations
 
-from typing import Any, List, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from plsc.data.records import Records
-from plsc.data.selection import labels_of
+from plsc.data.subset import labels_of
 from plsc.data.transforms import decode
 from plsc.data.verification_set import VerificationSet
 from plsc.errors import DataError
@@ -46,24 +46,29 @@ def choose_pairs(labels: np.ndarray, num_pairs: int, folds: int = 10, seed: int 
         DataError: P is no such multiple, or the identities of a fold do not give as many pairs.
     """
     if folds < 1 or num_pairs < 1 or num_pairs % (2 * folds):
-        raise DataError(f"{num_pairs} pairs in {folds} folds: expected a multiple of {2 * max(folds, 1)}, so that "
-                        f"every fold has as many same as different pairs")
+        raise DataError(
+            f"{num_pairs} pairs in {folds} folds: expected a multiple of {2 * max(folds, 1)}, so that "
+            f"every fold has as many same as different pairs"
+        )
     rng = np.random.default_rng(seed)
-    chosen: List[np.ndarray] = []
+    chosen: list[np.ndarray] = []
     per_kind = num_pairs // folds // 2
     for number, members in enumerate(_folds(labels, folds, rng)):
         same, different = _same_pairs(members, per_kind, rng), _different_pairs(members, per_kind, rng)
         if len(same) < per_kind or len(different) < per_kind:
-            raise DataError(f"fold {number} of {folds} has {len(members)} identities with "
-                            f"{sum(map(len, members))} images: {len(same)} same and {len(different)} different pairs, "
-                            f"expected {per_kind} of each; ask for fewer pairs or folds, or give more identities")
+            raise DataError(
+                f"fold {number} of {folds} has {len(members)} identities with "
+                f"{sum(map(len, members))} images: {len(same)} same and {len(different)} different pairs, "
+                f"expected {per_kind} of each; ask for fewer pairs or folds, or give more identities"
+            )
         chosen += [same, different]
     pairs = np.concatenate(chosen)
     return Pairs(pairs[:, 0], pairs[:, 1], labels[pairs[:, 0]] == labels[pairs[:, 1]])
 
 
-def make_verification_set(records: Records, num_pairs: int, folds: int = 10, seed: int = 0,
-                          name: str = "pairs") -> VerificationSet:
+def make_verification_set(
+    records: Records, num_pairs: int, folds: int = 10, seed: int = 0, name: str = "pairs"
+) -> VerificationSet:
     """A verification set of pairs chosen from `records`, its images as the source has them."""
     pairs = choose_pairs(labels_of(records), num_pairs, folds, seed)
     order = np.stack([pairs.first, pairs.second], 1).reshape(-1)
@@ -79,7 +84,7 @@ def _readable(records: Records, index: int) -> Any:
     return image
 
 
-def _folds(labels: np.ndarray, folds: int, rng: np.random.Generator) -> List[List[np.ndarray]]:
+def _folds(labels: np.ndarray, folds: int, rng: np.random.Generator) -> list[list[np.ndarray]]:
     """Identities dealt to folds, each as the array of its records' indices, in random order."""
     order = np.argsort(labels, kind="stable")
     identities = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
@@ -89,7 +94,7 @@ def _folds(labels: np.ndarray, folds: int, rng: np.random.Generator) -> List[Lis
     return [shuffled[fold::folds] for fold in range(folds)]
 
 
-def _same_pairs(members: List[np.ndarray], count: int, rng: np.random.Generator) -> np.ndarray:
+def _same_pairs(members: list[np.ndarray], count: int, rng: np.random.Generator) -> np.ndarray:
     possible = np.array([len(images) * (len(images) - 1) // 2 for images in members], np.int64)
     if possible.sum() < count:
         return np.zeros((int(possible.sum()), 2), np.int64)
@@ -114,7 +119,7 @@ def _unrank(numbers: np.ndarray) -> np.ndarray:
     return np.stack([high, numbers - high * (high - 1) // 2], 1).reshape(-1, 2)
 
 
-def _different_pairs(members: List[np.ndarray], count: int, rng: np.random.Generator) -> np.ndarray:
+def _different_pairs(members: list[np.ndarray], count: int, rng: np.random.Generator) -> np.ndarray:
     sizes = np.array([len(images) for images in members], np.int64)
     total = int(sizes.sum())
     possible = int(total**2 - (sizes**2).sum()) // 2

@@ -20,8 +20,9 @@ import mmap
 import os
 import struct
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -67,9 +68,9 @@ class FrameFile:
         DataError: at first use: no such file, or an empty one.
     """
 
-    def __init__(self, path: Union[str, Path]) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._map: Optional[mmap.mmap] = None
+        self._map: mmap.mmap | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "_map": None}
@@ -81,7 +82,7 @@ class FrameFile:
             self._map = map_file(self.path)
         return self._map
 
-    def read_plain(self, offset: int) -> Optional[Tuple[bytes, int]]:
+    def read_plain(self, offset: int) -> tuple[bytes, int] | None:
         """(image, label) of a whole record with one label and no fault, which is nearly every one, in one copy.
 
         None where `read` and `unpack` must look.
@@ -113,7 +114,7 @@ class FrameFile:
         """
         return _align(self._parts(offset)[-1][1])
 
-    def scan(self) -> tuple[np.ndarray, Optional[DataError]]:
+    def scan(self) -> tuple[np.ndarray, DataError | None]:
         """Walk the file from its start.
 
         Returns:
@@ -135,8 +136,7 @@ class FrameFile:
                     begin = -1
                 offset = _align(stop)
             if begin >= 0:
-                raise self._damage(size, "the file ends", "a further part of the record that began at offset "
-                                                          f"{begin}")
+                raise self._damage(size, "the file ends", f"a further part of the record that began at offset {begin}")
         except DataError as error:
             return np.asarray(offsets, np.int64), error
         return np.asarray(offsets, np.int64), None
@@ -146,8 +146,11 @@ class FrameFile:
         continuation, start, stop = self._frame(offset)
         parts = [(start, stop)]
         if continuation not in (0, 1):
-            raise self._damage(offset, f"found part {continuation} of a record cut in parts",
-                               "a whole record (0) or its first part (1)")
+            raise self._damage(
+                offset,
+                f"found part {continuation} of a record cut in parts",
+                "a whole record (0) or its first part (1)",
+            )
         while continuation not in (0, 3):
             offset = _align(stop)
             continuation, start, stop = self._frame(offset)
@@ -166,16 +169,21 @@ class FrameFile:
             raise self._damage(offset, f"found 0x{magic:08x}", f"the magic 0x{MAGIC:08x} that starts a record")
         start, length = offset + 8, word & MAX_LENGTH
         if start + length > size:
-            raise self._damage(offset, f"the file ends {start + length - size} bytes too early, at {size}",
-                               f"a record of {length} bytes")
+            raise self._damage(
+                offset,
+                f"the file ends {start + length - size} bytes too early, at {size}",
+                f"a record of {length} bytes",
+            )
         if word >> 29 > 3:
             raise self._damage(offset, f"found continuation flag {word >> 29}", "0, 1, 2 or 3")
         return word >> 29, start, start + length
 
     def _damage(self, offset: int, found: str, expected: str) -> DataError:
-        return DataError(f"{self.path}, offset {offset}: {found}, expected {expected}; the file is damaged, cut off or "
-                         f"does not belong to its index. What lies before the damage can be read with recover=True, "
-                         f"or --recover")
+        return DataError(
+            f"{self.path}, offset {offset}: {found}, expected {expected}; the file is damaged, cut off or "
+            f"does not belong to its index. What lies before the damage can be read with recover=True, "
+            f"or --recover"
+        )
 
 
 def map_file(path: Path) -> mmap.mmap:
@@ -200,8 +208,10 @@ def unpack(payload: bytes, where: str) -> ImageRecord:
         DataError: shorter than its own header says.
     """
     if len(payload) < HEADER_SIZE:
-        raise DataError(f"{where}: the record has {len(payload)} bytes, expected at least {HEADER_SIZE} for "
-                        f"the header of an image record")
+        raise DataError(
+            f"{where}: the record has {len(payload)} bytes, expected at least {HEADER_SIZE} for "
+            f"the header of an image record"
+        )
     flag, label, key, _ = _IMAGE_HEADER.unpack_from(payload)
     end = HEADER_SIZE + 4 * flag
     if end > len(payload):
@@ -210,7 +220,7 @@ def unpack(payload: bytes, where: str) -> ImageRecord:
     return ImageRecord(labels, key, flag, payload[end:])
 
 
-def pack(label: Union[int, float, Sequence[float]], key: int, image: bytes) -> bytes:
+def pack(label: int | float | Sequence[float], key: int, image: bytes) -> bytes:
     """An image record's payload: one label in the fixed part, several as a vector."""
     if np.ndim(label) == 0:
         return _IMAGE_HEADER.pack(0, float(label), key, 0) + image
@@ -244,21 +254,25 @@ class RecordIOWriter:
         DataError: a file exists already, or, on resuming, is shorter than `resume_at`.
     """
 
-    def __init__(self, path: Union[str, Path], resume_at: Optional[Sequence[int]] = None) -> None:
+    def __init__(self, path: str | Path, resume_at: Sequence[int] | None = None) -> None:
         self.path = Path(path)
         lengths = list(resume_at or (0, 0))
-        self._files = [open_output(file, length, resume_at is not None)
-                       for file, length in zip((self.path, self.path.with_suffix(".idx")), lengths)]
+        self._files = [
+            open_output(file, length, resume_at is not None)
+            for file, length in zip((self.path, self.path.with_suffix(".idx")), lengths)
+        ]
 
-    def write(self, key: int, label: Union[int, float, Sequence[float]], image: bytes) -> None:
+    def write(self, key: int, label: int | float | Sequence[float], image: bytes) -> None:
         """Append one record.
 
         Raises:
             DataError: a label that float32 cannot hold exactly, so that reading it back would change the class.
         """
         if np.ndim(label) == 0 and not 0 <= label <= MAX_LABEL:
-            raise DataError(f"record {key}: label {label} does not fit RecordIO, which stores labels as float32 and is "
-                            f"exact from 0 to {MAX_LABEL}; choose another format, for example tar")
+            raise DataError(
+                f"record {key}: label {label} does not fit RecordIO, which stores labels as float32 and is "
+                f"exact from 0 to {MAX_LABEL}; choose another format, for example tar"
+            )
         rec, idx = self._files
         idx.write(f"{key}\t{rec.tell()}\n".encode())
         rec.write(frames(pack(label, key, image)))

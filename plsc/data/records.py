@@ -14,7 +14,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Any, List, NamedTuple, Protocol, Union
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,14 +26,14 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 class Record(NamedTuple):
-    """One labelled image.
+    """One labeled image.
 
     Attributes:
         image: encoded file bytes (JPEG, PNG, ...), or decoded pixels [H, W, 3] uint8 RGB.
         label: the class, 0 to C - 1.
     """
 
-    image: Union[bytes, np.ndarray]
+    image: bytes | np.ndarray
     label: int
 
 
@@ -76,8 +76,10 @@ class DatasetRecords:
             len(dataset)
             dataset.__getitem__  # noqa: B018
         except Exception:  # what an iterable data set answers to len() is its framework's own
-            raise DataError(f"train_dataset: got {type(dataset).__name__}, expected an object with len() and [i]; "
-                            f"an iterator belongs in train_reader") from None
+            raise DataError(
+                f"train_dataset: got {type(dataset).__name__}, expected an object with len() and [i]; "
+                f"an iterator belongs in train_reader"
+            ) from None
         self._dataset = dataset
         self.format = f"data set {type(dataset).__name__}"
         # Counting classes would read every image.
@@ -102,7 +104,7 @@ class DatasetRecords:
         return f"item {index} of {type(self._dataset).__name__}"
 
 
-def _to_image(image: Any) -> Union[bytes, np.ndarray]:
+def _to_image(image: Any) -> bytes | np.ndarray:
     """What a data set gives as an image, to bytes or an array."""
     if isinstance(image, (bytes, np.ndarray)):
         return image
@@ -113,10 +115,12 @@ def _to_image(image: Any) -> Union[bytes, np.ndarray]:
     if not hasattr(image, "convert"):
         return np.asarray(image)
     if getattr(image, "mode", "")[:1] in ("I", "F"):
-        raise DataError(f"got an image of Pillow of mode {image.mode}, expected 8 bits a colour: Pillow would cut its "
-                        f"values off, so scale them first")
+        raise DataError(
+            f"got an image of Pillow of mode {image.mode}, expected 8 bits a color: Pillow would cut its "
+            f"values off, so scale them first"
+        )
     try:
-        return np.asarray(image.convert("RGB"))  # it may be grey, transparent or of a palette
+        return np.asarray(image.convert("RGB"))  # it may be gray, transparent or of a palette
     except Exception as error:  # Pillow reads the file only now, and its readers raise whatever they stumble on
         raise DataError(f"the image of Pillow cannot be read: {error}") from None
 
@@ -134,7 +138,7 @@ def to_class(label: Any) -> int:
     raise ValueError(f"label {label!r:.60} is no whole number")
 
 
-def open_records(path: Union[str, Path], recover: bool = False) -> Records:
+def open_records(path: str | Path, recover: bool = False) -> Records:
     """Open training data of any known kind, and log what it was taken for.
 
     A file is known by its name: `.rec` or `.idx` (RecordIO), `.tar`, `.csv`, `.tsv`, `.parquet`, `.npz`, a
@@ -151,15 +155,15 @@ def open_records(path: Union[str, Path], recover: bool = False) -> Records:
     Raises:
         DataError: there is no such file or folder, it is of no known kind, or damaged.
     """
-    records = _recognise(str(path), recover)
+    records = _recognize(str(path), recover)
     log.info("%s: %s, %d images", path, records.format, len(records))
     return records
 
 
-def _recognise(name: str, recover: bool) -> Records:
+def _recognize(name: str, recover: bool) -> Records:
     path = Path(name)
     if name.startswith("synthetic:"):
-        from plsc.data.synthetic import SyntheticRecords
+        from plsc.data.sources.synthetic import SyntheticRecords
 
         return SyntheticRecords.from_name(name)
     try:
@@ -168,16 +172,22 @@ def _recognise(name: str, recover: bool) -> Records:
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EIO, errno.ELOOP, errno.ESTALE):
             raise DataError(f"{name} cannot be read: {error.strerror}") from None
         if not re.search(r"\{\d+\.\.\d+\}", name):
-            raise DataError(f"data folder {name!r} does not exist; expected a folder with label.txt and images/, "
-                            f"one with a folder per class, or another kind of docs/data.md") from None
+            raise DataError(
+                f"data folder {name!r} does not exist; expected a folder with label.txt and images/, "
+                f"one with a folder per class, or another kind of docs/data.md"
+            ) from None
     if not path.is_dir():
         return _named(_open_file(path, recover), path.parent)
     found = _known_files(path)
     if len(found) > 1:
-        log.warning("%s: reading %s; the folder also has %s, which is read when named itself", path, found[0].name,
-                    ", ".join(other.name for other in found[1:]))
+        log.warning(
+            "%s: reading %s; the folder also has %s, which is read when named itself",
+            path,
+            found[0].name,
+            ", ".join(other.name for other in found[1:]),
+        )
     if not found:
-        from plsc.data.folders import FolderRecords
+        from plsc.data.sources.folders import FolderRecords
 
         return _named(FolderRecords(path), path)
     records = _named(_open_file(found[0], recover), path)
@@ -187,13 +197,21 @@ def _recognise(name: str, recover: bool) -> Records:
 
 # What a folder is known by, in order of choice: a pattern, and where there may be several files but one is meant,
 # its name. Of the others all files are taken together.
-_KNOWN_IN_FOLDER = (("label.txt", ""), ("*.rec", "train.rec"), ("file_list.txt", ""), ("*.tar", ""),
-                    ("images.npy", ""), ("*.parquet", ""), ("*.csv", "train.csv"), ("*.tsv", "train.tsv"))
+_KNOWN_IN_FOLDER = (
+    ("label.txt", ""),
+    ("*.rec", "train.rec"),
+    ("file_list.txt", ""),
+    ("*.tar", ""),
+    ("images.npy", ""),
+    ("*.parquet", ""),
+    ("*.csv", "train.csv"),
+    ("*.tsv", "train.tsv"),
+)
 
 
-def _known_files(folder: Path) -> List[Path]:
+def _known_files(folder: Path) -> list[Path]:
     """What in a folder can be opened, the first choice first; several files as their pattern."""
-    found: List[Path] = []
+    found: list[Path] = []
     for pattern, meant in _KNOWN_IN_FOLDER:
         files = sorted(folder.glob(pattern))
         if not files:
@@ -203,14 +221,16 @@ def _known_files(folder: Path) -> List[Path]:
         elif len(files) == 1 or folder / meant in files:
             found.append(files[0] if len(files) == 1 else folder / meant)
         elif not found:
-            raise DataError(f"{folder}: holds {', '.join(file.name for file in files[:6])}; expected one of them to be "
-                            f"{meant}, or name the file to read")
+            raise DataError(
+                f"{folder}: holds {', '.join(file.name for file in files[:6])}; expected one of them to be "
+                f"{meant}, or name the file to read"
+            )
     return found
 
 
 def _warn_of_class_folders(folder: Path, taken: Path, records: Records) -> None:
     """Tell of folders of images that are not read because a file beside them is; but of no list's own."""
-    from plsc.data.folders import has_images
+    from plsc.data.sources.folders import has_images
 
     root = os.path.join(os.path.realpath(folder), "")
     paths = getattr(records, "_paths", None) or [""]
@@ -223,18 +243,22 @@ def _warn_of_class_folders(folder: Path, taken: Path, records: Records) -> None:
     except OSError:
         return
     if len(others) > 1:
-        log.warning("%s: reading %s; there are also folders of images, %s among them, which are not read as classes",
-                    folder, taken.name, " and ".join(others))
+        log.warning(
+            "%s: reading %s; there are also folders of images, %s among them, which are not read as classes",
+            folder,
+            taken.name,
+            " and ".join(others),
+        )
 
 
 def _open_file(path: Path, recover: bool) -> Records:
     # The readers need `Record`, so they are imported when one is opened.
-    from plsc.data.arrays import ArrayRecords
-    from plsc.data.base64_text import Base64Records, is_part_list, looks_like_base64
-    from plsc.data.lists import ListRecords
-    from plsc.data.recordio_records import RecordIORecords
-    from plsc.data.tables import CsvRecords, ParquetRecords
-    from plsc.data.tar_shards import TarRecords
+    from plsc.data.sources.arrays import ArrayRecords
+    from plsc.data.sources.base64_text import Base64Records, is_part_list, looks_like_base64
+    from plsc.data.sources.lists import ListRecords
+    from plsc.data.sources.recordio import RecordIORecords
+    from plsc.data.sources.tables import CsvRecords, ParquetRecords
+    from plsc.data.sources.tar_shards import TarRecords
 
     name = path.name.lower()
     folder_or_file = path.parent if path.name.startswith("*.") else path
@@ -249,8 +273,10 @@ def _open_file(path: Path, recover: bool) -> Records:
     if name.endswith((".npy", ".npz")):
         return ArrayRecords.load(path)
     if name.endswith(".bin"):
-        raise DataError(f"{path}: a .bin is a verification set (pairs of images, no classes), expected training data; "
-                        f"verification sets are named with set_val_targets")
+        raise DataError(
+            f"{path}: a .bin is a verification set (pairs of images, no classes), expected training data; "
+            f"verification sets are named with set_val_targets"
+        )
     if looks_like_base64(path) or is_part_list(path):
         return Base64Records(path)
     return ListRecords(path)
@@ -277,7 +303,7 @@ _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)  # which Windows has
 _PIECE = 1 << 16  # most images are one
 
 
-def read_image(path: Union[str, Path]) -> bytes:
+def read_image(path: str | Path) -> bytes:
     """The bytes of an image file; `DataError` where it cannot be read."""
     try:
         # A file object takes half as long again. A short piece is no promise of the end, on a network disk for one.

@@ -1,13 +1,14 @@
-"""From an encoded image to what a network takes: decode, resize, augment, flip, channels first, normalise.
+"""From an encoded image to what a network takes: decode, resize, augment, flip, channels first, normalize.
 
-Workers hand out uint8, a quarter of float32's bytes; `normalise` runs where the batch is used.
+Workers hand out uint8, a quarter of float32's bytes; `normalize` runs where the batch is used.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +25,7 @@ if "OPENCV_LOG_LEVEL" not in os.environ:
 PIXEL_MEAN, PIXEL_STD = 127.5, 128.0
 
 
-def decode(image: Union[bytes, np.ndarray]) -> np.ndarray:
+def decode(image: bytes | np.ndarray) -> np.ndarray:
     """Encoded bytes, or pixels as they are, to [H, W, 3] uint8 RGB.
 
     Raises:
@@ -41,8 +42,10 @@ def decode(image: Union[bytes, np.ndarray]) -> np.ndarray:
         with contextlib.suppress(cv2.error):
             pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
     if pixels is None:
-        raise DataError(f"{len(image)} bytes that are no image known to OpenCV, or a damaged one (they begin with "
-                        f"{bytes(image[:8])!r})")
+        raise DataError(
+            f"{len(image)} bytes that are no image known to OpenCV, or a damaged one (they begin with "
+            f"{bytes(image[:8])!r})"
+        )
     return pixels
 
 
@@ -76,15 +79,13 @@ class Transform:
         augment: what else may happen to the image; nothing by default.
     """
 
-    def __init__(self, image_shape: Tuple[int, int, int], flip: bool = False,
-                 augment: Optional[Augment] = None) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], flip: bool = False, augment: Augment | None = None) -> None:
         self.image_shape = tuple(image_shape)
         self._height, self._width = self.image_shape[1:]
         self.flip = flip
         self.augment = None if augment is None or augment.is_off else augment
 
-    def __call__(self, image: Union[bytes, np.ndarray], key: Optional[int] = None,
-                 out: Optional[np.ndarray] = None) -> np.ndarray:
+    def __call__(self, image: bytes | np.ndarray, key: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
         """Transform one image.
 
         Args:
@@ -98,8 +99,10 @@ class Transform:
         if isinstance(image, np.ndarray) and image.dtype == np.float32:
             if image.shape == self.image_shape:
                 return image
-            raise DataError(f"got a finished image {list(image.shape)} of float32, expected {list(self.image_shape)}, "
-                            f"or pixels [H, W, 3] of uint8, which are resized")
+            raise DataError(
+                f"got a finished image {list(image.shape)} of float32, expected {list(self.image_shape)}, "
+                f"or pixels [H, W, 3] of uint8, which are resized"
+            )
         pixels = resize(decode(image), self._height, self._width)
         if key is not None:
             if self.augment is not None:
@@ -111,10 +114,10 @@ class Transform:
         return out
 
 
-Channels = Union[float, Sequence[float]]
+Channels = float | Sequence[float]
 
 
-def normalise(images: Any, mean: Channels = PIXEL_MEAN, std: Channels = PIXEL_STD) -> Any:
+def normalize(images: Any, mean: Channels = PIXEL_MEAN, std: Channels = PIXEL_STD) -> Any:
     """Pixels 0 ... 255 to (pixel - mean) / std in float32; float32 passes untouched.
 
     Args:
@@ -134,14 +137,14 @@ def normalise(images: Any, mean: Channels = PIXEL_MEAN, std: Channels = PIXEL_ST
     pixels = np.ascontiguousarray(images).reshape(-1, groups, 3 * images.shape[-2] * images.shape[-1] // groups)
     finished = np.empty(pixels.shape, np.float32)
     for group in range(groups):
-        # OpenCV's one vectorised pass from uint8 to scaled float32 asks where the least and the greatest value are to
+        # OpenCV's one vectorized pass from uint8 to scaled float32 asks where the least and the greatest value are to
         # go. A look-up takes four times as long.
         low, high = ((end - mean[group]) / std[group] for end in _ends(pixels[:, group]))
         cv2.normalize(pixels[:, group], finished[:, group], low, high, cv2.NORM_MINMAX, cv2.CV_32F)
     return finished.reshape(images.shape)
 
 
-def _ends(images: np.ndarray) -> Tuple[float, float]:
+def _ends(images: np.ndarray) -> tuple[float, float]:
     """The least and the greatest value of [N, P] uint8. Most photographs have both 0 and 255, so few are looked at."""
     least, greatest = 255.0, 0.0
     for image in images:

@@ -13,8 +13,9 @@ import os
 import pickle
 import pickletools
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +25,7 @@ from plsc.errors import DataError
 
 log = logging.getLogger("plsc")
 
-Image = Union[bytes, np.ndarray]
+Image = bytes | np.ndarray
 
 _EXPECTED = "expected a pickle of (list of 2P images, list of P flags)"
 
@@ -46,16 +47,18 @@ class VerificationSet:
         self.name = name
         self.is_same = _flags(is_same, name)
         if len(images) != 2 * len(self.is_same) or not len(images):
-            raise DataError(f"{name}: found {len(images)} images and {len(self.is_same)} flags, expected two images "
-                            f"per flag and at least one pair")
-        self.images: List[Image] = [_image(image, name, index) for index, image in enumerate(images)]
+            raise DataError(
+                f"{name}: found {len(images)} images and {len(self.is_same)} flags, expected two images "
+                f"per flag and at least one pair"
+            )
+        self.images: list[Image] = [_image(image, name, index) for index, image in enumerate(images)]
 
     def __len__(self) -> int:
         """The number of pairs, P."""
         return len(self.is_same)
 
     @classmethod
-    def load(cls, path: Union[str, Path], name: Optional[str] = None) -> VerificationSet:
+    def load(cls, path: str | Path, name: str | None = None) -> VerificationSet:
         """Read an LFW-style `.bin`, pickled by Python 2 or 3, its images as bytes or as uint8 arrays.
 
         Args:
@@ -79,8 +82,9 @@ class VerificationSet:
             raise DataError(f"verification set {path}: found a {type(content).__name__}{count}; {_EXPECTED}")
         images, flags = (part.elements() if isinstance(part, _Array) else part for part in content)
         if not (isinstance(images, (tuple, list)) and isinstance(flags, (tuple, list))):
-            raise DataError(f"verification set {path}: found ({type(images).__name__}, {type(flags).__name__}); "
-                            f"{_EXPECTED}")
+            raise DataError(
+                f"verification set {path}: found ({type(images).__name__}, {type(flags).__name__}); {_EXPECTED}"
+            )
         images = [image.array if isinstance(image, _Array) else image for image in images]
         try:
             return cls(path.stem if name is None else name, images, flags)
@@ -88,8 +92,7 @@ class VerificationSet:
             raise DataError(f"verification set {path}: {error}") from None
 
     @classmethod
-    def from_pair_list(cls, list_path: Union[str, Path], root: Union[str, Path],
-                       name: Optional[str] = None) -> VerificationSet:
+    def from_pair_list(cls, list_path: str | Path, root: str | Path, name: str | None = None) -> VerificationSet:
         """Read pairs from lines `imageA imageB 1` (same) or `0` (different), apart by white space, or by tabs.
 
         Args:
@@ -106,8 +109,10 @@ class VerificationSet:
                 continue
             fields = [field.strip() for field in (line.split("\t") if "\t" in line else line.split())]
             if len(fields) != 3 or fields[2] not in ("0", "1"):
-                raise DataError(f"{list_path}, line {number}: got {line.strip()[:120]!r}, expected two image paths and "
-                                f"1 or 0, as 'a/1.jpg a/2.jpg 1'")
+                raise DataError(
+                    f"{list_path}, line {number}: got {line.strip()[:120]!r}, expected two image paths and "
+                    f"1 or 0, as 'a/1.jpg a/2.jpg 1'"
+                )
             try:
                 images += [read_image(Path(root) / field) for field in fields[:2]]
             except DataError as error:
@@ -115,7 +120,7 @@ class VerificationSet:
             flags.append(fields[2] == "1")
         return cls(list_path.stem if name is None else name, images, flags)
 
-    def save(self, path: Union[str, Path], overwrite: bool = False) -> None:
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a `.bin` that this and other libraries read: (encoded images, flags), pickled by Python 3.
 
         Pixels are encoded as PNG, which loses nothing. The file appears whole or not at all.
@@ -125,8 +130,9 @@ class VerificationSet:
         """
         path = Path(path)
         if path.exists() and not overwrite:
-            raise DataError(f"verification set {path} exists and is not overwritten; choose another path, or pass "
-                            f"overwrite=True")
+            raise DataError(
+                f"verification set {path} exists and is not overwritten; choose another path, or pass overwrite=True"
+            )
         content = ([_encode(image) for image in self.images], self.is_same.tolist())
         aside = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
@@ -162,8 +168,10 @@ def _image(image: Any, name: str, index: int) -> Image:
             raise DataError(f"{name}: image {index} is empty (0 bytes), expected an encoded image")
         return bytes(image)
     found = f"array {list(image.shape)} of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
-    raise DataError(f"{name}: image {index} is of type {found}, expected encoded bytes, a 1-D uint8 array of them, or "
-                    f"pixels [H, W, 3] uint8 RGB")
+    raise DataError(
+        f"{name}: image {index} is of type {found}, expected encoded bytes, a 1-D uint8 array of them, or "
+        f"pixels [H, W, 3] uint8 RGB"
+    )
 
 
 def _encode(image: Image) -> bytes:
@@ -172,7 +180,7 @@ def _encode(image: Image) -> bytes:
     return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
-def _lines(path: Path) -> List[str]:
+def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -202,7 +210,7 @@ def _unpickle(data: bytes, path: Path) -> Any:
     return content
 
 
-def _readable(data: bytes) -> Tuple[int, str]:
+def _readable(data: bytes) -> tuple[int, str]:
     """How many bytes can be unpickled within memory and time bounded by the file's size, and what ends them.
 
     Classes are not judged here but by `_Unpickler`.
@@ -233,8 +241,10 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Callable:
         stand_in = _STAND_INS.get((module, name))
         if stand_in is None:
-            raise DataError(f"asks for {module}.{name}, which no verification set needs and which may be an attack; "
-                            f"nothing of it was run")
+            raise DataError(
+                f"asks for {module}.{name}, which no verification set needs and which may be an attack; "
+                f"nothing of it was run"
+            )
         return stand_in
 
     def persistent_load(self, pid: Any) -> Any:
@@ -317,15 +327,22 @@ def _bytearray(content: Any = b"", encoding: Any = "latin1") -> bytes:
     return content if isinstance(content, bytes) else _latin1(content, encoding)
 
 
-def _stand_ins() -> Dict[Tuple[str, str], Callable]:
-    names: Dict[Tuple[str, str], Callable] = {("_codecs", "encode"): _latin1, ("numpy", "dtype"): _Dtype,
-                                              ("numpy", "ndarray"): _ndarray}
+def _stand_ins() -> dict[tuple[str, str], Callable]:
+    names: dict[tuple[str, str], Callable] = {
+        ("_codecs", "encode"): _latin1,
+        ("numpy", "dtype"): _Dtype,
+        ("numpy", "ndarray"): _ndarray,
+    }
     for builtins in ("builtins", "__builtin__"):
         names.update({(builtins, "bytes"): _no_bytes, (builtins, "bytearray"): _bytearray})
     for core in ("numpy.core", "numpy._core"):
-        names.update({(f"{core}.multiarray", "_reconstruct"): _reconstruct,
-                      (f"{core}.multiarray", "scalar"): _scalar,
-                      (f"{core}.numeric", "_frombuffer"): _from_buffer})
+        names.update(
+            {
+                (f"{core}.multiarray", "_reconstruct"): _reconstruct,
+                (f"{core}.multiarray", "scalar"): _scalar,
+                (f"{core}.numeric", "_frombuffer"): _from_buffer,
+            }
+        )
     return names
 
 

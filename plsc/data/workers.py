@@ -16,8 +16,9 @@ import signal
 import time
 import traceback
 import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import connection
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -52,26 +53,43 @@ class WorkerPool:
         timeout: seconds that one record may take before its worker counts as hanging; 0 waits for ever.
     """
 
-    def __init__(self, work: Work, num_workers: int, batch_shape: Sequence[int], describe: Callable[[int], str],
-                 timeout: float = 300.0) -> None:
+    def __init__(
+        self,
+        work: Work,
+        num_workers: int,
+        batch_shape: Sequence[int],
+        describe: Callable[[int], str],
+        timeout: float = 300.0,
+    ) -> None:
         context = multiprocessing.get_context("fork")
         self._describe, self._timeout = describe, timeout
         self._shape, self._size = tuple(batch_shape), int(np.prod(batch_shape))
         places = num_workers * _AHEAD + _LENT
         self._shared = mmap.mmap(-1, max(1, places * self._size))
         self._free = list(range(places))
-        self._lent: Dict[int, weakref.ref] = {}
+        self._lent: dict[int, weakref.ref] = {}
         # The record a worker holds, or -1, and since when: read when the worker says nothing.
         self._held = np.frombuffer(mmap.mmap(-1, num_workers * 16), np.float64).reshape(num_workers, 2)
         self._held[:] = -1, 0
         self._outstanding: collections.deque = collections.deque()
-        self._workers: List[_Worker] = []
+        self._workers: list[_Worker] = []
         self._runs = 0
         for number in range(num_workers):
             ours, theirs = context.Pipe()
             inherited = [worker.pipe for worker in self._workers] + [ours]
-            process = context.Process(target=_serve, daemon=True, name=f"plsc reader {number}", args=(
-                work, theirs, inherited, [self._at(place) for place in range(places)], self._held[number], describe))
+            process = context.Process(
+                target=_serve,
+                daemon=True,
+                name=f"plsc reader {number}",
+                args=(
+                    work,
+                    theirs,
+                    inherited,
+                    [self._at(place) for place in range(places)],
+                    self._held[number],
+                    describe,
+                ),
+            )
             process.start()
             theirs.close()
             poll = select.poll()
@@ -79,7 +97,7 @@ class WorkerPool:
                 poll.register(source, select.POLLIN)
             self._workers.append(_Worker(process, ours, poll))
 
-    def run(self, tasks: Iterable[Any]) -> Iterator[Tuple[Any, np.ndarray]]:
+    def run(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, np.ndarray]]:
         """Hand out tasks some batches ahead, and yield each one's reply with the batch it filled, [N, ...] uint8.
 
         A batch is the taker's for as long as anything refers to it.
@@ -157,25 +175,35 @@ class WorkerPool:
             if index >= 0 and self._timeout and time.monotonic() - since > self._timeout:
                 self._fail(number, time.monotonic() - since)
 
-    def _fail(self, number: int, seconds: Optional[float] = None) -> None:
+    def _fail(self, number: int, seconds: float | None = None) -> None:
         process, held = self._workers[number].process, int(self._held[number, 0])
         which = "no record" if held < 0 else self._describe(held)
         if seconds is not None:
             self.close()
-            raise DataError(f"a process that reads training images hangs: it has held {which} for {seconds:.0f} s; "
-                            f"mend or remove that image, look at the disk, or allow more by set_worker_timeout")
+            raise DataError(
+                f"a process that reads training images hangs: it has held {which} for {seconds:.0f} s; "
+                f"mend or remove that image, look at the disk, or allow more by set_worker_timeout"
+            )
         process.join(10)
         code = process.exitcode
         how = f"exit status {code}"
         if code is not None and code < 0:
             how = f"killed by {signal.Signals(-code).name}" + (", out of memory?" if code == -signal.SIGKILL else "")
         self.close()
-        raise DataError(f"a process that reads training images died ({how}) while it held {which}; look at that image, "
-                        f"lower set_num_workers if memory ran out, or set it to 0 to see the fault where it happens")
+        raise DataError(
+            f"a process that reads training images died ({how}) while it held {which}; look at that image, "
+            f"lower set_num_workers if memory ran out, or set it to 0 to see the fault where it happens"
+        )
 
 
-def _serve(work: Work, pipe: connection.Connection, inherited: List[connection.Connection], places: List[np.ndarray],
-           held: np.ndarray, describe: Callable[[int], str]) -> None:
+def _serve(
+    work: Work,
+    pipe: connection.Connection,
+    inherited: list[connection.Connection],
+    places: list[np.ndarray],
+    held: np.ndarray,
+    describe: Callable[[int], str],
+) -> None:
     # A keyboard interrupt is the parent's to handle; its handlers for the end of a run are not for here.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -192,7 +220,7 @@ def _serve(work: Work, pipe: connection.Connection, inherited: List[connection.C
     while True:
         try:
             place, task = pickle.loads(pipe.recv_bytes())
-            reply: Tuple[Any, Optional[str]]
+            reply: tuple[Any, str | None]
             try:
                 reply = work(task, places[place], hold), None
             except DataError as error:

@@ -9,7 +9,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Tuple
 
 import cv2
 
@@ -26,7 +25,7 @@ class Size:
     images_per_identity: int
     pairs: int
     epochs: int
-    decay_epochs: Tuple[int, ...]
+    decay_epochs: tuple[int, ...]
 
 
 SIZES = {"full": Size(1000, 20, 2000, 3, (2,)), "small": Size(100, 10, 200, 2, (1,))}
@@ -55,23 +54,55 @@ def run_demo(output: Path, size: str, ranks: int) -> None:
     _train(output, chosen, ranks, epochs=chosen.epochs, resume=True)
     results = json.loads((output / "results.json").read_text())
     rows = [("pair accuracy on unseen identities", f"{results['glyphs/accuracy']:.2%}")]
-    rows += [(f"TAR at FAR {name.rpartition('_')[2]}", f"{value:.2%}") for name, value in results.items()
-             if "tar_at_far" in name]
+    rows += [
+        (f"TAR at FAR {name.rpartition('_')[2]}", f"{value:.2%}")
+        for name, value in results.items()
+        if "tar_at_far" in name
+    ]
     rows += [("training images/s", f"{results['images/s']:.0f}"), *_use(output, chosen)]
-    rows += [("seconds", f"{time.perf_counter() - begin:.0f}"), ("checkpoints", str(output / "checkpoints")),
-             ("exported model", str(output / "model")), ("embeddings", str(output / "embeddings.npy"))]
+    rows += [
+        ("seconds", f"{time.perf_counter() - begin:.0f}"),
+        ("checkpoints", str(output / "checkpoints")),
+        ("exported model", str(output / "model")),
+        ("embeddings", str(output / "embeddings.npy")),
+    ]
     _print_table(rows)
 
 
 def _train(output: Path, size: Size, ranks: int, epochs: int, resume: bool = False) -> None:
-    command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks), "--log_dir",
-               str(output / "log"), str(SCRIPT), "--output", str(output), "--ranks", str(ranks),
-               "--identities", str(size.identities), "--images-per-identity", str(size.images_per_identity),
-               "--pairs", str(size.pairs), "--epochs", str(epochs),
-               "--decay-epochs", *map(str, size.decay_epochs), *(["--resume"] if resume else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "paddle.distributed.launch",
+        "--nproc_per_node",
+        str(ranks),
+        "--log_dir",
+        str(output / "log"),
+        str(SCRIPT),
+        "--output",
+        str(output),
+        "--ranks",
+        str(ranks),
+        "--identities",
+        str(size.identities),
+        "--images-per-identity",
+        str(size.images_per_identity),
+        "--pairs",
+        str(size.pairs),
+        "--epochs",
+        str(epochs),
+        "--decay-epochs",
+        *map(str, size.decay_epochs),
+        *(["--resume"] if resume else []),
+    ]
     threads = str(max(1, (os.cpu_count() or 1) // ranks))
-    done = subprocess.Popen(command, env={"OMP_NUM_THREADS": threads, **os.environ}, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.Popen(
+        command,
+        env={"OMP_NUM_THREADS": threads, **os.environ},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     for line in done.stdout:
         if ": " in line and line[:2].isdigit() and line[2:3] == ":":  # the library's own lines
             print("  " + line, end="", flush=True)
@@ -79,12 +110,12 @@ def _train(output: Path, size: Size, ranks: int, epochs: int, resume: bool = Fal
         raise TrainingError(f"the demo's training ended with status {done.returncode}; see {output / 'log'}")
 
 
-def _use(output: Path, size: Size) -> List[Tuple[str, str]]:
+def _use(output: Path, size: Size) -> list[tuple[str, str]]:
     """Export, embed two images of one unseen identity and one of another, and compare them."""
     import numpy as np
 
     from plsc import Entry, load_inference_model
-    from plsc.data.glyphs import GlyphRecords
+    from plsc.data.sources.glyphs import GlyphRecords
 
     entry = Entry()
     entry.set_checkpoint_dir(output / "checkpoints")
@@ -97,10 +128,12 @@ def _use(output: Path, size: Size) -> List[Tuple[str, str]]:
     embeddings = load_inference_model(output / "model").embed(files)
     np.save(output / "embeddings.npy", embeddings)
     one, again, other = embeddings
-    return [("cosine of one.png and one_again.png", f"{one @ again:.3f}"),
-            ("cosine of one.png and another.png", f"{one @ other:.3f}")]
+    return [
+        ("cosine of one.png and one_again.png", f"{one @ again:.3f}"),
+        ("cosine of one.png and another.png", f"{one @ other:.3f}"),
+    ]
 
 
-def _print_table(rows: List[Tuple[str, str]]) -> None:
+def _print_table(rows: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     print("\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows))

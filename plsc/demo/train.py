@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from plsc import Entry
-from plsc.data.glyphs import GlyphRecords, glyph_verification_set
+from plsc.data.sources.glyphs import GlyphRecords, glyph_verification_set
 from plsc.distributed.topology import place_from_environment
 
 parser = argparse.ArgumentParser()
@@ -24,8 +24,9 @@ options = parser.parse_args()
 entry = Entry()
 entry.train_dataset = GlyphRecords(options.identities, options.images_per_identity, options.image_size)
 # Identities that follow those trained on: none of them is ever seen in training.
-entry.test_dataset = glyph_verification_set(options.identities, options.identities // 4, options.pairs,
-                                            options.image_size, seed=1)
+entry.test_dataset = glyph_verification_set(
+    options.identities, options.identities // 4, options.pairs, options.image_size, seed=1
+)
 entry.set_class_num(options.identities)
 entry.set_emb_size(128)
 entry.set_image_shape((3, options.image_size, options.image_size))

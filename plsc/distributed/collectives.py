@@ -10,8 +10,9 @@ At world size 1 each collective is the identity.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import Any
 
 import paddle
 import paddle.distributed as dist

@@ -7,7 +7,6 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 from plsc.errors import DistributedError
 from plsc.utils.lazy import require_paddle
@@ -31,8 +30,9 @@ class Topology:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
-            raise DistributedError(f"rank {self.rank} of world size {self.world_size} cannot be; "
-                                   f"expected 0 <= rank < world size")
+            raise DistributedError(
+                f"rank {self.rank} of world size {self.world_size} cannot be; expected 0 <= rank < world size"
+            )
 
     @property
     def is_main(self) -> bool:
@@ -66,9 +66,13 @@ def init_topology() -> Topology:
         if not paddle.distributed.is_initialized():
             paddle.distributed.init_parallel_env()
     elif asked := devices_asked_of_launcher():
-        log.warning("The launcher was asked for %s but started one process: Paddle finds no GPU here. "
-                    "To train on several CPU ranks: python -m paddle.distributed.launch "
-                    "--nproc_per_node %d your_script.py", asked[0], asked[1])
+        log.warning(
+            "The launcher was asked for %s but started one process: Paddle finds no GPU here. "
+            "To train on several CPU ranks: python -m paddle.distributed.launch "
+            "--nproc_per_node %d your_script.py",
+            asked[0],
+            asked[1],
+        )
     return topology
 
 
@@ -81,7 +85,7 @@ def place_from_environment() -> tuple[int, int]:
     return _from_environment("PADDLE_TRAINER_ID", 0), _from_environment("PADDLE_TRAINERS_NUM", 1)
 
 
-def devices_asked_of_launcher(command: Optional[list[str]] = None) -> Optional[tuple[str, int]]:
+def devices_asked_of_launcher(command: list[str] | None = None) -> tuple[str, int] | None:
     """The option that asked the launcher for more than one device, and how many; else None.
 
     Args:
@@ -102,6 +106,7 @@ def devices_asked_of_launcher(command: Optional[list[str]] = None) -> Optional[t
 def _from_environment(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.isdigit():
-        raise DistributedError(f"{name} is {text!r}, expected an integer; start the ranks with "
-                               f"python -m paddle.distributed.launch")
+        raise DistributedError(
+            f"{name} is {text!r}, expected an integer; start the ranks with python -m paddle.distributed.launch"
+        )
     return int(text)

@@ -2,7 +2,7 @@
 
     output/7/manifest.json                        what there is: tensors, their parts, progress
     output/7/model.safetensors                    the backbone and its optimizer state
-    output/7/classes-000000000.safetensors        class centres, from class 0 on, and their optimizer state
+    output/7/classes-000000000.safetensors        class centers, from class 0 on, and their optimizer state
     output/7/classes-000050000.safetensors        ... from class 50,000 on
 
 Nothing in it depends on how many ranks wrote it, so any number of ranks can read it. It is written
@@ -15,17 +15,18 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from plsc.distributed.collectives import Collectives
-from plsc.distributed.partition import Range
 from plsc.errors import CheckpointError
+from plsc.utils.ranges import Range
 
 FORMAT, VERSION = "plsc-checkpoint", 1
 MANIFEST = "manifest.json"
@@ -47,21 +48,28 @@ class Part:
 
     name: str
     data: np.ndarray
-    offset: Optional[int] = None
-    rows: Optional[int] = None
+    offset: int | None = None
+    rows: int | None = None
 
     @property
     def file(self) -> str:
         return MODEL_FILE if self.offset is None else f"classes-{self.offset:09d}.safetensors"
 
-    def describe(self) -> Dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         shape = list(self.data.shape) if self.rows is None else [self.rows, *self.data.shape[1:]]
-        return {"name": self.name, "shape": shape, "dtype": str(self.data.dtype), "file": self.file,
-                "offset": self.offset or 0, "rows": self.data.shape[0] if self.data.ndim else 1}
+        return {
+            "name": self.name,
+            "shape": shape,
+            "dtype": str(self.data.dtype),
+            "file": self.file,
+            "offset": self.offset or 0,
+            "rows": self.data.shape[0] if self.data.ndim else 1,
+        }
 
 
-def save_checkpoint(root: Union[str, Path], name: str, parts: Iterable[Part], about: Dict[str, Any],
-                    collectives: Collectives) -> Path:
+def save_checkpoint(
+    root: str | Path, name: str, parts: Iterable[Part], about: dict[str, Any], collectives: Collectives
+) -> Path:
     """Write `root/name` whole or not at all. Every rank calls it, with the parts it holds.
 
     Whole tensors are given by rank 0 alone. `root` must be a folder that all ranks share.
@@ -80,7 +88,7 @@ def save_checkpoint(root: Union[str, Path], name: str, parts: Iterable[Part], ab
     return final
 
 
-def prune_checkpoints(root: Union[str, Path], keep: int) -> None:
+def prune_checkpoints(root: str | Path, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints under `root`; only folders that hold our manifest."""
     for path in list_checkpoints(root)[:-keep]:
         # Renamed first, so that what remains of an interrupted deletion is not taken for a checkpoint.
@@ -89,16 +97,17 @@ def prune_checkpoints(root: Union[str, Path], keep: int) -> None:
         shutil.rmtree(doomed)
 
 
-def list_checkpoints(root: Union[str, Path]) -> List[Path]:
+def list_checkpoints(root: str | Path) -> list[Path]:
     """The checkpoints directly under `root`, in the order of their training."""
     root = Path(root)
     if not root.is_dir():
         return []
-    return sorted((path for path in root.iterdir() if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file()),
-                  key=order)
+    return sorted(
+        (path for path in root.iterdir() if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file()), key=order
+    )
 
 
-def order(path: Path) -> Tuple[int, int]:
+def order(path: Path) -> tuple[int, int]:
     """How far a checkpoint has come, by its name: (epochs done, steps of the next epoch done)."""
     epoch, _, step = path.name.partition(".")
     return (int(epoch), int(step)) if step else (int(epoch) + 1, 0)
@@ -114,34 +123,38 @@ class Checkpoint:
         CheckpointError: there is none, it is of another version, or a file is missing or cut short.
     """
 
-    def __init__(self, path: Union[str, Path]) -> None:
+    def __init__(self, path: str | Path) -> None:
         path = Path(path)
         if not (path / MANIFEST).is_file():
             epochs = list_checkpoints(path)
             if not epochs:
                 what = "holds no checkpoint" if path.is_dir() else "does not exist"
-                raise CheckpointError(f"checkpoint_dir {str(path)!r} {what}; expected a folder with {MANIFEST}, "
-                                      f"or one that holds such folders (output/0, output/1, ...)")
+                raise CheckpointError(
+                    f"checkpoint_dir {str(path)!r} {what}; expected a folder with {MANIFEST}, "
+                    f"or one that holds such folders (output/0, output/1, ...)"
+                )
             path = epochs[-1]
         self.path = path
         manifest = _read_manifest(path / MANIFEST)
-        self.about: Dict[str, Any] = manifest["about"]
-        self._tensors: Dict[str, Any] = manifest["tensors"]
+        self.about: dict[str, Any] = manifest["about"]
+        self._tensors: dict[str, Any] = manifest["tensors"]
         for file, size in manifest["files"].items():
             found = (path / file).stat().st_size if (path / file).is_file() else None
             if found != size:
-                raise CheckpointError(f"{path / file}: found {'no such file' if found is None else f'{found} bytes'}, "
-                                      f"expected {size} bytes; the checkpoint is damaged, use another epoch's")
+                raise CheckpointError(
+                    f"{path / file}: found {'no such file' if found is None else f'{found} bytes'}, "
+                    f"expected {size} bytes; the checkpoint is damaged, use another epoch's"
+                )
 
-    def names(self, prefix: str) -> List[str]:
+    def names(self, prefix: str) -> list[str]:
         """The tensors whose name begins with `prefix`."""
         return [name for name in self._tensors if name.startswith(prefix)]
 
-    def shape(self, name: str) -> List[int]:
+    def shape(self, name: str) -> list[int]:
         """The global shape of a tensor."""
         return self._entry(name)["shape"]
 
-    def read(self, name: str, rows: Optional[Range] = None) -> np.ndarray:
+    def read(self, name: str, rows: Range | None = None) -> np.ndarray:
         """A tensor, or the given range of its global rows, whatever shards it was written as."""
         entry = self._entry(name)
         if rows is None:
@@ -161,7 +174,7 @@ class Checkpoint:
             return np.zeros([0, *entry["shape"][1:]], entry["dtype"])
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def _entry(self, name: str) -> Dict[str, Any]:
+    def _entry(self, name: str) -> dict[str, Any]:
         if name not in self._tensors:
             raise CheckpointError(f"{self.path}: holds no tensor '{name}'; it was written by another network or loss")
         return self._tensors[name]
@@ -187,8 +200,8 @@ def _prepare(final: Path, partial: Path) -> None:
     partial.mkdir(parents=True)
 
 
-def _write_parts(folder: Path, parts: List[Part]) -> list:
-    files: Dict[str, Dict[str, np.ndarray]] = {}
+def _write_parts(folder: Path, parts: list[Part]) -> list:
+    files: dict[str, dict[str, np.ndarray]] = {}
     for part in parts:
         if part.data.shape[:1] != (0,):
             files.setdefault(part.file, {})[part.name] = np.ascontiguousarray(part.data)
@@ -200,8 +213,8 @@ def _write_parts(folder: Path, parts: List[Part]) -> list:
     return [part.describe() for part in parts]
 
 
-def _finish(final: Path, partial: Path, described: list, about: Dict[str, Any]) -> None:
-    tensors: Dict[str, Any] = {}
+def _finish(final: Path, partial: Path, described: list, about: dict[str, Any]) -> None:
+    tensors: dict[str, Any] = {}
     for part in (part for parts in described for part in parts):
         entry = tensors.setdefault(part["name"], {"shape": part["shape"], "dtype": part["dtype"], "parts": []})
         if part["rows"]:
@@ -211,8 +224,10 @@ def _finish(final: Path, partial: Path, described: list, about: Dict[str, Any]) 
     files = {part["file"] for entry in tensors.values() for part in entry["parts"]}
     missing = sorted(file for file in files if not (partial / file).is_file())
     if missing:
-        raise CheckpointError(f"{partial / missing[0]} was written by another rank but is not seen by rank 0; "
-                              f"set_model_save_dir must name a folder that all machines share")
+        raise CheckpointError(
+            f"{partial / missing[0]} was written by another rank but is not seen by rank 0; "
+            f"set_model_save_dir must name a folder that all machines share"
+        )
     sizes = {file: (partial / file).stat().st_size for file in sorted(files)}
     manifest = {"format": FORMAT, "version": VERSION, "about": about, "files": sizes, "tensors": tensors}
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -230,13 +245,15 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _read_manifest(path: Path) -> Dict[str, Any]:
+def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         known = manifest["format"] == FORMAT and {"about", "files", "tensors"} <= manifest.keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint's manifest: {error}") from None
     if not known or manifest["version"] != VERSION:
-        raise CheckpointError(f"{path}: found format {manifest.get('format')!r} version {manifest.get('version')!r}, "
-                              f"expected {FORMAT!r} version {VERSION}")
+        raise CheckpointError(
+            f"{path}: found format {manifest.get('format')!r} version {manifest.get('version')!r}, "
+            f"expected {FORMAT!r} version {VERSION}"
+        )
     return manifest

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Any
 
 import numpy as np
 import paddle
 
 from plsc.config import Config
 from plsc.data.records import read_image
-from plsc.data.transforms import PIXEL_MEAN, PIXEL_STD, Channels, Transform, normalise
+from plsc.data.transforms import PIXEL_MEAN, PIXEL_STD, Channels, Transform, normalize
 from plsc.data.verification_set import VerificationSet
 from plsc.distributed.collectives import Collectives
-from plsc.distributed.partition import shard_range
 from plsc.distributed.topology import Topology
-from plsc.engine.feed import open_verification_sets
+from plsc.engine.dataloading import open_verification_sets
 from plsc.engine.state import open_backbone
 from plsc.errors import ConfigError, DataError
 from plsc.metrics.verification import VerificationReport, verification_report
 from plsc.models.base_model import check_embedding
+from plsc.utils.ranges import shard_range
 
 log = logging.getLogger("plsc")
 
@@ -36,11 +37,19 @@ class Embedder:
         emb_dim: D.
         batch_size: images per forward pass.
         flip: add the embedding of the mirrored image.
-        mean, std: of pixels, see `normalise`.
+        mean, std: of pixels, see `normalize`.
     """
 
-    def __init__(self, backbone: paddle.nn.Layer, image_shape: Tuple[int, int, int], emb_dim: int, batch_size: int,
-                 flip: bool, mean: Channels = PIXEL_MEAN, std: Channels = PIXEL_STD) -> None:
+    def __init__(
+        self,
+        backbone: paddle.nn.Layer,
+        image_shape: tuple[int, int, int],
+        emb_dim: int,
+        batch_size: int,
+        flip: bool,
+        mean: Channels = PIXEL_MEAN,
+        std: Channels = PIXEL_STD,
+    ) -> None:
         self._mean, self._std = mean, std
         self._backbone, self._emb_dim, self._batch_size, self._flip = backbone, emb_dim, batch_size, flip
         self._transform = Transform(image_shape)
@@ -68,10 +77,10 @@ class Embedder:
             if ahead is not None:
                 yield np.stack(list(ahead))
 
-    def _prepare(self, numbered: Tuple[int, Any]) -> np.ndarray:
+    def _prepare(self, numbered: tuple[int, Any]) -> np.ndarray:
         index, image = numbered
         try:
-            return np.asarray(normalise(self._transform(image), self._mean, self._std), np.float32)
+            return np.asarray(normalize(self._transform(image), self._mean, self._std), np.float32)
         except DataError as error:
             raise DataError(f"image {index}: {error}") from None
 
@@ -111,14 +120,16 @@ def verify(embedder: Embedder, pairs: VerificationSet, collectives: Collectives)
     padded[: own.size] = embeddings
     gathered = collectives.all_gather(paddle.to_tensor(padded)).numpy().reshape(topology.world_size, largest, -1)
     sizes = [shard_range(count, topology.world_size, rank).size for rank in range(topology.world_size)]
-    return verification_report(np.concatenate([rows[:size] for rows, size in zip(gathered, sizes)]), pairs.is_same,
-                               folds=min(10, len(pairs)))
+    return verification_report(
+        np.concatenate([rows[:size] for rows, size in zip(gathered, sizes)]), pairs.is_same, folds=min(10, len(pairs))
+    )
 
 
-def evaluate(config: Config, backbone: paddle.nn.Layer, sets: List[VerificationSet],
-             collectives: Collectives) -> Dict[str, float]:
+def evaluate(
+    config: Config, backbone: paddle.nn.Layer, sets: list[VerificationSet], collectives: Collectives
+) -> dict[str, float]:
     """Verify on each set and log a line each; returns figures as '<set>/<figure>'."""
-    results: Dict[str, float] = {}
+    results: dict[str, float] = {}
     embedder = _embedder(config, backbone)
     for pairs in sets:
         report = verify(embedder, pairs, collectives)
@@ -128,7 +139,7 @@ def evaluate(config: Config, backbone: paddle.nn.Layer, sets: List[VerificationS
     return results
 
 
-def test(config: Config, topology: Topology) -> Dict[str, float]:
+def test(config: Config, topology: Topology) -> dict[str, float]:
     """Verify a checkpoint on the verification sets of a configuration.
 
     Raises:
@@ -136,14 +147,14 @@ def test(config: Config, topology: Topology) -> Dict[str, float]:
     """
     sets = open_verification_sets(config)
     if not sets:
-        raise DataError(f"nothing to test on: {config.dataset_dir} holds none of {config.val_targets} as .bin; see "
-                        f"set_val_targets")
+        raise DataError(
+            f"nothing to test on: {config.dataset_dir} holds none of {config.val_targets} as .bin; see set_val_targets"
+        )
     backbone, config, _ = open_backbone(config)
     return evaluate(config, backbone, sets, Collectives(topology))
 
 
-def predict(config: Config, topology: Topology, images: Optional[Iterable[Any]],
-            save_to: Optional[Union[str, Path]]) -> np.ndarray:
+def predict(config: Config, topology: Topology, images: Iterable[Any] | None, save_to: str | Path | None) -> np.ndarray:
     """Embeddings [n, D] float32 of unit length, of images or of the configuration's `predict_reader`.
 
     Raises:
@@ -165,8 +176,15 @@ def predict(config: Config, topology: Topology, images: Optional[Iterable[Any]],
 
 
 def _embedder(config: Config, backbone: paddle.nn.Layer) -> Embedder:
-    return Embedder(backbone, config.image_shape, config.emb_dim, config.test_batch_size, config.flip,
-                    config.pixel_mean, config.pixel_std)
+    return Embedder(
+        backbone,
+        config.image_shape,
+        config.emb_dim,
+        config.test_batch_size,
+        config.flip,
+        config.pixel_mean,
+        config.pixel_std,
+    )
 
 
 def _flatten(batches: Iterable[Any]) -> Iterator[Any]:

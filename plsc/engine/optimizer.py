@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import bisect
 import re
-from typing import Any, Callable, Dict, Mapping, Optional
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import paddle
 
 from plsc.config import Config
 from plsc.errors import CheckpointError, ConfigError
-from plsc.losses import updates
+from plsc.losses import row_optimizers as updates
 
 Schedule = Callable[[int], float]
 MASTER = "master"  # the kind of a float32 copy of a parameter of lower precision
@@ -59,13 +60,15 @@ class NamedOptimizer:
         return type(self._optimizer).__name__
 
     @property
-    def rule(self) -> Optional[updates.UpdateRule]:
+    def rule(self) -> updates.UpdateRule | None:
         """The same arithmetic for some rows at a time, or None where the optimizer does more than that."""
-        plain = all(parameter.optimize_attr["learning_rate"] == 1.0 and parameter.regularizer is None
-                    and parameter.trainable for parameter in self._named.values())
+        plain = all(
+            parameter.optimize_attr["learning_rate"] == 1.0 and parameter.regularizer is None and parameter.trainable
+            for parameter in self._named.values()
+        )
         return _rule_of(self._optimizer) if plain else None
 
-    def step(self, rate: float, scaler: Optional[paddle.amp.GradScaler] = None) -> None:
+    def step(self, rate: float, scaler: paddle.amp.GradScaler | None = None) -> None:
         """Update the parameters from their gradients and clear those."""
         self._optimizer.set_lr(rate)
         # Paddle names an optimizer's state by a counter of the process. The guard restarts that counter, so
@@ -77,7 +80,7 @@ class NamedOptimizer:
                 scaler.step(self._optimizer)
         self._optimizer.clear_grad(set_to_zero=False)
 
-    def state(self) -> Dict[str, paddle.Tensor]:
+    def state(self) -> dict[str, paddle.Tensor]:
         """The tensors to save; none before the first step."""
         longest_first = sorted(self._named.items(), key=lambda item: -len(item[1].name))
         found = self._optimizer.state_dict()
@@ -99,7 +102,7 @@ class NamedOptimizer:
         Raises:
             CheckpointError: the state names a parameter that is not there.
         """
-        restored: Dict[str, Any] = {}
+        restored: dict[str, Any] = {}
         for key, value in state.items():
             name, kind = key.rsplit(":", 1)
             if name not in self._named:
@@ -112,7 +115,7 @@ class NamedOptimizer:
         self._optimizer.set_state_dict(restored)
 
 
-def _rule_of(optimizer: Any) -> Optional[updates.UpdateRule]:
+def _rule_of(optimizer: Any) -> updates.UpdateRule | None:
     # Paddle's optimizers tell their settings through these attributes alone.
     if optimizer._grad_clip is not None or getattr(optimizer, "_multi_precision", False):
         return None
@@ -122,8 +125,13 @@ def _rule_of(optimizer: Any) -> Optional[updates.UpdateRule]:
         return updates.Momentum(optimizer._momentum, optimizer._regularization_coeff)
     if type(optimizer) is paddle.optimizer.SGD and l2 is not None:
         return updates.SGD(l2)
-    if (type(optimizer) is paddle.optimizer.AdamW and not optimizer._amsgrad and not optimizer._lazy_mode
-            and optimizer._lr_ratio is None and optimizer._apply_decay_param_fun is None):
+    if (
+        type(optimizer) is paddle.optimizer.AdamW
+        and not optimizer._amsgrad
+        and not optimizer._lazy_mode
+        and optimizer._lr_ratio is None
+        and optimizer._apply_decay_param_fun is None
+    ):
         return updates.AdamW(optimizer._beta1, optimizer._beta2, optimizer._epsilon, optimizer._weight_decay)
     return None
 
@@ -136,12 +144,16 @@ def _build(factory: Callable[..., Any], rate: float, parameters: list) -> paddle
     try:
         optimizer = factory(learning_rate=rate, parameters=parameters)
     except TypeError as error:
-        raise ConfigError(f"set_optimizer: {factory!r} could not be called as factory(learning_rate=..., "
-                          f"parameters=[...]): {error}") from None
+        raise ConfigError(
+            f"set_optimizer: {factory!r} could not be called as factory(learning_rate=..., parameters=[...]): {error}"
+        ) from None
     if not isinstance(optimizer, paddle.optimizer.Optimizer):
-        raise ConfigError(f"set_optimizer: the factory returned {type(optimizer).__name__}, expected a "
-                          f"paddle.optimizer.Optimizer")
+        raise ConfigError(
+            f"set_optimizer: the factory returned {type(optimizer).__name__}, expected a paddle.optimizer.Optimizer"
+        )
     if isinstance(optimizer._learning_rate, paddle.optimizer.lr.LRScheduler):
-        raise ConfigError("set_optimizer: the optimizer brings its own LRScheduler; give the rate with "
-                          "set_lr(lr), or set_lr(lambda step: ...), so that a resumed run finds it again")
+        raise ConfigError(
+            "set_optimizer: the optimizer brings its own LRScheduler; give the rate with "
+            "set_lr(lr), or set_lr(lambda step: ...), so that a resumed run finds it again"
+        )
     return optimizer

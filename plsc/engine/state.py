@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import paddle
 
 from plsc.config import Config
 from plsc.distributed.collectives import Collectives
-from plsc.distributed.partition import Range
 from plsc.distributed.topology import Topology
 from plsc.engine.checkpoint import Checkpoint, Part
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.errors import CheckpointError
+from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone
-from plsc.models.classifier import Classifier
+from plsc.utils.ranges import Range
 
 log = logging.getLogger("plsc")
 
 _DESCRIBE_NETWORK = ("emb_dim", "image_shape", "model_name", "flip", "pixel_mean", "pixel_std")
 
 
-def backbone_parts(backbone: paddle.nn.Layer, optimizer: NamedOptimizer) -> List[Part]:
+def backbone_parts(backbone: paddle.nn.Layer, optimizer: NamedOptimizer) -> list[Part]:
     """The backbone and its optimizer state, for rank 0 to write."""
     tensors = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
     tensors.update({f"optimizer.{name}": value for name, value in optimizer.state().items()})
     return [Part(name, value.numpy()) for name, value in tensors.items()]
 
 
-def head_parts(head: Classifier, is_main: bool, num_classes: int, is_sharded: bool) -> List[Part]:
-    """This rank's class centres and their optimizer state."""
+def head_parts(head: Classifier, is_main: bool, num_classes: int, is_sharded: bool) -> list[Part]:
+    """This rank's class centers and their optimizer state."""
     parts = []
     for name, value in head.state().items():
         if _is_by_class(name):
@@ -52,14 +52,18 @@ def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, config: Config) 
     found = {name[len("backbone.") :] for name in saved.names("backbone.")}
     if found != set(expected):
         odd = sorted(found ^ set(expected))
-        raise CheckpointError(f"{saved.path}: its backbone ({saved.about['settings']['model_name']}) differs from this "
-                              f"one in {len(odd)} tensors, the first '{odd[0]}'; set_model_name or set_model as in "
-                              f"training")
+        raise CheckpointError(
+            f"{saved.path}: its backbone ({saved.about['settings']['model_name']}) differs from this "
+            f"one in {len(odd)} tensors, the first '{odd[0]}'; set_model_name or set_model as in "
+            f"training"
+        )
     for name, tensor in expected.items():
         shape = saved.shape(f"backbone.{name}")
         if shape != list(tensor.shape):
-            raise CheckpointError(f"{saved.path}: backbone '{name}' is {shape}, expected {list(tensor.shape)}; it was "
-                                  f"trained with image_shape {tuple(saved.about['settings']['image_shape'])}")
+            raise CheckpointError(
+                f"{saved.path}: backbone '{name}' is {shape}, expected {list(tensor.shape)}; it was "
+                f"trained with image_shape {tuple(saved.about['settings']['image_shape'])}"
+            )
         tensor.set_value(saved.read(f"backbone.{name}"))
 
 
@@ -74,8 +78,13 @@ def load_training(head: Classifier, optimizer: NamedOptimizer, saved: Checkpoint
     same = {name: saved.about[name] == kind for name, kind in kinds.items()}
     for name, kind in kinds.items():
         if not same[name]:
-            log.warning("%s was trained with another %s, %s: the state of %s starts anew", saved.path,
-                        name.replace("_", " "), saved.about[name], kind)
+            log.warning(
+                "%s was trained with another %s, %s: the state of %s starts anew",
+                saved.path,
+                name.replace("_", " "),
+                saved.about[name],
+                kind,
+            )
     state = {}
     for name in saved.names("head."):
         key = name[len("head.") :]
@@ -83,21 +92,26 @@ def load_training(head: Classifier, optimizer: NamedOptimizer, saved: Checkpoint
             state[key] = saved.read(name, head.classes if _is_by_class(key) else None)
     missing = set(head.parameters) - set(state)
     if missing:
-        raise CheckpointError(f"{saved.path}: was trained with loss_type '{saved.about['settings']['loss_type']}' and "
-                              f"holds no head {sorted(missing)[0]}, which '{config.loss_type}' needs")
+        raise CheckpointError(
+            f"{saved.path}: was trained with loss_type '{saved.about['settings']['loss_type']}' and "
+            f"holds no head {sorted(missing)[0]}, which '{config.loss_type}' needs"
+        )
     head.load(state)
     if same["optimizer"]:
         optimizer.load({name[len("optimizer.") :]: saved.read(name) for name in saved.names("optimizer.")})
 
 
-def open_backbone(config: Config) -> Tuple[paddle.nn.Layer, Config, Checkpoint]:
+def open_backbone(config: Config) -> tuple[paddle.nn.Layer, Config, Checkpoint]:
     """The trained backbone of `checkpoint_dir` (else of the newest in `model_save_dir`), its settings and origin.
 
     What describes the network and was not set in `config` is taken from the checkpoint.
     """
     saved = Checkpoint(config.checkpoint_dir or config.model_save_dir)
-    unset = {name: value for name, value in saved.about["settings"].items()
-             if name in _DESCRIBE_NETWORK and name not in config.model_fields_set}
+    unset = {
+        name: value
+        for name, value in saved.about["settings"].items()
+        if name in _DESCRIBE_NETWORK and name not in config.model_fields_set
+    }
     config = config.model_copy()
     for name, value in unset.items():
         setattr(config, name, value)
@@ -113,7 +127,7 @@ def average_statistics(backbone: paddle.nn.Layer, collectives: Collectives) -> N
         tensor.set_value(collectives.all_reduce_sum(tensor.clone()) / ranks)
 
 
-def gather_statistics(backbone: paddle.nn.Layer, collectives: Collectives) -> List[Part]:
+def gather_statistics(backbone: paddle.nn.Layer, collectives: Collectives) -> list[Part]:
     """Each rank's running statistics, a row per rank, for a checkpoint within an epoch.
 
     Elsewhere their average is what goes on. Here an unbroken run would go on with each rank's own.
@@ -130,10 +144,13 @@ def load_statistics(backbone: paddle.nn.Layer, saved: Checkpoint, topology: Topo
             tensor.set_value(saved.read(key, Range(topology.rank, topology.rank + 1))[0])
 
 
-def _statistics(backbone: paddle.nn.Layer) -> Dict[str, paddle.Tensor]:
-    # Paddle keeps the statistics of batch normalisation as parameters without a gradient, not as buffers.
-    return {name: tensor for name, tensor in backbone.state_dict().items()
-            if tensor.stop_gradient and tensor.is_floating_point()}
+def _statistics(backbone: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
+    # Paddle keeps the statistics of batch normalization as parameters without a gradient, not as buffers.
+    return {
+        name: tensor
+        for name, tensor in backbone.state_dict().items()
+        if tensor.stop_gradient and tensor.is_floating_point()
+    }
 
 
 def _is_by_class(name: str) -> bool:
@@ -144,5 +161,6 @@ def _is_by_class(name: str) -> bool:
 def _check_setting(saved: Checkpoint, setting: str, value: Any, what: str, setter: str) -> None:
     found = saved.about["settings"][setting]
     if found != value:
-        raise CheckpointError(f"{saved.path}: its {what} is {found}, this run's is {value}; {setter}({found}), or "
-                              f"another checkpoint")
+        raise CheckpointError(
+            f"{saved.path}: its {what} is {found}, this run's is {value}; {setter}({found}), or another checkpoint"
+        )

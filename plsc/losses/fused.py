@@ -1,6 +1,6 @@
-"""The sharded softmax of `plsc.losses.softmax`, its gradients and the update of the shard, chunk by chunk.
+"""The sharded softmax of `plsc.losses.reference`, its gradients and the update of the shard, chunk by chunk.
 
-The definition is in `plsc.losses.softmax`; this computes the same and touches memory as little as it can.
+The definition is in `plsc.losses.reference`; this computes the same and touches memory as little as it can.
 G gathered batch, D embedding, S classes of this shard, B classes of a chunk.
 
 For x_n the unit features, w_c the rows as they are, r_cn = <w_c, x_n> and t_n the share of a sample,
@@ -14,23 +14,23 @@ gradient, which the update rule takes at once: no gradient of the whole weight e
 
 - Targets are taken out of the chunks (their e is 0) and added to the sums exactly. The gradient of a
   target, p - 1, is then minus the sum of the others: nothing cancels, however sure the network is.
-- The part of a centre's gradient along the centre, which normalisation removes, is a multiple of the
+- The part of a center's gradient along the center, which normalization removes, is a multiple of the
   row, as is weight decay. Both are one coefficient per row: gradient = coefficient * w + e^T X.
 - Two modes: 'store' keeps r [S, G] between the passes, 'recompute' multiplies again.
 """
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import paddle
 
 from plsc.errors import ConfigError
-from plsc.losses.margin import Margin
-from plsc.losses.primitives import exp_
-from plsc.losses.products import Products
+from plsc.losses.margins.combined import Margin
+from plsc.losses.ops import exp_
+from plsc.losses.precision import Products
+from plsc.losses.reference import NORM_EPSILON, Alone, Reducer, Targets, tangent, unit_rows
 from plsc.losses.shard import Chunk, Shard
-from plsc.losses.softmax import NORM_EPSILON, Alone, Reducer, Targets, tangent, unit_rows
 
 _C = paddle._C_ops  # the same operators as paddle.*, without the checks that cost as much as a small operator
 
@@ -74,19 +74,19 @@ class Places(NamedTuple):
     """
 
     inside: paddle.Tensor
-    index: List[paddle.Tensor]
-    excluded: List[paddle.Tensor]
-    some: List[bool]
+    index: list[paddle.Tensor]
+    excluded: list[paddle.Tensor]
+    some: list[bool]
 
 
 class RowTerms(NamedTuple):
     """Per class, cut by chunk: e = exp(scale * r + offset), weighted in the sum by `weight`."""
 
-    scale: List[paddle.Tensor]
-    offset: List[paddle.Tensor]
-    weight: List[paddle.Tensor]
-    plain: List[paddle.Tensor]  # the offset of a logit
-    radial: Optional[paddle.Tensor]  # [S], -s / |w|^2
+    scale: list[paddle.Tensor]
+    offset: list[paddle.Tensor]
+    weight: list[paddle.Tensor]
+    plain: list[paddle.Tensor]  # the offset of a logit
+    radial: paddle.Tensor | None  # [S], -s / |w|^2
 
 
 class TargetTerms(NamedTuple):
@@ -101,14 +101,14 @@ class TargetTerms(NamedTuple):
 
 
 class FusedState(NamedTuple):
-    """What `backward` needs of `forward`; `loss` and `above` as in `plsc.losses.softmax.State`."""
+    """What `backward` needs of `forward`; `loss` and `above` as in `plsc.losses.reference.State`."""
 
     loss: paddle.Tensor
-    above: Optional[paddle.Tensor]
+    above: paddle.Tensor | None
     feature_gradient: paddle.Tensor  # [G, D], partial over shards
     features: paddle.Tensor
     share: paddle.Tensor  # t, [G]
-    peak: Optional[paddle.Tensor]
+    peak: paddle.Tensor | None
     terms: RowTerms
     targets: Targets
     places: Places
@@ -127,18 +127,25 @@ class FusedSoftmax:
         products: how matrices are multiplied.
     """
 
-    def __init__(self, margin: Optional[Margin], scale: float = 64.0, reducer: Optional[Reducer] = None,
-                 mode: str = "store", products: Optional[Products] = None) -> None:
+    def __init__(
+        self,
+        margin: Margin | None,
+        scale: float = 64.0,
+        reducer: Reducer | None = None,
+        mode: str = "store",
+        products: Products | None = None,
+    ) -> None:
         if mode not in ("store", "recompute"):
             raise ConfigError(f"logits mode '{mode}'; expected 'store' or 'recompute'")
         self.margin, self.reducer, self.mode = margin, reducer or Alone(), mode
         self.scale, self.products = scale if margin else 1.0, products or Products()
         self._safe = margin is not None and scale <= SAFE_SCALE and not self.products.narrow
-        self._logits: Optional[Logits] = None
+        self._logits: Logits | None = None
 
     @paddle.no_grad()
-    def forward(self, features: paddle.Tensor, labels: paddle.Tensor, shard: Shard,
-                count_above: bool = False) -> FusedState:
+    def forward(
+        self, features: paddle.Tensor, labels: paddle.Tensor, shard: Shard, count_above: bool = False
+    ) -> FusedState:
         """The loss, and the features' gradient; the shard stays as it is. Arguments as in `ShardedSoftmax`."""
         samples = features.shape[0]
         x, x_rate = unit_rows(features) if self.margin else (features, None)
@@ -172,8 +179,19 @@ class FusedSoftmax:
         if self.margin:
             gradient = tangent(gradient, x, x_rate)
         above = None if above is None else self.reducer.all_reduce_sum(above)
-        return FusedState(losses.mean(), above, gradient, x, share, None if self._safe else shift, terms, targets,
-                          places, target, entry)
+        return FusedState(
+            losses.mean(),
+            above,
+            gradient,
+            x,
+            share,
+            None if self._safe else shift,
+            terms,
+            targets,
+            places,
+            target,
+            entry,
+        )
 
     @paddle.no_grad()
     def backward(self, state: FusedState, shard: Shard, rate: float) -> paddle.Tensor:
@@ -222,7 +240,7 @@ class FusedSoftmax:
             rule.apply(shard.bias, gradient, shard.slots("bias"), prepared)
         return state.feature_gradient
 
-    def _terms(self, x: paddle.Tensor, targets: Targets, shard: Shard) -> Tuple[TargetTerms, RowTerms]:
+    def _terms(self, x: paddle.Tensor, targets: Targets, shard: Shard) -> tuple[TargetTerms, RowTerms]:
         owned = targets.owned.astype(x.dtype)
         if not shard.size:
             nothing = paddle.zeros([x.shape[0]], x.dtype)
@@ -234,8 +252,10 @@ class FusedSoftmax:
             offset = zero if shard.bias is None else shard.bias
             logit = product + paddle.index_select(offset, targets.row)
             ones, offset = shard.cut(one), shard.cut(offset)
-            return (TargetTerms(rows, product, logit, logit, paddle.ones_like(product), owned),
-                    RowTerms(ones, offset, ones, offset, None))
+            return (
+                TargetTerms(rows, product, logit, logit, paddle.ones_like(product), owned),
+                RowTerms(ones, offset, ones, offset, None),
+            )
         lengths = -0.5 * paddle.log(shard.squares(targets.row, rows) + NORM_EPSILON)  # -log |w|
         inverse = paddle.exp(lengths)
         # The rows at hand, not the norms kept: the margin is steep where a cosine is near 1.
@@ -244,15 +264,23 @@ class FusedSoftmax:
         psi, slope = self.margin(cosine)
         zero = paddle.zeros_like(lengths)
         offset = lengths - _SHIFT if self._safe else lengths
-        return (TargetTerms(rows, product, cosine * self.scale, psi * self.scale, slope * row_inverse, owned),
-                RowTerms(shard.cut(inverse * self.scale), shard.cut(offset), shard.cut(1.0 / inverse),
-                         shard.cut(zero), inverse * inverse * -self.scale))
+        return (
+            TargetTerms(rows, product, cosine * self.scale, psi * self.scale, slope * row_inverse, owned),
+            RowTerms(
+                shard.cut(inverse * self.scale),
+                shard.cut(offset),
+                shard.cut(1.0 / inverse),
+                shard.cut(zero),
+                inverse * inverse * -self.scale,
+            ),
+        )
 
     def _count_threshold(self, target: TargetTerms) -> paddle.Tensor:
         return self.reducer.all_reduce_sum(target.plain * target.owned)
 
-    def _sweep(self, transposed: paddle.Tensor, shard: Shard, terms: RowTerms, places: Places,
-               threshold: Optional[paddle.Tensor]) -> Tuple[paddle.Tensor, ...]:
+    def _sweep(
+        self, transposed: paddle.Tensor, shard: Shard, terms: RowTerms, places: Places, threshold: paddle.Tensor | None
+    ) -> tuple[paddle.Tensor, ...]:
         """Over all chunks: (sum of e [G], its peak [G], sum of e w [G, D], classes over the threshold [G])."""
         size, samples = transposed.shape
         total, peak = paddle.zeros([samples], transposed.dtype), paddle.full([samples], _LOWEST, transposed.dtype)
@@ -276,7 +304,7 @@ class FusedSoftmax:
             _C.add_(gradient, part)
         return total, peak, gradient, above
 
-    def _coefficients(self, state: FusedState, shard: Shard) -> Tuple[List[paddle.Tensor], List[paddle.Tensor]]:
+    def _coefficients(self, state: FusedState, shard: Shard) -> tuple[list[paddle.Tensor], list[paddle.Tensor]]:
         """(of each row in its gradient, without the excluded samples [S]; of the sums over the others [S]), cut."""
         coefficient = paddle.full([shard.size], shard.rule.l2, state.features.dtype)
         if not self.margin or not shard.size:
@@ -303,7 +331,7 @@ class FusedSoftmax:
         exponents = _C.affine_channel(self._logits.channels[k], terms.scale[k], terms.offset[k], "NCHW")
         return _C.reshape(exponents, [-1, self._logits.samples])
 
-    def _exponentials(self, k: int, terms: RowTerms, peak: Optional[paddle.Tensor]) -> paddle.Tensor:
+    def _exponentials(self, k: int, terms: RowTerms, peak: paddle.Tensor | None) -> paddle.Tensor:
         """e [B, G] of a chunk from its r, over e^peak."""
         exponents = self._exponents(k, terms)
         return exp_(exponents if peak is None else _C.subtract_(exponents, peak))
@@ -321,6 +349,6 @@ def _places(targets: Targets, shard: Shard, samples: int) -> Places:
     return Places(inside, paddle.unbind(index) if shard.size else [], _spread(excluded, inside), some)
 
 
-def _spread(values: paddle.Tensor, inside: paddle.Tensor) -> List[paddle.Tensor]:
+def _spread(values: paddle.Tensor, inside: paddle.Tensor) -> list[paddle.Tensor]:
     """Per chunk [G]: the values [G] of the targets inside it, 0 for the others."""
     return paddle.unbind(paddle.where(inside, values, paddle.zeros_like(values))) if inside.shape[0] else []

@@ -1,4 +1,4 @@
-"""Partial FC: a step on some of the class centres, always the positive ones and a random share of the rest.
+"""Partial FC: a step on some of the class centers, always the positive ones and a random share of the rest.
 
 The loss is that of the sampled problem: its softmax runs over the sampled classes of all ranks only.
 Sampled rows come chunk by chunk to where the same fused step works on them, block by block with their optimizer
@@ -11,14 +11,13 @@ Source: Partial FC, An et al., CVPR 2022. G gathered batch, S classes of the sha
 from __future__ import annotations
 
 import math
-from typing import Dict, List, Tuple
 
 import paddle
 
 from plsc.errors import ConfigError
-from plsc.losses.primitives import highest, put_rows, take_rows
+from plsc.losses.ops import highest, put_rows, take_rows
+from plsc.losses.reference import Targets
 from plsc.losses.shard import Block, Shard
-from plsc.losses.softmax import Targets
 
 _C = paddle._C_ops  # paddle.scatter_ wants a gradient's leave
 
@@ -47,11 +46,11 @@ class SampledShard(Shard):
         super().__init__(weight, bias, whole.rule, state=self._buffers(whole, count))
         self._whole = whole
         self.rows = paddle.arange(count, dtype="int64")
-        self._chunk_index: List[paddle.Tensor] = []
-        self._block_index: List[paddle.Tensor] = []
+        self._chunk_index: list[paddle.Tensor] = []
+        self._block_index: list[paddle.Tensor] = []
 
     @staticmethod
-    def _buffers(whole: Shard, count: int) -> Dict[str, paddle.Tensor]:
+    def _buffers(whole: Shard, count: int) -> dict[str, paddle.Tensor]:
         """State of one block of rows, and of the whole sampled bias."""
         state = {}
         for name, tensor in whole.state.items():
@@ -67,7 +66,7 @@ class SampledShard(Shard):
         start = first // self.chunk_rows * self.chunk_rows
         return self.weight[first - start : last - start]
 
-    def _block_state(self, first: int, last: int) -> Tuple[paddle.Tensor, ...]:
+    def _block_state(self, first: int, last: int) -> tuple[paddle.Tensor, ...]:
         return tuple(slot[: last - first] for slot in self.slots("weight"))
 
     @paddle.no_grad()
@@ -113,7 +112,7 @@ class SampledShard(Shard):
 
     @paddle.no_grad()
     def put_back(self) -> None:
-        """End the step: what has one number per class returns to the whole shard. Centres did so one by one."""
+        """End the step: what has one number per class returns to the whole shard. Centers did so one by one."""
         self._whole.step = self.step
         if not self.size:
             return
@@ -134,7 +133,7 @@ class SampledShard(Shard):
             self._squares = paddle.index_select(self._whole.all_squares(), self.rows)
         return self._squares
 
-    def _bias_pairs(self) -> List[Tuple[paddle.Tensor, paddle.Tensor]]:
+    def _bias_pairs(self) -> list[tuple[paddle.Tensor, paddle.Tensor]]:
         """(own, the whole's) of the bias and its state, if there is one."""
         if self.bias is None:
             return []

@@ -1,18 +1,18 @@
-"""The rows of one shard: class centres, the optimizer's state of each, and their views by chunk and block.
+"""The rows of one shard: class centers, the optimizer's state of each, and their views by chunk and block.
 
 G gathered batch, D embedding, S classes of this shard.
 """
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import numpy as np
 import paddle
 
-from plsc.losses.primitives import Squares, host_view, join, row_squares
-from plsc.losses.softmax import Targets, locate
-from plsc.losses.updates import UpdateRule
+from plsc.losses.ops import Squares, host_view, join, row_squares
+from plsc.losses.reference import Targets, locate
+from plsc.losses.row_optimizers import UpdateRule
 
 _C = paddle._C_ops
 
@@ -29,20 +29,20 @@ class Block(NamedTuple):
     rows: paddle.Tensor  # [b, D]
     channels: paddle.Tensor  # [1, b, 1, D]
     zeros: paddle.Tensor  # [b]
-    view: Optional[np.ndarray]  # [b, D]
-    state: Tuple[paddle.Tensor, ...]
+    view: np.ndarray | None  # [b, D]
+    state: tuple[paddle.Tensor, ...]
 
 
 class Chunk(NamedTuple):
     """Rows whose logits are worked on together."""
 
     rows: paddle.Tensor  # [B, D]
-    blocks: List[Block]
-    sizes: List[int]  # b of each block
+    blocks: list[Block]
+    sizes: list[int]  # b of each block
 
 
 class Shard:
-    """Class centres [S, D], their bias [S] and their optimizer state. All are updated in place.
+    """Class centers [S, D], their bias [S] and their optimizer state. All are updated in place.
 
     Args:
         weight: [S, D]; S may be 0. It must keep its memory (`set_value` does, a new tensor does not).
@@ -53,31 +53,40 @@ class Shard:
         state: the optimizer's state as `Shard.state` names it; zeros when not given.
     """
 
-    def __init__(self, weight: paddle.Tensor, bias: Optional[paddle.Tensor], rule: UpdateRule, first_class: int = 0,
-                 step: int = 0, state: Optional[Dict[str, paddle.Tensor]] = None) -> None:
+    def __init__(
+        self,
+        weight: paddle.Tensor,
+        bias: paddle.Tensor | None,
+        rule: UpdateRule,
+        first_class: int = 0,
+        step: int = 0,
+        state: dict[str, paddle.Tensor] | None = None,
+    ) -> None:
         self.weight, self.bias, self.rule, self.first_class, self.step = weight, bias, rule, first_class, step
         own = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         # A bias is small: only the state of the weight is worth a lower precision.
-        self.state = state or {f"{name}:{kind}": paddle.zeros(tensor.shape, (rule.storage if name == "weight" else None)
-                                                              or tensor.dtype)
-                               for name, tensor in own.items() for kind in rule.kinds}
+        self.state = state or {
+            f"{name}:{kind}": paddle.zeros(tensor.shape, (rule.storage if name == "weight" else None) or tensor.dtype)
+            for name, tensor in own.items()
+            for kind in rule.kinds
+        }
         place = "gpu" if weight.place.is_gpu_place() else "cpu"
         self.chunk_rows, self.block_rows = CHUNK_ROWS[place], BLOCK_ROWS[place]
         self._zeros = paddle.zeros([self.block_rows], weight.dtype)
         self._ones = paddle.ones([weight.shape[1]], weight.dtype)
-        self._squares: Optional[paddle.Tensor] = None
-        self._chunks: Optional[List[Chunk]] = None
+        self._squares: paddle.Tensor | None = None
+        self._chunks: list[Chunk] | None = None
 
     @property
     def size(self) -> int:
         return self.weight.shape[0]
 
-    def slots(self, name: str) -> List[paddle.Tensor]:
+    def slots(self, name: str) -> list[paddle.Tensor]:
         """The state tensors of 'weight' or 'bias', in the rule's order."""
         return [self.state[f"{name}:{kind}"] for kind in self.rule.kinds]
 
     @property
-    def chunks(self) -> List[Chunk]:
+    def chunks(self) -> list[Chunk]:
         """Views of weight and state; made once, since a million classes have eight thousand blocks."""
         if self._chunks is None:
             self._chunks, number = [], 0
@@ -93,14 +102,20 @@ class Shard:
 
     def _block(self, number: int, first: int, last: int) -> Block:
         rows, size = self._rows(first, last), last - first
-        return Block(number, rows, rows.view([1, size, 1, rows.shape[1]]), self._zeros[:size], host_view(rows),
-                     self._block_state(first, last))
+        return Block(
+            number,
+            rows,
+            rows.view([1, size, 1, rows.shape[1]]),
+            self._zeros[:size],
+            host_view(rows),
+            self._block_state(first, last),
+        )
 
     def _rows(self, first: int, last: int) -> paddle.Tensor:
         """Where rows [first, last) of one chunk lie while they are worked on."""
         return self.weight[first:last]
 
-    def _block_state(self, first: int, last: int) -> Tuple[paddle.Tensor, ...]:
+    def _block_state(self, first: int, last: int) -> tuple[paddle.Tensor, ...]:
         return tuple(slot[first:last] for slot in self.slots("weight"))
 
     def rows_of(self, targets: Targets) -> paddle.Tensor:
@@ -116,7 +131,7 @@ class Shard:
     def give_back(self, block: Block) -> None:
         """Take the block's updated rows and state over. They are this shard's own memory, here."""
 
-    def cut(self, rows: paddle.Tensor) -> List[paddle.Tensor]:
+    def cut(self, rows: paddle.Tensor) -> list[paddle.Tensor]:
         """[S] in one piece per chunk."""
         if not self.size:
             return []
@@ -155,10 +170,10 @@ class Shard:
         return self._squares
 
     @property
-    def kept_squares(self) -> Optional[paddle.Tensor]:
+    def kept_squares(self) -> paddle.Tensor | None:
         """[S]: squared norms if they are known."""
         return self._squares
 
-    def keep_squares(self, squares: Optional[List[Squares]]) -> None:
+    def keep_squares(self, squares: list[Squares] | None) -> None:
         """Remember the squared norms, block by block; None to forget them."""
         self._squares = join(squares) if squares else None

@@ -6,8 +6,8 @@ P pairs, D embedding, M gallery images, Q probe images.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Dict, Iterator, Sequence, Tuple
 
 import numpy as np
 
@@ -37,29 +37,39 @@ class VerificationReport:
     accuracy: float
     accuracy_std: float
     threshold: float
-    tar_at_far: Dict[float, float] = field(default_factory=dict)
+    tar_at_far: dict[float, float] = field(default_factory=dict)
     auc: float = float("nan")
     xnorm: float = float("nan")
     pairs: int = 0
 
-    def figures(self) -> Dict[str, float]:
+    def figures(self) -> dict[str, float]:
         """All figures by name, TAR as tar_at_far_0.001 and the like."""
         tars = {f"tar_at_far_{far:g}": tar for far, tar in self.tar_at_far.items()}
-        return {"accuracy": self.accuracy, "accuracy_std": self.accuracy_std, "threshold": self.threshold, **tars,
-                "auc": self.auc, "xnorm": self.xnorm, "pairs": float(self.pairs)}
+        return {
+            "accuracy": self.accuracy,
+            "accuracy_std": self.accuracy_std,
+            "threshold": self.threshold,
+            **tars,
+            "auc": self.auc,
+            "xnorm": self.xnorm,
+            "pairs": float(self.pairs),
+        }
 
     def __str__(self) -> str:
         tars = "".join(f", TAR {100 * tar:.2f} % at FAR {far:g}" for far, tar in self.tar_at_far.items())
-        return (f"accuracy {100 * self.accuracy:.2f} +- {100 * self.accuracy_std:.2f} % at cosine {self.threshold:.3f}"
-                f"{tars}, AUC {self.auc:.4f}, XNorm {self.xnorm:.2f}, {self.pairs} pairs")
+        return (
+            f"accuracy {100 * self.accuracy:.2f} +- {100 * self.accuracy_std:.2f} % at cosine {self.threshold:.3f}"
+            f"{tars}, AUC {self.auc:.4f}, XNorm {self.xnorm:.2f}, {self.pairs} pairs"
+        )
 
 
-def verification_report(embeddings: np.ndarray, is_same: Sequence[bool], folds: int = 10,
-                        fars: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4)) -> VerificationReport:
+def verification_report(
+    embeddings: np.ndarray, is_same: Sequence[bool], folds: int = 10, fars: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4)
+) -> VerificationReport:
     """Judge pairs by the cosine of their embeddings, as the protocol of LFW (Huang et al., 2007) says.
 
     The pairs are cut into contiguous folds. The threshold that is best on all folds but one is applied to
-    that one, in turn. Thresholds are exact: every cut between two neighbouring scores is tried; of equally
+    that one, in turn. Thresholds are exact: every cut between two neighboring scores is tried; of equally
     good ones the highest is taken, halfway between the two. TAR, FAR and AUC are over all pairs at once.
 
     Args:
@@ -83,13 +93,23 @@ def verification_report(embeddings: np.ndarray, is_same: Sequence[bool], folds: 
     scores, xnorm = _pair_cosines(embeddings)
     accuracies, thresholds = _cross_validate(scores, same, folds)
     return VerificationReport(
-        accuracy=float(accuracies.mean()), accuracy_std=float(accuracies.std()), threshold=float(thresholds.mean()),
-        tar_at_far=_tar_at_far(scores[same], scores[~same], fars), auc=_auc(scores[same], scores[~same]),
-        xnorm=xnorm, pairs=len(same))
+        accuracy=float(accuracies.mean()),
+        accuracy_std=float(accuracies.std()),
+        threshold=float(thresholds.mean()),
+        tar_at_far=_tar_at_far(scores[same], scores[~same], fars),
+        auc=_auc(scores[same], scores[~same]),
+        xnorm=xnorm,
+        pairs=len(same),
+    )
 
 
-def identification(gallery: np.ndarray, gallery_labels: Sequence[int], probes: np.ndarray,
-                   probe_labels: Sequence[int], ranks: Sequence[int] = (1, 5)) -> Dict[int, float]:
+def identification(
+    gallery: np.ndarray,
+    gallery_labels: Sequence[int],
+    probes: np.ndarray,
+    probe_labels: Sequence[int],
+    ranks: Sequence[int] = (1, 5),
+) -> dict[int, float]:
     """Share of probes whose label is among those of the k most similar gallery images, by k.
 
     Closed-set identification, the CMC curve of ISO/IEC 19795-1. A wrong image as similar as the best right
@@ -111,11 +131,15 @@ def identification(gallery: np.ndarray, gallery_labels: Sequence[int], probes: n
     gallery_labels, probe_labels = np.asarray(gallery_labels).reshape(-1), np.asarray(probe_labels).reshape(-1)
     for name, matrix, labels in (("gallery", gallery, gallery_labels), ("probes", probes, probe_labels)):
         if len(matrix) != len(labels) or not len(labels):
-            raise DataError(f"{name}: got {len(matrix)} embeddings and {len(labels)} labels, expected one label each, "
-                            f"and at least one")
+            raise DataError(
+                f"{name}: got {len(matrix)} embeddings and {len(labels)} labels, expected one label each, "
+                f"and at least one"
+            )
     if gallery.shape[1] != probes.shape[1]:
-        raise DataError(f"got a gallery of {gallery.shape[1]} columns and probes of {probes.shape[1]}, expected the "
-                        f"same embedding size")
+        raise DataError(
+            f"got a gallery of {gallery.shape[1]} columns and probes of {probes.shape[1]}, expected the "
+            f"same embedding size"
+        )
     if any(rank < 1 for rank in ranks):
         raise ConfigError(f"ranks: got {tuple(ranks)}, expected 1 or more")
     gallery = np.concatenate([_unit(block)[0] for block in _blocks(gallery, _BLOCK_ROWS)]).astype(np.float32)
@@ -133,13 +157,16 @@ def identification(gallery: np.ndarray, gallery_labels: Sequence[int], probes: n
 def _matrix(embeddings: np.ndarray, name: str) -> np.ndarray:
     embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2 or embeddings.dtype.kind not in "fiu":
-        raise DataError(f"{name}: got shape {list(embeddings.shape)} of {embeddings.dtype}, expected [rows, D] of "
-                        f"numbers")
+        raise DataError(
+            f"{name}: got shape {list(embeddings.shape)} of {embeddings.dtype}, expected [rows, D] of numbers"
+        )
     for first, block in zip(range(0, len(embeddings), _BLOCK_ROWS), _blocks(embeddings, _BLOCK_ROWS)):
         bad = ~np.isfinite(block).all(axis=1)
         if bad.any():
-            raise DataError(f"{name}: row {first + int(bad.argmax())} holds NaN or infinity, expected finite numbers; "
-                            f"the network has diverged or its weights are damaged")
+            raise DataError(
+                f"{name}: row {first + int(bad.argmax())} holds NaN or infinity, expected finite numbers; "
+                f"the network has diverged or its weights are damaged"
+            )
     return embeddings
 
 
@@ -147,14 +174,14 @@ def _blocks(array: np.ndarray, rows: int) -> Iterator[np.ndarray]:
     return (array[start : start + rows] for start in range(0, len(array), rows))
 
 
-def _unit(embeddings: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def _unit(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows [B, D] brought to unit length in float64, and their lengths [B, 1]."""
     embeddings = embeddings.astype(np.float64)
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     return embeddings / np.maximum(lengths, EPSILON), lengths
 
 
-def _pair_cosines(embeddings: np.ndarray) -> Tuple[np.ndarray, float]:
+def _pair_cosines(embeddings: np.ndarray) -> tuple[np.ndarray, float]:
     """[2P, D] -> cosines [P], and the mean length of the rows."""
     scores, total = [], 0.0
     for block in _blocks(embeddings, _BLOCK_ROWS):
@@ -164,7 +191,7 @@ def _pair_cosines(embeddings: np.ndarray) -> Tuple[np.ndarray, float]:
     return np.concatenate(scores), total / len(embeddings)
 
 
-def _cross_validate(scores: np.ndarray, same: np.ndarray, folds: int) -> Tuple[np.ndarray, np.ndarray]:
+def _cross_validate(scores: np.ndarray, same: np.ndarray, folds: int) -> tuple[np.ndarray, np.ndarray]:
     """Accuracy [folds] on each fold at the threshold [folds] that is best on the others."""
     accuracies, thresholds = np.zeros(folds), np.zeros(folds)
     for fold, test in enumerate(np.array_split(np.arange(len(scores)), folds)):
@@ -176,7 +203,7 @@ def _cross_validate(scores: np.ndarray, same: np.ndarray, folds: int) -> Tuple[n
 
 
 def _best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
-    """The cosine from which on to accept for the most right judgements; of several, the highest."""
+    """The cosine from which on to accept for the most right judgments; of several, the highest."""
     order = np.argsort(-scores, kind="stable")
     scores, same = scores[order], same[order]
     # right[k]: how much accepting the k highest gains; a cut may not part equal scores.
@@ -189,11 +216,11 @@ def _best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
     if accepted == len(scores):
         return float(lowest)
     middle = (lowest + scores[accepted]) / 2
-    # Between neighbouring floats there is no middle.
+    # Between neighboring floats there is no middle.
     return float(middle if middle > scores[accepted] else lowest)
 
 
-def _tar_at_far(same: np.ndarray, different: np.ndarray, fars: Sequence[float]) -> Dict[float, float]:
+def _tar_at_far(same: np.ndarray, different: np.ndarray, fars: Sequence[float]) -> dict[float, float]:
     """TAR at the lowest threshold that accepts no more than FAR of the different scores, by FAR."""
     if not len(same):
         return {}

@@ -1,8 +1,6 @@
-"""The contract of a backbone: images [N, 3, H, W] -> embeddings [N, D], unnormalised float32."""
+"""The contract of a backbone: images [N, 3, H, W] -> embeddings [N, D], unnormalized float32."""
 
 from __future__ import annotations
-
-from typing import Optional
 
 import paddle
 from paddle import nn
@@ -25,7 +23,7 @@ class BaseModel(nn.Layer):
         super().__init__()
         self.emb_dim = emb_dim
 
-    def build_network(self, input: paddle.Tensor, label: Optional[paddle.Tensor], is_train: bool = True):
+    def build_network(self, input: paddle.Tensor, label: paddle.Tensor | None, is_train: bool = True):
         """Map images [N, 3, H, W] to embeddings [N, D].
 
         Args:
@@ -33,8 +31,10 @@ class BaseModel(nn.Layer):
             label: always None here: the loss has a room of its own.
             is_train: whether the network trains, as `self.training`.
         """
-        raise ConfigError(f"{type(self).__name__} defines neither forward(images) nor "
-                          f"build_network(input, label, is_train=True); define one of them")
+        raise ConfigError(
+            f"{type(self).__name__} defines neither forward(images) nor "
+            f"build_network(input, label, is_train=True); define one of them"
+        )
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         return self.build_network(images, None, is_train=self.training)
@@ -52,17 +52,21 @@ def build_backbone(config: Config) -> nn.Layer:
         return getattr(resnet, config.model_name)(emb_dim=config.emb_dim, image_shape=config.image_shape)
     model = config.model
     if not model.parameters():
-        raise ConfigError(f"set_model: {type(model).__name__} has no parameters; create its layers in "
-                          f"__init__ and only call them in build_network")
+        raise ConfigError(
+            f"set_model: {type(model).__name__} has no parameters; create its layers in "
+            f"__init__ and only call them in build_network"
+        )
     return model
 
 
 def check_model(model: object) -> nn.Layer:
     """Return `model` if it can be a backbone; otherwise raise `ConfigError`."""
     if not isinstance(model, nn.Layer):
-        raise ConfigError(f"set_model: got {model!r} ({type(model).__name__}), expected an instance of "
-                          f"plsc.models.base_model.BaseModel; or name one with set_model_name: "
-                          f"{', '.join(MODEL_NAMES)}")
+        raise ConfigError(
+            f"set_model: got {model!r} ({type(model).__name__}), expected an instance of "
+            f"plsc.models.base_model.BaseModel; or name one with set_model_name: "
+            f"{', '.join(MODEL_NAMES)}"
+        )
     return model
 
 
@@ -70,6 +74,8 @@ def check_embedding(embedding: object, model: nn.Layer, images: int, emb_dim: in
     """Return `embedding` if it is a [N, D] tensor; otherwise raise `ConfigError` with both shapes."""
     shape = list(embedding.shape) if isinstance(embedding, paddle.Tensor) else type(embedding).__name__
     if shape != [images, emb_dim]:
-        raise ConfigError(f"{type(model).__name__} returned {shape} for {images} images, expected "
-                          f"[{images}, {emb_dim}]; change the network or set_emb_size")
+        raise ConfigError(
+            f"{type(model).__name__} returned {shape} for {images} images, expected "
+            f"[{images}, {emb_dim}]; change the network or set_emb_size"
+        )
     return embedding

@@ -2,12 +2,12 @@
 
 ResNet50/101/152 are the "IR" networks of ArcFace (Deng et al., CVPR 2019, section 3.1) as PLSC 0.1
 used them: a 3 x 3 stride-1 stem, four stages that halve the side, residual units that begin and end
-in batch normalisation, PReLU, and a head of BN - dropout - FC - BN.
+in batch normalization, PReLU, and a head of BN - dropout - FC - BN.
 """
 
 from __future__ import annotations
 
-from typing import Sequence, Tuple
+from collections.abc import Sequence
 
 import paddle
 from paddle import nn
@@ -57,8 +57,9 @@ class ResNet(BaseModel):
 
     UNITS = {50: (3, 4, 14, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
-    def __init__(self, layers: int = 50, emb_dim: int = 512, image_shape: Sequence[int] = (3, 112, 112),
-                 dropout: float = 0.4) -> None:
+    def __init__(
+        self, layers: int = 50, emb_dim: int = 512, image_shape: Sequence[int] = (3, 112, 112), dropout: float = 0.4
+    ) -> None:
         super().__init__(emb_dim)
         if layers not in self.UNITS:
             raise ConfigError(f"ResNet: got {layers} layers, expected one of {sorted(self.UNITS)}")
@@ -72,8 +73,13 @@ class ResNet(BaseModel):
                 channels = width
         self.stages = nn.Sequential(*units)
         side = _side_after(image_shape, halvings=len(widths))
-        self.head = nn.Sequential(nn.BatchNorm2D(channels), nn.Dropout(dropout), nn.Flatten(),
-                                  nn.Linear(channels * side[0] * side[1], emb_dim), nn.BatchNorm1D(emb_dim))
+        self.head = nn.Sequential(
+            nn.BatchNorm2D(channels),
+            nn.Dropout(dropout),
+            nn.Flatten(),
+            nn.Linear(channels * side[0] * side[1], emb_dim),
+            nn.BatchNorm1D(emb_dim),
+        )
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         return self.head(self.stages(self.stem(images)))
@@ -106,8 +112,12 @@ class PlainUnit(nn.Layer):
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            _conv(channels_in, channels_out, 3, stride), nn.BatchNorm2D(channels_out), nn.ReLU(),
-            _conv(channels_out, channels_out, 3), nn.BatchNorm2D(channels_out))
+            _conv(channels_in, channels_out, 3, stride),
+            nn.BatchNorm2D(channels_out),
+            nn.ReLU(),
+            _conv(channels_out, channels_out, 3),
+            nn.BatchNorm2D(channels_out),
+        )
         self.shortcut = nn.Identity()
         if stride != 1 or channels_in != channels_out:
             self.shortcut = nn.Sequential(_conv(channels_in, channels_out, 1, stride), nn.BatchNorm2D(channels_out))
@@ -133,14 +143,15 @@ class ResNetTiny(BaseModel):
             channels = width
         self.body = nn.Sequential(*layers)
         side = _side_after(image_shape, halvings=len(self.WIDTHS) - 1)
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * side[0] * side[1], emb_dim),
-                                  nn.BatchNorm1D(emb_dim))
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(channels * side[0] * side[1], emb_dim), nn.BatchNorm1D(emb_dim)
+        )
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         return self.head(self.body(images))
 
 
-def _side_after(image_shape: Sequence[int], halvings: int) -> Tuple[int, int]:
+def _side_after(image_shape: Sequence[int], halvings: int) -> tuple[int, int]:
     height, width = image_shape[1:]
     for _ in range(halvings):
         height, width = (height + 1) // 2, (width + 1) // 2

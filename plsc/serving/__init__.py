@@ -6,8 +6,14 @@ from typing import Any
 
 __all__ = ["Client", "Gallery", "InferenceModel", "ServeSettings", "load_inference_model", "serve"]
 
-_HOMES = {"Client": "client", "Gallery": "gallery", "InferenceModel": "model", "load_inference_model": "model",
-          "ServeSettings": "settings", "serve": "server"}
+_HOMES = {
+    "Client": "plsc.serving.client",
+    "Gallery": "plsc.inference.gallery",
+    "InferenceModel": "plsc.inference.model",
+    "load_inference_model": "plsc.inference.model",
+    "ServeSettings": "plsc.serving.settings",
+    "serve": "plsc.serving.server",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +22,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'plsc.serving' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"plsc.serving.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -6,8 +6,9 @@ import asyncio
 import functools
 import gzip
 import io
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, AsyncIterator, Callable, Dict, List, Optional
+from typing import Any
 
 import numpy as np
 from python_multipart.multipart import parse_options_header
@@ -16,15 +17,15 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, Router
 
-from plsc.serving import parsing
-from plsc.serving.description import read_description
-from plsc.serving.gallery import Gallery
-from plsc.serving.gate import Gate
+from plsc.inference.gallery import Gallery
+from plsc.inference.model_card import read_description
+from plsc.serving import protocols
+from plsc.serving.http_error import Refused
 from plsc.serving.images import decode_images
 from plsc.serving.metrics import Metrics
+from plsc.serving.middleware import Gate
 from plsc.serving.openapi import openapi, page
 from plsc.serving.pool import PredictorPool
-from plsc.serving.refusal import Refused
 from plsc.serving.settings import ServeSettings, available_cores
 from plsc.serving.worker import IMAGES, TENSORS
 
@@ -44,21 +45,26 @@ class Service:
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings, self.description = settings, read_description(settings.model)
-        self.gallery: Optional[Gallery] = None
+        self.gallery: Gallery | None = None
         if settings.gallery is not None:
             self.gallery = Gallery.open(settings.gallery)
             self.gallery.check_model(self.description)
         self.metrics = Metrics()
-        self.pool = PredictorPool(settings, self.description.fingerprint, self.metrics.on_batch,
-                                  self.metrics.restarts.inc)
+        self.pool = PredictorPool(
+            settings, self.description.fingerprint, self.metrics.on_batch, self.metrics.restarts.inc
+        )
         self._threads = ThreadPoolExecutor(min(8, available_cores() + 2), "decode")
         routes = [
-            Route("/embed", self.embed, methods=["POST"]), Route("/verify", self.verify, methods=["POST"]),
+            Route("/embed", self.embed, methods=["POST"]),
+            Route("/verify", self.verify, methods=["POST"]),
             Route("/identify", self.identify, methods=["POST"]),
             Route("/FaceClassifyService/inference", self.face, methods=["POST"]),
             Route("/GeneralModelService/inference", self.general, methods=["POST"]),
-            Route("/healthz", self.healthz), Route("/readyz", self.readyz), Route("/metrics", self.show_metrics),
-            Route("/openapi.json", self.openapi), Route("/", self.page),
+            Route("/healthz", self.healthz),
+            Route("/readyz", self.readyz),
+            Route("/metrics", self.show_metrics),
+            Route("/openapi.json", self.openapi),
+            Route("/", self.page),
         ]
         # A bare router, because the errors of its handlers are the gate's to answer.
         self.app = Gate(Router(routes), settings, self.metrics, tuple(route.path for route in routes))
@@ -81,7 +87,7 @@ class Service:
         """Two images to their cosine."""
         read = await self._reader(request)
 
-        def two() -> List[bytes]:
+        def two() -> list[bytes]:
             images = read()
             if len(images) != 2:
                 raise Refused(400, f"got {len(images)} images, expected two to compare")
@@ -97,11 +103,13 @@ class Service:
         """Images to the most similar of the gallery."""
         if self.gallery is None:
             raise Refused(404, "this server has no gallery; start it with --gallery FOLDER")
-        count = parsing.parse_options(request.query_params.multi_items())
+        count = protocols.parse_options(request.query_params.multi_items())
         embeddings = await self._embed(request, await self._reader(request))
         found = await self._in_thread(self.gallery.search, embeddings, count, self.settings.threshold)
-        return _reply(request, {"results": [[match.as_dict() for match in row] for row in found],
-                                "threshold": self.settings.threshold})
+        return _reply(
+            request,
+            {"results": [[match.as_dict() for match in row] for row in found], "threshold": self.settings.threshold},
+        )
 
     async def face(self, request: Request) -> Response:
         """PLSC's own service of old: base64 images to embeddings."""
@@ -111,15 +119,15 @@ class Service:
     async def general(self, request: Request) -> Response:
         """Paddle Serving's general model service: a tensor to what the model gives for it."""
         is_json = request.headers.get("content-type", "").lower().startswith(JSON)
-        parse = parsing.parse_general_json if is_json else parsing.parse_general_proto
+        parse = protocols.parse_general_json if is_json else protocols.parse_general_proto
         asked = await self._work_on(request, parse, _body(request), self.description, self.pool.names)
         if len(asked.tensor) > self.settings.max_images:
             raise Refused(413, f"got {len(asked.tensor)} images, expected {self.settings.max_images} at most")
         request.scope["plsc.images"] = len(asked.tensor)
         found = await self.pool.run(TENSORS, asked.tensor)
         if is_json:
-            return _compressed(request, parsing.general_reply_json(found, asked.log_id), JSON)
-        return _compressed(request, parsing.general_reply_proto(found, asked.log_id), PROTO)
+            return _compressed(request, protocols.general_reply_json(found, asked.log_id), JSON)
+        return _compressed(request, protocols.general_reply_proto(found, asked.log_id), PROTO)
 
     # What tells
 
@@ -146,7 +154,7 @@ class Service:
 
     # What they share
 
-    async def _embed(self, request: Request, read: Callable[[], List[bytes]]) -> np.ndarray:
+    async def _embed(self, request: Request, read: Callable[[], list[bytes]]) -> np.ndarray:
         """What `read` gives, to embeddings. Reading and decoding share one trip to a thread."""
 
         def decode() -> np.ndarray:
@@ -156,7 +164,7 @@ class Service:
 
         return await self.pool.run(IMAGES, await self._work_on(request, decode))
 
-    async def _reader(self, request: Request) -> Callable[[], List[bytes]]:
+    async def _reader(self, request: Request) -> Callable[[], list[bytes]]:
         """Reads the encoded images of a body: one as it is, JSON with base64, or a form with files."""
         body, kind = _body(request), request.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind == JSON:
@@ -168,13 +176,16 @@ class Service:
             if not body:
                 raise Refused(400, "the body is empty, expected an image")
             return lambda: [body]
-        raise Refused(415, f"Content-Type {kind[:60]!r}: expected image/*, application/octet-stream, "
-                           f"multipart/form-data or application/json")
+        raise Refused(
+            415,
+            f"Content-Type {kind[:60]!r}: expected image/*, application/octet-stream, "
+            f"multipart/form-data or application/json",
+        )
 
-    def _base64_reader(self, request: Request, key: str) -> Callable[[], List[bytes]]:
-        return functools.partial(parsing.base64_images, _body(request), key, self.settings.max_images)
+    def _base64_reader(self, request: Request, key: str) -> Callable[[], list[bytes]]:
+        return functools.partial(protocols.base64_images, _body(request), key, self.settings.max_images)
 
-    async def _form_images(self, request: Request, body: bytes) -> List[bytes]:
+    async def _form_images(self, request: Request, body: bytes) -> list[bytes]:
         async def stream() -> AsyncIterator[bytes]:
             yield body
             yield b""
@@ -215,8 +226,8 @@ def _body(request: Request) -> bytes:
     return request.scope["plsc.body"]
 
 
-def _reply(request: Request, value: Dict[str, Any]) -> Response:
-    return _compressed(request, parsing.write_json(value), JSON)
+def _reply(request: Request, value: dict[str, Any]) -> Response:
+    return _compressed(request, protocols.write_json(value), JSON)
 
 
 def _compressed(request: Request, body: bytes, media_type: str) -> Response:

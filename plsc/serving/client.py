@@ -8,9 +8,10 @@ import queue
 import re
 import threading
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,8 +36,8 @@ class Verdict:
     """
 
     cosine: float
-    same: Optional[bool]
-    threshold: Optional[float]
+    same: bool | None
+    threshold: float | None
 
 
 class Client:
@@ -56,22 +57,31 @@ class Client:
         MissingDependencyError: urllib3, which `plsc[serve]` brings, is not installed.
     """
 
-    def __init__(self, servers: Union[str, Sequence[str]] = "http://127.0.0.1:8866", api_key: Optional[str] = None,
-                 timeout: float = 30.0, retries: int = 3, connections: int = 2) -> None:
+    def __init__(
+        self,
+        servers: str | Sequence[str] = "http://127.0.0.1:8866",
+        api_key: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 3,
+        connections: int = 2,
+    ) -> None:
         self._urllib3 = require("urllib3", "'plsc[serve]'", "plsc.serving.Client")
         self.servers = [_url(server) for server in ([servers] if isinstance(servers, str) else servers)]
         if not self.servers or connections < 1 or retries < 0:
-            raise ServingError(f"client: got {len(self.servers)} servers, {connections} connections and {retries} "
-                               f"retries; expected one server or more, one connection or more, and 0 retries or more")
+            raise ServingError(
+                f"client: got {len(self.servers)} servers, {connections} connections and {retries} "
+                f"retries; expected one server or more, one connection or more, and 0 retries or more"
+            )
         self._connections, self._retries = connections, retries
         # Without this a reply is gzip where the library asks for it alone, and floats hardly shrink.
         headers = {"Accept-Encoding": "identity"}
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
-        self._http = self._urllib3.PoolManager(num_pools=len(self.servers) + 1, maxsize=connections, headers=headers,
-                                               timeout=timeout, block=False)
+        self._http = self._urllib3.PoolManager(
+            num_pools=len(self.servers) + 1, maxsize=connections, headers=headers, timeout=timeout, block=False
+        )
 
-    def embed(self, images: Union[Any, Iterable[Any]], batch_size: int = 16, progress: bool = False) -> np.ndarray:
+    def embed(self, images: Any | Iterable[Any], batch_size: int = 16, progress: bool = False) -> np.ndarray:
         """Embed images: [n, D] float32 of unit length, in order.
 
         Args:
@@ -89,11 +99,11 @@ class Client:
         if batch_size < 1:
             raise ServingError(f"client: got batch_size {batch_size}, expected 1 or more")
         starts = list(range(0, len(images), batch_size))
-        results: List[Any] = [None] * len(starts)
+        results: list[Any] = [None] * len(starts)
         waiting: queue.SimpleQueue = queue.SimpleQueue()
         for number in range(len(starts)):
             waiting.put(number)
-        failures: List[Exception] = []
+        failures: list[Exception] = []
         with tqdm(total=len(images), unit="image", disable=not progress) as bar:
 
             def work(first: int) -> None:
@@ -125,13 +135,13 @@ class Client:
         reply = self._post("/verify", *self._form([one, other]))
         return Verdict(**_json(reply))
 
-    def identify(self, images: Union[Any, Iterable[Any]], count: int = 5) -> List[List[Dict[str, Any]]]:
+    def identify(self, images: Any | Iterable[Any], count: int = 5) -> list[list[dict[str, Any]]]:
         """For each image the most similar entries of the server's gallery: 'name', 'cosine', 'same'."""
         single = isinstance(images, (str, Path, bytes)) or (isinstance(images, np.ndarray) and images.ndim == 3)
         reply = self._post(f"/identify?k={count}", *self._form([images] if single else list(images)))
         return _json(reply)["results"]
 
-    def ready(self) -> Dict[str, bool]:
+    def ready(self) -> dict[str, bool]:
         """Which servers can answer."""
         found = {}
         for server in self.servers:
@@ -151,7 +161,7 @@ class Client:
     def __exit__(self, *failure: Any) -> None:
         self.close()
 
-    def _embed(self, start: int, images: List[Any], first: int) -> np.ndarray:
+    def _embed(self, start: int, images: list[Any], first: int) -> np.ndarray:
         if len(images) == 1:
             body, kind = _encoded(start, images[0]), "application/octet-stream"
         else:
@@ -162,18 +172,26 @@ class Client:
         except (ValueError, EOFError, OSError) as error:
             raise ServingError(f"the server's reply is no array: {error}; is it a PLSC server?") from None
 
-    def _form(self, images: List[Any], start: int = 0) -> Tuple[bytes, str]:
-        fields = [("image", (f"{start + index}", _encoded(start + index, image), "application/octet-stream"))
-                  for index, image in enumerate(images)]
+    def _form(self, images: list[Any], start: int = 0) -> tuple[bytes, str]:
+        fields = [
+            ("image", (f"{start + index}", _encoded(start + index, image), "application/octet-stream"))
+            for index, image in enumerate(images)
+        ]
         return self._urllib3.filepost.encode_multipart_formdata(fields)
 
-    def _post(self, path: str, body: bytes, kind: str, headers: Optional[Dict[str, str]] = None,
-              first: int = 0, start: int = 0) -> bytes:
+    def _post(
+        self, path: str, body: bytes, kind: str, headers: dict[str, str] | None = None, first: int = 0, start: int = 0
+    ) -> bytes:
         """Send to the servers in turn, from the `first` on. A reason that names an image by its place in the body names
         it by its place in the sequence, of which the body begins at `start`."""
         retry = self._urllib3.Retry(
-            total=0 if len(self.servers) > 1 else self._retries, status_forcelist=_TRY_AGAIN, allowed_methods=None,
-            backoff_factor=0.2, raise_on_status=False, respect_retry_after_header=True)
+            total=0 if len(self.servers) > 1 else self._retries,
+            status_forcelist=_TRY_AGAIN,
+            allowed_methods=None,
+            backoff_factor=0.2,
+            raise_on_status=False,
+            respect_retry_after_header=True,
+        )
         reasons, ready_at = [], dict.fromkeys(self.servers, 0.0)
         # With several servers the next one is the better retry; the last round waits as it would for one.
         attempts = self._retries + 1 if len(self.servers) > 1 else 1
@@ -183,8 +201,13 @@ class Client:
                 pause = 0.2 * 2 ** min(attempt - len(self.servers), 5)
                 time.sleep(max(pause, ready_at[server] - time.monotonic()))
             try:
-                reply = self._http.request("POST", server + path, body=body, retries=retry,
-                                           headers={**self._http.headers, **(headers or {}), "Content-Type": kind})
+                reply = self._http.request(
+                    "POST",
+                    server + path,
+                    body=body,
+                    retries=retry,
+                    headers={**self._http.headers, **(headers or {}), "Content-Type": kind},
+                )
             except self._urllib3.exceptions.HTTPError as error:
                 reasons.append(f"{server}: {error}")
                 continue
@@ -207,8 +230,9 @@ def _encoded(index: int, image: Any) -> bytes:
         return read_image(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise DataError(f"image {index}: got an array {list(image.shape)} of {image.dtype}, expected [H, W, 3] of "
-                            f"uint8")
+            raise DataError(
+                f"image {index}: got an array {list(image.shape)} of {image.dtype}, expected [H, W, 3] of uint8"
+            )
         # Uncompressed: the network of a service is faster than any compressor.
         return cv2.imencode(".bmp", image[..., ::-1])[1].tobytes()
     if not isinstance(image, (bytes, bytearray, memoryview)):
@@ -216,7 +240,7 @@ def _encoded(index: int, image: Any) -> bytes:
     return bytes(image)
 
 
-def _json(data: bytes) -> Dict[str, Any]:
+def _json(data: bytes) -> dict[str, Any]:
     try:
         return json.loads(data)
     except ValueError as error:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from plsc.errors import DataError
-from plsc.serving.description import ModelDescription
-from plsc.serving.refusal import Refused
+from plsc.inference.model_card import ModelDescription
+from plsc.serving.http_error import Refused
 
 # Formats with a history of harmless decoders; TIFF, EXR and the like are not among them.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")
@@ -50,12 +50,15 @@ def _check(index: int, image: bytes, max_pixels: int) -> None:
         raise Refused(413, f"image {index}: more than {max_pixels} pixels, the most that is taken") from None
     except Exception:
         # Pillow's readers raise whatever a damaged header makes them stumble on.
-        raise Refused(400, f"image {index}: {len(image)} bytes that begin with {bytes(image[:8])!r}, expected one of "
-                           f"{', '.join(FORMATS)}") from None
+        raise Refused(
+            400,
+            f"image {index}: {len(image)} bytes that begin with {bytes(image[:8])!r}, expected one of "
+            f"{', '.join(FORMATS)}",
+        ) from None
     width, height = found.size
     if width * height > max_pixels:
         raise Refused(413, f"image {index}: {width} x {height} pixels, expected {max_pixels} in all at most")
     end = _ENDS.get(found.format or "")
     if end is not None and image.rfind(end, len(image) // 2) < 0:
-        # OpenCV would fill what is missing with grey.
+        # OpenCV would fill what is missing with gray.
         raise Refused(400, f"image {index}: a truncated {found.format} of {len(image)} bytes; send it whole")

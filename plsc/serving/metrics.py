@@ -18,10 +18,16 @@ class Metrics:
 
         latency = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
         self.requests = make(prometheus.Counter, "requests", "requests answered", ("path", "status"))
-        self.seconds = make(prometheus.Histogram, "request_seconds", "from the request's head to the reply's end",
-                            ("path",), buckets=latency)
-        self.batch_rows = make(prometheus.Histogram, "batch_rows", "images of a forward pass",
-                               buckets=(1, 2, 4, 8, 16, 32, 64, 128))
+        self.seconds = make(
+            prometheus.Histogram,
+            "request_seconds",
+            "from the request's head to the reply's end",
+            ("path",),
+            buckets=latency,
+        )
+        self.batch_rows = make(
+            prometheus.Histogram, "batch_rows", "images of a forward pass", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
+        )
         self.batch_seconds = make(prometheus.Histogram, "batch_seconds", "seconds of a forward pass", buckets=latency)
         self.restarts = make(prometheus.Counter, "worker_restarts", "predictor processes that had to be replaced")
         self.waiting = make(prometheus.Gauge, "queue_rows", "images waiting for a predictor")

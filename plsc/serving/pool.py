@@ -11,22 +11,24 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Deque, List, Optional, Tuple
 
 import numpy as np
 
 from plsc.errors import ServingError
-from plsc.serving.refusal import Refused
+from plsc.serving.http_error import Refused
 from plsc.serving.settings import ServeSettings
 from plsc.serving.worker import DONE, FAILED, REPLY, REQUEST
 
 log = logging.getLogger("plsc")
 
 # As `python -m plsc.serving.worker`, but nothing is imported from the current folder, where there may be a random.py.
-_START = (f"import sys; sys.path[0:1] = []; sys.path.append({str(Path(__file__).parents[2])!r}); "
-          f"from plsc.serving.worker import main; main()")
+_START = (
+    f"import sys; sys.path[0:1] = []; sys.path.append({str(Path(__file__).parents[2])!r}); "
+    f"from plsc.serving.worker import main; main()"
+)
 _LONGEST_START = 600.0  # seconds for a predictor to load its model
 _LONGEST_PAUSE = 30.0  # seconds between attempts to start a worker that keeps failing
 
@@ -49,9 +51,9 @@ class _Worker:
 
     def __init__(self, settings: ServeSettings, fingerprint: str) -> None:
         self._settings, self._fingerprint = settings, fingerprint
-        self._process: Optional[asyncio.subprocess.Process] = None
+        self._process: asyncio.subprocess.Process | None = None
 
-    async def start(self) -> Tuple[str, str]:
+    async def start(self) -> tuple[str, str]:
         """Start it and wait until it has loaded the model; returns the names of the model's input and output.
 
         Raises:
@@ -59,15 +61,24 @@ class _Worker:
         """
         threads = str(self._settings.threads_per_worker)
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _START, str(self._settings.model), threads, self._fingerprint,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": threads})
+            sys.executable,
+            "-c",
+            _START,
+            str(self._settings.model),
+            threads,
+            self._fingerprint,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+        )
         try:
             status, message = await asyncio.wait_for(self._read_reply(), _LONGEST_START)
         except asyncio.TimeoutError:
             self.kill()
-            raise ServingError(f"predictor process {self._process.pid} has not loaded {self._settings.model} within "
-                               f"{_LONGEST_START:g} s") from None
+            raise ServingError(
+                f"predictor process {self._process.pid} has not loaded {self._settings.model} within "
+                f"{_LONGEST_START:g} s"
+            ) from None
         if status == FAILED:
             raise ServingError(bytes(message).decode())
         return tuple(json.loads(bytes(message)))
@@ -135,16 +146,20 @@ class PredictorPool:
         names: what the model calls its input and output.
     """
 
-    def __init__(self, settings: ServeSettings, fingerprint: str,
-                 on_batch: Callable[[int, float], None] = lambda rows, seconds: None,
-                 on_restart: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        settings: ServeSettings,
+        fingerprint: str,
+        on_batch: Callable[[int, float], None] = lambda rows, seconds: None,
+        on_restart: Callable[[], None] = lambda: None,
+    ) -> None:
         self._settings, self._fingerprint = settings, fingerprint
         self._on_batch, self._on_restart = on_batch, on_restart
-        self._jobs: Deque[_Job] = collections.deque()
+        self._jobs: collections.deque[_Job] = collections.deque()
         self._arrived, self._gathering = asyncio.Event(), asyncio.Lock()
         self._last_batch, self._rows_per_second = 1, 1.0
-        self._tasks: List[asyncio.Task] = []
-        self._workers: List[_Worker] = []
+        self._tasks: list[asyncio.Task] = []
+        self._workers: list[_Worker] = []
         self.waiting, self.ready, self.names = 0, 0, ("", "")
 
     async def start(self) -> None:
@@ -180,11 +195,16 @@ class PredictorPool:
         """
         if self.waiting and self.waiting + len(rows) > self._settings.max_queue:
             pause = max(1, math.ceil(self.waiting / self._rows_per_second))
-            raise Refused(503, f"{self.waiting} images wait already, {self._settings.max_queue} at most may; try again "
-                               f"in {pause} s", {"Retry-After": str(pause)})
+            raise Refused(
+                503,
+                f"{self.waiting} images wait already, {self._settings.max_queue} at most may; try again in {pause} s",
+                {"Retry-After": str(pause)},
+            )
         loop, largest = asyncio.get_running_loop(), self._settings.max_batch
-        jobs = [_Job(kind, rows[start : start + largest], loop.create_future(), loop.time())
-                for start in range(0, len(rows), largest)]
+        jobs = [
+            _Job(kind, rows[start : start + largest], loop.create_future(), loop.time())
+            for start in range(0, len(rows), largest)
+        ]
         self._jobs.extend(jobs)
         self.waiting += len(rows)
         self._arrived.set()
@@ -214,8 +234,10 @@ class PredictorPool:
                     # It may meet every process once, where all have died at a time; then it is perhaps the batch that
                     # kills them.
                     if job.attempts > self._settings.workers:
-                        _fail(job, Refused(503, f"the predictor failed {job.attempts} times; try again",
-                                           {"Retry-After": "1"}))
+                        _fail(
+                            job,
+                            Refused(503, f"the predictor failed {job.attempts} times; try again", {"Retry-After": "1"}),
+                        )
                 self._put_back(batch)
                 await self._replace(worker, str(error))
                 continue
@@ -236,7 +258,7 @@ class PredictorPool:
                     job.done.set_result(found[start : start + len(job.rows)])
                 start += len(job.rows)
 
-    def _put_back(self, batch: List[_Job]) -> None:
+    def _put_back(self, batch: list[_Job]) -> None:
         self._jobs.extendleft(reversed(batch))
         self.waiting += sum(len(job.rows) for job in batch)
         self._arrived.set()
@@ -257,7 +279,7 @@ class PredictorPool:
                 pause = min(2 * pause, _LONGEST_PAUSE)
         self.ready += 1
 
-    async def _next_batch(self) -> List[_Job]:
+    async def _next_batch(self) -> list[_Job]:
         """Jobs to run together, of one kind and shape, `max_batch` rows at most.
 
         While the batch is smaller than the one before it, others that were answered with that one are probably on
@@ -283,14 +305,17 @@ class PredictorPool:
             timer.cancel()
             return self._take()
 
-    def _take(self) -> List[_Job]:
-        batch: List[_Job] = []
+    def _take(self) -> list[_Job]:
+        batch: list[_Job] = []
         rows = 0
         while self._jobs:
             job = self._jobs[0]
             if not job.done.done():
-                fits = not batch or (job.kind == batch[0].kind and job.rows.shape[1:] == batch[0].rows.shape[1:]
-                                     and rows + len(job.rows) <= self._settings.max_batch)
+                fits = not batch or (
+                    job.kind == batch[0].kind
+                    and job.rows.shape[1:] == batch[0].rows.shape[1:]
+                    and rows + len(job.rows) <= self._settings.max_batch
+                )
                 if not fits:
                     break
                 batch.append(job)

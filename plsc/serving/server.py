@@ -8,7 +8,7 @@ import logging
 import re
 import socket
 import sys
-from typing import Any, List, Optional
+from typing import Any
 
 from plsc.errors import ServingError
 from plsc.serving.settings import ServeSettings
@@ -21,7 +21,7 @@ require("httptools", "'plsc[serve]'", "plsc serve")
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol  # noqa: E402
 
 from plsc.serving.app import Service  # noqa: E402
-from plsc.serving.gate import Gate, access_log  # noqa: E402
+from plsc.serving.middleware import Gate, access_log  # noqa: E402
 
 try:
     import uvloop
@@ -42,7 +42,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self._head_size: Optional[int] = 0
+        self._head_size: int | None = 0
         self._timer = self.loop.call_later(HEAD_TIMEOUT, self._end)
 
     def data_received(self, data: bytes) -> None:
@@ -72,7 +72,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_size = 0
         self._timer.cancel()
 
-    def connection_lost(self, exc: Optional[Exception]) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
         super().connection_lost(exc)
 
@@ -95,8 +95,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: bytes, reason: str) -> None:
         body = json.dumps({"error": reason}).encode()
-        self.transport.write(b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
-                             b"Connection: close\r\n\r\n%b" % (status, len(body), body))
+        self.transport.write(
+            b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+            b"Connection: close\r\n\r\n%b" % (status, len(body), body)
+        )
         self.transport.close()
 
 
@@ -117,7 +119,7 @@ class _DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._listener, self._gate, self._drain = listener, gate, drain
 
-    async def startup(self, sockets: Optional[List[socket.socket]] = None) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
         host, port = self._listener.getsockname()[:2]
@@ -132,7 +134,7 @@ class _DrainingServer(uvicorn.Server):
         self._gate.draining = True
         self._loop.call_soon_threadsafe(self._loop.call_later, self._drain, setattr, self, "should_exit", True)
 
-    async def shutdown(self, sockets: Optional[List[socket.socket]] = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()
         await self._take_last_connections()
@@ -156,8 +158,12 @@ class _DrainingServer(uvicorn.Server):
             self._listener.close()
         for connection in taken:
             connection.setblocking(False)
-            await self._loop.connect_accepted_socket(lambda: LimitedProtocol(
-                config=self.config, server_state=self.server_state, app_state={}, _loop=self._loop), connection)
+            await self._loop.connect_accepted_socket(
+                lambda: LimitedProtocol(
+                    config=self.config, server_state=self.server_state, app_state={}, _loop=self._loop
+                ),
+                connection,
+            )
 
 
 def serve(settings: ServeSettings) -> None:
@@ -173,18 +179,31 @@ def serve(settings: ServeSettings) -> None:
         host = listener.getsockname()[0]
         if not host.startswith("127.") and host != "::1" and settings.api_key is None:
             log.warning("listening on %s without an API key: whoever reaches this port may use it", host)
-        log.info("loading %s in %d predictor process(es) of %d thread(s)", settings.model, settings.workers,
-                 settings.threads_per_worker)
+        log.info(
+            "loading %s in %d predictor process(es) of %d thread(s)",
+            settings.model,
+            settings.workers,
+            settings.threads_per_worker,
+        )
         run = uvloop.run if uvloop is not None else asyncio.run
         run(_run(service, listener))
 
 
 async def _run(service: Service, listener: socket.socket) -> None:
     settings = service.settings
-    config = uvicorn.Config(service.app, http=LimitedProtocol, ws="none", lifespan="off", log_config=None,
-                            access_log=False, server_header=False, timeout_keep_alive=75, backlog=2048,
-                            # A body may take its time, and then its answer.
-                            timeout_graceful_shutdown=2 * int(settings.timeout) + 1)
+    config = uvicorn.Config(
+        service.app,
+        http=LimitedProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        backlog=2048,
+        # A body may take its time, and then its answer.
+        timeout_graceful_shutdown=2 * int(settings.timeout) + 1,
+    )
     try:
         await service.pool.start()
         # Its own descriptor of the socket, since the event loop closes the one it is given.
@@ -199,8 +218,10 @@ def _listen(settings: ServeSettings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
-        raise ServingError(f"cannot listen on {settings.host}, port {settings.port}: {error.strerror or error}; choose "
-                           f"another --port, or end what uses it") from None
+        raise ServingError(
+            f"cannot listen on {settings.host}, port {settings.port}: {error.strerror or error}; choose "
+            f"another --port, or end what uses it"
+        ) from None
 
 
 def _show_access_log() -> None:

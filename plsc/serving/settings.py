@@ -6,7 +6,6 @@ import math
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Optional
 
 from plsc.errors import ServingError
 
@@ -42,7 +41,7 @@ class ServeSettings:
     host: str = "127.0.0.1"
     port: int = 8866
     workers: int = 1
-    threads: Optional[int] = None
+    threads: int | None = None
     max_batch: int = 8
     max_wait_ms: float = 5.0
     max_queue: int = 512
@@ -52,9 +51,9 @@ class ServeSettings:
     max_pixels: int = 1 << 24
     timeout: float = 30.0
     drain: float = 1.0
-    api_key: Optional[str] = None
-    gallery: Optional[Path] = None
-    threshold: Optional[float] = None
+    api_key: str | None = None
+    gallery: Path | None = None
+    threshold: float | None = None
     access_log: bool = True
 
     def __post_init__(self) -> None:
@@ -62,8 +61,10 @@ class ServeSettings:
             if getattr(self, name) < 1:
                 raise ServingError(f"{name}: got {getattr(self, name)}, expected 1 or more")
         if not (0 < self.timeout < math.inf and 0 <= self.drain < math.inf and 0 <= self.max_wait_ms < math.inf):
-            raise ServingError(f"got timeout={self.timeout}, drain={self.drain}, max_wait_ms={self.max_wait_ms}; "
-                               f"expected a finite timeout above 0, and the others finite and 0 or more")
+            raise ServingError(
+                f"got timeout={self.timeout}, drain={self.drain}, max_wait_ms={self.max_wait_ms}; "
+                f"expected a finite timeout above 0, and the others finite and 0 or more"
+            )
         if not 0 <= self.port <= 65535:
             raise ServingError(f"port: got {self.port}, expected 0 to 65535")
         if self.threads is not None and self.threads < 1:

@@ -33,8 +33,8 @@ def main() -> None:
     # What Paddle prints goes to the log instead of between the replies.
     os.dup2(2, 1)
     try:
-        from plsc.serving.model import InferenceModel
-        from plsc.serving.predictor import keep_memory
+        from plsc.inference.model import InferenceModel
+        from plsc.inference.predictor import keep_memory
 
         keep_memory()
         model = InferenceModel(sys.argv[1], threads=int(sys.argv[2]))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Tuple
+from typing import Any
 
 import numpy as np
 
 from plsc.utils import jpeg_reader
 
 
-def train(data_dir: str, file_list: str, num_classes: int) -> Callable[[], Iterator[Tuple[np.ndarray, int]]]:
+def train(data_dir: str, file_list: str, num_classes: int) -> Callable[[], Iterator[tuple[np.ndarray, int]]]:
     """A reader of this rank's share of base64 part files, in another order at each call.
 
     The parts need not be dealt to ranks beforehand, nor shuffled.
@@ -26,6 +27,6 @@ def train(data_dir: str, file_list: str, num_classes: int) -> Callable[[], Itera
     return jpeg_reader.arc_train(str(Path(data_dir) / file_list), num_classes)
 
 
-def test(data_dir: str, datasets: str) -> Callable[[], List[Any]]:
+def test(data_dir: str, datasets: str) -> Callable[[], list[Any]]:
     """A reader of verification sets, for `entry.test_reader`; see `plsc.utils.jpeg_reader.test`."""
     return jpeg_reader.test(data_dir, datasets)

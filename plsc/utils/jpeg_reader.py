@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Tuple
+from typing import Any
 
 import numpy as np
 
 from plsc.data.loader import TrainLoader
 from plsc.data.records import open_records
-from plsc.data.transforms import Transform, normalise
+from plsc.data.transforms import Transform, normalize
 from plsc.data.verification_set import VerificationSet
 from plsc.distributed.topology import place_from_environment
 
 _IMAGE_SHAPE = (3, 112, 112)
 
 
-def arc_train(data_dir: str, class_dim: int) -> Callable[[], Iterator[Tuple[np.ndarray, int]]]:
+def arc_train(data_dir: str, class_dim: int) -> Callable[[], Iterator[tuple[np.ndarray, int]]]:
     """A reader of this rank's share of the training images, in another order at each call.
 
     Args:
@@ -30,14 +31,14 @@ def arc_train(data_dir: str, class_dim: int) -> Callable[[], Iterator[Tuple[np.n
     loader = TrainLoader(open_records(data_dir), Transform(_IMAGE_SHAPE, flip=True), class_dim, 1, rank, world_size)
     calls = iter(range(2**31))
 
-    def reader() -> Iterator[Tuple[np.ndarray, int]]:
+    def reader() -> Iterator[tuple[np.ndarray, int]]:
         for batch in loader.epoch(next(calls)):
-            yield normalise(batch.images[0]), int(batch.labels[0])
+            yield normalize(batch.images[0]), int(batch.labels[0])
 
     return reader
 
 
-def test(data_dir: str, datasets: str) -> Callable[[], List[Any]]:
+def test(data_dir: str, datasets: str) -> Callable[[], list[Any]]:
     """A reader of verification sets, for `entry.test_reader`.
 
     Args:

@@ -22,7 +22,7 @@ def show_log(is_main: bool) -> None:
     Args:
         is_main: whether this rank speaks for all; others show warnings only, with their origin.
     """
-    # Paddle says so at each first training step of batch normalisation; nobody asked.
+    # Paddle says so at each first training step of batch normalization; nobody asked.
     warnings.filterwarnings("ignore", "When training, we now always track global mean and variance")
     logger = logging.getLogger("plsc")
     if logger.handlers:

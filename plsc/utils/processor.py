@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Optional
 
 _VARIABLE = "MKL_DEBUG_CPU_TYPE"
 # MKL's numbers of its kernels, best first, with the instructions that they need.
@@ -25,7 +24,7 @@ def use_vector_kernels() -> None:
         os.environ.setdefault(_VARIABLE, kernels)
 
 
-def mkl_kernels(cpuinfo: str) -> Optional[str]:
+def mkl_kernels(cpuinfo: str) -> str | None:
     """What MKL is to be told on the processor of this `/proc/cpuinfo`; None to leave the choice to it."""
     rows = dict(line.split(":", 1) for line in cpuinfo.partition("\n\n")[0].splitlines() if ":" in line)
     facts = {name.strip(): value.split() for name, value in rows.items()}

@@ -7,7 +7,7 @@ P pairs, D embedding, T thresholds.
 
 from __future__ import annotations
 
-from typing import Iterator, Sequence, Tuple
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -16,8 +16,9 @@ from plsc.errors import ConfigError, DataError
 FAR_TARGET = 1e-3
 
 
-def evaluate(embeddings: np.ndarray, issame: Sequence[bool], nrof_folds: int = 10,
-             pca: int = 0) -> Tuple[np.ndarray, np.ndarray, np.ndarray, float, float, float]:
+def evaluate(
+    embeddings: np.ndarray, issame: Sequence[bool], nrof_folds: int = 10, pca: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, float, float]:
     """K-fold verification of pairs by squared distance.
 
     Args:
@@ -40,8 +41,10 @@ def evaluate(embeddings: np.ndarray, issame: Sequence[bool], nrof_folds: int = 1
     """
     embeddings, same = np.asarray(embeddings, np.float64), np.asarray(issame, np.bool_).reshape(-1)
     if embeddings.ndim != 2 or len(embeddings) != 2 * len(same):
-        raise DataError(f"embeddings: got shape {list(embeddings.shape)} for {len(same)} flags of issame, expected "
-                        f"[{2 * len(same)}, D]: two rows per flag")
+        raise DataError(
+            f"embeddings: got shape {list(embeddings.shape)} for {len(same)} flags of issame, expected "
+            f"[{2 * len(same)}, D]: two rows per flag"
+        )
     if not np.isfinite(embeddings).all():
         row = int(np.argmin(np.isfinite(embeddings).all(axis=1)))
         raise DataError(f"embeddings: row {row} holds NaN or infinity, expected finite numbers")
@@ -53,8 +56,9 @@ def evaluate(embeddings: np.ndarray, issame: Sequence[bool], nrof_folds: int = 1
     return tpr, fpr, accuracy, val, val_std, far
 
 
-def _roc(thresholds: np.ndarray, first: np.ndarray, second: np.ndarray, same: np.ndarray, folds: int,
-         pca: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _roc(
+    thresholds: np.ndarray, first: np.ndarray, second: np.ndarray, same: np.ndarray, folds: int, pca: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     distances = _distances(first, second)
     rates, accuracies = [], []
     for train, test in _folds(len(same), folds):
@@ -67,8 +71,9 @@ def _roc(thresholds: np.ndarray, first: np.ndarray, second: np.ndarray, same: np
     return tpr, fpr, np.array(accuracies)
 
 
-def _validation_rate(thresholds: np.ndarray, distances: np.ndarray, same: np.ndarray,
-                     folds: int) -> Tuple[float, float, float]:
+def _validation_rate(
+    thresholds: np.ndarray, distances: np.ndarray, same: np.ndarray, folds: int
+) -> tuple[float, float, float]:
     vals, fars = np.zeros(folds), np.zeros(folds)
     for fold, (train, test) in enumerate(_folds(len(same), folds)):
         far_train = _accept_rates(thresholds, distances[train], same[train])[1]
@@ -78,7 +83,7 @@ def _validation_rate(thresholds: np.ndarray, distances: np.ndarray, same: np.nda
     return float(vals.mean()), float(vals.std()), float(fars.mean())
 
 
-def _folds(pairs: int, folds: int) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+def _folds(pairs: int, folds: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for test in np.array_split(np.arange(pairs), folds):
         yield np.setdiff1d(np.arange(pairs), test), test
 
@@ -92,10 +97,12 @@ def _accepted(thresholds: np.ndarray, distances: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.sort(distances), thresholds, side="left")
 
 
-def _accept_rates(thresholds: np.ndarray, distances: np.ndarray, same: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def _accept_rates(thresholds: np.ndarray, distances: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Shares [T] of the same and of the different pairs accepted; 0 where there are none."""
-    return (_accepted(thresholds, distances[same]) / max(1, same.sum()),
-            _accepted(thresholds, distances[~same]) / max(1, (~same).sum()))
+    return (
+        _accepted(thresholds, distances[same]) / max(1, same.sum()),
+        _accepted(thresholds, distances[~same]) / max(1, (~same).sum()),
+    )
 
 
 def _accuracy(thresholds: np.ndarray, distances: np.ndarray, same: np.ndarray) -> np.ndarray:
@@ -103,13 +110,16 @@ def _accuracy(thresholds: np.ndarray, distances: np.ndarray, same: np.ndarray) -
     return right / len(same)
 
 
-def _project(first: np.ndarray, second: np.ndarray, train: np.ndarray,
-             components: int) -> Tuple[np.ndarray, np.ndarray]:
+def _project(
+    first: np.ndarray, second: np.ndarray, train: np.ndarray, components: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Both sides on the principal components of the training pairs, at unit length."""
     fitted = np.concatenate([first[train], second[train]])
     if components > min(fitted.shape):
-        raise ConfigError(f"pca: got {components} components, expected at most {min(fitted.shape)}: the lesser of the "
-                          f"embedding size and the rows to fit on")
+        raise ConfigError(
+            f"pca: got {components} components, expected at most {min(fitted.shape)}: the lesser of the "
+            f"embedding size and the rows to fit on"
+        )
     mean = fitted.mean(axis=0)
     axes = np.linalg.svd(fitted - mean, full_matrices=False)[2][:components]
 

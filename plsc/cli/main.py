@@ -1,0 +1,121 @@
+"""`plsc` on the command line: a thin face of the same calls. Every setting of `Config` is a flag."""
+
+# No postponed annotations here: on Python 3.9 typer reads them as they stand.
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from plsc.cli.data import app as data_app
+from plsc.cli.serve import gallery as gallery_app
+from plsc.cli.serve import serve
+from plsc.cli.settings import with_settings
+from plsc.entry import Entry
+from plsc.errors import ConfigError, PLSCError
+from plsc.version import __version__
+
+app = typer.Typer(
+    name="plsc",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train classifiers whose last layer is too large for one device, and use the result. "
+    "On several ranks:\n\n"
+    "python -m paddle.distributed.launch --nproc_per_node 2 $(which plsc) train ...",
+)
+
+app.add_typer(data_app, name="data")
+app.add_typer(gallery_app, name="gallery")
+app.command()(serve)
+
+
+@app.command()
+@with_settings
+def train(entry: Entry) -> None:
+    """Train, verify and save a checkpoint each epoch."""
+    entry.train()
+
+
+@app.command()
+@with_settings
+def test(entry: Entry) -> None:
+    """Verify a checkpoint on the verification sets of the data folder."""
+    typer.echo(json.dumps(entry.test(), indent=1))
+
+
+@app.command()
+@with_settings
+def export(
+    entry: Entry,
+    to: Annotated[Path | None, typer.Option(help="folder; default <model_save_dir>/inference_model")] = None,
+    format: Annotated[str, typer.Option(help="any of paddle,legacy,serving,onnx; paddle is always written")] = "paddle",
+    bake: Annotated[str, typer.Option(help="into the network: any of preprocess,normalize")] = "",
+    bgr: Annotated[bool, typer.Option("--bgr", help="baked preprocess takes pixels blue first")] = False,
+) -> None:
+    """Export a checkpoint's backbone for Paddle inference, Paddle Serving and ONNX."""
+    formats, parts = ([part.strip() for part in text.split(",") if part.strip()] for text in (format, bake))
+    typer.echo(entry.convert_for_prediction(to, formats, parts, bgr))
+
+
+@app.command()
+def embed(
+    model: Annotated[Path, typer.Argument(help="exported model, as plsc export wrote it")],
+    images: Annotated[list[Path], typer.Argument(help="image files")],
+    output: Annotated[Path, typer.Option("--output", help=".npy file to write")] = Path("embeddings.npy"),
+) -> None:
+    """Embed images with an exported model: n x D float32, of unit length, one row per image."""
+    import numpy as np
+
+    from plsc.inference.model import load_inference_model
+
+    if output.exists():
+        raise ConfigError(f"{output} exists and is not overwritten; choose another --output")
+    if not output.parent.is_dir():
+        raise ConfigError(f"{output}: there is no folder {output.parent}; make it first")
+    embeddings = load_inference_model(model).embed(images)
+    try:
+        with open(output, "xb") as file:
+            np.save(file, embeddings)
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written: {error.strerror or error}") from None
+    typer.echo(f"{output}: {embeddings.shape[0]} embeddings of {embeddings.shape[1]}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", help="new folder to write")] = Path("demo_output"),
+    size: Annotated[Literal["full", "small"], typer.Option(help="small: a minute, without the accuracy")] = "full",
+    ranks: Annotated[int, typer.Option(min=1, max=4, help="CPU ranks")] = 2,
+) -> None:
+    """Train, verify, resume, export and embed on the data the package brings."""
+    from plsc.demo import run_demo
+
+    run_demo(output, size, ranks)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="show the version")] = False) -> None:
+    if version:
+        typer.echo(f"plsc {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run `plsc`; an error of ours is one message and status 1, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file's name may hold what the terminal's encoding does not.
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except PLSCError as error:
+        print(f"plsc: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Images and labels as a pair of NumPy arrays, in memory or in `.npy` files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plsc.data.records import Record
+from plsc.errors import DataError
+
+
+class ArrayRecords:
+    """Records of an array of images and one of labels.
+
+    Args:
+        images: [n, H, W, 3] uint8 RGB.
+        labels: [n] whole numbers of 0 or more.
+        name: for messages.
+
+    Raises:
+        DataError: another shape or type, arrays of different lengths, or a negative label.
+    """
+
+    format = "NumPy arrays"
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, name: str = "arrays") -> None:
+        self.name, self._images = name, images
+        self._paths: tuple[Path, Path] | None = None
+        labels = np.asarray(labels)
+        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+            raise DataError(
+                f"{name}: the images are {list(images.shape)} of {images.dtype}, expected [n, H, W, 3] of uint8"
+            )
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise DataError(f"{name}: the labels are {list(labels.shape)} of {labels.dtype}, expected [n] of integers")
+        if len(images) != len(labels) or not len(labels):
+            raise DataError(
+                f"{name}: {len(images)} images and {len(labels)} labels, expected as many of each and at least one"
+            )
+        wrong = np.flatnonzero((labels < 0) | (labels > np.iinfo(np.int64).max))
+        if wrong.size:
+            raise DataError(f"{name}: label {wrong[0]} is {labels[wrong[0]]}, expected 0 or more, and less than 2^63")
+        self.labels = labels.astype(np.int64)
+        self.num_classes = int(self.labels.max()) + 1
+
+    @classmethod
+    def load(cls, path: str | Path) -> ArrayRecords:
+        """Read a folder with `images.npy` (by memory map) and `labels.npy`, or a `.npz` with `images` and `labels`
+        (into memory)."""
+        path = Path(path)
+        if path.suffix.lower() != ".npz":
+            if not path.is_dir() and path.name not in ("images.npy", "labels.npy"):
+                raise DataError(f"{path}: expected images.npy, with labels.npy beside it, or a .npz of both")
+            folder = path if path.is_dir() else path.parent
+            paths = (folder / "images.npy", folder / "labels.npy")
+            records = cls(_load(paths[0], "r"), _load(paths[1], None), str(folder))
+            records._paths = paths
+            return records
+        stored = _load(path, None)
+        if isinstance(stored, np.ndarray):
+            raise DataError(f"{path}: holds one array, expected 'images' and 'labels'")
+        with stored:
+            missing = {"images", "labels"} - set(stored.files)
+            if missing:
+                raise DataError(f"{path}: holds {stored.files}, expected 'images' and 'labels'")
+            with _own_errors(path):
+                images, labels = stored["images"], stored["labels"]
+            return cls(images, labels, str(path))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pickling a map would carry the whole file.
+        return {**self.__dict__, "_images": self._images if self._paths is None else None}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Record:
+        if self._images is None:
+            self._images = _load(self._paths[0], "r")
+        return Record(np.ascontiguousarray(self._images[index]), int(self.labels[index]))
+
+    def describe(self, index: int) -> str:
+        return f"{self.name}, image {index}"
+
+
+def _load(path: Path, mode: str | None) -> Any:
+    with _own_errors(path):
+        return np.load(path, mmap_mode=mode, allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _own_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # NumPy's and zipfile's readers raise whatever a damaged file makes them stumble on
+        raise DataError(f"{path}: no NumPy file of numbers: {error}") from None

@@ -1,0 +1,229 @@
+"""Base64 part files: one image per line, `base64<TAB>label` or `label<TAB>base64`.
+
+PLSC 0.2's documentation gave the one order and its tool wrote the other, so each file is asked: its first
+line decides which column is the image.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import mmap
+import os
+from array import array
+from codecs import BOM_UTF8
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plsc.data.recordio import map_file
+from plsc.data.records import IMAGE_SUFFIXES, Record
+from plsc.data.sources.offset_index import Arrays, load_or_build, save_index
+from plsc.errors import DataError
+
+log = logging.getLogger("plsc")
+
+_EXPECTED = "expected 'base64-image<TAB>label' or 'label<TAB>base64-image'"
+# What an encoded image begins with: JPEG, PNG, BMP, WebP (RIFF), TIFF, GIF, JPEG 2000.
+IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"GIF8", b"\0\0\0\x0cjP")
+
+
+class Base64Records:
+    """The images of base64 part files, in random order, by a memory map and the lines' offsets.
+
+    Opening walks the files once for their lines and labels, unless `plsc data index` has been run.
+
+    Args:
+        path: a part file; or a `file_list.txt` that names part files, one per line, relative to its folder; or
+            the folder with one.
+
+    Attributes:
+        labels: [n] int64.
+        label_first: per part file, whether the label is the first column.
+
+    Raises:
+        DataError: a part is missing or empty, or a line has no label or no image, named by file and line.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.parts = _part_files(self.path)
+        self._maps: dict[int, mmap.mmap] = {}
+        indexes = [load_or_build(part, "base64", _build_index) for part in self.parts]
+        self._starts = np.concatenate([index["starts"] for index in indexes])
+        self._lines = np.concatenate([index["lines"] for index in indexes])
+        self.labels = np.concatenate([index["labels"] for index in indexes])
+        self._ends = np.cumsum([len(index["starts"]) for index in indexes])
+        self.label_first = [bool(index["label_first"]) for index in indexes]
+        self.num_classes = int(self.labels.max()) + 1
+
+    @property
+    def format(self) -> str:
+        orders = {"label first" if first else "image first" for first in self.label_first}
+        return f"base64 text, {len(self.parts)} part files, {' or '.join(sorted(orders))}"
+
+    def save_index(self) -> list[Path]:
+        """Write each part's index beside it, so that opening need not read the parts."""
+        return [save_index(part, "base64", _build_index) for part in self.parts]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> Record:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range, expected {-len(self)} to {len(self) - 1}")
+        part = self._part(index)
+        if part not in self._maps:
+            self._maps[part] = map_file(self.parts[part])
+        data, start = self._maps[part], int(self._starts[index])
+        line = data[start : _line_end(data, start)]
+        columns = _columns(line)
+        if len(columns) != 2:
+            raise DataError(f"{self.describe(index)}: got {len(columns)} columns, expected a label and an image")
+        text = columns[1 if self.label_first[part] else 0]
+        try:
+            return Record(base64.b64decode(text, validate=True), int(self.labels[index]))
+        except (binascii.Error, ValueError) as error:
+            raise DataError(
+                f"{self.describe(index)}: the image column is no base64 ({error}; it begins with {text[:24]!r})"
+            ) from None
+
+    def describe(self, index: int) -> str:
+        return f"{self.parts[self._part(index)]}, line {self._lines[index]}"
+
+    def _part(self, index: int) -> int:
+        return int(np.searchsorted(self._ends, index % len(self), side="right"))
+
+
+def looks_like_base64(path: Path) -> bool:
+    """Whether the first line of a file that is not blank is an image in base64 and a label."""
+    try:
+        with open(path, "rb") as file:
+            first = file.readline(1 << 26).removeprefix(BOM_UTF8)
+            while first and not first.strip():
+                first = file.readline(1 << 26)
+    except OSError:
+        return False
+    return _label_column(first) is not None
+
+
+def is_part_list(path: Path) -> bool:
+    """Whether a file's first line is the name of a file beside it, as in a `file_list.txt`."""
+    try:
+        with open(path, "rb") as file:
+            first = file.readline(4096).decode("utf-8-sig").strip()
+        if path.name == "file_list.txt":
+            return bool(first)
+        is_image = os.path.splitext(first)[1].lower() in IMAGE_SUFFIXES  # of a list that lacks its labels
+        return bool(first) and not is_image and os.path.isfile(path.parent / first)
+    except (OSError, ValueError):
+        return False
+
+
+def _part_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        path = path / "file_list.txt"
+    if looks_like_base64(path):
+        return [path]
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except OSError as error:
+        raise DataError(f"{path}: the list of part files cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: neither a base64 part file ({_EXPECTED}) nor a list of such files") from None
+    if not names:
+        raise DataError(f"{path}: the list is empty, expected the name of one part file per line")
+    parts = [path.parent / name for name in names]
+    for number, part in enumerate(parts, start=1):
+        if not os.path.isfile(part):  # of a name of any length
+            raise DataError(f"{path}, line {number}: there is no part file {str(part)[:200]!r}")
+    return parts
+
+
+def _build_index(path: Path) -> Arrays:
+    data = map_file(path)
+    starts, lines, labels = array("q"), array("q"), array("q")
+    label_first: bool | None = None
+    offset, number, size = len(BOM_UTF8) if data[: len(BOM_UTF8)] == BOM_UTF8 else 0, 0, len(data)
+    while offset < size:
+        number += 1
+        end = _line_end(data, offset)
+        if data[offset : min(end, offset + 256)].strip() or data[offset:end].strip():
+            if label_first is None:
+                label_first = _order_of(data[offset:end], path)
+            labels.append(_label_of(data, offset, end, label_first, path, number))
+            starts.append(offset)
+            lines.append(number)
+        offset = end + 1
+    if not len(starts):
+        raise DataError(f"{path}: the file has no lines, {_EXPECTED}")
+    return {
+        "starts": np.asarray(starts, np.int64),
+        "lines": np.asarray(lines, np.int64),
+        "labels": np.asarray(labels, np.int64),
+        "label_first": np.array(label_first),
+    }
+
+
+def _line_end(data: mmap.mmap, start: int) -> int:
+    end = data.find(b"\n", start)
+    return len(data) if end < 0 else end
+
+
+def _columns(line: bytes) -> list[bytes]:
+    line = line.strip()
+    return line.split(b"\t" if b"\t" in line else None)
+
+
+def _label_column(line: bytes) -> int | None:
+    """Which of a line's two columns is the label; None where they are not a label and an image."""
+    columns = _columns(line)
+    if len(columns) != 2:
+        return None
+    for label, image in ((1, 0), (0, 1)):
+        if _is_label(columns[label]) and _is_image(columns[image]):
+            return label
+    return None
+
+
+def _order_of(line: bytes, path: Path) -> bool:
+    column = _label_column(line)
+    if column is None:
+        raise DataError(
+            f"{path}, line 1: got {line[:60]!r}..., {_EXPECTED}, and a JPEG, PNG, BMP, WebP, TIFF or GIF "
+            f"image; the first line tells which column is which"
+        )
+    return column == 0
+
+
+def _label_of(data: mmap.mmap, start: int, end: int, label_first: bool, path: Path, number: int) -> int:
+    # The image is not looked at here: lines are long and their labels at one end.
+    if label_first:
+        edge = data[start : min(end, start + 64)].split(None, 1)
+        label = edge[0] if edge else b""
+    else:
+        edge = data[max(start, end - 64) : end].rsplit(None, 2)  # three parts are three columns
+        label = edge[-1] if edge else b""
+    if not (len(edge) == 2 and _is_label(label)):
+        order = "'label<TAB>base64-image'" if label_first else "'base64-image<TAB>label'"
+        raise DataError(
+            f"{path}, line {number}: got {data[start : min(end, start + 60)]!r}..., expected {order} as in "
+            f"the file's first line"
+        )
+    return int(label)
+
+
+def _is_label(text: bytes) -> bool:
+    return text.isdigit() and len(text) < 19
+
+
+def _is_image(text: bytes) -> bool:
+    try:
+        return base64.b64decode(text[:64] if len(text) > 64 else text, validate=True).startswith(IMAGE_STARTS)
+    except (binascii.Error, ValueError):
+        return False

@@ -1,0 +1,65 @@
+"""Made-up images of any number of classes, for benchmarks and trials: nothing is read or kept."""
+
+from __future__ import annotations
+
+import re
+
+import cv2
+import numpy as np
+
+from plsc.data.records import Record
+from plsc.errors import DataError
+
+
+class SyntheticRecords:
+    """Images that are a coarse color pattern of their class under noise of their own.
+
+    Image i is of class i mod C and depends on (seed, i) only.
+
+    Args:
+        num_classes: C, 1 to 2^32.
+        num_images: 1 to 2^32; images per class differ by one at most.
+        image_size: H and W in pixels.
+        seed: 0 or more.
+    """
+
+    format = "synthetic images"
+
+    def __init__(self, num_classes: int, num_images: int, image_size: int = 112, seed: int = 0) -> None:
+        if min(num_classes, num_images, image_size) < 1 or max(num_classes, num_images) > 1 << 32 or seed < 0:
+            raise DataError(
+                f"synthetic images: got {num_classes} classes, {num_images} images of {image_size} pixels, "
+                f"seed {seed}; expected 1 or more of each, 2^32 at most, and a seed of 0 or more"
+            )
+        self.num_classes, self.num_images, self.image_size, self.seed = num_classes, num_images, image_size, seed
+        self._labels: np.ndarray | None = None
+
+    @classmethod
+    def from_name(cls, name: str) -> SyntheticRecords:
+        """`synthetic:CLASSES:IMAGES` or `synthetic:CLASSES:IMAGES:SIZE`."""
+        parts = name.split(":")[1:]
+        if len(parts) not in (2, 3) or not all(re.fullmatch("[0-9]{1,18}", part) for part in parts):
+            raise DataError(f"{name!r}: expected 'synthetic:CLASSES:IMAGES' or 'synthetic:CLASSES:IMAGES:SIZE'")
+        return cls(*(int(part) for part in parts))
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[n] int64."""
+        if self._labels is None:
+            self._labels = np.arange(self.num_images) % self.num_classes
+        return self._labels
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < self.num_images:
+            raise IndexError(f"index {index} is out of range, expected 0 to {self.num_images - 1}")
+        label = index % self.num_classes
+        pattern = np.random.default_rng((self.seed, 0, label)).integers(64, 192, (7, 7, 3))
+        noise = np.random.default_rng((self.seed, 1, index)).integers(-48, 48, (7, 7, 3))
+        pixels = (pattern + noise).astype(np.uint8)
+        return Record(cv2.resize(pixels, (self.image_size, self.image_size), interpolation=cv2.INTER_CUBIC), label)
+
+    def describe(self, index: int) -> str:
+        return f"synthetic image {index}"

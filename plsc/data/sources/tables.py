@@ -1,0 +1,264 @@
+"""Tables with an image column and a label column: CSV and TSV, and Parquet through pyarrow.
+
+The image is a path, relative to the table's folder, or, in Parquet, the encoded bytes themselves, plain or as
+the field `bytes` of a struct. Labels that are not whole numbers are class names, numbered in sorted order.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import csv
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plsc.data.records import Record, read_image
+from plsc.data.sources.string_table import PackedStrings, number_names
+from plsc.errors import DataError, PLSCError
+from plsc.utils.lazy import require
+
+IMAGE_COLUMNS = ("image", "image_path", "path", "file", "filename", "file_name", "img")
+LABEL_COLUMNS = ("label", "class", "class_id", "identity", "id", "target")
+
+
+class CsvRecords:
+    """The images that a `.csv` or `.tsv` names, in columns found by their heads.
+
+    Args:
+        path: UTF-8 text whose first line names the columns: one of `image`, `image_path`, `path`, `file`,
+            `filename`, `file_name`, `img`, and one of `label`, `class`, `class_id`, `identity`, `id`, `target`.
+            Where the names are others: `image_column`, `label_column`.
+
+    Attributes:
+        labels: [n] int64.
+        class_names: of C names where labels are names, else None.
+
+    Raises:
+        DataError: no such file or column, a row of another length, or a label that is missing, by file and line.
+    """
+
+    def __init__(self, path: str | Path, image_column: str | None = None, label_column: str | None = None) -> None:
+        self.path = Path(path)
+        paths, labels, lines = self._read(image_column, label_column)
+        if not paths:
+            raise DataError(f"{self.path}: the table has no rows, expected one per image below the column names")
+        self._paths, self._lines = PackedStrings(paths), np.asarray(lines, np.int64)
+        self.labels, self.class_names = _to_classes(labels, self.describe)
+        self.num_classes = int(self.labels.max()) + 1
+
+    @property
+    def format(self) -> str:
+        return "table of image paths, " + ("tabs" if self.path.suffix.lower() == ".tsv" else "CSV")
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(read_image(os.path.join(self.path.parent, self._paths[index])), int(self.labels[index]))
+
+    def describe(self, index: int) -> str:
+        return f"{self._paths[index]} ({self.path}, line {self._lines[index]})"
+
+    def _read(self, image_column: str | None, label_column: str | None) -> tuple[list[str], list[str], list[int]]:
+        paths, labels, lines = [], [], []
+        rows = None
+        try:
+            with open(self.path, encoding="utf-8-sig", newline="") as file:
+                rows = csv.reader(file, delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",", strict=True)
+                head = next(rows, [])
+                image = _column(self.path, head, IMAGE_COLUMNS, image_column, "image_column")
+                label = _column(self.path, head, LABEL_COLUMNS, label_column, "label_column")
+                for row in rows:
+                    if not row:
+                        continue
+                    if len(row) != len(head) or not row[image].strip() or not row[label].strip():
+                        raise DataError(
+                            f"{self.path}, line {rows.line_num}: got {str(row)[:200]}, expected "
+                            f"{len(head)} fields as in the first line, with an image and a label"
+                        )
+                    paths.append(row[image].strip())
+                    labels.append(row[label].strip())
+                    lines.append(rows.line_num)
+        except OSError as error:
+            raise DataError(f"{self.path}: the table cannot be read: {error.strerror}") from None
+        except (csv.Error, UnicodeDecodeError) as error:
+            line = f", line {rows.line_num}" if rows else ""
+            raise DataError(f"{self.path}{line}: no table in UTF-8 text: {error}") from None
+        return paths, labels, lines
+
+
+class ParquetRecords:
+    """The images of a `.parquet` file, or of a folder of them. Needs pyarrow (`pip install plsc[parquet]`).
+
+    Parquet is compressed in row groups: reading one image unpacks the group it lies in. The groups used last are
+    kept, but in random order over large groups this is slow; `plsc data convert` to RecordIO or tar is the cure.
+
+    Args:
+        path: the file; or a folder whose `.parquet` files are taken in the order of their names.
+        image_column, label_column: where the names are none of those `CsvRecords` lists.
+        kept_groups: row groups kept in memory per process.
+    """
+
+    def __init__(
+        self, path: str | Path, image_column: str | None = None, label_column: str | None = None, kept_groups: int = 4
+    ) -> None:
+        self.path = Path(path)
+        self.files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
+        self._kept_groups, self._images_in = kept_groups, []
+        self._groups: collections.OrderedDict = collections.OrderedDict()
+        self._open: dict[int, Any] = {}
+        self._lock = threading.Lock()
+        parquet = _parquet()
+        sizes, labels = [], []
+        for number, file in enumerate(self.files):
+            with _own_errors(file):
+                table = parquet.ParquetFile(file)
+                names = table.schema_arrow.names
+                self._images_in.append(names[_column(file, names, IMAGE_COLUMNS, image_column, "image_column")])
+                label = names[_column(file, names, LABEL_COLUMNS, label_column, "label_column")]
+                sizes += [
+                    (number, group, table.metadata.row_group(group).num_rows) for group in range(table.num_row_groups)
+                ]
+                labels += table.read(columns=[label], use_threads=False).column(0).to_pylist()
+        if not labels:
+            raise DataError(f"{self.path}: the table has no rows, expected one per image")
+        self._group_of = np.asarray(sizes, np.int64)
+        self._ends = np.cumsum(self._group_of[:, 2])
+        if any(label is None for label in labels):
+            raise DataError(f"{self.describe(labels.index(None))} has no label")
+        self.labels, self.class_names = _to_classes(labels, self.describe)
+        self.num_classes = int(self.labels.max()) + 1
+
+    @property
+    def format(self) -> str:
+        return f"Parquet, {len(self.files)} files, {len(self._group_of)} row groups"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}, "_groups": collections.OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Record:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range, expected {-len(self)} to {len(self) - 1}")
+        index %= len(self)
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        value = self._images(group)[index - int(self._ends[group])].as_py()
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, str):
+            value = read_image(self.path.parent / value if self.path.is_file() else self.path / value)
+        if not isinstance(value, bytes):
+            raise DataError(
+                f"{self.describe(index)}: the image column holds {type(value).__name__}, expected encoded "
+                f"bytes, a struct with bytes, or a path"
+            )
+        return Record(value, int(self.labels[index]))
+
+    def describe(self, index: int) -> str:
+        index %= len(self)
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        number = int(self._group_of[group, 0])
+        first = int(self._ends[np.flatnonzero(self._group_of[:, 0] < number)[-1]]) if number else 0
+        return f"{self.files[number]}, row {index - first}"
+
+    def _images(self, group: int) -> Any:
+        with self._lock:  # two threads that read by one ParquetFile wait for each other for ever
+            if group not in self._groups:
+                self._groups[group] = self._read(group)
+                while len(self._groups) > self._kept_groups:
+                    self._groups.popitem(last=False)
+            self._groups.move_to_end(group)
+            return self._groups[group]
+
+    def _read(self, group: int) -> Any:
+        number, inner, rows = (int(value) for value in self._group_of[group])
+        with _own_errors(self.files[number]):
+            if number not in self._open:
+                self._open[number] = _parquet().ParquetFile(self.files[number])
+            table = self._open[number].read_row_group(inner, columns=[self._images_in[number]], use_threads=False)
+            if table.num_rows != rows:
+                raise DataError(
+                    f"{self.files[number]}: row group {inner} has {table.num_rows} rows, expected {rows}, "
+                    f"as the file's end says: it is damaged"
+                )
+        return table.column(0).combine_chunks()
+
+
+@contextlib.contextmanager
+def _own_errors(path: Path) -> Iterator[None]:
+    """Turn what pyarrow and the system say about a file into `DataError`."""
+    try:
+        yield
+    except PLSCError:
+        raise
+    except Exception as error:  # a damaged file makes pyarrow's reader stumble in ways that are not in its own tree
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: cannot be read as Parquet: {reason}") from None
+
+
+def _parquet() -> Any:
+    return require("pyarrow.parquet", "'plsc[parquet]'", "reading Parquet files")
+
+
+def _column(path: Path, head: Sequence[str], known: Sequence[str], given: str | None, setting: str) -> int:
+    names = [name.strip().lower() for name in head]
+    found = [names.index(name) for name in ([given.lower()] if given else known) if name in names]
+    if not found:
+        expected = repr(given) if given else "one of " + ", ".join(known)
+        hint = "; its fields are to be parted by commas" if len(head) == 1 and ";" in head[0] else ""
+        raise DataError(
+            f"{path}: the columns are {str(list(head))[:200]}, expected {expected}: rename the column, or "
+            f"in Python name it with {setting}{hint}"
+        )
+    return found[0]
+
+
+_WHOLE = re.compile(r"([0-9]{1,15})(\.0*)?")
+
+
+def _to_classes(labels: Sequence[Any], describe: Callable[[int], str]) -> tuple[np.ndarray, list[str] | None]:
+    """Whole numbers as they are; where a label is no number, or has more than 15 digits, all are names.
+
+    Where all are numbers, one that is no class is a fault, and so are two that are the same number.
+    """
+    texts = [format(label, "f") if isinstance(label, Decimal) else str(label).strip() for label in labels]
+    number_of: dict[str, int] = dict.fromkeys(texts, 0)
+    if not all(map(_is_number, number_of)):
+        return number_names(texts)
+    written: dict[int, str] = {}
+    for text in number_of:
+        match = _WHOLE.fullmatch(text)
+        if match is None:
+            raise DataError(
+                f"{describe(texts.index(text))}: label {text[:60]!r} is no class; expected whole numbers "
+                f"of 0 or more, as all labels are numbers"
+            )
+        number_of[text] = number = int(match[1])
+        if written.setdefault(number, match[1]) != match[1]:
+            raise DataError(
+                f"{describe(texts.index(text))}: label {text!r} is the same number as {written[number]!r}, "
+                f"which stands there as well; write one class alike everywhere, and two so that they "
+                f"differ as numbers or are names"
+            )
+    return np.fromiter(map(number_of.__getitem__, texts), np.int64, len(texts)), None
+
+
+def _is_number(text: str) -> bool:
+    """Whether a label is meant as a number: Python takes 1_0 for ten, and ids of many digits are no numbers."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "_" not in text and not (text.isdecimal() and len(text) > 15)

@@ -1,0 +1,250 @@
+"""Tar shards in the WebDataset layout, read in random order.
+
+In a shard, the files of one sample follow one another and share a name up to the first dot of its last part:
+`dir/000017.jpg`, `dir/000017.cls`. The class is the text of `.cls` (a number) or the `label` or `cls` of a
+`.json`. Uncompressed tar keeps every file's bytes in one piece, so offsets are all that random access needs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import mmap
+import os
+import re
+import tarfile
+from array import array
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plsc.data.recordio import map_file
+from plsc.data.records import IMAGE_SUFFIXES, Record
+from plsc.data.sources.offset_index import Arrays, load_or_build, save_index
+from plsc.data.sources.string_table import PackedStrings
+from plsc.errors import DataError
+
+log = logging.getLogger("plsc")
+
+_BLOCK, _PIECE = 512, 1 << 20
+
+
+class TarRecords:
+    """The images of tar shards. Opening walks the shards' headers, unless `plsc data index` has been run.
+
+    Args:
+        path: a `.tar`; a folder of them, taken in the order of their names; or several by WebDataset's range
+            notation, as `shards/train-{000000..000119}.tar`.
+
+    Attributes:
+        labels: [n] int64.
+
+    Raises:
+        DataError: a shard is missing, compressed, cut off or damaged; a sample lacks its image or its class.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.shards = _shards(str(path))
+        self._maps: dict[int, mmap.mmap] = {}
+        indexes = [load_or_build(shard, "tar", _build_index) for shard in self.shards]
+        self._offsets, self._sizes, self.labels = (
+            np.concatenate([index[name] for index in indexes]) for name in ("offsets", "sizes", "labels")
+        )
+        self._ends = np.cumsum([len(index["offsets"]) for index in indexes])
+        self._names = [PackedStrings.from_arrays(index["names"], index["name_ends"]) for index in indexes]
+        if not len(self._offsets):
+            raise DataError(f"{self.path}: the shards hold no samples")
+        self.num_classes = int(self.labels.max()) + 1
+
+    @property
+    def format(self) -> str:
+        return f"tar, WebDataset layout, {len(self.shards)} shards"
+
+    def save_index(self) -> list[Path]:
+        """Write each shard's index beside it, so that opening need not read the shards."""
+        return [save_index(shard, "tar", _build_index) for shard in self.shards]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: int) -> Record:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range, expected {-len(self)} to {len(self) - 1}")
+        shard = self._shard(index)
+        if shard not in self._maps:
+            self._maps[shard] = map_file(self.shards[shard])
+        start = int(self._offsets[index])
+        return Record(self._maps[shard][start : start + int(self._sizes[index])], int(self.labels[index]))
+
+    def describe(self, index: int) -> str:
+        shard = self._shard(index)
+        return f"{self._names[shard][index % len(self) - int(self._ends[shard])]} ({self.shards[shard]})"
+
+    def _shard(self, index: int) -> int:
+        return int(np.searchsorted(self._ends, index % len(self), side="right"))
+
+
+def expand_range(pattern: str) -> list[str]:
+    """`train-{000..002}.tar` as its three names; a name without a range as itself."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if match is None:
+        return [pattern]
+    first, last = match.groups()
+    if not int(first) <= int(last) or int(last) - int(first) > 10**6:
+        raise DataError(f"{pattern!r}: the range {match.group()} is empty or too long, expected up to 1,000,000 shards")
+    return [
+        name
+        for number in range(int(first), int(last) + 1)
+        for name in expand_range(pattern[: match.start()] + str(number).zfill(len(first)) + pattern[match.end() :])
+    ]
+
+
+def _shards(path: str) -> list[Path]:
+    if Path(path).is_dir():
+        shards = sorted(Path(path).glob("*.tar"))
+        if not shards:
+            raise DataError(f"{path}: found no .tar in the folder")
+        return shards
+    shards = [Path(name) for name in expand_range(path)]
+    for shard in shards:
+        if not os.path.isfile(shard):
+            raise DataError(f"{shard}: there is no such shard")
+    return shards
+
+
+def _build_index(path: Path) -> Arrays:
+    offsets, sizes, labels, names = array("q"), array("q"), array("q"), []
+    for key, members in itertools.groupby(_members(path), lambda member: _split(member[0])[0]):
+        samples: dict[str, _Sample] = {}
+        for name, offset, size, data in members:
+            _, stem, suffix = _split(name)
+            samples.setdefault(stem, _Sample(stem)).add(path, name, suffix, offset, size, data)
+        has_plain = key in samples and samples[key].is_whole
+        for stem, sample in samples.items():
+            # Beside x.jpg and x.cls, x.seg.png is a further file of x; where they are not, x.seg is a sample's name.
+            if stem == key or sample.is_whole or not has_plain:
+                sample.finish(path, offsets, sizes, labels, names)
+    packed = PackedStrings(names)
+    return {
+        "offsets": np.asarray(offsets, np.int64),
+        "sizes": np.asarray(sizes, np.int64),
+        "labels": np.asarray(labels, np.int64),
+        "names": packed.bytes,
+        "name_ends": packed.ends,
+    }
+
+
+def _members(path: Path) -> Any:
+    """Every file of a shard, (name, offset, size, map); and nothing after it that the walk would pass over."""
+    data = map_file(path)
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                tar.members = []  # else it keeps all of them
+                if member.islnk() or member.issym():
+                    raise tarfile.ReadError(
+                        f"{member.name} is a link; pack the files themselves (tar --dereference --hard-dereference)"
+                    )
+                if member.isfile():
+                    if member.offset_data + member.size > len(data) or member.issparse():
+                        raise tarfile.ReadError(f"{member.name} runs past the end of the file or is sparse")
+                    yield member.name, member.offset_data, member.size, data
+            stopped = tar.offset
+    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
+        hint = "; unpack a .tar.gz first: only plain tar can be read in random order" if _is_gzip(data) else ""
+        raise DataError(f"{path}: the shard is damaged, cut off or no tar: {error}{hint}") from None
+    # tarfile ends without a word at a header that it cannot read; samples after it would be lost.
+    if stopped >= len(data):
+        log.warning("%s: the shard ends without the mark of an archive's end, so it may have been cut off", path)
+    if data[stopped : stopped + _BLOCK].strip(b"\0"):
+        raise DataError(
+            f"{path}, offset {stopped}: found no tar header, expected one or the end of the archive; the "
+            f"shard is damaged"
+        )
+    for start in range(stopped, len(data), _PIECE):
+        if data[start : start + _PIECE].strip(b"\0"):
+            raise DataError(
+                f"{path}: the archive ends at offset {stopped}, and more comes after its end; were several "
+                f"joined by cat, keep them apart"
+            )
+
+
+class _Sample:
+    """The files of one key, as they come."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.image: tuple[str, int, int] | None = None
+        self.label: int | None = None
+        self.has_cls = False
+
+    @property
+    def is_whole(self) -> bool:
+        return self.image is not None and self.label is not None
+
+    def add(self, path: Path, name: str, suffix: str, offset: int, size: int, data: mmap.mmap) -> None:
+        if suffix in IMAGE_SUFFIXES:
+            if self.image is not None:
+                raise DataError(
+                    f"{path}: sample {self.key!r} has two images, {self.image[0]!r} and {name!r}; expected "
+                    f"one per sample, or another name for each sample"
+                )
+            self.image = (name, offset, size)
+        elif suffix == ".cls" or (suffix == ".json" and self.label is None):
+            label = _parse_label(data[offset : offset + size], suffix)
+            if label is None and suffix == ".cls":
+                raise DataError(
+                    f"{path}: {name!r} holds {data[offset : offset + min(size, 40)]!r}, expected a class "
+                    f"number of 0 or more"
+                )
+            if suffix == ".cls" and self.has_cls:
+                raise DataError(f"{path}: sample {self.key!r} has two classes, expected one per sample")
+            self.has_cls |= suffix == ".cls"
+            self.label = self.label if label is None else label
+
+    def finish(self, path: Path, offsets: array, sizes: array, labels: array, names: list[str]) -> None:
+        if self.image is None and self.label is None:
+            return  # a note or a license in the archive, not a sample
+        if not self.is_whole:
+            lacks = "image (.jpg, .png, ...)" if self.image is None else "class (.cls, or a number as 'label' in .json)"
+            raise DataError(
+                f"{path}: sample {self.key!r} has no {lacks}; expected both under one name, one after the other"
+            )
+        names.append(self.image[0])
+        offsets.append(self.image[1])
+        sizes.append(self.image[2])
+        labels.append(self.label)
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """A file's name up to the first dot of its base name, by which WebDataset tells samples; up to the last; and the
+    rest of it."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, suffix = base.rpartition(".") if "." in base else (base, "", "")
+    return folder + slash + base.partition(".")[0], folder + slash + stem, (dot + suffix).lower()
+
+
+def _parse_label(text: bytes, suffix: str) -> int | None:
+    if suffix == ".json":
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(fields, dict):
+            return None
+        value = fields.get("cls") if fields.get("label") is None else fields["label"]
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            return None
+        text = str(value).removesuffix(".0").encode()
+    digits = text.strip()
+    return int(digits) if digits.isdigit() and len(digits) < 19 else None
+
+
+def _is_gzip(data: mmap.mmap) -> bool:
+    return data[:2] == b"\x1f\x8b"

@@ -1,0 +1,110 @@
+"""A network saved as a Paddle inference model, in the new representation or the legacy one."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import paddle
+from paddle import nn
+from paddle.jit.dy2static.program_translator import ProgramTranslator
+
+from plsc.errors import ExportError
+from plsc.export.baking import BakedNetwork
+
+# What Paddle 3.3 cannot trace in the legacy representation, method or layer alike, and what computes the same there.
+# F is paddle.nn.functional.
+INSTEAD = {
+    "sigmoid": "1 / (1 + math.e ** -x)",
+    "tanh": "x - F.tanhshrink(x)",
+    "softplus": "-F.log_sigmoid(-x)",
+    "gelu": "x * (1 + paddle.erf(x * 0.5 ** 0.5)) / 2",
+    "exp": "math.e ** x",
+    "sqrt": "x ** 0.5",
+    "rsqrt": "x ** -0.5",
+    "abs": "F.relu(x) + F.relu(-x)",
+    "maximum": "x + F.relu(y - x)",
+    "minimum": "x - F.relu(x - y)",
+    "matmul": "x @ y",
+    "bmm": "x @ y",
+    "sum": "x.mean(axis) * x.shape[axis]",
+}
+
+
+def save_traced(network: nn.Layer, spec: paddle.static.InputSpec, prefix: Path, legacy: bool = False) -> None:
+    """Write PREFIX.json (or, as legacy, PREFIX.pdmodel) and PREFIX.pdiparams.
+
+    Args:
+        network: in evaluation mode.
+        spec: of its one input.
+        prefix: path without a suffix, in an existing folder.
+        legacy: write the representation of Paddle 2, which Paddle Serving needs.
+
+    Raises:
+        ExportError: a layer cannot be traced; the message names it and what in it failed.
+    """
+    # Paddle 3 ignores the flag once imported, and silently writes the new representation; this guard it heeds.
+    guard = paddle.pir_utils.OldIrGuard() if legacy else contextlib.nullcontext()
+    entered: list[str] = []
+    try:
+        with guard, _names_of_entered_layers(network, entered):
+            paddle.jit.save(network, str(prefix), input_spec=[spec])
+    except Exception as error:
+        # Paddle 3.3 keeps the parameters of a failed trace, and gives them to a program that comes to lie at the same
+        # address.
+        ProgramTranslator.reset()
+        if "No space left" in str(error):
+            raise ExportError(f"{prefix.parent}: no space is left there for the model") from None
+        raise ExportError(_explain(network, entered, error, legacy)) from None
+    model = prefix.with_name(prefix.name + (".pdmodel" if legacy else ".json"))
+    if not model.is_file():
+        raise ExportError(
+            f"Paddle {paddle.__version__} did not write {model.name}, expected it to; this Paddle "
+            f"cannot write the {'legacy' if legacy else 'new'} representation"
+        )
+
+
+@contextlib.contextmanager
+def _names_of_entered_layers(network: nn.Layer, entered: list[str]) -> Iterator[None]:
+    """Keep in `entered` the path of layers being called; after a failure, its last is where it happened."""
+
+    def leave(layer: nn.Layer, inputs: object, outputs: object) -> None:
+        entered.pop()
+
+    handles = []
+    for name, layer in network.named_sublayers(include_self=True):
+        handles.append(layer.register_forward_pre_hook(lambda layer, inputs, name=name: entered.append(name)))
+        handles.append(layer.register_forward_post_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _explain(network: nn.Layer, entered: list[str], error: Exception, legacy: bool) -> str:
+    name = entered[-1] if entered else ""
+    layers = dict(network.named_sublayers(include_self=True))
+    # The user knows no layer that baking has put around theirs.
+    shown = name[len("backbone.") :] if isinstance(network, BakedNetwork) and name.startswith("backbone.") else name
+    where = f"layer '{shown}' ({type(layers[name]).__name__})" if name else type(network).__name__
+    text = str(error)
+    found = re.search(r"(\w+)\(\): argument .* must be Value, but got", text)
+    if legacy and found:
+        instead = f"Write {INSTEAD[found[1]]} for it" if found[1] in INSTEAD else "Do without it"
+        return (
+            f"{where}: paddle.{found[1]} cannot be traced in the legacy representation, which Paddle Serving "
+            f"needs. {instead} in a forward of your own, or export without 'legacy' and 'serving': the formats "
+            f"'paddle' and 'onnx' and plsc serve take it"
+        )
+    return (
+        f"{where}: cannot be traced{' in the legacy representation' if legacy else ''}: {last_line(error)}. Its "
+        f"forward must be a function of tensors, without data-dependent Python"
+    )
+
+
+def last_line(error: Exception) -> str:
+    """What an exception of Paddle says, without its stacks."""
+    return next((line.strip()[:300] for line in reversed(str(error).splitlines()) if line.strip()), repr(error))

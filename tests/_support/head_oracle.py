@@ -1,0 +1,99 @@
+"""A slow ArcFace and softmax oracle in float64, sample by sample and class by class, and ranks played by threads."""
+
+from __future__ import annotations
+
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import paddle
+
+NORM_EPSILON = 1e-12
+
+
+def norm(vector):
+    return math.sqrt(sum(float(a) ** 2 for a in vector) + NORM_EPSILON)
+
+
+def psi(cosine, m1, m2, m3):
+    """(value, derivative) of the margin at one cosine, straight from its definition."""
+    theta = math.acos(cosine)
+    angle = m1 * theta + m2
+    if angle > math.pi:
+        turn = math.cos((math.pi - m2) / m1)
+        return cosine - turn - 1.0 - m3, 1.0
+    return math.cos(angle) - m3, m1 * math.sin(angle) / math.sin(theta)
+
+
+def oracle(features, labels, weight, bias=None, margins=None, scale=64.0, rows=None):
+    """(loss, dX, dW, dbias) of the mean loss, in plain loops. `rows`: the only classes in the sum, if given."""
+    count, size = features.shape
+    rows = range(len(weight)) if rows is None else rows
+    d_x, d_w, d_b = np.zeros((count, size)), np.zeros(weight.shape), np.zeros(len(weight))
+    loss = 0.0
+    for n in range(count):
+        x, label = features[n].astype(np.float64), int(labels[n])
+        logit, slope, cosine = {}, {}, {}
+        for c in rows:
+            w = weight[c].astype(np.float64)
+            product = float(np.dot(x, w))
+            if margins is None:
+                logit[c], slope[c] = product + (0.0 if bias is None else float(bias[c])), 1.0
+                continue
+            cosine[c] = product / (norm(x) * norm(w))
+            value, rate = psi(cosine[c], *margins) if c == label else (cosine[c], 1.0)
+            logit[c], slope[c] = scale * value, scale * rate
+        peak = max(logit.values())
+        total = sum(math.exp(z - peak) for z in logit.values())
+        loss += math.log(total) + peak - logit[label]
+        for c in rows:
+            w = weight[c].astype(np.float64)
+            rate = (math.exp(logit[c] - peak) / total - (c == label)) / count
+            d_b[c] += rate
+            rate *= slope[c]
+            if margins is None:
+                d_x[n] += rate * w
+                d_w[c] += rate * x
+            else:
+                x_norm, w_norm = norm(x), norm(w)
+                d_x[n] += rate * (w / w_norm - cosine[c] * x / x_norm) / x_norm
+                d_w[c] += rate * (x / x_norm - cosine[c] * w / w_norm) / w_norm
+    return loss / count, d_x, d_w, d_b
+
+
+class LockstepReducer:
+    """Reductions between threads that each play a rank; all of them reduce in the same order."""
+
+    def __init__(self, world_size):
+        self._barrier = threading.Barrier(world_size, timeout=20)
+        self._slots = [None] * world_size
+        self._rank = threading.local()
+
+    def run(self, play):
+        """[play(rank) for every rank], at the same time."""
+
+        def start(rank):
+            self._rank.value = rank
+            return play(rank)
+
+        with ThreadPoolExecutor(len(self._slots)) as pool:
+            return list(pool.map(start, range(len(self._slots))))
+
+    def _reduce(self, tensor, combine):
+        self._slots[self._rank.value] = tensor.clone()
+        self._barrier.wait()
+        reduced = combine(paddle.stack(self._slots))
+        self._barrier.wait()
+        return reduced
+
+    def all_reduce_sum(self, tensor):
+        return self._reduce(tensor, lambda stack: stack.sum(axis=0))
+
+    def all_reduce_max(self, tensor):
+        return self._reduce(tensor, lambda stack: stack.max(axis=0))
+
+
+def relative_error(found, expected):
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    return float(np.abs(found - expected).max(initial=0.0) / max(np.abs(expected).max(initial=0.0), 1e-300))

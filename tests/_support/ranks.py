@@ -1,0 +1,53 @@
+"""Start real ranks: a worker script under Paddle's launcher, on gloo."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+WORKERS = Path(__file__).parent / "workers"
+ROOT = Path(__file__).parents[2]
+
+
+def launch(ranks, script, *arguments, log_dir, check=True, timeout=300):
+    """Run a worker script (a name in workers/, or a path) on so many ranks; returns (exit status, all output)."""
+    script = WORKERS / script if not Path(script).is_absolute() else script
+    command = [
+        sys.executable,
+        "-m",
+        "paddle.distributed.launch",
+        "--nproc_per_node",
+        str(ranks),
+        "--log_dir",
+        str(log_dir),
+        "--log_overwrite",
+        "1",
+        str(script),
+        *map(str, arguments),
+    ]
+    return run(command, log_dir=log_dir, check=check, timeout=timeout)
+
+
+def run(command, log_dir=None, check=True, timeout=300, cwd=None):
+    """Run a command with one thread and this checkout on its path; returns (exit status, all output)."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PADDLE_")}
+    environment.update(PYTHONPATH=path, OMP_NUM_THREADS="1")
+    done = subprocess.run(
+        list(map(str, command)),
+        env=environment,
+        cwd=cwd,
+        timeout=timeout,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+    )
+    output = done.stdout
+    for log in sorted(Path(log_dir).glob("workerlog.*")) if log_dir else []:
+        output += f"\n== {log.name}\n{log.read_text()}"
+    if check:
+        assert done.returncode == 0, output[-8000:]
+    return done.returncode, output

@@ -1,0 +1,95 @@
+"""Train on a small set of pixels with the settings given as JSON: {"model": ..., "<setting>": ...}."""
+
+import functools
+import json
+import sys
+
+import numpy as np
+import paddle
+from paddle import nn
+
+import plsc
+from plsc.data.verification_set import VerificationSet
+from plsc.models.base_model import BaseModel
+from plsc.models.resnet import ResNetTiny
+
+CLASSES, SIDE = 10, 8
+
+
+class Pixels:
+    """Sixty noisy images of ten patterns."""
+
+    num_classes = CLASSES
+
+    def __init__(self):
+        rng = np.random.default_rng(1)
+        patterns = rng.integers(0, 255, (CLASSES, SIDE, SIDE, 3))
+        self.labels = np.arange(60) % CLASSES
+        noise = rng.normal(0, 25, (60, SIDE, SIDE, 3))
+        self.images = np.clip(patterns[self.labels] + noise, 0, 255).astype(np.uint8)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.images[index], self.labels[index]
+
+
+class Plain(BaseModel):
+    """No batch normalization, whose statistics are each rank's own."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__(16)
+        self.conv = nn.Conv2D(3, 8, 3, padding=1)
+        self.drop = nn.Dropout(dropout)
+        self.fc = nn.Linear(8 * SIDE * SIDE, 16)
+
+    def build_network(self, input, label, is_train=True):
+        return self.fc(self.drop(nn.functional.relu(self.conv(input))).flatten(1))
+
+
+MODELS = {"plain": Plain, "dropout": lambda: Plain(0.3), "batch norm": lambda: ResNetTiny(16, (3, SIDE, SIDE))}
+OPTIMIZERS = {
+    "adamw": functools.partial(paddle.optimizer.AdamW, weight_decay=0.01),
+    "sgd": functools.partial(paddle.optimizer.SGD, weight_decay=1e-3),
+    # As the default, but for a clipping that clips nothing: the whole gradient is made first.
+    "clipped": functools.partial(
+        paddle.optimizer.Momentum, momentum=0.9, weight_decay=5e-4, grad_clip=paddle.nn.ClipGradByValue(1e9)
+    ),
+    "clipped adamw": functools.partial(
+        paddle.optimizer.AdamW, weight_decay=0.01, grad_clip=paddle.nn.ClipGradByValue(1e9)
+    ),
+    "clipped sgd": functools.partial(paddle.optimizer.SGD, weight_decay=1e-3, grad_clip=paddle.nn.ClipGradByValue(1e9)),
+}
+
+settings = json.loads(sys.argv[1])
+entry = plsc.Entry()
+paddle.seed(5)
+model = settings.pop("model")
+entry.set_model(MODELS[model]())
+if "optimizer" in settings:
+    entry.set_optimizer(OPTIMIZERS[settings.pop("optimizer")])
+entry.train_dataset = Pixels()
+entry.set_class_num(CLASSES)
+entry.set_emb_size(16)
+entry.set_image_shape((3, SIDE, SIDE))
+entry.set_with_test(False)
+entry.set_scale(16.0)
+entry.set_lr(2.0)
+entry.set_log_period(1)
+entry.set_calc_acc(True)
+verify = settings.pop("verify", False)
+for name, value in settings.items():
+    setattr(entry, name, value)
+if verify:
+    entry.set_with_test(True)
+    pixels = Pixels()
+    pairs = [(i, i + 10 * (i % 2) + 5 * (1 - i % 2)) for i in range(40)]
+    entry.test_dataset = VerificationSet(
+        "pixels", [pixels.images[j] for pair in pairs for j in pair], [i % 2 == 1 for i in range(40)]
+    )
+print("TRAINED", json.dumps(entry.train()))
+if verify:
+    entry.set_model(MODELS[model]())
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    print("TESTED", json.dumps(entry.test()))

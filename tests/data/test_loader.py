@@ -1,0 +1,108 @@
+"""Batches: seeded by epoch, disjoint over ranks, the same whatever the worker count."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from plsc import DataError
+from plsc.data.loader import ReaderLoader, TrainLoader
+from plsc.data.records import DatasetRecords
+from plsc.data.transforms import Transform, normalize
+from tests._support.images import make_images
+
+IMAGES, _ = make_images(classes=5, per_class=7)
+
+
+class Numbered:
+    """Images labeled with their own index."""
+
+    num_classes = len(IMAGES)
+
+    def __len__(self):
+        return len(IMAGES)
+
+    def __getitem__(self, index):
+        return IMAGES[index], index
+
+
+def loader(batch_size=4, flip=False, **options):
+    return TrainLoader(DatasetRecords(Numbered()), Transform((3, 16, 16), flip), len(IMAGES), batch_size, **options)
+
+
+def labels(batches):
+    return [batch.labels.tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("ranks, batch_size", [(1, 12), (2, 6), (3, 4), (4, 3)])
+def test_ranks_share_the_global_batch_of_one_rank(ranks, batch_size):
+    whole = labels(loader(12).epoch(3))
+    shares = [labels(loader(batch_size, rank=rank, world_size=ranks).epoch(3)) for rank in range(ranks)]
+    assert [sum(step, []) for step in zip(*shares)] == whole
+
+
+def test_every_image_is_seen_every_epoch_and_at_most_a_batch_twice():
+    seen = sum(labels(loader(4).epoch(0)), [])
+    assert set(seen) == set(range(35))
+    assert len(seen) == 36
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    assert labels(loader().epoch(0)) == labels(loader().epoch(0))
+    assert labels(loader().epoch(0)) != labels(loader().epoch(1))
+    assert labels(loader().epoch(0)) != labels(loader(seed=1).epoch(0))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_worker_count_changes_nothing(workers):
+    alone, shared = loader(flip=True), loader(flip=True, num_workers=workers)
+    try:
+        for epoch in (0, 1):
+            for one, other in zip(alone.epoch(epoch), shared.epoch(epoch)):
+                assert np.array_equal(one.images, other.images)
+                assert np.array_equal(one.labels, other.labels)
+    finally:
+        shared.close()
+
+
+def test_a_resumed_epoch_goes_on_at_the_exact_next_batch():
+    assert labels(loader().epoch(2, first_step=5)) == labels(loader().epoch(2))[5:]
+
+
+def test_flips_follow_the_seed_and_are_about_half():
+    images = np.concatenate([batch.images for batch in loader(35, flip=True).epoch(0)])
+    order = np.concatenate(labels(loader(35).epoch(0)))
+    originals = [IMAGES[index].transpose(2, 0, 1) for index in order]
+    flipped = [np.array_equal(image, original[..., ::-1]) for image, original in zip(images, originals)]
+    plain = [np.array_equal(image, original) for image, original in zip(images, originals)]
+    assert all(a != b for a, b in zip(flipped, plain))
+    assert 5 < sum(flipped) < 30
+
+
+class Dying(Numbered):
+    def __getitem__(self, index):
+        os._exit(1)
+
+
+def test_a_worker_that_dies_is_an_error_not_a_hang():
+    dying = TrainLoader(DatasetRecords(Dying()), Transform((3, 16, 16)), 35, 4, num_workers=1)
+    with pytest.raises(DataError, match="died"):
+        list(dying.epoch(0))
+
+
+def test_an_empty_set_is_refused():
+    with pytest.raises(DataError, match="is empty"):
+        TrainLoader(DatasetRecords([]), Transform((3, 16, 16)), 1, 1)
+
+
+def test_a_reader_keeps_its_own_batches_and_float_images():
+    image = np.full((3, 16, 16), 0.5, np.float32)
+    reader = ReaderLoader(lambda: iter([[(image, 1), (image.ravel(), [2])], [(image, 3)]]), (3, 16, 16), 4)
+    batches = list(reader.epoch(0))
+    assert labels(batches) == [[1, 2], [3]]
+    assert batches[0].images.dtype == np.float32
+    assert np.array_equal(normalize(batches[0].images), batches[0].images)
+    assert labels(reader.epoch(1, first_step=1)) == [[3]]
+    assert reader.count() == 3

@@ -1,0 +1,224 @@
+"""Worker processes: missed by name when they die or hang, never left behind, flat in memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plsc import DataError
+from plsc.data.augment import Augment
+from plsc.data.loader import TrainLoader, balanced_order
+from plsc.data.records import Record
+from plsc.data.sources.synthetic import SyntheticRecords
+from plsc.data.transforms import Transform
+
+SHAPE = (3, 16, 16)
+
+
+class Source(SyntheticRecords):
+    """Small images; `act(index)` runs before one is handed out."""
+
+    def __init__(self, act=lambda index: None, count=40):
+        super().__init__(count, count, image_size=16)
+        self.act = act
+
+    def __getitem__(self, index):
+        return self.act(index) or super().__getitem__(index)
+
+
+@pytest.fixture
+def loader():
+    made = []
+
+    def make(act=lambda index: None, batch_size=4, count=40, augment=None, **options):
+        made.append(TrainLoader(Source(act, count), Transform(SHAPE, True, augment), count, batch_size, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def at(record, act):
+    return lambda index: act() if index == record else None
+
+
+def test_a_killed_worker_is_reported_with_the_record_it_held(loader):
+    killed = loader(at(17, lambda: os.kill(os.getpid(), signal.SIGKILL)), num_workers=2)
+    message = r"died \(killed by SIGKILL, out of memory\?\) while it held synthetic image 17;"
+    with pytest.raises(DataError, match=message):
+        list(killed.epoch(0))
+    left = loader(at(3, lambda: os._exit(7)), num_workers=1)
+    with pytest.raises(DataError, match=r"died \(exit status 7\) while it held synthetic image 3;"):
+        list(left.epoch(0))
+
+
+def test_a_hanging_worker_is_reported_with_the_record_it_holds(loader):
+    hanging = loader(at(23, lambda: time.sleep(60)), num_workers=2, worker_timeout=0.5)
+    start = time.monotonic()
+    with pytest.raises(DataError, match=r"hangs: it has held synthetic image 23 for \d s; .*set_worker_timeout"):
+        list(hanging.epoch(0))
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_fault_in_a_users_data_set_is_told_with_its_place_and_cause(loader, num_workers):
+    broken = loader(at(5, lambda: {}["age"]), num_workers=num_workers)
+    with pytest.raises(DataError, match=r"(?s)synthetic image 5: reading it failed:.*KeyError.*'age'"):
+        list(broken.epoch(0))
+
+
+def test_a_loader_works_again_after_a_fault_and_after_an_epoch_left_early(loader):
+    made = loader(batch_size=3, num_workers=3)
+    expected = [batch.labels.tolist() for batch in loader(batch_size=3).epoch(1)]
+    first = made.epoch(0)
+    next(first)
+    assert [batch.labels.tolist() for batch in made.epoch(1)] == expected
+    with pytest.raises(DataError, match="an epoch was begun before this one had ended"):
+        next(first)
+    assert [batch.labels.tolist() for batch in made.epoch(1, first_step=9)] == expected[9:]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_augmented_batches_are_the_same_whatever_the_worker_count(loader, workers):
+    augment = Augment(crop=0.2, rotate=10, color_jitter=0.3, rand_augment=2, gray=0.3, blur=0.3, erase=0.5)
+    alone, shared = loader(augment=augment), loader(augment=augment, num_workers=workers)
+    for one, other in zip(alone.epoch(2), shared.epoch(2)):
+        assert np.array_equal(one.images, other.images)
+        assert np.array_equal(one.labels, other.labels)
+    again = [batch.images for batch in alone.epoch(3)]
+    assert not any(np.array_equal(one.images, other) for one, other in zip(alone.epoch(2), again))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_finished_images_pass_and_do_not_mix_with_others(loader, workers):
+    finished = loader(lambda index: Record(np.full(SHAPE, index, np.float32), index), num_workers=workers)
+    for batch in finished.epoch(0):
+        assert batch.images.dtype == np.float32
+        assert batch.images[:, 0, 0, 0].tolist() == batch.labels.tolist()
+    mixed = loader(at(7, lambda: Record(np.zeros(SHAPE, np.float32), 7)), num_workers=workers)
+    with pytest.raises(DataError, match="a batch has 1 images that are finished float32 and 3 that are not"):
+        list(mixed.epoch(0))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_batches_stay_what_they_were_for_as_long_as_anything_of_them_is_kept(loader, workers):
+    made = loader(num_workers=workers)
+    kept = [list(made.epoch(epoch)) for epoch in range(3)]
+    rows = [batch.images[1] for batch in made.epoch(3)]
+    last = next(made.epoch(4)).images
+    for epoch, batches in enumerate(kept):
+        assert all(np.array_equal(one.images, other.images) for one, other in zip(batches, loader().epoch(epoch)))
+    assert all(np.array_equal(row, other.images[1]) for row, other in zip(rows, loader().epoch(3)))
+    made.close()
+    assert np.array_equal(last, next(loader().epoch(4)).images)
+
+
+def test_batches_that_are_let_go_are_not_copied(loader):
+    made = loader(num_workers=2)
+    for batch in made.epoch(0):
+        assert not batch.images.flags.owndata
+
+
+def anonymous_memory(pid) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))) << 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell memory by process")
+def test_memory_is_flat_over_epochs_and_nothing_is_left_in_shared_memory(loader):
+    def named():
+        return [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm" in line]
+
+    before = named()
+    made = loader(count=2000, batch_size=50, num_workers=2)
+    seen = []
+    for epoch in range(8):
+        for _ in made.epoch(epoch):
+            pass
+        pids = [worker.process.pid for worker in made._pool._workers] + [os.getpid()]
+        seen.append([anonymous_memory(pid) for pid in pids])
+    growth = np.array(seen[-1]) - np.array(seen[2])
+    assert growth.max() < 1 << 20
+    assert named() == before, "a map with a name outlives a process that is killed"
+    made.close()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids[:-1])
+
+
+SCRIPT = """
+import os, sys
+from plsc.data.loader import TrainLoader
+from plsc.data.sources.synthetic import SyntheticRecords
+from plsc.data.transforms import Transform
+loaders = [TrainLoader(SyntheticRecords(9, 900, 16), Transform((3, 16, 16)), 9, 4, num_workers=2) for _ in range(2)]
+epochs = [loader.epoch(0) for loader in loaders]
+for epoch in epochs:
+    next(epoch)
+print(*(worker.process.pid for loader in loaders for worker in loader._pool._workers), flush=True)
+{end}
+"""
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "raise SystemExit", "os._exit(0)"])
+def test_workers_end_with_the_process_that_made_them_however_it_ends(end):
+    run = subprocess.run([sys.executable, "-c", SCRIPT.format(end=end)], capture_output=True, text=True, timeout=60)
+    pids = [int(pid) for pid in run.stdout.split()]
+    assert len(pids) == 4
+    deadline = time.monotonic() + 10
+    while (alive := [pid for pid in pids if _runs(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert alive == []
+    assert "Traceback" not in run.stderr
+
+
+def _runs(pid) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_forking_after_opencv_used_its_threads_does_not_hang():
+    code = (
+        "import cv2, numpy as np\ncv2.setNumThreads(4)\n"
+        "cv2.GaussianBlur(np.zeros((4000, 4000, 3), np.uint8), (9, 9), 2)\n" + SCRIPT.format(end="")
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert len(run.stdout.split()) == 4
+
+
+# Orders
+
+
+@pytest.mark.parametrize("sizes", [[1, 50, 9], [7, 7, 7], [1], [3, 1, 1, 1, 40]])
+def test_a_balanced_order_gives_every_class_equal_turns(sizes):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)) * 3, sizes))
+    order = balanced_order(labels, np.random.default_rng(1))
+    assert len(order) == len(labels)
+    turns = np.bincount(labels[order], minlength=3 * len(sizes))[::3]
+    assert turns.max() - turns.min() <= 1
+    for number, size in enumerate(sizes):
+        uses = np.bincount(order[labels[order] == 3 * number], minlength=len(labels))[labels == 3 * number]
+        assert uses.max() - uses.min() <= 1, f"images of one class of {size} come equally often"
+    assert not np.array_equal(order, balanced_order(labels, np.random.default_rng(2))) or len(labels) == 1
+
+
+def test_a_balanced_loader_is_shared_by_ranks_and_resumes(loader):
+    def make(**options):
+        source = Source(count=60)
+        source._labels = np.minimum(np.arange(60), 5)
+        return TrainLoader(source, Transform(SHAPE), 60, class_balanced=True, **options)
+
+    whole = [batch.labels.tolist() for batch in make(batch_size=6).epoch(0)]
+    shares = [
+        [batch.labels.tolist() for batch in make(batch_size=3, rank=rank, world_size=2).epoch(0)] for rank in range(2)
+    ]
+    assert [sum(step, []) for step in zip(*shares)] == whole
+    assert [batch.labels.tolist() for batch in make(batch_size=6).epoch(0, 4)] == whole[4:]

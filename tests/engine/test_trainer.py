@@ -1,0 +1,123 @@
+"""Training: N ranks equal one, and a resumed run equals an unbroken one."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from plsc.engine.checkpoint import Checkpoint
+from tests._support.ranks import launch
+
+GLOBAL_BATCH = 12
+
+
+def train(ranks, folder, **settings):
+    """Train and return {name: array} of everything in the last checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "model": "plain",
+        "train_epochs": 4,
+        "num_workers": 0,
+        "model_save_dir": str(folder / "output"),
+        "train_batch_size": GLOBAL_BATCH // ranks,
+        **settings,
+    }
+    launch(ranks, "train_worker.py", json.dumps(settings), log_dir=folder / "log")
+    saved = Checkpoint(folder / "output")
+    return {name: saved.read(name) for name in saved.names("")}
+
+
+def assert_close(found, expected, tolerance):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        error = np.abs(found[name] - value).max() / max(np.abs(value).max(), 1e-12)
+        assert error <= tolerance, (name, error)
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    """Twenty steps on one rank: 4 epochs of 5."""
+    return train(1, tmp_path_factory.mktemp("one"))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_training_on_ranks_equals_training_on_one(ranks, one_rank, tmp_path):
+    assert_close(train(ranks, tmp_path), one_rank, 1e-5)
+
+
+@pytest.mark.parametrize("loss_type", ["arcface", "dist_softmax", "softmax"])
+def test_whole_and_sharded_heads_equal_one_rank(loss_type, tmp_path):
+    alone = train(1, tmp_path / "1", loss_type=loss_type, lr=0.5)
+    assert_close(train(2, tmp_path / "2", loss_type=loss_type, lr=0.5), alone, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "fused, unfused, extra",
+    [
+        (None, "clipped", {}),
+        ("sgd", "clipped sgd", {}),
+        ("adamw", "clipped adamw", {"lr": 0.2}),
+        (None, "clipped", {"logits": "recompute"}),
+        (None, "clipped", {"loss_type": "dist_softmax", "lr": 0.5}),
+    ],
+)
+def test_the_fused_update_gives_the_weights_of_the_whole_gradient(fused, unfused, extra, tmp_path):
+    one = train(2, tmp_path / "fused", **({"optimizer": fused} if fused else {}), **extra)
+    other = train(2, tmp_path / "unfused", optimizer=unfused, **extra)
+    weights = [name for name in one if name in other and ":" not in name]
+    assert {"head.weight", "backbone.fc.weight"} <= set(weights)
+    assert_close({name: one[name] for name in weights}, {name: other[name] for name in weights}, 1e-5)
+
+
+def test_training_moves_the_weights(one_rank, tmp_path):
+    before = train(1, tmp_path, train_epochs=None, train_steps=1)
+    assert np.abs(before["head.weight"] - one_rank["head.weight"]).max() > 1e-3
+    assert np.abs(before["backbone.fc.weight"] - one_rank["backbone.fc.weight"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "model, extra",
+    [
+        ("dropout", {}),
+        ("batch norm", {}),
+        ("dropout", {"optimizer": "adamw", "lr": 0.2}),
+        ("plain", {"sample_ratio": 0.5}),
+    ],
+)
+@pytest.mark.parametrize("steps", [10, 8])
+def test_resume_equals_never_having_stopped_bit_for_bit(model, extra, steps, tmp_path):
+    """At the end of an epoch, and within one."""
+    whole = train(2, tmp_path / "whole", model=model, num_workers=1, **extra)
+    train(2, tmp_path / "broken", model=model, num_workers=1, train_epochs=None, train_steps=steps, **extra)
+    broken = train(
+        2, tmp_path / "broken", model=model, num_workers=1, checkpoint_dir=str(tmp_path / "broken" / "output"), **extra
+    )
+    assert_close(broken, whole, 0.0)
+
+
+@pytest.mark.parametrize("before, after", [(2, 3), (4, 1), (1, 4)])
+def test_resume_on_another_number_of_ranks(before, after, one_rank, tmp_path):
+    train(before, tmp_path, train_epochs=2)
+    resumed = train(after, tmp_path, checkpoint_dir=str(tmp_path / "output"))
+    assert_close(resumed, one_rank, 1e-5)
+
+
+def test_ranks_verify_and_save_the_same_running_statistics(tmp_path):
+    """What two ranks report of their network is what its checkpoint gives."""
+    settings = {
+        "model": "batch norm",
+        "train_epochs": 1,
+        "num_workers": 0,
+        "verify": True,
+        "train_batch_size": 6,
+        "model_save_dir": str(tmp_path / "output"),
+    }
+    _, output = launch(2, "train_worker.py", json.dumps(settings), log_dir=tmp_path / "log")
+    trained, tested = (
+        [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith(word)]
+        for word in ("TRAINED", "TESTED")
+    )
+    for name in ("pixels/xnorm", "pixels/threshold", "pixels/accuracy"):
+        assert trained[0][name] == trained[1][name] == pytest.approx(tested[0][name], rel=1e-6)

@@ -1,0 +1,157 @@
+"""Where an export goes: what stood there before is replaced whole, but for what is the user's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plsc import ExportError
+from plsc.errors import PLSCError
+from plsc.utils.atomic import replacing
+from tests._support.servers import ROOT, make_model
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_exporting_again_leaves_the_user_what_is_theirs(tmp_path, caplog):
+    folder = tmp_path / "m"
+    make_model(folder, formats=("serving", "legacy"))
+    fresh = files(folder)
+    serving = folder / "serving"
+    (folder / "NOTES").write_text("mine")
+    (folder / "legacy" / "engine.trt").write_text("mine")
+    (serving / "venv" / "bin").mkdir(parents=True)
+    (serving / "venv" / "bin" / "python").symlink_to("/no/such/python")
+    (serving / "config.yml").write_text("worker_num: 3\n")
+    (serving / "start.sh").unlink()
+    (serving / "start.sh").mkdir()
+    (serving / "start.sh" / "inside").write_text("mine")
+    for edit, backup in (("FROM mine\n", "Dockerfile.old"), ("FROM other\n", "Dockerfile.old.1")):
+        (serving / "Dockerfile").write_text(edit)
+        caplog.clear()
+        make_model(folder, formats=("serving",))
+        assert (serving / backup).read_text() == edit != (serving / "Dockerfile").read_text()
+        assert f"serving/Dockerfile: it had been changed, and stays so as {backup}" in caplog.text
+    assert (serving / "config.yml").read_text() == "worker_num: 3\n"
+    assert (serving / "venv" / "bin" / "python").is_symlink()
+    kept = [
+        "NOTES",
+        "legacy/engine.trt",
+        "serving/Dockerfile.old",
+        "serving/Dockerfile.old.1",
+        "serving/start.sh.old/inside",
+    ]
+    assert files(folder) == sorted([name for name in fresh if not name.startswith("legacy")] + kept)
+    make_model(folder)
+    left = ["Dockerfile.old", "Dockerfile.old.1", "config.yml", "start.sh.old/inside"]
+    assert files(folder / "serving") == left and os.listdir(tmp_path) == ["m"]
+    make_model(folder, formats=("serving",))
+    assert (serving / "config.yml").read_text() == "worker_num: 3\n" and (serving / "serving_server").is_dir()
+
+
+def test_a_service_that_is_a_link_stays_the_users(tmp_path):
+    make_model(tmp_path / "m", formats=("serving",))
+    (tmp_path / "m" / "serving").rename(tmp_path / "elsewhere")
+    (tmp_path / "m" / "serving").symlink_to(tmp_path / "elsewhere")
+    before = files(tmp_path / "elsewhere")
+    make_model(tmp_path / "m", formats=("serving",))
+    assert files(tmp_path / "elsewhere") == before and (tmp_path / "m" / "serving.old").is_symlink()
+
+
+def test_what_is_not_ours_stays_in_a_gallery(tmp_path):
+    pytest.importorskip("faiss", reason="plsc[gallery] is not installed")
+    from plsc.inference.gallery import Gallery
+
+    gallery = Gallery(4)
+    gallery.add(["ann"], np.ones([1, 4], np.float32))
+    gallery.save(tmp_path / "g")
+    (tmp_path / "g" / "ann.jpg").write_text("mine")
+    gallery.save(tmp_path / "g", replace=True)
+    assert len(files(tmp_path / "g")) == 3 and len(Gallery.open(tmp_path / "g")) == 1
+
+
+def test_folders_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.chdir(tmp_path / "empty")
+    for path, message in (
+        (tmp_path / "file", "is a file, expected a folder"),
+        (tmp_path / "file" / "m", "Not a dir"),
+        ("/proc/m", "cannot be written"),
+        (".", "is the current folder or a mount point"),
+        (tmp_path / "loop", "loop"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            make_model(path)
+    assert sorted(os.listdir(tmp_path)) == ["empty", "file", "loop"]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with replacing(tmp_path / "link", PLSCError) as replacement:
+        (replacement.path / "new").write_text("")
+    assert (tmp_path / "link").is_symlink() and os.listdir(tmp_path / "real") == ["new"]
+
+
+def test_two_at_a_time_do_not_mix(tmp_path):
+    with replacing(tmp_path / "f", PLSCError) as replacement:
+        (replacement.path / "new").write_text("")
+        with pytest.raises(PLSCError, match="another process is writing it"), replacing(tmp_path / "f", PLSCError):
+            pass
+    assert files(tmp_path / "f") == ["new"] and os.listdir(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize("kill", [1, 2, 3])
+def test_an_interruption_while_it_is_put_in_place_loses_nothing(tmp_path, kill):
+    """The process is killed before its first, second, third change of name; the next replacement goes well."""
+    folder = tmp_path / "f"
+    folder.mkdir()
+    (folder / "mine").write_text("precious")
+    script = f"""
+import os, signal
+from pathlib import Path
+from plsc.errors import PLSCError
+from plsc.utils.atomic import replacing
+real, left = Path.rename, {kill}
+def rename(self, target):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, target)
+Path.rename = rename
+with replacing(Path({str(folder)!r}), PLSCError) as replacement:
+    (replacement.path / "new").write_text("")
+"""
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == -signal.SIGKILL
+    with replacing(folder, PLSCError) as replacement:
+        (replacement.path / "newer").write_text("")
+    found = [path for path in tmp_path.rglob("mine") if path.read_text() == "precious"]
+    assert len(found) == 1 and not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    assert (folder / "newer").is_file()
+
+
+def test_a_failure_while_it_is_put_in_place_leaves_the_earlier_one(tmp_path, monkeypatch):
+    folder, real = tmp_path / "f", Path.rename
+    folder.mkdir()
+    (folder / "mine").write_text("precious")
+
+    def rename(self, target):
+        if self.name.endswith("partial"):
+            raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(PLSCError, match="cannot be written: Input/output error"), replacing(folder, PLSCError):
+        pass
+    assert files(folder) == ["mine"] and os.listdir(tmp_path) == ["f"]

@@ -1,0 +1,47 @@
+"""The sharded head on 1 to 4 real ranks against the per-sample float64 oracle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from plsc.utils.ranges import shard_ranges
+from tests._support.head_oracle import oracle, relative_error
+from tests._support.ranks import launch
+from tests._support.workers.cases import HEAD_CASES, head_problem
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3, 4])
+def played(request, tmp_path_factory):
+    """(ranks, what each rank found)."""
+    folder = tmp_path_factory.mktemp(f"head{request.param}")
+    launch(request.param, "head_worker.py", folder, log_dir=folder / "log")
+    return request.param, [np.load(folder / f"{rank}.npz") for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("name", HEAD_CASES)
+def test_loss_and_gradients_match_the_oracle(played, name):
+    ranks, found = played
+    case = HEAD_CASES[name]
+    problem = head_problem(case, ranks)
+    tolerance = 1e-5 if case.dtype == "float32" else 1e-10
+    loss, d_x, d_w, d_b = oracle(*problem, margins=case.margins, scale=case.scale)
+    for rank in range(ranks):
+        assert relative_error(found[rank][f"{name}/loss"], loss) < tolerance
+    assert relative_error(np.concatenate([f[f"{name}/features"] for f in found]), d_x) < tolerance
+    assert relative_error(np.concatenate([f[f"{name}/weight"] for f in found]), d_w) < tolerance
+    if case.with_bias:
+        assert relative_error(np.concatenate([f[f"{name}/bias"] for f in found]), d_b) < tolerance
+    sizes = [len(f[f"{name}/weight"]) for f in found]
+    assert sizes == [shard.size for shard in shard_ranges(case.classes, ranks)]
+
+
+@pytest.mark.parametrize("name", ["six", "three", "softmax with bias", "float32"])
+def test_classes_above_the_target_are_counted_over_shards(played, name):
+    ranks, found = played
+    features, labels, weight, bias = head_problem(HEAD_CASES[name], ranks)
+    if HEAD_CASES[name].margins:
+        weight = weight / np.linalg.norm(weight, axis=1, keepdims=True)
+    logits = features @ weight.T + (0 if bias is None else bias)
+    expected = [int((row > row[label]).sum()) for row, label in zip(logits, labels)]
+    assert found[0][f"{name}/above"].tolist() == expected

@@ -1,0 +1,453 @@
+"""The embedded server as its clients see it: three protocols, mistakes and limits."""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import contextlib
+import gzip
+import http.client
+import io
+import json
+import os
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from tests._support.http_calls import HTTP, get, post
+from tests._support.servers import EMB_DIM, SIDE, make_image, make_model, serving
+
+pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
+
+from plsc import load_inference_model
+from plsc.export.formats.messages import Request, Response
+
+IMAGES = [make_image(seed) for seed in range(3)]
+
+
+def encode(images):
+    return [base64.b64encode(image).decode() for image in images]
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return load_inference_model(model).embed(IMAGES)
+
+
+@pytest.fixture(scope="module")
+def server(model, tmp_path_factory):
+    with serving(
+        model,
+        "--threshold",
+        0.5,
+        "--max-body",
+        200_000,
+        "--max-pixels",
+        10_000,
+        "--max-images",
+        4,
+        log=tmp_path_factory.mktemp("log") / "server.log",
+    ) as running:
+        yield running
+
+
+def tensor():
+    pixels = np.stack([load_pixels(image) for image in IMAGES])
+    return ((pixels.astype(np.float32) - 127.5) / 128.0).transpose(0, 3, 1, 2)
+
+
+def load_pixels(encoded):
+    from plsc.data.transforms import decode
+
+    return decode(encoded)
+
+
+def general_request(values=None, **changes):
+    values = tensor() if values is None else values
+    request = Request(fetch_var_names=changes.pop("fetches", []), log_id=7)
+    fields = {
+        "name": "image",
+        "alias_name": "image",
+        "elem_type": 1,
+        "shape": values.shape,
+        "float_data": [values.astype("<f4").tobytes()],
+        **changes,
+    }
+    request.tensor.add(**fields)
+    return request.SerializeToString()
+
+
+# What it answers
+
+
+def test_embed_takes_an_image_a_form_or_json(server, expected):
+    one = json.loads(post(server, "/embed", IMAGES[0], "image/png").data)["embeddings"]
+    assert np.abs(np.asarray(one) - expected[:1]).max() < 1e-5
+    form = HTTP.request("POST", server.url + "/embed", fields=[("f", ("a.png", image)) for image in IMAGES])
+    listed = post(server, "/embed", {"images": encode(IMAGES)})
+    for reply in (form, listed):
+        assert np.abs(np.asarray(json.loads(reply.data)["embeddings"]) - expected).max() < 1e-5
+    npy = post(server, "/embed", {"images": encode(IMAGES)}, Accept="application/x-npy")
+    assert np.abs(np.load(io.BytesIO(npy.data)) - expected).max() < 1e-5
+
+
+def test_verify_gives_the_cosine_and_the_verdict(server, expected):
+    reply = json.loads(post(server, "/verify", {"images": encode(IMAGES[:2])}).data)
+    cosine = float(expected[0] @ expected[1])
+    assert reply["cosine"] == pytest.approx(cosine, abs=1e-5)
+    assert reply["same"] == (cosine >= 0.5) and reply["threshold"] == 0.5
+    assert json.loads(post(server, "/verify", {"images": encode(IMAGES[:1] * 2)}).data)["same"] is True
+
+
+def test_the_face_service_of_old(server, expected):
+    reply = json.loads(post(server, "/FaceClassifyService/inference", {"base64_string": encode(IMAGES)}).data)
+    assert np.abs(np.asarray([row["embedding"] for row in reply["instance"]]) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_general_model_service_in_protobuf_and_json(server, model, zipped):
+    raw = load_inference_model(model).run(tensor())
+    headers = {"Content_Encoding": "gzip", "Accept_Encoding": "gzip"} if zipped else {}
+    pack = gzip.compress if zipped else bytes
+    reply = post(server, "/GeneralModelService/inference", pack(general_request()), "application/proto", **headers)
+    assert reply.headers["Content-Type"] == "application/proto"
+    assert (reply.headers.get("Content-Encoding") == "gzip") == zipped
+    found = Response.FromString(reply.data)
+    output = found.outputs[0].tensor[0]
+    assert found.log_id == 7 and output.alias_name == "embedding" and list(output.shape) == [3, EMB_DIM]
+    assert np.abs(np.frombuffer(output.float_data[0], "<f4").reshape(3, -1) - raw).max() < 1e-5 * np.abs(raw).max()
+    body = {
+        "tensor": [
+            {
+                "float_data": tensor().reshape(-1).tolist(),
+                "shape": [3, 3, SIDE, SIDE],
+                "elem_type": 1,
+                "name": "image",
+                "alias_name": "image",
+            }
+        ],
+        "fetch_var_names": ["embedding"],
+        "log_id": 0,
+    }
+    reply = post(server, "/GeneralModelService/inference", pack(json.dumps(body).encode()), **headers)
+    found = json.loads(reply.data)["outputs"][0]["tensor"][0]
+    assert np.abs(np.reshape(found["float_data"], found["shape"]) - raw).max() < 1e-5 * np.abs(raw).max()
+
+
+def test_a_baked_model_is_served_too(tmp_path):
+    make_model(tmp_path / "m", bake=("preprocess", "normalize"))
+    expected = load_inference_model(tmp_path / "m").embed(IMAGES)
+    with serving(tmp_path / "m", log=tmp_path / "log") as baked:
+        found = np.asarray(json.loads(post(baked, "/embed", {"images": encode(IMAGES)}).data)["embeddings"])
+        assert np.abs(found - expected).max() < 1e-5
+        pixels = np.stack([load_pixels(image) for image in IMAGES])
+        request = Request()
+        request.tensor.add(name="image", shape=pixels.shape, tensor_content=pixels.tobytes())
+        reply = post(baked, "/GeneralModelService/inference", request.SerializeToString(), "application/proto")
+        output = Response.FromString(reply.data).outputs[0].tensor[0]
+        assert np.abs(np.frombuffer(output.float_data[0], "<f4").reshape(3, -1) - expected).max() < 1e-5
+        values = {"shape": [1, SIDE, SIDE, 3], "int_data": [256] * (SIDE * SIDE * 3)}
+        assert post(baked, "/GeneralModelService/inference", {"tensor": [values]}).status == 400
+
+
+def test_it_tells_how_it_is(server):
+    assert get(server, "/healthz").status == 200 and json.loads(get(server, "/readyz").data)["ready"] is True
+    post(server, "/embed", IMAGES[0], "image/png")
+    lines = get(server, "/metrics").data.decode().splitlines()
+    assert any(line.startswith('plsc_requests_total{path="/embed",status="200"}') for line in lines)
+    assert "plsc_workers_ready 1.0" in lines
+    document = json.loads(get(server, "/openapi.json").data)
+    assert {"/embed", "/verify", "/GeneralModelService/inference"} <= set(document["paths"])
+    assert "/identify" not in document["paths"]
+    page = get(server, "/").data.decode()
+    assert "/embed" in page and "http://" not in page and "https://" not in page
+
+
+def test_the_access_log_is_json_with_the_requests_own_id(server):
+    reply = post(server, "/embed", IMAGES[0], "image/png", X_Request_Id="mine-1")
+    assert reply.headers["X-Request-Id"] == "mine-1"
+    for _ in range(50):
+        lines = [json.loads(line) for line in server.text().splitlines() if line.startswith("{")]
+        mine = [line for line in lines if line["id"] == "mine-1"]
+        if mine:
+            break
+        time.sleep(0.05)
+    assert mine[0]["status"] == 200 and mine[0]["images"] == 1 and mine[0]["path"] == "/embed" and mine[0]["ms"] > 0
+
+
+# Mistakes
+
+
+def big_png(side):
+    """A PNG that claims to be enormous."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("1", (side, side)).save(file, "PNG")
+    return file.getvalue()
+
+
+BAD = {
+    "no image": ("/embed", b"hello", "image/png", 400, "expected one of JPEG"),
+    "empty": ("/embed", b"", "image/png", 400, "empty"),
+    "truncated PNG": ("/embed", IMAGES[0][:-40], "image/png", 400, "truncated PNG"),
+    "truncated JPEG": ("/embed", make_image(0, 64, ".jpg")[:-500], "image/jpeg", 400, "truncated JPEG"),
+    "giant dimensions": ("/embed", big_png(4000), "image/png", 413, "4000 x 4000 pixels, expected 10000"),
+    "too large": ("/embed", bytes(300_000), "image/png", 413, "200000 at most"),
+    "unknown type": ("/embed", b"x", "text/html", 415, "Content-Type 'text/html'"),
+    "no JSON": ("/embed", b"{", "application/json", 400, "no JSON"),
+    "deep JSON": ("/embed", b"[" * 100_000, "application/json", 400, "no JSON"),
+    "JSON list": ("/embed", [1], "application/json", 400, "expected an object"),
+    "wrong key": ("/embed", {"image": []}, "application/json", 400, 'expected "images"'),
+    "no images": ("/embed", {"images": []}, "application/json", 400, "expected a list of one"),
+    "no text": ("/embed", {"images": [3]}, "application/json", 400, "expected a base64 string"),
+    "bad base64": ("/embed", {"images": ["a$b"]}, "application/json", 400, "no base64"),
+    "base64 of text": (
+        "/FaceClassifyService/inference",
+        {"base64_string": ["aGVsbG8="]},
+        "application/json",
+        400,
+        "image 0: 5 bytes",
+    ),
+    "too many images": ("/embed", {"images": encode(IMAGES[:1] * 5)}, "application/json", 413, "expected 4 at most"),
+    "one to verify": ("/verify", {"images": encode(IMAGES[:1])}, "application/json", 400, "expected two"),
+    "form without boundary": ("/embed", b"--x", "multipart/form-data", 400, "form cannot be read"),
+    "form without file": ("/embed", b"--x--\r\n", "multipart/form-data; boundary=x", 400, "no file"),
+    "form cut off": (
+        "/embed",
+        b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n'
+        + IMAGES[0]
+        + b'\r\n--x\r\nContent-Disposition: form-data; name="b"; filename="b"\r\n\r\n'
+        + IMAGES[1][:40],
+        "multipart/form-data; boundary=x",
+        400,
+        "the form is truncated",
+    ),
+    "form of too many": (
+        "/embed",
+        b"".join(b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\nb\r\n' for _ in range(5))
+        + b"--x--\r\n",
+        "multipart/form-data; boundary=x",
+        413,
+        "Too many files",
+    ),
+    "no gallery": ("/identify", IMAGES[0], "image/png", 404, "--gallery"),
+    "no protobuf": ("/GeneralModelService/inference", b"\xff\xff\xff", "application/proto", 400, "no protobuf"),
+    "no tensor": ("/GeneralModelService/inference", b"", "application/proto", 400, "got 0 tensors"),
+    "wrong tensor name": (
+        "/GeneralModelService/inference",
+        general_request(name="x", alias_name="x"),
+        "application/proto",
+        400,
+        "named 'image'",
+    ),
+    "wrong fetch name": (
+        "/GeneralModelService/inference",
+        general_request(fetches=["y"]),
+        "application/proto",
+        400,
+        "named 'embedding'",
+    ),
+    "wrong shape": (
+        "/GeneralModelService/inference",
+        general_request(shape=[3, 3, SIDE, SIDE + 1]),
+        "application/proto",
+        400,
+        r"expected ['N', 3, 16, 16]",
+    ),
+    "wrong count": (
+        "/GeneralModelService/inference",
+        general_request(shape=[2, 3, SIDE, SIDE]),
+        "application/proto",
+        400,
+        "but 2304 were sent",
+    ),
+    "negative shape": (
+        "/GeneralModelService/inference",
+        general_request(shape=[-3, 3, SIDE, SIDE]),
+        "application/proto",
+        400,
+        "1 or more",
+    ),
+    "overflowing shape": (
+        "/GeneralModelService/inference",
+        general_request(shape=[2**31 - 1, 3, SIDE, SIDE]),
+        "application/proto",
+        400,
+        "values",
+    ),
+    "NaN": ("/GeneralModelService/inference", general_request(tensor() * np.nan), "application/proto", 400, "NaN"),
+    "odd bytes": (
+        "/GeneralModelService/inference",
+        general_request(float_data=[b"abc"]),
+        "application/proto",
+        400,
+        "multiple of 4",
+    ),
+    "JSON text for numbers": (
+        "/GeneralModelService/inference",
+        {"tensor": [{"float_data": ["a"], "shape": [1, 3, SIDE, SIDE]}]},
+        "application/json",
+        400,
+        "numbers only",
+    ),
+    "JSON ragged": (
+        "/GeneralModelService/inference",
+        {"tensor": [{"float_data": [[1], [1, 2]], "shape": [1, 3, SIDE, SIDE]}]},
+        "application/json",
+        400,
+        "numbers only",
+    ),
+    "JSON huge numbers": (
+        "/GeneralModelService/inference",
+        {"tensor": [{"float_data": [1e300] * 768, "shape": [1, 3, SIDE, SIDE]}]},
+        "application/json",
+        400,
+        "too large for float32",
+    ),
+    "JSON shape of text": (
+        "/GeneralModelService/inference",
+        {"tensor": [{"float_data": [1.0], "shape": ["a"]}]},
+        "application/json",
+        400,
+        "shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("path, body, kind, status, message", BAD.values(), ids=BAD)
+def test_mistakes_are_told_and_the_server_lives(server, path, body, kind, status, message):
+    reply = post(server, path, body, kind)
+    assert reply.status == status, reply.data
+    assert message in json.loads(reply.data)["error"]
+    assert post(server, "/embed", IMAGES[0], "image/png").status == 200
+
+
+def test_gzip_that_is_truncated_none_or_a_bomb(server):
+    packed = gzip.compress(json.dumps({"images": encode(IMAGES)}).encode())
+    for body, status, message in (
+        (packed[:-20], 400, "truncated"),
+        (b"hello", 400, "is not"),
+        (b"", 400, "no JSON"),
+        (gzip.compress(bytes(10**8)), 413, "unpacks to more than 200000"),
+        (gzip.compress(gzip.compress(b"{}")), 400, "no JSON"),
+    ):
+        reply = post(server, "/embed", body, Content_Encoding="gzip")
+        assert reply.status == status and message in json.loads(reply.data)["error"], reply.data
+    assert post(server, "/embed", packed, Content_Encoding="gzip").status == 200
+    assert post(server, "/embed", packed, Content_Encoding="br").status == 415
+
+
+def test_other_paths_and_methods(server):
+    for reply, status, message in (
+        (get(server, "/nothing"), 404, "GET /nothing: Not Found"),
+        (get(server, "/embed"), 405, "GET /embed: Method Not Allowed"),
+    ):
+        assert reply.status == status and json.loads(reply.data)["error"].startswith(message), reply.data
+    assert get(server, "/embed").headers["Allow"] == "POST"
+
+
+# Limits
+
+
+def raw(server, data, wait=15.0):
+    """Send bytes, return what comes until the server closes."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=wait) as connection:
+        connection.sendall(data)
+        received = b""
+        while piece := connection.recv(65536):
+            received += piece
+        return received
+
+
+def test_a_request_that_offers_http_2_is_answered_in_http_1(server):
+    # As Java's client and `curl --http2` send it; the parser would take the body for the other protocol's.
+    offer = {
+        "Connection": "Upgrade, HTTP2-Settings",
+        "Upgrade": "h2c",
+        "HTTP2-Settings": "AAEAAEAAAAIAAAABAAMAAABkAAQ",
+        "Content-Type": "image/png",
+    }
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=15)) as connection:
+        for _ in range(2):
+            connection.request("POST", "/embed", IMAGES[0], offer)
+            reply = connection.getresponse()
+            assert reply.status == 200 and json.loads(reply.read())["embeddings"]
+
+
+def test_a_head_without_end_is_refused(server):
+    for data, status in (
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 100_000, b"431"),
+        (b"nonsense\r\n\r\n", b"400"),
+    ):
+        head, body = raw(server, data).split(b"\r\n\r\n", 1)
+        assert head.startswith(b"HTTP/1.1 " + status) and json.loads(body)["error"]
+
+
+@pytest.fixture(scope="module")
+def strict(model, tmp_path_factory):
+    with serving(
+        model,
+        "--timeout",
+        1,
+        "--max-queue",
+        2,
+        "--max-batch",
+        1,
+        "--no-access-log",
+        log=tmp_path_factory.mktemp("log") / "strict.log",
+        environment={"PLSC_API_KEY": "secret"},
+    ) as running:
+        yield running
+
+
+def test_a_key_is_wanted_where_one_is_set(strict):
+    assert post(strict, "/embed", IMAGES[0], "image/png").status == 401
+    assert get(strict, "/metrics").status == 401 and get(strict, "/healthz").status == 200
+    assert get(strict, "/readyz").status == 200
+    for headers in (
+        {"Authorization": "Bearer wrong"},
+        {"X_API_Key": "secre"},
+        {"Authorization": "Basic secret"},
+        {"Authorization": "Bearer "},
+    ):
+        assert post(strict, "/embed", IMAGES[0], "image/png", **headers).status == 401
+    for headers in ({"Authorization": "Bearer secret"}, {"X_API_Key": "secret"}):
+        assert post(strict, "/embed", IMAGES[0], "image/png", **headers).status == 200
+    assert "secret" not in strict.text()
+
+
+def test_a_body_that_comes_too_slowly_is_refused(strict):
+    head = b"POST /embed HTTP/1.1\r\nHost: x\r\nX-API-Key: secret\r\nContent-Length: 100\r\n\r\nabc"
+    begin = time.perf_counter()
+    assert b" 408 " in raw(strict, head)
+    assert time.perf_counter() - begin < 5
+
+
+def test_past_the_queue_it_is_503_with_retry_after_and_stopped_workers_are_504(strict):
+    (worker,) = strict.worker_pids()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(12) as pool:
+            replies = list(
+                pool.map(
+                    lambda _: HTTP.request(
+                        "POST", strict.url + "/embed", body=IMAGES[0], headers={"X-API-Key": "secret"}
+                    ),
+                    range(12),
+                )
+            )
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    statuses = [reply.status for reply in replies]
+    assert set(statuses) == {503, 504}
+    assert all(int(reply.headers["Retry-After"]) >= 1 for reply in replies if reply.status == 503)
+    assert statuses.count(504) <= 4
+    for _ in range(100):
+        if HTTP.request("POST", strict.url + "/embed", body=IMAGES[0], headers={"X-API-Key": "secret"}).status == 200:
+            return
+        time.sleep(0.1)
+    raise AssertionError("it did not recover")
