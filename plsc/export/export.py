@@ -32,7 +32,7 @@ from plsc.export.manifest import SETTINGS, refuse_foreign, unchanged_files, weig
 from plsc.export.tracing import save_traced
 from plsc.inference.model_card import ABOUT_FILE, FORMAT, MODEL_PREFIX
 from plsc.inference.predictor import Predictor
-from plsc.utils.atomic import replacing
+from plsc.utils.atomic import write_folder
 
 log = logging.getLogger("plsc")
 
@@ -88,7 +88,7 @@ def export_backbone(
 
     Args:
         directory: made where there is none; replaced where it holds an earlier export. What the user has put there or
-            edited stays, see `replacing`.
+            edited stays, see `FolderWrite`.
         origin: where the weights come from, noted beside the model.
         formats: any of `FORMATS`.
         bake: any of 'preprocess' and 'normalize'; see `BakedNetwork`.
@@ -106,8 +106,8 @@ def export_backbone(
     spec = network.input_spec() if bake else paddle.static.InputSpec([None, *config.image_shape], "float32", "image")
     inputs = sample_inputs(config, spec, images, bgr)
     expected = run_eager(network, inputs)
-    with replacing(directory, ExportError) as replacement:
-        partial = replacement.path
+    with write_folder(directory, ExportError) as write:
+        partial = write.path
         save_traced(network, spec, partial / MODEL_PREFIX)
         model = partial / f"{MODEL_PREFIX}.json"
         runs = {"paddle": Predictor(model, plain=True).run}
@@ -127,7 +127,7 @@ def export_backbone(
                 runs[name] = _WRITERS[name](network, spec, partial)
         check_export(network, runs, inputs, expected)
         write_about(partial, about)
-        replacement.ours, replacement.stays = unchanged_files(directory), (SETTINGS,)
+        write.obsolete, write.keep = unchanged_files(directory), (SETTINGS,)
 
 
 def parse_formats(formats: Sequence[str]) -> tuple[str, ...]:
