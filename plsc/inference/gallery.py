@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from plsc.errors import DataError, ServingError
-from plsc.inference.model_card import ModelDescription
+from plsc.inference.model_card import ModelCard
 from plsc.utils.atomic import replacing
 from plsc.utils.lazy import require
 
@@ -49,7 +49,7 @@ class Gallery:
 
     Args:
         dimension: D.
-        weights: the digest of the network whose embeddings they are, as a model's description has it; empty where it
+        weights: the digest of the network whose embeddings they are, as its model card states it; empty where it
             is not known.
 
     Raises:
@@ -125,16 +125,16 @@ class Gallery:
             for row in zip(cosines.tolist(), numbers.tolist())
         ]
 
-    def check_model(self, description: ModelDescription) -> None:
+    def check_model(self, card: ModelCard) -> None:
         """Raise `ServingError` where these are not embeddings of this model."""
-        if description.emb_dim != self.dimension:
+        if card.emb_dim != self.dimension:
             raise ServingError(
                 f"the gallery's embeddings are of {self.dimension}, the model's of "
-                f"{description.emb_dim}; build the gallery with this model"
+                f"{card.emb_dim}; build the gallery with this model"
             )
-        if self.weights and description.weights and self.weights != description.weights:
+        if self.weights and card.weights and self.weights != card.weights:
             raise ServingError(
-                f"the gallery was built with other weights than those of {description.directory}: their "
+                f"the gallery was built with other weights than those of {card.directory}: their "
                 f"embeddings have nothing in common; build it again with this model"
             )
 

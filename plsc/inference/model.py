@@ -10,7 +10,7 @@ import numpy as np
 
 from plsc.data.records import read_image
 from plsc.errors import DataError
-from plsc.inference.model_card import ModelDescription, read_description
+from plsc.inference.model_card import ModelCard, read_model_card
 from plsc.inference.predictor import Predictor
 
 
@@ -34,15 +34,15 @@ class InferenceModel:
         threads: of the CPU; Paddle's own choice by default.
 
     Attributes:
-        description: what the model takes and gives.
+        card: the model's inputs and outputs.
         image_shape: (3, H, W) that images are brought to.
         emb_dim: D that it gives.
     """
 
     def __init__(self, directory: str | Path, threads: int | None = None) -> None:
-        self.description: ModelDescription = read_description(directory)
-        self.image_shape, self.emb_dim = self.description.image_shape, self.description.emb_dim
-        self._predictor = Predictor(self.description.model_file, threads, self.description.plain_kernels)
+        self.card: ModelCard = read_model_card(directory)
+        self.image_shape, self.emb_dim = self.card.image_shape, self.card.emb_dim
+        self._predictor = Predictor(self.card.model_file, threads, self.card.plain_kernels)
 
     def embed(self, images: Any | Iterable[Any], batch_size: int = 32) -> np.ndarray:
         """Embed images: [n, D] float32 of unit length.
@@ -65,15 +65,15 @@ class InferenceModel:
 
     def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels [N, 3, H, W] uint8 RGB of the model's size to embeddings [N, D] float32 of unit length."""
-        outputs = self._predictor.run(self.description.to_input(pixels))
-        return self.description.to_embeddings(outputs, len(pixels))
+        outputs = self._predictor.run(self.card.to_input(pixels))
+        return self.card.to_embeddings(outputs, len(pixels))
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """The bare model: normalized images [N, 3, H, W] float32 to embeddings [N, D], not of unit length.
 
-        What was baked in at export changes both: see `description`.
+        What was baked in at export changes both: see `card`.
         """
-        return self._predictor.run(np.asarray(batch, self.description.input_dtype))
+        return self._predictor.run(np.asarray(batch, self.card.input_dtype))
 
     def warm_up(self) -> tuple[str, str]:
         """Run once, so that the first request need not wait for it; returns the names of input and output."""
@@ -84,6 +84,6 @@ class InferenceModel:
         is_file = isinstance(image, (str, Path))
         encoded = read_image(image) if is_file else image
         try:
-            return self.description.prepare(encoded)
+            return self.card.prepare(encoded)
         except DataError as error:
             raise DataError(f"{image if is_file else f'image {index}'}: {error}") from None

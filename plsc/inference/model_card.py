@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ MODEL_PREFIX = "model"
 
 
 @dataclass(frozen=True)
-class ModelDescription:
+class ModelCard:
     """An exported model's inputs and outputs.
 
     Attributes:
@@ -54,8 +55,8 @@ class ModelDescription:
 
     @property
     def fingerprint(self) -> str:
-        """The same for models that give the same for the same input."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()
+        """SHA-256 of every field except `directory`: equal for copies of one export, whatever folder they are in."""
+        return hashlib.sha256(repr(dataclasses.replace(self, directory=Path())).encode()).hexdigest()
 
     @property
     def input_dtype(self) -> np.dtype:
@@ -95,14 +96,14 @@ class ModelDescription:
         return self.flip and not self.gives_unit
 
 
-def read_description(directory: str | Path) -> ModelDescription:
+def read_model_card(directory: str | Path) -> ModelCard:
     """Read what `plsc export` wrote.
 
     Args:
         directory: the exported folder, or the `model_save_dir` that holds it as inference_model/.
 
     Raises:
-        ServingError: there is no such model, or its description is of another kind.
+        ServingError: there is no such model, or its card is of another format.
     """
     directory = Path(directory)
     if not (directory / ABOUT_FILE).is_file() and (directory / "inference_model" / ABOUT_FILE).is_file():
@@ -110,7 +111,7 @@ def read_description(directory: str | Path) -> ModelDescription:
     about = _read_about(directory)
     baked: dict[str, Any] = about.get("baked", {})
     try:
-        return ModelDescription(
+        return ModelCard(
             directory=directory,
             image_shape=tuple(about["image_shape"]),
             emb_dim=about["emb_dim"],
