@@ -332,7 +332,7 @@ class Entry:
         topology = self._start()
         from plsc.engine.evaluator import predict
 
-        return predict(self.config, topology, images, save_to)
+        return predict(self.config, topology, images=images, save_to=save_to)
 
     def convert_for_prediction(
         self,

@@ -136,7 +136,7 @@ def search(
     opened.check_model(loaded.card)
     files = [file for _, file in _files(images)]
     cosine = _threshold(threshold, report, report_set)
-    for file, found in zip(files, opened.search(loaded.embed(files), count, cosine)):
+    for file, found in zip(files, opened.search(loaded.embed(files), count, threshold=cosine)):
         matches = [match.as_dict() for match in found]
         typer.echo(json.dumps({"image": str(file), "matches": matches, "threshold": cosine}, ensure_ascii=False))
 

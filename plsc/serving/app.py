@@ -105,7 +105,9 @@ class Service:
             raise Refused(404, "this server has no gallery; start it with --gallery FOLDER")
         count = protocols.parse_options(request.query_params.multi_items())
         embeddings = await self._embed(request, await self._reader(request))
-        found = await self._in_thread(self.gallery.search, embeddings, count, self.settings.threshold)
+        found = await self._in_thread(
+            functools.partial(self.gallery.search, threshold=self.settings.threshold), embeddings, count
+        )
         return _reply(
             request,
             {"results": [[match.as_dict() for match in row] for row in found], "threshold": self.settings.threshold},
