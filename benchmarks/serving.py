@@ -73,7 +73,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> None:
     shape = (3, options.side, options.side)
     network = getattr(resnet, options.model)(image_shape=shape)
     config = Config(image_shape=shape, emb_dim=network.emb_dim, flip=False, dataset_dir="none")
-    export_backbone(network, config, folder / "model", formats=("serving",))
+    export_backbone(network, config, directory=folder / "model", formats=("serving",))
     config_file = folder / "model" / "serving" / "config.yml"
     config_file.write_text(re.sub(r"thread_num: \d+", f"thread_num: {options.threads}", config_file.read_text()))
     rng = np.random.default_rng(0)

@@ -353,7 +353,7 @@ class Entry:
         topology = self._start()
         from plsc.export.export import export_checkpoint
 
-        return str(export_checkpoint(self.config, topology, directory, formats, bake, bgr))
+        return str(export_checkpoint(self.config, topology, directory=directory, formats=formats, bake=bake, bgr=bgr))
 
     def _start(self) -> Any:
         from plsc.distributed.topology import init_topology
