@@ -341,7 +341,7 @@ class Entry:
         topology = self._start()
         from plsc.engine.evaluator import predict
 
-        return predict(self.config, topology, images, save_to)
+        return predict(self.config, topology, images=images, save_to=save_to)
 
     def convert_for_prediction(
         self,
@@ -362,7 +362,7 @@ class Entry:
         topology = self._start()
         from plsc.export.export import export_checkpoint
 
-        return str(export_checkpoint(self.config, topology, directory, formats, bake, bgr))
+        return str(export_checkpoint(self.config, topology, directory=directory, formats=formats, bake=bake, bgr=bgr))
 
     def _start(self) -> Any:
         from plsc.distributed.topology import init_topology

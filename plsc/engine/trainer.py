@@ -182,7 +182,7 @@ class Trainer:
     def _evaluate(self, progress: Progress) -> dict[str, float]:
         progress.pause()
         average_statistics(self.backbone, self.collectives)
-        results = evaluate(self.config, self.backbone, self.verification_sets, self.collectives)
+        results = evaluate(self.config, self.backbone, sets=self.verification_sets, collectives=self.collectives)
         progress.resume()
         return results
 
