@@ -150,15 +150,15 @@ def test_an_interrupted_split_goes_on(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(records), "__getitem__", read)
     with pytest.raises(KeyboardInterrupt):
-        convert_split(records, tmp_path / "parts", "rec", 0.5)
+        convert_split(records, tmp_path / "parts", to="rec", held_out=0.5)
     assert not (tmp_path / "parts").exists()
     reads[:] = [None] * 45
-    assert [done.images for done in convert_split(records, tmp_path / "parts", "rec", 0.5)] == [30, 30]
+    assert [done.images for done in convert_split(records, tmp_path / "parts", to="rec", held_out=0.5)] == [30, 30]
     assert len(reads) - 45 == 30
     train, held_out = (pixels_of(tmp_path / "parts" / name) for name in ("train", "held_out"))
     assert sorted(train + held_out) == list(range(60))
     with pytest.raises(DataError, match="parts exists already"):
-        convert_split(records, tmp_path / "parts", "rec", 0.5)
+        convert_split(records, tmp_path / "parts", to="rec", held_out=0.5)
 
 
 def test_landmarks_align_in_convert(source, tmp_path):

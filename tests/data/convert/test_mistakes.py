@@ -29,18 +29,18 @@ def test_a_target_that_comes_into_being_meanwhile_leaves_the_work_to_go_on(tmp_p
         return real(self, index)
 
     monkeypatch.setattr(type(records), "__getitem__", read)
-    with pytest.raises(DataError, match="has come into being meanwhile"):
-        convert(records, target, "rec")
+    with pytest.raises(DataError, match="was made by another program meanwhile"):
+        convert(records, target, to="rec")
     monkeypatch.undo()
     target.rmdir()
-    assert convert(records, target, "rec").images == 6
+    assert convert(records, target, to="rec").images == 6
 
 
 def test_labels_too_large_for_recordio_stop_before_the_work(tmp_path):
     folder = make_list(tmp_path / "set")
     (folder / "label.txt").write_text("images/0.png 0\nimages/1.png 20000000\n")
     with pytest.raises(DataError, match="images/1.png.*label 20000000 is beyond 16777216"):
-        convert(open_records(folder), tmp_path / "out", "rec", skip_bad_images=True)
+        convert(open_records(folder), tmp_path / "out", to="rec", skip_bad_images=True)
     assert not (tmp_path / "out.partial").exists()
 
 
@@ -49,7 +49,7 @@ def test_an_array_is_cut_to_the_images_that_could_be_read(tmp_path):
     image = cv2.imencode(".png", np.full((5, 5, 3), 7, np.uint8))[1].tobytes()
     for n in range(6):
         (folder / "images" / f"{n}.png").write_bytes(b"no image" if n in (1, 5) else image)
-    done = convert(open_records(folder), tmp_path / "out", "npy", skip_bad_images=True)
+    done = convert(open_records(folder), tmp_path / "out", to="npy", skip_bad_images=True)
     assert (done.images, done.skipped) == (4, 2)
     found = np.load(tmp_path / "out" / "images.npy"), np.load(tmp_path / "out" / "labels.npy")
     assert found[0].shape == (4, 5, 5, 3) and (found[0] == 7).all()
@@ -66,12 +66,12 @@ def test_an_array_that_was_cut_before_its_work_was_interrupted_goes_on(tmp_path,
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("plsc.data.convert.conversion.finish", interrupted)
+    monkeypatch.setattr("plsc.data.convert.resumable.ResumableFolder.finish", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        convert(open_records(folder), tmp_path / "out", "npy", skip_bad_images=True, every=4)
+        convert(open_records(folder), tmp_path / "out", to="npy", skip_bad_images=True, every=4)
     monkeypatch.undo()
     (folder / "images" / "4.png").write_bytes(image)
-    assert convert(open_records(folder), tmp_path / "out", "npy", skip_bad_images=True).images == 6
+    assert convert(open_records(folder), tmp_path / "out", to="npy", skip_bad_images=True).images == 6
     assert open_records(tmp_path / "out").labels.tolist() == LABELS
 
 
@@ -80,7 +80,7 @@ def test_class_folders_that_would_lack_a_class_are_refused(tmp_path):
     for n in (2, 3):
         (folder / "images" / f"{n}.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="1 classes have no image that could be read"):
-        convert(open_records(folder), tmp_path / "out", "folders", skip_bad_images=True)
+        convert(open_records(folder), tmp_path / "out", to="folders", skip_bad_images=True)
 
 
 def test_folders_go_on_without_what_came_after_the_last_note(tmp_path, monkeypatch):
@@ -94,12 +94,12 @@ def test_folders_go_on_without_what_came_after_the_last_note(tmp_path, monkeypat
 
     monkeypatch.setattr(type(records), "__getitem__", read)
     with pytest.raises(KeyboardInterrupt):
-        convert(records, tmp_path / "out", "folders", every=2)
+        convert(records, tmp_path / "out", to="folders", every=2)
     monkeypatch.undo()
     assert (tmp_path / "out.partial" / "2" / "00000004.png").exists()
     (tmp_path / "out.partial" / "0" / ".DS_Store").touch()
     (tmp_path / "set" / "images" / "4.png").write_bytes(b"a flaky disk")
-    done = convert(records, tmp_path / "out", "folders", skip_bad_images=True)
+    done = convert(records, tmp_path / "out", to="folders", skip_bad_images=True)
     assert (done.images, done.skipped, len(open_records(tmp_path / "out"))) == (5, 1, 5)
 
 
@@ -112,7 +112,7 @@ def test_a_folder_that_is_emptied_is_no_class(tmp_path, monkeypatch):
     real = type(records).__getitem__
     monkeypatch.setattr(type(records), "__getitem__", lambda self, n: real(self, n) if n < 2 else 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        convert(records, tmp_path / "out", "folders", every=1)
+        convert(records, tmp_path / "out", to="folders", every=1)
     monkeypatch.undo()
     note = tmp_path / "out.partial" / ".progress.json"
     note.write_text(
@@ -122,17 +122,17 @@ def test_a_folder_that_is_emptied_is_no_class(tmp_path, monkeypatch):
     )
     (tmp_path / "set" / "1.png").write_bytes(b"gone bad")
     with pytest.raises(DataError, match="1 classes have no image"):
-        convert(records, tmp_path / "out", "folders", skip_bad_images=True)
+        convert(records, tmp_path / "out", to="folders", skip_bad_images=True)
 
 
 def test_a_note_of_an_older_version_is_refused(tmp_path, monkeypatch):
     source = make_list(tmp_path / "set")
-    monkeypatch.setattr("plsc.data.convert.writers.FolderSink.position", lambda self: True)
-    monkeypatch.setattr("plsc.data.convert.conversion.finish", lambda *_: None)
-    convert(open_records(source), tmp_path / "out", "folders", every=2)
+    monkeypatch.setattr("plsc.data.convert.writers.FolderWriter.position", lambda self: True)
+    monkeypatch.setattr("plsc.data.convert.resumable.ResumableFolder.finish", lambda *_: None)
+    convert(open_records(source), tmp_path / "out", to="folders", every=2)
     monkeypatch.undo()
     with pytest.raises(DataError, match="was begun by an older version; remove it"):
-        convert(open_records(source), tmp_path / "out", "folders")
+        convert(open_records(source), tmp_path / "out", to="folders")
     assert len(list((tmp_path / "out.partial").glob("*/*.png"))) == 6
 
 
@@ -140,11 +140,11 @@ def test_a_note_of_an_older_version_is_refused(tmp_path, monkeypatch):
 def test_names_with_odd_breaks_are_kept(tmp_path, name):
     records = open_records(make_list(tmp_path / "set"))
     records.class_names = [name, "b", "c"]
-    convert(records, tmp_path / "out", "rec")
+    convert(records, tmp_path / "out", to="rec")
     assert open_records(tmp_path / "out").class_names == [name, "b", "c"]
     records.class_names = ["a\rb", "b", "c"]
     with pytest.raises(DataError, match="holds a line break"):
-        convert(records, tmp_path / "again", "rec")
+        convert(records, tmp_path / "again", to="rec")
 
 
 def test_parquet_is_written_a_few_images_at_a_time(tmp_path):
@@ -153,7 +153,7 @@ def test_parquet_is_written_a_few_images_at_a_time(tmp_path):
     (folder / "0").mkdir(parents=True)
     for n in range(150):
         (folder / "0" / f"{n:03d}.png").write_bytes(IMAGES[n % 6])
-    convert(open_records(folder), tmp_path / "out", "parquet")
+    convert(open_records(folder), tmp_path / "out", to="parquet")
     file = parquet.ParquetFile(tmp_path / "out" / "part-00000.parquet")
     assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [64, 64, 22]
     records = open_records(tmp_path / "out")
