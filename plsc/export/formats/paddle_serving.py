@@ -14,8 +14,6 @@ from pathlib import Path
 from plsc.errors import ExportError
 
 SERVER_FOLDER, CLIENT_FOLDER = "serving_server", "serving_client"
-# Paddle Serving's numbers of element types.
-ELEMENT_TYPES = {"int64": 0, "float32": 1, "int32": 2, "float64": 3, "float16": 5, "uint8": 7}
 TEMPLATES = Path(__file__).with_name("pipeline_service")
 
 
@@ -26,7 +24,7 @@ class Variable:
     Attributes:
         name: what the model calls it.
         alias: what clients call it. An input's must equal its name: Paddle Serving's local predictor feeds by name.
-        dtype: a key of `ELEMENT_TYPES`.
+        dtype: a key of `ELEMENT_TYPES` of plsc/inference/paddle_serving_messages.py.
         shape: without the batch; free dimensions are None or negative, and are left out of the configuration.
     """
 
@@ -42,7 +40,7 @@ def model_config(feeds: Sequence[Variable], fetches: Sequence[Variable]):
     Raises:
         ExportError: an element type that Paddle Serving has no number for.
     """
-    from plsc.export.formats.messages import GeneralModelConfig
+    from plsc.inference.paddle_serving_messages import ELEMENT_TYPES, GeneralModelConfig
 
     config = GeneralModelConfig()
     for kind, variables in (("feed", feeds), ("fetch", fetches)):
