@@ -205,7 +205,7 @@ def test_a_third_column_of_base64_is_no_label(tmp_path):
 def test_a_split_does_not_go_on_with_other_labels(tmp_path):
     folder = make_list(tmp_path / "set")
     (tmp_path / "out.partial" / "held_out").mkdir(parents=True)
-    with pytest.raises(DataError, match="no conversion that could continue"):
+    with pytest.raises(DataError, match="no conversion that could go on"):
         convert_split(open_records(folder), tmp_path / "out", to="list", held_out=1)
     (tmp_path / "out.partial" / "held_out").rmdir()
     broken = open_records(folder)

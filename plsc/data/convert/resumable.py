@@ -57,7 +57,7 @@ class ResumableFolder:
         if note is None:
             others = [path.name for path in self.path.iterdir() if not _is_own(path.name)]
             if others:
-                raise DataError(f"{self.path} is not empty and holds no conversion that could continue; move it away")
+                raise DataError(f"{self.path} is not empty and holds no conversion that could go on; move it away")
             self._write_note(Progress())
         elif note.position is None:
             # Stopped before its first note: what it wrote since is incomplete.
