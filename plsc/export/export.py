@@ -34,7 +34,7 @@ from plsc.export.manifest import check_replaceable, describe_export, unchanged_f
 from plsc.export.tracing import save_traced
 from plsc.inference.model_card import MODEL_PREFIX
 from plsc.inference.predictor import Predictor
-from plsc.utils.atomic import replacing
+from plsc.utils.atomic import write_folder
 
 log = logging.getLogger("plsc")
 
@@ -95,7 +95,7 @@ def export_backbone(
         backbone: [N, 3, H, W] -> [N, D].
         config: image_shape, emb_dim, flip, pixel_mean, pixel_std and dataset_dir are used.
         directory: folder to write. An earlier export there is replaced; files of it that the user added or edited
-            stay, see `replacing`.
+            stay, see `FolderWrite`.
         origin: the checkpoint that the weights come from, for the manifest.
         formats: any of 'paddle', 'legacy', 'serving' and 'onnx'; 'paddle' is always written.
         bake: any of 'preprocess' and 'normalize'; see `BakedNetwork`.
@@ -120,8 +120,8 @@ def export_backbone(
     spec = input_spec(config, bake)
     inputs = sample_inputs(config, spec, images=images, bgr=bgr)
     expected = run_eager(network, inputs)
-    with replacing(directory, ExportError) as replacement:
-        partial = replacement.path
+    with write_folder(directory, ExportError) as write:
+        partial = write.path
         save_traced(network, spec, prefix=partial / MODEL_PREFIX)
         model = partial / f"{MODEL_PREFIX}.json"
         # plsc serve runs fused kernels under oneDNN if they can load the model and compute what the network does. The
@@ -141,5 +141,5 @@ def export_backbone(
             runs[name] = FORMATS[name].write(network, spec, folder=partial)
         check_export(network, runs, inputs=inputs, expected=expected)
         write_manifest(partial, about, with_files=True)
-        replacement.ours = unchanged_files(directory)
-        replacement.stays = [file for format in FORMATS.values() for file in format.keep]
+        write.obsolete = unchanged_files(directory)
+        write.keep = [file for format in FORMATS.values() for file in format.keep]

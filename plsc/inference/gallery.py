@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from plsc.errors import DataError, ServingError
 from plsc.inference.embedding import Embeddings
 from plsc.inference.model_card import ModelCard
-from plsc.utils.atomic import replacing
+from plsc.utils.atomic import write_folder
 from plsc.utils.lazy import require
 
 ABOUT_FILE, INDEX_FILE = "gallery.json", "index.faiss"
@@ -185,13 +185,13 @@ class Gallery:
             "next": self._next,
             "names": {str(number): name for number, name in self._names.items()},
         }
-        with replacing(folder, ServingError) as replacement:
-            replacement.ours = {INDEX_FILE, ABOUT_FILE}
+        with write_folder(folder, ServingError) as write:
+            write.obsolete = {INDEX_FILE, ABOUT_FILE}
             try:
-                faiss.write_index(self._index, str(replacement.path / INDEX_FILE))
+                faiss.write_index(self._index, str(write.path / INDEX_FILE))
             except RuntimeError as error:
                 raise ServingError(f"{folder}: cannot be written: {str(error)[:200]}") from None
-            (replacement.path / ABOUT_FILE).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+            (write.path / ABOUT_FILE).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def open(cls, folder: str | Path) -> Gallery:

@@ -24,7 +24,7 @@ def make_model(folder, flip=True, bake=(), formats=("paddle",), emb_dim=EMB_DIM,
 
     from plsc.config import Config
     from plsc.export.export import export_backbone
-    from plsc.models.resnet import ResNetTiny
+    from plsc.models.tiny import ResNetTiny
 
     paddle.seed(seed)
     network = ResNetTiny(emb_dim, (3, SIDE, SIDE))

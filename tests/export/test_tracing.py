@@ -103,14 +103,21 @@ class Function(BaseModel):
         return self.head(found.flatten(1))
 
 
+# Paddle 3.2 traces these in the legacy representation; Paddle 3.3 does not.
+TRACEABLE = {"tanh", "softplus", "gelu", "exp", "abs", "sum"} if paddle.__version__.startswith("3.2.") else set()
+
+
 @pytest.mark.parametrize("name", INSTEAD)
 def test_what_stands_in_for_an_untraceable_function_computes_the_same(tmp_path, name):
     paddle.seed(0)
     asked, advised = Function(name, False), Function(name, True)
     advised.set_state_dict(asked.state_dict())
     advice = rf"paddle\.{name} cannot be traced .* Write {re.escape(INSTEAD[name])} for it"
-    with pytest.raises(ExportError, match=advice):
-        export_backbone(asked, settings(), directory=tmp_path / "m", formats=("legacy",), images=IMAGES)
+    if name in TRACEABLE:
+        export_backbone(asked, settings(), directory=tmp_path / "asked", formats=("legacy",), images=IMAGES)
+    else:
+        with pytest.raises(ExportError, match=advice):
+            export_backbone(asked, settings(), directory=tmp_path / "m", formats=("legacy",), images=IMAGES)
     export_backbone(advised, settings(), directory=tmp_path / "m", formats=("legacy",), images=IMAGES)
     pixels = np.stack(IMAGES)
     batch = (pixels.transpose(0, 3, 1, 2).astype(np.float32) - 127.5) / 128.0
@@ -195,8 +202,8 @@ def test_an_operator_that_the_legacy_predictor_does_not_know(tmp_path):
 def test_a_failed_trace_leaves_nothing_behind_for_the_next(tmp_path):
     # Paddle 3.3 keeps its parameters, and gives them to a program that comes to lie at the same address.
     spec = paddle.static.InputSpec([None, 8], "float32", "x")
-    with pytest.raises(ExportError, match="paddle.tanh"):
-        save_traced(nn.Sequential(nn.Linear(8, 8), nn.Tanh()), spec, prefix=tmp_path / "bad", legacy=True)
+    with pytest.raises(ExportError, match="paddle.sigmoid"):
+        save_traced(nn.Sequential(nn.Linear(8, 8), nn.Sigmoid()), spec, prefix=tmp_path / "bad", legacy=True)
     assert not ProgramTranslator.get_instance()._params_recorder.params_dict
 
 
