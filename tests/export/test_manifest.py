@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import numpy as np
 import pytest
 
 from plsc import ExportError
@@ -58,18 +57,6 @@ def test_a_service_that_is_a_link_stays_the_users(tmp_path):
     before = files(tmp_path / "elsewhere")
     make_model(tmp_path / "m", formats=("serving",))
     assert files(tmp_path / "elsewhere") == before and (tmp_path / "m" / "serving.old").is_symlink()
-
-
-def test_what_is_not_ours_stays_in_a_gallery(tmp_path):
-    pytest.importorskip("faiss", reason="plsc[gallery] is not installed")
-    from plsc.inference.gallery import Gallery
-
-    gallery = Gallery(4)
-    gallery.add(["ann"], np.ones([1, 4], np.float32))
-    gallery.save(tmp_path / "g")
-    (tmp_path / "g" / "ann.jpg").write_text("mine")
-    gallery.save(tmp_path / "g", replace=True)
-    assert len(files(tmp_path / "g")) == 3 and len(Gallery.open(tmp_path / "g")) == 1
 
 
 def test_folders_that_cannot_be_written(tmp_path, monkeypatch):
