@@ -1,4 +1,4 @@
-"""Where an export goes: what stood there before is replaced whole, but for what is the user's."""
+"""An export replaces the files of an earlier export and keeps those that the user added or edited."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def files(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_exporting_again_leaves_the_user_what_is_theirs(tmp_path, caplog):
+def test_exporting_again_keeps_files_that_the_user_added_or_edited(tmp_path, caplog):
     folder = tmp_path / "m"
     make_model(folder, formats=("serving", "legacy"))
     fresh = files(folder)
@@ -50,7 +50,7 @@ def test_exporting_again_leaves_the_user_what_is_theirs(tmp_path, caplog):
     assert (serving / "config.yml").read_text() == "worker_num: 3\n" and (serving / "serving_server").is_dir()
 
 
-def test_a_service_that_is_a_link_stays_the_users(tmp_path):
+def test_a_service_folder_that_is_a_link_is_not_written_through(tmp_path):
     make_model(tmp_path / "m", formats=("serving",))
     (tmp_path / "m" / "serving").rename(tmp_path / "elsewhere")
     (tmp_path / "m" / "serving").symlink_to(tmp_path / "elsewhere")

@@ -95,7 +95,7 @@ def test_a_layer_that_the_legacy_representation_cannot_trace_is_named(tmp_path, 
     assert not (tmp_path / "m2").exists() and [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
-def test_a_failed_trace_leaves_nothing_behind_for_the_next(tmp_path):
+def test_parameters_of_a_failed_trace_are_forgotten(tmp_path):
     # Paddle 3.3 keeps its parameters, and gives them to a program that comes to lie at the same address.
     spec = paddle.static.InputSpec([None, 8], "float32", "x")
     with pytest.raises(ExportError, match="paddle.sigmoid"):

@@ -33,7 +33,7 @@ def test_search_finds_what_plain_numpy_finds():
         assert [match.same for match in matches] == [bool(value >= 0.4) for value in row[order]]
 
 
-def test_entries_are_added_removed_and_last(tmp_path):
+def test_added_and_removed_entries_persist(tmp_path):
     made, entries = Gallery(EMB_DIM), random_rows(5)
     made.add(["a", "b", "a", "c", "d"], entries)
     assert made.remove("a") == 2 and len(made) == 3 and made.names == ["b", "c", "d"]

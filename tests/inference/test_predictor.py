@@ -15,7 +15,7 @@ from plsc.inference.predictor import Predictor
 from tests._support.exporting import IMAGES, eager, settings, unit
 
 
-def test_a_leaky_relu_behind_a_convolution(tmp_path):
+def test_a_leaky_relu_after_a_convolution_does_not_crash(tmp_path):
     # Paddle 3.3 ends the process where it fuses the two.
     paddle.seed(0)
     net = nn.Sequential(nn.Conv2D(3, 8, 3, 2), nn.BatchNorm2D(8), nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(392, 16))

@@ -11,7 +11,7 @@ from plsc.export.export import export_backbone
 from tests._support.exporting import IMAGES, Flat, settings
 
 
-def test_a_leaky_relu_in_onnx(tmp_path, onnxruntime):
+def test_the_slope_of_a_leaky_relu_is_read_correctly(tmp_path, onnxruntime):
     # paddle2onnx 2.1 gives it any slope.
     paddle.seed(0)
     net = nn.Sequential(nn.Conv2D(3, 8, 3, 2), nn.LeakyReLU(0.3), nn.Flatten(), nn.Linear(392, 16))
@@ -24,7 +24,7 @@ class Unknown(Flat):
         return paddle.lgamma(self.body(input) ** 2 + 1)
 
 
-def test_an_operator_unknown_to_the_onnx_converter_is_an_error_of_ours(tmp_path, onnxruntime):
+def test_an_operator_unknown_to_the_converter_raises_export_error(tmp_path, onnxruntime):
     with pytest.raises(
         ExportError,
         match=r"Unknown: paddle2onnx cannot convert it: .*unsupported operators.*; export "
