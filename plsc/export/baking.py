@@ -9,7 +9,7 @@ from paddle import nn
 
 from plsc.config import Config
 from plsc.errors import ExportError
-from plsc.metrics.verification import EPSILON
+from plsc.metrics.embeddings import EPSILON
 
 BAKEABLE = ("preprocess", "normalize")
 
