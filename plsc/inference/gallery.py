@@ -53,7 +53,7 @@ class Gallery:
             is not known.
 
     Raises:
-        MissingDependencyError: `plsc[gallery]` is not installed.
+        MissingDependencyError: faiss is not installed.
     """
 
     def __init__(self, dimension: int, weights: str = "") -> None:
@@ -233,4 +233,4 @@ def read_threshold(report: str | Path, name: str | None = None) -> float:
 def _faiss() -> Any:
     # It tells of each library that it tries, and Paddle shows everybody's log.
     logging.getLogger("faiss").setLevel(logging.WARNING)
-    return require("faiss", "'plsc[gallery]'", "a gallery")
+    return require("faiss", "faiss-cpu", "a gallery")

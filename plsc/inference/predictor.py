@@ -25,7 +25,9 @@ class Predictor:
 
     def __init__(self, model_file: Path, threads: int | None = None, plain: bool = False, use_gpu: bool = True) -> None:
         paddle = require_paddle()
-        inference = require("paddle.inference", "'plsc[cpu]' (or 'plsc[gpu]')", "load_inference_model")
+        inference = require(
+            "paddle.inference", "paddlepaddle (or paddlepaddle-gpu for NVIDIA GPUs)", "load_inference_model"
+        )
         params = model_file.with_suffix(".pdiparams")
         for path in (model_file, params):
             if not path.is_file():

@@ -19,9 +19,9 @@ from plsc.export.formats.messages import DecodeError, Request, Response
 from plsc.export.formats.paddle_serving import ELEMENT_TYPES
 from plsc.inference.model_card import ModelDescription
 from plsc.serving.http_error import Refused
-from plsc.utils.lazy import require
+from plsc.utils.lazy import SERVER_PACKAGES, require
 
-orjson = require("orjson", "'plsc[serve]'", "the server")
+orjson = require("orjson", SERVER_PACKAGES, "the server")
 
 INPUT, OUTPUT = "image", "embedding"
 _PIECE = 1 << 20

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from tests._support.servers import make_image, serving
 
-urllib3 = pytest.importorskip("urllib3", reason="plsc[serve] is not installed")
-pytest.importorskip("orjson", reason="plsc[serve] is not installed")
+urllib3 = pytest.importorskip("urllib3", reason="urllib3 is not installed")
+pytest.importorskip("orjson", reason="orjson is not installed")
 
 from plsc.export.formats.messages import Request  # noqa: E402
 from plsc.inference.model_card import ModelDescription  # noqa: E402

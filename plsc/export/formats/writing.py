@@ -63,11 +63,11 @@ def write_onnx(network: paddle.nn.Layer, spec: paddle.static.InputSpec, folder: 
     """FOLDER/onnx/model.onnx, its free axes named: batch, and with baked pre-processing height and width.
 
     Raises:
-        MissingDependencyError: `plsc[onnx]` is not installed.
+        MissingDependencyError: paddle2onnx, onnx or onnxruntime is not installed.
         ExportError: the converter knows an operator not.
     """
     _, onnx, onnxruntime = (
-        require(name, "'plsc[onnx]'", "the format 'onnx' (Python 3.12 at most)")
+        require(name, "'paddle2onnx>=2.1' onnx onnxruntime", "the format 'onnx' (Python 3.12 at most)")
         for name in ("paddle2onnx", "onnx", "onnxruntime")
     )
     path = _convert_to_onnx(folder, type(network).__name__)
