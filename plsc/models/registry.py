@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from plsc.errors import ConfigError
+from plsc.utils.lazy import require_paddle
 from plsc.utils.names import did_you_mean
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ def create_backbone(name: str, *, emb_dim: int = 512, image_shape: Sequence[int]
         >>> net(paddle.rand([2, 3, 32, 32])).shape
         [2, 128]
     """
-    from paddle import nn
-
+    layer = require_paddle().nn.Layer
     factory = find_backbone(name)
     try:
         inspect.signature(factory).bind(emb_dim=emb_dim, image_shape=image_shape)
@@ -113,8 +113,8 @@ def create_backbone(name: str, *, emb_dim: int = 512, image_shape: Sequence[int]
             f"backbone '{name}' cannot be called as {_name_of(factory)}(emb_dim=..., image_shape=...): {error}; "
             f"give it these two parameters"
         ) from None
-    backbone = factory(emb_dim=emb_dim, image_shape=tuple(image_shape))
-    if not isinstance(backbone, nn.Layer):
+    backbone: nn.Layer = factory(emb_dim=emb_dim, image_shape=tuple(image_shape))
+    if not isinstance(backbone, layer):
         raise ConfigError(
             f"backbone '{name}': {_name_of(factory)} returned {type(backbone).__name__}, expected a paddle.nn.Layer"
         )
@@ -164,6 +164,7 @@ def _name_of(factory: Factory | str) -> str:
 
 def _import_backbone(name: str) -> Factory:
     """The class or function that 'package.module:Class' names."""
+    require_paddle()
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
         raise ConfigError(f"model_name: got {name!r}; expected 'package.module:Class'")

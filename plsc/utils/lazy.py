@@ -9,7 +9,6 @@ from types import ModuleType
 from plsc.errors import MissingDependencyError
 from plsc.utils.processor import use_vector_kernels
 
-
 # What `plsc serve` needs, as pip takes it.
 SERVER_PACKAGES = "starlette uvicorn httptools uvloop python-multipart orjson prometheus-client protobuf 'urllib3>=2'"
 
