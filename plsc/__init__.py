@@ -27,7 +27,7 @@ from plsc.errors import (
     TrainingError,
 )
 from plsc.models.registry import create_backbone, list_backbones, register_backbone
-from plsc.utils.lazy import require_paddle
+from plsc.utils import lazy as _lazy
 from plsc.version import __version__
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def __getattr__(name: str) -> Any:
     if name not in _AT_FIRST_USE:
         raise AttributeError(f"module 'plsc' has no attribute '{name}'")
     if name in ("BaseModel", "Trainer"):
-        require_paddle()
+        _lazy.require_paddle()
     value = getattr(importlib.import_module(_AT_FIRST_USE[name]), name)
     globals()[name] = value
     return value

@@ -438,7 +438,7 @@ class Entry(_Attributes):
         topology = self._start()
         from plsc.engine.evaluator import predict
 
-        return predict(self.config, topology, images, save_to)
+        return predict(self.config, topology, images=images, save_to=save_to)
 
     def convert_for_prediction(
         self,
@@ -465,7 +465,7 @@ class Entry(_Attributes):
         topology = self._start()
         from plsc.export.export import export_checkpoint
 
-        return str(export_checkpoint(self.config, topology, directory, formats, bake, bgr))
+        return str(export_checkpoint(self.config, topology, directory=directory, formats=formats, bake=bake, bgr=bgr))
 
     def _start(self) -> Topology:
         """Set up ranks, log and device, and check the settings against each other."""

@@ -31,7 +31,7 @@ def make_model(folder, flip=True, bake=(), formats=("paddle",), emb_dim=EMB_DIM,
     network(paddle.rand([32, 3, SIDE, SIDE]) * 2 - 1)
     network.eval()
     config = Config(image_shape=(3, SIDE, SIDE), emb_dim=emb_dim, flip=flip, dataset_dir="/no/such/folder")
-    export_backbone(network, config, Path(folder), formats=formats, bake=bake)
+    export_backbone(network, config, directory=Path(folder), formats=formats, bake=bake)
     return network
 
 
