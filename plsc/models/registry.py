@@ -118,6 +118,8 @@ def create_backbone(name: str, *, emb_dim: int = 512, image_shape: Sequence[int]
         raise ConfigError(
             f"backbone '{name}': {_name_of(factory)} returned {type(backbone).__name__}, expected a paddle.nn.Layer"
         )
+    if ":" in name:
+        log.info("backbone %s is from %s", name, getattr(sys.modules.get(factory.__module__), "__file__", None))
     return backbone
 
 
@@ -173,27 +175,23 @@ def _import_backbone(name: str) -> Factory:
     if not callable(factory):
         callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ConfigError(
-            f"model_name '{name}': {module.__file__} has no class or function '{attribute}'; "
+            f"model_name '{name}': {module_name} has no class or function '{attribute}'; "
             f"{did_you_mean(attribute, callables)}define it there or correct the name"
         )
     return factory
 
 
 def _import_module(name: str, module_name: str) -> Any:
-    known = module_name in sys.modules
     # A console script has its own folder on the path, not the current one. At the end it shadows no other module.
     folder = os.getcwd()
     sys.path.append(folder)
     try:
-        module = importlib.import_module(module_name)
+        return importlib.import_module(module_name)
     except Exception as error:
         raise ConfigError(f"model_name '{name}': {_describe(error, module_name, folder)}") from error
     finally:
         # The last one, in case an earlier entry is the same folder.
         del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]
-    if not known and not module_name.startswith("plsc."):
-        log.info("backbone %s is imported from %s", name, module.__file__)
-    return module
 
 
 def _describe(error: Exception, module_name: str, folder: str) -> str:
