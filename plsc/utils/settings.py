@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
 
@@ -204,9 +204,9 @@ def _read_yaml(path: str | Path, error: type[PLSCError]) -> dict[str, Any]:
 
 
 def plain_type(annotation: Any) -> Any:
-    """The type behind a union with None, a tuple, a dict and a Literal: `tuple[int, int] | None` -> tuple."""
+    """The type behind a union with None, a tuple, a dict, a function and a Literal: `tuple[int, int] | None` -> tuple."""
     origin = get_origin(annotation)
-    if origin in (tuple, dict):
+    if origin in (tuple, dict, Callable):
         return origin
     if origin is Literal:
         return str
@@ -216,11 +216,12 @@ def plain_type(annotation: Any) -> Any:
 
 def accepted_values(annotation: Any) -> str:
     """What a value looks like as text: 'INT', 'FLOAT,FLOAT,FLOAT', 'INT,...' or 'stop|skip'."""
-    kind, parts = plain_type(annotation), get_args(annotation)
+    kind = plain_type(annotation)
     if kind is tuple:
+        parts = get_args(annotation if get_origin(annotation) is tuple else get_args(annotation)[0])
         return ",".join("..." if part is Ellipsis else part.__name__.upper() for part in parts)
     if get_origin(annotation) is Literal:
-        return "|".join(parts)
+        return "|".join(get_args(annotation))
     return "TEXT" if kind is str else str(kind.__name__).upper()
 
 
