@@ -204,7 +204,7 @@ def _read_yaml(path: str | Path, error: type[PLSCError]) -> dict[str, Any]:
 
 
 def plain_type(annotation: Any) -> Any:
-    """The type behind a union with None, a tuple, a dict, a function and a Literal: `tuple[int, int] | None` -> tuple."""
+    """The plain type of an annotation: `tuple[int, int] | None` -> tuple, `Literal["a"]` -> str."""
     origin = get_origin(annotation)
     if origin in (tuple, dict, Callable):
         return origin
