@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from plsc.export.formats.messages import DecodeError, Request, Response
-from plsc.export.formats.paddle_serving import ELEMENT_TYPES
 from plsc.inference.model_card import ModelCard
+from plsc.inference.paddle_serving_messages import ELEMENT_TYPES, DecodeError, Request, Response
 from plsc.serving.http_error import Refused
 from plsc.utils.lazy import SERVER_PACKAGES, require
 

@@ -13,9 +13,9 @@ from paddle import nn
 from plsc import ExportError, load_inference_model
 from plsc.export import checking as export_check
 from plsc.export.export import export_backbone
-from plsc.export.formats.messages import GeneralModelConfig
 from plsc.export.formats.paddle_serving import Variable, model_config
 from plsc.inference.model_card import ABOUT_FILE
+from plsc.inference.paddle_serving_messages import GeneralModelConfig
 from plsc.inference.predictor import Predictor
 from plsc.models.base_model import BaseModel
 from tests._support.exporting import IMAGES, SHAPE, eager, network, settings, unit

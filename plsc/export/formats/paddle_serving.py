@@ -25,8 +25,6 @@ from plsc.utils.lazy import require
 # Settings of the pipeline service.
 SETTINGS = "serving/config.yml"
 SERVER_FOLDER, CLIENT_FOLDER = "serving_server", "serving_client"
-# Paddle Serving's numbers of element types.
-ELEMENT_TYPES = {"int64": 0, "float32": 1, "int32": 2, "float64": 3, "float16": 5, "uint8": 7}
 TEMPLATES = Path(__file__).with_name("pipeline_service")
 
 
@@ -73,7 +71,7 @@ def model_config(feeds: Sequence[Variable], fetches: Sequence[Variable]) -> Any:
     Raises:
         ExportError: Paddle Serving has no number for an element type.
     """
-    from plsc.export.formats.messages import GeneralModelConfig
+    from plsc.inference.paddle_serving_messages import ELEMENT_TYPES, GeneralModelConfig
 
     config = GeneralModelConfig()
     for kind, variables in (("feed", feeds), ("fetch", fetches)):
