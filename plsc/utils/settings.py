@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import pydantic
 from pydantic.fields import FieldInfo
@@ -43,7 +44,9 @@ class Settings(pydantic.BaseModel):
         ServingError: there is no setting named 'max_byte'; did you mean 'max_bytes'?
     """
 
-    model_config = pydantic.ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    model_config = pydantic.ConfigDict(
+        extra="forbid", validate_assignment=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
     error: ClassVar[type[PLSCError]] = ConfigError
     renamed: ClassVar[Mapping[str, str]] = {}
@@ -216,12 +219,13 @@ def plain_type(annotation: Any) -> Any:
 
 def accepted_values(annotation: Any) -> str:
     """What a value looks like as text: 'INT', 'FLOAT,FLOAT,FLOAT', 'INT,...' or 'stop|skip'."""
-    kind = plain_type(annotation)
+    kind, parts = plain_type(annotation), get_args(annotation)
+    if get_origin(annotation) in (Union, UnionType):  # with None, or with a function
+        return accepted_values(parts[0])
     if kind is tuple:
-        parts = get_args(annotation if get_origin(annotation) is tuple else get_args(annotation)[0])
         return ",".join("..." if part is Ellipsis else part.__name__.upper() for part in parts)
     if get_origin(annotation) is Literal:
-        return "|".join(get_args(annotation))
+        return "|".join(parts)
     return "TEXT" if kind is str else str(kind.__name__).upper()
 
 

@@ -126,7 +126,7 @@ def test_types_as_text():
     assert kinds["image_shape"] == (tuple, "INT,INT,INT")
     assert kinds["lr_steps"] == (tuple, "INT,...")
     assert kinds["bad_images"] == (str, "stop|skip")
-    assert kinds["lr_schedule"] == (str, "TEXT")
+    assert kinds["lr_schedule"] == (str, "step|cosine|poly")
     assert kinds["amp_lists"][0] is dict
     assert kinds["optimizer"] == (Callable, "CALLABLE")
     assert accepted_values(Limits.model_fields["sizes"].annotation) == "INT,..."
