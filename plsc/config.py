@@ -99,8 +99,8 @@ class Config(Settings):
     )
     model_name: str = Field(
         default="ResNet50",
-        description="Backbone: ResNet50, ResNet101, ResNet152, ResNetTiny, another registered name, or "
-        "'package.module:Class'.",
+        description="Backbone: ResNet50, ResNet101, ResNet152, ResNetTiny (small images, CPUs), another registered "
+        "name, or 'package.module:Class'.",
     )
 
     loss_type: str = Field(default="dist_arcface", description=f"Loss: {', '.join(LOSS_TYPES)}.")
