@@ -1,4 +1,4 @@
-"""The facade: every setter of the old API, its default, and what a wrong value is told."""
+"""The facade: every setter of the old API, its default, and the error of a wrong value."""
 
 from __future__ import annotations
 

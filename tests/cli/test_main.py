@@ -47,7 +47,7 @@ def test_the_way_by_the_command_line(entry, tmp_path, data_dir):
     # A data set given by its file has its verification sets beside it.
     _, output = plsc_command("test", "--model-save-dir", entry.model_save_dir, "--dataset-dir", data_dir / "label.txt")
     assert '"lfw/pairs": 20' in output
-    # Mistakes are told before the work, and name the file.
+    # Mistakes are found before the work, and the message names the file.
     for output_file, image, message in (
         (tmp_path / "none" / "e.npy", "images/00000000.png", "there is no folder"),
         (tmp_path / "e2.npy", "label.txt", f"{data_dir / 'label.txt'}: "),
