@@ -495,7 +495,7 @@ def count_classes(records: Records, labels: np.ndarray) -> int:
 
 
 def _require_pyarrow(module: str) -> Any:
-    return require(module, "'plsc[parquet]'", "writing Parquet files")
+    return require(module, "pyarrow", "writing Parquet files")
 
 
 def _height_and_width(image: bytes) -> list[int]:
