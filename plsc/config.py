@@ -124,7 +124,7 @@ class Config(pydantic.BaseModel):
     train_dataset: Any = Field(None, exclude=True)
     test_dataset: Any = Field(None, exclude=True)
     optimizer: Any = Field(None, exclude=True)
-    lr_schedule: Any = Field(None, exclude=True)
+    lr_schedule: Any = Field("step", exclude=True)
     param_attr: Any = Field(None, exclude=True)
     bias_attr: Any = Field(None, exclude=True)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from plsc.config import LOSS_TYPES, Config, check_callable, config
+from plsc.utils.lazy import require_paddle
 from plsc.utils.logging import show_log
 
 log = logging.getLogger("plsc")
@@ -205,10 +206,10 @@ class Entry:
 
     def set_lr(self, lr: float | Callable[[int], float]) -> None:
         """Learning rate at a global batch of 1024 (default 0.1, scaled with the batch), or a function step -> rate."""
-        if callable(lr):
+        if callable(lr) or isinstance(lr, str):
             self.config.lr_schedule = lr
         else:
-            self.config.lr, self.config.lr_schedule = lr, None
+            self.config.lr, self.config.lr_schedule = lr, "step"
 
     def set_optimizer(self, optimizer: Callable[..., Any]) -> None:
         """Another optimizer: a Paddle class, or anything to be called as f(learning_rate=..., parameters=[...]).
@@ -310,10 +311,10 @@ class Entry:
 
         Run it under `python -m paddle.distributed.launch` to train on several ranks.
         """
-        topology = self._start()
+        require_paddle()
         from plsc.engine.trainer import Trainer
 
-        return Trainer(self.config, topology).train()
+        return Trainer(self.config).train()
 
     def test(self) -> dict[str, float]:
         """Verify the checkpoint on `val_targets` (or `test_dataset`); returns figures as '<set>/<figure>'."""
