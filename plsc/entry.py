@@ -204,12 +204,17 @@ class Entry:
         """What the learning rate is multiplied by at each boundary. Default 0.1."""
         self.config.lr_decay_factor = factor
 
-    def set_lr(self, lr: float | Callable[[int], float]) -> None:
-        """Learning rate at a global batch of 1024 (default 0.1, scaled with the batch), or a function step -> rate."""
+    def set_lr(self, lr: float | str | Callable[[int], float]) -> None:
+        """Learning rate at a global batch of 1024 (default 0.1, scaled with the batch), or its schedule.
+
+        The schedule is 'step' (default), 'cosine', 'poly', or a function step -> learning rate.
+        """
         if callable(lr) or isinstance(lr, str):
             self.config.lr_schedule = lr
         else:
-            self.config.lr, self.config.lr_schedule = lr, "step"
+            self.config.lr = lr
+            if callable(self.config.lr_schedule):
+                self.config.lr_schedule = "step"
 
     def set_optimizer(self, optimizer: Callable[..., Any]) -> None:
         """Another optimizer: a Paddle class, or anything to be called as f(learning_rate=..., parameters=[...]).

@@ -17,7 +17,7 @@ from plsc import Entry
 from plsc.cli.settings import make_entry
 from plsc.config import Config
 from plsc.distributed.topology import devices_asked_of_launcher
-from plsc.engine.optimizer import step_schedule
+from plsc.engine.schedules import build_schedule
 from plsc.utils import jpeg_reader
 from plsc.version import __version__
 from tests._support.images import CLASSES, SIDE, make_images

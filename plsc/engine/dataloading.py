@@ -84,7 +84,7 @@ def check_loader(loader: Loader, config: Config, topology: Topology) -> Loader:
         if found != expected:
             raise ConfigError(
                 f"loader: was made for (batch size, rank, world size) {found}, this process trains with {expected}; "
-                f"make it with the batch size of the settings and the place of plsc.distributed.topology.init_topology()"
+                f"make it with train_batch_size, and the rank and world size of init_topology()"
             )
     return loader
 

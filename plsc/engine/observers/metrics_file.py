@@ -86,24 +86,25 @@ class MetricsFile(Observer):
 
 def _supersede(path: Path, last_step: int) -> None:
     """Move the lines of steps after `last_step`, and damaged lines, to `metrics.superseded.jsonl`."""
-    kept, moved = [], []
-    for line in path.read_bytes().splitlines():
-        (kept if _is_until(line, last_step) else moved).append(line + b"\n")
-    if not moved and path.read_bytes().endswith(b"\n"):
-        return
-    other = path.with_name(SUPERSEDED_FILE)
-    # First the copy: a process that is killed in between leaves lines twice, and loses none.
-    with open(other, "ab") as file:
-        file.writelines(moved)
-        file.flush()
-        os.fsync(file.fileno())
-    with write_file(path) as file:
-        file.writelines(kept)
+    lines = [line + b"\n" for line in path.read_bytes().splitlines()]
+    kept = [line for line in lines if _is_until(line, last_step)]
+    moved = [line for line in lines if not _is_until(line, last_step)]
     if moved:
+        # First the copy: a process that is killed in between leaves these lines twice, and loses none.
+        with open(path.with_name(SUPERSEDED_FILE), "ab") as file:
+            file.writelines(moved)
+            file.flush()
+            os.fsync(file.fileno())
         log.info(
-            "%s: this run begins after step %d; moved %d lines of later steps, or damaged, to %s",
-            path, last_step, len(moved), other.name,
+            "%s: training begins after step %d; moved %d lines of later steps, or damaged, to %s",
+            path,
+            last_step,
+            len(moved),
+            SUPERSEDED_FILE,
         )
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(b"".join(kept))
+    partial.replace(path)
 
 
 def _is_until(line: bytes, last_step: int) -> bool:
