@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
+import paddle
 import pytest
 
+from plsc import TrainingError
 from plsc.engine.checkpoint import Checkpoint
+from plsc.models.base_model import BaseModel
 from tests._support.ranks import launch
 
 GLOBAL_BATCH = 12
@@ -42,17 +46,23 @@ def one_rank(tmp_path_factory):
     return train(1, tmp_path_factory.mktemp("one"))
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_training_on_ranks_equals_training_on_one(ranks, one_rank, tmp_path):
     assert_close(train(ranks, tmp_path), one_rank, 1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("loss_type", ["arcface", "dist_softmax", "softmax"])
-def test_whole_and_sharded_heads_equal_one_rank(loss_type, tmp_path):
+def test_replicated_and_sharded_heads_equal_one_rank(loss_type, tmp_path):
     alone = train(1, tmp_path / "1", loss_type=loss_type, lr=0.5)
     assert_close(train(2, tmp_path / "2", loss_type=loss_type, lr=0.5), alone, 1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     "fused, unfused, extra",
     [
@@ -71,12 +81,16 @@ def test_the_fused_update_gives_the_weights_of_the_whole_gradient(fused, unfused
     assert_close({name: one[name] for name in weights}, {name: other[name] for name in weights}, 1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 def test_training_moves_the_weights(one_rank, tmp_path):
     before = train(1, tmp_path, train_epochs=None, train_steps=1)
     assert np.abs(before["head.weight"] - one_rank["head.weight"]).max() > 1e-3
     assert np.abs(before["backbone.fc.weight"] - one_rank["backbone.fc.weight"]).max() > 1e-3
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     "model, extra",
     [
@@ -97,6 +111,8 @@ def test_resume_equals_never_having_stopped_bit_for_bit(model, extra, steps, tmp
     assert_close(broken, whole, 0.0)
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("before, after", [(2, 3), (4, 1), (1, 4)])
 def test_resume_on_another_number_of_ranks(before, after, one_rank, tmp_path):
     train(before, tmp_path, train_epochs=2)
@@ -104,8 +120,10 @@ def test_resume_on_another_number_of_ranks(before, after, one_rank, tmp_path):
     assert_close(resumed, one_rank, 1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 def test_ranks_verify_and_save_the_same_running_statistics(tmp_path):
-    """What two ranks report of their network is what its checkpoint gives."""
+    """The metrics that two ranks find are those of their checkpoint."""
     settings = {
         "model": "batch norm",
         "train_epochs": 1,
@@ -121,3 +139,38 @@ def test_ranks_verify_and_save_the_same_running_statistics(tmp_path):
     )
     for name in ("pixels/xnorm", "pixels/threshold", "pixels/accuracy"):
         assert trained[0][name] == trained[1][name] == pytest.approx(tested[0][name], rel=1e-6)
+
+
+def test_the_newest_checkpoints_are_kept(entry, tmp_path):
+    entry.set_train_epochs(4)
+    entry.set_max_last_checkpoint_num(2)
+    entry.train()
+    assert sorted(path.name for path in (tmp_path / "output").iterdir() if path.is_dir()) == ["2", "3"]
+
+
+class Blind(BaseModel):
+    """Its embeddings are not numbers in the third training step."""
+
+    def __init__(self):
+        super().__init__(16)
+        self.fc = paddle.nn.Linear(3 * 16 * 16, 16)
+        self.calls = 0
+
+    def build_network(self, input, label, is_train=True):
+        self.calls += is_train
+        return self.fc(input.flatten(1)) * (float("nan") if is_train and self.calls == 3 else 1.0)
+
+
+def test_a_loss_that_is_not_finite_says_where(entry):
+    entry.set_model(Blind())
+    with pytest.raises(TrainingError, match=r"the loss is nan at epoch 0, step 3 .*set_on_nonfinite\('skip'\)"):
+        entry.train()
+    assert not os.path.exists(os.path.join(entry.model_save_dir, "0"))
+
+
+def test_a_loss_that_is_not_finite_is_skipped_when_asked(entry, caplog):
+    entry.set_model(Blind())
+    entry.set_on_nonfinite("skip")
+    entry.set_train_epochs(2)
+    assert np.isfinite(entry.train()["loss"])
+    assert "step 3 skipped: its loss is nan" in caplog.text

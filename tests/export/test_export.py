@@ -10,6 +10,7 @@ import paddle
 import pytest
 from paddle import nn
 
+import plsc
 from plsc import ExportError, load_inference_model
 from plsc.export import checking as export_check
 from plsc.export.export import export_backbone
@@ -209,3 +210,22 @@ def test_text_and_bytes_of_a_serving_configuration():
 def test_an_element_type_unknown_to_paddle_serving_is_named():
     with pytest.raises(ExportError, match="'x' is bfloat16, which Paddle Serving has no number for"):
         model_config([Variable("x", "x", "bfloat16", (3,))], [])
+
+
+def test_export_replaces_an_earlier_export(entry):
+    entry.train()
+    folder = entry.convert_for_prediction()
+    assert entry.convert_for_prediction() == folder
+    assert plsc.load_inference_model(folder).emb_dim == 16
+
+
+def test_export_never_touches_a_folder_that_is_not_ours(entry, tmp_path):
+    entry.train()
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("...")
+    with pytest.raises(ExportError, match="is not empty and holds no exported model.*nothing was written"):
+        entry.convert_for_prediction(folder)
+    assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+    with pytest.raises(ExportError):
+        entry.convert_for_prediction(entry.model_save_dir)
