@@ -109,6 +109,9 @@ class Values(Mapping[str, float]):
             value = self._values[name] = float(value.item() if hasattr(value, "item") else value)
         return value
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._values  # Mapping would read the value
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
