@@ -17,9 +17,8 @@ _ORDER_SETTINGS = ("seed", "class_balanced", "min_images_per_class")
 
 
 def saved_settings(config: Config) -> dict[str, Any]:
-    """The settings as a checkpoint's manifest holds them: without objects that only Python can hold."""
-    excluded = {"amp_lists"} | ({"lr_schedule"} if callable(config.lr_schedule) else set())
-    return config.model_dump(mode="json", exclude=excluded)
+    """The settings as a checkpoint's manifest holds them, without those that only Python can hold."""
+    return config.model_dump(mode="json", exclude={"amp_lists"})
 
 
 def warn_of_another_order(about: dict[str, Any], config: Config, *, num_images: int, global_batch: int) -> None:

@@ -43,7 +43,8 @@ def poly_decay(config: Config, warmup_steps: int, total_steps: int | None) -> Sc
     return lambda step: (1.0 - progress(step)) ** 2
 
 
-# name: (config, warmup_steps, total_steps) -> the factor on the peak by step, from the end of the warm-up on.
+# (config, warmup_steps, total_steps) -> the factor on the peak by step, from the end of the warm-up on. By the names
+# of plsc.config.SCHEDULES.
 SCHEDULES: dict[str, Callable[[Config, int, int | None], Schedule]] = {
     "step": step_decay,
     "cosine": cosine_decay,
@@ -63,15 +64,10 @@ def build_schedule(
         total_steps: steps of the whole run; None where unknown.
 
     Raises:
-        ConfigError: the name is unknown, or the schedule depends on a number of steps that is unknown.
+        ConfigError: the schedule depends on a number of steps that is unknown.
     """
     if callable(config.lr_schedule):
-        return config.lr_schedule  # type: ignore[no-any-return]  # the field holds any function of the user's
-    name = config.lr_schedule or "step"  # None: what PLSC 1.0 saved for it
-    if name not in SCHEDULES:
-        raise ConfigError(
-            f"lr_schedule: got {name!r}, expected one of {', '.join(SCHEDULES)}, or a function step -> learning rate"
-        )
+        return config.lr_schedule
     if config.warmup_epochs and steps_per_epoch is None:
         raise ConfigError(
             f"warmup_epochs is {config.warmup_epochs}, but the number of training images is unknown; "
@@ -80,7 +76,7 @@ def build_schedule(
     peak = config.lr * global_batch / 1024
     start = config.lr if peak > config.lr else 0.0
     warmup_steps = config.warmup_epochs * (steps_per_epoch or 0)
-    decay = SCHEDULES[name](config, warmup_steps, total_steps)
+    decay = SCHEDULES[config.lr_schedule](config, warmup_steps, total_steps)
 
     def learning_rate(step: int) -> float:
         if step < warmup_steps:

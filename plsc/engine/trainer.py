@@ -97,12 +97,14 @@ class Trainer:
         observers: Iterable[Observer] = (),
     ) -> None:
         config.check()
+        if backbone is not None:
+            config = config.model_copy(update={"model": check_model(backbone)})
         self.config = config
         self.topology = init_topology()
         show_log(self.topology.is_main)
         self.collectives = Collectives(self.topology)
         paddle.seed(config.seed)
-        self.backbone = build_backbone(config) if backbone is None else check_model(backbone)
+        self.backbone = build_backbone(config)
         self.network = paddle.DataParallel(self.backbone) if self.topology.world_size > 1 else self.backbone
         self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
         self.head = (
@@ -247,7 +249,7 @@ class Trainer:
         self._verified_step = step.number
         with self._clock.paused():
             average_statistics(self.backbone, self.collectives)
-            results = evaluate(self.config, self.backbone, self.verification_sets, self.collectives)
+            results = evaluate(self.config, self.backbone, sets=self.verification_sets, collectives=self.collectives)
         if results:
             self.observers.on_verify(step, results)
         return results
@@ -256,7 +258,9 @@ class Trainer:
         """Save a checkpoint that also holds the tensors `extra`, and delete the oldest checkpoints."""
         folder = self.config.model_save_dir
         with self._clock.paused():
-            path = checkpoint.save_checkpoint(folder, name, self._parts(extra), self._about(), self.collectives)
+            path = checkpoint.save_checkpoint(
+                folder, name, parts=self._parts(extra), about=self._about(), collectives=self.collectives
+            )
             if self.topology.is_main:
                 checkpoint.prune_checkpoints(folder, self.config.max_last_checkpoint_num)
                 skipped = f"; {self.loader.skipped} unreadable images skipped so far" if self.loader.skipped else ""

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import plsc
-from plsc.cli.settings import make_entry
+from plsc.cli.settings import merge_settings
 from plsc.config import Config
 from tests._support.ranks import run
 
@@ -15,7 +15,7 @@ from tests._support.ranks import run
 def test_unknown_settings_in_a_file_name_the_near_miss(tmp_path):
     (tmp_path / "run.yaml").write_text("train_batchsize: 3\n")
     with pytest.raises(plsc.ConfigError, match=r"run\.yaml: there is no .*; did you mean 'train_batch_size'"):
-        make_entry(tmp_path / "run.yaml", {})
+        merge_settings(Config, tmp_path / "run.yaml", {})
 
 
 def test_every_setting_is_a_flag():

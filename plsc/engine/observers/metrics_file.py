@@ -16,12 +16,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
 from plsc.engine.observers import Observer, Run, Step
+from plsc.utils.atomic import write_file
+from plsc.utils.files import sync
 
 log = logging.getLogger("plsc")
 
@@ -93,8 +94,7 @@ def _supersede(path: Path, last_step: int) -> None:
         # First the copy: a process that is killed in between leaves these lines twice, and loses none.
         with open(path.with_name(SUPERSEDED_FILE), "ab") as file:
             file.writelines(moved)
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         log.info(
             "%s: training begins after step %d; moved %d lines of later steps, or damaged, to %s",
             path,
@@ -102,9 +102,8 @@ def _supersede(path: Path, last_step: int) -> None:
             len(moved),
             SUPERSEDED_FILE,
         )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(b"".join(kept))
-    partial.replace(path)
+    with write_file(path) as file:
+        file.writelines(kept)
 
 
 def _is_until(line: bytes, last_step: int) -> bool:
