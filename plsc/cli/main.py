@@ -58,7 +58,7 @@ def export(
 ) -> None:
     """Export a checkpoint's backbone for Paddle inference, Paddle Serving and ONNX."""
     formats, parts = ([part.strip() for part in text.split(",") if part.strip()] for text in (format, bake))
-    typer.echo(make_entry(settings).convert_for_prediction(to, formats, parts, bgr))
+    typer.echo(make_entry(settings).convert_for_prediction(to, formats, bake=parts, bgr=bgr))
 
 
 @app.command()

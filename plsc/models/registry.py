@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from plsc.errors import ConfigError
+from plsc.utils.lazy import require_paddle
 from plsc.utils.names import did_you_mean
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ def create_backbone(name: str, *, emb_dim: int = 512, image_shape: Sequence[int]
         >>> net(paddle.rand([2, 3, 32, 32])).shape
         [2, 128]
     """
-    from paddle import nn
-
+    layer = require_paddle().nn.Layer
     factory = find_backbone(name)
     try:
         inspect.signature(factory).bind(emb_dim=emb_dim, image_shape=image_shape)
@@ -113,11 +113,13 @@ def create_backbone(name: str, *, emb_dim: int = 512, image_shape: Sequence[int]
             f"backbone '{name}' cannot be called as {_name_of(factory)}(emb_dim=..., image_shape=...): {error}; "
             f"give it these two parameters"
         ) from None
-    backbone = factory(emb_dim=emb_dim, image_shape=tuple(image_shape))
-    if not isinstance(backbone, nn.Layer):
+    backbone: nn.Layer = factory(emb_dim=emb_dim, image_shape=tuple(image_shape))
+    if not isinstance(backbone, layer):
         raise ConfigError(
             f"backbone '{name}': {_name_of(factory)} returned {type(backbone).__name__}, expected a paddle.nn.Layer"
         )
+    if ":" in name:
+        log.info("backbone %s is from %s", name, getattr(sys.modules.get(factory.__module__), "__file__", None))
     return backbone
 
 
@@ -164,6 +166,7 @@ def _name_of(factory: Factory | str) -> str:
 
 def _import_backbone(name: str) -> Factory:
     """The class or function that 'package.module:Class' names."""
+    require_paddle()
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
         raise ConfigError(f"model_name: got {name!r}; expected 'package.module:Class'")
@@ -172,27 +175,23 @@ def _import_backbone(name: str) -> Factory:
     if not callable(factory):
         callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ConfigError(
-            f"model_name '{name}': {module.__file__} has no class or function '{attribute}'; "
+            f"model_name '{name}': {module_name} has no class or function '{attribute}'; "
             f"{did_you_mean(attribute, callables)}define it there or correct the name"
         )
     return factory
 
 
 def _import_module(name: str, module_name: str) -> Any:
-    known = module_name in sys.modules
     # A console script has its own folder on the path, not the current one. At the end it shadows no other module.
     folder = os.getcwd()
     sys.path.append(folder)
     try:
-        module = importlib.import_module(module_name)
+        return importlib.import_module(module_name)
     except Exception as error:
         raise ConfigError(f"model_name '{name}': {_describe(error, module_name, folder)}") from error
     finally:
         # The last one, in case an earlier entry is the same folder.
         del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]
-    if not known and not module_name.startswith("plsc."):
-        log.info("backbone %s is imported from %s", name, module.__file__)
-    return module
 
 
 def _describe(error: Exception, module_name: str, folder: str) -> str:

@@ -149,6 +149,11 @@ class Settings(pydantic.BaseModel):
         """The settings that a YAML file gives, and the defaults of the others. Errors as for `read_file`."""
         return cls(**cls.read_file(path))
 
+    def assign(self, **values: Any) -> None:
+        """Assign several settings. Each is checked like a single assignment."""
+        for name, value in values.items():
+            setattr(self, name, value)
+
     def is_given(self, name: str) -> bool:
         """Whether a setting was given, as opposed to left at its default."""
         return self.present_name(name) in self.model_fields_set

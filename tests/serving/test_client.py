@@ -17,9 +17,9 @@ import pytest
 from tests._support.ranks import run
 from tests._support.servers import EMB_DIM, make_image, make_model, serving
 
-pytest.importorskip("urllib3", reason="plsc[serve] is not installed")
-pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
-faiss = pytest.importorskip("faiss", reason="plsc[gallery] is not installed")
+pytest.importorskip("urllib3", reason="urllib3 is not installed")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed")
+faiss = pytest.importorskip("faiss", reason="faiss-cpu is not installed")
 
 from face_service import FaceService  # noqa: E402
 from plsc import DataError, ServingError, load_inference_model  # noqa: E402
