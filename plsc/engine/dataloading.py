@@ -56,23 +56,22 @@ def build_dataloader(config: Config, topology: Topology) -> TrainLoader | Reader
     """
     if config.train_reader is not None:
         return _reader_loader(config, topology)
-    records = _training_records(config)
     return TrainLoader(
-        records,
-        Transform(config.image_shape, config.flip, _augment(config)),
-        config.num_classes,
-        config.train_batch_size,
-        topology.rank,
-        topology.world_size,
-        config.seed,
-        config.num_workers,
-        config.bad_images == "skip",
-        config.class_balanced,
-        config.worker_timeout,
+        _training_records(config),
+        Transform(config.image_shape, config.flip, augment=_augment(config)),
+        num_classes=config.num_classes,
+        batch_size=config.train_batch_size,
+        rank=topology.rank,
+        world_size=topology.world_size,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        skip_bad_images=config.bad_images == "skip",
+        class_balanced=config.class_balanced,
+        worker_timeout=config.worker_timeout,
     )
 
 
-def check_loader(loader: Loader, config: Config, topology: Topology) -> Loader:
+def check_loader(loader: Loader, config: Config, *, topology: Topology) -> Loader:
     """Return a user's loader if it fits the run.
 
     Raises:
@@ -98,7 +97,13 @@ def count_steps_per_epoch(loader: Loader, global_batch: int) -> int | None:
 
 def _reader_loader(config: Config, topology: Topology) -> ReaderLoader:
     reader = check_callable("train_reader", config.train_reader, "a function that returns an iterable of batches")
-    loader = ReaderLoader(reader, config.image_shape, config.num_classes, config.train_image_num, topology.world_size)
+    loader = ReaderLoader(
+        reader,
+        config.image_shape,
+        num_classes=config.num_classes,
+        num_images=config.train_image_num,
+        world_size=topology.world_size,
+    )
     if loader.num_images is None and config.warmup_epochs:
         log.info(
             "warm-up in epochs needs the number of images: reading train_reader once to count them "

@@ -59,14 +59,24 @@ class NamedOptimizer:
         self._optimizer.clear_grad(set_to_zero=False)
 
     def state(self) -> dict[str, paddle.Tensor]:
-        """The tensors to save; none before the first step."""
+        """The tensors to save; none before the first step.
+
+        Raises:
+            CheckpointError: a tensor belongs to no parameter.
+        """
         longest_first = sorted(self._named.items(), key=lambda item: -len(item[1].name))
         found = self._optimizer.state_dict()
         state = {}
         for key, value in found.items():
             if key in ("LR_Scheduler", "master_weights"):
                 continue
-            name, parameter = next(item for item in longest_first if key.startswith(item[1].name + "_"))
+            owner = next((item for item in longest_first if key.startswith(item[1].name + "_")), None)
+            if owner is None:
+                raise CheckpointError(
+                    f"{self.kind}: its state {key!r} belongs to no parameter, so no checkpoint can hold it; expected "
+                    f"names that begin with a parameter's"
+                )
+            name, parameter = owner
             kind = re.sub(r"_\d+$", "", key[len(parameter.name) + 1 :])
             state[f"{name}:{kind}"] = value
         for name, parameter in self._named.items():
@@ -75,10 +85,10 @@ class NamedOptimizer:
         return state
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over the state of another process, before the first step.
+        """Load what `state` returned in another process, before the first step.
 
         Raises:
-            CheckpointError: the state names a parameter that is not there.
+            CheckpointError: the state is of a parameter that this network does not have.
         """
         restored: dict[str, Any] = {}
         for key, value in state.items():

@@ -26,26 +26,25 @@ from plsc.errors import ConfigError
 Schedule = Callable[[int], float]
 
 
-def step_decay(config: Config, warmup_steps: int, total_steps: int | None) -> Schedule:
+def step_decay(config: Config, *, warmup_steps: int, total_steps: int | None) -> Schedule:
     """`lr_decay_factor` at each of `lr_steps`; needs no number of steps."""
     return lambda step: config.lr_decay_factor ** bisect.bisect_right(config.lr_steps, step)
 
 
-def cosine_decay(config: Config, warmup_steps: int, total_steps: int | None) -> Schedule:
+def cosine_decay(config: Config, *, warmup_steps: int, total_steps: int | None) -> Schedule:
     """Half a cosine, from 1 at the end of the warm-up to 0 at the end of the last step."""
     progress = _progress(config, warmup_steps, total_steps)
     return lambda step: 0.5 * (1.0 + math.cos(math.pi * progress(step)))
 
 
-def poly_decay(config: Config, warmup_steps: int, total_steps: int | None) -> Schedule:
+def poly_decay(config: Config, *, warmup_steps: int, total_steps: int | None) -> Schedule:
     """A polynomial of degree 2, from 1 at the end of the warm-up to 0 at the end of the last step."""
     progress = _progress(config, warmup_steps, total_steps)
     return lambda step: (1.0 - progress(step)) ** 2
 
 
-# (config, warmup_steps, total_steps) -> the factor on the peak by step, from the end of the warm-up on. By the names
-# of plsc.config.SCHEDULES.
-SCHEDULES: dict[str, Callable[[Config, int, int | None], Schedule]] = {
+# By the names of plsc.config.SCHEDULES. Each gives the factor on the peak by step, from the end of the warm-up on.
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "step": step_decay,
     "cosine": cosine_decay,
     "poly": poly_decay,
@@ -76,7 +75,7 @@ def build_schedule(
     peak = config.lr * global_batch / 1024
     start = config.lr if peak > config.lr else 0.0
     warmup_steps = config.warmup_epochs * (steps_per_epoch or 0)
-    decay = SCHEDULES[config.lr_schedule](config, warmup_steps, total_steps)
+    decay = SCHEDULES[config.lr_schedule](config, warmup_steps=warmup_steps, total_steps=total_steps)
 
     def learning_rate(step: int) -> float:
         if step < warmup_steps:

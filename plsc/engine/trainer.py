@@ -112,7 +112,9 @@ class Trainer:
         )
         self.precision = Precision(config, self.topology)
         self.loader = (
-            build_dataloader(config, self.topology) if loader is None else check_loader(loader, config, self.topology)
+            build_dataloader(config, self.topology)
+            if loader is None
+            else check_loader(loader, config, topology=self.topology)
         )
         self.verification_sets = open_verification_sets(config) if config.with_test else []
         self.global_batch = config.train_batch_size * self.topology.world_size
@@ -145,13 +147,18 @@ class Trainer:
             log.info("nothing is left to train: %d steps are done, as train_epochs or train_steps says", self.step)
         results: dict[str, float] = {}
         self._clock = TrainingClock()
-        run = Run(self.config, self.step, self.total_steps, self.global_batch, self._resumed_from)
+        run = Run(
+            config=self.config,
+            first_step=self.step,
+            total_steps=self.total_steps,
+            global_batch=self.global_batch,
+            checkpoint=self._resumed_from,
+        )
         with contextlib.closing(self.loader), self.observers.running(run, results):
             while not self.is_done:
-                step = Step(self.step, self.epoch, Values({}), self._clock)
+                step = self._make_step({})
                 for batch in self._batches():
-                    values = self.train_step(batch)
-                    step = Step(self.step, self.epoch, Values(values), self._clock)
+                    step = self._make_step(self.train_step(batch))
                     self.observers.on_step(step)
                     if self.config.test_period and self.step % self.config.test_period == 0:
                         results.update(self._verify(step))
@@ -219,6 +226,9 @@ class Trainer:
             return self.step >= (self.config.train_steps or 0)
         return self.epoch >= self.config.train_epochs
 
+    def _make_step(self, values: dict[str, Any]) -> Step:
+        return Step(number=self.step, epoch=self.epoch, values=Values(values), clock=self._clock)
+
     def _batches(self) -> Iterator[Batch]:
         batches = self.loader.epoch(self.epoch, self.step_in_epoch)
         # A TrainLoader has equally many batches on every rank; of another loader that is not known.
@@ -271,7 +281,9 @@ class Trainer:
         """What this rank writes: whole tensors on rank 0, and its class centers."""
         is_main = self.topology.is_main
         whole = [*backbone_parts(self.backbone, self.optimizer), *extra] if is_main else []
-        return whole + head_parts(self.head, is_main, self.config.num_classes, self.config.is_sharded)
+        return whole + head_parts(
+            self.head, is_main, num_classes=self.config.num_classes, is_sharded=self.config.is_sharded
+        )
 
     def _about(self) -> dict[str, Any]:
         """What a checkpoint says of the run, beside its tensors."""
@@ -287,9 +299,9 @@ class Trainer:
         }
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
-        load_backbone(self.backbone, saved, self.config)
-        load_statistics(self.backbone, saved, self.topology)
-        load_training(self.head, self.optimizer, saved, self.config)
+        load_backbone(self.backbone, saved, config=self.config)
+        load_statistics(self.backbone, saved, topology=self.topology)
+        load_training(self.head, self.optimizer, saved=saved, config=self.config)
         about = saved.about
         self.precision.load(about["loss_scaling"])
         self.epoch, self.step = about["epoch"], about["step"]

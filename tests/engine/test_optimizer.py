@@ -7,7 +7,9 @@ import functools
 import paddle
 import pytest
 
-from plsc import ConfigError
+from plsc import CheckpointError, ConfigError
+from plsc.config import Config
+from plsc.engine.optimizer import NamedOptimizer
 
 
 def test_another_optimizer(entry):
@@ -23,3 +25,16 @@ def test_optimizers_of_the_wrong_form(entry):
     entry.set_optimizer(lambda rate: None)
     with pytest.raises(ConfigError, match="could not be called as factory"):
         entry.train()
+
+
+def test_state_that_belongs_to_no_parameter_is_named():
+    class Counting(paddle.optimizer.SGD):
+        def state_dict(self):
+            return {"count": paddle.to_tensor([1])}
+
+    parameter = paddle.nn.Linear(2, 2).weight
+    optimizer = NamedOptimizer(
+        Config(optimizer=lambda learning_rate, parameters: Counting(learning_rate, parameters)), {"weight": parameter}
+    )
+    with pytest.raises(CheckpointError, match="Counting: its state 'count' belongs to no parameter"):
+        optimizer.state()

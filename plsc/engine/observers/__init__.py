@@ -70,7 +70,7 @@ class Observer:
         """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A training run as it begins.
 
@@ -141,7 +141,7 @@ class TrainingClock:
             self._paused_at = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """A training step that is done.
 

@@ -13,11 +13,21 @@ from plsc.engine.observers import progress as module
 from plsc.engine.observers.progress import Progress
 
 
+def run_of(total_steps, first_step=0, log_period=200):
+    return Run(
+        config=Config(log_period=log_period),
+        first_step=first_step,
+        total_steps=total_steps,
+        global_batch=10,
+        checkpoint=None,
+    )
+
+
 def play(progress, steps, total, first=0, log_period=2):
     clock = TrainingClock()
-    progress.on_start(Run(Config(log_period=log_period), first, total, 10, None))
+    progress.on_start(run_of(total, first_step=first, log_period=log_period))
     for number in range(first + 1, first + steps + 1):
-        progress.on_step(Step(number, 0, Values({"loss": 2.5, "lr": 0.1}), clock))
+        progress.on_step(Step(number=number, epoch=0, values=Values({"loss": 2.5, "lr": 0.1}), clock=clock))
 
 
 def test_lines_come_at_the_period_and_at_the_last_step(caplog):
@@ -60,10 +70,10 @@ def test_the_bar_reads_the_loss_twice_a_second(terminal, monkeypatch):
 
     monkeypatch.setattr(TrainingClock, "seconds", property(lambda clock: seconds[0]))
     progress, clock = Progress(), TrainingClock()
-    progress.on_start(Run(Config(), 0, 100, 10, None))
+    progress.on_start(run_of(100))
     for number in range(1, 10):
         seconds[0] = number / 4
-        progress.on_step(Step(number, 0, Values({"loss": Loss()}), clock))
+        progress.on_step(Step(number=number, epoch=0, values=Values({"loss": Loss()}), clock=clock))
     progress.on_end({}, None)
     assert reads == [0.75, 1.5, 2.25]
     assert module._BAR_SECONDS == 0.5
