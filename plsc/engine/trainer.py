@@ -107,15 +107,13 @@ class Trainer:
         self.backbone = build_backbone(config)
         self.network = paddle.DataParallel(self.backbone) if self.topology.world_size > 1 else self.backbone
         self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
-        self.head = (
-            Classifier(config, self.collectives, lambda named: NamedOptimizer(config, named)) if head is None else head
-        )
+        if head is None:
+            head = Classifier(config, self.collectives, lambda named: NamedOptimizer(config, named))
+        self.head = head
         self.precision = Precision(config, self.topology)
-        self.loader = (
-            build_dataloader(config, self.topology)
-            if loader is None
-            else check_loader(loader, config, topology=self.topology)
-        )
+        if loader is None:
+            loader = build_dataloader(config, self.topology)
+        self.loader = check_loader(loader, config, topology=self.topology)
         self.verification_sets = open_verification_sets(config) if config.with_test else []
         self.global_batch = config.train_batch_size * self.topology.world_size
         self.steps_per_epoch = count_steps_per_epoch(self.loader, self.global_batch)
@@ -260,8 +258,8 @@ class Trainer:
         with self._clock.paused():
             average_statistics(self.backbone, self.collectives)
             results = evaluate(self.config, self.backbone, sets=self.verification_sets, collectives=self.collectives)
-        if results:
-            self.observers.on_verify(step, results)
+            if results:
+                self.observers.on_verify(step, results)
         return results
 
     def _save(self, step: Step, name: str, extra: list[checkpoint.Part]) -> None:
@@ -275,7 +273,7 @@ class Trainer:
                 checkpoint.prune_checkpoints(folder, self.config.max_last_checkpoint_num)
                 skipped = f"; {self.loader.skipped} unreadable images skipped so far" if self.loader.skipped else ""
                 log.info("saved %s%s", path, skipped)
-        self.observers.on_save(step, path)
+            self.observers.on_save(step, path)
 
     def _parts(self, extra: list[checkpoint.Part]) -> list[checkpoint.Part]:
         """What this rank writes: whole tensors on rank 0, and its class centers."""
