@@ -55,7 +55,7 @@ def test_the_base64_reader_yields_every_image_normalized(data_dir, tmp_path):
     from plsc.utils import base64_reader
 
     source = open_records(data_dir)
-    convert(source, tmp_path / "text", "base64", parts=3)
+    convert(source, tmp_path / "text", to="base64", parts=3)
     reader = base64_reader.train(str(tmp_path / "text"), "file_list.txt", 6)
     samples = list(reader())
     assert sorted(label for _, label in samples) == sorted(source.labels.tolist())

@@ -20,7 +20,7 @@ from tests._support.scripts import INTRODUCTION, SMALL
 
 @pytest.mark.parametrize("to", ["rec", "tar", "base64", "csv", "folders", "npy"])
 def test_training_takes_every_kind_of_source(entry, data_dir, tmp_path, to):
-    convert(open_records(data_dir), tmp_path / "other", to)
+    convert(open_records(data_dir), tmp_path / "other", to=to)
     (tmp_path / "other" / "lfw.bin").write_bytes((data_dir / "lfw.bin").read_bytes())
     losses = []
     for folder in (data_dir, tmp_path / "other"):
