@@ -70,6 +70,6 @@ def check_save_folder(config: Config, *, epoch: int, step_in_epoch: int, is_done
     if newer and not is_done:
         raise CheckpointError(
             f"{newer[-1]} is a checkpoint of later training than this run starts from; to resume from it: "
-            f"set_checkpoint_dir({str(root)!r}) (--checkpoint-dir {root}); to train anew: choose another "
+            f"set_checkpoint_dir({str(root)!r}) (--checkpoint-dir {root}); to start a new run: choose another "
             f"set_model_save_dir (--model-save-dir), or move the old folder away"
         )

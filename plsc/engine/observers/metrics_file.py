@@ -7,7 +7,7 @@ There is a line per logged step (`log_period`, and the last step) and per verifi
 null. Each line is written as a whole when it is known, so that other programs can read along.
 
 The file tells one history, in which no step comes twice. A run that resumes from a checkpoint in this folder appends to
-the file; any other run begins it anew. Lines of steps that this run has yet to train, and lines that are damaged
+the file; any other run starts an empty one. Lines of steps that this run has yet to train, and lines that are damaged
 because a process was killed, move to `metrics.superseded.jsonl` before the first step. Nothing is deleted.
 """
 
