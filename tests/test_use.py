@@ -273,8 +273,9 @@ SMALL = """ins.set_image_shape((3, 16, 16)); ins.set_model_name("ResNetTiny"); i
     ins.set_train_batch_size({batch}); ins.set_train_epochs(1)"""
 
 READER = """import paddle
+    import plsc.compat.jpeg_reader
     from plsc.utils import jpeg_reader
-    jpeg_reader._IMAGE_SHAPE = (3, 16, 16)
+    plsc.compat.jpeg_reader._IMAGE_SHAPE = (3, 16, 16)
     ins.train_reader = paddle.batch(jpeg_reader.arc_train("./train_data", class_dim={classes}), {batch})"""
 
 
@@ -321,7 +322,7 @@ def test_readers_of_unequal_length_end_together_and_say_so(data_dir, tmp_path):
 
 
 def test_old_readers_yield_normalized_images(data_dir, monkeypatch):
-    monkeypatch.setattr(jpeg_reader, "_IMAGE_SHAPE", (3, 16, 16))
+    monkeypatch.setattr("plsc.compat.jpeg_reader._IMAGE_SHAPE", (3, 16, 16))
     samples = list(jpeg_reader.arc_train(str(data_dir), CLASSES)())
     assert len(samples) == 30
     assert samples[0][0].shape == (3, 16, 16) and -1 <= samples[0][0].min() < samples[0][0].max() <= 1

@@ -120,7 +120,7 @@ def _use(output: Path, size: Size) -> list[tuple[str, str]]:
     entry = Entry()
     entry.set_checkpoint_dir(output / "checkpoints")
     entry.convert_for_prediction(output / "model")
-    unseen = GlyphRecords(2, 2, 32, seed=1, first_identity=size.identities)
+    unseen = GlyphRecords(2, 2, image_size=32, seed=1, first_identity=size.identities)
     files = []
     for name, index in (("one.png", 0), ("one_again.png", 1), ("another.png", 2)):
         cv2.imwrite(str(output / name), unseen[index].image[..., ::-1])

@@ -13,7 +13,8 @@ import paddle
 from plsc.config import Config, check_callable
 from plsc.data.augment import Augment
 from plsc.data.loader import Batch, ReaderLoader, TrainLoader
-from plsc.data.records import DatasetRecords, open_records
+from plsc.data.records import DatasetRecords, Records, as_records
+from plsc.data.sources import open_records
 from plsc.data.subset import with_min_images
 from plsc.data.transforms import Transform
 from plsc.data.verification_set import VerificationSet
@@ -33,7 +34,11 @@ def open_train_loader(config: Config, topology: Topology) -> TrainLoader | Reade
     if config.train_reader is not None:
         reader = check_callable("train_reader", config.train_reader, "a function that returns an iterable of batches")
         loader = ReaderLoader(
-            reader, config.image_shape, config.num_classes, config.train_image_num, topology.world_size
+            reader,
+            config.image_shape,
+            num_classes=config.num_classes,
+            num_images=config.train_image_num,
+            world_size=topology.world_size,
         )
         if loader.num_images is None and config.warmup_epochs:
             log.info(
@@ -43,12 +48,10 @@ def open_train_loader(config: Config, topology: Topology) -> TrainLoader | Reade
             loader.num_images = loader.count()
         return loader
     own = config.train_dataset
-    records = (
-        open_records(config.dataset_dir) if own is None else own if hasattr(own, "describe") else (DatasetRecords(own))
-    )
+    records = open_records(config.dataset_dir) if own is None else as_records(own)
     if config.min_images_per_class:
         records = with_min_images(records, config.min_images_per_class)
-    if records.num_classes > config.num_classes:
+    if records.num_classes is not None and records.num_classes > config.num_classes:
         raise DataError(
             f"{_first_beyond(records, config.num_classes)} is out of range, expected 0 to "
             f"{config.num_classes - 1}; set_class_num({records.num_classes}) (--num-classes) or mend "
@@ -62,16 +65,16 @@ def open_train_loader(config: Config, topology: Topology) -> TrainLoader | Reade
         )
     return TrainLoader(
         records,
-        Transform(config.image_shape, config.flip, _augment(config)),
-        config.num_classes,
-        config.train_batch_size,
-        topology.rank,
-        topology.world_size,
-        config.seed,
-        config.num_workers,
-        config.bad_images == "skip",
-        config.class_balanced,
-        config.worker_timeout,
+        Transform(config.image_shape, config.flip, augment=_augment(config)),
+        num_classes=config.num_classes,
+        batch_size=config.train_batch_size,
+        rank=topology.rank,
+        world_size=topology.world_size,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        skip_bad_images=config.bad_images == "skip",
+        class_balanced=config.class_balanced,
+        worker_timeout=config.worker_timeout,
     )
 
 
@@ -142,9 +145,8 @@ def _as_sets(value: Any, setting: str) -> list[VerificationSet]:
     return sets
 
 
-def _first_beyond(records: Any, num_classes: int) -> str:
-    labels = getattr(records, "labels", None)
-    if labels is None:
-        return f"label {records.num_classes - 1}"
-    index = int((labels >= num_classes).argmax())
-    return f"{records.describe(index)}: label {int(labels[index])}"
+def _first_beyond(records: Records, num_classes: int) -> str:
+    if isinstance(records, DatasetRecords):  # finding the record would read every image
+        return f"label {records.count_classes() - 1}"
+    index = int((records.labels >= num_classes).argmax())
+    return f"{records.describe(index)}: label {int(records.labels[index])}"

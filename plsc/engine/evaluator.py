@@ -80,7 +80,7 @@ class Embedder:
     def _prepare(self, numbered: tuple[int, Any]) -> np.ndarray:
         index, image = numbered
         try:
-            return np.asarray(normalize(self._transform(image), self._mean, self._std), np.float32)
+            return np.asarray(normalize(self._transform(image), mean=self._mean, std=self._std), np.float32)
         except DataError as error:
             raise DataError(f"image {index}: {error}") from None
 

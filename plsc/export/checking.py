@@ -12,8 +12,9 @@ import paddle
 from paddle import nn
 
 from plsc.config import Config
-from plsc.data.records import open_records
-from plsc.data.transforms import Transform, decode, normalize, resize
+from plsc.data.images import decode, resize
+from plsc.data.sources import open_records
+from plsc.data.transforms import Transform, normalize
 from plsc.errors import ExportError, PLSCError
 from plsc.export.baking import BakedNetwork
 from plsc.export.tracing import last_line
@@ -54,10 +55,10 @@ def sample_inputs(
     if not real:
         log.warning("no image found to compare the export on besides random values; set_dataset_dir to a data set")
     elif takes_pixels:
-        inputs["real images"] = np.stack([resize(image, *pixels[1:3])[..., :: -1 if bgr else 1] for image in real])
+        inputs["real images"] = np.stack([resize(image, pixels[1:3])[..., :: -1 if bgr else 1] for image in real])
     else:
         transform = Transform(config.image_shape)
-        batch = normalize(np.stack([transform(image) for image in real]), config.pixel_mean, config.pixel_std)
+        batch = normalize(np.stack([transform(image) for image in real]), mean=config.pixel_mean, std=config.pixel_std)
         inputs["real images"] = np.asarray(batch, np.float32)
     return inputs
 

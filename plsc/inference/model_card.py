@@ -80,7 +80,7 @@ class ModelDescription:
             pixels = np.concatenate([pixels, pixels[..., ::-1]])
         if self.takes_pixels:
             return np.ascontiguousarray((pixels[:, ::-1] if self.bgr else pixels).transpose(0, 2, 3, 1))
-        return normalize(pixels, self.pixel_mean, self.pixel_std)
+        return normalize(pixels, mean=self.pixel_mean, std=self.pixel_std)
 
     def to_embeddings(self, outputs: np.ndarray, count: int) -> np.ndarray:
         """What the model gave for `to_input` of `count` images, to embeddings [count, D] of unit length."""

@@ -38,7 +38,7 @@ def make_rec(folder: Path) -> Path:
     folder.mkdir(parents=True)
     with RecordIOWriter(folder / "train.rec") as writer:
         for n, image in enumerate(IMAGES):
-            writer.write(n, LABELS[n], image)
+            writer.write(n, LABELS[n], image=image)
     return folder
 
 

@@ -44,7 +44,7 @@ def test_marks_painted_at_the_landmarks_appear_at_the_template(size):
     image = np.zeros((400, 400, 3), np.uint8)
     for x, y in landmarks:
         cv2.circle(image, (round(x), round(y)), 7, (255, 255, 255), -1)
-    aligned = align(image, landmarks, size)
+    aligned = align(image, landmarks, image_size=size)
     assert aligned.shape == (size, size, 3)
     _, _, _, centers = cv2.connectedComponentsWithStats((aligned[..., 0] > 127).astype(np.uint8))
     found = centers[1:][np.argsort(centers[1:, 1] * 1000 + centers[1:, 0])]

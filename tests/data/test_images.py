@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from plsc.data.jpeg import decode_jpeg
-from plsc.data.transforms import decode
+from plsc.data.images import decode, decode_jpeg
 from plsc.errors import DataError
 
 RNG = np.random.default_rng(0)

@@ -29,7 +29,13 @@ class Numbered:
 
 
 def loader(batch_size=4, flip=False, **options):
-    return TrainLoader(DatasetRecords(Numbered()), Transform((3, 16, 16), flip), len(IMAGES), batch_size, **options)
+    return TrainLoader(
+        DatasetRecords(Numbered()),
+        Transform((3, 16, 16), flip),
+        num_classes=len(IMAGES),
+        batch_size=batch_size,
+        **options,
+    )
 
 
 def labels(batches):
@@ -87,19 +93,19 @@ class Dying(Numbered):
 
 
 def test_a_worker_that_dies_is_an_error_not_a_hang():
-    dying = TrainLoader(DatasetRecords(Dying()), Transform((3, 16, 16)), 35, 4, num_workers=1)
+    dying = TrainLoader(DatasetRecords(Dying()), Transform((3, 16, 16)), num_classes=35, batch_size=4, num_workers=1)
     with pytest.raises(DataError, match="died"):
         list(dying.epoch(0))
 
 
 def test_an_empty_set_is_refused():
     with pytest.raises(DataError, match="is empty"):
-        TrainLoader(DatasetRecords([]), Transform((3, 16, 16)), 1, 1)
+        TrainLoader(DatasetRecords([]), Transform((3, 16, 16)), num_classes=1, batch_size=1)
 
 
 def test_a_reader_keeps_its_own_batches_and_float_images():
     image = np.full((3, 16, 16), 0.5, np.float32)
-    reader = ReaderLoader(lambda: iter([[(image, 1), (image.ravel(), [2])], [(image, 3)]]), (3, 16, 16), 4)
+    reader = ReaderLoader(lambda: iter([[(image, 1), (image.ravel(), [2])], [(image, 3)]]), (3, 16, 16), num_classes=4)
     batches = list(reader.epoch(0))
     assert labels(batches) == [[1, 2], [3]]
     assert batches[0].images.dtype == np.float32

@@ -14,12 +14,13 @@ from PIL import Image
 
 from plsc.data.convert.conversion import Redraw, convert, convert_split
 from plsc.data.convert.inspection import plot
+from plsc.data.images import decode
 from plsc.data.loader import ReaderLoader
 from plsc.data.pairs import make_verification_set
-from plsc.data.records import DatasetRecords, open_records
+from plsc.data.records import DatasetRecords
+from plsc.data.sources import open_records
 from plsc.data.sources.arrays import ArrayRecords
 from plsc.data.subset import SelectedRecords, split_identities, without_classes_of
-from plsc.data.transforms import decode
 from plsc.errors import DataError
 from tests._support.sources import IMAGES, LABELS, add, make_list
 
@@ -61,7 +62,7 @@ def test_comments_of_a_list_are_no_part_of_it(tmp_path, line, path, label):
     if path is None:
         assert len(records) == 1
     else:
-        assert (records.labels[1], records._paths[1]) == (label, path)
+        assert (records.labels[1], records.path_of(1)) == (label, str(tmp_path / path))
 
 
 def pack(path, files, links=()):
@@ -151,7 +152,7 @@ def test_a_folder_with_a_tsv(tmp_path):
 def test_a_label_that_is_no_number_is_refused(label):
     with pytest.raises(DataError, match="expected a class of 0 or more: label .* is no whole number"):
         DatasetRecords([(IMAGES[0], label)])[0]
-    loader = ReaderLoader(lambda: iter([[(np.zeros((3, 8, 8), np.float32), label)]]), (3, 8, 8), 5)
+    loader = ReaderLoader(lambda: iter([[(np.zeros((3, 8, 8), np.float32), label)]]), (3, 8, 8), num_classes=5)
     with pytest.raises(DataError, match="train_reader, batch 0"):
         list(loader.epoch(0))
 
@@ -161,10 +162,10 @@ def test_a_label_may_be_a_text_or_a_float_that_is_whole():
 
 
 def test_images_with_channels_last_are_not_scrambled():
-    loader = ReaderLoader(lambda: iter([[(np.zeros((8, 8, 3), np.float32), 0)]]), (3, 8, 8), 5)
+    loader = ReaderLoader(lambda: iter([[(np.zeros((8, 8, 3), np.float32), 0)]]), (3, 8, 8), num_classes=5)
     with pytest.raises(DataError, match=r"expected a list of \(image \[3, 8, 8\].*got an image \[8, 8, 3\]"):
         list(loader.epoch(0))
-    flat = ReaderLoader(lambda: iter([[(np.arange(192.0), [1])]]), (3, 8, 8), 5)
+    flat = ReaderLoader(lambda: iter([[(np.arange(192.0), [1])]]), (3, 8, 8), num_classes=5)
     assert next(flat.epoch(0)).images.reshape(-1).tolist() == list(range(192))
 
 
@@ -227,7 +228,7 @@ def test_pairs_hold_no_image_that_cannot_be_decoded(tmp_path):
         (folder / "images" / f"{number}.png").write_bytes(IMAGES[number][:40] if number == 3 else IMAGES[number])
     with pytest.raises(DataError, match="3.png .*label.txt, line 4.: 40 bytes that are no image"):
         for seed in range(20):
-            make_verification_set(open_records(folder), 4, 1, seed)
+            make_verification_set(open_records(folder), 4, folds=1, seed=seed)
 
 
 def test_another_array_file_is_not_taken_for_images_npy(tmp_path):

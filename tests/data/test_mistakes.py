@@ -17,7 +17,8 @@ from PIL import Image
 from plsc.data.alignment import TEMPLATE, read_landmarks
 from plsc.data.convert.inspection import inspect, plot
 from plsc.data.recordio import RecordIOWriter
-from plsc.data.records import DatasetRecords, open_records, read_image
+from plsc.data.records import DatasetRecords, read_image
+from plsc.data.sources import open_records
 from plsc.errors import DataError
 from tests._support.sources import IMAGES, LABELS, add, line, make_folders, make_list, make_rec, run
 
@@ -163,11 +164,11 @@ def test_a_folder_that_cannot_be_listed_can_still_hold_a_list(tmp_path, monkeypa
 def make_face_set(folder, stated, images=6):
     folder.mkdir()
     with RecordIOWriter(folder / "train.rec") as writer:
-        writer.write(0, [stated, stated + 3], b"")
+        writer.write(0, [stated, stated + 3], image=b"")
         for n in range(images):
-            writer.write(n + 1, LABELS[n], IMAGES[n])
+            writer.write(n + 1, LABELS[n], image=IMAGES[n])
         for n in range(3):
-            writer.write(images + 1 + n, [1 + 2 * n, 3 + 2 * n], b"")
+            writer.write(images + 1 + n, [1 + 2 * n, 3 + 2 * n], image=b"")
     return folder
 
 

@@ -25,7 +25,7 @@ fuzz = settings(max_examples=80, deadline=None, suppress_health_check=[HealthChe
 def write(path: Path, images: list, labels=None) -> Path:
     with RecordIOWriter(path) as writer:
         for key, image in enumerate(images):
-            writer.write(key, key % 3 if labels is None else labels[key], image)
+            writer.write(key, key % 3 if labels is None else labels[key], image=image)
     return path
 
 
@@ -34,11 +34,11 @@ def write_faces(path: Path, images_per_class: int = 3, classes: int = 4) -> Path
     with RecordIOWriter(path) as writer:
         count = images_per_class * classes
         for key in range(1, count + 1):
-            writer.write(key, (key - 1) // images_per_class, b"image%d" % key)
+            writer.write(key, (key - 1) // images_per_class, image=b"image%d" % key)
         for number in range(classes):
             begin = 1 + number * images_per_class
-            writer.write(count + 1 + number, [begin, begin + images_per_class], b"")
-        writer.write(0, [count + 1, count + 1 + classes], b"")
+            writer.write(count + 1 + number, [begin, begin + images_per_class], image=b"")
+        writer.write(0, [count + 1, count + 1 + classes], image=b"")
     return path
 
 
@@ -81,7 +81,7 @@ def test_a_payload_with_the_magic_on_a_boundary_is_cut_in_three_parts():
 def test_a_magic_inside_the_header_is_read_with_the_labels(tmp_path):
     path = tmp_path / "train.rec"
     with RecordIOWriter(path) as writer:
-        writer.write(MAGIC, 7, b"image")
+        writer.write(MAGIC, 7, image=b"image")
     records = RecordIORecords(path)
     assert records.labels.tolist() == [7]
     assert records[0] == (b"image", 7)
@@ -103,7 +103,7 @@ def test_face_set_layout_yields_images_only(tmp_path, indexed):
     records = RecordIORecords(path)
     assert [record.image for record in records] == [b"image%d" % key for key in range(1, 13)]
     assert records.num_classes == 4
-    assert records.passed_over == 5
+    assert records.without_image == 5
     assert records.format == f"RecordIO, face-set layout, {'with' if indexed else 'without'} index"
 
 
@@ -128,13 +128,13 @@ def test_writing_goes_on_where_it_stopped(tmp_path):
     whole = write(tmp_path / "whole.rec", [b"%d" % n for n in range(6)])
     writer = RecordIOWriter(tmp_path / "cut.rec")
     for key in range(3):
-        writer.write(key, key % 3, b"%d" % key)
+        writer.write(key, key % 3, image=b"%d" % key)
     position = writer.position()
-    writer.write(99, 0, b"lost when the process died")
+    writer.write(99, 0, image=b"lost when the process died")
     writer.close()
     with RecordIOWriter(tmp_path / "cut.rec", resume_at=position) as writer:
         for key in range(3, 6):
-            writer.write(key, key % 3, b"%d" % key)
+            writer.write(key, key % 3, image=b"%d" % key)
     for suffix in (".rec", ".idx"):
         assert (tmp_path / "cut.rec").with_suffix(suffix).read_bytes() == whole.with_suffix(suffix).read_bytes()
 
@@ -144,9 +144,9 @@ def test_the_writer_overwrites_nothing_and_rounds_no_label(tmp_path):
     with pytest.raises(DataError, match="train.rec exists already; nothing is overwritten"):
         RecordIOWriter(path)
     with RecordIOWriter(tmp_path / "big.rec") as writer:
-        writer.write(0, MAX_LABEL, b"a")
+        writer.write(0, MAX_LABEL, image=b"a")
         with pytest.raises(DataError, match="label 16777217 does not fit RecordIO"):
-            writer.write(1, MAX_LABEL + 1, b"a")
+            writer.write(1, MAX_LABEL + 1, image=b"a")
     assert RecordIORecords(tmp_path / "big.rec")[0].label == MAX_LABEL
 
 
@@ -183,7 +183,7 @@ def test_our_writer_writes_the_bytes_that_mxnet_wrote(tmp_path):
     with RecordIOWriter(tmp_path / "train.rec") as writer:
         for index in range(len(records)):
             record = records.read(index)
-            writer.write(record.key, float(record.labels[0]), record.image)
+            writer.write(record.key, float(record.labels[0]), image=record.image)
     for name in ("train.rec", "train.idx"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
@@ -227,8 +227,8 @@ def test_a_wrong_magic_is_named_at_the_record(tmp_path):
 
 
 def test_a_part_out_of_place_is_damage(tmp_path):
-    first = frames(pack(0, 0, b"a" * 8 + MAGIC_BYTES + b"b" * 8))
-    lone = bytearray(frames(pack(0, 1, b"whole")))
+    first = frames(pack(0, 0, image=b"a" * 8 + MAGIC_BYTES + b"b" * 8))
+    lone = bytearray(frames(pack(0, 1, image=b"whole")))
     path = tmp_path / "train.rec"
     path.write_bytes(first[:40] + lone)
     with pytest.raises(DataError, match="expected a further"):
@@ -285,7 +285,7 @@ def test_a_face_set_that_lacks_images_is_not_read_as_whole(tmp_path):
 )
 def test_a_record_that_is_no_image_record_is_named(tmp_path, payload, message):
     path = tmp_path / "train.rec"
-    path.write_bytes(frames(pack(1, 0, b"good")) + frames(payload))
+    path.write_bytes(frames(pack(1, 0, image=b"good")) + frames(payload))
     records = RecordIORecords(path)
     assert records[0] == (b"good", 1)
     with pytest.raises(DataError, match=message):
@@ -302,7 +302,7 @@ def test_no_file_and_empty_files_are_said(tmp_path):
         RecordIORecords(tmp_path / "train.rec")
 
 
-payloads = st.binary(max_size=60) | st.builds(pack, st.integers(0, 9), st.integers(0, 9), st.binary(max_size=9))
+payloads = st.binary(max_size=60) | st.builds(pack, st.integers(0, 9), st.integers(0, 9), image=st.binary(max_size=9))
 
 
 @given(

@@ -8,15 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plsc.data.pairs import _unrank, choose_pairs, make_verification_set
+from plsc.data.records import Records
 from plsc.data.sources.arrays import ArrayRecords
-from plsc.data.subset import (
-    SelectedRecords,
-    labels_of,
-    shuffled,
-    split_identities,
-    with_min_images,
-    without_classes_of,
-)
+from plsc.data.subset import SelectedRecords, shuffled, split_identities, with_min_images, without_classes_of
 from plsc.errors import DataError
 
 
@@ -36,7 +30,7 @@ def seen(records) -> list:
     st.lists(st.integers(0, 9), min_size=2, max_size=60).filter(lambda labels: len(set(labels)) > 1), st.integers(0, 99)
 )
 def test_a_split_by_identity_loses_nothing_and_shares_nothing(labels, seed):
-    train, held_out = split_identities(records_of(labels), 0.3 if len(set(labels)) > 2 else 1, seed)
+    train, held_out = split_identities(records_of(labels), 0.3 if len(set(labels)) > 2 else 1, seed=seed)
     parts = [[(index, labels[index]) for index, _ in seen(part)] for part in (train, held_out)]
     assert sorted(parts[0] + parts[1]) == list(enumerate(labels))
     assert not {label for _, label in parts[0]} & {label for _, label in parts[1]}
@@ -47,9 +41,9 @@ def test_a_split_by_identity_loses_nothing_and_shares_nothing(labels, seed):
 
 def test_a_split_depends_on_the_seed_alone_and_must_leave_both_parts_a_class():
     records = records_of(np.arange(100) % 50)
-    again = [split_identities(records, 0.2, seed)[1].labels.tolist() for seed in (3, 3)]
+    again = [split_identities(records, 0.2, seed=seed)[1].labels.tolist() for seed in (3, 3)]
     assert again[0] == again[1]
-    assert seen(split_identities(records, 10, 3)[1]) != seen(split_identities(records, 10, 4)[1])
+    assert seen(split_identities(records, 10, seed=3)[1]) != seen(split_identities(records, 10, seed=4)[1])
     for held_out in (0, 0.001, 50, 1.0 * 50):
         with pytest.raises(DataError, match="of 50 classes is .*, expected 1 to 49"):
             split_identities(records, held_out)
@@ -100,20 +94,18 @@ def test_a_choice_that_is_not_there_is_named():
     with pytest.raises(DataError, match="nothing is left"):
         SelectedRecords(records_of([0, 1, 2]), [])
     with pytest.raises(DataError, match="record 1 is of class 1, which is not among the 2 chosen"):
-        SelectedRecords(records_of([0, 1, 2]), [0, 1], [0, 2])
+        SelectedRecords(records_of([0, 1, 2]), [0, 1], classes=[0, 2])
 
 
 def test_labels_are_read_where_the_source_does_not_know_them():
-    class Plain:
-        num_classes, format = 2, "plain"
-
+    class Plain(Records):
         def __len__(self):
             return 3
 
         def __getitem__(self, index):
             return records_of([1, 0, 1])[index]
 
-    assert labels_of(Plain()).tolist() == [1, 0, 1]
+    assert Plain().labels.tolist() == [1, 0, 1]
 
 
 # Pairs
@@ -124,7 +116,7 @@ def test_labels_are_read_where_the_source_does_not_know_them():
 def test_pairs_are_what_they_claim(sizes, folds, seed):
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
     try:
-        pairs = choose_pairs(labels, 8 * folds, folds, seed)
+        pairs = choose_pairs(labels, 8 * folds, folds=folds, seed=seed)
     except DataError as error:
         assert "ask for fewer pairs or folds" in str(error)
         return
@@ -156,7 +148,7 @@ def test_every_possible_pair_is_given_when_asked_for_and_not_one_more():
 def test_same_pairs_are_spread_over_identities_and_large_sets_are_quick():
     labels = np.repeat(np.arange(1000), 20)
     labels[:5000] = 0
-    pairs = choose_pairs(labels, 6000, 10, 0)
+    pairs = choose_pairs(labels, 6000, folds=10, seed=0)
     per_identity = np.bincount(labels[pairs.first[pairs.is_same]])
     assert per_identity.max() <= 5
 

@@ -8,7 +8,8 @@ import pytest
 
 from plsc.data import augment as augment_room
 from plsc.data.augment import Augment
-from plsc.data.transforms import PIXEL_MEAN, PIXEL_STD, Transform, decode, normalize, random_keys
+from plsc.data.images import decode
+from plsc.data.transforms import PIXEL_MEAN, PIXEL_STD, Transform, normalize, random_keys
 from plsc.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
@@ -28,7 +29,7 @@ def changed(images: list) -> float:
 def test_nothing_but_the_flip_happens_unless_set():
     transform = Transform((3, 40, 48), flip=True, augment=Augment())
     plain = IMAGE.transpose(2, 0, 1)
-    keys = random_keys(0, 0, range(200)).tolist()
+    keys = random_keys(0, 0, indices=range(200)).tolist()
     flips = 0
     for key in keys:
         image = transform(IMAGE, key)
@@ -40,13 +41,13 @@ def test_nothing_but_the_flip_happens_unless_set():
 
 
 def test_keys_depend_on_seed_epoch_and_index_and_spread():
-    keys = random_keys(3, 5, range(1000))
-    assert np.array_equal(random_keys(3, 5, [7, 999]), keys[[7, 999]])
+    keys = random_keys(3, 5, indices=range(1000))
+    assert np.array_equal(random_keys(3, 5, indices=[7, 999]), keys[[7, 999]])
     assert (
         len(
             set(keys.tolist())
-            | set(random_keys(3, 6, range(1000)).tolist())
-            | set(random_keys(4, 5, range(1000)).tolist())
+            | set(random_keys(3, 6, indices=range(1000)).tolist())
+            | set(random_keys(4, 5, indices=range(1000)).tolist())
         )
         == 3000
     )
@@ -56,7 +57,7 @@ def test_keys_depend_on_seed_epoch_and_index_and_spread():
 
 def test_equal_keys_give_equal_pixels_and_others_others():
     transform = Transform((3, 32, 32), flip=True, augment=ALL)
-    keys = random_keys(0, 0, range(20)).tolist()
+    keys = random_keys(0, 0, indices=range(20)).tolist()
     images = [transform(IMAGE, key) for key in keys]
     assert all(np.array_equal(transform(IMAGE, key), image) for key, image in zip(keys, images))
     assert len({image.tobytes() for image in images}) == 20
@@ -158,9 +159,9 @@ def test_normalizing_arrays_is_exact():
 )
 def test_a_pixel_is_normalized_alike_whatever_else_is_in_the_batch(mean, std, nearness):
     every = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
-    whole = normalize(every, mean, std)
+    whole = normalize(every, mean=mean, std=std)
     for low, high in ((0, 1), (7, 8), (3, 90), (100, 256)):
-        assert np.abs(normalize(every[..., low:high], mean, std) - whole[..., low:high]).max() <= nearness
+        assert np.abs(normalize(every[..., low:high], mean=mean, std=std) - whole[..., low:high]).max() <= nearness
 
 
 @pytest.mark.parametrize("mean, std", [(127.5, 128.0), ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4))])
@@ -169,11 +170,14 @@ def test_tensors_and_arrays_are_normalized_alike_by_channel(mean, std):
     images = RNG.integers(0, 256, (2, 3, 5, 7), np.uint8)
     shape = (3, 1, 1) if isinstance(mean, tuple) else ()
     expected = (images - np.reshape(mean, shape)) / np.reshape(std, shape)
-    for found in (normalize(images, mean, std), normalize(paddle.to_tensor(images), mean, std).numpy()):
+    for found in (
+        normalize(images, mean=mean, std=std),
+        normalize(paddle.to_tensor(images), mean=mean, std=std).numpy(),
+    ):
         assert found.dtype == np.float32
         assert np.allclose(found, expected, atol=1e-6)
     finished = np.ones((2, 3, 5, 7), np.float32)
-    assert normalize(finished, mean, std) is finished
+    assert normalize(finished, mean=mean, std=std) is finished
 
 
 @pytest.mark.parametrize(

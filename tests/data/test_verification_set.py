@@ -196,7 +196,7 @@ def test_a_file_cut_off_anywhere_says_so(tmp_path, images):
 def test_bytes_after_the_end_are_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "plsc"):
         pairs = VerificationSet.load(write(tmp_path, pickle.dumps((IMAGES, SAME)) + b"more"))
-    assert len(pairs) == 3 and "passed over 4 bytes" in caplog.text
+    assert len(pairs) == 3 and "ignored 4 bytes" in caplog.text
 
 
 WHOLE = [pickle.dumps((AS_ARRAYS, np.array(SAME)), protocol) for protocol in (0, 2, 4, 5)]
@@ -228,7 +228,7 @@ def test_any_bytes_raise_only_the_librarys_own_error(tmp_path_factory, content):
 def test_saved_sets_read_back_the_same_and_need_no_numpy_class(tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, [2, 9, 8, 3], dtype=np.uint8)
     path = tmp_path / "new.bin"
-    VerificationSet("mixed", [*pixels, *AS_ARRAYS[:4]], SAME).save(path)
+    VerificationSet("mixed", [*pixels, *AS_ARRAYS[:4]], is_same=SAME).save(path)
     images, flags = pickle.loads(path.read_bytes())
     assert flags == SAME and {type(image) for image in images} == {bytes}
     assert images[2:] == IMAGES[:4]
@@ -242,7 +242,7 @@ def test_saved_sets_read_back_the_same_and_need_no_numpy_class(tmp_path):
 def test_nothing_is_overwritten_unasked(tmp_path):
     path = tmp_path / "lfw.bin"
     path.write_bytes(b"mine")
-    pairs = VerificationSet("lfw", IMAGES, SAME)
+    pairs = VerificationSet("lfw", IMAGES, is_same=SAME)
     with pytest.raises(DataError, match=r"lfw\.bin exists and is not overwritten; .*overwrite=True"):
         pairs.save(path)
     assert path.read_bytes() == b"mine"
@@ -259,11 +259,11 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(DataError, match=r"lfw\.bin cannot be written: No space left"):
-        VerificationSet("lfw", IMAGES, SAME).save(path, overwrite=True)
+        VerificationSet("lfw", IMAGES, is_same=SAME).save(path, overwrite=True)
     assert path.read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 1
     monkeypatch.undo()
     with pytest.raises(DataError, match="cannot be written: No such file"):
-        VerificationSet("lfw", IMAGES, SAME).save(tmp_path / "none" / "lfw.bin")
+        VerificationSet("lfw", IMAGES, is_same=SAME).save(tmp_path / "none" / "lfw.bin")
 
 
 # Pair lists.

@@ -38,7 +38,15 @@ def loader():
     made = []
 
     def make(act=lambda index: None, batch_size=4, count=40, augment=None, **options):
-        made.append(TrainLoader(Source(act, count), Transform(SHAPE, True, augment), count, batch_size, **options))
+        made.append(
+            TrainLoader(
+                Source(act, count),
+                Transform(SHAPE, True, augment=augment),
+                num_classes=count,
+                batch_size=batch_size,
+                **options,
+            )
+        )
         return made[-1]
 
     yield make
@@ -143,7 +151,7 @@ def test_memory_is_flat_over_epochs_and_nothing_is_left_in_shared_memory(loader)
     for epoch in range(8):
         for _ in made.epoch(epoch):
             pass
-        pids = [worker.process.pid for worker in made._pool._workers] + [os.getpid()]
+        pids = made.worker_pids + [os.getpid()]
         seen.append([anonymous_memory(pid) for pid in pids])
     growth = np.array(seen[-1]) - np.array(seen[2])
     assert growth.max() < 1 << 20
@@ -157,11 +165,12 @@ import os, sys
 from plsc.data.loader import TrainLoader
 from plsc.data.sources.synthetic import SyntheticRecords
 from plsc.data.transforms import Transform
-loaders = [TrainLoader(SyntheticRecords(9, 900, 16), Transform((3, 16, 16)), 9, 4, num_workers=2) for _ in range(2)]
+records, transform = SyntheticRecords(9, 900, image_size=16), Transform((3, 16, 16))
+loaders = [TrainLoader(records, transform, num_classes=9, batch_size=4, num_workers=2) for _ in range(2)]
 epochs = [loader.epoch(0) for loader in loaders]
 for epoch in epochs:
     next(epoch)
-print(*(worker.process.pid for loader in loaders for worker in loader._pool._workers), flush=True)
+print(*(pid for loader in loaders for pid in loader.worker_pids), flush=True)
 {end}
 """
 
@@ -214,7 +223,7 @@ def test_a_balanced_loader_is_shared_by_ranks_and_resumes(loader):
     def make(**options):
         source = Source(count=60)
         source._labels = np.minimum(np.arange(60), 5)
-        return TrainLoader(source, Transform(SHAPE), 60, class_balanced=True, **options)
+        return TrainLoader(source, Transform(SHAPE), num_classes=60, class_balanced=True, **options)
 
     whole = [batch.labels.tolist() for batch in make(batch_size=6).epoch(0)]
     shares = [

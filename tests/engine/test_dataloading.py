@@ -9,7 +9,7 @@ import pytest
 import plsc
 from plsc import ConfigError, DataError
 from plsc.data.convert.conversion import convert
-from plsc.data.records import open_records
+from plsc.data.sources import open_records
 
 
 @pytest.mark.parametrize("to", ["rec", "tar", "base64", "csv", "folders", "npy"])
@@ -217,7 +217,8 @@ def test_wrong_normalizations_are_told_at_the_setter(mean, std, message):
 
 
 def test_the_old_base64_reader_yields_every_image_normalized(data_dir, tmp_path):
-    from plsc.data.transforms import decode, normalize, resize
+    from plsc.data.images import decode, resize
+    from plsc.data.transforms import normalize
     from plsc.utils import base64_reader
 
     source = open_records(data_dir)
@@ -225,7 +226,7 @@ def test_the_old_base64_reader_yields_every_image_normalized(data_dir, tmp_path)
     reader = base64_reader.train(str(tmp_path / "text"), "file_list.txt", 6)
     samples = list(reader())
     assert sorted(label for _, label in samples) == sorted(source.labels.tolist())
-    wanted = [normalize(resize(decode(source[n].image), 112, 112).transpose(2, 0, 1)) for n in range(len(source))]
+    wanted = [normalize(resize(decode(source[n].image), (112, 112)).transpose(2, 0, 1)) for n in range(len(source))]
     for image, label in samples[:5]:
         assert (image.shape, image.dtype) == ((3, 112, 112), np.float32)
         assert any(

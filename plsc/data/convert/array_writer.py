@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from plsc.data.images import decode
 from plsc.data.records import Record
-from plsc.data.transforms import decode
 from plsc.errors import DataError
 from plsc.utils.files import sync
 

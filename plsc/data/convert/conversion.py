@@ -17,11 +17,11 @@ from tqdm import tqdm
 from plsc.data.alignment import TEMPLATE_SIZE, align
 from plsc.data.convert.resumable import alone, finish, resume, write_note
 from plsc.data.convert.writers import SINKS, Plan
-from plsc.data.encoding import encode
+from plsc.data.images import decode, encode, resize
 from plsc.data.recordio import MAX_LABEL
-from plsc.data.records import Record, Records, open_records
-from plsc.data.subset import check_labels, labels_of, split_identities
-from plsc.data.transforms import decode, resize
+from plsc.data.records import Record, Records
+from plsc.data.sources import open_records
+from plsc.data.subset import split_identities
 from plsc.errors import ConfigError, DataError
 from plsc.utils.lazy import require
 from plsc.utils.threads import thread_map
@@ -73,9 +73,9 @@ class Redraw:
     def draw(self, index: int, image: Any) -> Any:
         """The pixels of record `index` as they are to be; the image itself where nothing is to be done."""
         if self.landmarks is not None:
-            return align(decode(image), self.landmarks[index], self.image_size or TEMPLATE_SIZE)
+            return align(decode(image), self.landmarks[index], image_size=self.image_size or TEMPLATE_SIZE)
         if self.image_size is not None:
-            return resize(decode(image), self.image_size, self.image_size)
+            return resize(decode(image), (self.image_size, self.image_size))
         return image if self.encoding is None else decode(image)
 
     def encode(self, image: Any) -> bytes:
@@ -83,7 +83,7 @@ class Redraw:
         is_redrawn = self.landmarks is not None or self.image_size is not None
         if isinstance(image, bytes) or (self.encoding or ("jpg" if is_redrawn else "png")) == "png":
             return encode(image)
-        return encode(image, ".jpg", (cv2.IMWRITE_JPEG_QUALITY, self.quality))
+        return encode(image, ".jpg", parameters=(cv2.IMWRITE_JPEG_QUALITY, self.quality))
 
     def describe(self) -> list[Any]:
         marks = None if self.landmarks is None else zlib.crc32(np.ascontiguousarray(self.landmarks).data)
@@ -122,11 +122,11 @@ def convert(
     """
     target, redraw = Path(target), redraw or Redraw()
     labels = _check(records, target, to, parts)
-    plan = Plan(len(records), records.num_classes, getattr(records, "class_names", None), parts)
+    plan = Plan(len(records), records.count_classes(), records.class_names, parts)
     job = {
         "to": to,
         "images": len(records),
-        "classes": records.num_classes,
+        "classes": records.count_classes(),
         "parts": parts,
         "redraw": redraw.describe(),
         "first": records.describe(0),
@@ -198,14 +198,14 @@ def convert_split(
     target = Path(target)
     _check_target(records, target)
     workspace, done = target.with_name(target.name + ".partial"), []
-    parts = split_identities(records, held_out, seed)
+    parts = split_identities(records, held_out, seed=seed)
     job = {
         "held_out": held_out,
         "seed": seed,
         "to": to,
         "images": len(records),
         "last": records.describe(len(records) - 1),
-        "labels": zlib.crc32(np.ascontiguousarray(labels_of(records))),
+        "labels": zlib.crc32(np.ascontiguousarray(records.labels)),
     }
     with alone(workspace):
         resume(workspace, job, keeps=("train", "train.partial", "held_out", "held_out.partial"))
@@ -239,8 +239,8 @@ def _check(records: Records, target: Path, to: str, parts: int) -> np.ndarray:
     _check_target(records, target)
     if to == "parquet":
         require("pyarrow", "'plsc[parquet]'", "writing Parquet files")
-    labels = labels_of(records)
-    check_labels(records, labels)
+    labels = records.labels
+    records.check_labels()
     present = np.unique(labels)
     if to == "rec" and present[-1] > MAX_LABEL:
         index = int(labels.argmax())
@@ -248,10 +248,10 @@ def _check(records: Records, target: Path, to: str, parts: int) -> np.ndarray:
             f"{records.describe(index)}: label {labels[index]} is beyond {MAX_LABEL}, to which RecordIO's "
             f"float32 labels are exact; choose another format"
         )
-    _check_names(getattr(records, "class_names", None) or ())
-    if to == "folders" and len(present) < records.num_classes:
+    _check_names(records.class_names or ())
+    if to == "folders" and len(present) < records.count_classes():
         raise DataError(
-            f"{records.num_classes - len(present)} of {records.num_classes} classes have no image, and "
+            f"{records.count_classes() - len(present)} of {records.count_classes()} classes have no image, and "
             f"class folders cannot hold them: read back, classes would have other numbers. Choose another "
             f"format, or renumber them first with --min-images 1 (with_min_images)"
         )
@@ -261,7 +261,7 @@ def _check(records: Records, target: Path, to: str, parts: int) -> np.ndarray:
 def _check_target(records: Records, target: Path) -> None:
     if os.path.lexists(target):
         raise DataError(f"{target} exists already; nothing is overwritten: choose a folder that does not exist")
-    root = getattr(records, "root", None)
+    root = records.root
     if root is not None and Path(root).resolve() in target.resolve().parents:
         raise DataError(
             f"{target} lies within the class folders of {root}, where it would be taken for a class; "

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from plsc.data.encoding import encode, suffix_of
+from plsc.data.images import decode, encode, resize, suffix_of
 from plsc.data.records import Records
-from plsc.data.subset import labels_of
-from plsc.data.transforms import decode, resize
 from plsc.errors import DataError
 from plsc.utils.lazy import require
 from plsc.utils.threads import thread_map
@@ -78,7 +76,7 @@ def inspect(records: Records, limit: int | None = None) -> Inspection:
         records: the source.
         limit: decode no more than so many images, evenly spread; by default all.
     """
-    labels = labels_of(records)
+    labels = records.labels
     present, counts = np.unique(labels, return_counts=True)
     chosen = np.unique(np.linspace(0, len(records) - 1, min(limit or len(records), len(records))).astype(np.int64))
     encodings: dict[str, int] = collections.Counter()
@@ -95,21 +93,21 @@ def inspect(records: Records, limit: int | None = None) -> Inspection:
         encodings[encoding] += 1
         sizes[size] += 1
     common = [(width, height, count) for (height, width), count in sizes.most_common(10)]
-    damage = getattr(records, "damage", None)
-    beyond = np.flatnonzero(labels >= records.num_classes)
+    damage = records.damage
+    beyond = np.flatnonzero(labels >= records.count_classes())
     if beyond.size:
         damage = "; ".join(
             [damage] * bool(damage)
             + [
-                f"{beyond.size} labels are beyond the {records.num_classes} classes that the set states, the first "
+                f"{beyond.size} labels are beyond the {records.count_classes()} classes that the set states, the first "
                 f"{labels[beyond[0]]} at {records.describe(int(beyond[0]))}"
             ]
         )
     return Inspection(
         records.format,
         len(records),
-        records.num_classes,
-        records.num_classes - int((present < records.num_classes).sum()),
+        records.count_classes(),
+        records.count_classes() - int((present < records.count_classes()).sum()),
         (int(counts.min()), float(np.median(counts)), float(counts.mean()), int(counts.max())),
         len(chosen),
         dict(encodings),
@@ -128,7 +126,7 @@ def plot(records: Records, prefix: str | Path, seed: int = 0) -> list[Path]:
         DataError, MissingDependencyError: see `plot_files`.
     """
     paths = plot_files(prefix)
-    labels = labels_of(records)
+    labels = records.labels
     present, counts = np.unique(labels, return_counts=True)
     figure_of = require("matplotlib.figure", "'plsc[demo]'", "plotting")
     figure = figure_of.Figure(figsize=(6, 3.5), layout="constrained")
@@ -188,6 +186,6 @@ def _look(records: Records, index: int) -> tuple[str, tuple[int, int], str | Non
 
 def _thumbnail(records: Records, index: int) -> np.ndarray:
     try:
-        return resize(decode(records[index].image), 96, 96)
+        return resize(decode(records[index].image), (96, 96))
     except DataError:
         return np.full((96, 96, 3), (255, 0, 0), np.uint8)

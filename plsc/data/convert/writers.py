@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from plsc.data.convert.array_writer import ArraySink
-from plsc.data.encoding import encode, suffix_of
+from plsc.data.images import BASE64_STARTS, decode, encode, suffix_of
 from plsc.data.recordio import FrameFile, RecordIOWriter, unpack
 from plsc.data.records import Record
-from plsc.data.sources.base64_text import IMAGE_STARTS
 from plsc.data.sources.folders import is_leftover
-from plsc.data.transforms import decode
 from plsc.errors import DataError
 from plsc.utils.files import open_output, sync
 from plsc.utils.lazy import require
@@ -53,7 +51,7 @@ class RecordIOSink:
         self._writer = RecordIOWriter(folder / "train.rec", position)
 
     def write(self, number: int, record: Record) -> None:
-        self._writer.write(number, record.label, encode(record.image))
+        self._writer.write(number, record.label, image=encode(record.image))
 
     def position(self) -> list[int]:
         return self._writer.position()
@@ -157,7 +155,7 @@ class Base64Sink:
 
     def write(self, number: int, record: Record) -> None:
         image = encode(record.image)
-        if not image.startswith(IMAGE_STARTS):
+        if not image.startswith(BASE64_STARTS):
             raise DataError(
                 f"{len(image)} bytes that begin with {image[:8]!r} are none of JPEG, PNG, BMP, WebP, TIFF "
                 f"and GIF: in a base64 file no reader could tell the image from the label; choose another "

@@ -14,9 +14,10 @@ from plsc.data.alignment import TEMPLATE, align
 from plsc.data.convert.conversion import Redraw, convert
 from plsc.data.convert.inspection import inspect, plot
 from plsc.data.convert.writers import SINKS
-from plsc.data.records import Record, open_records
+from plsc.data.images import decode
+from plsc.data.records import Record, Records
+from plsc.data.sources import open_records
 from plsc.data.sources.arrays import ArrayRecords
-from plsc.data.transforms import decode
 from plsc.errors import ConfigError, DataError
 
 FORMATS = [
@@ -33,7 +34,7 @@ PIXELS = RNG.integers(0, 256, (23, 6, 7, 3), np.uint8)
 LABELS = np.append(np.arange(22) % 5, 4)
 
 
-class Images:
+class Images(Records):
     """Encoded images in memory; those of `broken` cannot be read, and one may end the process's work."""
 
     format = "images"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from plsc.data.convert.conversion import convert
-from plsc.data.records import open_records
+from plsc.data.sources import open_records
 from plsc.errors import DataError
 from tests._support.sources import IMAGES, LABELS, make_folders, make_list, run
 

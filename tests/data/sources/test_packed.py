@@ -11,8 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plsc.data.records import open_records
-from plsc.data.sources import offset_index
+from plsc.data.sources import offset_index, open_records
 from plsc.data.sources.base64_text import Base64Records
 from plsc.data.sources.tar_shards import TarRecords, expand_range
 from plsc.errors import DataError, PLSCError

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from plsc.cli.data import app
 from plsc.data.convert.conversion import convert
 from plsc.data.recordio import RecordIOWriter
-from plsc.data.records import open_records
+from plsc.data.sources import open_records
 from plsc.data.subset import SelectedRecords, without_classes_of
 from plsc.errors import DataError
 from tests._support.sources import IMAGES, make_list, make_rec
@@ -45,7 +45,7 @@ def test_an_index_that_leaves_out_records_is_told(rec, left_out, caplog):
 def test_of_a_long_index_the_gaps_are_told_when_labels_are_read(tmp_path, caplog):
     with RecordIOWriter(tmp_path / "train.rec") as writer:
         for n in range(3000):
-            writer.write(n, n % 7, IMAGES[n % len(IMAGES)])
+            writer.write(n, n % 7, image=IMAGES[n % len(IMAGES)])
     lines = (tmp_path / "train.idx").read_text().splitlines(keepends=True)
     (tmp_path / "train.idx").write_text("".join(lines[:1001] + lines[1002:]))
     records = open_records(tmp_path)
@@ -75,7 +75,7 @@ def test_labels_beyond_the_classes_of_the_set_are_named(rec, tmp_path):
     records = open_records(rec)
     for attempt in (
         lambda: convert(records, tmp_path / "out", "folders"),
-        lambda: SelectedRecords(records, [5, 0], [0, 1, 2]),
+        lambda: SelectedRecords(records, [5, 0], classes=[0, 1, 2]),
         lambda: without_classes_of(records, open_records(tmp_path / "list")),
         lambda: without_classes_of(open_records(tmp_path / "list"), records),
     ):

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plsc.data.recordio import RecordIOWriter
-from plsc.data.records import open_records
+from plsc.data.sources import open_records
 from plsc.data.sources.base64_text import Base64Records
 from plsc.data.sources.folders import FolderRecords
 from plsc.data.sources.lists import ListRecords
-from plsc.data.sources.string_table import PackedStrings
+from plsc.data.sources.string_table import StringTable
 from plsc.data.sources.synthetic import SyntheticRecords
 from plsc.data.sources.tables import CsvRecords
 from plsc.errors import DataError, PLSCError
@@ -78,7 +78,7 @@ def test_synthetic_images_depend_on_seed_and_index_alone():
 def test_the_first_choice_of_several_is_read_and_the_others_are_named(tmp_path, caplog):
     make_list(tmp_path / "set")
     with RecordIOWriter(tmp_path / "set" / "train.rec") as writer:
-        writer.write(0, 0, IMAGES[0])
+        writer.write(0, 0, image=IMAGES[0])
     assert isinstance(open_records(tmp_path / "set"), ListRecords)
     assert "reading label.txt; the folder also has train.rec" in caplog.text
     assert len(open_records(tmp_path / "set" / "train.rec")) == 1
@@ -188,6 +188,6 @@ def test_folders_below_class_folders_count_and_other_files_are_counted(tmp_path,
 
 @given(st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"]))))
 def test_packed_strings_are_the_strings(strings):
-    packed = PackedStrings(strings)
+    packed = StringTable(strings)
     assert list(packed) == strings
-    assert list(PackedStrings.from_arrays(packed.bytes, packed.ends)) == strings
+    assert list(StringTable.from_arrays(packed.text, packed.ends)) == strings

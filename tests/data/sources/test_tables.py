@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from plsc.data.records import open_records
+from plsc.data.sources import open_records
 from plsc.data.sources.arrays import ArrayRecords
 from plsc.data.sources.tables import CsvRecords, ParquetRecords
 from plsc.errors import DataError, MissingDependencyError
@@ -35,7 +35,7 @@ def test_malformed_tables_are_named_by_line(tmp_path, text, message):
 
 def test_a_table_with_other_column_names_and_names_as_classes(tmp_path):
     (tmp_path / "t.tsv").write_text("bild\twer\na.png\tzoë\nb.png\tada\n", encoding="utf-8")
-    records = CsvRecords(tmp_path / "t.tsv", "bild", "wer")
+    records = CsvRecords(tmp_path / "t.tsv", image_column="bild", label_column="wer")
     assert (records.labels.tolist(), records.class_names) == ([1, 0], ["ada", "zoë"])
 
 
@@ -83,7 +83,7 @@ def test_threads_share_a_parquet_file(tmp_path):
             sys.executable,
             "-c",
             f"""
-from plsc.data.records import open_records
+from plsc.data.sources import open_records
 from plsc.utils.threads import thread_map
 records = open_records({str(tmp_path / "a.parquet")!r})
 print([label for _, label in thread_map(records.__getitem__, {order}, threads=8)])

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plsc.data.transforms import decode
+from plsc.data.images import decode
 from plsc.inference.model import load_inference_model
 from tests._support.servers import make_image, make_model, serving
 
