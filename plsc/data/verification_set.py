@@ -6,7 +6,6 @@ of what the file asks for.
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from plsc.data.guarded_pickle import PickledArray, guarded_loads
 from plsc.data.images import encode
 from plsc.data.records import read_image
 from plsc.errors import DataError
+from plsc.utils.atomic import write_file
 
 Image = bytes | npt.NDArray[np.uint8]
 
@@ -145,18 +145,12 @@ class VerificationSet:
                 f"verification set {path} exists and is not overwritten; choose another path, or pass overwrite=True"
             )
         content = ([encode(image) for image in self.images], self.is_same.tolist())
-        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            with open(aside, "wb") as file:
+            with write_file(path) as file:
                 # Python before 3.8 cannot read protocol 5.
                 pickle.dump(content, file, protocol=4)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
         except OSError as error:
             raise DataError(f"verification set {path} cannot be written: {error.strerror}") from None
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 def _flags(is_same: Sequence[bool] | npt.NDArray[np.bool_], name: str) -> npt.NDArray[np.bool_]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from plsc.data.images import SERVED_FORMATS
 from plsc.errors import DataError
-from plsc.inference.model_card import ModelDescription
+from plsc.inference.model_card import ModelCard
 from plsc.serving.http_error import Refused
 
 # Baseline JPEGs have one scan, progressive ones about ten, and photographs a few EXIF segments. Of thousands, which a
@@ -21,7 +21,7 @@ _MAX_SEGMENTS = 100
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
-def decode_images(encoded: Sequence[bytes], description: ModelDescription, max_pixels: int) -> np.ndarray:
+def decode_images(encoded: Sequence[bytes], description: ModelCard, max_pixels: int) -> np.ndarray:
     """Encoded images to pixels [N, 3, H, W] uint8 RGB of the model's size.
 
     Raises:

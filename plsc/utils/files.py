@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from pathlib import Path
@@ -58,9 +59,17 @@ def sync(file: IO[bytes] | IO[str]) -> None:
 
 
 def sync_path(path: Path) -> None:
-    """Flush a closed file, or the entries of a folder, to the disk."""
+    """Flush a closed file, or the entries of a folder, to the disk.
+
+    Raises:
+        OSError: there is no such path, or the disk refuses.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        # Some network file systems cannot flush a folder and say so with EINVAL.
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
     finally:
         os.close(handle)

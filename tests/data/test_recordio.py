@@ -155,7 +155,7 @@ def test_the_writer_overwrites_nothing_and_rounds_no_label(tmp_path):
 
 @pytest.mark.parametrize(
     "layout, images, classes, label_sum",
-    [("faces_layout", 16, 4, 4 * (0 + 1 + 2 + 3)), ("im2rec_layout", 16, 38, 361)],
+    [("faces_layout", 16, 4, 4 * (0 + 1 + 2 + 3)), ("im2rec_layout", 16, 38, 343)],
 )
 def test_files_of_mxnet_read_the_same_with_and_without_index(layout, images, classes, label_sum, tmp_path):
     folder = OMNIGLOT / layout

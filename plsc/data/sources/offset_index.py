@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plsc.errors import DataError
+from plsc.utils.atomic import write_file
 
 log = logging.getLogger("plsc")
 
@@ -41,16 +41,11 @@ def save_index(path: Path, kind: str, *, build: Callable[[Path], Arrays]) -> Pat
         DataError: the index cannot be written.
     """
     target = index_path(path)
-    aside = target.with_name(f"{target.name}.{os.getpid()}.partial")
     arrays = build(path)
     try:
-        with open(aside, "wb") as file:
+        with write_file(target) as file:
             np.savez(file, about=np.array(json.dumps(_about(path, kind))), **arrays)  # type: ignore[arg-type]  # no flag
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, target)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise DataError(f"{target}: the index cannot be written: {error.strerror}") from None
     return target
 
