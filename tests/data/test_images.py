@@ -1,4 +1,4 @@
-"""JPEGs that do not go through OpenCV: the pixels it would give, whatever the file, damaged ones included."""
+"""Images: decoding gives the pixels of OpenCV, whatever the file, damaged files included."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ WIDE_SAMPLING = [
     cv2.imencode(".jpg", np.asarray(noise()), [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor])[1].tobytes()
     for factor in (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440)
 ]
+
+
 KINDS = [
     *(
         jpeg(noise(), mode, subsampling=sampling, progressive=progressive, restart_marker_blocks=blocks)
@@ -138,3 +140,33 @@ def test_damage_is_judged_as_opencv_judges_it(image, seed, changes):
             decode(image)
     else:
         assert np.array_equal(decode(image), expected)
+
+
+def test_a_truncated_jpeg_is_no_image():
+    whole = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))[1].tobytes()
+    with pytest.raises(DataError, match="no image"):
+        decode(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (b"", r"the image is empty \(0 bytes\)"),
+        (b"GIF89a nothing", "14 bytes that are no image known to OpenCV"),
+        (np.zeros((4, 4), np.uint8), r"got an array \[4, 4\] of uint8, expected \[H, W, 3\]"),
+        (np.zeros((4, 4, 3), np.float64), "of float64, expected"),
+        (np.zeros((0, 4, 3), np.uint8), r"got an array \[0, 4, 3\]"),
+    ],
+)
+def test_what_is_no_image_is_named(image, message):
+    with pytest.raises(DataError, match=message):
+        decode(image)
+
+
+def test_colors_come_out_in_rgb_order_from_any_encoding():
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 2] = 255  # OpenCV writes blue, green, red
+    for suffix in (".png", ".jpg", ".bmp", ".webp"):
+        pixels = decode(cv2.imencode(suffix, red)[1].tobytes())
+        assert pixels[..., 0].min() > 250
+        assert pixels[..., 1:].max() < 5

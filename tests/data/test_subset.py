@@ -1,17 +1,21 @@
-"""Splits, selections and pairs: nothing lost, nothing twice, identities apart."""
+"""Parts of a source: nothing lost, nothing twice, identities apart."""
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from plsc.data.pairs import _unrank, choose_pairs, make_verification_set
+from plsc.data.convert.conversion import convert
 from plsc.data.records import Records
+from plsc.data.sources import open_records
 from plsc.data.sources.arrays import ArrayRecords
 from plsc.data.subset import SelectedRecords, shuffled, split_identities, with_min_images, without_classes_of
 from plsc.errors import DataError
+from tests._support.sources import LABELS, make_list, make_rec
 
 
 def records_of(labels, class_names=None) -> ArrayRecords:
@@ -108,62 +112,58 @@ def test_labels_are_read_where_the_source_does_not_know_them():
     assert Plain().labels.tolist() == [1, 0, 1]
 
 
-# Pairs
+def test_identities_numbered_with_zeros_are_known_again(tmp_path):
+    numbered = open_records(make_list(tmp_path / "list"))
+    convert(numbered, tmp_path / "folders", to="folders")
+    for folder in (tmp_path / "folders").iterdir():
+        folder.rename(folder.with_name(folder.name.zfill(5)))
+    folders = open_records(tmp_path / "folders")
+    assert folders.class_names[0] == "00000"
+    for records, other in ((numbered, folders), (folders, numbered), (folders, folders)):
+        with pytest.raises(DataError, match="no identity is left"):
+            without_classes_of(records, other)
+    left = without_classes_of(folders, SelectedRecords(numbered, [0]))
+    assert len(left) == sum(label != LABELS[0] for label in LABELS)
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 8), min_size=12, max_size=40), st.sampled_from([1, 2, 5]), st.integers(0, 9))
-def test_pairs_are_what_they_claim(sizes, folds, seed):
-    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
-    try:
-        pairs = choose_pairs(labels, 8 * folds, folds=folds, seed=seed)
-    except DataError as error:
-        assert "ask for fewer pairs or folds" in str(error)
-        return
-    assert (labels[pairs.first] == labels[pairs.second]).tolist() == pairs.is_same.tolist()
-    assert pairs.is_same.reshape(folds, 8).sum(1).tolist() == [4] * folds
-    assert (pairs.first != pairs.second).all()
-    assert len({frozenset(pair) for pair in zip(pairs.first.tolist(), pairs.second.tolist())}) == 8 * folds
-    identities = [
-        set(labels[pairs.first[8 * fold : 8 * fold + 8]]) | set(labels[pairs.second[8 * fold : 8 * fold + 8]])
-        for fold in range(folds)
-    ]
-    assert sum(map(len, identities)) == len(set().union(*identities))
+def test_a_huge_label_costs_no_memory(tmp_path):
+    folders = open_records(make_list(tmp_path / "list"))
+    convert(folders, tmp_path / "folders", to="folders")
+    (tmp_path / "huge.txt").write_text("list/images/0.png 99999999999\n")
+    assert len(without_classes_of(open_records(tmp_path / "folders"), open_records(tmp_path / "huge.txt"))) == 6
 
 
-def test_every_possible_pair_is_given_when_asked_for_and_not_one_more():
-    labels = np.array([0, 0, 0, 1])
-    pairs = choose_pairs(labels, 6, folds=1)
-    assert {frozenset(pair) for pair in zip(pairs.first.tolist(), pairs.second.tolist())} == {
-        frozenset(pair) for pair in [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
-    }
-    with pytest.raises(
-        DataError, match="fold 0 of 1 has 2 identities with 4 images: 3 same and 3 different pairs, expected 4 of each"
+@pytest.mark.parametrize("held_out", [1.5, float("inf"), float("nan"), -1, 0])
+def test_a_share_that_is_none_is_refused(tmp_path, held_out):
+    with pytest.raises(DataError, match="held_out="):
+        split_identities(open_records(make_list(tmp_path / "set")), held_out)
+
+
+def test_sets_that_have_no_class_in_common_are_told_of(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    named = ArrayRecords(np.zeros([6, 4, 4, 3], np.uint8), np.arange(6) // 2)
+    named.class_names, other = ["ann", "bob", "cid"], ArrayRecords(np.zeros([2, 4, 4, 3], np.uint8), np.arange(2))
+    other.class_names = ["ann", "dan"]
+    assert len(without_classes_of(named, other)) == 4
+    assert "1 of 3 classes occur in the other set and are left out" in caplog.text
+    other.class_names = ["eve", "dan"]
+    caplog.clear()
+    assert len(without_classes_of(named, other)) == 6
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "0 of 3 classes occur in the other set" in record.getMessage()
+
+
+def test_labels_beyond_the_classes_of_the_set_are_named(tmp_path):
+    rec = make_rec(tmp_path / "rec")
+    (rec / "property").write_text("2,8,8\n")
+    (rec / "classes.txt").write_text("a\nb\n")
+    make_list(tmp_path / "list")
+    records = open_records(rec)
+    for attempt in (
+        lambda: convert(records, tmp_path / "out", to="folders"),
+        lambda: SelectedRecords(records, [5, 0], classes=[0, 1, 2]),
+        lambda: without_classes_of(records, open_records(tmp_path / "list")),
+        lambda: without_classes_of(open_records(tmp_path / "list"), records),
     ):
-        choose_pairs(labels, 8, folds=1)
-    with pytest.raises(DataError, match="7 pairs in 2 folds: expected a multiple of 4"):
-        choose_pairs(labels, 7, folds=2)
-
-
-def test_same_pairs_are_spread_over_identities_and_large_sets_are_quick():
-    labels = np.repeat(np.arange(1000), 20)
-    labels[:5000] = 0
-    pairs = choose_pairs(labels, 6000, folds=10, seed=0)
-    per_identity = np.bincount(labels[pairs.first[pairs.is_same]])
-    assert per_identity.max() <= 5
-
-
-def test_pair_numbers_count_all_pairs_in_order():
-    assert _unrank(np.arange(6)).tolist() == [[1, 0], [2, 0], [2, 1], [3, 0], [3, 1], [3, 2]]
-    large = np.array([2**45 - 1, 2**45, 10**14])
-    high, low = _unrank(large).T
-    assert (high * (high - 1) // 2 + low == large).all()
-    assert ((low >= 0) & (low < high)).all()
-
-
-def test_a_verification_set_holds_the_pairs_images():
-    records = records_of(np.repeat(np.arange(8), 5))
-    made = make_verification_set(records, 16, folds=2, seed=1)
-    owner = [int(image[0, 0, 0]) // 5 for image in made.images]
-    assert [a == b for a, b in zip(owner[0::2], owner[1::2])] == made.is_same.tolist()
-    assert made.is_same.sum() == 8
+        with pytest.raises(DataError, match="record [45] at .*label 2 is out of range, expected 0 to 1: the set"):
+            attempt()

@@ -14,7 +14,7 @@ import pytest
 
 from plsc import DataError
 from plsc.data.augment import Augment
-from plsc.data.loader import TrainLoader, balanced_order
+from plsc.data.loader import TrainLoader
 from plsc.data.records import Record
 from plsc.data.sources.synthetic import SyntheticRecords
 from plsc.data.transforms import Transform
@@ -201,22 +201,6 @@ def test_forking_after_opencv_used_its_threads_does_not_hang():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert len(run.stdout.split()) == 4
-
-
-# Orders
-
-
-@pytest.mark.parametrize("sizes", [[1, 50, 9], [7, 7, 7], [1], [3, 1, 1, 1, 40]])
-def test_a_balanced_order_gives_every_class_equal_turns(sizes):
-    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)) * 3, sizes))
-    order = balanced_order(labels, np.random.default_rng(1))
-    assert len(order) == len(labels)
-    turns = np.bincount(labels[order], minlength=3 * len(sizes))[::3]
-    assert turns.max() - turns.min() <= 1
-    for number, size in enumerate(sizes):
-        uses = np.bincount(order[labels[order] == 3 * number], minlength=len(labels))[labels == 3 * number]
-        assert uses.max() - uses.min() <= 1, f"images of one class of {size} come equally often"
-    assert not np.array_equal(order, balanced_order(labels, np.random.default_rng(2))) or len(labels) == 1
 
 
 def test_a_balanced_loader_is_shared_by_ranks_and_resumes(loader):
