@@ -62,7 +62,7 @@ def test_marks_painted_at_the_landmarks_appear_at_the_template(size):
         (np.zeros((4, 2)), r"got \[4, 2\], expected \[5, 2\]"),
     ],
 )
-def test_landmarks_that_give_no_position_are_named(landmarks, message):
+def test_landmarks_without_a_transform_are_named(landmarks, message):
     with pytest.raises(DataError, match=message):
         align(np.zeros((8, 8, 3), np.uint8), landmarks)
 
@@ -100,7 +100,7 @@ def test_a_line_of_landmarks_with_other_numbers_is_refused(tmp_path, text):
         read_landmarks(tmp_path / "marks.txt", 1)
 
 
-def test_landmarks_that_are_no_face_and_several_arrays_are_told_of(tmp_path, caplog):
+def test_landmarks_of_no_face_are_warned_of_and_several_arrays_refused(tmp_path, caplog):
     np.save(tmp_path / "faces.npy", np.stack([TEMPLATE, TEMPLATE]))
     read_landmarks(tmp_path / "faces.npy", 2)
     assert not caplog.records

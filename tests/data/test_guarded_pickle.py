@@ -46,7 +46,7 @@ class Attack:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("function", [os.system, eval, exec, getattr, __import__, np.load, np.fromfile, io.open])
-def test_a_foreign_call_is_refused_by_name_and_nothing_runs(tmp_path, function, protocol):
+def test_a_call_is_refused_by_name_and_nothing_runs(tmp_path, function, protocol):
     sentinel = tmp_path / "sentinel"
     command = {os.system: f"touch {sentinel}"}.get(function, f"open({str(sentinel)!r}, 'w').close()")
     path = write(tmp_path, ([Attack(function, command), *IMAGES], SAME), protocol)
@@ -99,7 +99,7 @@ def test_a_file_cut_off_anywhere_says_so(tmp_path, images):
             VerificationSet.load(write(tmp_path, data[:length]))
 
 
-def test_bytes_after_the_end_are_told(tmp_path, caplog):
+def test_bytes_after_the_end_are_warned_of(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "plsc"):
         pairs = VerificationSet.load(write(tmp_path, pickle.dumps((IMAGES, SAME)) + b"more"))
     assert len(pairs) == 3 and "ignored 4 bytes" in caplog.text
@@ -110,7 +110,7 @@ WHOLE = [pickle.dumps((AS_ARRAYS, np.array(SAME)), protocol) for protocol in (0,
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_damaged_bytes_raise_only_the_librarys_own_error(tmp_path_factory, data):
+def test_damaged_bytes_raise_data_error_only(tmp_path_factory, data):
     content = bytearray(data.draw(st.sampled_from(WHOLE)))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -123,6 +123,6 @@ def test_damaged_bytes_raise_only_the_librarys_own_error(tmp_path_factory, data)
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
-def test_any_bytes_raise_only_the_librarys_own_error(tmp_path_factory, content):
+def test_any_bytes_raise_data_error_only(tmp_path_factory, content):
     with pytest.raises(DataError, match=r"lfw\.bin"):
         VerificationSet.load(write(tmp_path_factory.getbasetemp(), content))

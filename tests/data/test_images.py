@@ -12,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from plsc.data.images import decode, decode_jpeg
+from plsc.data.images import (
+    BASE64_STARTS,
+    IMAGE_KINDS,
+    IMAGE_SUFFIXES,
+    SERVED_FORMATS,
+    TAR_SUFFIXES,
+    decode,
+    decode_jpeg,
+    is_image_name,
+    suffix_of,
+)
 from plsc.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -120,13 +130,13 @@ def test_exif_data_behind_a_mark_without_length_are_found():
         jpeg(noise(1024, 1025)),
     ],
 )
-def test_what_is_opencvs_to_judge_is_left_to_it(image):
+def test_other_images_are_left_to_opencv(image):
     assert decode_jpeg(image) is None
 
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from([*KINDS, turned(3)]), st.integers(0, 2**32), st.integers(1, 4))
-def test_damage_is_judged_as_opencv_judges_it(image, seed, changes):
+def test_damaged_images_give_the_pixels_or_the_error_of_opencv(image, seed, changes):
     chance, image = random.Random(seed), bytearray(image)
     for _ in range(changes):
         at = chance.randrange(min(len(image), chance.choice((700, len(image)))))
@@ -158,7 +168,7 @@ def test_a_truncated_jpeg_is_no_image():
         (np.zeros((0, 4, 3), np.uint8), r"got an array \[0, 4, 3\]"),
     ],
 )
-def test_what_is_no_image_is_named(image, message):
+def test_bytes_that_are_no_image_are_named(image, message):
     with pytest.raises(DataError, match=message):
         decode(image)
 
@@ -170,3 +180,19 @@ def test_colors_come_out_in_rgb_order_from_any_encoding():
         pixels = decode(cv2.imencode(suffix, red)[1].tobytes())
         assert pixels[..., 0].min() > 250
         assert pixels[..., 1:].max() < 5
+
+
+@pytest.mark.parametrize("kind", [kind for kind in IMAGE_KINDS if kind.name != "JPEG2000"], ids=lambda kind: kind.name)
+def test_a_file_of_each_kind_is_recognized_by_name_and_by_first_bytes_and_decoded(kind):
+    encoded, suffix = io.BytesIO(), kind.suffixes[0]
+    noise().convert("L" if suffix == ".pgm" else "RGB").save(encoded, kind.name)
+    assert suffix_of(encoded.getvalue(), "unknown") == suffix and is_image_name(f"a.b{suffix.upper()}")
+    assert decode(encoded.getvalue()).shape == (33, 47, 3)
+
+
+def test_each_use_takes_the_kinds_that_it_took_before_there_was_one_table():
+    assert SERVED_FORMATS == ("JPEG", "PNG", "BMP", "WEBP", "PPM")
+    assert TAR_SUFFIXES == (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
+    assert set(IMAGE_SUFFIXES) == {*TAR_SUFFIXES, ".gif", ".jp2", ".pgm", ".ppm"}
+    assert b"P6" not in BASE64_STARTS and b"GIF8" in BASE64_STARTS
+    assert suffix_of(b"no image") == ".jpg" and not is_image_name("notes.txt")

@@ -33,7 +33,7 @@ def records_of(labels, class_names=None) -> ArrayRecords:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 8), min_size=12, max_size=40), st.sampled_from([1, 2, 5]), st.integers(0, 9))
-def test_pairs_are_what_they_claim(sizes, folds, seed):
+def test_pairs_are_distinct_and_balanced_with_identities_apart(sizes, folds, seed):
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
     try:
         pairs = choose_pairs(labels, 8 * folds, folds=folds, seed=seed)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from plsc.data.loader import ReaderLoader
-from plsc.data.records import DatasetRecords, read_image
+from plsc.data.records import DatasetRecords, Record, Records, as_records, read_image
 from plsc.errors import DataError
 from tests._support.sources import IMAGES
 
@@ -57,3 +57,62 @@ def test_large_files_are_read_whole(tmp_path):
     data = os.urandom(300_001)
     (tmp_path / "a.jpg").write_bytes(data)
     assert read_image(tmp_path / "a.jpg") == data
+
+
+class Counting(Records):
+    """Five records of classes 0, 2, 1, 2, 0, and how often they were read."""
+
+    reads = 0
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return Record(b"image %d" % index, (0, 2, 1, 2, 0)[index])
+
+
+def test_a_source_needs_only_a_length_and_records():
+    records = Counting()
+    assert (records.num_classes, records.class_names, records.root, records.damage) == (None, None, None, None)
+    assert (records.format, records.describe(3), records.path_of(3), records.save_index()) == (
+        "records",
+        "record 3 of records",
+        None,
+        [],
+    )
+    assert [label for _, label in records] == [0, 2, 1, 2, 0] and records.reads == 5
+    assert records.labels.tolist() == [0, 2, 1, 2, 0] and records.count_classes() == 3
+    records.check_labels()
+    assert records.reads == 10, "labels are read once"
+    with pytest.raises(TypeError, match="abstract"):
+        Records()
+
+
+def test_labels_are_compared_with_the_number_of_classes():
+    records = Counting()
+    records.num_classes = 2
+    assert records.count_classes() == 2
+    with pytest.raises(DataError, match="record 1 of records: label 2 is out of range, expected 0 to 1: the set says"):
+        records.check_labels()
+
+
+def test_only_a_subclass_is_taken_for_records():
+    class Own:
+        """A data set that happens to have the names of the base class."""
+
+        num_classes, format, labels = 7, "own", None
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return IMAGES[0], 6
+
+        def describe(self):
+            return "my data set"
+
+    records = as_records(Own())
+    assert isinstance(records, DatasetRecords) and records.num_classes == 7 and as_records(records) is records
+    assert records.describe(0) == "item 0 of Own" and records.labels.tolist() == [6]
+    assert DatasetRecords([(b"x", 0)]).num_classes is None

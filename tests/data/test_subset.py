@@ -73,7 +73,7 @@ def test_identities_of_another_set_are_left_out_by_name_or_number():
         without_classes_of(named, named)
 
 
-def test_parts_of_a_set_are_told_from_it_and_each_other_by_the_numbers_it_had():
+def test_classes_of_parts_are_compared_by_the_numbers_they_had_in_the_whole():
     whole = records_of(np.arange(40) % 20)
     train, held_out = split_identities(whole, 5)
     assert sorted(map(int, train.class_names + held_out.class_names)) == list(range(20))
@@ -92,7 +92,7 @@ def test_shuffling_keeps_every_record_once():
     assert sorted(seen(mixed)) == seen(records) != seen(mixed)
 
 
-def test_a_choice_that_is_not_there_is_named():
+def test_a_wrong_choice_of_records_is_named():
     with pytest.raises(DataError, match="records 0 to 3 were chosen, expected 0 to 2"):
         SelectedRecords(records_of([0, 1, 2]), [0, 3])
     with pytest.raises(DataError, match="nothing is left"):
@@ -112,7 +112,7 @@ def test_labels_are_read_where_the_source_does_not_know_them():
     assert Plain().labels.tolist() == [1, 0, 1]
 
 
-def test_identities_numbered_with_zeros_are_known_again(tmp_path):
+def test_class_numbers_with_leading_zeros_are_equal_to_those_without(tmp_path):
     numbered = open_records(make_list(tmp_path / "list"))
     convert(numbered, tmp_path / "folders", to="folders")
     for folder in (tmp_path / "folders").iterdir():
@@ -134,12 +134,12 @@ def test_a_huge_label_costs_no_memory(tmp_path):
 
 
 @pytest.mark.parametrize("held_out", [1.5, float("inf"), float("nan"), -1, 0])
-def test_a_share_that_is_none_is_refused(tmp_path, held_out):
+def test_a_held_out_share_out_of_range_is_refused(tmp_path, held_out):
     with pytest.raises(DataError, match="held_out="):
         split_identities(open_records(make_list(tmp_path / "set")), held_out)
 
 
-def test_sets_that_have_no_class_in_common_are_told_of(tmp_path, caplog):
+def test_a_warning_where_two_sets_have_no_class_in_common(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     named = ArrayRecords(np.zeros([6, 4, 4, 3], np.uint8), np.arange(6) // 2)
     named.class_names, other = ["ann", "bob", "cid"], ArrayRecords(np.zeros([2, 4, 4, 3], np.uint8), np.arange(2))

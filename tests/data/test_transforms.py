@@ -21,7 +21,7 @@ IMAGE += RNG.integers(0, 20, IMAGE.shape, np.uint8)
 ALL = Augment(crop=0.2, rotate=10, color_jitter=0.3, rand_augment=2, gray=0.3, blur=0.3, erase=0.5)
 
 
-def test_nothing_but_the_flip_happens_unless_set():
+def test_only_the_flip_changes_an_image_by_default():
     transform = Transform((3, 40, 48), flip=True, augment=Augment())
     plain = IMAGE.transpose(2, 0, 1)
     keys = random_keys(0, 0, indices=range(200)).tolist()
@@ -59,7 +59,7 @@ def test_equal_keys_give_equal_pixels_and_others_others():
     assert np.array_equal(transform(IMAGE), Transform((3, 32, 32))(IMAGE))
 
 
-def test_the_result_is_written_where_it_is_wanted():
+def test_the_result_is_written_to_out():
     out = np.zeros((3, 40, 48), np.uint8)
     strided = np.repeat(IMAGE, 2, axis=1)[:, ::2]
     assert Transform((3, 40, 48))(strided, out=out) is out

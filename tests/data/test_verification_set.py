@@ -75,7 +75,7 @@ def test_pixels_keep_their_values(tmp_path):
 
 
 @pytest.mark.parametrize("name, pairs", [("unseen", 6), ("unseen_numpy", 6), ("unseen_py2", 6)])
-def test_real_files(name, pairs):
+def test_files_that_other_versions_of_python_and_numpy_wrote(name, pairs):
     found = VerificationSet.load(OMNIGLOT / f"{name}.bin")
     assert len(found) == pairs and found.is_same.sum() == pairs // 2 and found.name == name
     assert all(cv2.imdecode(np.frombuffer(image, np.uint8), 1).shape == (112, 112, 3) for image in found.images)
@@ -132,7 +132,7 @@ def test_saved_sets_read_back_the_same_and_need_no_numpy_class(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["new.bin"]
 
 
-def test_nothing_is_overwritten_unasked(tmp_path):
+def test_save_overwrites_nothing_by_default(tmp_path):
     path = tmp_path / "lfw.bin"
     path.write_bytes(b"mine")
     pairs = VerificationSet("lfw", IMAGES, is_same=SAME)

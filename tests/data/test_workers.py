@@ -77,7 +77,7 @@ def test_a_hanging_worker_is_reported_with_the_record_it_holds(loader):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_fault_in_a_users_data_set_is_told_with_its_place_and_cause(loader, num_workers):
+def test_a_fault_in_a_users_data_set_is_named_with_record_and_cause(loader, num_workers):
     broken = loader(at(5, lambda: {}["age"]), num_workers=num_workers)
     with pytest.raises(DataError, match=r"(?s)synthetic image 5: reading it failed:.*KeyError.*'age'"):
         list(broken.epoch(0))
@@ -117,7 +117,7 @@ def test_finished_images_pass_and_do_not_mix_with_others(loader, workers):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_batches_stay_what_they_were_for_as_long_as_anything_of_them_is_kept(loader, workers):
+def test_batches_keep_their_content_while_anything_refers_to_them(loader, workers):
     made = loader(num_workers=workers)
     kept = [list(made.epoch(epoch)) for epoch in range(3)]
     rows = [batch.images[1] for batch in made.epoch(3)]
@@ -129,7 +129,7 @@ def test_batches_stay_what_they_were_for_as_long_as_anything_of_them_is_kept(loa
     assert np.array_equal(last, next(loader().epoch(4)).images)
 
 
-def test_batches_that_are_let_go_are_not_copied(loader):
+def test_batches_that_nothing_refers_to_are_not_copied(loader):
     made = loader(num_workers=2)
     for batch in made.epoch(0):
         assert not batch.images.flags.owndata

@@ -14,8 +14,9 @@ from plsc.data.convert.inspection import inspect, plot
 from plsc.data.sources import open_records
 from plsc.errors import DataError
 from tests._support.conversion import Images
-from tests._support.sources import make_rec, (
+from tests._support.sources import (
     make_list,
+    make_rec,
     run,
 )
 

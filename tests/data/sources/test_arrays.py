@@ -24,7 +24,7 @@ def test_another_array_file_is_not_taken_for_images_npy(tmp_path):
     assert len(open_records(tmp_path / "labels.npy")) == 2
 
 
-def test_damaged_array_files_give_own_errors(tmp_path):
+def test_damaged_array_files_raise_data_error(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((3, 4, 4, 3), np.uint8), labels=np.arange(3))
     whole, rng = (tmp_path / "a.npz").read_bytes(), np.random.default_rng(0)
     np.save(tmp_path / "one.npy", np.zeros(3))

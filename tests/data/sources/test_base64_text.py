@@ -47,7 +47,7 @@ def test_a_base64_line_is_read_by_the_columns_it_has(tmp_path):
         records[2]
 
 
-def test_columns_are_told_per_file(tmp_path):
+def test_the_order_of_columns_is_decided_per_file(tmp_path):
     records = Base64Records(make_base64(tmp_path / "set"))
     assert records.label_first == [True, False]
     assert records.describe(4).endswith("part-1, line 2")
@@ -78,7 +78,7 @@ def test_malformed_base64_files_are_named_by_line(tmp_path, text, message):
         Base64Records(tmp_path)
 
 
-def test_base64_that_is_not_is_named_when_it_is_read(tmp_path):
+def test_damaged_base64_is_named_when_it_is_read(tmp_path):
     (tmp_path / "part").write_text(line(0, True) + "1\tnot*base64\n" + "1\tabc\n")
     records = Base64Records(tmp_path / "part")
     assert records[0] == (IMAGES[0], 0)

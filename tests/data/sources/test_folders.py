@@ -48,7 +48,7 @@ def test_a_class_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("target", ["..", "../..", "."])
-def test_links_that_lead_back_up_bring_no_image_twice(tmp_path, target):
+def test_links_to_a_parent_folder_yield_no_image_twice(tmp_path, target):
     root = make_folders(tmp_path / "deep" / "set")
     (root / "a" / "all").symlink_to(target)
     records = open_records(root)

@@ -113,7 +113,7 @@ def test_merging_follows_chains():
     assert glyphs._merge_alike(np.stack(steps)).tolist() == [0, 0, 0, 3]
 
 
-def test_the_table_is_large_quick_and_free_of_repeats():
+def test_the_table_is_large_and_free_of_repeats():
     glyphs._table.cache_clear()
     start = time.perf_counter()
     table = glyphs._table()

@@ -11,7 +11,7 @@ from tests._support.sources import make_base64, make_tar
 
 
 @pytest.mark.parametrize("make", [make_tar, make_base64])
-def test_a_saved_index_serves_until_the_file_changes(tmp_path, make, monkeypatch, caplog):
+def test_a_saved_index_is_used_until_the_file_changes(tmp_path, make, monkeypatch, caplog):
     folder = make(tmp_path / "set")
     before = list(open_records(folder))
     written = open_records(folder).save_index()

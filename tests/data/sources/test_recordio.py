@@ -20,96 +20,6 @@ from plsc.data.sources.recordio import RecordIORecords
 from plsc.errors import DataError, PLSCError
 from tests._support.sources import IMAGES, LABELS, OMNIGLOT, fuzz, make_rec, write_rec
 
-
-def make_face_set(folder, stated, images=6):
-    folder.mkdir()
-    with RecordIOWriter(folder / "train.rec") as writer:
-        writer.write(0, [stated, stated + 3], image=b"")
-        for n in range(images):
-            writer.write(n + 1, LABELS[n], image=IMAGES[n])
-        for n in range(3):
-            writer.write(images + 1 + n, [1 + 2 * n, 3 + 2 * n], image=b"")
-    return folder
-
-
-@pytest.mark.parametrize(
-    "stated, message",
-    [
-        (5, "keys 1 to 4 are the images, but key 5 is an image"),
-        (8, "keys 1 to 7 are the images, but key 7 is no image"),
-    ],
-)
-def test_a_face_set_with_another_number_of_images_than_its_header_says(tmp_path, stated, message):
-    with pytest.raises(DataError, match=message):
-        open_records(make_face_set(tmp_path / "set", stated))
-    assert len(open_records(make_face_set(tmp_path / "whole", 7))) == 6
-
-
-def test_a_rec_cut_between_two_records_is_damaged_by_its_index(tmp_path):
-    folder = make_rec(tmp_path / "set")
-    offsets = [int(text.split()[1]) for text in (folder / "train.idx").read_text().splitlines()]
-    os.truncate(folder / "train.rec", offsets[4])
-    records = open_records(folder, recover=True)
-    assert len(records) == 4
-    assert "names 6 records, of which 2 were not found" in records.damage
-    (folder / "train.idx").unlink()
-    assert open_records(folder, recover=True).damage is None
-
-
-@pytest.fixture
-def rec(tmp_path):
-    return make_rec(tmp_path / "rec")
-
-
-def test_an_index_that_ends_before_the_file_is_refused(rec):
-    lines = (rec / "train.idx").read_text().splitlines(keepends=True)
-    (rec / "train.idx").write_text("".join(lines[:-1]))
-    with pytest.raises(DataError, match="the index is cut off or of an older state of the file"):
-        open_records(rec)
-    (rec / "train.idx").unlink()
-    assert len(open_records(rec)) == len(IMAGES)
-
-
-@pytest.mark.parametrize("left_out", [[0], [2], [1, 3]])
-def test_an_index_that_leaves_out_records_is_told(rec, left_out, caplog):
-    lines = (rec / "train.idx").read_text().splitlines(keepends=True)
-    offsets = [int(line.split("\t")[1]) for line in lines]
-    open_records(rec)
-    assert "leaves out" not in caplog.text
-    (rec / "train.idx").write_text("".join(line for number, line in enumerate(lines) if number not in left_out))
-    assert len(open_records(rec)) == len(IMAGES) - len(left_out)
-    first = left_out[0]
-    assert f"the index leaves out what lies from offset {offsets[first]} to {offsets[first + 1]}" in caplog.text
-    assert (", and in 1 more places" in caplog.text) == (len(left_out) > 1)
-    assert caplog.text.count("leaves out") == 1
-
-
-def test_of_a_long_index_the_gaps_are_told_when_labels_are_read(tmp_path, caplog):
-    with RecordIOWriter(tmp_path / "train.rec") as writer:
-        for n in range(3000):
-            writer.write(n, n % 7, image=IMAGES[n % len(IMAGES)])
-    lines = (tmp_path / "train.idx").read_text().splitlines(keepends=True)
-    (tmp_path / "train.idx").write_text("".join(lines[:1001] + lines[1002:]))
-    records = open_records(tmp_path)
-    assert len(records) == 2999 and records.num_classes == 7
-    assert caplog.text.count("leaves out") == 1
-
-
-def test_two_keys_at_one_offset_are_refused(rec):
-    lines = (rec / "train.idx").read_text().splitlines()
-    offset = lines[2].split("\t")[1]
-    lines[1] = lines[1].split("\t")[0] + "\t" + offset
-    (rec / "train.idx").write_text("\n".join(lines) + "\n")
-    with pytest.raises(DataError, match=f"two keys point at offset {offset}"):
-        open_records(rec)
-
-
-def test_suffixes_in_capitals(rec):
-    for name in ("train.rec", "train.idx"):
-        (rec / name).rename(rec / name.upper().replace("IDX", "idx"))
-    assert len(open_records(rec / "TRAIN.REC")) == len(IMAGES)
-
-
 MAGIC_BYTES = struct.pack("<I", MAGIC)
 
 
@@ -126,10 +36,26 @@ def write_faces(path: Path, images_per_class: int = 3, classes: int = 4) -> Path
     return path
 
 
+def make_face_set(folder, stated, images=6):
+    folder.mkdir()
+    with RecordIOWriter(folder / "train.rec") as writer:
+        writer.write(0, [stated, stated + 3], image=b"")
+        for n in range(images):
+            writer.write(n + 1, LABELS[n], image=IMAGES[n])
+        for n in range(3):
+            writer.write(images + 1 + n, [1 + 2 * n, 3 + 2 * n], image=b"")
+    return folder
+
+
 def all_read(path: Path, **options) -> None:
     records = RecordIORecords(path, **options)
     for index in range(len(records)):
         records[index]
+
+
+@pytest.fixture
+def rec(tmp_path):
+    return make_rec(tmp_path / "rec")
 
 
 @given(
@@ -319,7 +245,7 @@ def test_a_record_that_is_no_image_record_is_named(tmp_path, payload, message):
         records.labels  # noqa: B018
 
 
-def test_no_file_and_empty_files_are_said(tmp_path):
+def test_missing_and_empty_files_are_named(tmp_path):
     with pytest.raises(DataError, match="train.rec: the file cannot be read"):
         RecordIORecords(tmp_path / "train.rec")
     (tmp_path / "train.rec").write_bytes(b"")
@@ -338,7 +264,7 @@ payloads = st.binary(max_size=60) | st.builds(pack, st.integers(0, 9), st.intege
     index=st.none() | st.binary(max_size=40) | st.from_regex(rb"([0-9]{1,2}\t[0-9]{1,3}\n){0,4}", fullmatch=True),
 )
 @fuzz
-def test_fuzz_only_own_errors_come_out(payloads, noise, cut, flips, index, tmp_path_factory):
+def test_fuzz_raises_data_error_only(payloads, noise, cut, flips, index, tmp_path_factory):
     data = b"".join(map(frames, payloads)) if noise is None else noise
     data = bytearray(data[: max(0, len(data) - cut)])
     for position, value in flips:
@@ -355,3 +281,76 @@ def test_fuzz_only_own_errors_come_out(payloads, noise, cut, flips, index, tmp_p
                 with contextlib.suppress(PLSCError):
                     assert len(records[number].image) <= len(data)
             assert len(records.labels) == len(records)
+
+
+@pytest.mark.parametrize(
+    "stated, message",
+    [
+        (5, "keys 1 to 4 are the images, but key 5 is an image"),
+        (8, "keys 1 to 7 are the images, but key 7 is no image"),
+    ],
+)
+def test_a_face_set_with_another_number_of_images_than_its_header_says(tmp_path, stated, message):
+    with pytest.raises(DataError, match=message):
+        open_records(make_face_set(tmp_path / "set", stated))
+    assert len(open_records(make_face_set(tmp_path / "whole", 7))) == 6
+
+
+def test_a_rec_cut_between_two_records_is_damaged_by_its_index(tmp_path):
+    folder = make_rec(tmp_path / "set")
+    offsets = [int(text.split()[1]) for text in (folder / "train.idx").read_text().splitlines()]
+    os.truncate(folder / "train.rec", offsets[4])
+    records = open_records(folder, recover=True)
+    assert len(records) == 4
+    assert "names 6 records, of which 2 were not found" in records.damage
+    (folder / "train.idx").unlink()
+    assert open_records(folder, recover=True).damage is None
+
+
+def test_an_index_that_ends_before_the_file_is_refused(rec):
+    lines = (rec / "train.idx").read_text().splitlines(keepends=True)
+    (rec / "train.idx").write_text("".join(lines[:-1]))
+    with pytest.raises(DataError, match="the index is cut off or of an older state of the file"):
+        open_records(rec)
+    (rec / "train.idx").unlink()
+    assert len(open_records(rec)) == len(IMAGES)
+
+
+@pytest.mark.parametrize("left_out", [[0], [2], [1, 3]])
+def test_an_index_that_leaves_out_records_is_warned_of(rec, left_out, caplog):
+    lines = (rec / "train.idx").read_text().splitlines(keepends=True)
+    offsets = [int(line.split("\t")[1]) for line in lines]
+    open_records(rec)
+    assert "leaves out" not in caplog.text
+    (rec / "train.idx").write_text("".join(line for number, line in enumerate(lines) if number not in left_out))
+    assert len(open_records(rec)) == len(IMAGES) - len(left_out)
+    first = left_out[0]
+    assert f"the index leaves out what lies from offset {offsets[first]} to {offsets[first + 1]}" in caplog.text
+    assert (", and in 1 more places" in caplog.text) == (len(left_out) > 1)
+    assert caplog.text.count("leaves out") == 1
+
+
+def test_gaps_of_a_long_index_are_warned_of_when_labels_are_read(tmp_path, caplog):
+    with RecordIOWriter(tmp_path / "train.rec") as writer:
+        for n in range(3000):
+            writer.write(n, n % 7, image=IMAGES[n % len(IMAGES)])
+    lines = (tmp_path / "train.idx").read_text().splitlines(keepends=True)
+    (tmp_path / "train.idx").write_text("".join(lines[:1001] + lines[1002:]))
+    records = open_records(tmp_path)
+    assert len(records) == 2999 and records.num_classes == 7
+    assert caplog.text.count("leaves out") == 1
+
+
+def test_two_keys_at_one_offset_are_refused(rec):
+    lines = (rec / "train.idx").read_text().splitlines()
+    offset = lines[2].split("\t")[1]
+    lines[1] = lines[1].split("\t")[0] + "\t" + offset
+    (rec / "train.idx").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=f"two keys point at offset {offset}"):
+        open_records(rec)
+
+
+def test_suffixes_in_capitals(rec):
+    for name in ("train.rec", "train.idx"):
+        (rec / name).rename(rec / name.upper().replace("IDX", "idx"))
+    assert len(open_records(rec / "TRAIN.REC")) == len(IMAGES)

@@ -9,7 +9,7 @@ from plsc.data.sources.string_table import StringTable
 
 
 @given(st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"]))))
-def test_packed_strings_are_the_strings(strings):
+def test_a_string_table_holds_the_strings(strings):
     packed = StringTable(strings)
     assert list(packed) == strings
     assert list(StringTable.from_arrays(packed.text, packed.ends)) == strings

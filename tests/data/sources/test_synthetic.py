@@ -10,7 +10,7 @@ from plsc.data.sources.synthetic import SyntheticRecords
 from plsc.errors import DataError
 
 
-def test_a_list_of_synthetic_numbers_is_held_to_ascii():
+def test_numbers_in_a_synthetic_name_are_ascii():
     for name in ("synthetic:5:²", "synthetic:5:" + "9" * 5000):
         with pytest.raises(DataError, match="expected 'synthetic:CLASSES:IMAGES'"):
             open_records(name)

@@ -63,7 +63,7 @@ def test_two_classes_of_one_tar_sample_are_refused(tmp_path):
         open_records(tmp_path / "a.tar")
 
 
-def test_a_second_archive_behind_a_tars_end_is_told_of(tmp_path):
+def test_a_second_archive_behind_the_end_of_a_tar_is_refused(tmp_path):
     for name in ("a", "b"):
         with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
             add(tar, f"{name}.png", IMAGES[0])
@@ -88,7 +88,7 @@ def test_classes_of_tar_as_json_has_them(tmp_path, fields):
     assert open_records(tmp_path / "a.tar").labels.tolist() == [3]
 
 
-def test_damaged_tars_and_tables_end_in_errors_of_ours(tmp_path):
+def test_a_damaged_tar_raises_data_error(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
         add(tar, "n" * 200 + ".png", IMAGES[0])
         add(tar, "n" * 200 + ".cls", b"0")
