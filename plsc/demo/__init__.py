@@ -59,7 +59,7 @@ def run_demo(output: Path, size: str, *, ranks: int) -> None:
     """
     if output.exists():
         raise ConfigError(f"{output} exists and is not overwritten; choose another with --output, or remove it")
-    GlyphRecords(1, 1, 32)  # before a folder is made: it needs packages that an extra installs
+    GlyphRecords(1, 1, image_size=32)  # before a folder is made: it needs packages that an extra installs
     output.mkdir(parents=True)
     start = time.perf_counter()
     chosen = SIZES[size]
@@ -111,7 +111,7 @@ def _export_and_embed(output: Path, size: Size) -> list[tuple[str, str]]:
     entry = Entry()
     entry.set_checkpoint_dir(output / "checkpoints")
     entry.convert_for_prediction(output / "model")
-    glyphs = GlyphRecords(2, 2, 32, seed=1, first_identity=size.identities)
+    glyphs = GlyphRecords(2, 2, image_size=32, seed=1, first_identity=size.identities)
     files = []
     for name, index in (("one.png", 0), ("one_again.png", 1), ("another.png", 2)):
         cv2.imwrite(str(output / name), np.asarray(glyphs[index].image)[..., ::-1])

@@ -22,10 +22,10 @@ parser.add_argument("--resume", action="store_true")
 options = parser.parse_args()
 
 entry = Entry()
-entry.train_dataset = GlyphRecords(options.identities, options.images_per_identity, options.image_size)
+entry.train_dataset = GlyphRecords(options.identities, options.images_per_identity, image_size=options.image_size)
 # The identities after those trained on, so that verification has none of them.
 entry.test_dataset = glyph_verification_set(
-    options.identities, options.identities // 4, options.pairs, options.image_size, seed=1
+    options.identities, options.identities // 4, num_pairs=options.pairs, image_size=options.image_size, seed=1
 )
 entry.set_class_num(options.identities)
 entry.set_emb_size(128)

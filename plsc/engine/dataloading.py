@@ -13,7 +13,8 @@ import paddle
 from plsc.config import Config, check_callable
 from plsc.data.augment import Augment
 from plsc.data.loader import Batch, ReaderLoader, TrainLoader
-from plsc.data.records import DatasetRecords, Records, open_records
+from plsc.data.records import DatasetRecords, Records, as_records
+from plsc.data.sources import open_records
 from plsc.data.subset import with_min_images
 from plsc.data.transforms import Transform
 from plsc.data.verification_set import VerificationSet
@@ -115,12 +116,10 @@ def _reader_loader(config: Config, topology: Topology) -> ReaderLoader:
 
 def _training_records(config: Config) -> Records:
     own = config.train_dataset
-    records = (
-        open_records(config.dataset_dir) if own is None else own if hasattr(own, "describe") else (DatasetRecords(own))
-    )
+    records = open_records(config.dataset_dir) if own is None else as_records(own)
     if config.min_images_per_class:
         records = with_min_images(records, config.min_images_per_class)
-    if records.num_classes > config.num_classes:
+    if records.num_classes is not None and records.num_classes > config.num_classes:
         raise DataError(
             f"{_first_beyond(records, config.num_classes)} is out of range, expected 0 to "
             f"{config.num_classes - 1}; set_class_num({records.num_classes}) (--num-classes), or correct the label"
@@ -202,9 +201,8 @@ def _as_sets(value: Any, setting: str) -> list[VerificationSet]:
     return sets
 
 
-def _first_beyond(records: Any, num_classes: int) -> str:
-    labels = getattr(records, "labels", None)
-    if labels is None:
-        return f"label {records.num_classes - 1}"
-    index = int((labels >= num_classes).argmax())
-    return f"{records.describe(index)}: label {int(labels[index])}"
+def _first_beyond(records: Records, num_classes: int) -> str:
+    if isinstance(records, DatasetRecords):  # finding the record would read every image
+        return f"label {records.count_classes() - 1}"
+    index = int((records.labels >= num_classes).argmax())
+    return f"{records.describe(index)}: label {int(records.labels[index])}"

@@ -183,7 +183,7 @@ class Trainer:
         self._check_finite()
         paddle.seed(derive_seed(self.config.seed, self.step, self.topology.rank))
         learning_rate = self.schedule(self.step)
-        images = normalize(paddle.to_tensor(batch.images), self.config.pixel_mean, self.config.pixel_std)
+        images = normalize(paddle.to_tensor(batch.images), mean=self.config.pixel_mean, std=self.config.pixel_std)
         labels = paddle.to_tensor(batch.labels)
 
         with self.precision.autocast():

@@ -9,15 +9,16 @@ import pytest
 
 from plsc import Entry
 from plsc.data.convert.conversion import convert
-from plsc.data.records import open_records
+from plsc.data.sources import open_records
 from plsc.utils import jpeg_reader
 from tests._support.images import CLASSES
 from tests._support.ranks import run
 from tests._support.scripts import INTRODUCTION, SMALL
 
 READER = """import paddle
+    import plsc.compat.jpeg_reader
     from plsc.utils import jpeg_reader
-    jpeg_reader._IMAGE_SHAPE = (3, 16, 16)
+    plsc.compat.jpeg_reader._IMAGE_SHAPE = (3, 16, 16)
     ins.train_reader = paddle.batch(jpeg_reader.arc_train("./train_data", class_dim={classes}), {batch})"""
 
 
@@ -40,7 +41,7 @@ def test_the_script_of_the_introduction_trains_on_a_folder(ranks, reader, data_d
 
 
 def test_the_jpeg_readers_yield_normalized_images(data_dir, monkeypatch):
-    monkeypatch.setattr(jpeg_reader, "_IMAGE_SHAPE", (3, 16, 16))
+    monkeypatch.setattr("plsc.compat.jpeg_reader._IMAGE_SHAPE", (3, 16, 16))
     samples = list(jpeg_reader.arc_train(str(data_dir), CLASSES)())
     assert len(samples) == 30
     assert samples[0][0].shape == (3, 16, 16) and -1 <= samples[0][0].min() < samples[0][0].max() <= 1
@@ -51,7 +52,8 @@ def test_the_jpeg_readers_yield_normalized_images(data_dir, monkeypatch):
 
 
 def test_the_base64_reader_yields_every_image_normalized(data_dir, tmp_path):
-    from plsc.data.transforms import decode, normalize, resize
+    from plsc.data.images import decode, resize
+    from plsc.data.transforms import normalize
     from plsc.utils import base64_reader
 
     source = open_records(data_dir)
@@ -59,7 +61,7 @@ def test_the_base64_reader_yields_every_image_normalized(data_dir, tmp_path):
     reader = base64_reader.train(str(tmp_path / "text"), "file_list.txt", 6)
     samples = list(reader())
     assert sorted(label for _, label in samples) == sorted(source.labels.tolist())
-    wanted = [normalize(resize(decode(source[n].image), 112, 112).transpose(2, 0, 1)) for n in range(len(source))]
+    wanted = [normalize(resize(decode(source[n].image), (112, 112)).transpose(2, 0, 1)) for n in range(len(source))]
     for image, label in samples[:5]:
         assert (image.shape, image.dtype) == ((3, 112, 112), np.float32)
         assert any(

@@ -12,7 +12,7 @@ import pytest
 import plsc
 from plsc import ConfigError, DataError, TrainingError
 from plsc.data.convert.conversion import convert
-from plsc.data.records import open_records
+from plsc.data.sources import open_records
 from tests._support.images import CLASSES, make_images
 from tests._support.ranks import launch
 from tests._support.scripts import INTRODUCTION, SMALL

@@ -126,7 +126,7 @@ if verify:
     pixels = Pixels()
     pairs = [(i, i + 10 * (i % 2) + 5 * (1 - i % 2)) for i in range(40)]
     entry.test_dataset = VerificationSet(
-        "pixels", [pixels.images[j] for pair in pairs for j in pair], [i % 2 == 1 for i in range(40)]
+        "pixels", [pixels.images[j] for pair in pairs for j in pair], is_same=[i % 2 == 1 for i in range(40)]
     )
 print("TRAINED", json.dumps(train_with_parts(entry.config, backbone) if hand_in else entry.train()))
 if verify:
