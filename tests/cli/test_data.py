@@ -12,7 +12,7 @@ import typer
 
 from plsc.cli.data import app
 from plsc.data.convert.conversion import convert_split
-from plsc.data.records import open_records
+from plsc.data.sources import open_records
 from plsc.data.verification_set import VerificationSet
 from plsc.errors import DataError
 from tests._support import sources

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import paddle
 import pytest
 
+from plsc.engine.checkpoint import Checkpoint
 from plsc.utils.ranges import shard_ranges
 from tests._support.head_oracle import oracle, relative_error
 from tests._support.ranks import launch
@@ -45,3 +47,15 @@ def test_classes_above_the_target_are_counted_over_shards(played, name):
     logits = features @ weight.T + (0 if bias is None else bias)
     expected = [int((row > row[label]).sum()) for row, label in zip(logits, labels)]
     assert found[0][f"{name}/above"].tolist() == expected
+
+
+def test_distfc_attributes_set_weight_and_bias(entry):
+    entry.set_loss_type("dist_softmax")
+    constant = paddle.nn.initializer.Constant
+    entry.set_distfc_attr(paddle.ParamAttr(initializer=constant(0.5)), paddle.ParamAttr(initializer=constant(2.0)))
+    entry.set_optimizer(lambda learning_rate, parameters: paddle.optimizer.SGD(0.0, parameters))
+    entry.set_lr(lambda step: 0.0)
+    entry.train()
+    saved = Checkpoint(entry.model_save_dir)
+    assert np.unique(saved.read("head.weight")) == 0.5
+    assert np.unique(saved.read("head.bias")) == 2.0

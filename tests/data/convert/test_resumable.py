@@ -14,7 +14,7 @@ import pytest
 
 from plsc.data.convert.conversion import convert
 from plsc.data.convert.resumable import Progress, resumable_folder
-from plsc.data.records import open_records
+from plsc.data.sources import open_records
 from plsc.errors import DataError
 from tests._support.conversion import Images
 from tests._support.sources import make_list
