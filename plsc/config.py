@@ -124,6 +124,8 @@ class Config(pydantic.BaseModel):
     train_dataset: Any = Field(None, exclude=True)
     test_dataset: Any = Field(None, exclude=True)
     optimizer: Any = Field(None, exclude=True)
+    head_optimizer: Any = Field(None, exclude=True)
+    margin_function: Any = Field(None, exclude=True)
     lr_schedule: Any = Field(None, exclude=True)
     param_attr: Any = Field(None, exclude=True)
     bias_attr: Any = Field(None, exclude=True)

@@ -13,7 +13,7 @@ from plsc.distributed.topology import Topology
 from plsc.engine.checkpoint import Checkpoint, Part
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.errors import CheckpointError
-from plsc.losses.classifier import Classifier
+from plsc.losses import MARGIN_STATE, Head
 from plsc.models.base_model import build_backbone
 from plsc.utils.ranges import Range
 
@@ -29,11 +29,11 @@ def backbone_parts(backbone: paddle.nn.Layer, optimizer: NamedOptimizer) -> list
     return [Part(name, value.numpy()) for name, value in tensors.items()]
 
 
-def head_parts(head: Classifier, is_main: bool, num_classes: int, is_sharded: bool) -> list[Part]:
+def head_parts(head: Head, is_main: bool, num_classes: int, is_sharded: bool) -> list[Part]:
     """This rank's class centers and their optimizer state."""
     parts = []
     for name, value in head.state().items():
-        if _is_by_class(name):
+        if head.has_row_per_class(name):
             if is_main or is_sharded:
                 parts.append(Part(f"head.{name}", value.numpy(), head.classes.start, num_classes))
         elif is_main:
@@ -67,7 +67,7 @@ def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, config: Config) 
         tensor.set_value(saved.read(f"backbone.{name}"))
 
 
-def load_training(head: Classifier, optimizer: NamedOptimizer, saved: Checkpoint, config: Config) -> None:
+def load_training(head: Head, optimizer: NamedOptimizer, saved: Checkpoint, config: Config) -> None:
     """Give the head and both optimizers the state of a checkpoint, whatever ranks wrote it.
 
     Raises:
@@ -88,8 +88,8 @@ def load_training(head: Classifier, optimizer: NamedOptimizer, saved: Checkpoint
     state = {}
     for name in saved.names("head."):
         key = name[len("head.") :]
-        if key in head.parameters or same["head_optimizer"]:
-            state[key] = saved.read(name, head.classes if _is_by_class(key) else None)
+        if key in head.parameters or key.startswith(MARGIN_STATE) or same["head_optimizer"]:
+            state[key] = saved.read(name, head.classes if head.has_row_per_class(key) else None)
     missing = set(head.parameters) - set(state)
     if missing:
         raise CheckpointError(
@@ -151,11 +151,6 @@ def _statistics(backbone: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
         for name, tensor in backbone.state_dict().items()
         if tensor.stop_gradient and tensor.is_floating_point()
     }
-
-
-def _is_by_class(name: str) -> bool:
-    """Whether a tensor of the head has a row per class; Adam's powers of beta do not."""
-    return "pow_acc" not in name
 
 
 def _check_setting(saved: Checkpoint, setting: str, value: Any, what: str, setter: str) -> None:

@@ -56,7 +56,7 @@ class Trainer:
         self.backbone = build_backbone(config)
         self.network = paddle.DataParallel(self.backbone) if topology.world_size > 1 else self.backbone
         self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
-        self.head = Classifier(config, self.collectives, lambda named: NamedOptimizer(config, named))
+        self.head = Classifier(config, self.collectives, make_optimizer=lambda named: NamedOptimizer(config, named))
         self.precision = _Precision(config, topology)
         self.loader = open_train_loader(config, topology)
         self.verification_sets = open_verification_sets(config) if config.with_test else []
@@ -109,7 +109,9 @@ class Trainer:
         with self.precision.autocast():
             features = self.network(images)
         check_embedding(features, self.backbone, len(batch.labels), self.config.emb_dim)
-        loss = self.head.forward(features.detach().astype("float32"), labels, self.step, self.config.calc_acc)
+        loss = self.head.forward(
+            features.detach().astype("float32"), labels, step=self.step, count_above=self.config.calc_acc
+        )
         values = {"loss": loss, "lr": rate}
         if self.config.calc_acc:
             values.update(self.head.accuracy())
