@@ -80,7 +80,7 @@ def face(url, image, tensor):
 
 
 def general(url, image, tensor):
-    from plsc.export.formats.messages import Request
+    from plsc.inference.paddle_serving_messages import Request
 
     request = Request()
     request.tensor.add(name="image", shape=tensor.shape, elem_type=1, float_data=[tensor.tobytes()])

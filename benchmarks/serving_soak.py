@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from servers import make_model, serving  # noqa: E402
 
-from plsc.export.formats.messages import Request  # noqa: E402
+from plsc.inference.paddle_serving_messages import Request  # noqa: E402
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def head_parts(head: Head, is_main: bool, num_classes: int, is_sharded: bool) ->
     for name, value in head.state().items():
         if head.has_row_per_class(name):
             if is_main or is_sharded:
-                parts.append(Part(f"head.{name}", value.numpy(), head.classes.start, num_classes))
+                parts.append(Part(f"head.{name}", value.numpy(), offset=head.classes.start, rows=num_classes))
         elif is_main:
             parts.append(Part(f"head.{name}", value.numpy()))
     return parts
@@ -110,7 +110,7 @@ def open_backbone(config: Config) -> tuple[paddle.nn.Layer, Config, Checkpoint]:
     unset = {
         name: value
         for name, value in saved.about["settings"].items()
-        if name in _DESCRIBE_NETWORK and name not in config.model_fields_set
+        if name in _DESCRIBE_NETWORK and not config.is_given(name)
     }
     config = config.model_copy()
     for name, value in unset.items():

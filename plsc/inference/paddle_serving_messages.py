@@ -1,8 +1,9 @@
-"""The protobuf messages of Paddle Serving 0.9: its model configuration, and its general model service.
+"""The protobuf messages of Paddle Serving 0.9: the model configuration and the general model service.
 
-Built at import from the tables below, so that no generated code binds the library to one protobuf version.
-Lists of numbers in `Tensor` are declared as raw bytes, which packed numbers are on the wire: a batch of images
-then becomes an array without a Python object per pixel.
+The export writes the model configuration; the HTTP server speaks the general model service.
+The messages are built at import from the tables below: generated code would bind the library to one protobuf version.
+Lists of numbers in `Tensor` are declared as raw bytes, which is how protobuf packs numbers. A batch of images is then
+read into an array without one Python object per value.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ _message_factory = require("google.protobuf.message_factory", "protobuf", _PURPO
 
 DecodeError = require("google.protobuf.message", "protobuf", _PURPOSE).DecodeError
 
-# name: (number, type, label). Types that are no scalar name a message of the same file.
+# Paddle Serving's number of each element type.
+ELEMENT_TYPES = {"int64": 0, "float32": 1, "int32": 2, "float64": 3, "float16": 5, "uint8": 7}
+
+# name: (number, type, label). A type that is no scalar is a message of the same table.
 _Fields = dict[str, tuple[int, str, str]]
 
 _CONFIG: dict[str, _Fields] = {
@@ -39,7 +43,7 @@ _CONFIG: dict[str, _Fields] = {
     "GeneralModelConfig": {"feed_var": (1, "FeedVar", "repeated"), "fetch_var": (2, "FetchVar", "repeated")},
 }
 _SERVICE: dict[str, _Fields] = {
-    # One sender may cut a packed list in parts, hence repeated.
+    # Repeated, because a sender may split a packed list into several parts.
     "Tensor": {
         "float_data": (2, "bytes", "repeated"),
         "elem_type": (10, "int32", "optional"),
