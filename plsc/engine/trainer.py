@@ -47,6 +47,7 @@ from plsc.engine.state import (
     load_training,
 )
 from plsc.errors import TrainingError
+from plsc.losses import Head
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model
 from plsc.utils.logging import show_log
@@ -93,7 +94,7 @@ class Trainer:
         *,
         backbone: paddle.nn.Layer | None = None,
         loader: Loader | None = None,
-        head: Classifier | None = None,
+        head: Head | None = None,
         observers: Iterable[Observer] = (),
     ) -> None:
         config.check()
@@ -108,7 +109,7 @@ class Trainer:
         self.network = paddle.DataParallel(self.backbone) if self.topology.world_size > 1 else self.backbone
         self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
         if head is None:
-            head = Classifier(config, self.collectives, lambda named: NamedOptimizer(config, named))
+            head = Classifier(config, self.collectives, make_optimizer=lambda named: NamedOptimizer(config, named))
         self.head = head
         self.precision = Precision(config, self.topology)
         if loader is None:
