@@ -11,7 +11,7 @@ import paddle
 
 from plsc.config import Config
 from plsc.errors import CheckpointError, ConfigError
-from plsc.losses import row_optimizers as updates
+from plsc.losses.row_optimizers import RowOptimizer, row_optimizer_of
 
 MASTER = "master"  # the kind of a float32 copy of a parameter of lower precision
 
@@ -38,13 +38,9 @@ class NamedOptimizer:
         return type(self._optimizer).__name__
 
     @property
-    def rule(self) -> updates.UpdateRule | None:
-        """The same arithmetic for some rows at a time; None where the optimizer does more than that."""
-        plain = all(
-            parameter.optimize_attr["learning_rate"] == 1.0 and parameter.regularizer is None and parameter.trainable
-            for parameter in self._named.values()
-        )
-        return _rule_of(self._optimizer) if plain else None
+    def row_optimizer(self) -> RowOptimizer | None:
+        """The same arithmetic for any rows of a parameter; None where the optimizer does more than that."""
+        return row_optimizer_of(self._optimizer, self._named.values())
 
     def step(self, learning_rate: float, scaler: paddle.amp.GradScaler | None = None) -> None:
         """Update the parameters from their gradients, and set the gradients to zero."""
@@ -101,27 +97,6 @@ class NamedOptimizer:
             else:
                 restored[f"{own_name}_{kind}_0"] = tensor
         self._optimizer.set_state_dict(restored)
-
-
-def _rule_of(optimizer: Any) -> updates.UpdateRule | None:
-    # Paddle's optimizers have their settings in these private attributes only.
-    if optimizer._grad_clip is not None or getattr(optimizer, "_multi_precision", False):
-        return None
-    decay = optimizer.regularization
-    l2 = 0.0 if decay is None else decay._coeff if isinstance(decay, paddle.regularizer.L2Decay) else None
-    if type(optimizer) is paddle.optimizer.Momentum and not optimizer._use_nesterov and l2 == 0.0:
-        return updates.Momentum(optimizer._momentum, optimizer._regularization_coeff)
-    if type(optimizer) is paddle.optimizer.SGD and l2 is not None:
-        return updates.SGD(l2)
-    if (
-        type(optimizer) is paddle.optimizer.AdamW
-        and not optimizer._amsgrad
-        and not optimizer._lazy_mode
-        and optimizer._lr_ratio is None
-        and optimizer._apply_decay_param_fun is None
-    ):
-        return updates.AdamW(optimizer._beta1, optimizer._beta2, optimizer._epsilon, optimizer._weight_decay)
-    return None
 
 
 def _default(learning_rate: float, parameters: list[paddle.Tensor]) -> paddle.optimizer.Optimizer:

@@ -13,7 +13,7 @@ from plsc.distributed.topology import Topology
 from plsc.engine.checkpoint import Checkpoint, Part
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.errors import CheckpointError
-from plsc.losses.classifier import Classifier
+from plsc.losses import MARGIN_STATE, Head
 from plsc.models.base_model import build_backbone
 from plsc.utils.ranges import Range
 
@@ -29,19 +29,19 @@ def backbone_parts(backbone: paddle.nn.Layer, optimizer: NamedOptimizer) -> list
     return [Part(name, value.numpy()) for name, value in tensors.items()]
 
 
-def head_parts(head: Classifier, is_main: bool, *, num_classes: int, is_sharded: bool) -> list[Part]:
-    """What this rank writes of the head and its optimizer state: a shard, and on rank 0 whole tensors.
+def head_parts(head: Head, is_main: bool, *, num_classes: int) -> list[Part]:
+    """What this rank writes of the head and its optimizer state: its shard, and on rank 0 whole tensors.
 
     Args:
-        head: the head.
+        head: the head. Where it is replicated, rank 0 writes it.
         is_main: whether this is rank 0.
         num_classes: C.
-        is_sharded: whether each rank has a shard of its own; otherwise rank 0 writes for all.
     """
+    writes_rows = is_main or head.classes != Range(0, num_classes)
     parts = []
     for name, value in head.state().items():
-        if _is_by_class(name):
-            if is_main or is_sharded:
+        if head.has_row_per_class(name):
+            if writes_rows:
                 parts.append(Part(f"head.{name}", value.numpy(), offset=head.classes.start, rows=num_classes))
         elif is_main:
             parts.append(Part(f"head.{name}", value.numpy()))
@@ -74,7 +74,7 @@ def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, *, config: Confi
         tensor.set_value(saved.read(f"backbone.{name}"))
 
 
-def load_training(head: Classifier, optimizer: NamedOptimizer, *, saved: Checkpoint, config: Config) -> None:
+def load_training(head: Head, optimizer: NamedOptimizer, *, saved: Checkpoint, config: Config) -> None:
     """Load the head and the state of both optimizers; any number of ranks may have written the checkpoint.
 
     Raises:
@@ -95,8 +95,8 @@ def load_training(head: Classifier, optimizer: NamedOptimizer, *, saved: Checkpo
     state = {}
     for name in saved.names("head."):
         key = name[len("head.") :]
-        if key in head.parameters or same["head_optimizer"]:
-            state[key] = saved.read(name, head.classes if _is_by_class(key) else None)
+        if key in head.parameters or key.startswith(MARGIN_STATE) or same["head_optimizer"]:
+            state[key] = saved.read(name, head.classes if head.has_row_per_class(key) else None)
     missing = set(head.parameters) - set(state)
     if missing:
         raise CheckpointError(
@@ -161,11 +161,6 @@ def _statistics(backbone: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
         for name, tensor in backbone.state_dict().items()
         if tensor.stop_gradient and tensor.is_floating_point()
     }
-
-
-def _is_by_class(name: str) -> bool:
-    """Whether a tensor of the head has a row per class; Adam's powers of beta do not."""
-    return "pow_acc" not in name
 
 
 def _check_setting(saved: Checkpoint, setting: str, value: Any, what: str, setter: str) -> None:

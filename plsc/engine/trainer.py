@@ -47,6 +47,7 @@ from plsc.engine.state import (
     load_training,
 )
 from plsc.errors import TrainingError
+from plsc.losses import Head
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model
 from plsc.utils.logging import show_log
@@ -93,7 +94,7 @@ class Trainer:
         *,
         backbone: paddle.nn.Layer | None = None,
         loader: Loader | None = None,
-        head: Classifier | None = None,
+        head: Head | None = None,
         observers: Iterable[Observer] = (),
     ) -> None:
         config.check()
@@ -108,8 +109,8 @@ class Trainer:
         self.network = paddle.DataParallel(self.backbone) if self.topology.world_size > 1 else self.backbone
         self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
         if head is None:
-            head = Classifier(config, self.collectives, lambda named: NamedOptimizer(config, named))
-        self.head = head
+            head = Classifier(config, self.collectives, make_optimizer=lambda named: NamedOptimizer(config, named))
+        self.head: Head = head
         self.precision = Precision(config, self.topology)
         if loader is None:
             loader = build_dataloader(config, self.topology)
@@ -279,9 +280,7 @@ class Trainer:
         """What this rank writes: whole tensors on rank 0, and its class centers."""
         is_main = self.topology.is_main
         whole = [*backbone_parts(self.backbone, self.optimizer), *extra] if is_main else []
-        return whole + head_parts(
-            self.head, is_main, num_classes=self.config.num_classes, is_sharded=self.config.is_sharded
-        )
+        return whole + head_parts(self.head, is_main, num_classes=self.config.num_classes)
 
     def _about(self) -> dict[str, Any]:
         """What a checkpoint says of the run, beside its tensors."""
