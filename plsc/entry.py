@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from plsc.config import DEFAULT_VAL_TARGETS, LOSS_TYPES, Config, check_callable, config
+from plsc.config import DEFAULT_VAL_TARGETS, LOSS_TYPES, Config, ScheduleName, check_callable, config
 from plsc.models.registry import find_backbone
 from plsc.utils.lazy import require_paddle
 from plsc.utils.logging import show_log
@@ -276,7 +276,7 @@ class Entry(_Attributes):
         """Factor on the learning rate at each boundary. Default 0.1."""
         self.config.lr_decay_factor = factor
 
-    def set_lr(self, lr: float | str | Callable[[int], float]) -> None:
+    def set_lr(self, lr: float | ScheduleName | Callable[[int], float]) -> None:
         """Learning rate or its schedule.
 
         Args:
@@ -379,7 +379,7 @@ class Entry(_Attributes):
         self.config.calc_acc = calc
 
     def set_log_period(self, period: int) -> None:
-        """Steps between log lines where there is no progress bar. Default 200."""
+        """Steps between lines of metrics.jsonl and, where there is no progress bar, of the log. Default 200."""
         self.config.log_period = period
 
     def add_observer(self, observer: Observer) -> None:

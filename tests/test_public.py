@@ -53,6 +53,29 @@ def test_the_import_brings_neither_paddle_nor_numpy_nor_opencv():
     assert run([sys.executable, "-c", code])[1].strip() == "[]"
 
 
+MISTAKES = """
+from plsc import Config, Entry, create_backbone
+
+entry = Entry()
+size: int = entry.emb_dim
+entry.set_clas_num(3)
+entry.no_such_setting = 3
+entry.train_batch_size = "32"
+entry.set_logits("stored")
+Config(num_clases=3)
+create_backbone("ResNet50", 512)
+"""
+
+
+@pytest.mark.slow
+def test_a_type_checker_sees_settings_and_setters(tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "script.py").write_text(MISTAKES)
+    options = ["--follow-imports=silent", "--no-error-summary", f"--cache-dir={tmp_path}", "script.py"]
+    _, output = run([sys.executable, "-m", "mypy", *options], check=False, cwd=tmp_path)
+    assert [int(line.split(":")[1]) for line in output.splitlines() if ": error:" in line] == [6, 7, 8, 9, 10, 11]
+
+
 @pytest.mark.parametrize("value", CLASSES + FUNCTIONS, ids=lambda value: value.__name__)
 def test_every_member_is_documented(value):
     assert value.__doc__ and value.__doc__.strip()

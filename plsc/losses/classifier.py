@@ -252,8 +252,8 @@ def _check_head_optimizer(config: Config, replicated: bool) -> RowOptimizer:
     optimizer = config.head_optimizer
     if not isinstance(optimizer, RowOptimizer):
         raise ConfigError(
-            f"head_optimizer: got {optimizer!r}, expected an object with l2, state_names, state_dtype, prepare and "
-            f"apply; plsc.losses.RowOptimizer is a base class for it"
+            f"head_optimizer: got {optimizer!r}, expected an object with l2, state_names, state_dtype, uses_step, "
+            f"prepare and apply; plsc.losses.RowOptimizer is a base class for it"
         )
     if replicated:
         raise ConfigError(

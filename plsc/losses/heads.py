@@ -182,8 +182,11 @@ class FusedHead:
         self._shard.invalidate_norms()
 
     def state(self) -> dict[str, paddle.Tensor]:
-        """The row optimizer's state and the number of its steps."""
-        return {**self._shard.state, STEP: paddle.to_tensor([self._shard.step], dtype="int64")}
+        """The row optimizer's state and, where it uses that, the number of its steps."""
+        state = dict(self._shard.state)
+        if self._shard.optimizer.uses_step:
+            state[STEP] = paddle.to_tensor([self._shard.step], dtype="int64")
+        return state
 
     def load(self, state: Arrays) -> None:
         """Set the row optimizer's state.

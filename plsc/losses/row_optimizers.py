@@ -17,7 +17,7 @@ from plsc.losses.ops import adamw_, add_, momentum_, sgd_
 
 @runtime_checkable
 class RowOptimizer(Protocol):
-    """How rows change by their gradient. A subclass inherits the three attributes below.
+    """How rows change by their gradient. A subclass inherits the attributes below and `prepare`.
 
     A fused head makes the gradient of a block of rows and passes both to `apply` at once; the gradient of the whole
     weight never exists. The rows of a sampled step come with their own state; other rows and their state do not change.
@@ -26,6 +26,7 @@ class RowOptimizer(Protocol):
         l2: coefficient of L2 regularization; the head adds l2 * row to a gradient before `apply` gets it. Default 0.
         state_names: names of the state tensors, each shaped like the parameter and zero at first. Default none.
         state_dtype: type of the weight's state tensors, as 'bfloat16'; None, the default, for the weight's own.
+        uses_step: whether `prepare` uses the number of the step, which checkpoints hold then. Default True.
 
     Example:
         >>> class SignSGD(RowOptimizer):
@@ -45,6 +46,10 @@ class RowOptimizer(Protocol):
     @property
     def state_dtype(self) -> str | None:
         return None
+
+    @property
+    def uses_step(self) -> bool:
+        return True
 
     def prepare(self, learning_rate: float, *, step: int, dtype: paddle.dtype) -> Any:
         """What `apply` needs in one step beside rows, gradient and state; made once for all blocks.
@@ -80,6 +85,7 @@ class SGD:
     l2: float = 0.0
     state_names: tuple[str, ...] = ()
     state_dtype: str | None = None
+    uses_step: bool = False
 
     def prepare(self, learning_rate: float, *, step: int, dtype: paddle.dtype) -> paddle.Tensor:
         return paddle.to_tensor([learning_rate], dtype=dtype)
@@ -98,6 +104,7 @@ class Momentum:
     l2: float = 5e-4
     state_names: tuple[str, ...] = ("velocity",)
     state_dtype: str | None = None
+    uses_step: bool = False
 
     def prepare(self, learning_rate: float, *, step: int, dtype: paddle.dtype) -> Any:
         return paddle.to_tensor([learning_rate], dtype=dtype)
@@ -155,6 +162,7 @@ class AdamW:
     l2: float = 0.0
     state_names: tuple[str, ...] = ("moment1", "moment2")
     state_dtype: str | None = None
+    uses_step: bool = True
 
     def prepare(self, learning_rate: float, *, step: int, dtype: paddle.dtype) -> tuple[paddle.Tensor, ...]:
         values = (learning_rate, self.beta1**step, self.beta2**step)

@@ -1,10 +1,11 @@
-"""Backbones by name: the built-in ones, those that a program registers, and any class as 'package.module:Class'.
+"""Backbones by name: those that are registered, and any class as 'package.module:Class'.
 
 Nothing here imports Paddle before a backbone is looked up, so that a name can be checked where it is given.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import logging
@@ -27,13 +28,8 @@ log = logging.getLogger("plsc")
 Factory = Callable[..., "nn.Layer"]
 F = TypeVar("F", bound=Factory)
 
-# Name -> the class or function that creates it, or where to import that from.
-_BACKBONES: dict[str, Factory | str] = {
-    "ResNet50": "plsc.models.resnet:ResNet50",
-    "ResNet101": "plsc.models.resnet:ResNet101",
-    "ResNet152": "plsc.models.resnet:ResNet152",
-    "ResNetTiny": "plsc.models.tiny:ResNetTiny",
-}
+# Name -> the class or function that creates it, or 'package.module:Class'.
+_BACKBONES: dict[str, Factory | str] = {}
 
 
 @overload
@@ -48,7 +44,11 @@ def register_backbone(name: str) -> Callable[[F], F]: ...
 def register_backbone(name: str, factory: F) -> F: ...
 
 
-def register_backbone(name: str | F, factory: F | None = None) -> Any:
+@overload
+def register_backbone(name: str, factory: str) -> str: ...
+
+
+def register_backbone(name: str | F, factory: F | str | None = None) -> Any:
     """Make a backbone known by name, for `create_backbone`, `Entry.set_model_name` and `Config.model_name`.
 
     The name is known in the processes that run this call. A command such as `plsc train` runs no script; there the
@@ -57,7 +57,8 @@ def register_backbone(name: str | F, factory: F | None = None) -> Any:
     Args:
         name: the name. As a decorator without a name, the class's own.
         factory: a class or function called as factory(emb_dim=..., image_shape=...) that returns a
-            `paddle.nn.Layer` from images [N, 3, H, W] to embeddings [N, D].
+            `paddle.nn.Layer` from images [N, 3, H, W] to embeddings [N, D]; or 'package.module:Class', which is
+            imported when the name is first used.
 
     Returns:
         `factory`, or a decorator if only a name is given.
@@ -72,12 +73,13 @@ def register_backbone(name: str | F, factory: F | None = None) -> Any:
         >>> @register_backbone("small")
         ... def make_small(emb_dim, image_shape): ...
         >>> register_backbone("small_too", SmallNet)
+        >>> register_backbone("large", "my_package.nets:LargeNet")
     """
     if not isinstance(name, str):
         return _register(getattr(name, "__name__", type(name).__name__), name)
     if factory is not None:
         return _register(name, factory)
-    return lambda decorated: _register(name, decorated)
+    return functools.partial(_register, name)
 
 
 def list_backbones() -> list[str]:
@@ -142,13 +144,13 @@ def find_backbone(name: str) -> Factory:
     return _import_backbone(found or name)
 
 
-def _register(name: str, factory: F) -> F:
+def _register(name: str, factory: F | str) -> F | str:
     if not name or ":" in name:
         raise ConfigError(f"register_backbone: got the name {name!r}, expected a name without ':'")
-    if not callable(factory):
+    if not callable(factory) and not (isinstance(factory, str) and ":" in factory):
         raise ConfigError(
-            f"register_backbone('{name}'): got {factory!r} ({type(factory).__name__}), expected a class or a function "
-            f"f(emb_dim, image_shape)"
+            f"register_backbone('{name}'): got {factory!r} ({type(factory).__name__}), expected a class, a function "
+            f"f(emb_dim, image_shape) or 'package.module:Class'"
         )
     known = _BACKBONES.get(name)
     # The same definition, run again, replaces itself: a notebook's cell, a reloaded module.

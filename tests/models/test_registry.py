@@ -75,7 +75,9 @@ def test_a_class_is_registered_by_decorator_and_a_function_by_call(known):
         pass
 
     assert register_backbone("by function", lambda emb_dim, image_shape: Small(emb_dim, image_shape))
-    assert {"Small", "smaller", "by function"} <= set(list_backbones())
+    register_backbone("by place", "plsc.models.tiny:ResNetTiny")
+    assert {"Small", "smaller", "by function", "by place"} <= set(list_backbones())
+    assert create_backbone("by place", emb_dim=8, image_shape=(3, 32, 32)).emb_dim == 8
     for name, kind in (("Small", Small), ("smaller", Smaller), ("by function", Small)):
         net = create_backbone(name, emb_dim=8)
         assert type(net) is kind and net.emb_dim == 8
@@ -99,7 +101,8 @@ def test_a_name_is_taken_once_but_the_same_definition_may_run_again(known):
     "act, words",
     [
         (lambda: register_backbone("a:b", list), "expected a name without ':'"),
-        (lambda: register_backbone("three", 3), r"got 3 \(int\), expected a class or a function"),
+        (lambda: register_backbone("three", 3), r"got 3 \(int\), expected a class, a function"),
+        (lambda: register_backbone("text", "my_net"), "or 'package.module:Class'"),
         (
             lambda: create_backbone("resnet50"),
             r"got 'resnet50' \(str\); did you mean 'ResNet50'\? accepted: ResNet101, ",
