@@ -114,7 +114,7 @@ def to_unit_length(embeddings: Embeddings) -> Embeddings:
     return unit
 
 
-def list_images(images: Any | Iterable[Any]) -> list[Any]:
+def as_list_of_images(images: Any | Iterable[Any]) -> list[Any]:
     """One image or several as a list. One image is a path, encoded bytes, or an array of three axes."""
     is_single = isinstance(images, (str, Path, bytes)) or (isinstance(images, np.ndarray) and images.ndim == 3)
     return [images] if is_single else list(images)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from plsc.utils.lazy import require
+from plsc.utils.lazy import SERVER_PACKAGES, require
 
-prometheus = require("prometheus_client", "'plsc[serve]'", "the server")
+prometheus = require("prometheus_client", SERVER_PACKAGES, "the server")
 
 
 class Metrics:

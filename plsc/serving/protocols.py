@@ -18,9 +18,9 @@ import numpy as np
 from plsc.inference.model_card import ModelCard
 from plsc.inference.paddle_serving_messages import ELEMENT_TYPES, DecodeError, Request, Response
 from plsc.serving.http_error import Refused
-from plsc.utils.lazy import require
+from plsc.utils.lazy import SERVER_PACKAGES, require
 
-orjson = require("orjson", "'plsc[serve]'", "the server")
+orjson = require("orjson", SERVER_PACKAGES, "the server")
 
 INPUT, OUTPUT = "image", "embedding"
 _PIECE = 1 << 20

@@ -12,11 +12,11 @@ from typing import Any
 
 from plsc.errors import ServingError
 from plsc.serving.settings import ServeSettings
-from plsc.utils.lazy import require
+from plsc.utils.lazy import SERVER_PACKAGES, require
 
-uvicorn = require("uvicorn", "'plsc[serve]'", "plsc serve")
-require("starlette", "'plsc[serve]'", "plsc serve")
-require("httptools", "'plsc[serve]'", "plsc serve")
+uvicorn = require("uvicorn", SERVER_PACKAGES, "plsc serve")
+require("starlette", SERVER_PACKAGES, "plsc serve")
+require("httptools", SERVER_PACKAGES, "plsc serve")
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol  # noqa: E402
 

@@ -20,7 +20,7 @@ import pytest
 from tests._support.http_calls import HTTP, get, post
 from tests._support.servers import EMB_DIM, SIDE, make_image, make_model, serving
 
-pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 from plsc import load_inference_model
 from plsc.inference.paddle_serving_messages import Request, Response

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from tests._support.servers import make_image, serving
 
-urllib3 = pytest.importorskip("urllib3", reason="plsc[serve] is not installed")
-pytest.importorskip("orjson", reason="plsc[serve] is not installed")
+urllib3 = pytest.importorskip("urllib3", reason="urllib3 is not installed")
+pytest.importorskip("orjson", reason="orjson is not installed")
 
 from plsc.inference.model_card import ModelCard  # noqa: E402
 from plsc.inference.paddle_serving_messages import Request  # noqa: E402

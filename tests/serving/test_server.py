@@ -19,7 +19,7 @@ from tests._support.http_calls import get, post, urllib3
 from tests._support.ranks import run
 from tests._support.servers import make_image, make_model, serving
 
-pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 IMAGES = [make_image(seed) for seed in range(3)]
 

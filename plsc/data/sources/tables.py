@@ -206,7 +206,7 @@ class ParquetRecords(Records):
 
 
 def _parquet() -> Any:
-    return require("pyarrow.parquet", "'plsc[parquet]'", "reading Parquet files")
+    return require("pyarrow.parquet", "pyarrow", "reading Parquet files")
 
 
 def _column(path: Path, head: Sequence[str], known: Sequence[str], given: str | None, setting: str) -> int:

@@ -35,7 +35,7 @@ class Variable:
     Attributes:
         name: name in the model.
         alias: name for clients. An input's alias must equal its name: Paddle Serving's local predictor feeds by name.
-        dtype: a key of `ELEMENT_TYPES`.
+        dtype: a key of `ELEMENT_TYPES` of plsc/inference/paddle_serving_messages.py.
         shape: shape without the batch axis. Free axes are None or negative; the configuration leaves them out.
     """
 
