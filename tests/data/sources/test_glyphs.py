@@ -168,7 +168,9 @@ def test_a_missing_package_says_what_to_install(missing, monkeypatch):
     glyphs._table.cache_clear()
     glyphs._faces.cache_clear()
     try:
-        with pytest.raises(MissingDependencyError, match=rf"glyph data set needs {missing}.*pip install plsc\[demo\]"):
+        with pytest.raises(
+            MissingDependencyError, match=rf"glyph data set needs {missing}.*pip install matplotlib fonttools"
+        ):
             GlyphRecords(5)
     finally:
         glyphs._table.cache_clear()
