@@ -197,7 +197,7 @@ class WorkerPool:
             self.close()
             raise DataError(
                 f"a process that reads training images hangs: it has held {which} for {seconds:.0f} s; "
-                f"mend or remove that image, look at the disk, or allow more by set_worker_timeout"
+                f"replace or remove that image, check the disk, or allow more time with set_worker_timeout"
             )
         process.join(10)
         code = process.exitcode

@@ -242,7 +242,7 @@ class RecordIORecords(Records):
         if len(heads) != 1:
             if self.without_image:
                 log.warning(
-                    "%s: passed over %d records without an image, and there is no header record that says "
+                    "%s: ignored %d records without an image, and there is no header record that says "
                     "how many images to expect",
                     self.path,
                     self.without_image,
