@@ -30,6 +30,10 @@ class FolderRecords(Records):
 
     Raises:
         DataError: no class folder holds an image, or a folder cannot be read.
+
+    Example:
+        >>> FolderRecords("people").class_names[:2]
+        ['ann', 'bob']
     """
 
     format = "class folders"

@@ -51,6 +51,11 @@ class RecordIORecords(Records):
 
     Raises:
         DataError: the file is missing, empty, cut off or damaged, or the index does not fit the file.
+
+    Example:
+        >>> records = RecordIORecords("faces/train.rec")
+        >>> records.format
+        'RecordIO, face-set layout, with index'
     """
 
     def __init__(self, path: str | Path, recover: bool = False) -> None:
