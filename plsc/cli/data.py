@@ -109,9 +109,9 @@ def convert(
             "x1 y1 ... x5 y5 per image, in the order of the images."
         ),
     ] = None,
-    encoding: Annotated[str | None, typer.Option(help="Encode all images anew, as jpg or png.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Re-encode all images as jpg or png.")] = None,
     quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help="JPEG quality of images that are encoded anew; 95 by default.")
+        int | None, typer.Option(min=1, max=100, help="JPEG quality of images that are re-encoded; 95 by default.")
     ] = None,
     parts: Parts = 1,
     min_images: MinImages = 0,
@@ -120,7 +120,7 @@ def convert(
 ) -> None:
     """Write a data set in another format. After an interruption, the same command continues where it stopped."""
     if quality is not None and encoding != "jpg" and (encoding or not (size or landmarks)):
-        raise DataError("--quality needs images that are encoded anew: by --encoding jpg, --size or --landmarks")
+        raise DataError("--quality needs images that are re-encoded: by --encoding jpg, --size or --landmarks")
     records = open_records(source, recover)
     if landmarks is not None and min_images:
         raise DataError(

@@ -161,7 +161,7 @@ class _Copy:
             alternative = _OR_SKIP if error is sample else ""
             raise DataError(
                 f"{self._records.describe(progress.index)}: {error}; {progress.written} images are done, in "
-                f"{self._output.path}: fix the image and run the same again to go on{alternative}"
+                f"{self._output.path}: fix the image and run the same command again to continue{alternative}"
             ) from None
         progress.written += 1
 

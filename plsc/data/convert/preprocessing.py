@@ -20,7 +20,7 @@ class Preprocessing:
         image_size: side length in pixels of the square images to write.
         landmarks: [n, 5, 2], the five points of each record in pixels: align the face to the template of 112 x 112
             pixels, or of `image_size`.
-        encoding: "jpg" or "png": encode all images anew. By default images that are aligned or resized become jpg,
+        encoding: "jpg" or "png": re-encode all images. By default images that are aligned or resized become jpg,
             other encoded images keep their bytes, and pixels become png, which loses nothing.
         quality: of JPEG, 1 to 100.
 
