@@ -46,6 +46,10 @@ def used_backbone(folder, about, output):
     assert about["settings"]["model_name"] == "SmallNet" not in list_backbones()
 
 
+def used_records(folder, about, output):
+    assert "stripes:10:200: records, 200 images" in output
+
+
 def used_schedule(folder, about, output):
     last = re.search(r"learning rate of the last step: ([\d.]+)", output)
     assert float(last[1]) == pytest.approx(0.025 * (1 + math.cos(math.pi * 3 / 4)))
@@ -57,7 +61,7 @@ def used_observer(folder, about, output):
 
 
 # What the script of a section leaves behind if its extension point was used.
-EVIDENCE = {"Backbone": used_backbone, "Schedule": used_schedule, "Observer": used_observer}
+EVIDENCE = {"Backbone": used_backbone, "Records": used_records, "Schedule": used_schedule, "Observer": used_observer}
 
 
 @pytest.mark.ranks
