@@ -180,19 +180,19 @@ def test_a_damaged_model_is_told_before_anything_is_served(model, tmp_path):
 def test_a_request_that_never_ends_is_cut_off(monkeypatch, first, then):
     import uvicorn
 
-    from plsc.serving import server
+    from plsc.serving import uvicorn_protocol
 
     async def refuse(scope, receive, send):
         """By its head, with the body still to come."""
         await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
-    monkeypatch.setattr(server, "HEAD_TIMEOUT", 0.5)
+    monkeypatch.setattr(uvicorn_protocol, "HEAD_TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         running = uvicorn.Server(
             uvicorn.Config(
                 refuse,
-                http=server.LimitedProtocol,
+                http=uvicorn_protocol.LimitedProtocol,
                 lifespan="off",
                 log_config=None,
                 timeout_keep_alive=1,
