@@ -1,11 +1,16 @@
-# Everything below makes its own virtual environment in .venv; nothing else is needed but Python 3.9+.
+# Each target that needs an environment makes it: .venv, or .venv-paddle-X.Y.Z with PADDLE=X.Y.Z.
+# Needed beforehand: Linux and Python 3.10 to 3.13.
 PYTHON ?= python3
-VENV ?= .venv
+PADDLE ?=
+VENV ?= .venv$(addprefix -paddle-,$(PADDLE))
 BIN := $(VENV)/bin
 OUTPUT ?= demo_output
 SIZE ?= full
+# Test processes; auto is one per core.
+WORKERS ?= auto
+TESTS ?= tests
 
-.PHONY: help demo test bench lint serving-env clean
+.PHONY: help demo test bench lint format serving-env clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,25 +18,35 @@ help:  ## show this list
 $(VENV)/.installed: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -e '.[cpu,demo,test]'
+ifeq ($(PADDLE),)
+	$(BIN)/python -m pip install -q -e '.[cpu,test]'
+else
+	$(BIN)/python -m pip install -q -e '.[test]' 'paddlepaddle==$(PADDLE)'
+endif
 	touch $@
 
 demo: $(VENV)/.installed  ## train, verify, resume, export and embed on the built-in glyphs
 	$(BIN)/plsc demo --output $(OUTPUT) --size $(SIZE)
 
-test: $(VENV)/.installed  ## run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed  ## run the tests (PADDLE=3.2.2: with that Paddle; TESTS=tests/data: a part; WORKERS=1: one by one)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 bench: $(VENV)/.installed  ## measure the head beside the bare matrix products (five minutes)
 	$(BIN)/python benchmarks/head.py
 
-lint: $(VENV)/.installed  ## check style and imports
+lint: $(VENV)/.installed  ## check style, format and types; changes nothing
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## apply the style and the format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 serving-env:  ## build the environment of the real Paddle Serving in .venv-serving, for its tests
 	PYTHON=$(PYTHON) plsc/export/formats/pipeline_service/install.sh .venv-serving
 	.venv-serving/bin/python -m pip install -q --no-deps --target .venv-serving/client --python-version 39 \
 	    --implementation cp --abi none --only-binary=:all: paddle-serving-client==0.9.0
 
-clean:  ## remove the virtual environment (keeps every output)
+clean:  ## remove the virtual environment (outputs stay)
 	rm -rf $(VENV)

@@ -73,7 +73,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> None:
     shape = (3, options.side, options.side)
     network = getattr(resnet, options.model)(image_shape=shape)
     config = Config(image_shape=shape, emb_dim=network.emb_dim, flip=False, dataset_dir="none")
-    export_backbone(network, config, folder / "model", formats=("serving",))
+    export_backbone(network, config, directory=folder / "model", formats=("serving",))
     config_file = folder / "model" / "serving" / "config.yml"
     config_file.write_text(re.sub(r"thread_num: \d+", f"thread_num: {options.threads}", config_file.read_text()))
     rng = np.random.default_rng(0)
@@ -150,20 +150,20 @@ def measure(folder: Path, options: argparse.Namespace) -> list:
 
 def raw(folder: Path, threads: int) -> None:
     """The predictor alone. Reads lines of a batch size and seconds; 0 is one image with its decoding."""
-    from plsc.inference.model_card import read_description
+    from plsc.inference.model_card import read_model_card
     from plsc.inference.predictor import Predictor, keep_memory
 
     keep_memory()
-    description = read_description(folder / "model")
-    predictor = Predictor(description.model_file, threads)
+    card = read_model_card(folder / "model")
+    predictor = Predictor(card.model_file, threads)
     encoded = (folder / "image.jpg").read_bytes()
 
     def with_decoding() -> None:
-        predictor.run(description.to_input(description.prepare(encoded)[None]))
+        predictor.run(card.to_input(card.prepare(encoded)[None]))
 
     for line in sys.stdin:
         batch, seconds = int(line.split()[0]), float(line.split()[1])
-        rows = np.concatenate([description.to_input(description.prepare(encoded)[None])] * max(1, batch))
+        rows = np.concatenate([card.to_input(card.prepare(encoded)[None])] * max(1, batch))
         call = (lambda rows=rows: predictor.run(rows)) if batch else with_decoding
         print(json.dumps(repeat(call, seconds, max(1, batch))), flush=True)
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from plsc.cli.settings import plain_type, show_default
 from plsc.config import Config
+from plsc.utils.settings import plain_type, text_of
 
 PAGE = Path(__file__).with_name("settings.md")
 
@@ -20,7 +20,7 @@ def settings_page() -> str:
         "|---|---|---|---|",
     ]
     for name, field in Config.scalar_fields().items():
-        default = "" if field.default in (None, "") else f"`{show_default(field.default)}`"
+        default = "" if field.default in (None, "") else f"`{text_of(field.default)}`"
         lines.append(f"| `{name}` | {plain_type(field.annotation).__name__} | {default} | {field.description} |")
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""Every setting of a run, its type, its default and what it means: one definition.
+"""Every setting of a run, its type, its default and what it means, in one definition.
 
 `Entry`, the command line and `run.yaml` all fill this one object, so a wrong name or value fails here,
 in one place and with one kind of message, before any work has begun.
@@ -6,227 +6,342 @@ in one place and with one kind of message, before any work has begun.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-import pydantic
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, field_validator
 
 from plsc.errors import ConfigError
+from plsc.utils.names import one_of
+from plsc.utils.settings import Settings
 
-LOSS_KINDS = ("softmax", "arcface", "cosface", "sphereface", "combined")
-LOSS_TYPES = LOSS_KINDS + tuple("dist_" + kind for kind in LOSS_KINDS)
 # (m1, m2, m3) in cos(m1 theta + m2) - m3 on the target class, and which of the three `margin` means.
 MARGINS = {"arcface": (1.0, 0.5, 0.0), "cosface": (1.0, 0.0, 0.35), "sphereface": (1.35, 0.0, 0.0)}
 MAIN_MARGIN = {"arcface": 1, "cosface": 2, "sphereface": 0}
-MODEL_NAMES = ("ResNet50", "ResNet101", "ResNet152", "ResNetTiny")
+LOSS_KINDS = ("softmax", *MARGINS, "combined")
+LOSS_TYPES = LOSS_KINDS + tuple("dist_" + kind for kind in LOSS_KINDS)
+SCHEDULES = ("step", "cosine", "poly")
+# Read by every run that names no verification set, if it exists.
+DEFAULT_VAL_TARGETS = "lfw"
 
 
-class Config(pydantic.BaseModel):
-    """The settings of one run. Assignment is checked like construction.
+def _one_for_all_channels(value: Any) -> Any:
+    if isinstance(value, (int, float)):
+        return [value] * 3
+    return [*value] * 3 if isinstance(value, (list, tuple)) and len(value) == 1 else value
 
-    Every field can be read and set as an attribute of `Entry`, given as a flag on the command line
-    (`train_batch_size` is `--train-batch-size`) or as a key of `run.yaml`.
+
+def _above_zero(value: tuple[float, float, float]) -> tuple[float, float, float]:
+    if min(value) <= 0:
+        raise ValueError("expected numbers above 0")
+    return value
+
+
+def _three_numbers(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and len(value) != 3:
+        raise ValueError("expected three numbers, as 3,112,112")
+    return value
+
+
+def _three_channels(value: tuple[int, int, int]) -> tuple[int, int, int]:
+    if value[0] != 3 or min(value) < 1:
+        raise ValueError("expected (3, height, width): images are read as three color channels")
+    return value
+
+
+def _ascending(value: tuple[int, ...]) -> tuple[int, ...]:
+    if any(step < 1 for step in value) or list(value) != sorted(set(value)):
+        raise ValueError("expected steps of 1 or more in ascending order")
+    return value
+
+
+ImageShape = Annotated[tuple[int, int, int], BeforeValidator(_three_numbers), AfterValidator(_three_channels)]
+Channels = Annotated[tuple[float, float, float], BeforeValidator(_one_for_all_channels)]
+PositiveChannels = Annotated[Channels, AfterValidator(_above_zero)]
+Steps = Annotated[tuple[int, ...], AfterValidator(_ascending)]
+
+
+class Config(Settings):
+    """The settings of one run.
+
+    A field can be read and set as an attribute of `Entry`, given as a flag on the command line
+    (`train_batch_size` is `--train-batch-size`) or as a key of `run.yaml`. docs/settings.md lists all of them.
+
+    Raises:
+        ConfigError: an unknown name, with the nearest known one, or a value of a wrong type or range; at construction
+            and at assignment.
+
+    Example:
+        >>> config = Config(num_classes=1000, model_name="ResNetTiny", image_shape=(3, 32, 32))
+        >>> config.train_batch_size
+        128
+        >>> config.train_batch_size = 0
+        ConfigError: train_batch_size: got 0 (int); expected greater than or equal to 1
+        >>> Config.from_file("run.yaml")
     """
 
-    model_config = pydantic.ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    renamed = {"augment_grey": "augment_gray"}
+    groups = {
+        "num_classes": "Problem and backbone",
+        "loss_type": "Last layer and loss",
+        "dataset_dir": "Data",
+        "augment_crop": "Augmentation of training images, beside the flip",
+        "train_epochs": "Schedule and optimization",
+        "use_fp16": "Mixed precision on GPUs",
+        "checkpoint_dir": "Checkpoints, verification and logging",
+    }
 
-    # The problem
-    num_classes: int = Field(85742, ge=1, description="number of classes C")
-    emb_dim: int = Field(512, ge=1, description="embedding size D")
-    image_shape: tuple[int, int, int] = Field((3, 112, 112), description="image channels, height, width")
-    model_name: str = Field("ResNet50", description="backbone: " + ", ".join(MODEL_NAMES))
+    num_classes: int = Field(default=85742, ge=1, description="Number of classes C.")
+    emb_dim: int = Field(default=512, ge=1, description="Embedding size D.")
+    image_shape: ImageShape = Field(
+        default=(3, 112, 112), description="Shape of the network's input: 3 channels, height, width."
+    )
+    model_name: str = Field(
+        default="ResNet50",
+        description="Backbone: ResNet50, ResNet101, ResNet152, ResNetTiny, another registered name, or "
+        "'package.module:Class'.",
+    )
 
-    # The head and its loss
-    loss_type: str = Field("dist_arcface", description="loss: " + ", ".join(LOSS_TYPES))
-    model_parallel: bool | None = Field(None, description="shard the class centers; default by loss_type's dist_")
-    margin1: float | None = Field(None, ge=0.1, description="m1 in cos(m1 theta + m2) - m3; default by loss")
-    margin2: float | None = Field(None, ge=0.0, description="m2, in radians; default by loss")
-    margin3: float | None = Field(None, ge=0.0, description="m3, on the cosine; default by loss")
-    margin: float = Field(0.5, ge=0.0, description="once set, the one margin of the loss: arcface m2, cosface m3, ...")
-    scale: float = Field(64.0, gt=0.0, description="s: what the cosines are multiplied by")
-    sample_ratio: float = Field(1.0, gt=0.0, le=1.0, description="share of class centers in each step (Partial FC)")
-
+    loss_type: str = Field(default="dist_arcface", description=f"Loss: {', '.join(LOSS_TYPES)}.")
+    model_parallel: bool | None = Field(
+        default=None,
+        description="Shard the class centers over ranks (on) or replicate them (off). By default on for the losses "
+        "named dist_.",
+    )
+    margin1: float | None = Field(
+        default=None, ge=0.1, description="Margin m1 in cos(m1 theta + m2) - m3. By default that of the loss."
+    )
+    margin2: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="Margin m2, in radians, in cos(m1 theta + m2) - m3. By default that of the loss.",
+    )
+    margin3: float | None = Field(
+        default=None, ge=0.0, description="Margin m3 in cos(m1 theta + m2) - m3. By default that of the loss."
+    )
+    margin: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="Main margin of the loss: m2 of arcface (by default 0.5), m3 of cosface (0.35), m1 of sphereface "
+        "(1.35).",
+    )
+    scale: float = Field(default=64.0, gt=0.0, description="Scale s. Logits are s times the cosines.")
+    sample_ratio: float = Field(
+        default=1.0, gt=0.0, le=1.0, description="Fraction of the class centers used in each step (Partial FC)."
+    )
     logits: Literal["auto", "store", "recompute"] = Field(
-        "auto", description="logits between the passes: keep, or multiply again; auto goes by the free memory"
+        default="auto",
+        description="Logits between the forward and the backward pass: store them, recompute them (less memory), or "
+        "decide by the free memory (auto).",
     )
-
     momentum_storage: Literal["float32", "bfloat16"] = Field(
-        "float32", description="momentum of the class centers; bfloat16 takes half the memory, rounded stochastically"
+        default="float32",
+        description="Type of the class centers' momentum. bfloat16 takes half the memory, with stochastic rounding.",
     )
 
-    # The data
-    dataset_dir: str = Field("./train_data", description="folder, file or pattern; see data.md")
-    train_image_num: int | None = Field(None, ge=1, description="training images; counted when not given")
-    val_targets: str = Field("lfw", description="verification sets, as lfw,cfp_fp: <name>.bin in the data folder")
-    train_batch_size: int = Field(128, ge=1, description="training images per rank and step (N)")
-    test_batch_size: int = Field(120, ge=1, description="images per rank and step in verification and predict")
-    num_workers: int = Field(2, ge=0, description="processes per rank that read images; 0 reads in this one")
-    flip: bool = Field(True, description="mirror training images at random, embed test images both ways")
-    pixel_mean: tuple[float, float, float] = Field((127.5, 127.5, 127.5), description="taken from red, green, blue")
-    pixel_std: tuple[float, float, float] = Field((128.0, 128.0, 128.0), description="which are then divided by it")
-    min_images_per_class: int = Field(0, ge=0, description="leave out classes with fewer images, renumber the rest")
-    class_balanced: bool = Field(False, description="every class equally often, instead of every image")
-    worker_timeout: float = Field(300.0, ge=0.0, description="seconds one image may take to read; 0 for no limit")
-    bad_images: Literal["stop", "skip"] = Field("stop", description="an unreadable image: stop, or skip and count")
+    dataset_dir: str = Field(
+        default="./train_data", description="Training data: a folder, a file or a pattern. See docs/data.md."
+    )
+    train_image_num: int | None = Field(
+        default=None, ge=1, description="Number of training images. By default they are counted."
+    )
+    val_targets: str | None = Field(
+        default=None,
+        description="Verification sets, as lfw,cfp_fp: the files NAME.bin in the data folder. By default lfw, if that "
+        "file exists.",
+    )
+    train_batch_size: int = Field(default=128, ge=1, description="Training images per rank and step (N).")
+    test_batch_size: int = Field(
+        default=120, ge=1, description="Images per rank and forward pass in verification and prediction."
+    )
+    num_workers: int = Field(
+        default=2, ge=0, description="Processes per rank that read training images. With 0 the training process reads."
+    )
+    flip: bool = Field(
+        default=True,
+        description="Mirror training images at random, and add the embedding of the mirrored image in verification.",
+    )
+    pixel_mean: Channels = Field(
+        default=(127.5, 127.5, 127.5),
+        description="Mean of red, green and blue, 0 to 255, or one number for all: (pixel - mean) / std.",
+    )
+    pixel_std: PositiveChannels = Field(
+        default=(128.0, 128.0, 128.0),
+        description="Standard deviation of red, green and blue, or one number for all: (pixel - mean) / std.",
+    )
+    min_images_per_class: int = Field(
+        default=0, ge=0, description="Leave out classes with fewer training images and renumber the others."
+    )
+    class_balanced: bool = Field(
+        default=False, description="Draw every class equally often in an epoch, in place of every image once."
+    )
+    worker_timeout: float = Field(
+        default=300.0, ge=0.0, description="Seconds that reading one image may take. 0 sets no limit."
+    )
+    bad_images: Literal["stop", "skip"] = Field(
+        default="stop", description="Action at an unreadable training image: stop, or skip it and count it."
+    )
 
-    # Random changes to training images beside the flip: all off
-    augment_crop: float = Field(0.0, ge=0.0, le=0.99, description="largest share of a side that is cut off")
-    augment_rotate: float = Field(0.0, ge=0.0, le=180.0, description="largest angle, in degrees to either side")
-    augment_color_jitter: float = Field(0.0, ge=0.0, le=1.0, description="brightness, contrast, color: 1 - x to 1 + x")
-    augment_rand_augment: int = Field(0, ge=0, le=100, description="operations of RandAugment on each image")
-    augment_rand_magnitude: float = Field(5.0, ge=0.0, le=10.0, description="how strong these are")
-    augment_gray: float = Field(0.0, ge=0.0, le=1.0, description="probability of losing the colors")
-    augment_blur: float = Field(0.0, ge=0.0, le=1.0, description="probability of a blur")
-    augment_erase: float = Field(0.0, ge=0.0, le=1.0, description="probability of a rectangle of noise")
+    augment_crop: float = Field(
+        default=0.0, ge=0.0, le=0.99, description="Largest fraction of a side that a random crop removes."
+    )
+    augment_rotate: float = Field(
+        default=0.0, ge=0.0, le=180.0, description="Largest random rotation, in degrees to either side."
+    )
+    augment_color_jitter: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="Brightness, contrast and saturation are multiplied by 1 - x to 1 + x."
+    )
+    augment_rand_augment: int = Field(
+        default=0, ge=0, le=100, description="Number of RandAugment operations on each image."
+    )
+    augment_rand_magnitude: float = Field(
+        default=5.0, ge=0.0, le=10.0, description="Strength of the RandAugment operations, 0 to 10."
+    )
+    augment_gray: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="Probability that an image is converted to gray."
+    )
+    augment_blur: float = Field(default=0.0, ge=0.0, le=1.0, description="Probability that an image is blurred.")
+    augment_erase: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="Probability that a rectangle of an image is replaced by noise."
+    )
 
-    # The schedule
-    train_epochs: int | None = Field(120, ge=1, description="epochs to train; un-sets train_steps")
-    train_steps: int | None = Field(None, ge=1, description="steps to train; un-sets train_epochs")
-    warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up")
-    lr: float = Field(0.1, gt=0.0, description="learning rate at a global batch of 1024")
-    lr_steps: tuple[int, ...] = Field((100000, 160000, 220000), description="steps at which the rate decays")
-    lr_decay_factor: float = Field(0.1, gt=0.0, le=1.0, description="what the rate is multiplied by there")
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of initial weights, data order, sampling, dropout")
-    on_nonfinite: Literal["stop", "skip"] = Field("stop", description="loss not finite: stop, or skip the step")
+    train_epochs: int | None = Field(default=120, ge=1, description="Epochs to train. Un-sets train_steps.")
+    train_steps: int | None = Field(default=None, ge=1, description="Steps to train. Un-sets train_epochs.")
+    warmup_epochs: int = Field(default=0, ge=0, description="Epochs of linear warm-up of the learning rate.")
+    lr: float = Field(
+        default=0.1,
+        gt=0.0,
+        description="Learning rate at a global batch of 1024. The peak is lr times the global batch / 1024.",
+    )
+    lr_schedule: str | Callable[[int], float] = Field(
+        default="step",
+        description=f"Learning rate after warm-up: {', '.join(SCHEDULES)}. In Python also a function of the step.",
+    )
+    lr_steps: Steps = Field(
+        default=(100000, 160000, 220000), description="Steps at which the step schedule lowers the learning rate."
+    )
+    lr_decay_factor: float = Field(
+        default=0.1, gt=0.0, le=1.0, description="Factor on the learning rate at each of lr_steps."
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**31, description="Seed of initial weights, data order, class sampling and dropout."
+    )
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        default="stop", description="Action at a loss that is not finite: stop, or skip the update of that step."
+    )
 
-    # Mixed precision (no effect on CPU)
-    use_fp16: bool = Field(False, description="mixed precision on GPU")
-    amp_dtype: Literal["float16", "bfloat16"] = Field("float16", description="half precision's type")
-    init_loss_scaling: float = Field(1.0, gt=0.0, description="first loss scale")
-    incr_every_n_steps: int = Field(2000, ge=1, description="steps without overflow before the scale grows")
-    decr_every_n_nan_or_inf: int = Field(2, ge=1, description="overflows before the scale shrinks")
-    incr_ratio: float = Field(2.0, gt=1.0, description="growth of the scale")
-    decr_ratio: float = Field(0.5, gt=0.0, lt=1.0, description="shrinking of the scale")
-    use_dynamic_loss_scaling: bool = Field(True, description="let the scale follow the overflows")
-    amp_lists: dict[str, Any] | None = Field(None, description="custom_white_list / custom_black_list of operators")
+    use_fp16: bool = Field(default=False, description="Mixed precision. Has no effect on CPU.")
+    amp_dtype: Literal["float16", "bfloat16"] = Field(
+        default="float16", description="Half-precision type of mixed precision."
+    )
+    init_loss_scaling: float = Field(default=1.0, gt=0.0, description="Loss scale of the first step.")
+    incr_every_n_steps: int = Field(
+        default=2000, ge=1, description="Steps without overflow after which the loss scale grows."
+    )
+    decr_every_n_nan_or_inf: int = Field(default=2, ge=1, description="Overflows after which the loss scale shrinks.")
+    incr_ratio: float = Field(default=2.0, gt=1.0, description="Factor by which the loss scale grows.")
+    decr_ratio: float = Field(default=0.5, gt=0.0, lt=1.0, description="Factor by which the loss scale shrinks.")
+    use_dynamic_loss_scaling: bool = Field(
+        default=True, description="Adapt the loss scale to overflows, in place of a constant one."
+    )
+    amp_lists: dict[str, Any] | None = Field(
+        default=None,
+        description="Operators that run in half precision (custom_white_list) or in float32 (custom_black_list).",
+    )
 
-    # Checkpoints, verification and what is shown
     checkpoint_dir: str = Field(
-        "",
-        description="loaded before train, test, predict and export; without it, "
-        "test, predict and export take the newest in model_save_dir",
+        default="",
+        description="Checkpoint loaded before train, test, predict and export. Without one, "
+        "test, predict and export load the newest in model_save_dir.",
     )
-    model_save_dir: str = Field("output", description="one folder per epoch is written here")
-    max_last_checkpoint_num: int = Field(5, ge=1, description="checkpoints kept, newest first")
-    with_test: bool = Field(True, description="verify during training")
-    test_period: int = Field(0, ge=0, description="verify every so many steps as well; 0 for epochs only")
-    calc_acc: bool = Field(False, description="show acc1 / acc5 of the training batch")
-    log_period: int = Field(200, ge=1, description="steps between log lines where there is no progress bar")
+    model_save_dir: str = Field(default="output", description="Folder of the run's checkpoints, one folder per epoch.")
+    max_last_checkpoint_num: int = Field(default=5, ge=1, description="Number of newest checkpoints that are kept.")
+    with_test: bool = Field(default=True, description="Verify at the end of each epoch.")
+    test_period: int = Field(
+        default=0, ge=0, description="Steps between verifications within an epoch. 0 verifies at epoch ends only."
+    )
+    calc_acc: bool = Field(default=False, description="Show acc1 and acc5 of the training batch.")
+    log_period: int = Field(default=200, ge=1, description="Steps between log lines where there is no progress bar.")
 
-    # Given in Python only
-    model: Any = Field(None, exclude=True)
-    train_reader: Any = Field(None, exclude=True)
-    test_reader: Any = Field(None, exclude=True)
-    predict_reader: Any = Field(None, exclude=True)
-    train_dataset: Any = Field(None, exclude=True)
-    test_dataset: Any = Field(None, exclude=True)
-    optimizer: Any = Field(None, exclude=True)
-    lr_schedule: Any = Field(None, exclude=True)
-    param_attr: Any = Field(None, exclude=True)
-    bias_attr: Any = Field(None, exclude=True)
-
-    def __init__(self, **values: Any) -> None:
-        for name in values:
-            self.check_name(name)
-        try:
-            super().__init__(**values)
-        except pydantic.ValidationError as error:
-            raise ConfigError(_explain(error)) from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self.check_name(name)
-        try:
-            super().__setattr__(name, value)
-        except pydantic.ValidationError as error:
-            raise ConfigError(_explain(error)) from None
-
-    @field_validator("pixel_mean", "pixel_std", mode="before")
-    @classmethod
-    def _one_for_all_channels(cls, value: Any) -> Any:
-        return [value] * 3 if isinstance(value, (int, float)) else [*value] * 3 if len(value) == 1 else value
-
-    @field_validator("image_shape", mode="before")
-    @classmethod
-    def _three_numbers(cls, value: Any) -> Any:
-        if isinstance(value, (list, tuple)) and len(value) != 3:
-            raise ValueError("expected three numbers, as 3,112,112")
-        return value
-
-    @field_validator("image_shape", "lr_steps", "pixel_mean", "pixel_std", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_bool_for_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        kind = cls.model_fields[info.field_name].annotation
-        if isinstance(value, bool) and kind in (int, float, int | None, float | None):
-            raise ValueError("expected a number")
-        return value
-
-    @field_validator("image_shape")
-    @classmethod
-    def _three_channels(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
-        if value[0] != 3 or min(value) < 1:
-            raise ValueError("expected (3, height, width): images are read as three color channels")
-        return value
-
-    @field_validator("pixel_std")
-    @classmethod
-    def _not_zero(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
-        if min(value) <= 0:
-            raise ValueError("expected numbers above 0")
-        return value
-
-    @field_validator("lr_steps")
-    @classmethod
-    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if any(step < 1 for step in value) or list(value) != sorted(set(value)):
-            raise ValueError("expected steps of 1 or more in ascending order")
-        return value
+    # `exclude`: objects that a file or a flag cannot give.
+    model: Any = Field(
+        default=None,
+        exclude=True,
+        description="Backbone object: a plsc.BaseModel or any paddle.nn.Layer, images [N, 3, H, W] -> [N, D].",
+    )
+    train_reader: Any = Field(
+        default=None,
+        exclude=True,
+        description="Function called once per epoch on each rank. Returns an iterable of lists of (image [3, H, W] "
+        "float32, label), the rank's share.",
+    )
+    test_reader: Any = Field(
+        default=None, exclude=True, description="Function that returns a plsc.VerificationSet or a list of them."
+    )
+    predict_reader: Any = Field(
+        default=None, exclude=True, description="Function that returns an iterable of images for predict()."
+    )
+    train_dataset: Any = Field(
+        default=None,
+        exclude=True,
+        description="Training data: records of plsc.data, or a sequence of (image, label) with a length.",
+    )
+    test_dataset: Any = Field(
+        default=None, exclude=True, description="Verification data: a plsc.VerificationSet or a list of them."
+    )
+    optimizer: Callable[..., Any] | None = Field(
+        default=None,
+        exclude=True,
+        description="Optimizer of backbone and class centers: a function of learning_rate and parameters that returns "
+        "a Paddle optimizer. By default Momentum 0.9 with weight decay 5e-4.",
+    )
+    head_optimizer: Any = Field(
+        default=None,
+        exclude=True,
+        description="Row optimizer of the class centers, of plsc.losses. By default the arithmetic of optimizer.",
+    )
+    margin_function: Callable[..., Any] | None = Field(
+        default=None,
+        exclude=True,
+        description="Margin object of plsc.losses.margins. Replaces the margins of loss_type.",
+    )
+    param_attr: Any = Field(
+        default=None, exclude=True, description="Attributes of the class centers' weight: a paddle.ParamAttr."
+    )
+    bias_attr: Any = Field(
+        default=None,
+        exclude=True,
+        description="Attributes of the bias of softmax losses: a paddle.ParamAttr, or False for no bias.",
+    )
 
     @field_validator("loss_type")
     @classmethod
     def _known_loss(cls, value: str) -> str:
-        return _one_of(value, LOSS_TYPES)
+        return one_of(value, LOSS_TYPES)
 
-    @field_validator("model_name")
+    @field_validator("lr_schedule", mode="before")
     @classmethod
-    def _known_model(cls, value: str) -> str:
-        return _one_of(value, MODEL_NAMES)
+    def _known_schedule(cls, value: Any) -> Any:
+        if value is None:  # as in PLSC 1.0: no function, so the step schedule
+            return "step"
+        if not isinstance(value, str) and not callable(value):
+            raise ValueError(f"expected {', '.join(SCHEDULES)} or a function of the step")
+        return one_of(value, SCHEDULES) if isinstance(value, str) else value
 
-    @classmethod
-    def check_name(cls, name: str, error: type = ConfigError) -> None:
-        """Raise `error`, with the near miss, unless there is a setting of this name."""
-        if name not in cls.model_fields:
-            near = difflib.get_close_matches(name, cls.model_fields, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise error(f"there is no setting named '{name}'{hint}")
+    @field_serializer("lr_schedule")
+    def _name_of_schedule(self, value: str | Callable[[int], float]) -> str:
+        return value if isinstance(value, str) else getattr(value, "__qualname__", type(value).__qualname__)
 
-    @classmethod
-    def scalar_fields(cls) -> Mapping[str, pydantic.fields.FieldInfo]:
-        """The settings that a file or a flag can give: all but the Python objects."""
-        return {name: field for name, field in cls.model_fields.items() if not field.exclude}
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> Config:
-        """Read `run.yaml`: one key per setting."""
-        return cls(**read_settings(path))
-
-    # What follows is derived, so that no two rooms derive it differently.
+    # Derived from the fields, so that each is derived in one way.
 
     @property
     def loss_kind(self) -> str:
-        """The loss without its `dist_`."""
-        return self.loss_type[len("dist_") :] if self.loss_type.startswith("dist_") else self.loss_type
+        """`loss_type` without `dist_`."""
+        return self.loss_type.removeprefix("dist_")
 
     @property
     def is_sharded(self) -> bool:
-        """Whether class centers are sharded over ranks (`dist_`) or whole on each."""
+        """Whether class centers are sharded over ranks (`dist_`) or replicated."""
         return self.loss_type.startswith("dist_") if self.model_parallel is None else self.model_parallel
 
     @property
@@ -234,86 +349,66 @@ class Config(pydantic.BaseModel):
         """(m1, m2, m3) on the target cosine, or None for the softmax kind.
 
         Raises:
-            ConfigError: a margin is set that the loss has no place for, or one it needs is missing.
+            ConfigError: a margin is set that the loss does not have, or one that it needs is missing.
         """
         given = (self.margin1, self.margin2, self.margin3)
-        has_main = "margin" in self.model_fields_set
         kind = self.loss_kind
         if kind == "softmax":
-            if has_main or any(value is not None for value in given):
+            if self.margin is not None or any(value is not None for value in given):
                 raise ConfigError(f"loss_type '{self.loss_type}' has no margin, but one is set; leave it out")
             return None
+        m1, m2, m3 = given
         if kind == "combined":
-            if has_main or any(value is None for value in given):
+            if self.margin is not None or m1 is None or m2 is None or m3 is None:
                 raise ConfigError(
                     f"loss_type '{self.loss_type}' needs margin1, margin2 and margin3, and takes no "
                     f"single margin; got {given}"
                 )
-            return given
+            return m1, m2, m3
         margins = list(MARGINS[kind])
-        if has_main:
+        if self.margin is not None:
             margins[MAIN_MARGIN[kind]] = self.margin
-        return tuple(default if value is None else value for default, value in zip(margins, given))
+        m1, m2, m3 = (default if value is None else value for default, value in zip(margins, given))
+        return m1, m2, m3
+
+    @property
+    def main_margin(self) -> float | None:
+        """The one of `margins` that `margin` means, or None where the loss has no main margin."""
+        main = MAIN_MARGIN.get(self.loss_kind)
+        return None if main is None or self.margins is None else self.margins[main]
+
+    @property
+    def val_names(self) -> tuple[str, ...]:
+        """The verification sets by name."""
+        targets = DEFAULT_VAL_TARGETS if self.val_targets is None else self.val_targets
+        return tuple(name.strip() for name in targets.split(",") if name.strip())
 
     def check(self) -> None:
         """Raise `ConfigError` where settings that are right alone contradict each other."""
-        _ = self.margins
+        margins = self.margins
+        if self.margin_function is not None:
+            given = {"margin": self.margin, "margin1": self.margin1, "margin2": self.margin2, "margin3": self.margin3}
+            names = [name for name, value in given.items() if value is not None]
+            if names:
+                raise ConfigError(
+                    f"margin_function replaces the margins of loss_type, but {names[0]} is set; unset one"
+                )
+            if margins is None:
+                raise ConfigError(
+                    f"loss_type '{self.loss_type}' has no margin, but margin_function is set; choose another loss_type"
+                )
         if (self.train_epochs is None) == (self.train_steps is None):
             raise ConfigError(
                 f"train_epochs is {self.train_epochs} and train_steps is {self.train_steps}; set one of them"
             )
 
-    @property
-    def val_names(self) -> tuple[str, ...]:
-        return tuple(name.strip() for name in self.val_targets.split(",") if name.strip())
 
-
-def read_settings(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file of settings.
-
-    Raises:
-        ConfigError: no such file, not YAML, or not a mapping.
-    """
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: the configuration file cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected one 'setting: value' per line, found {type(values).__name__}")
-    return {str(name).replace("-", "_"): value for name, value in values.items()}
-
-
-def check_callable(name: str, value: Any, expected: str) -> Callable:
+def check_callable(name: str, value: Any, expected: str) -> Callable[..., Any]:
     """Return `value` if it can be called; otherwise raise `ConfigError` naming what was expected."""
     if not callable(value):
         raise ConfigError(f"{name}: got {value!r} ({type(value).__name__}), expected {expected}")
-    return value
-
-
-def _one_of(value: str, accepted: tuple[str, ...]) -> str:
-    if value in accepted:
-        return value
-    near = difflib.get_close_matches(value.lower(), accepted, n=1) or [
-        name for name in accepted if name.lower() == value.lower()
-    ]
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    raise ValueError(f"{hint}accepted: {', '.join(accepted)}")
-
-
-def _explain(error: pydantic.ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"][:1])
-        what = problem["msg"].replace("Value error, ", "").replace("Input should be", "expected")
-        given = problem["input"]
-        if isinstance(given, tuple) and len(given) > 8:
-            given = given[:8] + ("...",)
-        lines.append(f"{name}: got {given!r} ({type(given).__name__}); {what}")
-    return "\n".join(lines)
+    called: Callable[..., Any] = value
+    return called
 
 
 # The defaults that every `Entry` starts from, under the name that users' scripts import.

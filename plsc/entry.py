@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from plsc.config import LOSS_TYPES, Config, check_callable, config
+from plsc.config import DEFAULT_VAL_TARGETS, LOSS_TYPES, Config, check_callable, config
+from plsc.models.registry import find_backbone
 from plsc.utils.logging import show_log
 
 log = logging.getLogger("plsc")
@@ -29,7 +30,12 @@ class Entry:
         object.__setattr__(self, "config", config.model_copy())
 
     def __getattr__(self, name: str) -> Any:
-        Config.check_name(name, AttributeError)
+        name = Config.present_name(name, AttributeError)
+        # Old scripts read the defaults of these two, which depend on the loss and on the data.
+        if name == "margin" and self.config.margin is None:
+            return self.config.main_margin
+        if name == "val_targets" and self.config.val_targets is None:
+            return DEFAULT_VAL_TARGETS
         return getattr(self.config, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -37,6 +43,8 @@ class Entry:
             object.__setattr__(self, name, value)
         elif name == "model":
             self.set_model(value)
+        elif name == "model_name":
+            self.set_model_name(value)
         else:
             setattr(self.config, name, value)
 
@@ -62,6 +70,7 @@ class Entry:
 
     def set_model_name(self, model_name: str) -> None:
         """A backbone by name: ResNet50 (default), ResNet101, ResNet152, ResNetTiny."""
+        find_backbone(model_name)
         self.config.model_name = model_name
 
     # The head and its loss
@@ -208,7 +217,7 @@ class Entry:
         if callable(lr):
             self.config.lr_schedule = lr
         else:
-            self.config.lr, self.config.lr_schedule = lr, None
+            self.config.lr, self.config.lr_schedule = lr, "step"
 
     def set_optimizer(self, optimizer: Callable[..., Any]) -> None:
         """Another optimizer: a Paddle class, or anything to be called as f(learning_rate=..., parameters=[...]).
@@ -332,7 +341,7 @@ class Entry:
         topology = self._start()
         from plsc.engine.evaluator import predict
 
-        return predict(self.config, topology, images, save_to)
+        return predict(self.config, topology, images=images, save_to=save_to)
 
     def convert_for_prediction(
         self,
@@ -353,7 +362,7 @@ class Entry:
         topology = self._start()
         from plsc.export.export import export_checkpoint
 
-        return str(export_checkpoint(self.config, topology, directory, formats, bake, bgr))
+        return str(export_checkpoint(self.config, topology, directory=directory, formats=formats, bake=bake, bgr=bgr))
 
     def _start(self) -> Any:
         from plsc.distributed.topology import init_topology

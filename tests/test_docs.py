@@ -11,7 +11,7 @@ import pytest
 from plsc import Entry
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_page_of_settings_is_that_of_the_configuration():
@@ -39,3 +39,14 @@ def test_the_tree_of_the_readme_is_true():
     assert len(named) > 8
     for name in named:
         assert (ROOT / "plsc" / name).exists(), name
+
+
+def commands(page):
+    """The lines of all code blocks but the tree, without comments."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    lines = "".join(block for block in blocks if not block.startswith("plsc/")).splitlines()
+    return [line.split("#")[0].rstrip() for line in lines]
+
+
+def test_both_readmes_give_the_same_commands():
+    assert commands(ROOT / "README.zh-CN.md") == commands(ROOT / "README.md")

@@ -14,7 +14,7 @@ import pytest
 
 import plsc
 from plsc import Entry
-from plsc.cli.settings import make_entry
+from plsc.cli.settings import merge_settings
 from plsc.config import Config
 from plsc.distributed.topology import devices_asked_of_launcher
 from plsc.engine.optimizer import step_schedule
@@ -241,7 +241,7 @@ def test_mistakes_on_the_command_line_are_one_line_and_status_one(arguments, wor
 def test_unknown_settings_in_a_file_name_the_near_miss(tmp_path):
     (tmp_path / "run.yaml").write_text("train_batchsize: 3\n")
     with pytest.raises(plsc.ConfigError, match=r"run\.yaml: there is no .*; did you mean 'train_batch_size'"):
-        make_entry(tmp_path / "run.yaml", {})
+        merge_settings(Config, tmp_path / "run.yaml", {})
 
 
 def test_every_setting_is_a_flag():

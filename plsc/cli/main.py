@@ -1,20 +1,20 @@
 """`plsc` on the command line: a thin face of the same calls. Every setting of `Config` is a flag."""
 
-# No postponed annotations here: on Python 3.9 typer reads them as they stand.
+from __future__ import annotations
 
-import contextlib
+import io
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from plsc.cli.data import app as data_app
 from plsc.cli.serve import gallery as gallery_app
 from plsc.cli.serve import serve
-from plsc.cli.settings import with_settings
-from plsc.entry import Entry
+from plsc.cli.settings import make_entry, with_settings
+from plsc.config import Config
 from plsc.errors import ConfigError, PLSCError
 from plsc.version import __version__
 
@@ -34,23 +34,23 @@ app.command()(serve)
 
 
 @app.command()
-@with_settings
-def train(entry: Entry) -> None:
+@with_settings(Config)
+def train(settings: dict[str, Any]) -> None:
     """Train, verify and save a checkpoint each epoch."""
-    entry.train()
+    make_entry(settings).train()
 
 
 @app.command()
-@with_settings
-def test(entry: Entry) -> None:
+@with_settings(Config)
+def test(settings: dict[str, Any]) -> None:
     """Verify a checkpoint on the verification sets of the data folder."""
-    typer.echo(json.dumps(entry.test(), indent=1))
+    typer.echo(json.dumps(make_entry(settings).test(), indent=1))
 
 
 @app.command()
-@with_settings
+@with_settings(Config)
 def export(
-    entry: Entry,
+    settings: dict[str, Any],
     to: Annotated[Path | None, typer.Option(help="folder; default <model_save_dir>/inference_model")] = None,
     format: Annotated[str, typer.Option(help="any of paddle,legacy,serving,onnx; paddle is always written")] = "paddle",
     bake: Annotated[str, typer.Option(help="into the network: any of preprocess,normalize")] = "",
@@ -58,7 +58,7 @@ def export(
 ) -> None:
     """Export a checkpoint's backbone for Paddle inference, Paddle Serving and ONNX."""
     formats, parts = ([part.strip() for part in text.split(",") if part.strip()] for text in (format, bake))
-    typer.echo(entry.convert_for_prediction(to, formats, parts, bgr))
+    typer.echo(make_entry(settings).convert_for_prediction(to, formats, parts, bgr))
 
 
 @app.command()
@@ -108,7 +108,7 @@ def main() -> None:
     """Run `plsc`; an error of ours is one message and status 1, not a traceback."""
     for stream in (sys.stdout, sys.stderr):
         # A file's name may hold what the terminal's encoding does not.
-        with contextlib.suppress(AttributeError):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         app()

@@ -88,7 +88,7 @@ def build(model: Model, folder: Folder, images: Images) -> None:
     if folder.exists():
         raise ConfigError(f"{folder} exists and is not overwritten; choose another name, or plsc gallery add")
     loaded = load_inference_model(model)
-    made = Gallery(loaded.emb_dim, loaded.description.weights)
+    made = Gallery(loaded.emb_dim, loaded.card.weights)
     _enrol(made, loaded, images)
     made.save(folder)
     typer.echo(f"{folder}: {len(made)} entries of {len(set(made.names))} names")
@@ -101,7 +101,7 @@ def add(model: Model, folder: Folder, images: Images) -> None:
     from plsc.inference.model import load_inference_model
 
     opened, loaded = Gallery.open(folder), load_inference_model(model)
-    opened.check_model(loaded.description)
+    opened.check_model(loaded.card)
     _enrol(opened, loaded, images)
     opened.save(folder, replace=True)
     typer.echo(f"{folder}: {len(opened)} entries of {len(set(opened.names))} names")
@@ -133,10 +133,10 @@ def search(
     from plsc.inference.model import load_inference_model
 
     opened, loaded = Gallery.open(folder), load_inference_model(model)
-    opened.check_model(loaded.description)
+    opened.check_model(loaded.card)
     files = [file for _, file in _files(images)]
     cosine = _threshold(threshold, report, report_set)
-    for file, found in zip(files, opened.search(loaded.embed(files), count, cosine)):
+    for file, found in zip(files, opened.search(loaded.embed(files), count, threshold=cosine)):
         matches = [match.as_dict() for match in found]
         typer.echo(json.dumps({"image": str(file), "matches": matches, "threshold": cosine}, ensure_ascii=False))
 

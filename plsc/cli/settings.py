@@ -1,102 +1,127 @@
-"""One command-line flag per setting of `Config`, derived from its one definition."""
+"""Command-line flags derived from a class of settings, and an `Entry` from the flags of `Config`.
+
+Typer reads the parameters of a command from its signature. The signature is made here from the fields, by Python's
+public `__signature__`, so that a new field is a new flag.
+"""
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, get_type_hints
 
 import typer
-from typing_extensions import get_type_hints
+from pydantic.fields import FieldInfo
 
-from plsc.config import Config, read_settings
 from plsc.entry import Entry
-from plsc.errors import ConfigError
+from plsc.utils.settings import Settings, accepted_values, plain_type, text_of
+
+Command = Callable[..., None]
 
 
-def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command `--config` and a flag per setting; it receives, first, an `Entry` that holds them."""
-    hints = get_type_hints(command, include_extras=True)
-    _, *own = inspect.signature(command).parameters.values()
+def with_settings(settings: type[Settings], *, without: Collection[str] = ()) -> Callable[[Command], Command]:
+    """A decorator that gives a command `--config FILE` and a flag per setting.
 
-    @functools.wraps(command)
-    def wrapped(config: Path | None = None, **values: Any) -> Any:
-        kept = {parameter.name: values.pop(parameter.name) for parameter in own}
-        return command(make_entry(config, {name: value for name, value in values.items() if value is not None}), **kept)
+    The command receives, first, {name: value} of the file's settings and of the flags. Flags win. What comes later in
+    the dict was given with more force. Values of flags are text, so that the settings are the one judge of values.
 
-    option = typer.Option(help="YAML file of settings; flags win over it")
-    parameters = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name]) for parameter in own
-    ]
-    parameters.append(_keyword("config", Annotated[Path | None, option]))
-    wrapped.__signature__ = inspect.Signature(parameters + _setting_flags())
-    wrapped.__annotations__ = {
-        name: parameter.annotation for name, parameter in wrapped.__signature__.parameters.items()
-    }
-    del wrapped.__wrapped__  # its annotations are not those of the flags
-    return wrapped
+    Args:
+        settings: the class whose fields become flags.
+        without: names of fields that the command takes in its own way or not at all.
+    """
+
+    def decorate(command: Command) -> Command:
+        hints = get_type_hints(command, include_extras=True)
+        _, *parameters = inspect.signature(command).parameters.values()
+        own = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
+            for parameter in parameters
+        ]
+        names = {parameter.name for parameter in own}
+
+        def run(config: Path | None = None, **values: Any) -> None:
+            given = {name: value for name, value in values.items() if name not in names and value is not None}
+            command(
+                merge_settings(settings, config, given),
+                **{name: value for name, value in values.items() if name in names},
+            )
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        file = typer.Option(help="YAML file with a 'setting: value' per line. Flags win over the file.")
+        parameters = [*own, _keyword("config", Annotated[Path | None, file]), *_flags(settings, without)]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # PEP 362
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
 
 
-def make_entry(config: Path | None, given: dict) -> Entry:
-    """An `Entry` with the settings of a YAML file, then those given as flags.
+def merge_settings(settings: type[Settings], file: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """{name: value} of a YAML file, if any, then of the flags, under present names.
 
     Raises:
-        ConfigError: an unknown setting, a wrong value, or a setting that only a script can give.
+        PLSCError: the settings' own error, for a wrong name or a wrong value in the file.
+    """
+    values = settings.read_file(file) if file else {}
+    for name, value in settings.present_names(flags).items():
+        values.pop(name, None)  # so that a flag also follows the file's settings in order
+        values[name] = value
+    return values
+
+
+def make_entry(values: dict[str, Any]) -> Entry:
+    """An `Entry` with settings assigned in their order.
+
+    Raises:
+        ConfigError: an unknown setting or a wrong value.
     """
     entry = Entry()
-    # Each of the two un-sets the other, so a flag must win over the file's.
-    setters = {"train_epochs": entry.set_train_epochs, "train_steps": entry.set_train_steps}
-    sources = [(f"{config}: ", read_settings(config) if config else {}), ("", given)]
-    for origin, name, value in ((origin, *item) for origin, settings in sources for item in settings.items()):
-        try:
-            Config.check_name(name)
-            if name not in Config.scalar_fields():
-                raise ConfigError(f"'{name}' is a Python object; set it on an Entry in a script")
-            if name in setters and value is not None:
-                setters[name](value)
-            else:
-                setattr(entry, name, value)
-        except ConfigError as error:
-            raise ConfigError(f"{origin}{error}") from None
+    # Each of the two un-sets the other, so that a flag wins over the file's.
+    setters: dict[str, Callable[[Any], None]] = {
+        "train_epochs": entry.set_train_epochs,
+        "train_steps": entry.set_train_steps,
+    }
+    for name, value in values.items():
+        if name in setters and value is not None:
+            setters[name](value)
+        else:
+            setattr(entry, name, value)
     return entry
 
 
-def _setting_flags() -> list[inspect.Parameter]:
-    flags = []
-    for name, field in Config.scalar_fields().items():
-        kind = plain_type(field.annotation)
-        if kind is dict:
-            continue  # operator lists belong in run.yaml
-        flag = name.replace("_", "-")
-        default = "" if field.default in (None, "") else f"; default {show_default(field.default)}"
-        option = typer.Option(
-            f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
-            show_default=False,
-            help=f"{field.description}{default}",
-            rich_help_panel="Settings",
-            metavar=None if kind is bool else "TEXT" if kind is str else kind.__name__.upper(),
-        )
-        # Text, so that the configuration is the one judge of values.
-        flags.append(_keyword(name, Annotated[(bool if kind is bool else str) | None, option]))
-    return flags
+def _flags(settings: type[Settings], without: Collection[str]) -> list[inspect.Parameter]:
+    flags = [
+        _flag(name, field, heading)
+        for heading, fields in settings.grouped_fields().items()
+        for name, field in fields.items()
+        # A dict belongs in the file.
+        if name not in without and plain_type(field.annotation) is not dict
+    ]
+    made = {flag.name for flag in flags}
+    fields = settings.model_fields
+    return flags + [_flag(old, fields[new], None) for old, new in settings.renamed.items() if new in made]
+
+
+def _flag(name: str, field: FieldInfo, heading: str | None) -> inspect.Parameter:
+    """An option for one setting, hidden where it has no heading."""
+    is_switch, flag = plain_type(field.annotation) is bool, name.replace("_", "-")
+    option = typer.Option(
+        f"--{flag}/--no-{flag}" if is_switch else f"--{flag}",
+        show_default=False,
+        help=field.description if field.is_required() else describe_default(field),
+        rich_help_panel=heading,
+        metavar=None if is_switch else accepted_values(field.annotation),
+        hidden=heading is None,
+    )
+    return _keyword(name, Annotated[(bool if is_switch else str) | None, option])
+
+
+def describe_default(field: FieldInfo) -> str:
+    """The description of a field, and its default unless that says nothing."""
+    default = "" if field.default in (None, "") else f" Default: {text_of(field.default)}."
+    return f"{field.description}{default}"
 
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def plain_type(annotation: Any) -> type:
-    """The type behind Optional, Tuple, Dict and Literal."""
-    origin = get_origin(annotation)
-    if origin is Literal:
-        return str
-    if origin in (tuple, dict):
-        return origin
-    inner = [kind for kind in get_args(annotation) if kind is not type(None)]
-    return plain_type(inner[0]) if inner else annotation
-
-
-def show_default(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -17,16 +17,16 @@ Sources: dmlc-core's recordio.h (frames) and MXNet's recordio module (image reco
 from __future__ import annotations
 
 import mmap
-import os
 import struct
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from plsc.errors import DataError
+from plsc.utils.files import map_file, open_output, sync
 
 MAGIC = 0xCED7230A
 MAX_LENGTH = (1 << 29) - 1
@@ -186,17 +186,6 @@ class FrameFile:
         )
 
 
-def map_file(path: Path) -> mmap.mmap:
-    """Map a file for reading; `DataError` where it is missing, unreadable or empty."""
-    try:
-        with open(path, "rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise DataError(f"{path}: the file cannot be read: {error.strerror or error}") from None
-    except ValueError:
-        raise DataError(f"{path}: the file is empty (0 bytes)") from None
-
-
 def unpack(payload: bytes, where: str) -> ImageRecord:
     """Take an image record's payload apart.
 
@@ -256,10 +245,9 @@ class RecordIOWriter:
 
     def __init__(self, path: str | Path, resume_at: Sequence[int] | None = None) -> None:
         self.path = Path(path)
-        lengths = list(resume_at or (0, 0))
         self._files = [
-            open_output(file, length, resume_at is not None)
-            for file, length in zip((self.path, self.path.with_suffix(".idx")), lengths)
+            open_output(file, length)
+            for file, length in zip((self.path, self.path.with_suffix(".idx")), resume_at or (None, None))
         ]
 
     def write(self, key: int, label: int | float | Sequence[float], image: bytes) -> None:
@@ -294,34 +282,6 @@ class RecordIOWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def open_output(path: Path, length: int = 0, resume: bool = False) -> BinaryIO:
-    """Open a file to append to: a new one, or on resuming an old one cut to `length` bytes.
-
-    Raises:
-        DataError: the new one exists, or the old one is shorter.
-    """
-    try:
-        file = open(path, "r+b" if resume else "xb")  # noqa: SIM115
-    except FileExistsError:
-        raise DataError(f"{path} exists already; nothing is overwritten: remove it or choose another name") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
-    if resume:
-        size = file.seek(0, os.SEEK_END)
-        if size < length:
-            file.close()
-            raise DataError(f"{path}: has {size} bytes, expected at least {length} to go on from; start again")
-        file.truncate(length)
-        file.seek(length)
-    return file
-
-
-def sync(file: BinaryIO) -> None:
-    """Flush to the disk."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _align(offset: int) -> int:

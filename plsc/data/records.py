@@ -299,7 +299,6 @@ def _named(records: Records, folder: Path) -> Records:
     return records
 
 
-_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)  # which Windows has
 _PIECE = 1 << 16  # most images are one
 
 
@@ -307,7 +306,7 @@ def read_image(path: str | Path) -> bytes:
     """The bytes of an image file; `DataError` where it cannot be read."""
     try:
         # A file object takes half as long again. A short piece is no promise of the end, on a network disk for one.
-        file, pieces = os.open(path, _READ), []
+        file, pieces = os.open(path, os.O_RDONLY), []
         try:
             while piece := os.read(file, _PIECE):
                 pieces.append(piece)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import pickle
 import pickletools
 import re
@@ -22,6 +21,7 @@ import numpy as np
 
 from plsc.data.records import read_image
 from plsc.errors import DataError
+from plsc.utils.atomic import write_file
 
 log = logging.getLogger("plsc")
 
@@ -134,18 +134,12 @@ class VerificationSet:
                 f"verification set {path} exists and is not overwritten; choose another path, or pass overwrite=True"
             )
         content = ([_encode(image) for image in self.images], self.is_same.tolist())
-        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            with open(aside, "wb") as file:
+            with write_file(path) as file:
                 # Read by every Python 3 there is; 5 would not be.
                 pickle.dump(content, file, protocol=4)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
         except OSError as error:
             raise DataError(f"verification set {path} cannot be written: {error.strerror}") from None
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 def _flags(is_same: Sequence[bool], name: str) -> np.ndarray:

@@ -1,104 +1,156 @@
-"""Checkpoints: a folder per epoch, which describes tensors by name, global shape and offset.
+"""Checkpoints: a folder per epoch, in which tensors are described by name, global shape and offset.
 
-    output/7/manifest.json                        what there is: tensors, their parts, progress
+    output/7/manifest.json                        lists tensors and their parts; holds the run's progress
     output/7/model.safetensors                    the backbone and its optimizer state
-    output/7/classes-000000000.safetensors        class centers, from class 0 on, and their optimizer state
-    output/7/classes-000050000.safetensors        ... from class 50,000 on
+    output/7/classes-000000000.safetensors        class centers from class 0 on, and their optimizer state
+    output/7/classes-000050000.safetensors        class centers from class 50,000 on, and their optimizer state
 
-Nothing in it depends on how many ranks wrote it, so any number of ranks can read it. It is written
-aside as `.7.partial`, made durable, and renamed: a folder without the dot is whole.
+A checkpoint does not depend on how many ranks wrote it, so any number of ranks can read it. It is written as
+`output/.7.plsc-partial`, flushed to the disk and renamed: a folder named by its epoch is complete.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import safetensors
 import safetensors.numpy
+from pydantic import BaseModel, ValidationError, model_validator
 
 from plsc.distributed.collectives import Collectives
 from plsc.errors import CheckpointError
+from plsc.utils.atomic import partial_path, write_folder
+from plsc.utils.files import sync_path
 from plsc.utils.ranges import Range
 
 FORMAT, VERSION = "plsc-checkpoint", 1
 MANIFEST = "manifest.json"
 MODEL_FILE = "model.safetensors"
-# '7' after epoch 7, '7.120' after 120 steps of it.
+# '7' after epoch 7, '7.120' after step 120 of the epoch that follows.
 _NAME = re.compile(r"\d+(\.\d+)?")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a named tensor that this rank holds.
+    """A tensor, or some of its rows, as one rank holds it and writes it into a checkpoint.
 
-    Attributes:
-        name: the same on all ranks.
-        data: [rows, ...]; the whole tensor where `offset` is None.
-        offset: the first row's place in the global tensor; None for a whole tensor.
-        rows: of the global tensor; None for a whole tensor.
+    Args:
+        name: the tensor's name, the same on all ranks.
+        data: the whole tensor; or with `offset` and `rows` this rank's rows of it, [this rank's rows, ...].
+        offset: index in the global tensor of the first row of `data`. By default `data` is the whole tensor.
+        rows: rows of the global tensor; given together with `offset`.
+
+    Example:
+        >>> Part("backbone.conv1.weight", weight)
+        >>> Part("head.weight", centers, offset=50_000, rows=100_000)
     """
 
     name: str
     data: np.ndarray
-    offset: int | None = None
-    rows: int | None = None
+    offset: int | None = field(default=None, kw_only=True)
+    rows: int | None = field(default=None, kw_only=True)
 
     @property
     def file(self) -> str:
+        """The file in the checkpoint that holds this part."""
         return MODEL_FILE if self.offset is None else f"classes-{self.offset:09d}.safetensors"
 
-    def describe(self) -> dict[str, Any]:
-        shape = list(self.data.shape) if self.rows is None else [self.rows, *self.data.shape[1:]]
-        return {
-            "name": self.name,
-            "shape": shape,
-            "dtype": str(self.data.dtype),
-            "file": self.file,
-            "offset": self.offset or 0,
-            "rows": self.data.shape[0] if self.data.ndim else 1,
-        }
+
+class _Described(NamedTuple):
+    """What rank 0 needs to know of a part that any rank has written."""
+
+    name: str
+    shape: list[int]  # of the global tensor
+    dtype: str
+    file: str
+    offset: int
+    rows: int  # in this part
+
+
+class _PartEntry(BaseModel):
+    file: str
+    offset: int
+    rows: int
+
+
+class _TensorEntry(BaseModel):
+    shape: list[int]
+    dtype: str
+    parts: list[_PartEntry]
+
+
+class _Manifest(BaseModel):
+    format: str
+    version: int
+    about: dict[str, Any]
+    files: dict[str, int]  # bytes by name
+    tensors: dict[str, _TensorEntry]
+
+    @model_validator(mode="after")
+    def _files_lie_in_the_folder(self) -> _Manifest:
+        for name in self.files:
+            if name != os.path.basename(name) or name in ("", ".", ".."):
+                raise ValueError(f"found file {name!r}, expected the name of a file in the checkpoint's folder")
+        for name, entry in self.tensors.items():
+            for part in entry.parts:
+                if part.file not in self.files:
+                    raise ValueError(f"tensor '{name}' lies in {part.file!r}, which is not among the listed files")
+        return self
 
 
 def save_checkpoint(
-    root: str | Path, name: str, parts: Iterable[Part], about: dict[str, Any], collectives: Collectives
+    root: str | Path, name: str, *, parts: Iterable[Part], about: dict[str, Any], collectives: Collectives
 ) -> Path:
-    """Write `root/name` whole or not at all. Every rank calls it, with the parts it holds.
-
-    Whole tensors are given by rank 0 alone. `root` must be a folder that all ranks share.
+    """Write the checkpoint `root/name` complete or not at all. Every rank must call this.
 
     Args:
-        about: JSON-able; returned by `Checkpoint.about`.
+        root: a folder that all ranks share; made where it does not exist.
+        name: '7' after epoch 7, '7.120' after step 120 of the epoch that follows.
+        parts: what this rank holds. Only rank 0 passes whole tensors.
+        about: values that JSON can hold, the same on all ranks; read back as `Checkpoint.about`.
+        collectives: over the ranks that write.
+
+    Returns:
+        The folder written.
 
     Raises:
         CheckpointError: `root/name` exists, or a rank could not write; the same error on every rank.
     """
-    final, partial = Path(root) / name, Path(root) / f".{name}.partial"
-    main = collectives.topology.is_main
-    _agree(collectives, lambda: _prepare(final, partial) if main else None)
-    described = _agree(collectives, lambda: _write_parts(partial, list(parts)))
-    _agree(collectives, lambda: _finish(final, partial, described, about) if main else None)
-    return final
+    folder, is_main = Path(root) / name, collectives.topology.is_main
+    with contextlib.ExitStack() as stack:
+        _agree(lambda: _begin(folder, stack) if is_main else None, collectives)
+        described = _agree(lambda: _write_parts(partial_path(folder), list(parts)), collectives)
+
+        def finish() -> None:
+            _write_manifest(partial_path(folder), [part for rank in described for part in rank], about=about)
+            stack.close()  # renames the folder
+
+        _agree(lambda: finish() if is_main else None, collectives)
+    return folder
 
 
 def prune_checkpoints(root: str | Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints under `root`; only folders that hold our manifest."""
+    """Delete all but the `keep` newest checkpoints in `root`, 1 or more. Folders without a manifest stay."""
     for path in list_checkpoints(root)[:-keep]:
-        # Renamed first, so that what remains of an interrupted deletion is not taken for a checkpoint.
-        doomed = path.with_name(f".{path.name}.partial")
+        # Renamed first, so that a deletion that is interrupted leaves no folder that looks like a checkpoint.
+        doomed = partial_path(path)
+        shutil.rmtree(doomed, ignore_errors=True)
         path.rename(doomed)
         shutil.rmtree(doomed)
 
 
 def list_checkpoints(root: str | Path) -> list[Path]:
-    """The checkpoints directly under `root`, in the order of their training."""
+    """The checkpoints in `root`, in the order in which training reached them."""
     root = Path(root)
     if not root.is_dir():
         return []
@@ -108,152 +160,184 @@ def list_checkpoints(root: str | Path) -> list[Path]:
 
 
 def order(path: Path) -> tuple[int, int]:
-    """How far a checkpoint has come, by its name: (epochs done, steps of the next epoch done)."""
+    """The progress that a checkpoint's name states: (epochs done, steps of the next epoch done)."""
     epoch, _, step = path.name.partition(".")
     return (int(epoch), int(step)) if step else (int(epoch) + 1, 0)
 
 
 class Checkpoint:
-    """A checkpoint on disk, open for reading on any number of ranks.
+    """A checkpoint on disk, for reading on any number of ranks.
 
     Args:
-        path: the folder of one epoch, or the folder above, of which the newest epoch is taken.
+        path: the folder of a checkpoint, or a folder of checkpoints, of which the newest is taken.
+
+    Attributes:
+        path: the folder of the checkpoint.
+        about: what `save_checkpoint` was called with.
 
     Raises:
-        CheckpointError: there is none, it is of another version, or a file is missing or cut short.
+        CheckpointError: there is no checkpoint, it has another version, or a file is missing or cut short.
+
+    Example:
+        >>> saved = Checkpoint("output")
+        >>> saved.read("head.weight", Range(0, 1000))  # the first 1000 class centers
     """
 
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
         if not (path / MANIFEST).is_file():
-            epochs = list_checkpoints(path)
-            if not epochs:
+            found = list_checkpoints(path)
+            if not found:
                 what = "holds no checkpoint" if path.is_dir() else "does not exist"
                 raise CheckpointError(
                     f"checkpoint_dir {str(path)!r} {what}; expected a folder with {MANIFEST}, "
                     f"or one that holds such folders (output/0, output/1, ...)"
                 )
-            path = epochs[-1]
+            path = found[-1]
         self.path = path
         manifest = _read_manifest(path / MANIFEST)
-        self.about: dict[str, Any] = manifest["about"]
-        self._tensors: dict[str, Any] = manifest["tensors"]
-        for file, size in manifest["files"].items():
-            found = (path / file).stat().st_size if (path / file).is_file() else None
-            if found != size:
+        self.about = manifest.about
+        self._tensors = manifest.tensors
+        for file, expected in manifest.files.items():
+            size = (path / file).stat().st_size if (path / file).is_file() else None
+            if size != expected:
                 raise CheckpointError(
-                    f"{path / file}: found {'no such file' if found is None else f'{found} bytes'}, "
-                    f"expected {size} bytes; the checkpoint is damaged, use another epoch's"
+                    f"{path / file}: found {'no such file' if size is None else f'{size} bytes'}, "
+                    f"expected {expected} bytes; the checkpoint is damaged, use another epoch's"
                 )
 
     def names(self, prefix: str) -> list[str]:
-        """The tensors whose name begins with `prefix`."""
+        """The names of the tensors that begin with `prefix`."""
         return [name for name in self._tensors if name.startswith(prefix)]
 
     def shape(self, name: str) -> list[int]:
         """The global shape of a tensor."""
-        return self._entry(name)["shape"]
+        return list(self._entry(name).shape)
 
     def read(self, name: str, rows: Range | None = None) -> np.ndarray:
-        """A tensor, or the given range of its global rows, whatever shards it was written as."""
+        """A tensor, or a range of its global rows, however many shards it was written as.
+
+        Args:
+            name: the tensor's name.
+            rows: by default all rows.
+
+        Raises:
+            CheckpointError: there is no such tensor, a row is in no file, or a file is damaged.
+        """
         entry = self._entry(name)
         if rows is None:
-            rows = Range(0, entry["shape"][0] if entry["shape"] else 1)
-        pieces = []
-        for part in entry["parts"]:
-            own = Range(part["offset"], part["offset"] + part["rows"])
+            rows = Range(0, entry.shape[0] if entry.shape else 1)
+        pieces, reached = [], rows.start
+        for part in entry.parts:
+            own = Range(part.offset, part.offset + part.rows)
             wanted = own.overlap(rows)
-            if wanted.size == 0:
-                continue
-            with safetensors.safe_open(str(self.path / part["file"]), framework="numpy") as file:
-                if wanted == own:
-                    pieces.append(file.get_tensor(name))
-                else:
-                    pieces.append(file.get_slice(name)[wanted.start - own.start : wanted.stop - own.start])
+            if wanted.size and wanted.start == reached:
+                pieces.append(self._read_part(name, part.file, None if wanted == own else wanted.shift(-own.start)))
+                reached = wanted.stop
+        if rows.size and reached != rows.stop:
+            raise CheckpointError(f"{self.path}: row {reached} of tensor '{name}' is in no file; use another epoch's")
         if not pieces:
-            return np.zeros([0, *entry["shape"][1:]], entry["dtype"])
+            return np.zeros([0, *entry.shape[1:]], entry.dtype)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def _entry(self, name: str) -> dict[str, Any]:
+    def _read_part(self, name: str, file: str, rows: Range | None) -> np.ndarray:
+        """Rows of a tensor in one file, counted from the file's first row; None for all."""
+        try:
+            with safetensors.safe_open(str(self.path / file), framework="numpy") as opened:
+                tensor = opened.get_tensor(name) if rows is None else opened.get_slice(name)[rows.start : rows.stop]
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{self.path / file}: tensor '{name}' cannot be read: {error}; use another epoch's"
+            ) from None
+        return np.asarray(tensor)
+
+    def _entry(self, name: str) -> _TensorEntry:
         if name not in self._tensors:
             raise CheckpointError(f"{self.path}: holds no tensor '{name}'; it was written by another network or loss")
         return self._tensors[name]
 
 
-def _agree(collectives: Collectives, action: Any) -> list:
-    """Run `action` here; if it failed on any rank, raise the first failure on all, so that none waits for ever."""
+def _agree(action: Callable[[], _Result], collectives: Collectives) -> list[_Result]:
+    """Run `action` on every rank and return all ranks' results in rank order.
+
+    Where it fails on any rank, the first failure is raised on all, so that no rank waits for one that has stopped.
+    """
+    result: list[_Result] = []
+    failure = None
     try:
-        outcome = (None, action())
-    except (CheckpointError, OSError) as error:
-        outcome = (f"rank {collectives.topology.rank}: {error}", None)
-    outcomes = collectives.gather_objects(outcome)
+        result.append(action())
+    except (CheckpointError, OSError, safetensors.SafetensorError) as error:
+        failure = f"rank {collectives.topology.rank}: {error}"
+    outcomes: list[tuple[str | None, list[_Result]]] = collectives.gather_objects((failure, result))
     for failure, _ in outcomes:
         if failure is not None:
             raise CheckpointError(f"the checkpoint was not written: {failure}")
-    return [value for _, value in outcomes]
+    return [value for _, values in outcomes for value in values]
 
 
-def _prepare(final: Path, partial: Path) -> None:
-    if final.exists():
-        raise CheckpointError(f"{final} exists and is never overwritten; choose another set_model_save_dir")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+def _begin(folder: Path, stack: contextlib.ExitStack) -> None:
+    if os.path.lexists(folder):
+        raise CheckpointError(f"{folder} exists and is never overwritten; choose another set_model_save_dir")
+    stack.enter_context(write_folder(folder, CheckpointError, replace=False))
 
 
-def _write_parts(folder: Path, parts: list[Part]) -> list:
+def _write_parts(folder: Path, parts: list[Part]) -> list[_Described]:
     files: dict[str, dict[str, np.ndarray]] = {}
     for part in parts:
         if part.data.shape[:1] != (0,):
             files.setdefault(part.file, {})[part.name] = np.ascontiguousarray(part.data)
     for file, tensors in files.items():
         safetensors.numpy.save_file(tensors, str(folder / file))
-        # safetensors makes it readable by its owner alone; others may read what the folder lets them.
+        # safetensors lets only the owner read the file; here whoever may read the folder may read it.
         (folder / file).chmod(folder.stat().st_mode & 0o666)
-        _sync(folder / file)
-    return [part.describe() for part in parts]
+        # Each rank flushes its own files: rank 0 cannot flush what another machine has not sent yet.
+        sync_path(folder / file)
+    return [_describe(part) for part in parts]
 
 
-def _finish(final: Path, partial: Path, described: list, about: dict[str, Any]) -> None:
-    tensors: dict[str, Any] = {}
-    for part in (part for parts in described for part in parts):
-        entry = tensors.setdefault(part["name"], {"shape": part["shape"], "dtype": part["dtype"], "parts": []})
-        if part["rows"]:
-            entry["parts"].append({key: part[key] for key in ("file", "offset", "rows")})
+def _describe(part: Part) -> _Described:
+    shape = list(part.data.shape)
+    rows = shape[0] if shape else 1
+    if part.rows is not None:
+        shape[0] = part.rows
+    return _Described(part.name, shape, str(part.data.dtype), part.file, part.offset or 0, rows)
+
+
+def _write_manifest(folder: Path, described: list[_Described], *, about: dict[str, Any]) -> None:
+    tensors: dict[str, _TensorEntry] = {}
+    for part in described:
+        entry = tensors.setdefault(part.name, _TensorEntry(shape=part.shape, dtype=part.dtype, parts=[]))
+        if part.rows:
+            entry.parts.append(_PartEntry(file=part.file, offset=part.offset, rows=part.rows))
     for entry in tensors.values():
-        entry["parts"].sort(key=lambda part: part["offset"])
-    files = {part["file"] for entry in tensors.values() for part in entry["parts"]}
-    missing = sorted(file for file in files if not (partial / file).is_file())
+        entry.parts.sort(key=lambda part: part.offset)
+    files = sorted({part.file for entry in tensors.values() for part in entry.parts})
+    missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise CheckpointError(
-            f"{partial / missing[0]} was written by another rank but is not seen by rank 0; "
+            f"{folder / missing[0]} was written by another rank but is not seen by rank 0; "
             f"set_model_save_dir must name a folder that all machines share"
         )
-    sizes = {file: (partial / file).stat().st_size for file in sorted(files)}
-    manifest = {"format": FORMAT, "version": VERSION, "about": about, "files": sizes, "tensors": tensors}
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    _sync(partial / MANIFEST)
-    _sync(partial)
-    partial.rename(final)
-    _sync(final.parent)
+    sizes = {file: (folder / file).stat().st_size for file in files}
+    manifest = _Manifest(format=FORMAT, version=VERSION, about=about, files=sizes, tensors=tensors)
+    (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1), encoding="utf-8")
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _read_manifest(path: Path) -> _Manifest:
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        known = manifest["format"] == FORMAT and {"about", "files", "tensors"} <= manifest.keys()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content["format"], content["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint's manifest: {error}") from None
-    if not known or manifest["version"] != VERSION:
+    if found != (FORMAT, VERSION):
         raise CheckpointError(
-            f"{path}: found format {manifest.get('format')!r} version {manifest.get('version')!r}, "
-            f"expected {FORMAT!r} version {VERSION}"
+            f"{path}: found format {found[0]!r} version {found[1]!r}, expected {FORMAT!r} version {VERSION}"
         )
-    return manifest
+    try:
+        return _Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"{path}: the manifest is damaged: {where}: {first['msg']}; use another epoch's"
+        ) from None

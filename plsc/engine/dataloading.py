@@ -121,7 +121,7 @@ def open_verification_sets(config: Config) -> list[VerificationSet]:
         path = folder / f"{name}.bin"
         if path.is_file():
             sets.append(VerificationSet.load(path, name))
-        elif "val_targets" in config.model_fields_set:
+        elif config.val_targets is not None:
             raise DataError(
                 f"verification set '{name}' of val_targets: {path} does not exist; put it there, name "
                 f"others with set_val_targets, or set_with_test(False)"

@@ -24,7 +24,7 @@ def step_schedule(config: Config, global_batch: int, steps_per_epoch: int) -> Sc
     The peak is lr * global_batch / 1024 (the rule of PLSC 0.1; linear scaling as in Goyal et al., 2017).
     Warm-up rises linearly to it over `warmup_epochs`: from lr where the peak is higher, else from 0.
     """
-    if config.lr_schedule is not None:
+    if callable(config.lr_schedule):
         return config.lr_schedule
     peak = config.lr * global_batch / 1024
     warmup_steps = config.warmup_epochs * steps_per_epoch

@@ -35,7 +35,7 @@ def head_parts(head: Classifier, is_main: bool, num_classes: int, is_sharded: bo
     for name, value in head.state().items():
         if _is_by_class(name):
             if is_main or is_sharded:
-                parts.append(Part(f"head.{name}", value.numpy(), head.classes.start, num_classes))
+                parts.append(Part(f"head.{name}", value.numpy(), offset=head.classes.start, rows=num_classes))
         elif is_main:
             parts.append(Part(f"head.{name}", value.numpy()))
     return parts

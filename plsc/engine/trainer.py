@@ -167,7 +167,11 @@ class Trainer:
         results.update(self._evaluate(progress))
         progress.pause()
         path = checkpoint.save_checkpoint(
-            self.config.model_save_dir, name, self._parts(local), self._about(), self.collectives
+            self.config.model_save_dir,
+            name,
+            parts=self._parts(local),
+            about=self._about(),
+            collectives=self.collectives,
         )
         if self.topology.is_main:
             checkpoint.prune_checkpoints(self.config.model_save_dir, self.config.max_last_checkpoint_num)
@@ -178,7 +182,7 @@ class Trainer:
     def _evaluate(self, progress: Progress) -> dict[str, float]:
         progress.pause()
         average_statistics(self.backbone, self.collectives)
-        results = evaluate(self.config, self.backbone, self.verification_sets, self.collectives)
+        results = evaluate(self.config, self.backbone, sets=self.verification_sets, collectives=self.collectives)
         progress.resume()
         return results
 

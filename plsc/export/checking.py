@@ -1,50 +1,58 @@
-"""Whether an export computes what its network does, on random and real inputs."""
+"""The comparison of an export with its network, on random and real inputs."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import paddle
+from numpy.typing import NDArray
 from paddle import nn
 
 from plsc.config import Config
 from plsc.data.records import open_records
-from plsc.data.transforms import Transform, decode, normalize, resize
+from plsc.data.transforms import decode, resize
 from plsc.errors import ExportError, PLSCError
 from plsc.export.baking import BakedNetwork
 from plsc.export.tracing import last_line
+from plsc.inference.embedding import EmbeddingPath
+from plsc.metrics.verification import EPSILON
 from plsc.models.base_model import check_embedding
 
 log = logging.getLogger("plsc")
 
-Run = Callable[[np.ndarray], np.ndarray]
+# Runs an export: input [N, ...] to outputs [N, D].
+Run = Callable[[NDArray[Any]], NDArray[Any]]
 
-TOLERANCE = 1e-5
-_ROUNDING = 1e-3  # of eager float32 against float64; a network that differs by more is not merely rounding
+TOLERANCE = 1e-5  # largest difference, as a share of an embedding's length
+_ROUNDING = 1e-3  # largest difference of float32 from float64 that counts as rounding
 REAL_IMAGES = 4
 
 
 def sample_inputs(
-    config: Config, spec: paddle.static.InputSpec, images: Iterable[np.ndarray], bgr: bool
-) -> dict[str, np.ndarray]:
-    """What to compare on, by name: batches of different sizes, random and real.
+    config: Config, spec: paddle.static.InputSpec, *, images: Iterable[NDArray[np.uint8]], bgr: bool
+) -> dict[str, NDArray[Any]]:
+    """Inputs to compare on, by a name for messages: batches of different sizes, random and real.
 
     Args:
-        images: [H, W, 3] uint8 RGB; from the data set of `config` when there are none.
-        bgr: the network takes pixels blue first.
+        config: image_shape, pixel_mean, pixel_std and dataset_dir are used.
+        spec: shape and type of the network's input.
+        images: [H, W, 3] uint8 RGB; without any, a few of `config.dataset_dir`.
+        bgr: the network takes pixels in the order blue, green, red.
     """
     rng = np.random.default_rng(0)
     real = list(itertools.islice(images, REAL_IMAGES)) or list(_data_set_images(config))
-    pixels = [None, *config.image_shape[1:], 3]
+    _, height, width = config.image_shape
     takes_pixels = spec.shape[-1] == 3 and "uint8" in str(spec.dtype)
+    inputs: dict[str, NDArray[Any]]
     if takes_pixels:
         inputs = {
-            "random pixels": rng.integers(0, 256, [3, *pixels[1:]], np.uint8),
-            "random pixels of another size": rng.integers(0, 256, [1, pixels[1] + 5, pixels[2] + 9, 3], np.uint8),
+            "random pixels": rng.integers(0, 256, [3, height, width, 3], np.uint8),
+            "random pixels of another size": rng.integers(0, 256, [1, height + 5, width + 9, 3], np.uint8),
         }
     else:
         inputs = {
@@ -54,20 +62,21 @@ def sample_inputs(
     if not real:
         log.warning("no image found to compare the export on besides random values; set_dataset_dir to a data set")
     elif takes_pixels:
-        inputs["real images"] = np.stack([resize(image, *pixels[1:3])[..., :: -1 if bgr else 1] for image in real])
+        inputs["real images"] = np.stack([resize(image, height, width)[..., :: -1 if bgr else 1] for image in real])
     else:
-        transform = Transform(config.image_shape)
-        batch = normalize(np.stack([transform(image) for image in real]), config.pixel_mean, config.pixel_std)
-        inputs["real images"] = np.asarray(batch, np.float32)
+        path = EmbeddingPath(
+            image_shape=config.image_shape, flip=False, pixel_mean=config.pixel_mean, pixel_std=config.pixel_std
+        )
+        inputs["real images"] = path.to_input(np.stack([path.prepare(image) for image in real]))
     return inputs
 
 
 def check_backbone(backbone: nn.Layer, config: Config) -> None:
-    """Run a backbone on a batch of two, twice.
+    """Run a backbone twice on one batch of two images.
 
     Raises:
-        ConfigError: it gives something else than embeddings [2, D].
-        ExportError: it fails, or it gives something else the second time.
+        ConfigError: it returns something else than embeddings [2, D].
+        ExportError: it fails, or the second run's embeddings differ from the first's.
     """
     images = np.random.default_rng(0).uniform(-1, 1, [2, *config.image_shape]).astype(np.float32)
     name = type(backbone).__name__
@@ -88,17 +97,25 @@ def check_backbone(backbone: nn.Layer, config: Config) -> None:
         )
 
 
-def run_eager(network: nn.Layer, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the network gives for each of the inputs."""
+def run_eager(network: nn.Layer, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The outputs of the network, by the name of the input."""
     return {what: _run(network, batch) for what, batch in inputs.items()}
 
 
 def check_export(
-    network: nn.Layer, runs: dict[str, Run], inputs: dict[str, np.ndarray], expected: dict[str, np.ndarray]
+    network: nn.Layer,
+    runs: Mapping[str, Run],
+    *,
+    inputs: Mapping[str, NDArray[Any]],
+    expected: Mapping[str, NDArray[Any]],
 ) -> None:
-    """Raise `ExportError` where an export differs from its network; see `find_difference`."""
+    """Compare each format with the network; see `find_difference`.
+
+    Raises:
+        ExportError: a format differs.
+    """
     for name, run in runs.items():
-        difference = find_difference(network, name, run, inputs, expected)
+        difference = find_difference(network, run, name=name, inputs=inputs, expected=expected)
         if difference:
             raise ExportError(
                 f"{difference}; nothing was put in place. Export without this format, or replace the "
@@ -108,19 +125,28 @@ def check_export(
 
 
 def find_difference(
-    network: nn.Layer, name: str, run: Run, inputs: dict[str, np.ndarray], expected: dict[str, np.ndarray]
+    network: nn.Layer,
+    run: Run,
+    *,
+    name: str,
+    inputs: Mapping[str, NDArray[Any]],
+    expected: Mapping[str, NDArray[Any]],
 ) -> str | None:
-    """Say where an export differs from its network by more than 1e-5 of an embedding's length, if it does.
+    """Compare an export with its network.
 
-    A hundred layers round to more than that in float32. Where they do, the export is compared with the network in
-    float64 and must be within 1e-5 of it, or at least as near to it as the network in float32 is.
+    They are equal if they differ by at most 1e-5 of an embedding's length. A hundred layers round to more than that in
+    float32. A larger difference is therefore measured against the network in float64: the export must be within 1e-5
+    of it, or at least as near to it as the network in float32 is.
 
     Args:
         network: in evaluation mode.
-        name: of the format.
         run: runs the export.
-        inputs: by name, what to run.
-        expected: of each, what `run_eager` gave.
+        name: name of the format, for the message.
+        inputs: inputs to run, by name.
+        expected: outputs of `run_eager` for them.
+
+    Returns:
+        The first difference in words; None if they are equal.
     """
     for what, batch in inputs.items():
         eager = expected[what]
@@ -147,19 +173,20 @@ def find_difference(
     return None
 
 
-def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest |found - expected| / |expected| of a row, of [N, D]; NaN where a value is."""
+def relative_difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """The largest |found - expected| / |expected| of the rows of [N, D]; NaN if a value is NaN."""
     lengths = np.linalg.norm(expected, axis=1)
-    return float((np.linalg.norm(found - expected, axis=1) / np.maximum(lengths, 1e-12)).max())
+    return float((np.linalg.norm(found - expected, axis=1) / np.maximum(lengths, EPSILON)).max())
 
 
-def _run(network: nn.Layer, batch: np.ndarray) -> np.ndarray:
+def _run(network: nn.Layer, batch: NDArray[Any]) -> NDArray[Any]:
     with paddle.no_grad():
-        return network(paddle.to_tensor(batch)).numpy()
+        outputs: NDArray[Any] = network(paddle.to_tensor(batch)).numpy()
+    return outputs
 
 
-def _run_in_float64(network: nn.Layer, batch: np.ndarray) -> np.ndarray | None:
-    """None where the network cannot be run so, because its forward itself says float32."""
+def _run_in_float64(network: nn.Layer, batch: NDArray[Any]) -> NDArray[Any] | None:
+    """Outputs of the network in float64; None if it cannot run so, because its forward names float32."""
     network = copy.deepcopy(network).to(dtype="float64")
     if isinstance(network, BakedNetwork):
         network.compute_dtype = "float64"
@@ -169,8 +196,8 @@ def _run_in_float64(network: nn.Layer, batch: np.ndarray) -> np.ndarray | None:
         return None
 
 
-def _data_set_images(config: Config) -> Iterator[np.ndarray]:
-    """A few images of the data set, spread evenly; none where there is no data set."""
+def _data_set_images(config: Config) -> Iterator[NDArray[np.uint8]]:
+    """A few images of the data set, spread evenly over it; none if there is no data set."""
     try:
         records = open_records(config.dataset_dir)
         count = len(records)

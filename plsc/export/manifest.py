@@ -1,24 +1,79 @@
-"""The folder of an export: what it says of itself, and what of an earlier one gives way to it."""
+"""The manifest of an export, plsc_model.json: the model card, and the files of the export with their digests.
+
+The digests tell which files of an earlier export are as it wrote them. Only those are replaced by the next export.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 from paddle import nn
 
+from plsc.config import Config
 from plsc.errors import ExportError
-from plsc.inference.model_card import ABOUT_FILE
-
-# Settings of the pipeline service, which stay as the user has edited them.
-SETTINGS = "serving/config.yml"
+from plsc.inference.model_card import ABOUT_FILE, FORMAT
 
 
-def refuse_foreign(directory: Path) -> None:
-    """Raise `ExportError` unless `directory` is missing, empty, or an export of ours."""
+def describe_export(
+    config: Config, backbone: nn.Layer, *, origin: str, bake: Sequence[str], bgr: bool, plain_kernels: bool
+) -> dict[str, Any]:
+    """The manifest without its files: what `read_model_card` reads, and where the weights come from.
+
+    Args:
+        config: image_shape, emb_dim, pixel_mean, pixel_std and flip are used.
+        backbone: the network whose weights are exported.
+        origin: the checkpoint.
+        bake: any of 'preprocess' and 'normalize'.
+        bgr: baked pre-processing takes pixels in the order blue, green, red.
+        plain_kernels: the predictor must do without fused kernels.
+    """
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "image_shape": list(config.image_shape),
+        "emb_dim": config.emb_dim,
+        "channels": "RGB",
+        "pixel_mean": list(config.pixel_mean),
+        "pixel_std": list(config.pixel_std),
+        "flip": config.flip,
+        "baked": {
+            "preprocess": "preprocess" in bake,
+            "normalise": "normalize" in bake,  # the key of format version 1
+            "channels": "BGR" if bgr else "RGB",
+        },
+        "paddle": paddle.__version__,
+        "checkpoint": origin,
+        "weights": weights_digest(backbone),
+        "plain_kernels": plain_kernels,
+    }
+
+
+def write_manifest(folder: Path, about: dict[str, Any], *, with_files: bool) -> None:
+    """Write the manifest of an export.
+
+    Args:
+        folder: folder of the export.
+        about: what `describe_export` returned.
+        with_files: list the files that the folder holds now, with their SHA-256. To be called last.
+    """
+    if with_files:
+        files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / ABOUT_FILE)
+        about = {**about, "files": {path.relative_to(folder).as_posix(): _digest(path) for path in files}}
+    (folder / ABOUT_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def check_replaceable(directory: Path) -> None:
+    """Check that an export may be written to `directory`: it is missing, empty, or holds an earlier export.
+
+    Raises:
+        ExportError: it is a file, or a folder that holds something else.
+    """
     if directory.exists() and not directory.is_dir():
         raise ExportError(f"{directory} is a file, expected a folder to export to")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / ABOUT_FILE).is_file():
@@ -28,15 +83,8 @@ def refuse_foreign(directory: Path) -> None:
         )
 
 
-def write_about(folder: Path, about: dict[str, Any]) -> None:
-    """Write the description of an export, with the files that are in it by now and their digests."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / ABOUT_FILE)
-    written = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
-    (folder / ABOUT_FILE).write_text(json.dumps({**about, "files": written}, indent=1), encoding="utf-8")
-
-
 def unchanged_files(directory: Path) -> set[str]:
-    """The files of an earlier export that are as it wrote them; relative. None where there is no export."""
+    """The files of an earlier export that are as it wrote them, relative to `directory`; the manifest is one."""
     try:
         written = json.loads((directory / ABOUT_FILE).read_text(encoding="utf-8"))["files"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -47,7 +95,7 @@ def unchanged_files(directory: Path) -> set[str]:
 
 
 def weights_digest(backbone: nn.Layer) -> str:
-    """The same for every export of the same weights, whatever is baked in."""
+    """SHA-256 of a network's weights and their names; baking and formats do not change it."""
     digest = hashlib.sha256()
     for name, tensor in sorted(backbone.state_dict().items()):
         digest.update(name.encode())
@@ -60,8 +108,8 @@ def _is_plain(path: Path) -> bool:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
+        digest = hashlib.sha256()
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()

@@ -14,8 +14,8 @@ from paddle.jit.dy2static.program_translator import ProgramTranslator
 from plsc.errors import ExportError
 from plsc.export.baking import BakedNetwork
 
-# What Paddle 3.3 cannot trace in the legacy representation, method or layer alike, and what computes the same there.
-# F is paddle.nn.functional.
+# Functions that Paddle 3.3 cannot trace in the legacy representation, as function, method or layer: an expression that
+# computes the same and can be traced. F is paddle.nn.functional.
 INSTEAD = {
     "sigmoid": "1 / (1 + math.e ** -x)",
     "tanh": "x - F.tanhshrink(x)",
@@ -33,27 +33,27 @@ INSTEAD = {
 }
 
 
-def save_traced(network: nn.Layer, spec: paddle.static.InputSpec, prefix: Path, legacy: bool = False) -> None:
-    """Write PREFIX.json (or, as legacy, PREFIX.pdmodel) and PREFIX.pdiparams.
+def save_traced(network: nn.Layer, spec: paddle.static.InputSpec, *, prefix: Path, legacy: bool = False) -> None:
+    """Write PREFIX.json (PREFIX.pdmodel if `legacy`) and PREFIX.pdiparams.
 
     Args:
         network: in evaluation mode.
-        spec: of its one input.
+        spec: shape and type of its one input.
         prefix: path without a suffix, in an existing folder.
         legacy: write the representation of Paddle 2, which Paddle Serving needs.
 
     Raises:
         ExportError: a layer cannot be traced; the message names it and what in it failed.
     """
-    # Paddle 3 ignores the flag once imported, and silently writes the new representation; this guard it heeds.
+    # FLAGS_enable_pir_api has no effect after the import of Paddle 3: it would silently write the new representation.
     guard = paddle.pir_utils.OldIrGuard() if legacy else contextlib.nullcontext()
     entered: list[str] = []
     try:
         with guard, _names_of_entered_layers(network, entered):
             paddle.jit.save(network, str(prefix), input_spec=[spec])
     except Exception as error:
-        # Paddle 3.3 keeps the parameters of a failed trace, and gives them to a program that comes to lie at the same
-        # address.
+        # Paddle 3.3 keeps the parameters of a failed trace by the program's address, and uses them for a later program
+        # at the same address.
         ProgramTranslator.reset()
         if "No space left" in str(error):
             raise ExportError(f"{prefix.parent}: no space is left there for the model") from None
@@ -68,7 +68,10 @@ def save_traced(network: nn.Layer, spec: paddle.static.InputSpec, prefix: Path, 
 
 @contextlib.contextmanager
 def _names_of_entered_layers(network: nn.Layer, entered: list[str]) -> Iterator[None]:
-    """Keep in `entered` the path of layers being called; after a failure, its last is where it happened."""
+    """Keep the names of the layers being called in `entered`, outermost first.
+
+    After a failure the last name is that of the layer that failed.
+    """
 
     def leave(layer: nn.Layer, inputs: object, outputs: object) -> None:
         entered.pop()
@@ -87,7 +90,7 @@ def _names_of_entered_layers(network: nn.Layer, entered: list[str]) -> Iterator[
 def _explain(network: nn.Layer, entered: list[str], error: Exception, legacy: bool) -> str:
     name = entered[-1] if entered else ""
     layers = dict(network.named_sublayers(include_self=True))
-    # The user knows no layer that baking has put around theirs.
+    # The name as the user knows it, without the layer that baking adds.
     shown = name[len("backbone.") :] if isinstance(network, BakedNetwork) and name.startswith("backbone.") else name
     where = f"layer '{shown}' ({type(layers[name]).__name__})" if name else type(network).__name__
     text = str(error)
@@ -106,5 +109,5 @@ def _explain(network: nn.Layer, entered: list[str], error: Exception, legacy: bo
 
 
 def last_line(error: Exception) -> str:
-    """What an exception of Paddle says, without its stacks."""
+    """The message of an exception of Paddle, without the stack traces that precede it."""
     return next((line.strip()[:300] for line in reversed(str(error).splitlines()) if line.strip()), repr(error))

@@ -1,7 +1,7 @@
-"""A gallery of enrolled embeddings: who is it most similar to. On faiss, exact, persisted.
+"""A gallery of enrolled embeddings, searched exactly by faiss and saved as a folder.
 
-A folder holds `index.faiss`, the embeddings by number, and `gallery.json`, the name of each number. It is written
-aside and renamed, so that a server or a crash never sees half of it.
+The folder holds `index.faiss`, the embeddings by number, and `gallery.json`, the name of each number. It is written
+under another name and then renamed, so that neither a server nor a crash sees a part of it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plsc.errors import DataError, ServingError
-from plsc.inference.model_card import ModelDescription
-from plsc.utils.atomic import replacing
+from plsc.inference.embedding import Embeddings
+from plsc.inference.model_card import ModelCard
+from plsc.utils.atomic import write_folder
 from plsc.utils.lazy import require
 
 ABOUT_FILE, INDEX_FILE = "gallery.json", "index.faiss"
@@ -29,9 +31,9 @@ class Match:
     """An entry of the gallery that is similar to a probe.
 
     Attributes:
-        name: under which it was enrolled; several entries may share one.
-        cosine: of the two embeddings.
-        same: whether the cosine reaches the threshold; None where there is none.
+        name: name of the entry; several entries may share one.
+        cosine: cosine of the entry's embedding and the probe's, -1 to 1.
+        same: whether the cosine reaches the threshold; None without a threshold.
     """
 
     name: str
@@ -39,21 +41,31 @@ class Match:
     same: bool | None
 
     def as_dict(self) -> dict[str, Any]:
+        """The attributes by name, as JSON takes them."""
         return asdict(self)
 
 
 class Gallery:
-    """Embeddings [n, D] of unit length under names, searched exhaustively by cosine.
+    """Embeddings [n, D] of unit length, each under a name, searched by cosine.
 
-    Exact search reads all n D numbers for each probe: tens of milliseconds at a million entries of 512.
+    The search is exact: it reads all n D numbers for each probe, which takes tens of milliseconds for a million entries
+    of 512 numbers.
 
     Args:
         dimension: D.
-        weights: the digest of the network whose embeddings they are, as a model's description has it; empty where it
-            is not known.
+        weights: digest of the network that the embeddings come from, `ModelCard.weights`. `check_model` refuses a model
+            with another one. Empty, the default, if it is not known.
 
     Raises:
-        MissingDependencyError: `plsc[gallery]` is not installed.
+        MissingDependencyError: faiss is not installed.
+
+    Example:
+        >>> model = plsc.load_inference_model("output")
+        >>> gallery = Gallery(model.emb_dim, model.card.weights)
+        >>> gallery.add(["ann", "bob"], model.embed(["ann.jpg", "bob.jpg"]))
+        >>> gallery.save("faces")
+        >>> Gallery.open("faces").search(model.embed("probe.jpg"), 1, threshold=0.3)
+        [[Match(name='bob', cosine=0.71, same=True)]]
     """
 
     def __init__(self, dimension: int, weights: str = "") -> None:
@@ -64,22 +76,28 @@ class Gallery:
         self._next = 0
 
     def __len__(self) -> int:
-        return self._index.ntotal
+        return int(self._index.ntotal)
 
     @property
     def dimension(self) -> int:
-        return self._index.d
+        """D."""
+        return int(self._index.d)
 
     @property
     def names(self) -> list[str]:
-        """The name of each entry, in order of enrolment."""
+        """The name of each entry, in order of enrollment."""
         return [self._names[number] for number in sorted(self._names)]
 
-    def add(self, names: Sequence[str], embeddings: np.ndarray) -> None:
-        """Enrol embeddings [n, D] under n names; each is brought to unit length.
+    def add(self, names: Sequence[str], embeddings: NDArray[Any]) -> None:
+        """Enroll embeddings.
+
+        Args:
+            names: n names, none of them empty. A name may come several times.
+            embeddings: [n, D] of any length; each is brought to unit length.
 
         Raises:
-            DataError: shapes that do not fit, an embedding that is zero or not finite, or an empty name.
+            DataError: the number of names or the shape differs from what is expected, an embedding is zero or not
+                finite, or a name is empty.
         """
         rows = self._rows(embeddings)
         if len(names) != len(rows):
@@ -92,10 +110,10 @@ class Gallery:
         self._next += len(rows)
 
     def remove(self, name: str) -> int:
-        """Take out all entries of a name; returns how many there were.
+        """Remove all entries of a name; returns their number.
 
         Raises:
-            DataError: there is none.
+            DataError: no entry has this name.
         """
         numbers = [number for number, other in self._names.items() if other == name]
         if not numbers:
@@ -105,14 +123,17 @@ class Gallery:
             del self._names[number]
         return len(numbers)
 
-    def search(self, probes: np.ndarray, count: int = 5, threshold: float | None = None) -> list[list[Match]]:
-        """For each probe [Q, D] its `count` most similar entries, the most similar first.
+    def search(self, probes: NDArray[Any], count: int = 5, *, threshold: float | None = None) -> list[list[Match]]:
+        """For each probe its most similar entries, the most similar first.
 
         Args:
-            threshold: cosine from which on two count as the same, as a verification report states it.
+            probes: [Q, D] of any length.
+            count: entries per probe, 1 or more; fewer are returned from a smaller gallery.
+            threshold: lowest cosine, -1 to 1, at which two embeddings count as one identity; a verification report
+                states it. Without it `Match.same` is None.
 
         Raises:
-            DataError: shapes that do not fit, or a probe that is zero or not finite.
+            DataError: the probes are not [Q, D], or one is zero or not finite.
         """
         rows = self._rows(probes)
         cosines, numbers = self._index.search(rows, max(1, min(count, len(self))))
@@ -125,27 +146,32 @@ class Gallery:
             for row in zip(cosines.tolist(), numbers.tolist())
         ]
 
-    def check_model(self, description: ModelDescription) -> None:
-        """Raise `ServingError` where these are not embeddings of this model."""
-        if description.emb_dim != self.dimension:
+    def check_model(self, card: ModelCard) -> None:
+        """Check that the gallery's embeddings come from this model.
+
+        Raises:
+            ServingError: the model has another embedding size, or other weights than the gallery states.
+        """
+        if card.emb_dim != self.dimension:
             raise ServingError(
                 f"the gallery's embeddings are of {self.dimension}, the model's of "
-                f"{description.emb_dim}; build the gallery with this model"
+                f"{card.emb_dim}; build the gallery with this model"
             )
-        if self.weights and description.weights and self.weights != description.weights:
+        if self.weights and card.weights and self.weights != card.weights:
             raise ServingError(
-                f"the gallery was built with other weights than those of {description.directory}: their "
+                f"the gallery was built with other weights than those of {card.directory}: their "
                 f"embeddings have nothing in common; build it again with this model"
             )
 
-    def save(self, folder: str | Path, replace: bool = False) -> None:
-        """Write the gallery.
+    def save(self, folder: str | Path, *, replace: bool = False) -> None:
+        """Write the gallery to a folder.
 
         Args:
-            replace: an earlier gallery there gives way; anything else never does.
+            folder: a new folder.
+            replace: replace the gallery that the folder holds. A folder that holds no gallery is never replaced.
 
         Raises:
-            ServingError: there is something already, or it cannot be written.
+            ServingError: the folder exists and may not be replaced, or it cannot be written.
         """
         faiss = _faiss()
         folder = Path(folder)
@@ -159,20 +185,20 @@ class Gallery:
             "next": self._next,
             "names": {str(number): name for number, name in self._names.items()},
         }
-        with replacing(folder, ServingError) as replacement:
-            replacement.ours = {INDEX_FILE, ABOUT_FILE}
+        with write_folder(folder, ServingError) as write:
+            write.obsolete = {INDEX_FILE, ABOUT_FILE}
             try:
-                faiss.write_index(self._index, str(replacement.path / INDEX_FILE))
+                faiss.write_index(self._index, str(write.path / INDEX_FILE))
             except RuntimeError as error:
                 raise ServingError(f"{folder}: cannot be written: {str(error)[:200]}") from None
-            (replacement.path / ABOUT_FILE).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+            (write.path / ABOUT_FILE).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def open(cls, folder: str | Path) -> Gallery:
-        """Read a gallery.
+        """Read a gallery that `save` wrote.
 
         Raises:
-            ServingError: there is none, or it is damaged.
+            ServingError: the folder holds no gallery, or the gallery is damaged.
         """
         faiss = _faiss()
         folder = Path(folder)
@@ -195,7 +221,8 @@ class Gallery:
             )
         return gallery
 
-    def _rows(self, embeddings: np.ndarray) -> np.ndarray:
+    def _rows(self, embeddings: NDArray[Any]) -> Embeddings:
+        """Embeddings [n, D] float32 of unit length."""
         rows = np.array(embeddings, np.float32, ndmin=2)
         if rows.ndim != 2 or rows.shape[1] != self.dimension:
             raise DataError(f"gallery: got embeddings {list(rows.shape)}, expected [n, {self.dimension}]")
@@ -207,19 +234,19 @@ class Gallery:
 
 
 def read_threshold(report: str | Path, name: str | None = None) -> float:
-    """The threshold of a verification report, as `plsc test` prints it: the figure '<set>/threshold'.
+    """The threshold '<set>/threshold' of a verification report.
 
     Args:
         report: a file with the JSON that `plsc test` printed.
-        name: of the verification set; may be left out where there is but one.
+        name: name of the verification set. It may be left out if the report has one set.
 
     Raises:
-        ServingError: there is no such figure, or there are several.
+        ServingError: the file is no such report, has no set of this name, or has several sets and `name` is left out.
     """
     try:
-        figures = json.loads(Path(report).read_text(encoding="utf-8"))
+        metrics = json.loads(Path(report).read_text(encoding="utf-8"))
         found = {
-            key[: -len("/threshold")]: float(value) for key, value in figures.items() if key.endswith("/threshold")
+            key[: -len("/threshold")]: float(value) for key, value in metrics.items() if key.endswith("/threshold")
         }
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ServingError(f"{report}: no report of plsc test: {error}") from None
@@ -231,6 +258,6 @@ def read_threshold(report: str | Path, name: str | None = None) -> float:
 
 
 def _faiss() -> Any:
-    # It tells of each library that it tries, and Paddle shows everybody's log.
+    # faiss logs each library that it tries to load, and Paddle sets the root logger to show such messages.
     logging.getLogger("faiss").setLevel(logging.WARNING)
-    return require("faiss", "'plsc[gallery]'", "a gallery")
+    return require("faiss", "faiss-cpu", "a gallery")

@@ -1,4 +1,4 @@
-"""An exported model in this process: images in, unit-length embeddings out. Needs nothing of training."""
+"""An exported model in this process: images in, embeddings of unit length out."""
 
 from __future__ import annotations
 
@@ -7,83 +7,101 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plsc.data.records import read_image
-from plsc.errors import DataError
-from plsc.inference.model_card import ModelDescription, read_description
+from plsc.errors import DataError, ServingError
+from plsc.inference.embedding import Embeddings, Pixels, list_images
+from plsc.inference.model_card import ModelCard, read_model_card
 from plsc.inference.predictor import Predictor
 
 
 def load_inference_model(directory: str | Path) -> InferenceModel:
-    """Load what `Entry.convert_for_prediction` wrote.
+    """Load a model that `plsc export` or `Entry.convert_for_prediction` wrote.
 
     Args:
         directory: the exported folder, or the `model_save_dir` that holds it as inference_model/.
 
     Raises:
-        ServingError: there is no such model.
+        ServingError: the folder holds no export, or Paddle cannot load it.
+
+    Example:
+        >>> model = plsc.load_inference_model("output")
+        >>> embeddings = model.embed(["ann.jpg", "bob.jpg"])
+        >>> cosine = embeddings[0] @ embeddings[1]
     """
     return InferenceModel(directory)
 
 
 class InferenceModel:
-    """A Paddle inference model with its pre-processing.
+    """An exported network with its pre-processing. It needs nothing of training.
+
+    Not for several threads at once: a thread makes an InferenceModel of its own.
 
     Args:
         directory: the exported folder, or the `model_save_dir` that holds it as inference_model/.
-        threads: of the CPU; Paddle's own choice by default.
+        threads: CPU threads of a forward pass, 1 or more; by default Paddle's own choice, which is 1.
 
     Attributes:
-        description: what the model takes and gives.
-        image_shape: (3, H, W) that images are brought to.
-        emb_dim: D that it gives.
+        card: the model's inputs and outputs.
+        image_shape: (3, H, W) that images are resized to.
+        emb_dim: D.
+
+    Raises:
+        ServingError: the folder holds no export, or Paddle cannot load it.
+
+    Example:
+        >>> model = InferenceModel("output/inference_model", threads=4)
+        >>> model.embed(["ann.jpg", open("bob.jpg", "rb").read()]).shape
+        (2, 512)
     """
 
     def __init__(self, directory: str | Path, threads: int | None = None) -> None:
-        self.description: ModelDescription = read_description(directory)
-        self.image_shape, self.emb_dim = self.description.image_shape, self.description.emb_dim
-        self._predictor = Predictor(self.description.model_file, threads, self.description.plain_kernels)
+        self.card: ModelCard = read_model_card(directory)
+        self.image_shape, self.emb_dim = self.card.image_shape, self.card.emb_dim
+        self._predictor = Predictor(self.card.model_file, threads, plain=self.card.plain_kernels)
 
-    def embed(self, images: Any | Iterable[Any], batch_size: int = 32) -> np.ndarray:
-        """Embed images: [n, D] float32 of unit length.
+    def embed(self, images: Any | Iterable[Any], batch_size: int = 32) -> Embeddings:
+        """Embed images: [n, D] float32 of unit length, in the order of the images.
 
         Args:
-            images: one or many of: a path, encoded bytes, or a [H, W, 3] uint8 RGB array.
-            batch_size: images per forward pass.
+            images: one image or several; each a path, encoded bytes, or pixels [H, W, 3] uint8 RGB.
+            batch_size: images per forward pass, 1 or more.
 
         Raises:
             DataError: an image cannot be read; the message has its path, or its place in the sequence.
+            ServingError: the batch size is below 1.
         """
-        if isinstance(images, (str, Path, bytes)) or (isinstance(images, np.ndarray) and images.ndim == 3):
-            images = [images]
-        images = list(images)
-        found = []
+        if batch_size < 1:
+            raise ServingError(f"embed: got batch_size {batch_size}, expected 1 or more")
+        images = list_images(images)
+        embeddings = []
         for start in range(0, len(images), batch_size):
-            chunk = images[start : start + batch_size]
-            found.append(self.embed_pixels(np.stack([self._read(start + i, image) for i, image in enumerate(chunk)])))
-        return np.concatenate(found) if found else np.zeros([0, self.emb_dim], np.float32)
+            chunk = enumerate(images[start : start + batch_size], start)
+            embeddings.append(self.embed_pixels(np.stack([self._prepare(index, image) for index, image in chunk])))
+        return np.concatenate(embeddings) if embeddings else np.zeros([0, self.emb_dim], np.float32)
 
-    def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels [N, 3, H, W] uint8 RGB of the model's size to embeddings [N, D] float32 of unit length."""
-        outputs = self._predictor.run(self.description.to_input(pixels))
-        return self.description.to_embeddings(outputs, len(pixels))
+    def embed_pixels(self, pixels: Pixels) -> Embeddings:
+        """Embed pixels [N, 3, H, W] uint8 RGB of the model's size: [N, D] float32 of unit length."""
+        return self.card.to_embeddings(self._predictor.run(self.card.to_input(pixels)), len(pixels))
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        """The bare model: normalized images [N, 3, H, W] float32 to embeddings [N, D], not of unit length.
+    def run(self, batch: NDArray[Any]) -> Embeddings:
+        """Run the network alone: normalized images [N, 3, H, W] float32 to outputs [N, D], not of unit length.
 
-        What was baked in at export changes both: see `description`.
+        What was baked in at export changes both. `card.takes_pixels` says that it takes pixels [N, H', W', 3] uint8,
+        `card.gives_unit` that the outputs have unit length.
         """
-        return self._predictor.run(np.asarray(batch, self.description.input_dtype))
+        return self._predictor.run(np.asarray(batch, self.card.input_dtype))
 
     def warm_up(self) -> tuple[str, str]:
-        """Run once, so that the first request need not wait for it; returns the names of input and output."""
+        """Run once on a black image, since the first pass is slow; returns the names of input and output."""
         self.embed_pixels(np.zeros([1, *self.image_shape], np.uint8))
         return self._predictor.input_name, self._predictor.output_name
 
-    def _read(self, index: int, image: Any) -> np.ndarray:
+    def _prepare(self, index: int, image: Any) -> Pixels:
         is_file = isinstance(image, (str, Path))
         encoded = read_image(image) if is_file else image
         try:
-            return self.description.prepare(encoded)
+            return self.card.prepare(encoded)
         except DataError as error:
             raise DataError(f"{image if is_file else f'image {index}'}: {error}") from None

@@ -1,7 +1,8 @@
-"""What an exported model takes and gives: `plsc_model.json`, read without Paddle."""
+"""The model card of an export, `plsc_model.json`: the network's inputs and outputs. It is read without Paddle."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -10,43 +11,36 @@ from typing import Any
 
 import numpy as np
 
-from plsc.data.transforms import Channels, Transform, normalize
 from plsc.errors import ServingError
+from plsc.inference.embedding import EmbeddingPath
 
 FORMAT = "plsc-inference-model"
 ABOUT_FILE = "plsc_model.json"
 MODEL_PREFIX = "model"
 
 
-@dataclass(frozen=True)
-class ModelDescription:
-    """An exported model's inputs and outputs.
+@dataclass(frozen=True, kw_only=True)
+class ModelCard(EmbeddingPath):
+    """The inputs and outputs of an exported network, with the path from an image to its embedding.
 
     Attributes:
-        directory: the folder of the export.
-        image_shape: (3, H, W) of the backbone.
+        directory: folder of the export.
         emb_dim: D.
-        flip: an embedding is of the image and its mirror image together.
-        takes_pixels: the model takes pixels [N, H', W', 3] uint8, pre-processing baked in;
-            otherwise images [N, 3, H, W] float32.
-        gives_unit: the model gives embeddings of unit length, flip included.
-        bgr: of a model that takes pixels, blue first.
-        weights: a digest of the network's weights, whatever was baked in; empty where the export says none.
-        plain_kernels: fused ones compute something else, so that it must do without them.
-        pixel_mean, pixel_std: of the normalization (pixel - mean) / std; red, green, blue.
+        weights: SHA-256 of the network's weights; equal for all exports of one checkpoint, whatever is baked in. Empty
+            where the export states none.
+        plain_kernels: Paddle's fused kernels compute something else than the network, so that the predictor must do
+            without them. Slower.
+
+    Example:
+        >>> card = read_model_card("output/inference_model")
+        >>> card.image_shape, card.emb_dim
+        ((3, 112, 112), 512)
     """
 
     directory: Path
-    image_shape: tuple[int, int, int]
     emb_dim: int
-    flip: bool
-    takes_pixels: bool
-    gives_unit: bool
-    bgr: bool
     weights: str
     plain_kernels: bool
-    pixel_mean: Channels
-    pixel_std: Channels
 
     @property
     def model_file(self) -> Path:
@@ -54,63 +48,35 @@ class ModelDescription:
 
     @property
     def fingerprint(self) -> str:
-        """The same for models that give the same for the same input."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()
+        """SHA-256 of every field except `directory`: equal for copies of one export, whatever folder they are in."""
+        return hashlib.sha256(repr(dataclasses.replace(self, directory=Path())).encode()).hexdigest()
 
     @property
-    def input_dtype(self) -> np.dtype:
+    def input_dtype(self) -> np.dtype[Any]:
         return np.dtype(np.uint8 if self.takes_pixels else np.float32)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input; -1 where it is free."""
+        """Shape of one input; -1 where any size is accepted."""
         return (-1, -1, 3) if self.takes_pixels else self.image_shape
 
-    def prepare(self, image: Any) -> np.ndarray:
-        """An encoded image, or [H, W, 3] uint8 RGB pixels, to [3, H, W] uint8 RGB of the model's size.
 
-        Raises:
-            DataError: the image cannot be decoded.
-        """
-        return Transform(self.image_shape)(image)
-
-    def to_input(self, pixels: np.ndarray) -> np.ndarray:
-        """[N, 3, H, W] uint8 RGB to what the model takes: as many rows, or twice as many with mirror images behind."""
-        if self._adds_mirror:
-            pixels = np.concatenate([pixels, pixels[..., ::-1]])
-        if self.takes_pixels:
-            return np.ascontiguousarray((pixels[:, ::-1] if self.bgr else pixels).transpose(0, 2, 3, 1))
-        return normalize(pixels, self.pixel_mean, self.pixel_std)
-
-    def to_embeddings(self, outputs: np.ndarray, count: int) -> np.ndarray:
-        """What the model gave for `to_input` of `count` images, to embeddings [count, D] of unit length."""
-        if self.gives_unit:
-            return outputs
-        if self._adds_mirror:
-            outputs = outputs[:count] + outputs[count:]
-        return outputs / np.maximum(np.linalg.norm(outputs, axis=1, keepdims=True), 1e-12)
-
-    @property
-    def _adds_mirror(self) -> bool:
-        return self.flip and not self.gives_unit
-
-
-def read_description(directory: str | Path) -> ModelDescription:
-    """Read what `plsc export` wrote.
+def read_model_card(directory: str | Path) -> ModelCard:
+    """Read the model card of an export.
 
     Args:
         directory: the exported folder, or the `model_save_dir` that holds it as inference_model/.
 
     Raises:
-        ServingError: there is no such model, or its description is of another kind.
+        ServingError: the folder holds no export, or the card is damaged or of another format.
     """
     directory = Path(directory)
     if not (directory / ABOUT_FILE).is_file() and (directory / "inference_model" / ABOUT_FILE).is_file():
         directory = directory / "inference_model"
     about = _read_about(directory)
-    baked: dict[str, Any] = about.get("baked", {})
     try:
-        return ModelDescription(
+        baked: dict[str, Any] = about.get("baked", {})
+        return ModelCard(
             directory=directory,
             image_shape=tuple(about["image_shape"]),
             emb_dim=about["emb_dim"],
@@ -127,7 +93,7 @@ def read_description(directory: str | Path) -> ModelDescription:
         raise ServingError(f"{directory / ABOUT_FILE}: damaged ({error!r}); export the model again") from None
 
 
-def _read_about(directory: Path) -> dict:
+def _read_about(directory: Path) -> dict[str, Any]:
     path = directory / ABOUT_FILE
     try:
         about = json.loads(path.read_text(encoding="utf-8"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import paddle
 from paddle import nn
 
-from plsc.config import MODEL_NAMES, Config
+from plsc.config import Config
 from plsc.errors import ConfigError
+from plsc.models.registry import create_backbone, list_backbones
 
 
 class BaseModel(nn.Layer):
@@ -23,7 +24,7 @@ class BaseModel(nn.Layer):
         super().__init__()
         self.emb_dim = emb_dim
 
-    def build_network(self, input: paddle.Tensor, label: paddle.Tensor | None, is_train: bool = True):
+    def build_network(self, input: paddle.Tensor, label: paddle.Tensor | None, is_train: bool = True) -> paddle.Tensor:
         """Map images [N, 3, H, W] to embeddings [N, D].
 
         Args:
@@ -47,9 +48,7 @@ def build_backbone(config: Config) -> nn.Layer:
         ConfigError: the user's model is no `paddle.nn.Layer`, or has no parameters before its first call.
     """
     if config.model is None:
-        from plsc.models import resnet
-
-        return getattr(resnet, config.model_name)(emb_dim=config.emb_dim, image_shape=config.image_shape)
+        return create_backbone(config.model_name, emb_dim=config.emb_dim, image_shape=config.image_shape)
     model = config.model
     if not model.parameters():
         raise ConfigError(
@@ -65,7 +64,7 @@ def check_model(model: object) -> nn.Layer:
         raise ConfigError(
             f"set_model: got {model!r} ({type(model).__name__}), expected an instance of "
             f"plsc.models.base_model.BaseModel; or name one with set_model_name: "
-            f"{', '.join(MODEL_NAMES)}"
+            f"{', '.join(list_backbones())}"
         )
     return model
 

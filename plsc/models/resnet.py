@@ -1,4 +1,4 @@
-"""Residual networks for faces, and a tiny one for machines without a GPU.
+"""Residual networks for faces.
 
 ResNet50/101/152 are the "IR" networks of ArcFace (Deng et al., CVPR 2019, section 3.1) as PLSC 0.1
 used them: a 3 x 3 stride-1 stem, four stages that halve the side, residual units that begin and end
@@ -14,10 +14,10 @@ from paddle import nn
 
 from plsc.errors import ConfigError
 from plsc.models.base_model import BaseModel
+from plsc.models.layers import conv, side_after
+from plsc.models.tiny import ResNetTiny
 
-
-def _conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2D:
-    return nn.Conv2D(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias_attr=False)
+__all__ = ["ResNet", "ResNet50", "ResNet101", "ResNet152", "ResNetTiny"]  # the last by its path of PLSC 1.0
 
 
 class IRUnit(nn.Layer):
@@ -30,16 +30,16 @@ class IRUnit(nn.Layer):
         super().__init__()
         if bottleneck:
             middle = channels_out // 4
-            convs = [_conv(channels_in, middle, 1), _conv(middle, middle, 3), _conv(middle, channels_out, 1, stride)]
+            convs = [conv(channels_in, middle, 1), conv(middle, middle, 3), conv(middle, channels_out, 1, stride)]
         else:
-            convs = [_conv(channels_in, channels_out, 3), _conv(channels_out, channels_out, 3, stride)]
-        layers: list = [nn.BatchNorm2D(channels_in)]
-        for conv in convs[:-1]:
-            layers += [conv, nn.BatchNorm2D(conv.weight.shape[0]), nn.PReLU(conv.weight.shape[0])]
+            convs = [conv(channels_in, channels_out, 3), conv(channels_out, channels_out, 3, stride)]
+        layers: list[nn.Layer] = [nn.BatchNorm2D(channels_in)]
+        for layer in convs[:-1]:
+            layers += [layer, nn.BatchNorm2D(layer.weight.shape[0]), nn.PReLU(layer.weight.shape[0])]
         self.body = nn.Sequential(*layers, convs[-1], nn.BatchNorm2D(channels_out))
         self.shortcut = nn.Identity()
         if stride != 1 or channels_in != channels_out:
-            self.shortcut = nn.Sequential(_conv(channels_in, channels_out, 1, stride), nn.BatchNorm2D(channels_out))
+            self.shortcut = nn.Sequential(conv(channels_in, channels_out, 1, stride), nn.BatchNorm2D(channels_out))
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return self.body(x) + self.shortcut(x)
@@ -65,14 +65,14 @@ class ResNet(BaseModel):
             raise ConfigError(f"ResNet: got {layers} layers, expected one of {sorted(self.UNITS)}")
         bottleneck = layers > 50
         widths = (256, 512, 1024, 2048) if bottleneck else (64, 128, 256, 512)
-        self.stem = nn.Sequential(_conv(image_shape[0], 64, 3), nn.BatchNorm2D(64), nn.PReLU(64))
+        self.stem = nn.Sequential(conv(image_shape[0], 64, 3), nn.BatchNorm2D(64), nn.PReLU(64))
         units, channels = [], 64
         for width, count in zip(widths, self.UNITS[layers]):
             for index in range(count):
                 units.append(IRUnit(channels, width, 2 if index == 0 else 1, bottleneck))
                 channels = width
         self.stages = nn.Sequential(*units)
-        side = _side_after(image_shape, halvings=len(widths))
+        side = side_after(image_shape, halvings=len(widths))
         self.head = nn.Sequential(
             nn.BatchNorm2D(channels),
             nn.Dropout(dropout),
@@ -104,55 +104,3 @@ class ResNet152(ResNet):
 
     def __init__(self, emb_dim: int = 512, image_shape: Sequence[int] = (3, 112, 112)) -> None:
         super().__init__(152, emb_dim, image_shape)
-
-
-class PlainUnit(nn.Layer):
-    """conv - BN - ReLU - conv - BN, plus a shortcut, then ReLU; the first convolution strides."""
-
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            _conv(channels_in, channels_out, 3, stride),
-            nn.BatchNorm2D(channels_out),
-            nn.ReLU(),
-            _conv(channels_out, channels_out, 3),
-            nn.BatchNorm2D(channels_out),
-        )
-        self.shortcut = nn.Identity()
-        if stride != 1 or channels_in != channels_out:
-            self.shortcut = nn.Sequential(_conv(channels_in, channels_out, 1, stride), nn.BatchNorm2D(channels_out))
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return nn.functional.relu(self.body(x) + self.shortcut(x))
-
-
-class ResNetTiny(BaseModel):
-    """Ten layers, 16 to 128 channels, ReLU (He et al., CVPR 2016): [N, 3, H, W] -> [N, D].
-
-    Made for CPUs, where PReLU and depthwise convolutions crawl, and for images of 32 to 64 pixels.
-    """
-
-    WIDTHS = (16, 32, 64, 128)
-
-    def __init__(self, emb_dim: int = 128, image_shape: Sequence[int] = (3, 32, 32)) -> None:
-        super().__init__(emb_dim)
-        channels = self.WIDTHS[0]
-        layers: list = [_conv(image_shape[0], channels, 3), nn.BatchNorm2D(channels), nn.ReLU()]
-        for index, width in enumerate(self.WIDTHS):
-            layers.append(PlainUnit(channels, width, 1 if index == 0 else 2))
-            channels = width
-        self.body = nn.Sequential(*layers)
-        side = _side_after(image_shape, halvings=len(self.WIDTHS) - 1)
-        self.head = nn.Sequential(
-            nn.Flatten(), nn.Linear(channels * side[0] * side[1], emb_dim), nn.BatchNorm1D(emb_dim)
-        )
-
-    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        return self.head(self.body(images))
-
-
-def _side_after(image_shape: Sequence[int], halvings: int) -> tuple[int, int]:
-    height, width = image_shape[1:]
-    for _ in range(halvings):
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return height, width

@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, Router
 
 from plsc.inference.gallery import Gallery
-from plsc.inference.model_card import read_description
+from plsc.inference.model_card import read_model_card
 from plsc.serving import protocols
 from plsc.serving.http_error import Refused
 from plsc.serving.images import decode_images
@@ -44,7 +44,7 @@ class Service:
     """
 
     def __init__(self, settings: ServeSettings) -> None:
-        self.settings, self.description = settings, read_description(settings.model)
+        self.settings, self.description = settings, read_model_card(settings.model)
         self.gallery: Gallery | None = None
         if settings.gallery is not None:
             self.gallery = Gallery.open(settings.gallery)
@@ -105,7 +105,9 @@ class Service:
             raise Refused(404, "this server has no gallery; start it with --gallery FOLDER")
         count = protocols.parse_options(request.query_params.multi_items())
         embeddings = await self._embed(request, await self._reader(request))
-        found = await self._in_thread(self.gallery.search, embeddings, count, self.settings.threshold)
+        found = await self._in_thread(
+            functools.partial(self.gallery.search, threshold=self.settings.threshold), embeddings, count
+        )
         return _reply(
             request,
             {"results": [[match.as_dict() for match in row] for row in found], "threshold": self.settings.threshold},

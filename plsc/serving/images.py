@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from plsc.errors import DataError
-from plsc.inference.model_card import ModelDescription
+from plsc.inference.model_card import ModelCard
 from plsc.serving.http_error import Refused
 
 # Formats with a history of harmless decoders; TIFF, EXR and the like are not among them.
@@ -22,7 +22,7 @@ _MAX_SEGMENTS = 100
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
-def decode_images(encoded: Sequence[bytes], description: ModelDescription, max_pixels: int) -> np.ndarray:
+def decode_images(encoded: Sequence[bytes], description: ModelCard, max_pixels: int) -> np.ndarray:
     """Encoded images to pixels [N, 3, H, W] uint8 RGB of the model's size.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from plsc.inference.model_card import ModelDescription
+from plsc.inference.model_card import ModelCard
 from plsc.serving.settings import ServeSettings
 from plsc.version import __version__
 
@@ -33,7 +33,7 @@ _ERRORS = {
 }
 
 
-def openapi(settings: ServeSettings, description: ModelDescription) -> dict[str, Any]:
+def openapi(settings: ServeSettings, description: ModelCard) -> dict[str, Any]:
     """The OpenAPI 3.1 document of one server."""
     vector = {
         "type": "array",

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from plsc.inference.model_card import ModelDescription
+from plsc.inference.model_card import ModelCard
 from plsc.inference.paddle_serving_messages import ELEMENT_TYPES, DecodeError, Request, Response
 from plsc.serving.http_error import Refused
 from plsc.utils.lazy import require
@@ -104,7 +104,7 @@ class GeneralRequest:
     log_id: int
 
 
-def parse_general_proto(body: bytes, description: ModelDescription, names: Sequence[str]) -> GeneralRequest:
+def parse_general_proto(body: bytes, description: ModelCard, names: Sequence[str]) -> GeneralRequest:
     """A protobuf `Request`.
 
     Args:
@@ -125,7 +125,7 @@ def parse_general_proto(body: bytes, description: ModelDescription, names: Seque
     )
 
 
-def parse_general_json(body: bytes, description: ModelDescription, names: Sequence[str]) -> GeneralRequest:
+def parse_general_json(body: bytes, description: ModelCard, names: Sequence[str]) -> GeneralRequest:
     """The same in JSON: `{"tensor": [{"float_data": [...], "shape": [...], "name": ...}], "fetch_var_names": []}`."""
     found = read_json(body)
     tensors, fetches, log_id = found.get("tensor"), found.get("fetch_var_names") or [], found.get("log_id", 0)
@@ -159,7 +159,7 @@ def _check_names(given: Sequence[Any], fetches: Sequence[Any], names: Sequence[s
             raise Refused(400, f"fetch_var_names: got {name!r:.80}, the model's output is named '{OUTPUT}'")
 
 
-def _tensor(values: np.ndarray, shape: list[Any], description: ModelDescription) -> np.ndarray:
+def _tensor(values: np.ndarray, shape: list[Any], description: ModelCard) -> np.ndarray:
     """Flat numbers to [N, ...] of the model's input type and shape."""
     if len(shape) > 8 or not all(type(size) is int and 0 < size < 1 << 31 for size in shape):
         raise Refused(400, f"shape: got {shape[:8]!r:.80}, expected up to 8 numbers of 1 or more")

@@ -38,7 +38,7 @@ def main() -> None:
 
         keep_memory()
         model = InferenceModel(sys.argv[1], threads=int(sys.argv[2]))
-        if model.description.fingerprint != sys.argv[3]:
+        if model.card.fingerprint != sys.argv[3]:
             raise ServingError(f"{sys.argv[1]}: another model has been exported there since; restart the server")
         names = model.warm_up()
         _leave_signals_to_the_server()  # Paddle has put a handler of its own in the place
@@ -48,7 +48,7 @@ def main() -> None:
     _send(replies, READY, json.dumps(names).encode())
     while len(header := requests.read(REQUEST.size)) == REQUEST.size:
         kind, *shape = REQUEST.unpack(header)
-        dtype = np.dtype(np.uint8) if kind == IMAGES else model.description.input_dtype
+        dtype = np.dtype(np.uint8) if kind == IMAGES else model.card.input_dtype
         size = int(np.prod(shape)) * dtype.itemsize
         data = requests.read(size)
         if len(data) < size:

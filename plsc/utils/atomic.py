@@ -1,70 +1,119 @@
-"""A folder that is written aside and takes its place whole; of an earlier one, what is not ours stays."""
+"""Files and folders that appear under their name complete or not at all.
+
+Content is written beside its place, flushed to the disk, and renamed; the folder that holds the new name is flushed
+as well. After a crash or a power cut the name stands for the old content or the new content, never for a part of it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from plsc.errors import PLSCError
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows
-    fcntl = None
+from plsc.utils.files import sync, sync_path
 
 log = logging.getLogger("plsc")
 
 
-class Replacement:
-    """A folder being written.
+@contextlib.contextmanager
+def write_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file complete or not at all; a file of that name is replaced.
+
+    Args:
+        path: the file. Its folder must exist.
+
+    Raises:
+        OSError: what the file system refuses; an earlier file is then unchanged.
+
+    Example:
+        >>> with write_file(Path("report.json")) as file:
+        ...     file.write(b"{}")
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            sync(file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_path(path.parent)
+
+
+class FolderWrite:
+    """A folder that `write_folder` is writing, and what becomes of the files of an earlier folder of that name.
+
+    | a file of the earlier folder       | the new folder has that name | then                                         |
+    |------------------------------------|------------------------------|----------------------------------------------|
+    | is in `obsolete`                   | yes or no                    | the earlier file is deleted                  |
+    | is not in `obsolete`               | no                           | the earlier file moves to the new folder     |
+    | is not in `obsolete`, is in `keep` | yes                          | the earlier file replaces the new one        |
+    | is in neither                      | yes                          | both stay, the earlier file as NAME.old      |
 
     Attributes:
         path: where to write; empty at first.
-        ours: files of the earlier folder that give way, relative to it. All others are carried over, as NAME.old
-            where the new one has another of that name.
-        stays: of these, what takes the place of the new one's instead.
+        obsolete: files of the earlier folder, relative to it, for example those that an earlier save wrote and nobody
+            has edited since.
+        keep: files of the earlier folder, relative to it, that win over a new file of the same name, for example
+            settings that the user edits.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.ours: set[str] = set()
-        self.stays: Collection[str] = ()
+        self.obsolete: set[str] = set()
+        self.keep: Collection[str] = ()
 
 
 @contextlib.contextmanager
-def replacing(folder: Path, error: type[PLSCError]) -> Iterator[Replacement]:
-    """A folder to write to, which takes the place of `folder` at the end, or vanishes where an exception leaves.
+def write_folder(folder: Path, error: type[PLSCError], *, replace: bool = True) -> Iterator[FolderWrite]:
+    """Write a folder complete or not at all; see `FolderWrite` for what stays of an earlier folder of that name.
 
-    An interruption loses nothing: what was set aside is put back at once, or by the next call.
+    An exception in the `with` block removes what was written and leaves the earlier folder as it was. Where the process
+    is killed while the folders change names, the next call for the same folder restores the earlier one.
 
     Args:
-        folder: may exist; whether it may be replaced is the caller's to ask.
-        error: raised for what the file system refuses, or where another process is at it.
+        folder: may exist. The caller decides whether it may be replaced.
+        error: the class of the exceptions raised here.
+        replace: False raises `error` where `folder` is not empty at the end.
+
+    Raises:
+        error: the file system refuses something, another process is writing the folder, or it cannot be renamed
+            because it is the current folder or a mount point.
+
+    Example:
+        >>> with write_folder(Path("output/model"), ExportError) as write:
+        ...     (write.path / "about.json").write_text("{}")
     """
     try:
-        folder = folder.resolve()  # links and dots cannot be renamed
+        folder = folder.resolve()  # a link, '.' or '..' cannot be renamed
     except (OSError, RuntimeError) as reason:
         raise error(f"{folder}: {reason}") from None
     if folder == Path.cwd() or folder.is_mount():
         raise error(f"{folder} is the current folder or a mount point and cannot be replaced; name one in it")
-    partial, old = (folder.with_name(f".{folder.name}.plsc-{kind}") for kind in ("partial", "old"))
+    partial, old = partial_path(folder), folder.with_name(f".{folder.name}.plsc-old")
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with _locked(partial, wait=False) as is_mine:
             if not is_mine:
                 raise error(f"{folder}: another process is writing it; wait for that, or name another folder")
             try:
-                _empty(partial)  # of one that was killed
+                _empty(partial)  # a killed process may have left files in it
                 with _locked(folder.parent):
-                    _put_back(folder, old)
-                replacement = Replacement(partial)
-                yield replacement
+                    _restore(folder, old)
+                write = FolderWrite(partial)
+                yield write
+                _sync_tree(partial)
                 with _locked(folder.parent):
-                    _swap(folder, partial, old, replacement)
+                    if replace and folder.exists():
+                        _swap(folder, old, write)
+                    else:
+                        rename_folder(partial, folder)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
@@ -72,14 +121,31 @@ def replacing(folder: Path, error: type[PLSCError]) -> Iterator[Replacement]:
         raise error(f"{folder}: cannot be written: {reason.strerror or reason}") from None
 
 
+def partial_path(folder: Path) -> Path:
+    """Where `write_folder` writes until the folder is complete."""
+    return folder.with_name(f".{folder.name}.plsc-partial")
+
+
+def rename_folder(partial: Path, folder: Path) -> None:
+    """Give a folder whose content is on the disk its final name, durably.
+
+    Raises:
+        OSError: `folder` exists and is not empty, or the file system refuses.
+    """
+    partial.rename(folder)
+    sync_path(folder.parent)
+
+
 @contextlib.contextmanager
-def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a folder against other processes; where the file system knows no such lock, hope."""
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock on a folder. Yields False where another process holds it.
+
+    Some network file systems support no locks; there two processes are not kept apart.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            if fcntl is not None:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             is_mine = True
         except BlockingIOError:
             is_mine = False
@@ -98,55 +164,67 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-def _put_back(folder: Path, old: Path) -> None:
-    """What an interrupted replacement has set aside: the earlier folder, or what of it was still to carry over."""
+def _sync_tree(folder: Path) -> None:
+    """Flush all files and folders in a folder, and the folder itself, to the disk."""
+    for root, _, files in os.walk(folder):
+        for name in files:
+            path = Path(root, name)
+            if path.is_file() and not path.is_symlink():
+                sync_path(path)
+        sync_path(Path(root))
+
+
+def _restore(folder: Path, old: Path) -> None:
+    """Undo a replacement that was interrupted: `old` is the earlier folder, or what was not yet moved out of it."""
     if not old.exists():
         return
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
-    kept = old.rename(_free(folder))
+    kept = old.rename(_free_name(folder))
+    sync_path(folder.parent)
     log.warning("%s: replacing it was interrupted once; what had been set aside is in %s", folder, kept)
 
 
-def _swap(folder: Path, partial: Path, old: Path, replacement: Replacement) -> None:
-    if not folder.exists():
-        partial.rename(folder)
-        return
+def _swap(folder: Path, old: Path, write: FolderWrite) -> None:
     folder.rename(old)
     try:
-        partial.rename(folder)
+        write.path.rename(folder)
     except BaseException:
         old.rename(folder)
         raise
     try:
-        _carry_over(old, folder, "", replacement)
+        sync_path(folder.parent)
+        _move_earlier_files(old, folder, "", write=write)
     except OSError as reason:
-        kept = old.rename(_free(folder))
+        kept = old.rename(_free_name(folder))
         log.error("%s: not all of the earlier one could be carried over (%s); the rest is in %s", folder, reason, kept)
     else:
         shutil.rmtree(old)
 
 
-def _carry_over(old: Path, new: Path, inside: str, replacement: Replacement) -> None:
+def _move_earlier_files(old: Path, new: Path, inside: str, *, write: FolderWrite) -> None:
+    """Apply the table of `FolderWrite` to the folder `inside` ('' for the top, else ending in '/')."""
     for path in list(old.iterdir()):
         name = inside + path.name
-        if name in replacement.ours:
+        if name in write.obsolete:
             continue
-        has_ours = any(other.startswith(f"{name}/") for other in replacement.ours)
-        if (has_ours or (new / path.name).is_dir()) and path.is_dir() and not path.is_symlink():
-            _carry_over(path, new / path.name, f"{name}/", replacement)
+        holds_obsolete = any(other.startswith(f"{name}/") for other in write.obsolete)
+        if (holds_obsolete or (new / path.name).is_dir()) and path.is_dir() and not path.is_symlink():
+            _move_earlier_files(path, new / path.name, f"{name}/", write=write)
             continue
         new.mkdir(exist_ok=True)
-        if name in replacement.stays:
+        if name in write.keep:
             path.replace(new / path.name)
             continue
-        kept = path.rename(_free(new / path.name))
+        kept = path.rename(_free_name(new / path.name))
         if kept.name != path.name:
             log.warning("%s: it had been changed, and stays so as %s", name, kept.name)
+    if new.is_dir():
+        sync_path(new)
 
 
-def _free(path: Path) -> Path:
-    """The path, or where there is something, the first of path.old, path.old.1, ... that is free."""
+def _free_name(path: Path) -> Path:
+    """The path, or where it exists, the first of path.old, path.old.1, path.old.2, ... that does not."""
     found, number = path, 0
     while os.path.lexists(found):
         found = path.with_name(f"{path.name}.old" + (f".{number}" if number else ""))

@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 
 from plsc.config import Config
-from plsc.models.resnet import ResNetTiny
+from plsc.models.tiny import ResNetTiny
 from tests._support.images import make_images
 
 SHAPE = (3, 16, 16)

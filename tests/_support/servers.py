@@ -24,14 +24,14 @@ def make_model(folder, flip=True, bake=(), formats=("paddle",), emb_dim=EMB_DIM,
 
     from plsc.config import Config
     from plsc.export.export import export_backbone
-    from plsc.models.resnet import ResNetTiny
+    from plsc.models.tiny import ResNetTiny
 
     paddle.seed(seed)
     network = ResNetTiny(emb_dim, (3, SIDE, SIDE))
     network(paddle.rand([32, 3, SIDE, SIDE]) * 2 - 1)
     network.eval()
     config = Config(image_shape=(3, SIDE, SIDE), emb_dim=emb_dim, flip=flip, dataset_dir="/no/such/folder")
-    export_backbone(network, config, Path(folder), formats=formats, bake=bake)
+    export_backbone(network, config, directory=Path(folder), formats=formats, bake=bake)
     return network
 
 

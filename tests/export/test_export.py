@@ -43,7 +43,7 @@ def custom():
 @pytest.mark.parametrize("make", [network, custom])
 def test_all_formats_compute_what_the_network_does(tmp_path, onnxruntime, make):
     net, pixels = make(), np.stack(IMAGES)
-    export_backbone(net, settings(), tmp_path / "m", formats=("onnx", "legacy", "serving"), images=IMAGES)
+    export_backbone(net, settings(), directory=tmp_path / "m", formats=("onnx", "legacy", "serving"), images=IMAGES)
     batch = (pixels.transpose(0, 3, 1, 2).astype(np.float32) - 127.5) / 128.0
     expected = eager(net, pixels)
     session = onnxruntime.InferenceSession(str(tmp_path / "m/onnx/model.onnx"))
@@ -65,7 +65,13 @@ def test_baked_networks_take_pixels_and_give_unit_embeddings(tmp_path, flip, bgr
     statistics = {"mean": (100, 110, 120), "std": (60, 55, 50)}
     config = settings(flip=flip, pixel_mean=statistics["mean"], pixel_std=statistics["std"])
     export_backbone(
-        net, config, tmp_path / "m", formats=("legacy",), bake=("normalize", "preprocess"), bgr=bgr, images=IMAGES
+        net,
+        config,
+        directory=tmp_path / "m",
+        formats=("legacy",),
+        bake=("normalize", "preprocess"),
+        bgr=bgr,
+        images=IMAGES,
     )
     both = eager(net, pixels, **statistics) + (eager(net, pixels[:, :, ::-1], **statistics) if flip else 0)
     given = pixels[..., ::-1] if bgr else pixels
@@ -78,15 +84,15 @@ def test_baked_networks_take_pixels_and_give_unit_embeddings(tmp_path, flip, bgr
 def test_what_is_baked_changes_no_embedding(tmp_path, bake):
     net = network()
     config = settings(pixel_mean=(100, 110, 120), pixel_std=(60, 55, 50))
-    export_backbone(net, config, tmp_path / "plain", images=IMAGES)
-    export_backbone(net, config, tmp_path / "baked", bake=bake, images=IMAGES)
+    export_backbone(net, config, directory=tmp_path / "plain", images=IMAGES)
+    export_backbone(net, config, directory=tmp_path / "baked", bake=bake, images=IMAGES)
     plain, baked = (load_inference_model(tmp_path / name).embed(IMAGES) for name in ("plain", "baked"))
     assert np.abs(plain - baked).max() < 1e-5
 
 
 def test_a_network_that_differs_from_its_export_is_refused_and_the_old_export_stays(tmp_path, monkeypatch):
     net = network()
-    export_backbone(net, settings(), tmp_path / "m", images=IMAGES)
+    export_backbone(net, settings(), directory=tmp_path / "m", images=IMAGES)
     before = (tmp_path / "m" / "model.json").stat().st_mtime_ns
     real = Predictor.run
     monkeypatch.setattr(Predictor, "run", lambda self, batch: real(self, batch) * np.float32(1.0001))
@@ -95,7 +101,7 @@ def test_a_network_that_differs_from_its_export_is_refused_and_the_old_export_st
         match=r"format 'paddle' differs from the network by .* expected 1e-05 at most; "
         r"nothing was put in place",
     ):
-        export_backbone(net, settings(), tmp_path / "m", images=IMAGES)
+        export_backbone(net, settings(), directory=tmp_path / "m", images=IMAGES)
     assert (tmp_path / "m" / "model.json").stat().st_mtime_ns == before
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
@@ -134,7 +140,7 @@ def test_embeddings_that_are_not_numbers_are_refused(tmp_path):
     net = network()
     net.head[1].bias.set_value(paddle.full([16], float("nan")))
     with pytest.raises(ExportError, match="differs from the network by nan"):
-        export_backbone(net, settings(), tmp_path / "m", images=IMAGES)
+        export_backbone(net, settings(), directory=tmp_path / "m", images=IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -147,16 +153,16 @@ def test_embeddings_that_are_not_numbers_are_refused(tmp_path):
 )
 def test_wrong_wishes(tmp_path, values, message):
     with pytest.raises(ExportError, match=message):
-        export_backbone(network(), settings(), tmp_path / "m", **values)
+        export_backbone(network(), settings(), directory=tmp_path / "m", **values)
 
 
 def test_export_compares_on_the_data_set_or_says_that_it_could_not(entry, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     config = settings()
-    export_backbone(network(), config, tmp_path / "m")
+    export_backbone(network(), config, directory=tmp_path / "m")
     assert "no image found to compare the export on" in caplog.text
     config.dataset_dir = entry.dataset_dir
-    export_backbone(network(), config, tmp_path / "m")
+    export_backbone(network(), config, directory=tmp_path / "m")
     assert "real images" in caplog.records[-1].getMessage()
 
 
@@ -183,7 +189,7 @@ BYTES = b"\n\x0e\n\x01x\x12\x01x\x18\x00 \x01(\x03(p\x12\x1e\n\nfc_0.tmp_1\x12\t
 
 
 def test_serving_configuration_is_that_of_the_official_converter(tmp_path):
-    export_backbone(network(), settings(), tmp_path / "m", formats=("serving",), images=IMAGES)
+    export_backbone(network(), settings(), directory=tmp_path / "m", formats=("serving",), images=IMAGES)
     folder = tmp_path / "m" / "serving"
     server, client = folder / "serving_server", folder / "serving_client"
     text = (server / "serving_server_conf.prototxt").read_text()

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from plsc import ExportError
-from plsc.errors import PLSCError
-from plsc.utils.atomic import replacing
-from tests._support.servers import ROOT, make_model
+from tests._support.servers import make_model
 
 
 def files(folder):
@@ -93,65 +87,3 @@ def test_folders_that_cannot_be_written(tmp_path, monkeypatch):
         with pytest.raises(ExportError, match=message):
             make_model(path)
     assert sorted(os.listdir(tmp_path)) == ["empty", "file", "loop"]
-
-
-def test_a_link_stays_a_link(tmp_path):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    with replacing(tmp_path / "link", PLSCError) as replacement:
-        (replacement.path / "new").write_text("")
-    assert (tmp_path / "link").is_symlink() and os.listdir(tmp_path / "real") == ["new"]
-
-
-def test_two_at_a_time_do_not_mix(tmp_path):
-    with replacing(tmp_path / "f", PLSCError) as replacement:
-        (replacement.path / "new").write_text("")
-        with pytest.raises(PLSCError, match="another process is writing it"), replacing(tmp_path / "f", PLSCError):
-            pass
-    assert files(tmp_path / "f") == ["new"] and os.listdir(tmp_path) == ["f"]
-
-
-@pytest.mark.parametrize("kill", [1, 2, 3])
-def test_an_interruption_while_it_is_put_in_place_loses_nothing(tmp_path, kill):
-    """The process is killed before its first, second, third change of name; the next replacement goes well."""
-    folder = tmp_path / "f"
-    folder.mkdir()
-    (folder / "mine").write_text("precious")
-    script = f"""
-import os, signal
-from pathlib import Path
-from plsc.errors import PLSCError
-from plsc.utils.atomic import replacing
-real, left = Path.rename, {kill}
-def rename(self, target):
-    global left
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, target)
-Path.rename = rename
-with replacing(Path({str(folder)!r}), PLSCError) as replacement:
-    (replacement.path / "new").write_text("")
-"""
-    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == -signal.SIGKILL
-    with replacing(folder, PLSCError) as replacement:
-        (replacement.path / "newer").write_text("")
-    found = [path for path in tmp_path.rglob("mine") if path.read_text() == "precious"]
-    assert len(found) == 1 and not [name for name in os.listdir(tmp_path) if name.startswith(".")]
-    assert (folder / "newer").is_file()
-
-
-def test_a_failure_while_it_is_put_in_place_leaves_the_earlier_one(tmp_path, monkeypatch):
-    folder, real = tmp_path / "f", Path.rename
-    folder.mkdir()
-    (folder / "mine").write_text("precious")
-
-    def rename(self, target):
-        if self.name.endswith("partial"):
-            raise OSError(5, "Input/output error")
-        return real(self, target)
-
-    monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(PLSCError, match="cannot be written: Input/output error"), replacing(folder, PLSCError):
-        pass
-    assert files(folder) == ["mine"] and os.listdir(tmp_path) == ["f"]

@@ -19,7 +19,7 @@ from tests._support.servers import make_image, serving
 urllib3 = pytest.importorskip("urllib3", reason="plsc[serve] is not installed")
 pytest.importorskip("orjson", reason="plsc[serve] is not installed")
 
-from plsc.inference.model_card import ModelDescription  # noqa: E402
+from plsc.inference.model_card import ModelCard  # noqa: E402
 from plsc.inference.paddle_serving_messages import Request  # noqa: E402
 from plsc.serving import protocols  # noqa: E402
 from plsc.serving.http_error import Refused  # noqa: E402
@@ -31,7 +31,7 @@ NAMES = ("x", "fc_0.tmp_1")
 
 
 def description(takes_pixels):
-    return ModelDescription(
+    return ModelCard(
         directory=Path("."),
         image_shape=SHAPE,
         emb_dim=4,

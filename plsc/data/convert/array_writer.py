@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from plsc.data.recordio import sync
 from plsc.data.records import Record
 from plsc.data.transforms import decode
 from plsc.errors import DataError
+from plsc.utils.files import sync
 
 if TYPE_CHECKING:
     from plsc.data.convert.writers import Plan

@@ -6,11 +6,9 @@ import logging
 import os
 import time
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -26,12 +24,12 @@ from plsc.data.subset import check_labels, labels_of, split_identities
 from plsc.data.transforms import decode, resize
 from plsc.errors import ConfigError, DataError
 from plsc.utils.lazy import require
+from plsc.utils.threads import thread_map
 
 log = logging.getLogger("plsc")
 
 _SECONDS_BETWEEN_NOTES = 60
 _OR_SKIP = ", or with --skip-bad-images (skip_bad_images=True) to leave such images out"
-_In, _Out = TypeVar("_In"), TypeVar("_Out")
 
 
 class Converted(NamedTuple):
@@ -149,7 +147,7 @@ def convert(
 
         noted = time.monotonic()
         for result in tqdm(
-            in_order(_caught(read), range(done["index"], len(records))),
+            thread_map(_caught(read), range(done["index"], len(records))),
             f"{target.name}: {to}",
             len(records),
             initial=done["index"],
@@ -219,19 +217,6 @@ def convert_split(
                 done.append(convert(part, workspace / name, to, **options)._replace(target=target / name))
         finish(workspace, target)
     return done
-
-
-def in_order(function: Callable[[_In], _Out], items: Iterable[_In], threads: int | None = None) -> Iterator[_Out]:
-    """`map` on threads, a bounded number of items ahead: OpenCV and file reading let other threads run."""
-    threads = threads or min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        ahead: deque = deque()
-        for item in items:
-            ahead.append(pool.submit(function, item))
-            if len(ahead) > 4 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
 
 
 def _caught(function: Callable[[int], Any]) -> Callable[[int], Any]:

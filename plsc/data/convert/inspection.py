@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from plsc.data.convert.conversion import in_order
 from plsc.data.encoding import encode, suffix_of
 from plsc.data.records import Records
 from plsc.data.subset import labels_of
 from plsc.data.transforms import decode, resize
 from plsc.errors import DataError
 from plsc.utils.lazy import require
+from plsc.utils.threads import thread_map
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def inspect(records: Records, limit: int | None = None) -> Inspection:
     sizes: dict[tuple[int, int], int] = collections.Counter()
     damaged: list[str] = []
     num_damaged = 0
-    looks = in_order(lambda index: _look(records, int(index)), chosen)
+    looks = thread_map(lambda index: _look(records, int(index)), chosen)
     for index, (encoding, size, fault) in zip(chosen, tqdm(looks, "decoding", len(chosen), disable=None, leave=False)):
         if fault is not None:
             num_damaged += 1

@@ -16,12 +16,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 from plsc.data.convert.array_writer import ArraySink
 from plsc.data.encoding import encode, suffix_of
-from plsc.data.recordio import FrameFile, RecordIOWriter, open_output, sync, unpack
+from plsc.data.recordio import FrameFile, RecordIOWriter, unpack
 from plsc.data.records import Record
 from plsc.data.sources.base64_text import IMAGE_STARTS
 from plsc.data.sources.folders import is_leftover
 from plsc.data.transforms import decode
 from plsc.errors import DataError
+from plsc.utils.files import open_output, sync
 from plsc.utils.lazy import require
 from plsc.utils.ranges import shard_ranges
 
@@ -73,7 +74,7 @@ class ListSink:
     def __init__(self, folder: Path, plan: Plan, position: Any) -> None:
         self._folder = folder
         (folder / "images").mkdir(exist_ok=True)
-        self._list = open_output(folder / self.name, position or 0, position is not None)
+        self._list = open_output(folder / self.name, position)
         if position is None:
             self._list.write(self.head.encode())
 
@@ -152,7 +153,7 @@ class Base64Sink:
         self._file: BinaryIO | None = None
         if position is not None:
             self._part = position[0]
-            self._file = open_output(folder / self._names[self._part], position[1], True)
+            self._file = open_output(folder / self._names[self._part], position[1])
 
     def write(self, number: int, record: Record) -> None:
         image = encode(record.image)
@@ -194,7 +195,7 @@ class TarSink:
         self._shard, self._tar = -1, None
         if position is not None:
             self._shard = position[0]
-            self._open(open_output(self._path(), position[1], True))
+            self._open(open_output(self._path(), position[1]))
 
     def write(self, number: int, record: Record) -> None:
         while self._shard < 0 or number >= self._stops[self._shard]:

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from plsc.data.recordio import map_file
 from plsc.data.records import IMAGE_SUFFIXES, Record
 from plsc.data.sources.offset_index import Arrays, load_or_build, save_index
 from plsc.errors import DataError
+from plsc.utils.files import map_file
 
 log = logging.getLogger("plsc")
 

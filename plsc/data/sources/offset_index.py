@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from plsc.errors import DataError
+from plsc.utils.atomic import write_file
 
 log = logging.getLogger("plsc")
 
@@ -35,16 +35,11 @@ def load_or_build(path: Path, kind: str, build: Callable[[Path], Arrays]) -> Arr
 def save_index(path: Path, kind: str, build: Callable[[Path], Arrays]) -> Path:
     """Build the index of `path` and write it beside the file, whole or not at all; an older one is replaced."""
     target = index_path(path)
-    aside = target.with_name(f"{target.name}.{os.getpid()}.partial")
     arrays = build(path)
     try:
-        with open(aside, "wb") as file:
+        with write_file(target) as file:
             np.savez(file, about=np.array(json.dumps(_about(path, kind))), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, target)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise DataError(f"{target}: the index cannot be written: {error.strerror}") from None
     return target
 

@@ -1,18 +1,29 @@
-"""A model folder for Paddle Serving 0.9: `serving_server/`, `serving_client/`, their configurations, and a service.
+"""The format 'serving', for Paddle Serving 0.9: `serving_server/`, `serving_client/`, and a pipeline service.
 
-The four configuration files hold one message, `GeneralModelConfig`, as text and as bytes, equal to what the
-converter of paddle-serving-client writes. That converter imports no Paddle still on the package index.
+The four configuration files hold one message, `GeneralModelConfig`, as text and as bytes, equal to what the converter
+of paddle-serving-client writes. That converter cannot be used: it needs a Paddle that the package index no longer has.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import paddle
 
 from plsc.errors import ExportError
+from plsc.export.checking import Run
+from plsc.export.tracing import save_traced
+from plsc.inference.model_card import ABOUT_FILE, MODEL_PREFIX
+from plsc.inference.predictor import Predictor
+from plsc.utils.lazy import require
 
+# Settings of the pipeline service.
+SETTINGS = "serving/config.yml"
 SERVER_FOLDER, CLIENT_FOLDER = "serving_server", "serving_client"
 TEMPLATES = Path(__file__).with_name("pipeline_service")
 
@@ -22,10 +33,10 @@ class Variable:
     """An input or output of a model.
 
     Attributes:
-        name: what the model calls it.
-        alias: what clients call it. An input's must equal its name: Paddle Serving's local predictor feeds by name.
+        name: name in the model.
+        alias: name for clients. An input's alias must equal its name: Paddle Serving's local predictor feeds by name.
         dtype: a key of `ELEMENT_TYPES` of plsc/inference/paddle_serving_messages.py.
-        shape: without the batch; free dimensions are None or negative, and are left out of the configuration.
+        shape: shape without the batch axis. Free axes are None or negative; the configuration leaves them out.
     """
 
     name: str
@@ -34,11 +45,31 @@ class Variable:
     shape: tuple[int | None, ...]
 
 
-def model_config(feeds: Sequence[Variable], fetches: Sequence[Variable]):
-    """The `GeneralModelConfig` message of a model.
+def write_paddle_serving(network: paddle.nn.Layer, spec: paddle.static.InputSpec, *, folder: Path) -> Run:
+    """Write FOLDER/serving: the two model folders, and a service that runs on the real paddle-serving-server."""
+    serving, traced = folder / "serving", folder / ".legacy"
+    serving.mkdir()
+    traced.mkdir()
+    save_traced(network, spec, prefix=traced / MODEL_PREFIX, legacy=True)
+    model = traced / f"{MODEL_PREFIX}.pdmodel"
+    predictor = Predictor(model, plain=True)
+    dtype = str(spec.dtype).split(".")[-1].lower()
+    feed = Variable(predictor.input_name, predictor.input_name, dtype=dtype, shape=tuple(spec.shape[1:]))
+    emb_dim = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))["emb_dim"]
+    fetch = Variable(predictor.output_name, "embedding", dtype="float32", shape=(emb_dim,))
+    write_model_folders(serving, model, feeds=[feed], fetches=[fetch])
+    write_pipeline_service(serving)
+    shutil.copyfile(folder / ABOUT_FILE, serving / ABOUT_FILE)
+    shutil.rmtree(traced)
+    # Fused and under oneDNN: Paddle Serving runs it so, whatever its settings say.
+    return Predictor(serving / SERVER_FOLDER / "model.pdmodel").run
+
+
+def model_config(feeds: Sequence[Variable], fetches: Sequence[Variable]) -> Any:
+    """The protobuf message `GeneralModelConfig` of a model.
 
     Raises:
-        ExportError: an element type that Paddle Serving has no number for.
+        ExportError: Paddle Serving has no number for an element type.
     """
     from plsc.inference.paddle_serving_messages import ELEMENT_TYPES, GeneralModelConfig
 
@@ -61,33 +92,29 @@ def model_config(feeds: Sequence[Variable], fetches: Sequence[Variable]):
     return config
 
 
-def write_model_folders(
-    folder: Path, model: Path, params: Path, feeds: Sequence[Variable], fetches: Sequence[Variable]
-) -> None:
+def write_model_folders(folder: Path, model: Path, *, feeds: Sequence[Variable], fetches: Sequence[Variable]) -> None:
     """Write FOLDER/serving_server and FOLDER/serving_client.
 
     Args:
-        folder: existing.
-        model: the legacy .pdmodel, copied.
-        params: its .pdiparams, copied.
+        folder: an existing folder.
+        model: the legacy .pdmodel, its .pdiparams beside it; both are copied.
         feeds: inputs, in order.
         fetches: outputs, in order.
     """
-    from google.protobuf import text_format
-
+    text_format = require("google.protobuf.text_format", "protobuf", "the format 'serving'")
     config = model_config(feeds, fetches)
     for name, stem in ((SERVER_FOLDER, "serving_server_conf"), (CLIENT_FOLDER, "serving_client_conf")):
         (folder / name).mkdir()
         (folder / name / f"{stem}.prototxt").write_text(text_format.MessageToString(config), encoding="utf-8")
         (folder / name / f"{stem}.stream.prototxt").write_bytes(config.SerializeToString())
     shutil.copyfile(model, folder / SERVER_FOLDER / "model.pdmodel")
-    shutil.copyfile(params, folder / SERVER_FOLDER / "model.pdiparams")
+    shutil.copyfile(model.with_suffix(".pdiparams"), folder / SERVER_FOLDER / "model.pdiparams")
 
 
 def write_pipeline_service(folder: Path) -> None:
-    """Put a service that runs `FOLDER/serving_server` with the real paddle-serving-server beside it.
+    """Write a service that runs FOLDER/serving_server with the real paddle-serving-server.
 
-    Its settings are in config.yml and, of the images, in plsc_model.json, which the caller writes.
+    It reads config.yml, for the user to edit, and plsc_model.json, which the caller writes.
     """
     for source in sorted(TEMPLATES.iterdir()):
         if source.is_file():

@@ -11,7 +11,7 @@ from paddle import nn
 import plsc
 from plsc.data.verification_set import VerificationSet
 from plsc.models.base_model import BaseModel
-from plsc.models.resnet import ResNetTiny
+from plsc.models.tiny import ResNetTiny
 
 CLASSES, SIDE = 10, 8
 

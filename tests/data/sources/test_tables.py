@@ -83,10 +83,10 @@ def test_threads_share_a_parquet_file(tmp_path):
             sys.executable,
             "-c",
             f"""
-from plsc.data.convert.conversion import in_order
 from plsc.data.records import open_records
+from plsc.utils.threads import thread_map
 records = open_records({str(tmp_path / "a.parquet")!r})
-print([label for _, label in in_order(records.__getitem__, {order}, threads=8)])
+print([label for _, label in thread_map(records.__getitem__, {order}, threads=8)])
 """,
         ],
         capture_output=True,

@@ -1,0 +1,120 @@
+"""The path from an image to its embedding. Every user of a trained network takes it.
+
+    image --prepare--> pixels [3, H, W] uint8 --to_input--> network input --network--> outputs --to_embeddings--> [N, D]
+
+The embedding of an image x under the network f is e / max(|e|, EPSILON), where
+
+    e = f(x) + f(mirror(x))    if `flip` is set
+    e = f(x)                   otherwise
+
+The rule for zero length: an embedding of length EPSILON = 1e-12 or more is brought to length 1. The zero embedding
+stays zero, so that its cosine with every embedding is 0 and no NaN arises. The rule is written in four places that
+share no code: `to_unit_length` here (NumPy), `BakedNetwork` in plsc/export/baking.py (Paddle operators), web_service.py
+of the Paddle Serving pipeline (runs without this library) and plsc/metrics/verification.py (float64, in blocks).
+tests/inference/test_embedding.py compares them. A gallery refuses the zero embedding, since it is similar to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plsc.data.transforms import Channels, Transform, normalize
+from plsc.metrics.verification import EPSILON
+
+Pixels = NDArray[np.uint8]
+Embeddings = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingPath:
+    """What happens to an image before and after the network.
+
+    Attributes:
+        image_shape: (3, H, W) of the network.
+        flip: the embedding is the sum over the image and its mirror image.
+        pixel_mean: mean of the normalization (pixel - mean) / std, in units of 0 to 255; one number, or one each for
+            red, green and blue.
+        pixel_std: standard deviation of the normalization, in the same form.
+        takes_pixels: the network resizes and normalizes by itself. Its input is pixels [N, H', W', 3] uint8 of any
+            H' and W'. Otherwise its input is normalized images [N, 3, H, W] float32.
+        gives_unit: the network itself sums over mirror images, where `flip` is set, and brings embeddings to unit
+            length.
+        bgr: the channels of pixels [N, H', W', 3] are in the order blue, green, red. Only with `takes_pixels`.
+
+    Example:
+        >>> path = EmbeddingPath(image_shape=(3, 112, 112), flip=True, pixel_mean=127.5, pixel_std=128.0)
+        >>> pixels = np.stack([path.prepare(image) for image in images])
+        >>> embeddings = path.to_embeddings(network(path.to_input(pixels)), len(pixels))
+    """
+
+    image_shape: tuple[int, int, int]
+    flip: bool
+    pixel_mean: Channels
+    pixel_std: Channels
+    takes_pixels: bool = False
+    gives_unit: bool = False
+    bgr: bool = False
+
+    def prepare(self, image: Any) -> NDArray[Any]:
+        """Decode and resize one image to [3, H, W] uint8 RGB.
+
+        Args:
+            image: encoded bytes, or pixels [H', W', 3] uint8 RGB. A [3, H, W] float32 array counts as normalized and
+                is returned as it is.
+
+        Raises:
+            DataError: the image cannot be decoded, or is an array of another shape or type.
+        """
+        return Transform(self.image_shape)(image)
+
+    def normalize(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        """(pixels - mean) / std of [..., 3, H, W] uint8; float32 counts as normalized and is returned as it is."""
+        normalized: NDArray[np.float32] = normalize(pixels, self.pixel_mean, self.pixel_std)
+        return normalized
+
+    def to_input(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """The network's input for images [N, 3, H, W].
+
+        Args:
+            pixels: uint8 RGB; without `takes_pixels` also normalized float32.
+
+        Returns:
+            N rows, or 2 N rows where mirror images are summed outside of the network: the images, then their mirror
+            images.
+        """
+        if self._sums_mirror_images:
+            pixels = np.concatenate([pixels, pixels[..., ::-1]])
+        if self.takes_pixels:
+            return np.ascontiguousarray((pixels[:, ::-1] if self.bgr else pixels).transpose(0, 2, 3, 1))
+        return self.normalize(pixels)
+
+    def sum_mirror_images(self, outputs: Embeddings, count: int) -> Embeddings:
+        """Embeddings [count, D], not of unit length, of the network's outputs for `to_input` of `count` images."""
+        return outputs[:count] + outputs[count:] if self._sums_mirror_images else outputs
+
+    def to_embeddings(self, outputs: Embeddings, count: int) -> Embeddings:
+        """Embeddings [count, D] of unit length, of the network's outputs for `to_input` of `count` images."""
+        return outputs if self.gives_unit else to_unit_length(self.sum_mirror_images(outputs, count))
+
+    @property
+    def _sums_mirror_images(self) -> bool:
+        return self.flip and not self.gives_unit
+
+
+def to_unit_length(embeddings: Embeddings) -> Embeddings:
+    """e / max(|e|, EPSILON) of each row e of [N, D]; the zero embedding stays zero."""
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    unit: Embeddings = embeddings / np.maximum(lengths, EPSILON)
+    return unit
+
+
+def list_images(images: Any | Iterable[Any]) -> list[Any]:
+    """One image or several as a list. One image is a path, encoded bytes, or an array of three axes."""
+    is_single = isinstance(images, (str, Path, bytes)) or (isinstance(images, np.ndarray) and images.ndim == 3)
+    return [images] if is_single else list(images)

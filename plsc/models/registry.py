@@ -1,0 +1,207 @@
+"""Backbones by name: the built-in ones, those that a program registers, and any class as 'package.module:Class'.
+
+Nothing here imports Paddle before a backbone is looked up, so that a name can be checked where it is given.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from plsc.errors import ConfigError
+from plsc.utils.names import did_you_mean
+
+if TYPE_CHECKING:
+    from paddle import nn
+
+log = logging.getLogger("plsc")
+
+Factory = Callable[..., "nn.Layer"]
+F = TypeVar("F", bound=Factory)
+
+# Name -> the class or function that creates it, or where to import that from.
+_BACKBONES: dict[str, Factory | str] = {
+    "ResNet50": "plsc.models.resnet:ResNet50",
+    "ResNet101": "plsc.models.resnet:ResNet101",
+    "ResNet152": "plsc.models.resnet:ResNet152",
+    "ResNetTiny": "plsc.models.tiny:ResNetTiny",
+}
+
+
+@overload
+def register_backbone(name: F) -> F: ...
+
+
+@overload
+def register_backbone(name: str) -> Callable[[F], F]: ...
+
+
+@overload
+def register_backbone(name: str, factory: F) -> F: ...
+
+
+def register_backbone(name: str | F, factory: F | None = None) -> Any:
+    """Make a backbone known by name, for `create_backbone`, `Entry.set_model_name` and `Config.model_name`.
+
+    The name is known in the processes that run this call. A command such as `plsc train` runs no script; there the
+    form 'package.module:Class' names a backbone without registration.
+
+    Args:
+        name: the name. As a decorator without a name, the class's own.
+        factory: a class or function called as factory(emb_dim=..., image_shape=...) that returns a
+            `paddle.nn.Layer` from images [N, 3, H, W] to embeddings [N, D].
+
+    Returns:
+        `factory`, or a decorator if only a name is given.
+
+    Raises:
+        ConfigError: the name belongs to another backbone, or the factory cannot be called.
+
+    Example:
+        >>> @register_backbone
+        ... class SmallNet(plsc.BaseModel):
+        ...     def __init__(self, emb_dim=512, image_shape=(3, 112, 112)): ...
+        >>> @register_backbone("small")
+        ... def make_small(emb_dim, image_shape): ...
+        >>> register_backbone("small_too", SmallNet)
+    """
+    if not isinstance(name, str):
+        return _register(getattr(name, "__name__", type(name).__name__), name)
+    if factory is not None:
+        return _register(name, factory)
+    return lambda decorated: _register(name, decorated)
+
+
+def list_backbones() -> list[str]:
+    """The names that `create_backbone` knows, in alphabetical order."""
+    return sorted(_BACKBONES)
+
+
+def create_backbone(name: str, *, emb_dim: int = 512, image_shape: Sequence[int] = (3, 112, 112)) -> nn.Layer:
+    """Create a backbone by name.
+
+    Args:
+        name: one of `list_backbones()`, or 'package.module:Class'.
+        emb_dim: embedding size D.
+        image_shape: (3, H, W) of its input.
+
+    Returns:
+        A layer from images [N, 3, H, W] to embeddings [N, D], float32, not normalized.
+
+    Raises:
+        ConfigError: no such name, module or class, or it cannot be created with these two arguments.
+
+    Example:
+        >>> net = create_backbone("ResNetTiny", emb_dim=128, image_shape=(3, 32, 32))
+        >>> net(paddle.rand([2, 3, 32, 32])).shape
+        [2, 128]
+    """
+    from paddle import nn
+
+    factory = find_backbone(name)
+    try:
+        inspect.signature(factory).bind(emb_dim=emb_dim, image_shape=image_shape)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"backbone '{name}' cannot be called as {_name_of(factory)}(emb_dim=..., image_shape=...): {error}; "
+            f"give it these two parameters"
+        ) from None
+    backbone = factory(emb_dim=emb_dim, image_shape=tuple(image_shape))
+    if not isinstance(backbone, nn.Layer):
+        raise ConfigError(
+            f"backbone '{name}': {_name_of(factory)} returned {type(backbone).__name__}, expected a paddle.nn.Layer"
+        )
+    return backbone
+
+
+def find_backbone(name: str) -> Factory:
+    """The class or function that creates the backbone of a name.
+
+    Raises:
+        ConfigError: no such name, module or class.
+    """
+    if not isinstance(name, str):
+        raise ConfigError(f"model_name: got {name!r} ({type(name).__name__}); expected a name")
+    found = _BACKBONES.get(name)
+    if callable(found):
+        return found
+    if found is None and ":" not in name:
+        raise ConfigError(
+            f"model_name: got {name!r} (str); {did_you_mean(name, _BACKBONES)}accepted: {', '.join(list_backbones())}, "
+            f"names registered in this process, or 'package.module:Class'"
+        )
+    return _import_backbone(found or name)
+
+
+def _register(name: str, factory: F) -> F:
+    if not name or ":" in name:
+        raise ConfigError(f"register_backbone: got the name {name!r}, expected a name without ':'")
+    if not callable(factory):
+        raise ConfigError(
+            f"register_backbone('{name}'): got {factory!r} ({type(factory).__name__}), expected a class or a function "
+            f"f(emb_dim, image_shape)"
+        )
+    known = _BACKBONES.get(name)
+    # The same definition, run again, replaces itself: a notebook's cell, a reloaded module.
+    if known is not None and _name_of(known) != _name_of(factory):
+        raise ConfigError(f"register_backbone('{name}'): the name belongs to {_name_of(known)}; choose another")
+    _BACKBONES[name] = factory
+    return factory
+
+
+def _name_of(factory: Factory | str) -> str:
+    if isinstance(factory, str):
+        return factory
+    return f"{factory.__module__}:{getattr(factory, '__qualname__', type(factory).__qualname__)}"
+
+
+def _import_backbone(name: str) -> Factory:
+    """The class or function that 'package.module:Class' names."""
+    module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
+        raise ConfigError(f"model_name: got {name!r}; expected 'package.module:Class'")
+    module = _import_module(name, module_name)
+    factory: Factory | None = getattr(module, attribute, None)
+    if not callable(factory):
+        callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigError(
+            f"model_name '{name}': {module.__file__} has no class or function '{attribute}'; "
+            f"{did_you_mean(attribute, callables)}define it there or correct the name"
+        )
+    return factory
+
+
+def _import_module(name: str, module_name: str) -> Any:
+    known = module_name in sys.modules
+    # A console script has its own folder on the path, not the current one. At the end it shadows no other module.
+    folder = os.getcwd()
+    sys.path.append(folder)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(f"model_name '{name}': {_describe(error, module_name, folder)}") from error
+    finally:
+        # The last one, in case an earlier entry is the same folder.
+        del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]
+    if not known and not module_name.startswith("plsc."):
+        log.info("backbone %s is imported from %s", name, module.__file__)
+    return module
+
+
+def _describe(error: Exception, module_name: str, folder: str) -> str:
+    """What failed in an import, and what to do."""
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
+        return (
+            f"there is no module '{error.name}' in {folder} or on Python's path; run in the folder of the module, "
+            f"set PYTHONPATH to it, or correct the name"
+        )
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"importing {module_name} failed: {type(error).__name__}: {error}{where}; mend that module"

@@ -1,0 +1,224 @@
+"""The base class of all settings: one definition gives keywords, attributes, keys of files, flags and pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
+
+import pydantic
+from pydantic.fields import FieldInfo
+from typing_extensions import Self
+
+from plsc.errors import ConfigError, PLSCError
+from plsc.utils.names import nearest_name
+
+_NUMBERS = (int, float, int | None, float | None)
+
+
+class Settings(pydantic.BaseModel):
+    """Named, typed values that are checked when they are given, at construction and at assignment.
+
+    A subclass has one field per setting, each with a default (unless it is required) and a description. The description
+    is a sentence that can be read alone, because the help of the command line and the page of settings show it alone.
+    A field with `exclude=True` holds a Python object, which a file or a flag cannot give. A field with `repr=False` is
+    secret: no message shows its value.
+
+    Attributes:
+        error: class of every error raised for a wrong name or value.
+        renamed: old name -> present name. Old names are accepted as keywords, attributes, keys of files and flags.
+        groups: name of the first field of a group -> heading of the group, for help and pages.
+
+    Raises:
+        PLSCError: `error`, for an unknown name (with the nearest known one) or a wrong value.
+
+    Example:
+        >>> class Limits(Settings):
+        ...     error = ServingError
+        ...     renamed = {"max_size": "max_bytes"}
+        ...     max_bytes: int = Field(default=1024, ge=1, description="Largest request, in bytes.")
+        >>> Limits(max_size=10).max_bytes
+        10
+        >>> Limits(max_byte=10)
+        ServingError: there is no setting named 'max_byte'; did you mean 'max_bytes'?
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+    error: ClassVar[type[PLSCError]] = ConfigError
+    renamed: ClassVar[Mapping[str, str]] = {}
+    groups: ClassVar[Mapping[str, str]] = {}
+
+    # Type checkers take the signature of the constructor and the attributes from the fields instead.
+    if not TYPE_CHECKING:
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**self.present_names(values))
+            except pydantic.ValidationError as error:
+                raise self.error("\n".join(self._explain(error))) from None
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            try:
+                super().__setattr__(self.present_name(name), value)
+            except pydantic.ValidationError as error:
+                raise self.error("\n".join(self._explain(error))) from None
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_"):
+                return super().__getattr__(name)
+            return getattr(self, self.present_name(name, AttributeError))
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _read_text(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        """Split '3,112,112' where several values are expected, and refuse True for a number."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, str) and plain_type(kind) is tuple:
+            return [part for part in value.split(",") if part.strip()]
+        if isinstance(value, bool) and kind in _NUMBERS:
+            raise ValueError("expected a number")
+        return value
+
+    @classmethod
+    def present_name(cls, name: str, error: type[Exception] | None = None) -> str:
+        """The name of the setting that `name` means: itself, or its present name if it is an old one.
+
+        Args:
+            name: as given.
+            error: raised in place of the class's own.
+        """
+        name = cls.renamed.get(name, name)
+        if name not in cls.model_fields:
+            near = nearest_name(name, cls.model_fields)
+            hint = f"; did you mean '{near}'?" if near else ""
+            raise (error or cls.error)(f"there is no setting named '{name}'{hint}")
+        return name
+
+    @classmethod
+    def present_names(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """`values` under present names, the last one where two mean the same setting."""
+        return {cls.present_name(name): value for name, value in values.items()}
+
+    @classmethod
+    def scalar_fields(cls) -> dict[str, FieldInfo]:
+        """The settings that a file or a flag can give."""
+        return {name: field for name, field in cls.model_fields.items() if not field.exclude}
+
+    @classmethod
+    def object_fields(cls) -> dict[str, FieldInfo]:
+        """The settings that only Python can give."""
+        return {name: field for name, field in cls.model_fields.items() if field.exclude}
+
+    @classmethod
+    def grouped_fields(cls) -> dict[str, dict[str, FieldInfo]]:
+        """`scalar_fields` by the heading of their group."""
+        grouped: dict[str, dict[str, FieldInfo]] = {}
+        heading = "Settings"
+        for name, field in cls.scalar_fields().items():
+            heading = cls.groups.get(name, heading)
+            grouped.setdefault(heading, {})[name] = field
+        return grouped
+
+    @classmethod
+    def read_file(cls, path: str | Path) -> dict[str, Any]:
+        """The settings in a YAML file, 'name: value' per line, under their present names. Names may have dashes.
+
+        Raises:
+            PLSCError: `error`, which names the file: it cannot be read, is not YAML, or holds a wrong name or value.
+        """
+        given = {name.replace("-", "_"): value for name, value in _read_yaml(path, cls.error).items()}
+        try:
+            values = cls.present_names(given)
+        except cls.error as error:
+            raise cls.error(f"{path}: {error}") from None
+        problems = [
+            f"'{name}' is a Python object; set it in a script" for name in cls.object_fields() if name in values
+        ]
+        try:
+            # Not cls(**values), because settings without a default may be given elsewhere.
+            pydantic.BaseModel.__init__(cls.__new__(cls), **values)
+        except pydantic.ValidationError as error:
+            problems += cls._explain(error, without={"missing"})
+        if problems:
+            raise cls.error("\n".join(f"{path}: {problem}" for problem in problems))
+        return values
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """The settings that a YAML file gives, and the defaults of the others. Errors as for `read_file`."""
+        return cls(**cls.read_file(path))
+
+    def is_given(self, name: str) -> bool:
+        """Whether a setting was given, as opposed to left at its default."""
+        return self.present_name(name) in self.model_fields_set
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Only what differs from the defaults; pydantic's `repr` uses this."""
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value is not field.default:
+                if not field.repr:
+                    yield name, "(set)"
+                elif value != field.default:
+                    yield name, value
+
+    @classmethod
+    def _explain(cls, error: pydantic.ValidationError, without: Iterable[str] = ()) -> list[str]:
+        """One line per problem: the setting, what was found, what was expected."""
+        return [cls._explain_one(problem) for problem in error.errors() if problem["type"] not in without]
+
+    @classmethod
+    def _explain_one(cls, problem: Any) -> str:
+        name = str(problem["loc"][0])
+        message = problem["msg"].replace("Value error, ", "").replace("Input should be", "expected")
+        given = problem["input"]
+        if problem["type"] == "missing":
+            return f"{name}: not given, and it has no default"
+        if not cls.model_fields[name].repr:
+            return f"{name}: {message}"
+        if isinstance(given, tuple) and len(given) > 8:
+            given = given[:8] + ("...",)
+        return f"{name}: got {given!r} ({type(given).__name__}); {message}"
+
+
+def _read_yaml(path: str | Path, error: type[PLSCError]) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise error(f"{path}: the configuration file cannot be read: {problem.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        raise error(f"{path}: not YAML: {problem}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise error(f"{path}: expected one 'setting: value' per line, found {type(values).__name__}")
+    return {str(name): value for name, value in values.items()}
+
+
+def plain_type(annotation: Any) -> Any:
+    """The type behind a union with None, a tuple, a dict and a Literal: `tuple[int, int] | None` -> tuple."""
+    origin = get_origin(annotation)
+    if origin in (tuple, dict):
+        return origin
+    if origin is Literal:
+        return str
+    inner = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return plain_type(inner[0]) if inner else annotation
+
+
+def accepted_values(annotation: Any) -> str:
+    """What a value looks like as text: 'INT', 'FLOAT,FLOAT,FLOAT', 'INT,...' or 'stop|skip'."""
+    kind, parts = plain_type(annotation), get_args(annotation)
+    if kind is tuple:
+        return ",".join("..." if part is Ellipsis else part.__name__.upper() for part in parts)
+    if get_origin(annotation) is Literal:
+        return "|".join(parts)
+    return "TEXT" if kind is str else str(kind.__name__).upper()
+
+
+def text_of(value: Any) -> str:
+    """A value as a flag takes it: (3, 112, 112) -> '3,112,112'."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
