@@ -1,8 +1,11 @@
-"""The exported model as a pipeline service of Paddle Serving 0.9, by gRPC and HTTP. Needs requirements.txt only.
+"""The exported model as a pipeline service of Paddle Serving 0.9, by gRPC and HTTP.
 
-Send images as base64 text under keys that begin with 'image', or as one tensor 'image' in bytes of a .npy file
-(uint8 pixels [N, H, W, 3] RGB, or what the model takes). The answer has the keys 'embedding', the base64 of float32
-little-endian [N, D], and 'shape', as '[N, D]'. JSON lists of floats take ten times as long: there are none here.
+It stands alone: it needs the packages of requirements.txt, not PLSC, and runs on Python 3.8 and newer. Its way from an
+image to an embedding equals plsc/inference/embedding.py, which a test of PLSC holds.
+
+A request has images as base64 text under keys that begin with 'image', or one tensor 'image' in bytes of a .npy file:
+uint8 pixels [N, H, W, 3] RGB, or the network's own input. The reply has the keys 'embedding', the base64 of float32
+little-endian [N, D], and 'shape', the text '[N, D]'. A JSON list of floats would take ten times as long.
 """
 
 import ast
@@ -20,7 +23,7 @@ import time
 import types
 from concurrent import futures
 
-# Before OpenCV is imported: it refuses larger images by their header.
+# To be set before OpenCV is imported. OpenCV refuses larger images by their header.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 24))
 
 import cv2
@@ -35,17 +38,20 @@ from google.protobuf import json_format
 HERE = os.path.dirname(os.path.abspath(__file__))
 SERVICE, OPERATOR, INPUT = "plsc", "embed", "image"
 MAX_MESSAGE, MAX_IMAGES = 64 << 20, 256
-# What the second half of a whole file holds, by its beginning; older OpenCVs fill what is missing with grey.
+# By a file's first bytes: bytes that a complete file has in its second half. Older OpenCVs decode a truncated file and
+# fill the missing part with gray.
 ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}
-MAX_SEGMENTS = 100  # of a JPEG; a small one with room for thousands takes minutes
+MAX_SEGMENTS = 100  # scans or EXIF segments of a JPEG: a small file with thousands of them takes minutes to decode
 BAD_REQUEST = 4000
-GRACE, LATECOMERS = 10, 0.2  # seconds for what is under way when the service stops, and for what has yet to arrive
+EPSILON = 1e-12  # a shorter embedding is not brought to unit length; zero stays zero
+GRACE = 10  # seconds for requests in progress when the service stops
+LATE = 0.2  # seconds for requests that clients have sent and that have not arrived when the service stops
 STOPPING = threading.Event()
 
 try:
     import paddle_serving_client  # noqa: F401
 except ImportError:
-    # The server imports the name and, with a local predictor, never uses it; the real one runs on Python 3.9 at most.
+    # The server imports this package, which supports Python up to 3.9 only. With a local predictor it never uses it.
     stub = types.ModuleType("paddle_serving_client")
     stub.Client = type("Client", (), {})
     sys.modules["paddle_serving_client"] = stub
@@ -58,7 +64,7 @@ from paddle_serving_server.web_service import Op, WebService  # noqa: E402
 
 
 class StrictRequestOp(pipeline.RequestOp):
-    """Answers what it cannot read with a reason, and runs no pickle of strangers. The original does neither."""
+    """Replies to a malformed request with the reason, and unpickles nothing. The original does neither."""
 
     def unpack_request_package(self, request):
         names = [*request.key, *(tensor.name for tensor in request.tensors)]
@@ -77,7 +83,7 @@ class StrictRequestOp(pipeline.RequestOp):
         return np.load(io.BytesIO(tensor.byte_data), allow_pickle=False), None
 
 
-# WebService looks the name up when it builds the graph.
+# WebService looks up this name when it builds the graph.
 pipeline.RequestOp = StrictRequestOp
 
 
@@ -85,7 +91,7 @@ class EmbedOp(Op):
     """Images to embeddings of unit length."""
 
     def configure(self, about):
-        """Take up plsc_model.json. Not in init_op, whose errors Paddle Serving hides."""
+        """Set up from the content of plsc_model.json. Not in init_op, because Paddle Serving hides its errors."""
         baked = about.get("baked", {})
         self.height, self.width = about["image_shape"][1:]
         self.takes_pixels, self.gives_unit = baked.get("preprocess", False), baked.get("normalise", False)
@@ -110,14 +116,14 @@ class EmbedOp(Op):
         if self.flip:
             outputs = outputs[: len(outputs) // 2] + outputs[len(outputs) // 2 :]
         if not self.gives_unit:
-            outputs = outputs / np.maximum(np.linalg.norm(outputs, axis=1, keepdims=True), 1e-12)
+            outputs = outputs / np.maximum(np.linalg.norm(outputs, axis=1, keepdims=True), EPSILON)
         text = base64.b64encode(np.ascontiguousarray(outputs, "<f4").tobytes()).decode()
         return {"embedding": text, "shape": str(list(outputs.shape))}, None, ""
 
     def batch(self, inputs):
-        """What the model takes, of a request's keys."""
+        """The network's input for the images of a request, by key."""
         tensor = inputs.get(INPUT)
-        keys = sorted((key for key in inputs if key.startswith(INPUT)), key=place)
+        keys = sorted((key for key in inputs if key.startswith(INPUT)), key=image_number)
         if isinstance(tensor, np.ndarray) and (len(keys) > 1 or not tensor.ndim or len(tensor) > MAX_IMAGES):
             raise ValueError(
                 f"got the keys {keys[:5]}, a tensor of {list(tensor.shape)} among them, expected one "
@@ -138,15 +144,16 @@ class EmbedOp(Op):
             pixels = [self.fit(self.decode(key, inputs[key])) for key in keys]
         if not pixels:
             raise ValueError(f"got the keys {sorted(inputs)[:5]}, expected '{INPUT}'")
-        return self.normalise(np.stack(pixels))
+        return self.to_input(np.stack(pixels))
 
     def decode(self, key, text):
+        """Base64 text of an encoded image to pixels [H, W, 3] uint8 RGB."""
         if not isinstance(text, str):
             raise ValueError(f"'{key}': got {type(text).__name__}, expected base64 text")
         try:
             encoded = base64.b64decode(text, validate=True)
         except ValueError as error:
-            raise ValueError(f"'{key}': no base64: {error}") from None
+            raise ValueError(f"'{key}': not base64: {error}") from None
         end = ENDS.get(encoded[:2])
         if end and encoded.rfind(end, len(encoded) // 2) < 0:
             raise ValueError(f"'{key}': a truncated image of {len(encoded)} bytes")
@@ -154,16 +161,18 @@ class EmbedOp(Op):
             raise ValueError(f"'{key}': a JPEG of more than {MAX_SEGMENTS} scans or EXIF segments")
         pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
         if pixels is None:
-            raise ValueError(f"'{key}': {len(encoded)} bytes that are no image")
+            raise ValueError(f"'{key}': {len(encoded)} bytes that are not an image")
         return pixels[..., ::-1]
 
     def fit(self, pixels):
+        """Resize pixels [H', W', 3] to the network's [H, W, 3]."""
         if pixels.shape[:2] == (self.height, self.width):
             return pixels
-        way = cv2.INTER_AREA if pixels.shape[0] > self.height else cv2.INTER_LINEAR
-        return cv2.resize(np.ascontiguousarray(pixels), (self.width, self.height), interpolation=way)
+        kind = cv2.INTER_AREA if pixels.shape[0] > self.height else cv2.INTER_LINEAR
+        return cv2.resize(np.ascontiguousarray(pixels), (self.width, self.height), interpolation=kind)
 
-    def normalise(self, pixels):
+    def to_input(self, pixels):
+        """The network's input [N, ...] for pixels [N, H, W, 3] uint8 RGB; 2 N rows with `flip`, mirror images last."""
         if self.flip:
             pixels = np.concatenate([pixels, pixels[:, :, ::-1]])
         if self.takes_pixels:
@@ -172,7 +181,10 @@ class EmbedOp(Op):
 
 
 class BoundServer(PipelineServer):
-    """Listens where it is told. The original listens on every address, and its gateway outlives SIGTERM."""
+    """Listens on one address, and ends on SIGTERM after the requests in progress.
+
+    The original listens on every address, and its HTTP gateway goes on after SIGTERM.
+    """
 
     def __init__(self, name, host):
         super().__init__(name)
@@ -180,7 +192,7 @@ class BoundServer(PipelineServer):
 
     def run_server(self):
         servicer = PipelineServicer(self._name, self._response_op, self._conf)
-        # Paddle Serving hides what goes wrong at the start, so ask before anybody else does.
+        # Paddle Serving hides errors of the start. A first request shows them.
         found = servicer.inference(blank_request(), None)
         if found.err_no:
             give_up(f"the service cannot answer: {found.err_msg}")
@@ -191,14 +203,14 @@ class BoundServer(PipelineServer):
         stubs.add_PipelineServiceServicer_to_server(servicer, server)
         try:
             if not server.add_insecure_port(f"{address}:{self._rpc_port}"):
-                raise RuntimeError("it is taken")
+                raise RuntimeError("the port is in use")
             listener = socket.create_server(
                 (self.host, self._http_port), backlog=1024, family=socket.AF_INET6 if is_v6 else socket.AF_INET
             )
         except (OSError, RuntimeError) as error:
             give_up(f"cannot listen on {self.host}, ports {self._rpc_port} and {self._http_port}: {error}")
         server.start()
-        # By default 100 idle connections would keep it from accepting any other.
+        # By default waitress accepts no connection beyond 100, idle ones counted.
         front = waitress.create_server(
             functools.partial(answer, servicer),
             sockets=[listener],
@@ -208,7 +220,7 @@ class BoundServer(PipelineServer):
             channel_timeout=60,
             asyncore_use_poll=True,
         )
-        front.channel_class = PartingChannel
+        front.channel_class = ClosingChannel
         threading.Thread(target=front.run, daemon=True).start()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: STOPPING.set())
@@ -217,18 +229,18 @@ class BoundServer(PipelineServer):
         stopped = server.stop(grace=GRACE)
         drain(front)
         stopped.wait()
-        # The graph's threads have no end of their own.
+        # Threads of the graph never end by themselves.
         os._exit(0)
 
 
 def give_up(reason):
-    """End at once: the graph's threads would live on."""
+    """Print the reason and end the process at once, with the threads of the graph."""
     print(reason, file=sys.stderr, flush=True)
     os._exit(1)
 
 
-class PartingTask(waitress.task.WSGITask):
-    """Has its connection closed behind the answer once the service stops."""
+class ClosingTask(waitress.task.WSGITask):
+    """Closes the connection after the reply once the service stops."""
 
     def execute(self):
         if STOPPING.is_set():
@@ -236,22 +248,22 @@ class PartingTask(waitress.task.WSGITask):
         super().execute()
 
 
-class PartingChannel(waitress.channel.HTTPChannel):
-    task_class = PartingTask
+class ClosingChannel(waitress.channel.HTTPChannel):
+    task_class = ClosingTask
 
 
 def drain(front):
-    """Take no more connections, and wait until what was taken is answered."""
+    """Accept no more connections, and wait until the accepted ones have their replies, GRACE seconds at most."""
 
     def close_listener():
         while select.select([front.socket], [], [], 0)[0]:
             front.handle_accept()
-        # Of the listening socket alone: the server's own close would end the answers too.
+        # Closes the listening socket only. The server's own close would end the replies too.
         waitress.wasyncore.dispatcher.close(front)
 
     end = time.monotonic() + GRACE
     front.trigger.pull_trigger(close_listener)
-    time.sleep(LATECOMERS)
+    time.sleep(LATE)
     while time.monotonic() < end and any(
         channel.requests or channel.request or channel.total_outbufs_len
         for channel in list(front.active_channels.values())
@@ -259,20 +271,20 @@ def drain(front):
         time.sleep(0.02)
 
 
-def place(key):
-    """image, image0, image1, ... image10: by number, not by letters."""
+def image_number(key):
+    """Sort key that puts image, image0, image1, ... image10 in the order of their numbers."""
     number = key[len(INPUT) :]
     return (int(number) if number.isdecimal() and len(number) < 10 else -1, key)
 
 
 def blank_request():
-    """One black image."""
+    """A request with one black image."""
     image = cv2.imencode(".png", np.zeros([64, 64, 3], np.uint8))[1].tobytes()
     return messages.Request(key=[INPUT], value=[base64.b64encode(image).decode()], name=SERVICE, method="prediction")
 
 
 def answer(servicer, environ, start_response):
-    """One HTTP request: POST /plsc/<method> with a pipeline Request in JSON."""
+    """The WSGI application: POST /plsc/<method> with a pipeline Request in JSON."""
     _, name, method = (environ["PATH_INFO"] + "//").split("/")[:3]
     if environ["REQUEST_METHOD"] != "POST" or name != SERVICE or not method:
         message = {"err_no": 404, "err_msg": f"expected POST /{SERVICE}/prediction"}
@@ -280,7 +292,7 @@ def answer(servicer, environ, start_response):
         return [] if environ["REQUEST_METHOD"] == "HEAD" else found
     try:
         request = json_format.Parse(environ["wsgi.input"].read(), messages.Request())
-    except Exception as error:  # the parser stumbles over what is no object in several ways
+    except Exception as error:  # on JSON that is not an object the parser raises errors of several classes
         return reply(start_response, "400 Bad Request", {"err_no": 400, "err_msg": str(error)[:300]})
     request.name, request.method = name, method
     found = json_format.MessageToDict(
@@ -298,13 +310,14 @@ def answer(servicer, environ, start_response):
 
 
 def reply(start_response, status, value):
+    """A WSGI response with a JSON body."""
     body = json.dumps(value).encode()
     start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]
 
 
 class EmbedService(WebService):
-    """One operator."""
+    """A service of one operator."""
 
     def __init__(self, host):
         super().__init__(name=SERVICE)
@@ -326,7 +339,7 @@ def main():
     settings["http_port"] = int(os.environ.get("PLSC_HTTP_PORT", listen["http_port"]))
     settings["op"][OPERATOR]["local_service_conf"]["model_config"] = os.path.join(HERE, "serving_server")
     if not os.isatty(0) and os.getpgid(0) != os.getpid():
-        # Where a model fails to load, Paddle Serving kills its whole process group.
+        # When a model fails to load, Paddle Serving kills its process group. This group has no other process.
         os.setpgid(0, 0)
     service = EmbedService(host)
     service.prepare_pipeline_config(yml_dict=settings)
