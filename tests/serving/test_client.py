@@ -1,12 +1,7 @@
-"""The client, the names of PLSC 0.1 over it, and galleries, against real servers."""
+"""The client against real servers and against servers that fail."""
 
 from __future__ import annotations
 
-import base64
-import json
-import re
-import socket
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,18 +9,17 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 
-from tests._support.ranks import run
-from tests._support.servers import EMB_DIM, make_image, make_model, serving
+from tests._support.servers import EMB_DIM, free_port, make_image, serving
 
 pytest.importorskip("urllib3", reason="plsc[serve] is not installed")
 pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
-faiss = pytest.importorskip("faiss", reason="plsc[gallery] is not installed")
+pytest.importorskip("faiss", reason="plsc[gallery] is not installed")
 
-from face_service import FaceService  # noqa: E402
-from plsc import DataError, ServingError, load_inference_model  # noqa: E402
-from plsc.inference.gallery import read_threshold  # noqa: E402
-from plsc.serving import Client, Gallery  # noqa: E402
+from plsc import DataError, ServingError, load_inference_model
+from plsc.data.transforms import decode
+from plsc.serving import Client, Gallery
 
+pytestmark = pytest.mark.server
 IMAGES = [make_image(seed) for seed in range(10)]
 
 
@@ -56,20 +50,9 @@ def servers(model, gallery, tmp_path_factory):
         yield a, b
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-# The client
-
-
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_images_of_every_kind_come_back_in_order(servers, expected, batch_size, tmp_path):
     (tmp_path / "one.png").write_bytes(IMAGES[1])
-    from plsc.data.transforms import decode
-
     images = [IMAGES[0], tmp_path / "one.png", decode(IMAGES[2]), *IMAGES[3:]]
     with Client([server.url for server in servers], api_key="k") as client:
         found = client.embed(images, batch_size=batch_size, progress=True)
@@ -175,160 +158,3 @@ def test_verify_and_identify(servers):
         assert len(found) == 2 and found[1]["cosine"] <= found[0]["cosine"]
         with pytest.raises(ServingError, match="k: got '0', expected a number from 1 to 100"):
             client.identify(IMAGES[3], count=0)
-
-
-# The names of PLSC 0.1
-
-
-def test_face_service_has_its_four_methods(model, expected, tmp_path):
-    with serving(model, log=tmp_path / "log") as server:
-        service = FaceService()
-        with pytest.raises(ServingError, match=r"not connected; call connect"):
-            service.encode([])
-        service.connect(f"127.0.0.1:{server.port}")
-        service.connect_all_server([f"127.0.0.1:{server.port}"])
-        found = service.encode([base64.b64encode(image).decode() for image in IMAGES])
-        assert np.abs(np.asarray(found) - expected).max() < 1e-5
-        with pytest.raises(DataError, match="image 0: no base64"):
-            service.encode(["a$"])
-        with pytest.raises(ServingError, match="no server ready there"):
-            service.connect(f"127.0.0.1:{free_port()}")
-        service.close()
-        service.close()
-
-
-def test_plsc_server_serves(model, tmp_path):
-    script = tmp_path / "serve.py"
-    script.write_text(
-        f"from plsc_serving.run import PLSCServer\n"
-        f"PLSCServer(with_gpu=False).with_model({str(model)!r}).run(port={free_port()}, drain=0)\n"
-    )
-    with (
-        serving(model, log=tmp_path / "log", command=[sys.executable, str(script)]) as server,
-        Client(server.url) as client,
-    ):
-        assert client.embed(IMAGES[0]).shape == (1, EMB_DIM)
-    status, output = run(
-        [sys.executable, "-c", "from plsc_serving.run import PLSCServer; PLSCServer().run()"], check=False
-    )
-    assert status != 0 and "no model chosen; call with_model(path) before run()" in output
-
-
-# The gallery
-
-
-def rows(count, seed=0):
-    found = np.random.default_rng(seed).normal(size=(count, EMB_DIM)).astype(np.float32)
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
-
-
-def test_search_finds_what_plain_numpy_finds():
-    made, entries, probes = Gallery(EMB_DIM), rows(200), rows(20, seed=1)
-    made.add([str(number) for number in range(200)], 3 * entries)
-    found = made.search(probes, 4, threshold=0.4)
-    cosines = probes @ entries.T
-    for row, matches in zip(cosines, found):
-        order = np.argsort(-row)[:4]
-        assert [match.name for match in matches] == [str(number) for number in order]
-        assert [match.cosine for match in matches] == pytest.approx(row[order], abs=1e-5)
-        assert [match.same for match in matches] == [bool(value >= 0.4) for value in row[order]]
-
-
-def test_entries_are_added_removed_and_last(tmp_path):
-    made, entries = Gallery(EMB_DIM), rows(5)
-    made.add(["a", "b", "a", "c", "d"], entries)
-    assert made.remove("a") == 2 and len(made) == 3 and made.names == ["b", "c", "d"]
-    made.save(tmp_path / "g")
-    again = Gallery.open(tmp_path / "g")
-    again.add(["e"], entries[:1])
-    assert [matches[0].name for matches in again.search(entries[[0, 1, 3, 4]], 1)] == ["e", "b", "c", "d"]
-    assert again.names == ["b", "c", "d", "e"] and len(again.search(entries[0], 9)[0]) == 4
-    again.save(tmp_path / "g", replace=True)
-    assert len(Gallery.open(tmp_path / "g")) == 4
-    assert [path.name for path in tmp_path.iterdir()] == ["g"]
-    for name in ("b", "c", "d", "e"):
-        again.remove(name)
-    assert again.search(entries[:1]) == [[]]
-
-
-def test_mistakes_with_a_gallery(tmp_path):
-    made = Gallery(EMB_DIM)
-    for names, entries, message in (
-        (["a"], rows(2), "1 names for 2 embeddings"),
-        (["a"], rows(1)[:, :3], "expected"),
-        ([""], rows(1), "name is empty"),
-        (["a"], rows(1) * 0, "zero or not finite"),
-        (["a"], rows(1) * np.nan, "zero or not finite"),
-    ):
-        with pytest.raises(DataError, match=message):
-            made.add(names, entries)
-    with pytest.raises(DataError, match="no entry is named 'x'"):
-        made.remove("x")
-    (tmp_path / "mine").mkdir()
-    with pytest.raises(ServingError, match="exists and is not overwritten"):
-        made.save(tmp_path / "mine", replace=True)
-    with pytest.raises(ServingError, match="no gallery there"):
-        Gallery.open(tmp_path / "mine")
-    made.add(["a"], rows(1))
-    made.save(tmp_path / "g")
-    about = json.loads((tmp_path / "g" / "gallery.json").read_text())
-    (tmp_path / "g" / "gallery.json").write_text(json.dumps({**about, "names": {"5": "a"}}))
-    with pytest.raises(ServingError, match="do not belong together"):
-        Gallery.open(tmp_path / "g")
-    (tmp_path / "g" / "index.faiss").write_bytes(b"x")
-    with pytest.raises(ServingError, match="damaged"):
-        Gallery.open(tmp_path / "g")
-
-
-def test_the_threshold_of_a_report(tmp_path):
-    (tmp_path / "r.json").write_text(json.dumps({"lfw/threshold": 0.31, "lfw/accuracy": 0.9}))
-    assert read_threshold(tmp_path / "r.json") == 0.31
-    (tmp_path / "r.json").write_text(json.dumps({"lfw/threshold": 0.31, "cfp/threshold": 0.2}))
-    assert read_threshold(tmp_path / "r.json", "cfp") == 0.2
-    with pytest.raises(ServingError, match="expected one of cfp, lfw"):
-        read_threshold(tmp_path / "r.json")
-    with pytest.raises(ServingError, match="no report of plsc test"):
-        read_threshold(tmp_path / "none.json")
-
-
-def test_a_gallery_by_the_command_line(model, tmp_path):
-    for person in ("ann", "bob"):
-        (tmp_path / "faces" / person).mkdir(parents=True)
-    for number, image in enumerate(IMAGES[:4]):
-        (tmp_path / "faces" / ("ann" if number < 2 else "bob") / f"{number}.png").write_bytes(image)
-    (tmp_path / "carl.png").write_bytes(IMAGES[4])
-    (tmp_path / "report.json").write_text(json.dumps({"lfw/threshold": 0.99}))
-
-    def plsc(*arguments, check=True):
-        return run([sys.executable, "-m", "plsc", "gallery", *arguments], check=check)[1]
-
-    assert "4 entries of 2 names" in plsc("build", model, tmp_path / "g", tmp_path / "faces")
-    assert "exists and is not overwritten" in plsc("build", model, tmp_path / "g", tmp_path / "faces", check=False)
-    assert "5 entries of 3 names" in plsc("add", model, tmp_path / "g", tmp_path / "carl.png")
-    output = plsc(
-        "search",
-        model,
-        tmp_path / "g",
-        tmp_path / "carl.png",
-        tmp_path / "faces/bob/2.png",
-        "-k",
-        1,
-        "--report",
-        tmp_path / "report.json",
-    )
-    found = [json.loads(line) for line in re.findall(r"^\{.*\}$", output, re.MULTILINE)]
-    assert [row["matches"][0]["name"] for row in found] == ["carl", "bob"]
-    assert all(row["matches"][0]["same"] and row["threshold"] == 0.99 for row in found)
-    # What the same weights give otherwise packed is the same; what others give is not.
-    make_model(tmp_path / "baked", bake=("normalize",))
-    plsc("search", tmp_path / "baked", tmp_path / "g", tmp_path / "carl.png")
-    make_model(tmp_path / "other", seed=1)
-    for command in (("add",), ("search",)):
-        assert "built with other weights" in plsc(
-            *command, tmp_path / "other", tmp_path / "g", tmp_path / "carl.png", check=False
-        )
-    assert "1 entries removed, 4 left" in plsc("remove", tmp_path / "g", "carl")
-    make_model(tmp_path / "other", emb_dim=8)
-    assert "gallery's embeddings are of 16, the model's of 8" in plsc(
-        "search", tmp_path / "other", tmp_path / "g", tmp_path / "carl.png", check=False
-    )

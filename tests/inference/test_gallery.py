@@ -1,0 +1,89 @@
+"""Galleries: exact search, enrolment, files and reports."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tests._support.servers import EMB_DIM
+
+pytest.importorskip("faiss", reason="plsc[gallery] is not installed")
+
+from plsc import DataError, ServingError
+from plsc.inference.gallery import Gallery, read_threshold
+
+
+def rows(count, seed=0):
+    found = np.random.default_rng(seed).normal(size=(count, EMB_DIM)).astype(np.float32)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def test_search_finds_what_plain_numpy_finds():
+    made, entries, probes = Gallery(EMB_DIM), rows(200), rows(20, seed=1)
+    made.add([str(number) for number in range(200)], 3 * entries)
+    found = made.search(probes, 4, threshold=0.4)
+    cosines = probes @ entries.T
+    for row, matches in zip(cosines, found):
+        order = np.argsort(-row)[:4]
+        assert [match.name for match in matches] == [str(number) for number in order]
+        assert [match.cosine for match in matches] == pytest.approx(row[order], abs=1e-5)
+        assert [match.same for match in matches] == [bool(value >= 0.4) for value in row[order]]
+
+
+def test_entries_are_added_removed_and_last(tmp_path):
+    made, entries = Gallery(EMB_DIM), rows(5)
+    made.add(["a", "b", "a", "c", "d"], entries)
+    assert made.remove("a") == 2 and len(made) == 3 and made.names == ["b", "c", "d"]
+    made.save(tmp_path / "g")
+    again = Gallery.open(tmp_path / "g")
+    again.add(["e"], entries[:1])
+    assert [matches[0].name for matches in again.search(entries[[0, 1, 3, 4]], 1)] == ["e", "b", "c", "d"]
+    assert again.names == ["b", "c", "d", "e"] and len(again.search(entries[0], 9)[0]) == 4
+    again.save(tmp_path / "g", replace=True)
+    assert len(Gallery.open(tmp_path / "g")) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["g"]
+    for name in ("b", "c", "d", "e"):
+        again.remove(name)
+    assert again.search(entries[:1]) == [[]]
+
+
+def test_mistakes_with_a_gallery(tmp_path):
+    made = Gallery(EMB_DIM)
+    for names, entries, message in (
+        (["a"], rows(2), "1 names for 2 embeddings"),
+        (["a"], rows(1)[:, :3], "expected"),
+        ([""], rows(1), "name is empty"),
+        (["a"], rows(1) * 0, "zero or not finite"),
+        (["a"], rows(1) * np.nan, "zero or not finite"),
+    ):
+        with pytest.raises(DataError, match=message):
+            made.add(names, entries)
+    with pytest.raises(DataError, match="no entry is named 'x'"):
+        made.remove("x")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ServingError, match="exists and is not overwritten"):
+        made.save(tmp_path / "mine", replace=True)
+    with pytest.raises(ServingError, match="no gallery there"):
+        Gallery.open(tmp_path / "mine")
+    made.add(["a"], rows(1))
+    made.save(tmp_path / "g")
+    about = json.loads((tmp_path / "g" / "gallery.json").read_text())
+    (tmp_path / "g" / "gallery.json").write_text(json.dumps({**about, "names": {"5": "a"}}))
+    with pytest.raises(ServingError, match="do not belong together"):
+        Gallery.open(tmp_path / "g")
+    (tmp_path / "g" / "index.faiss").write_bytes(b"x")
+    with pytest.raises(ServingError, match="damaged"):
+        Gallery.open(tmp_path / "g")
+
+
+def test_the_threshold_of_a_report(tmp_path):
+    (tmp_path / "r.json").write_text(json.dumps({"lfw/threshold": 0.31, "lfw/accuracy": 0.9}))
+    assert read_threshold(tmp_path / "r.json") == 0.31
+    (tmp_path / "r.json").write_text(json.dumps({"lfw/threshold": 0.31, "cfp/threshold": 0.2}))
+    assert read_threshold(tmp_path / "r.json", "cfp") == 0.2
+    with pytest.raises(ServingError, match="expected one of cfp, lfw"):
+        read_threshold(tmp_path / "r.json")
+    with pytest.raises(ServingError, match="no report of plsc test"):
+        read_threshold(tmp_path / "none.json")
