@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 
 import pytest
 
-from tests._support.http_calls import exchange, get, post
-from tests._support.servers import make_image
+from tests._support.http_calls import exchange, get, metric, post
+from tests._support.servers import make_image, serving
 
 pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
 
@@ -49,3 +50,23 @@ def test_a_body_that_comes_too_slowly_is_refused(strict):
     begin = time.perf_counter()
     assert b" 408 " in exchange(strict, head)
     assert time.perf_counter() - begin < 5
+
+
+def test_past_the_bytes_in_flight_a_request_is_answered_with_503(model, tmp_path):
+    with serving(model, "--max-inflight-bytes", 1000, "--no-access-log", log=tmp_path / "log") as running:
+        # A request that is alone is accepted, whatever its size.
+        assert post(running, "/embed", make_image(0, 64), "image/png").status == 200
+        with socket.create_connection(("127.0.0.1", running.port), timeout=15) as slow:
+            slow.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n" + b"x" * 800)
+            for _ in range(100):
+                if metric(running, "plsc_held_bytes") == 800:
+                    break
+                time.sleep(0.05)
+            reply = post(running, "/embed", IMAGE, "image/png")
+        assert reply.status == 503 and reply.headers["Retry-After"] == "1"
+        assert "800 bytes of requests are in flight, expected 1000 at most" in json.loads(reply.data)["error"]
+        for _ in range(100):
+            if metric(running, "plsc_held_bytes") == 0:
+                return
+            time.sleep(0.05)
+        raise AssertionError("the bytes of an aborted request are still counted")

@@ -91,3 +91,35 @@ def test_a_head_without_end_is_refused(server):
     ):
         head, body = exchange(server, data).split(b"\r\n\r\n", 1)
         assert head.startswith(b"HTTP/1.1 " + status) and json.loads(body)["error"]
+
+
+def test_an_offer_of_http_2_in_pieces_is_answered_in_http_1(server):
+    head = (
+        f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nConnection: close, Upgrade\r\n"
+        f"Upgrade: h2c\r\nContent-Length: {len(IMAGE)}\r\n\r\n"
+    ).encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=15) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(head), 7):
+            connection.sendall(head[start : start + 7])
+            time.sleep(0.005)
+        connection.sendall(IMAGE)
+        reply = b""
+        while piece := connection.recv(65536):
+            reply += piece
+    assert reply.startswith(b"HTTP/1.1 200") and b"embeddings" in reply
+
+
+@pytest.mark.parametrize("size", [1, 3, 11])
+def test_requests_in_pieces_of_any_size_on_one_connection(server, size):
+    requests = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 2
+    requests += b"\r\nGET /readyz HTTP/1.1\r\nHost: x\r\nupgrade: h2c\r\nConnection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=15) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(requests), size):
+            connection.sendall(requests[start : start + size])
+            time.sleep(0.001)
+        reply = b""
+        while piece := connection.recv(65536):
+            reply += piece
+    assert reply.count(b'{"status":"ok"}') == 2
