@@ -2,27 +2,60 @@
 
 from pathlib import Path
 
+from pydantic.fields import FieldInfo
+
 from plsc.config import Config
-from plsc.utils.settings import plain_type, text_of
+from plsc.utils.settings import accepted_values, plain_type, text_of
 
 PAGE = Path(__file__).with_name("settings.md")
 
+INTRODUCTION = """# Settings
+
+Each setting is an attribute of `Entry`, a keyword of `Config`, a key of `run.yaml` and, except for `amp_lists`, a flag
+(`train_batch_size` is `--train-batch-size`). `help(plsc.Entry)` and
+[migration.md](migration.md) have the setters.
+
+```yaml
+# plsc train --config run.yaml --seed 1      (flags win over the file)
+dataset_dir: ./faces
+num_classes: 10575
+val_targets: lfw,cfp_fp
+train_batch_size: 64
+lr_schedule: cosine
+```
+
+In `test`, `predict` and `export`, a setting that describes the network (`emb_dim`, `image_shape`, `model_name`, `flip`,
+`pixel_mean`, `pixel_std`) is taken from the checkpoint unless it is given."""
+
+OBJECTS = """## Python objects
+
+A script assigns these to an `Entry` or passes them to `Config`. A file or a flag cannot give them.
+"""
+
 
 def settings_page() -> str:
-    lines = [
-        "# Settings",
-        "",
-        "Each is an attribute of `Entry`, a key of `run.yaml` and, but for `amp_lists`, a flag",
-        "(`--train-batch-size`).",
-        "Setters of the same meaning: [migration.md](migration.md) and `help(plsc.Entry)`.",
-        "",
-        "| setting | type | default | meaning |",
-        "|---|---|---|---|",
-    ]
-    for name, field in Config.scalar_fields().items():
-        default = "" if field.default in (None, "") else f"`{text_of(field.default)}`"
-        lines.append(f"| `{name}` | {plain_type(field.annotation).__name__} | {default} | {field.description} |")
+    lines = [INTRODUCTION]
+    for heading, fields in Config.grouped_fields().items():
+        lines += [f"\n## {heading}\n", "| setting | values | default | meaning |", "|---|---|---|---|"]
+        lines += [
+            f"| `{name}` | {values(field)} | {default(field)} | {field.description} |" for name, field in fields.items()
+        ]
+    lines += [f"\n{OBJECTS}", "| setting | meaning |", "|---|---|"]
+    lines += [f"| `{name}` | {field.description} |" for name, field in Config.object_fields().items()]
+    renamed = [f"`{old}` for `{new}`" for old, new in Config.renamed.items()]
+    lines += ["\n## Old names\n", f"Accepted as attributes, keywords, keys and flags: {', '.join(renamed)}."]
     return "\n".join(lines) + "\n"
+
+
+def values(field: FieldInfo) -> str:
+    text = accepted_values(field.annotation)
+    if plain_type(field.annotation) is bool:
+        text = "true, false"
+    return text.lower().replace("|", ", ") if text != "TEXT" else "text"
+
+
+def default(field: FieldInfo) -> str:
+    return "" if field.default in (None, "") else f"`{text_of(field.default)}`"
 
 
 if __name__ == "__main__":

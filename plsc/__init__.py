@@ -1,13 +1,19 @@
-"""PLSC: train classifiers whose last layer has too many classes for one device, and serve the result.
+"""PLSC: train classifiers whose last layer has too many classes for one device, and use the result.
 
-from plsc import Entry
-
-entry = Entry()
-entry.set_dataset_dir("./train_data")
-entry.set_class_num(85742)
-entry.train()
+Example:
+    >>> from plsc import Entry
+    >>> entry = Entry()
+    >>> entry.set_dataset_dir("./train_data")
+    >>> entry.set_class_num(85742)
+    >>> entry.train()
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from plsc.config import Config
 from plsc.entry import Entry
 from plsc.errors import (
     CheckpointError,
@@ -20,11 +26,21 @@ from plsc.errors import (
     ServingError,
     TrainingError,
 )
-from plsc.inference.model import load_inference_model
+from plsc.models.registry import create_backbone, list_backbones, register_backbone
+from plsc.utils import lazy as _lazy
 from plsc.version import __version__
 
+if TYPE_CHECKING:
+    from plsc.data.records import open_records
+    from plsc.data.verification_set import VerificationSet
+    from plsc.engine.trainer import Trainer
+    from plsc.inference.model import load_inference_model
+    from plsc.models.base_model import BaseModel
+
 __all__ = [
+    "BaseModel",
     "CheckpointError",
+    "Config",
     "ConfigError",
     "DataError",
     "DistributedError",
@@ -33,7 +49,36 @@ __all__ = [
     "MissingDependencyError",
     "PLSCError",
     "ServingError",
+    "Trainer",
     "TrainingError",
+    "VerificationSet",
     "__version__",
+    "create_backbone",
+    "list_backbones",
     "load_inference_model",
+    "open_records",
+    "register_backbone",
 ]
+
+# Imported at first use, because Paddle takes a second to import and OpenCV a tenth.
+_AT_FIRST_USE = {
+    "BaseModel": "plsc.models.base_model",
+    "Trainer": "plsc.engine.trainer",
+    "VerificationSet": "plsc.data.verification_set",
+    "load_inference_model": "plsc.inference.model",
+    "open_records": "plsc.data.records",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _AT_FIRST_USE:
+        raise AttributeError(f"module 'plsc' has no attribute '{name}'")
+    if name in ("BaseModel", "Trainer"):
+        _lazy.require_paddle()
+    value = getattr(importlib.import_module(_AT_FIRST_USE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -7,7 +7,7 @@ in one place and with one kind of message, before any work has begun.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, field_validator
 
@@ -20,7 +20,8 @@ MARGINS = {"arcface": (1.0, 0.5, 0.0), "cosface": (1.0, 0.0, 0.35), "sphereface"
 MAIN_MARGIN = {"arcface": 1, "cosface": 2, "sphereface": 0}
 LOSS_KINDS = ("softmax", *MARGINS, "combined")
 LOSS_TYPES = LOSS_KINDS + tuple("dist_" + kind for kind in LOSS_KINDS)
-SCHEDULES = ("step", "cosine", "poly")
+ScheduleName = Literal["step", "cosine", "poly"]
+SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 # Read by every run that names no verification set, if it exists.
 DEFAULT_VAL_TARGETS = "lfw"
 
@@ -98,8 +99,8 @@ class Config(Settings):
     )
     model_name: str = Field(
         default="ResNet50",
-        description="Backbone: ResNet50, ResNet101, ResNet152, ResNetTiny, another registered name, or "
-        "'package.module:Class'.",
+        description="Backbone: ResNet50, ResNet101, ResNet152, ResNetTiny (small images, CPUs), another registered "
+        "name, or 'package.module:Class'.",
     )
 
     loss_type: str = Field(default="dist_arcface", description=f"Loss: {', '.join(LOSS_TYPES)}.")
@@ -213,9 +214,9 @@ class Config(Settings):
         gt=0.0,
         description="Learning rate at a global batch of 1024. The peak is lr times the global batch / 1024.",
     )
-    lr_schedule: str | Callable[[int], float] = Field(
+    lr_schedule: ScheduleName | Callable[[int], float] = Field(
         default="step",
-        description=f"Learning rate after warm-up: {', '.join(SCHEDULES)}. In Python also a function of the step.",
+        description="Course of the learning rate after warm-up. In Python also a function of the step.",
     )
     lr_steps: Steps = Field(
         default=(100000, 160000, 220000), description="Steps at which the step schedule lowers the learning rate."
@@ -261,7 +262,11 @@ class Config(Settings):
         default=0, ge=0, description="Steps between verifications within an epoch. 0 verifies at epoch ends only."
     )
     calc_acc: bool = Field(default=False, description="Show acc1 and acc5 of the training batch.")
-    log_period: int = Field(default=200, ge=1, description="Steps between log lines where there is no progress bar.")
+    log_period: int = Field(
+        default=200,
+        ge=1,
+        description="Steps between lines of metrics.jsonl and, where there is no progress bar, of the log.",
+    )
 
     # `exclude`: objects that a file or a flag cannot give.
     model: Any = Field(

@@ -9,46 +9,84 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from plsc.config import DEFAULT_VAL_TARGETS, LOSS_TYPES, Config, check_callable, config
+from plsc.config import DEFAULT_VAL_TARGETS, LOSS_TYPES, Config, ScheduleName, check_callable, config
 from plsc.models.registry import find_backbone
 from plsc.utils.logging import show_log
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from plsc.distributed.topology import Topology
+
+    # For type checkers every setting is an attribute, and no other name is.
+    _Attributes = Config
+else:
+    _Attributes = object
 
 log = logging.getLogger("plsc")
 
 
-class Entry:
+class Entry(_Attributes):
     """One training, verification, prediction or export, configured by its setters.
 
-    Every setter raises `plsc.ConfigError` at once when a value has the wrong type or range.
+    Every setting of `Config` is also an attribute. Run a script under `python -m paddle.distributed.launch` to train on
+    several ranks.
+
+    Raises:
+        ConfigError: in every setter and at every assignment, at once, for a value of a wrong type or range.
+        AttributeError: at reading an unknown attribute, with the nearest known one.
+
+    Example:
+        >>> entry = Entry()
+        >>> entry.set_dataset_dir("./train_data")
+        >>> entry.set_class_num(85742)
+        >>> entry.set_model_name("ResNet50")
+        >>> entry.train_batch_size = 64
+        >>> entry
+        Entry(num_classes=85742, train_batch_size=64)
+        >>> entry.train()
+        {'loss': 3.1, 'lr': 0.1, 'lfw/accuracy': 0.98, 'images/s': 5120.0}
     """
 
-    config: Config
+    _config: Config
+    _observers: list[Any]
 
     def __init__(self) -> None:
-        object.__setattr__(self, "config", config.model_copy())
+        object.__setattr__(self, "_config", config.model_copy())
+        object.__setattr__(self, "_observers", [])
 
-    def __getattr__(self, name: str) -> Any:
-        name = Config.present_name(name, AttributeError)
-        # Old scripts read the defaults of these two, which depend on the loss and on the data.
-        if name == "margin" and self.config.margin is None:
-            return self.config.main_margin
-        if name == "val_targets" and self.config.val_targets is None:
-            return DEFAULT_VAL_TARGETS
-        return getattr(self.config, name)
+    @property
+    def config(self) -> Config:
+        """The settings."""
+        return self._config
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if hasattr(type(self), name):
-            object.__setattr__(self, name, value)
-        elif name == "model":
-            self.set_model(value)
-        elif name == "model_name":
-            self.set_model_name(value)
-        else:
-            setattr(self.config, name, value)
+    if not TYPE_CHECKING:
 
-    # The problem
+        def __getattr__(self, name: str) -> Any:
+            name = Config.present_name(name, AttributeError)
+            # Scripts for PLSC 0.x read the defaults of these two, which depend on the loss and on the data.
+            if name == "margin" and self.config.margin is None:
+                return self.config.main_margin
+            if name == "val_targets" and self.config.val_targets is None:
+                return DEFAULT_VAL_TARGETS
+            return getattr(self.config, name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "model":
+                self.set_model(value)
+            elif name == "model_name":
+                self.set_model_name(value)
+            elif hasattr(type(self), name):
+                object.__setattr__(self, name, value)
+            else:
+                setattr(self.config, name, value)
+
+    def __repr__(self) -> str:
+        return f"Entry{repr(self.config).removeprefix('Config')}"
+
+    # Problem and backbone
 
     def set_class_num(self, num: int) -> None:
         """Number of classes C, 1 or more. Default 85742."""
@@ -59,73 +97,85 @@ class Entry:
         self.config.emb_dim = size
 
     def set_image_shape(self, shape: Sequence[int]) -> None:
-        """(3, H, W) of the images the network takes. Default (3, 112, 112)."""
-        self.config.image_shape = shape
+        """(3, H, W) of the images that the network takes. Default (3, 112, 112)."""
+        self.config.assign(image_shape=shape)
 
     def set_model(self, model: Any) -> None:
-        """A backbone of your own: a `plsc.models.base_model.BaseModel`, or any layer [N, 3, H, W] -> [N, D]."""
+        """Backbone of your own: a `plsc.BaseModel`, or any `paddle.nn.Layer` from [N, 3, H, W] to [N, D]."""
         from plsc.models.base_model import check_model
 
         self.config.model = check_model(model)
 
     def set_model_name(self, model_name: str) -> None:
-        """A backbone by name: ResNet50 (default), ResNet101, ResNet152, ResNetTiny."""
+        """Backbone by name: one of `plsc.list_backbones()` or 'package.module:Class'. Default 'ResNet50'."""
         find_backbone(model_name)
         self.config.model_name = model_name
 
-    # The head and its loss
+    # Last layer and loss
 
     def set_loss_type(
-        self, loss_type: str, margin1: float | None = None, margin2: float | None = None, margin3: float | None = None
+        self, loss_type: Any, margin1: float | None = None, margin2: float | None = None, margin3: float | None = None
     ) -> None:
-        """The loss and its margins: cos(margin1 * theta + margin2) - margin3 on the target class.
+        """Loss and its margins: cos(margin1 theta + margin2) - margin3 on the target class, or a margin of your own.
 
         Args:
             loss_type: softmax, arcface, cosface, sphereface or combined, each also as `dist_...`, which shards
                 the class centers over ranks. Default 'dist_arcface'. Any other name together with all three
-                margins means combined, as in PLSC 0.2.
-            margin1: factor on the angle. By default 1, for sphereface 1.35.
-            margin2: added to the angle, radians. By default 0, for arcface 0.5.
-            margin3: taken off the cosine. By default 0, for cosface 0.35.
+                margins means combined, as in PLSC 0.2. Or a margin object of `plsc.losses.margins`, which replaces the
+                margins of the loss set before and leaves its sharding.
+            margin1: factor on the angle. Default 1, for sphereface 1.35.
+            margin2: added to the angle, in radians. Default 0, for arcface 0.5.
+            margin3: subtracted from the cosine. Default 0, for cosface 0.35.
         """
         margins = (margin1, margin2, margin3)
-        if isinstance(loss_type, str) and loss_type not in LOSS_TYPES and None not in margins:
-            loss_type = "dist_combined" if loss_type.startswith("dist_") else "combined"
-        self.config.loss_type = loss_type
-        self.config.margin1, self.config.margin2, self.config.margin3 = margins
+        if not isinstance(loss_type, str):
+            expected = "the name of a loss or a margin object, called with (cosine, norms, labels)"
+            self.config.margin_function = check_callable("set_loss_type", loss_type, expected)
+        else:
+            if loss_type not in LOSS_TYPES and None not in margins:
+                loss_type = "dist_combined" if loss_type.startswith("dist_") else "combined"
+            self.config.assign(loss_type=loss_type, margin_function=None)
+        self.config.assign(margin1=margin1, margin2=margin2, margin3=margin3)
 
     def set_margin(self, margin: float) -> None:
-        """The one margin of the loss: arcface's angle (radians), cosface's cosine, sphereface's factor."""
+        """Main margin of the loss: m2 of arcface (radians), m3 of cosface (cosine), m1 of sphereface (factor)."""
         self.config.margin = margin
 
     def set_scale(self, scale: float) -> None:
-        """s, what the cosines are multiplied by. Default 64."""
+        """Scale s, the factor from cosines to logits. Default 64."""
         self.config.scale = scale
 
     def set_model_parallel(self, flag: bool) -> None:
-        """Shard the class centers over ranks, or hold them whole on each, whatever loss_type's prefix says."""
+        """Shard the class centers over ranks, or replicate them, whatever loss_type's prefix says."""
         self.config.model_parallel = flag
 
     def set_sample_ratio(self, sample_ratio: float) -> None:
-        """Share of the class centers in each step (Partial FC, An et al., 2021), over 0 up to 1. Default 1."""
+        """Fraction of the class centers in each step (Partial FC, An et al., 2021), over 0 up to 1. Default 1."""
         self.config.sample_ratio = sample_ratio
 
-    def set_logits(self, mode: str) -> None:
-        """Logits between the head's two passes: 'store', 'recompute' (less memory), or 'auto' by what is free."""
+    def set_logits(self, mode: Literal["auto", "store", "recompute"]) -> None:
+        """Logits between the head's two passes: 'store', 'recompute' (less memory) or 'auto' by free memory."""
         self.config.logits = mode
 
-    def set_momentum_storage(self, dtype: str) -> None:
-        """Momentum of the class centers: 'float32' (default), or 'bfloat16' for half the memory, rounded by chance."""
+    def set_momentum_storage(self, dtype: Literal["float32", "bfloat16"]) -> None:
+        """Type of the class centers' momentum: 'float32' (default), or 'bfloat16' for half the memory.
+
+        bfloat16 is rounded stochastically.
+        """
         self.config.momentum_storage = dtype
 
+    def set_head_optimizer(self, optimizer: Any) -> None:
+        """Row optimizer of the class centers, of `plsc.losses`. Default: the arithmetic of `set_optimizer`."""
+        self.config.head_optimizer = optimizer
+
     def set_distfc_attr(self, param_attr: Any = None, bias_attr: Any = None) -> None:
-        """`paddle.ParamAttr` of the class centers, and of the bias that the softmax losses have (False: none)."""
+        """`paddle.ParamAttr` of the class centers, and of the bias of softmax losses (False: no bias)."""
         self.config.param_attr, self.config.bias_attr = param_attr, bias_attr
 
     # The data
 
     def set_dataset_dir(self, directory: str | Path) -> None:
-        """Folder with label.txt and images/, or with a folder per class; and with the verification sets."""
+        """Training data, and the folder of the verification sets: a folder, a file or a pattern. See docs/data.md."""
         self.config.dataset_dir = str(directory)
 
     def set_train_image_num(self, num: int) -> None:
@@ -141,11 +191,11 @@ class Entry:
         self.config.test_batch_size = batch_size
 
     def set_val_targets(self, targets: str) -> None:
-        """Verification sets as 'lfw,cfp_fp': each is <name>.bin in the data folder. Default 'lfw'."""
+        """Verification sets as 'lfw,cfp_fp': each is NAME.bin in the data folder. Default 'lfw', if it exists."""
         self.config.val_targets = targets
 
     def set_num_workers(self, num: int) -> None:
-        """Processes per rank that read training images; 0 reads in the training process. Default 2."""
+        """Processes per rank that read training images; with 0 the training process reads. Default 2."""
         self.config.num_workers = num
 
     def set_flip(self, flip: bool) -> None:
@@ -156,71 +206,93 @@ class Entry:
         self,
         crop: float = 0.0,
         rotate: float = 0.0,
+        *,
         color_jitter: float = 0.0,
         rand_augment: int = 0,
         rand_magnitude: float = 5.0,
         gray: float = 0.0,
         blur: float = 0.0,
         erase: float = 0.0,
+        grey: float | None = None,
     ) -> None:
-        """Random changes to training images beside the flip, all off by default; see `plsc.data.augment.Augment`."""
-        given = {name: value for name, value in locals().items() if name != "self"}
-        for name, value in given.items():
-            setattr(self.config, f"augment_{name}", value)
+        """Random changes to training images beside the flip, all off by default; see `plsc.data.augment.Augment`.
+
+        `grey` is the former name of `gray`.
+        """
+        self.config.assign(
+            augment_crop=crop,
+            augment_rotate=rotate,
+            augment_color_jitter=color_jitter,
+            augment_rand_augment=rand_augment,
+            augment_rand_magnitude=rand_magnitude,
+            augment_gray=gray if grey is None else grey,
+            augment_blur=blur,
+            augment_erase=erase,
+        )
 
     def set_pixel_normalization(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
         """(pixel - mean) / std for pixels of 0 to 255, one number or three (RGB). Default 127.5 and 128."""
-        self.config.pixel_mean, self.config.pixel_std = mean, std
+        self.config.assign(pixel_mean=mean, pixel_std=std)
+
+    set_pixel_normalisation = set_pixel_normalization  # the name in PLSC 1.0
 
     def set_class_balanced(self, flag: bool) -> None:
-        """Let every class come equally often in an epoch, instead of every image. Default False."""
+        """Draw every class equally often in an epoch, in place of every image once. Default False."""
         self.config.class_balanced = flag
 
     def set_min_images_per_class(self, num: int) -> None:
-        """Leave out classes with fewer training images and renumber the rest. Default 0: none."""
+        """Leave out classes with fewer training images and renumber the others. Default 0: none."""
         self.config.min_images_per_class = num
 
     def set_worker_timeout(self, seconds: float) -> None:
-        """How long one image may take to read before its process counts as hanging; 0: no limit. Default 300."""
+        """Seconds that reading one image may take before its process counts as hanging; 0: no limit. Default 300."""
         self.config.worker_timeout = seconds
 
-    def set_bad_images(self, action: str) -> None:
-        """What an unreadable training image does: 'stop' (default), or 'skip': count it and take the next."""
+    def set_bad_images(self, action: Literal["stop", "skip"]) -> None:
+        """Action at an unreadable training image: 'stop' (default), or 'skip' it, count it and take the next."""
         self.config.bad_images = action
 
-    # The schedule
+    # Schedule and optimization
 
     def set_train_epochs(self, num: int) -> None:
         """Epochs to train. Default 120. Un-sets the steps."""
-        self.config.train_epochs = num
-        self.config.train_steps = None
+        self.config.assign(train_epochs=num, train_steps=None)
 
     def set_train_steps(self, num: int) -> None:
         """Steps to train. Un-sets the epochs."""
-        self.config.train_steps = num
-        self.config.train_epochs = None
+        self.config.assign(train_steps=num, train_epochs=None)
 
     def set_warmup_epochs(self, num: int) -> None:
         """Epochs over which the learning rate rises to its peak. Default 0."""
         self.config.warmup_epochs = num
 
     def set_step_boundaries(self, boundaries: Sequence[int]) -> None:
-        """Steps at which the learning rate decays. Default (100000, 160000, 220000)."""
-        self.config.lr_steps = boundaries
+        """Steps at which the step schedule lowers the learning rate. Default (100000, 160000, 220000)."""
+        self.config.assign(lr_steps=boundaries)
 
     def set_lr_decay_factor(self, factor: float) -> None:
-        """What the learning rate is multiplied by at each boundary. Default 0.1."""
+        """Factor on the learning rate at each boundary. Default 0.1."""
         self.config.lr_decay_factor = factor
 
-    def set_lr(self, lr: float | Callable[[int], float]) -> None:
-        """Learning rate at a global batch of 1024 (default 0.1, scaled with the batch), or a function step -> rate."""
-        if callable(lr):
+    def set_lr(self, lr: float | ScheduleName | Callable[[int], float]) -> None:
+        """Learning rate or its schedule.
+
+        Args:
+            lr: the learning rate at a global batch of 1024 (default 0.1; the peak is lr times the global batch / 1024);
+                or a schedule: 'step' (default), 'cosine' or 'poly', or a function from the step to the learning rate.
+        """
+        if isinstance(lr, str) or callable(lr):
             self.config.lr_schedule = lr
-        else:
-            self.config.lr, self.config.lr_schedule = lr, "step"
+            return
+        self.config.lr = lr
+        if callable(self.config.lr_schedule):  # a function takes no account of lr
+            self.config.lr_schedule = "step"
 
     def set_optimizer(self, optimizer: Callable[..., Any]) -> None:
-        """Another optimizer: a Paddle class, or anything to be called as f(learning_rate=..., parameters=[...]).
+        """Optimizer: a Paddle class, or anything that can be called as f(learning_rate=..., parameters=[...]).
+
+        By default Momentum 0.9 with weight decay 5e-4.
+
 
         For example `functools.partial(paddle.optimizer.AdamW, weight_decay=0.05)`.
         """
@@ -232,11 +304,11 @@ class Entry:
         )
 
     def set_seed(self, seed: int) -> None:
-        """Seed of initial weights, data order, sampling and dropout. Default 0."""
+        """Seed of initial weights, data order, class sampling and dropout. Default 0."""
         self.config.seed = seed
 
-    def set_on_nonfinite(self, action: str) -> None:
-        """What a loss that is not finite does: 'stop' (default), or 'skip' the step (waits for the device)."""
+    def set_on_nonfinite(self, action: Literal["stop", "skip"]) -> None:
+        """Action at a loss that is not finite: 'stop' (default), or 'skip' the step (waits for the device)."""
         self.config.on_nonfinite = action
 
     def set_mixed_precision(
@@ -249,31 +321,47 @@ class Entry:
         decr_ratio: float = 0.5,
         use_dynamic_loss_scaling: bool = True,
         amp_lists: dict[str, Any] | None = None,
-        amp_dtype: str = "float16",
+        amp_dtype: Literal["float16", "bfloat16"] = "float16",
     ) -> None:
-        """Half precision with loss scaling on GPUs (`paddle.amp`); has no effect on CPU, which training says.
+        """Mixed precision with loss scaling on GPUs (`paddle.amp`). Has no effect on CPU; training logs that.
 
-        It holds for the backbone and for the head's matrix products; sums, softmax and weights stay float32.
+        Half precision is used in the backbone and in the head's matrix products; sums, softmax and weights are float32.
 
         Args:
-            amp_dtype: 'float16' or 'bfloat16'. The others are those of `paddle.amp.GradScaler`.
+            use_fp16: on or off.
+            init_loss_scaling: loss scale of the first step. This and the next five as in `paddle.amp.GradScaler`.
+            incr_every_n_steps: steps without overflow after which the loss scale grows.
+            decr_every_n_nan_or_inf: overflows after which the loss scale shrinks.
+            incr_ratio: factor by which the loss scale grows.
+            decr_ratio: factor by which the loss scale shrinks.
+            use_dynamic_loss_scaling: adapt the loss scale to overflows.
+            amp_lists: 'custom_white_list' and 'custom_black_list' of operators, as in `paddle.amp.auto_cast`.
+            amp_dtype: 'float16' or 'bfloat16'.
         """
-        for name, value in locals().copy().items():
-            if name != "self":
-                setattr(self.config, name, value)
+        self.config.assign(
+            use_fp16=use_fp16,
+            init_loss_scaling=init_loss_scaling,
+            incr_every_n_steps=incr_every_n_steps,
+            decr_every_n_nan_or_inf=decr_every_n_nan_or_inf,
+            incr_ratio=incr_ratio,
+            decr_ratio=decr_ratio,
+            use_dynamic_loss_scaling=use_dynamic_loss_scaling,
+            amp_lists=amp_lists,
+            amp_dtype=amp_dtype,
+        )
 
-    # Checkpoints, verification, what is shown
+    # Checkpoints, verification and logging
 
     def set_checkpoint_dir(self, directory: str | Path) -> None:
-        """A checkpoint (output/7), or a folder of them, of which the newest counts; loaded before anything runs."""
+        """Checkpoint (output/7), or a folder of checkpoints, of which the newest is loaded before anything runs."""
         self.config.checkpoint_dir = str(directory)
 
     def set_model_save_dir(self, directory: str | Path) -> None:
-        """Where checkpoints go, a folder per epoch. Default 'output'."""
+        """Folder of the run's checkpoints, one folder per epoch. Default 'output'."""
         self.config.model_save_dir = str(directory)
 
     def set_max_last_checkpoint_num(self, num: int) -> None:
-        """Checkpoints kept, newest first. Default 5."""
+        """Number of newest checkpoints that are kept. Default 5."""
         self.config.max_last_checkpoint_num = num
 
     def set_with_test(self, with_test: bool) -> None:
@@ -281,7 +369,7 @@ class Entry:
         self.config.with_test = with_test
 
     def set_test_period(self, period: int) -> None:
-        """Verify every so many steps as well; 0, the default, for epochs only."""
+        """Steps between verifications within an epoch; 0, the default, verifies at epoch ends only."""
         self.config.test_period = period
 
     def set_calc_acc(self, calc: bool) -> None:
@@ -289,35 +377,40 @@ class Entry:
         self.config.calc_acc = calc
 
     def set_log_period(self, period: int) -> None:
-        """Steps between log lines where there is no progress bar. Default 200."""
+        """Steps between lines of metrics.jsonl and, where there is no progress bar, of the log. Default 200."""
         self.config.log_period = period
 
-    # Parts of the old API whose work is still to come, or is no more
+    def add_observer(self, observer: Any) -> None:
+        """Add an observer of `plsc.engine.observers`: its methods are called after steps, verifications and saves."""
+        self._observers.append(observer)
+
+    # Parts of the old API that have no effect
 
     def set_hdfs_info(
         self, fs_name: str, fs_ugi: str, fs_dir_for_save: str | None = None, fs_checkpoint_dir: str | None = None
     ) -> None:
-        """Accepted, and says that nothing is fetched or uploaded yet: checkpoints stay in model_save_dir."""
+        """Accepted without effect, with a warning: nothing is fetched or uploaded."""
         log.warning(
             "set_hdfs_info: remote file systems are not supported yet; nothing is fetched or uploaded, "
             "checkpoints stay in set_model_save_dir"
         )
 
     def set_input_info(self, input_holder: Any) -> None:
-        """Accepted, and says that it is not needed: inputs follow set_image_shape."""
+        """Accepted without effect, with a warning: the network's input follows `set_image_shape`."""
         log.warning("set_input_info has no effect: the network's input follows set_image_shape")
 
     def set_use_quant(self, quant: bool) -> None:
-        """Accepted, and says that quantization is not supported yet: training and export stay in float."""
+        """Accepted without effect, with a warning: training and export are float32."""
         if quant:
             log.warning("set_use_quant: quantization is not supported yet; training and export stay in float32")
 
-    # What runs
+    # Runs
 
     def train(self) -> dict[str, float]:
-        """Train, verify and save a checkpoint each epoch; returns the last figures, such as 'loss', 'lfw/accuracy'.
+        """Train, verify, and save a checkpoint each epoch.
 
-        Run it under `python -m paddle.distributed.launch` to train on several ranks.
+        Returns:
+            The last values by name, such as 'loss', 'lr' and 'lfw/accuracy'.
         """
         topology = self._start()
         from plsc.engine.trainer import Trainer
@@ -325,18 +418,22 @@ class Entry:
         return Trainer(self.config, topology).train()
 
     def test(self) -> dict[str, float]:
-        """Verify the checkpoint on `val_targets` (or `test_dataset`); returns figures as '<set>/<figure>'."""
+        """Verify the checkpoint on `val_targets` (or `test_dataset`).
+
+        Returns:
+            Values by '<set>/<name>', such as 'lfw/accuracy'.
+        """
         topology = self._start()
         from plsc.engine.evaluator import test
 
         return test(self.config, topology)
 
-    def predict(self, images: Iterable[Any] | None = None, save_to: str | Path | None = None):
+    def predict(self, images: Iterable[Any] | None = None, save_to: str | Path | None = None) -> np.ndarray:
         """Embeddings [n, D] float32, unit length, of image files or of `predict_reader`, by the checkpoint.
 
         Args:
-            images: paths, encoded bytes or [H, W, 3] uint8 arrays; `predict_reader()` when not given.
-            save_to: also write them as a .npy file; an existing one is not overwritten.
+            images: paths, encoded bytes or [H, W, 3] uint8 arrays; by default what `predict_reader()` returns.
+            save_to: also write the embeddings as a .npy file; an existing one is not overwritten.
         """
         topology = self._start()
         from plsc.engine.evaluator import predict
@@ -347,24 +444,31 @@ class Entry:
         self,
         directory: str | Path | None = None,
         formats: Sequence[str] = ("paddle",),
+        *,
         bake: Sequence[str] = (),
         bgr: bool = False,
     ) -> str:
-        """Export the checkpoint's backbone as a Paddle inference model; returns the folder.
+        """Export the checkpoint's backbone as a Paddle inference model.
 
         Args:
-            directory: default <model_save_dir>/inference_model. An earlier export there is replaced; a folder
+            directory: by default <model_save_dir>/inference_model. An earlier export there is replaced; a folder
                 that holds anything else is refused.
-            formats: also 'legacy' (.pdmodel), 'serving' (Paddle Serving), 'onnx', each in a folder of its own inside.
-            bake: into the network 'preprocess' (pixels of any size in) and 'normalize' (unit length out).
-            bgr: baked pre-processing takes pixels blue first, as OpenCV reads them.
+            formats: also 'legacy' (.pdmodel), 'serving' (Paddle Serving) and 'onnx', each in a folder of its own in
+                `directory`.
+            bake: what becomes part of the network: 'preprocess' (takes pixels of any size) and 'normalize' (returns
+                embeddings of unit length).
+            bgr: baked preprocessing takes pixels blue first, as OpenCV reads them.
+
+        Returns:
+            The folder.
         """
         topology = self._start()
         from plsc.export.export import export_checkpoint
 
         return str(export_checkpoint(self.config, topology, directory=directory, formats=formats, bake=bake, bgr=bgr))
 
-    def _start(self) -> Any:
+    def _start(self) -> Topology:
+        """Set up ranks, log and device, and check the settings against each other."""
         from plsc.distributed.topology import init_topology
 
         topology = init_topology()

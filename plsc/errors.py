@@ -1,11 +1,18 @@
-"""Every error this library raises on purpose. All derive from `PLSCError`.
+"""Every error that this library raises on purpose. All derive from `PLSCError`.
 
 A message names the object, what was found, what was expected, and what to do.
 """
 
 
 class PLSCError(Exception):
-    """Base of the library's own errors."""
+    """Base class of the library's errors.
+
+    Example:
+        >>> try:
+        ...     entry.train()
+        ... except plsc.PLSCError as error:
+        ...     sys.exit(str(error))
+    """
 
 
 class ConfigError(PLSCError, ValueError):
@@ -13,7 +20,7 @@ class ConfigError(PLSCError, ValueError):
 
 
 class MissingDependencyError(PLSCError, ImportError):
-    """A package that an extra installs is not there."""
+    """An optional package is not installed. The message says what to install."""
 
 
 class DistributedError(PLSCError):
@@ -21,7 +28,7 @@ class DistributedError(PLSCError):
 
 
 class DataError(PLSCError):
-    """A data set, record, image or verification set cannot be read as what it claims to be."""
+    """A data set, record, image or verification set is missing, damaged or of another kind than its name says."""
 
 
 class CheckpointError(PLSCError):
@@ -29,11 +36,11 @@ class CheckpointError(PLSCError):
 
 
 class TrainingError(PLSCError):
-    """Training cannot go on, for example because the loss is no longer finite."""
+    """Training cannot continue, for example because the loss is not finite."""
 
 
 class ExportError(PLSCError):
-    """A model cannot be exported, or its export disagrees with the network it came from."""
+    """A model cannot be exported, or its export disagrees with the network that it comes from."""
 
 
 class ServingError(PLSCError):

@@ -68,5 +68,5 @@ def _log_reaches_caplog():
 
 @pytest.fixture(scope="session")
 def onnxruntime():
-    pytest.importorskip("paddle2onnx", reason="plsc[onnx] is not installed")
-    return pytest.importorskip("onnxruntime", reason="plsc[onnx] is not installed")
+    pytest.importorskip("paddle2onnx", reason="paddle2onnx or onnxruntime is not installed")
+    return pytest.importorskip("onnxruntime", reason="paddle2onnx or onnxruntime is not installed")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from plsc import Entry
+from plsc.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,3 +55,38 @@ def commands(page):
 
 def test_both_readmes_give_the_same_commands():
     assert commands(ROOT / "README.zh-CN.md") == commands(ROOT / "README.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_python_blocks_import_exists(page):
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in (
+                "plsc",
+                "plsc_serving",
+                "face_service",
+            ):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{page.name}: from {node.module} import {alias.name}"
+
+
+def plsc_calls(page):
+    """The arguments of every `plsc ...` in code blocks and code spans."""
+    text = page.read_text().replace("\\\n", " ")
+    spans = re.findall(r"`(plsc [^`\n]+)`", text)
+    for line in spans + [line.strip() for line in text.splitlines() if line.strip().startswith("plsc ")]:
+        yield shlex.split(re.split(r"\s#|\s\s+\(|[|>;]", line)[0].replace("'", ""))[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_flags_that_the_pages_name_exist(page):
+    for words in plsc_calls(page):
+        command, path = typer.main.get_command(app), []
+        while words and words[0] in getattr(command, "commands", {}):
+            path.append(words.pop(0))
+            command = command.commands[path[-1]]
+        assert path or not words or words[0].startswith("-"), f"{page.name}: there is no command plsc {words[0]}"
+        known = {flag for option in command.params for flag in [*option.opts, *option.secondary_opts]} | {"--help"}
+        flags = {word.split("=")[0].strip("[],.)") for word in words if word.lstrip("[").startswith("--")}
+        assert flags <= known, f"{page.name}: plsc {' '.join(path)} has no {sorted(flags - known)}"

@@ -1,13 +1,12 @@
-"""The facade: every setter of the old API, its default, and what a wrong value is told."""
+"""The facade: every setter of the old API, its default, and the error of a wrong value."""
 
 from __future__ import annotations
 
-import paddle
+import copy
+
 import pytest
 
-import plsc
 from plsc import ConfigError, Entry
-from plsc.models.base_model import BaseModel
 
 DEFAULTS = {
     "num_classes": 85742,
@@ -75,6 +74,15 @@ SETTERS = [
     ("set_class_balanced", "flag", True, "class_balanced"),
     ("set_min_images_per_class", "num", 3, "min_images_per_class"),
     ("set_worker_timeout", "seconds", 9.0, "worker_timeout"),
+    ("set_lr", "lr", "cosine", "lr_schedule"),
+    ("set_lr", "lr", abs, "lr_schedule"),
+    ("set_loss_type", "loss_type", max, "margin_function"),
+    ("set_head_optimizer", "optimizer", "any", "head_optimizer"),
+    ("set_logits", "mode", "recompute", "logits"),
+    ("set_momentum_storage", "dtype", "bfloat16", "momentum_storage"),
+    ("set_pixel_normalization", "mean", (1.0, 2.0, 3.0), "pixel_mean"),
+    ("set_bad_images", "action", "skip", "bad_images"),
+    ("set_on_nonfinite", "action", "skip", "on_nonfinite"),
 ]
 
 
@@ -86,7 +94,8 @@ def test_defaults_are_those_of_the_old_api(name, value):
 @pytest.mark.parametrize("setter, keyword, value, attribute", SETTERS)
 def test_setters_take_their_old_keywords_and_set_an_attribute(setter, keyword, value, attribute):
     entry = Entry()
-    getattr(entry, setter)(**{keyword: value})
+    others = {"std": 2} if setter == "set_pixel_normalization" else {}
+    getattr(entry, setter)(**{keyword: value}, **others)
     assert getattr(entry, attribute) == (tuple(value) if isinstance(value, list) else value)
 
 
@@ -104,41 +113,6 @@ def test_attributes_can_be_set_by_hand_and_entries_share_nothing():
     one.train_reader = list
     assert (one.config.train_batch_size, one.train_reader) == (32, list)
     assert (other.train_batch_size, other.train_reader) == (128, None)
-
-
-@pytest.mark.parametrize(
-    "loss, margins",
-    [
-        (("arcface",), (1.0, 0.5, 0.0)),
-        (("cosface",), (1.0, 0.0, 0.35)),
-        (("sphereface",), (1.35, 0.0, 0.0)),
-        (("dist_arcface",), (1.0, 0.5, 0.0)),
-        (("dist_softmax",), None),
-        (("arcface", None, 0.3), (1.0, 0.3, 0.0)),
-        (("mine", 1.1, 0.2, 0.1), (1.1, 0.2, 0.1)),
-        (("dist_mine", 1.1, 0.2, 0.1), (1.1, 0.2, 0.1)),
-    ],
-)
-def test_margins_of_each_loss(loss, margins):
-    entry = Entry()
-    entry.set_loss_type(*loss)
-    assert entry.config.margins == margins
-    assert entry.config.is_sharded == loss[0].startswith("dist_")
-
-
-def test_model_parallel_shards_whatever_the_prefix():
-    entry = Entry()
-    entry.set_model_parallel(True)
-    entry.set_loss_type("cosface")
-    assert entry.config.is_sharded
-
-
-@pytest.mark.parametrize("loss, index", [("arcface", 1), ("cosface", 2), ("sphereface", 0)])
-def test_set_margin_is_the_one_margin_of_the_loss(loss, index):
-    entry = Entry()
-    entry.set_loss_type(loss)
-    entry.set_margin(0.2)
-    assert entry.config.margins[index] == 0.2
 
 
 @pytest.mark.parametrize(
@@ -165,6 +139,46 @@ def test_set_margin_is_the_one_margin_of_the_loss(loss, index):
 def test_wrong_values_are_named_at_the_setter(act, words):
     with pytest.raises(ConfigError, match=words):
         act(Entry())
+
+
+def test_a_number_keeps_a_named_schedule_and_replaces_a_function():
+    entry = Entry()
+    entry.set_lr("cosine")
+    entry.set_lr(0.2)
+    assert (entry.lr, entry.lr_schedule) == (0.2, "cosine")
+    entry.set_lr(lambda step: 0.1)
+    entry.set_lr(0.3)
+    assert (entry.lr, entry.lr_schedule) == (0.3, "step")
+
+
+def test_a_named_loss_replaces_a_margin_object_and_the_other_way_round():
+    entry = Entry()
+    entry.set_loss_type("cosface", margin3=0.2)
+    entry.set_loss_type(max)
+    assert (entry.margin_function, entry.margin3, entry.loss_type) == (max, None, "cosface")
+    entry.set_loss_type("dist_arcface")
+    assert entry.margin_function is None
+
+
+def test_setters_of_several_settings_set_all_of_them():
+    entry = Entry()
+    values = {"crop": 0.1, "rotate": 5.0, "color_jitter": 0.2, "rand_augment": 1, "rand_magnitude": 3.0}
+    values.update(gray=0.1, blur=0.2, erase=0.3)
+    entry.set_augment(**values)
+    assert {name: getattr(entry, f"augment_{name}") for name in values} == values
+    values = {"use_fp16": True, "init_loss_scaling": 2.0, "incr_every_n_steps": 3, "decr_every_n_nan_or_inf": 4}
+    values.update(incr_ratio=5.0, decr_ratio=0.25, use_dynamic_loss_scaling=False, amp_lists={}, amp_dtype="bfloat16")
+    entry.set_mixed_precision(**values)
+    assert {name: getattr(entry, name) for name in values} == values
+
+
+def test_an_entry_shows_what_differs_from_the_defaults():
+    entry = Entry()
+    assert repr(entry) == "Entry()"
+    entry.set_class_num(10)
+    entry.train_batch_size = 128
+    assert repr(entry) == "Entry(num_classes=10)"
+    assert repr(copy.deepcopy(entry)) == repr(entry)
 
 
 def test_unknown_attributes_are_attribute_errors():
@@ -197,51 +211,6 @@ def test_old_import_paths():
     assert all(issubclass(net, BaseModel) for net in (ResNet50, ResNet101, ResNet152))
     readers = (jpeg_reader.arc_train, jpeg_reader.test, base64_reader.train, base64_reader.test)
     assert all(map(callable, (*readers, evaluate)))
-
-
-class LegacyNet(BaseModel):
-    """A network in the form of the old API."""
-
-    def __init__(self):
-        super().__init__(emb_dim=16)
-        self.fc = paddle.nn.Linear(3 * 16 * 16, 16)
-
-    def build_network(self, input, label, is_train=True):
-        return self.fc(input.flatten(1))
-
-
-def test_a_legacy_network_trains_and_exports(entry):
-    entry.set_model(LegacyNet())
-    assert entry.train()["lfw/accuracy"] > 0.5
-    model = plsc.load_inference_model(entry.convert_for_prediction())
-    assert model.emb_dim == 16
-
-
-class NoLayers(BaseModel):
-    """As a static graph was built: layers made at each call."""
-
-    def build_network(self, input, label, is_train=True):
-        return paddle.nn.Linear(3 * 16 * 16, 16)(input.flatten(1))
-
-
-@pytest.mark.parametrize(
-    "model, words",
-    [
-        (lambda: paddle.nn.Conv2D(3, 16, 1), r"Conv2D returned \[10, 16, 16, 16\] for 10 images, expected \[10, 16\]"),
-        (lambda: NoLayers(), "has no parameters"),
-    ],
-)
-def test_networks_that_break_the_contract(entry, model, words):
-    entry.set_model(model())
-    with pytest.raises(ConfigError, match=words):
-        entry.train()
-
-
-def test_a_wrong_embedding_size_names_both(entry):
-    entry.set_model(LegacyNet())
-    entry.set_emb_size(32)
-    with pytest.raises(ConfigError, match=r"returned \[10, 16\] for 10 images, expected \[10, 32\]"):
-        entry.train()
 
 
 def test_contradictions_are_found_before_work_begins(entry):

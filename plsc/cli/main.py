@@ -1,4 +1,4 @@
-"""`plsc` on the command line: a thin face of the same calls. Every setting of `Config` is a flag."""
+"""`plsc` on the command line: the calls of `Entry` as commands. Every setting of `Config` is a flag."""
 
 from __future__ import annotations
 
@@ -23,14 +23,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train classifiers whose last layer is too large for one device, and use the result. "
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train classifiers whose last layer has too many classes for one device, and use the result. "
     "On several ranks:\n\n"
     "python -m paddle.distributed.launch --nproc_per_node 2 $(which plsc) train ...",
 )
-
-app.add_typer(data_app, name="data")
-app.add_typer(gallery_app, name="gallery")
-app.command()(serve)
 
 
 @app.command()
@@ -51,23 +48,27 @@ def test(settings: dict[str, Any]) -> None:
 @with_settings(Config)
 def export(
     settings: dict[str, Any],
-    to: Annotated[Path | None, typer.Option(help="folder; default <model_save_dir>/inference_model")] = None,
-    format: Annotated[str, typer.Option(help="any of paddle,legacy,serving,onnx; paddle is always written")] = "paddle",
-    bake: Annotated[str, typer.Option(help="into the network: any of preprocess,normalize")] = "",
-    bgr: Annotated[bool, typer.Option("--bgr", help="baked preprocess takes pixels blue first")] = False,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder to write. Default: inference_model in model_save_dir.")
+    ] = None,
+    format: Annotated[
+        str, typer.Option(help="Formats: any of paddle,legacy,serving,onnx. paddle is always written.")
+    ] = "paddle",
+    bake: Annotated[str, typer.Option(help="Parts of the network: any of preprocess,normalize.")] = "",
+    bgr: Annotated[bool, typer.Option("--bgr", help="The baked preprocess takes pixels blue first.")] = False,
 ) -> None:
     """Export a checkpoint's backbone for Paddle inference, Paddle Serving and ONNX."""
     formats, parts = ([part.strip() for part in text.split(",") if part.strip()] for text in (format, bake))
-    typer.echo(make_entry(settings).convert_for_prediction(to, formats, parts, bgr))
+    typer.echo(make_entry(settings).convert_for_prediction(to, formats, bake=parts, bgr=bgr))
 
 
 @app.command()
 def embed(
-    model: Annotated[Path, typer.Argument(help="exported model, as plsc export wrote it")],
-    images: Annotated[list[Path], typer.Argument(help="image files")],
-    output: Annotated[Path, typer.Option("--output", help=".npy file to write")] = Path("embeddings.npy"),
+    model: Annotated[Path, typer.Argument(help="Folder that plsc export wrote.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    output: Annotated[Path, typer.Option("--output", help="Name of the .npy file to write.")] = Path("embeddings.npy"),
 ) -> None:
-    """Embed images with an exported model: n x D float32, of unit length, one row per image."""
+    """Embed images with an exported model: n x D float32, unit length, one row per image."""
     import numpy as np
 
     from plsc.inference.model import load_inference_model
@@ -85,29 +86,37 @@ def embed(
     typer.echo(f"{output}: {embeddings.shape[0]} embeddings of {embeddings.shape[1]}")
 
 
+app.command()(serve)
+app.add_typer(gallery_app, name="gallery")
+app.add_typer(data_app, name="data")
+
+
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", help="new folder to write")] = Path("demo_output"),
-    size: Annotated[Literal["full", "small"], typer.Option(help="small: a minute, without the accuracy")] = "full",
-    ranks: Annotated[int, typer.Option(min=1, max=4, help="CPU ranks")] = 2,
+    output: Annotated[Path, typer.Option("--output", help="Folder to create.")] = Path("demo_output"),
+    size: Annotated[
+        Literal["full", "small"],
+        typer.Option(help="full: minutes, 98 % accuracy. small: under a minute, without the accuracy."),
+    ] = "full",
+    ranks: Annotated[int, typer.Option(min=1, max=4, help="Number of CPU ranks.")] = 2,
 ) -> None:
-    """Train, verify, resume, export and embed on the data the package brings."""
+    """Train, verify, resume, export and embed on generated glyphs."""
     from plsc.demo import run_demo
 
     run_demo(output, size, ranks)
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="show the version")] = False) -> None:
+def root(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
     if version:
         typer.echo(f"plsc {__version__}")
         raise typer.Exit
 
 
 def main() -> None:
-    """Run `plsc`; an error of ours is one message and status 1, not a traceback."""
+    """Run `plsc`. An error of the library is one message and status 1, not a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        # A file's name may hold what the terminal's encoding does not.
+        # A file's name may hold characters that the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:

@@ -110,7 +110,7 @@ def open_backbone(config: Config) -> tuple[paddle.nn.Layer, Config, Checkpoint]:
     unset = {
         name: value
         for name, value in saved.about["settings"].items()
-        if name in _DESCRIBE_NETWORK and name not in config.model_fields_set
+        if name in _DESCRIBE_NETWORK and not config.is_given(name)
     }
     config = config.model_copy()
     for name, value in unset.items():

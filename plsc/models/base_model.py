@@ -11,13 +11,26 @@ from plsc.models.registry import create_backbone, list_backbones
 
 
 class BaseModel(nn.Layer):
-    """Base of every backbone.
+    """Base class of backbones: images [N, 3, H, W] -> embeddings [N, D], float32, not normalized.
 
     A subclass creates its layers in `__init__` and defines either `forward(images)`, as in Paddle, or
-    `build_network(input, label, is_train=True)`, as PLSC 0.1 and 0.2 had it. Both return [N, D].
+    `build_network(input, label, is_train=True)`, as in PLSC 0.1 and 0.2.
 
     Args:
-        emb_dim: D.
+        emb_dim: embedding size D. Default 512.
+
+    Raises:
+        ConfigError: at the first call, if the subclass defines neither method.
+
+    Example:
+        >>> class SmallNet(BaseModel):
+        ...     def __init__(self, emb_dim=128, image_shape=(3, 32, 32)):
+        ...         super().__init__(emb_dim)
+        ...         self.body = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, emb_dim))
+        ...
+        ...     def forward(self, images):
+        ...         return self.body(images)
+        >>> entry.set_model(SmallNet())
     """
 
     def __init__(self, emb_dim: int = 512) -> None:
@@ -29,7 +42,7 @@ class BaseModel(nn.Layer):
 
         Args:
             input: the images.
-            label: always None here: the loss has a room of its own.
+            label: always None. The loss is computed outside of the backbone.
             is_train: whether the network trains, as `self.training`.
         """
         raise ConfigError(
@@ -38,18 +51,19 @@ class BaseModel(nn.Layer):
         )
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Embeddings [N, D] of images [N, 3, H, W]."""
         return self.build_network(images, None, is_train=self.training)
 
 
 def build_backbone(config: Config) -> nn.Layer:
-    """The backbone that a configuration asks for: the user's own, or one by name.
+    """The backbone that a configuration asks for: its `model`, else the one of `model_name`.
 
     Raises:
-        ConfigError: the user's model is no `paddle.nn.Layer`, or has no parameters before its first call.
+        ConfigError: there is no backbone of that name, or it has no parameters before its first call.
     """
-    if config.model is None:
-        return create_backbone(config.model_name, emb_dim=config.emb_dim, image_shape=config.image_shape)
     model = config.model
+    if model is None:
+        model = create_backbone(config.model_name, emb_dim=config.emb_dim, image_shape=config.image_shape)
     if not model.parameters():
         raise ConfigError(
             f"set_model: {type(model).__name__} has no parameters; create its layers in "

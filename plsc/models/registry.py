@@ -1,10 +1,11 @@
-"""Backbones by name: the built-in ones, those that a program registers, and any class as 'package.module:Class'.
+"""Backbones by name: those that are registered, and any class as 'package.module:Class'.
 
 Nothing here imports Paddle before a backbone is looked up, so that a name can be checked where it is given.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import logging
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from plsc.errors import ConfigError
+from plsc.utils.lazy import require_paddle
 from plsc.utils.names import did_you_mean
 
 if TYPE_CHECKING:
@@ -26,13 +28,8 @@ log = logging.getLogger("plsc")
 Factory = Callable[..., "nn.Layer"]
 F = TypeVar("F", bound=Factory)
 
-# Name -> the class or function that creates it, or where to import that from.
-_BACKBONES: dict[str, Factory | str] = {
-    "ResNet50": "plsc.models.resnet:ResNet50",
-    "ResNet101": "plsc.models.resnet:ResNet101",
-    "ResNet152": "plsc.models.resnet:ResNet152",
-    "ResNetTiny": "plsc.models.tiny:ResNetTiny",
-}
+# Name -> the class or function that creates it, or 'package.module:Class'.
+_BACKBONES: dict[str, Factory | str] = {}
 
 
 @overload
@@ -47,7 +44,11 @@ def register_backbone(name: str) -> Callable[[F], F]: ...
 def register_backbone(name: str, factory: F) -> F: ...
 
 
-def register_backbone(name: str | F, factory: F | None = None) -> Any:
+@overload
+def register_backbone(name: str, factory: str) -> str: ...
+
+
+def register_backbone(name: str | F, factory: F | str | None = None) -> Any:
     """Make a backbone known by name, for `create_backbone`, `Entry.set_model_name` and `Config.model_name`.
 
     The name is known in the processes that run this call. A command such as `plsc train` runs no script; there the
@@ -56,7 +57,8 @@ def register_backbone(name: str | F, factory: F | None = None) -> Any:
     Args:
         name: the name. As a decorator without a name, the class's own.
         factory: a class or function called as factory(emb_dim=..., image_shape=...) that returns a
-            `paddle.nn.Layer` from images [N, 3, H, W] to embeddings [N, D].
+            `paddle.nn.Layer` from images [N, 3, H, W] to embeddings [N, D]; or 'package.module:Class', which is
+            imported when the name is first used.
 
     Returns:
         `factory`, or a decorator if only a name is given.
@@ -71,12 +73,13 @@ def register_backbone(name: str | F, factory: F | None = None) -> Any:
         >>> @register_backbone("small")
         ... def make_small(emb_dim, image_shape): ...
         >>> register_backbone("small_too", SmallNet)
+        >>> register_backbone("large", "my_package.nets:LargeNet")
     """
     if not isinstance(name, str):
         return _register(getattr(name, "__name__", type(name).__name__), name)
     if factory is not None:
         return _register(name, factory)
-    return lambda decorated: _register(name, decorated)
+    return functools.partial(_register, name)
 
 
 def list_backbones() -> list[str]:
@@ -103,8 +106,7 @@ def create_backbone(name: str, *, emb_dim: int = 512, image_shape: Sequence[int]
         >>> net(paddle.rand([2, 3, 32, 32])).shape
         [2, 128]
     """
-    from paddle import nn
-
+    layer = require_paddle().nn.Layer
     factory = find_backbone(name)
     try:
         inspect.signature(factory).bind(emb_dim=emb_dim, image_shape=image_shape)
@@ -113,11 +115,13 @@ def create_backbone(name: str, *, emb_dim: int = 512, image_shape: Sequence[int]
             f"backbone '{name}' cannot be called as {_name_of(factory)}(emb_dim=..., image_shape=...): {error}; "
             f"give it these two parameters"
         ) from None
-    backbone = factory(emb_dim=emb_dim, image_shape=tuple(image_shape))
-    if not isinstance(backbone, nn.Layer):
+    backbone: nn.Layer = factory(emb_dim=emb_dim, image_shape=tuple(image_shape))
+    if not isinstance(backbone, layer):
         raise ConfigError(
             f"backbone '{name}': {_name_of(factory)} returned {type(backbone).__name__}, expected a paddle.nn.Layer"
         )
+    if ":" in name:
+        log.info("backbone %s is from %s", name, getattr(sys.modules.get(factory.__module__), "__file__", None))
     return backbone
 
 
@@ -140,13 +144,13 @@ def find_backbone(name: str) -> Factory:
     return _import_backbone(found or name)
 
 
-def _register(name: str, factory: F) -> F:
+def _register(name: str, factory: F | str) -> F | str:
     if not name or ":" in name:
         raise ConfigError(f"register_backbone: got the name {name!r}, expected a name without ':'")
-    if not callable(factory):
+    if not callable(factory) and not (isinstance(factory, str) and ":" in factory):
         raise ConfigError(
-            f"register_backbone('{name}'): got {factory!r} ({type(factory).__name__}), expected a class or a function "
-            f"f(emb_dim, image_shape)"
+            f"register_backbone('{name}'): got {factory!r} ({type(factory).__name__}), expected a class, a function "
+            f"f(emb_dim, image_shape) or 'package.module:Class'"
         )
     known = _BACKBONES.get(name)
     # The same definition, run again, replaces itself: a notebook's cell, a reloaded module.
@@ -164,6 +168,7 @@ def _name_of(factory: Factory | str) -> str:
 
 def _import_backbone(name: str) -> Factory:
     """The class or function that 'package.module:Class' names."""
+    require_paddle()
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
         raise ConfigError(f"model_name: got {name!r}; expected 'package.module:Class'")
@@ -172,27 +177,23 @@ def _import_backbone(name: str) -> Factory:
     if not callable(factory):
         callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ConfigError(
-            f"model_name '{name}': {module.__file__} has no class or function '{attribute}'; "
+            f"model_name '{name}': {module_name} has no class or function '{attribute}'; "
             f"{did_you_mean(attribute, callables)}define it there or correct the name"
         )
     return factory
 
 
 def _import_module(name: str, module_name: str) -> Any:
-    known = module_name in sys.modules
     # A console script has its own folder on the path, not the current one. At the end it shadows no other module.
     folder = os.getcwd()
     sys.path.append(folder)
     try:
-        module = importlib.import_module(module_name)
+        return importlib.import_module(module_name)
     except Exception as error:
         raise ConfigError(f"model_name '{name}': {_describe(error, module_name, folder)}") from error
     finally:
         # The last one, in case an earlier entry is the same folder.
         del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]
-    if not known and not module_name.startswith("plsc."):
-        log.info("backbone %s is imported from %s", name, module.__file__)
-    return module
 
 
 def _describe(error: Exception, module_name: str, folder: str) -> str:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from plsc.inference.model_card import ModelCard
 from plsc.inference.paddle_serving_messages import ELEMENT_TYPES, DecodeError, Request, Response
 from plsc.serving.http_error import HTTPError
-from plsc.utils.lazy import require
+from plsc.utils.lazy import SERVER_PACKAGES, require
 
-require("orjson", "'plsc[serve]'", "the server")
+require("orjson", SERVER_PACKAGES, "the server")
 
 import orjson  # noqa: E402
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 from plsc.errors import ServingError
 from plsc.serving.settings import ServeSettings
-from plsc.utils.lazy import require
+from plsc.utils.lazy import SERVER_PACKAGES, require
 
 for _package in ("uvicorn", "starlette", "httptools", "uvloop"):
-    require(_package, "'plsc[serve]'", "plsc serve")
+    require(_package, SERVER_PACKAGES, "plsc serve")
 
 import uvicorn  # noqa: E402
 import uvloop  # noqa: E402

@@ -9,6 +9,11 @@ from types import ModuleType
 from plsc.errors import MissingDependencyError
 from plsc.utils.processor import use_vector_kernels
 
+# What `plsc serve` needs, as pip takes it.
+SERVER_PACKAGES = (
+    "starlette 'uvicorn>=0.54,<0.55' httptools uvloop python-multipart orjson prometheus-client protobuf 'urllib3>=2'"
+)
+
 
 def require(module: str, install: str, purpose: str) -> ModuleType:
     """Import and return `module`.
@@ -37,4 +42,4 @@ def require_paddle() -> ModuleType:
     with warnings.catch_warnings():
         # Of no concern to those who compile no C++ extension.
         warnings.filterwarnings("ignore", "No ccache found")
-        return require("paddle", "'plsc[cpu]' (or 'plsc[gpu]' for NVIDIA GPUs)", "PLSC")
+        return require("paddle", "paddlepaddle (or paddlepaddle-gpu for NVIDIA GPUs)", "PLSC")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import pydantic
 from pydantic.fields import FieldInfo
@@ -43,7 +44,9 @@ class Settings(pydantic.BaseModel):
         ServingError: there is no setting named 'max_byte'; did you mean 'max_bytes'?
     """
 
-    model_config = pydantic.ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    model_config = pydantic.ConfigDict(
+        extra="forbid", validate_assignment=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
     error: ClassVar[type[PLSCError]] = ConfigError
     renamed: ClassVar[Mapping[str, str]] = {}
@@ -149,6 +152,11 @@ class Settings(pydantic.BaseModel):
         """The settings that a YAML file gives, and the defaults of the others. Errors as for `read_file`."""
         return cls(**cls.read_file(path))
 
+    def assign(self, **values: Any) -> None:
+        """Assign several settings. Each is checked like a single assignment."""
+        for name, value in values.items():
+            setattr(self, name, value)
+
     def is_given(self, name: str) -> bool:
         """Whether a setting was given, as opposed to left at its default."""
         return self.present_name(name) in self.model_fields_set
@@ -199,9 +207,9 @@ def _read_yaml(path: str | Path, error: type[PLSCError]) -> dict[str, Any]:
 
 
 def plain_type(annotation: Any) -> Any:
-    """The type behind a union with None, a tuple, a dict and a Literal: `tuple[int, int] | None` -> tuple."""
+    """The plain type of an annotation: `tuple[int, int] | None` -> tuple, `Literal["a"]` -> str."""
     origin = get_origin(annotation)
-    if origin in (tuple, dict):
+    if origin in (tuple, dict, Callable):
         return origin
     if origin is Literal:
         return str
@@ -212,6 +220,8 @@ def plain_type(annotation: Any) -> Any:
 def accepted_values(annotation: Any) -> str:
     """What a value looks like as text: 'INT', 'FLOAT,FLOAT,FLOAT', 'INT,...' or 'stop|skip'."""
     kind, parts = plain_type(annotation), get_args(annotation)
+    if get_origin(annotation) in (Union, UnionType):  # with None, or with a function
+        return accepted_values(parts[0])
     if kind is tuple:
         return ",".join("..." if part is Ellipsis else part.__name__.upper() for part in parts)
     if get_origin(annotation) is Literal:

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-urllib3 = pytest.importorskip("urllib3", reason="plsc[serve] is not installed")
+urllib3 = pytest.importorskip("urllib3", reason="urllib3 is not installed")
 
 HTTP = urllib3.PoolManager(retries=False, timeout=120)
 

@@ -11,7 +11,7 @@ WORKERS = Path(__file__).parent / "workers"
 ROOT = Path(__file__).parents[2]
 
 
-def launch(ranks, script, *arguments, log_dir, check=True, timeout=300):
+def launch(ranks, script, *arguments, log_dir, check=True, timeout=300, cwd=None):
     """Run a worker script (a name in workers/, or a path) on so many ranks; returns (exit status, all output)."""
     script = WORKERS / script if not Path(script).is_absolute() else script
     command = [
@@ -27,7 +27,7 @@ def launch(ranks, script, *arguments, log_dir, check=True, timeout=300):
         str(script),
         *map(str, arguments),
     ]
-    return run(command, log_dir=log_dir, check=check, timeout=timeout)
+    return run(command, log_dir=log_dir, check=check, timeout=timeout, cwd=cwd)
 
 
 def run(command, log_dir=None, check=True, timeout=300, cwd=None):

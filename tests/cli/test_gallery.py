@@ -11,7 +11,7 @@ import pytest
 from tests._support.ranks import run
 from tests._support.servers import make_image, make_model
 
-pytest.importorskip("faiss", reason="plsc[gallery] is not installed")
+pytest.importorskip("faiss", reason="faiss-cpu is not installed")
 
 IMAGES = [make_image(seed) for seed in range(5)]
 

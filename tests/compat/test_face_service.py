@@ -9,7 +9,7 @@ import pytest
 
 from tests._support.servers import free_port, make_image, serving
 
-pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 from face_service import FaceService
 from plsc import DataError, ServingError, load_inference_model

@@ -9,7 +9,7 @@ import pytest
 from tests._support.ranks import run
 from tests._support.servers import EMB_DIM, free_port, make_image, serving
 
-pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 from plsc.serving import Client
 

@@ -61,7 +61,7 @@ def test_a_service_that_is_a_link_stays_the_users(tmp_path):
 
 
 def test_what_is_not_ours_stays_in_a_gallery(tmp_path):
-    pytest.importorskip("faiss", reason="plsc[gallery] is not installed")
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
     from plsc.inference.gallery import Gallery
 
     gallery = Gallery(4)

@@ -9,7 +9,7 @@ import pytest
 
 from tests._support.servers import EMB_DIM
 
-pytest.importorskip("faiss", reason="plsc[gallery] is not installed")
+pytest.importorskip("faiss", reason="faiss-cpu is not installed")
 
 from plsc import DataError, ServingError
 from plsc.inference.gallery import Gallery, read_threshold

@@ -14,7 +14,7 @@ from tests._support.http_calls import HTTP, encode, get, post, urllib3
 from tests._support.servers import EMB_DIM, SIDE, make_image, make_model, serving
 from tests._support.serving_fuzz import mutate
 
-pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 from plsc import load_inference_model
 from plsc.data.transforms import decode

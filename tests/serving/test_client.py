@@ -11,9 +11,9 @@ import pytest
 
 from tests._support.servers import EMB_DIM, free_port, make_image, serving
 
-pytest.importorskip("urllib3", reason="plsc[serve] is not installed")
-pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
-pytest.importorskip("faiss", reason="plsc[gallery] is not installed")
+pytest.importorskip("urllib3", reason="urllib3 is not installed")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed")
+pytest.importorskip("faiss", reason="faiss-cpu is not installed")
 
 from plsc import DataError, ServingError, load_inference_model
 from plsc.data.transforms import decode

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests._support.servers import make_image
 from tests._support.serving_fuzz import QUICK, SHAPE, card, mutate, only_4xx, seeds
 
-pytest.importorskip("orjson", reason="plsc[serve] is not installed")
+pytest.importorskip("orjson", reason="orjson is not installed")
 
 from plsc.serving.http_error import HTTPError
 from plsc.serving.images import decode_images

@@ -11,7 +11,7 @@ import pytest
 from tests._support.http_calls import exchange, get, metric, post
 from tests._support.servers import make_image, serving
 
-pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 pytestmark = pytest.mark.server
 IMAGE = make_image(0)

@@ -9,7 +9,7 @@ import pytest
 from tests._support.http_calls import encode, get, post
 from tests._support.servers import make_image
 
-pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 from plsc.inference.embedding import to_unit_length
 from plsc.inference.gallery import Gallery
@@ -23,7 +23,7 @@ IMAGES = [make_image(seed) for seed in range(2)]
 
 @pytest.fixture(scope="module")
 def gallery(model, tmp_path_factory):
-    pytest.importorskip("faiss", reason="plsc[gallery] is not installed")
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
     loaded = load_inference_model(model)
     made = Gallery(loaded.emb_dim, loaded.card.weights)
     made.add(["a", "b"], to_unit_length(loaded.embed(IMAGES)))

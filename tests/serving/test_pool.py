@@ -13,7 +13,7 @@ import pytest
 from tests._support.http_calls import HTTP, get, post
 from tests._support.servers import make_image, make_model, serving
 
-pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 pytestmark = pytest.mark.server
 IMAGES = [make_image(seed) for seed in range(3)]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests._support.serving_fuzz import QUICK, SHAPE, card, mutate, only_4xx, seeds
 
-pytest.importorskip("orjson", reason="plsc[serve] is not installed")
+pytest.importorskip("orjson", reason="orjson is not installed")
 
 from plsc.inference.paddle_serving_messages import Request
 from plsc.serving import protocols

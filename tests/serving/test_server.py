@@ -17,7 +17,7 @@ from tests._support.http_calls import metric, post, urllib3
 from tests._support.ranks import run
 from tests._support.servers import listens, make_image, serving
 
-pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 pytestmark = pytest.mark.server
 IMAGES = [make_image(seed) for seed in range(3)]

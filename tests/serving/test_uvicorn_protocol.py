@@ -14,7 +14,7 @@ import pytest
 from tests._support.http_calls import exchange
 from tests._support.servers import make_image
 
-pytest.importorskip("uvicorn", reason="plsc[serve] is not installed")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 pytestmark = pytest.mark.server
 IMAGE = make_image(0)

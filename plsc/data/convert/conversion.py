@@ -238,7 +238,7 @@ def _check(records: Records, target: Path, to: str, parts: int) -> np.ndarray:
         raise ConfigError(f"format {to!r} has no parts; only base64 and tar do")
     _check_target(records, target)
     if to == "parquet":
-        require("pyarrow", "'plsc[parquet]'", "writing Parquet files")
+        require("pyarrow", "pyarrow", "writing Parquet files")
     labels = labels_of(records)
     check_labels(records, labels)
     present = np.unique(labels)

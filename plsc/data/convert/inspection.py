@@ -130,7 +130,7 @@ def plot(records: Records, prefix: str | Path, seed: int = 0) -> list[Path]:
     paths = plot_files(prefix)
     labels = labels_of(records)
     present, counts = np.unique(labels, return_counts=True)
-    figure_of = require("matplotlib.figure", "'plsc[demo]'", "plotting")
+    figure_of = require("matplotlib.figure", "matplotlib", "plotting")
     figure = figure_of.Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     step = -(-int(counts.max() - counts.min() + 1) // 50)
@@ -165,7 +165,7 @@ def plot_files(prefix: str | Path) -> list[Path]:
         DataError: one exists, or its folder does not or cannot be written to.
         MissingDependencyError: matplotlib is not installed.
     """
-    require("matplotlib.figure", "'plsc[demo]'", "plotting")
+    require("matplotlib.figure", "matplotlib", "plotting")
     paths = [Path(f"{prefix}-classes.png"), Path(f"{prefix}-images.png")]
     for path in paths:
         if path.exists():

@@ -235,8 +235,8 @@ class ParquetSink:
     """`part-00000.parquet` and so on, with the columns image (encoded bytes) and label. Needs pyarrow."""
 
     def __init__(self, folder: Path, plan: Plan, position: Any) -> None:
-        self._arrow = require("pyarrow", "'plsc[parquet]'", "writing Parquet files")
-        self._parquet = require("pyarrow.parquet", "'plsc[parquet]'", "writing Parquet files")
+        self._arrow = require("pyarrow", "pyarrow", "writing Parquet files")
+        self._parquet = require("pyarrow.parquet", "pyarrow", "writing Parquet files")
         self._folder, self._part = folder, position or 0
         self._file: Any = None
         self._images: list[bytes] = []

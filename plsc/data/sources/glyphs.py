@@ -154,7 +154,7 @@ def _integer(name: str, value: int, least: int, most: int | None = None) -> int:
 
 @functools.cache
 def _faces() -> tuple[str, ...]:
-    matplotlib = require("matplotlib", "plsc[demo]", "the glyph data set")
+    matplotlib = require("matplotlib", "matplotlib fonttools", "the glyph data set")
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return tuple(sorted(str(path) for path in folder.glob("DejaVu*.ttf")))
 
@@ -225,7 +225,7 @@ def _table() -> list[tuple[int, tuple[int, ...]]]:
 
 
 def _faces_by_code_point() -> dict[int, tuple[int, ...]]:
-    fonts = require("fontTools.ttLib", "plsc[demo]", "the glyph data set")
+    fonts = require("fontTools.ttLib", "matplotlib fonttools", "the glyph data set")
     found: dict[int, list[int]] = {}
     for face, path in enumerate(_faces()):
         with fonts.TTFont(path, lazy=True) as font:

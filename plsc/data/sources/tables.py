@@ -95,7 +95,7 @@ class CsvRecords:
 
 
 class ParquetRecords:
-    """The images of a `.parquet` file, or of a folder of them. Needs pyarrow (`pip install plsc[parquet]`).
+    """The images of a `.parquet` file, or of a folder of them. Needs pyarrow (`pip install pyarrow`).
 
     Parquet is compressed in row groups: reading one image unpacks the group it lies in. The groups used last are
     kept, but in random order over large groups this is slow; `plsc data convert` to RecordIO or tar is the cure.
@@ -209,7 +209,7 @@ def _own_errors(path: Path) -> Iterator[None]:
 
 
 def _parquet() -> Any:
-    return require("pyarrow.parquet", "'plsc[parquet]'", "reading Parquet files")
+    return require("pyarrow.parquet", "pyarrow", "reading Parquet files")
 
 
 def _column(path: Path, head: Sequence[str], known: Sequence[str], given: str | None, setting: str) -> int:

@@ -1,0 +1,77 @@
+"""`plsc` on the command line: train, test, export and embed, and how mistakes end."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from plsc.version import __version__
+from tests._support.images import CLASSES, SIDE
+from tests._support.ranks import run
+
+
+def plsc_command(*arguments, check=True, cwd=None):
+    return run([sys.executable, "-m", "plsc", *arguments], check=check, cwd=cwd)
+
+
+def settings_flags(entry):
+    return [
+        "--dataset-dir",
+        entry.dataset_dir,
+        "--num-classes",
+        CLASSES,
+        "--image-shape",
+        f"3,{SIDE},{SIDE}",
+        "--model-name",
+        "ResNetTiny",
+        "--emb-dim",
+        16,
+        "--model-save-dir",
+        entry.model_save_dir,
+    ]
+
+
+def test_the_way_by_the_command_line(entry, tmp_path, data_dir):
+    assert plsc_command("--version")[1].strip() == f"plsc {__version__}"
+    (tmp_path / "run.yaml").write_text("train-batch-size: 10\ntrain_epochs: 7\nscale: 16\nnum_workers: 0\n")
+    _, output = plsc_command("train", "--config", tmp_path / "run.yaml", "--train-steps", 3, *settings_flags(entry))
+    assert "saved" in output
+    _, output = plsc_command("test", "--model-save-dir", entry.model_save_dir, "--dataset-dir", data_dir)
+    assert json.loads(output[output.index("{") : output.rindex("}") + 1])["lfw/pairs"] == 20
+    plsc_command("export", "--model-save-dir", entry.model_save_dir, "--to", tmp_path / "model")
+    plsc_command("embed", tmp_path / "model", data_dir / "images/00000000.png", "--output", tmp_path / "e.npy")
+    assert np.load(tmp_path / "e.npy").shape == (1, 16)
+    # A data set given by its file has its verification sets beside it.
+    _, output = plsc_command("test", "--model-save-dir", entry.model_save_dir, "--dataset-dir", data_dir / "label.txt")
+    assert '"lfw/pairs": 20' in output
+    # Mistakes are found before the work, and the message names the file.
+    for output_file, image, message in (
+        (tmp_path / "none" / "e.npy", "images/00000000.png", "there is no folder"),
+        (tmp_path / "e2.npy", "label.txt", f"{data_dir / 'label.txt'}: "),
+    ):
+        status, output = plsc_command(
+            "embed", tmp_path / "model", data_dir / image, "--output", output_file, check=False
+        )
+        assert status == 1 and message in output and "Traceback" not in output
+    _, output = plsc_command(
+        "train", "--train-steps", 3, "--checkpoint-dir", entry.model_save_dir, *settings_flags(entry)
+    )
+    assert "nothing is left to train" in output
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["train", "--num-classes", "0"], "plsc: num_classes: got '0'"),
+        (["train", "--config", "none.yaml"], "plsc: none.yaml: the configuration file cannot be read"),
+        (["embed", "nowhere", "image.png"], "plsc: nowhere: no exported model there"),
+        (["test", "--model-save-dir", "nowhere"], "plsc: nothing to test on"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line_and_status_one(arguments, words, tmp_path):
+    status, output = plsc_command(*arguments, check=False, cwd=tmp_path)
+    assert status == 1
+    assert words in output and "Traceback" not in output

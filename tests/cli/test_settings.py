@@ -1,0 +1,120 @@
+"""Flags derived from settings."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any, ClassVar
+
+import pytest
+import typer
+from pydantic import Field
+from typer.testing import CliRunner
+
+import plsc
+from plsc.cli.settings import make_entry, merge_settings, with_settings
+from plsc.config import Config
+from plsc.utils.settings import Settings
+from tests._support.ranks import run
+
+
+def test_unknown_settings_in_a_file_name_the_near_miss(tmp_path):
+    (tmp_path / "run.yaml").write_text("train_batchsize: 3\n")
+    with pytest.raises(plsc.ConfigError, match=r"run\.yaml: there is no .*; did you mean 'train_batch_size'"):
+        merge_settings(Config, tmp_path / "run.yaml", {})
+
+
+def test_every_setting_is_a_flag():
+    _, output = run(
+        [
+            sys.executable,
+            "-c",
+            "import os; os.environ['COLUMNS'] = '400'; import sys; sys.argv = "
+            "['plsc', 'train', '--help']; from plsc.cli.main import main; main()",
+        ]
+    )
+    missing = [name for name in Config.scalar_fields() if f"--{name.replace('_', '-')}" not in output]
+    assert missing == ["amp_lists"]
+
+
+class Limits(Settings):
+    """Settings of a small command."""
+
+    renamed: ClassVar = {"max_size": "max_bytes", "old_switch": "switch"}
+    groups: ClassVar = {"max_bytes": "Limits"}
+
+    model: str = Field(description="Folder of the model.")
+    max_bytes: int = Field(default=1024, description="Largest request, in bytes.")
+    switch: bool = Field(default=True, description="Whether it is on.")
+    sizes: tuple[int, int] = Field(default=(1, 2), description="Two sizes.")
+    table: dict[str, int] = Field(default={}, description="What only a file can hold.")
+    hook: Any = Field(default=None, exclude=True, description="What only Python can hold.")
+
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+@with_settings(Limits, without=("model",))
+def show(
+    settings: dict[str, Any],
+    model: Annotated[str, typer.Argument(help="Folder.")],
+    times: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Show what was given."""
+    typer.echo(json.dumps([settings, model, times]))
+
+
+def call(*arguments):
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+def test_a_command_receives_what_was_given_and_its_own_parameters():
+    assert call("m") == [{}, "m", 1]
+    assert call("m", "--max-bytes", 3, "--no-switch", "--times", 2) == [{"max_bytes": "3", "switch": False}, "m", 2]
+
+
+def test_flags_win_over_the_file_and_follow_it_in_order(tmp_path):
+    (tmp_path / "a.yaml").write_text("max-size: 5\nsizes: [3, 4]\n")
+    settings, *_ = call("m", "--config", tmp_path / "a.yaml", "--max-bytes", 7)
+    assert list(settings.items()) == [("sizes", [3, 4]), ("max_bytes", "7")]
+
+
+def test_old_names_are_hidden_flags():
+    assert call("m", "--max-size", 3, "--no-old-switch")[0] == {"max_bytes": "3", "switch": False}
+    assert "--max-size" not in CliRunner().invoke(app, ["--help"]).output
+
+
+def test_the_help_has_values_defaults_and_neither_dicts_nor_objects():
+    text = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output.split())
+    assert "--max-bytes INT Largest request, in bytes. Default: 1024." in text
+    assert "--sizes INT,INT Two sizes. Default: 1,2." in text
+    assert "--table" not in text and "--hook" not in text
+    assert "Show what was given." in text
+
+
+def test_an_unknown_flag_names_the_near_miss():
+    result = CliRunner().invoke(app, ["m", "--max-byte", "3"])
+    assert result.exit_code == 2 and "--max-bytes" in result.output
+
+
+@pytest.mark.parametrize(
+    "file, flags, expected",
+    [
+        ("train_epochs: 7", {"train_steps": "3"}, (None, 3)),
+        ("train_steps: 7", {"train_epochs": "3"}, (3, None)),
+        ("train_epochs: 5\ntrain_steps: 7", {"train_epochs": "3"}, (3, None)),
+        ("train_steps: 7", {}, (None, 7)),
+    ],
+)
+def test_a_flag_for_steps_unsets_the_epochs_of_the_file(tmp_path, file, flags, expected):
+    (tmp_path / "run.yaml").write_text(file)
+    entry = make_entry(merge_settings(Config, tmp_path / "run.yaml", flags))
+    assert (entry.train_epochs, entry.train_steps) == expected
+
+
+def test_a_wrong_backbone_fails_before_the_work():
+    with pytest.raises(plsc.ConfigError, match="did you mean 'ResNet50'"):
+        make_entry({"model_name": "Resnet50"})

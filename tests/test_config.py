@@ -1,0 +1,132 @@
+"""The settings of a run: what they derive from each other, and which of them contradict."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from plsc import Config, ConfigError, Entry
+from plsc.config import MARGINS
+
+
+@pytest.mark.parametrize(
+    "loss, margins",
+    [
+        (("arcface",), (1.0, 0.5, 0.0)),
+        (("cosface",), (1.0, 0.0, 0.35)),
+        (("sphereface",), (1.35, 0.0, 0.0)),
+        (("dist_arcface",), (1.0, 0.5, 0.0)),
+        (("dist_softmax",), None),
+        (("arcface", None, 0.3), (1.0, 0.3, 0.0)),
+        (("mine", 1.1, 0.2, 0.1), (1.1, 0.2, 0.1)),
+        (("dist_mine", 1.1, 0.2, 0.1), (1.1, 0.2, 0.1)),
+        (("combined", 1.0, 0.0, 0.0), (1.0, 0.0, 0.0)),
+    ],
+)
+def test_margins_of_each_loss(loss, margins):
+    entry = Entry()
+    entry.set_loss_type(*loss)
+    assert entry.config.margins == margins
+    assert entry.config.is_sharded == loss[0].startswith("dist_")
+
+
+def test_model_parallel_shards_whatever_the_prefix():
+    entry = Entry()
+    entry.set_model_parallel(True)
+    entry.set_loss_type("cosface")
+    assert entry.config.is_sharded
+
+
+@pytest.mark.parametrize("loss, index", [("arcface", 1), ("cosface", 2), ("sphereface", 0)])
+def test_set_margin_is_the_one_margin_of_the_loss(loss, index):
+    entry = Entry()
+    entry.set_loss_type(loss)
+    entry.set_margin(0.2)
+    assert entry.config.margins[index] == 0.2
+
+
+@pytest.mark.parametrize("kind", MARGINS)
+def test_writing_the_default_margin_means_the_same_as_leaving_it_out(kind):
+    assert Config(loss_type=kind, margin=None).margins == Config(loss_type=kind).margins
+    assert Config(loss_type=kind, margin=Config(loss_type=kind).main_margin).margins == Config(loss_type=kind).margins
+
+
+def test_the_main_margin_is_that_of_the_loss():
+    entry = Entry()
+    assert entry.margin == 0.5
+    entry.set_loss_type("cosface")
+    assert entry.margin == 0.35
+    entry.margin = 0.4
+    assert (entry.margin, entry.config.margins) == (0.4, (1.0, 0.0, 0.4))
+
+
+def test_verification_sets_by_name():
+    assert Config().val_names == ("lfw",)
+    assert Config(val_targets="a, b,").val_names == ("a", "b")
+    assert Config(val_targets="").val_names == ()
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"loss_type": "softmax", "margin2": 0.3}, "has no margin, but one is set"),
+        ({"loss_type": "combined", "margin1": 1.0}, "needs margin1, margin2 and margin3"),
+        ({"loss_type": "combined", "margin1": 1.0, "margin2": 0.1, "margin3": 0.1, "margin": 0.2}, "no single margin"),
+        ({"margin_function": max, "margin3": 0.1}, "margin_function replaces the margins .*, but margin3 is set"),
+        ({"margin_function": max, "loss_type": "softmax"}, "has no margin, but margin_function is set"),
+        ({"train_steps": 3}, "train_epochs is 120 and train_steps is 3; set one of them"),
+        ({"train_epochs": None}, "train_epochs is None and train_steps is None"),
+    ],
+)
+def test_contradictions(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        Config(**settings).check()
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"pixel_mean": None}, r"pixel_mean: got None \(NoneType\); expected a valid tuple"),
+        ({"pixel_std": 0}, r"pixel_std: got 0 \(int\); expected numbers above 0"),
+        ({"image_shape": "3,112"}, "expected three numbers, as 3,112,112"),
+        ({"lr_steps": "9,5"}, "expected steps of 1 or more in ascending order"),
+        ({"lr_schedule": "cosin"}, "did you mean 'cosine'? accepted: step, cosine, poly"),
+        ({"lr_schedule": 3}, "lr_schedule: got 3 (int); expected step, cosine, poly or a function of the step"),
+        ({"margin_function": 3}, "margin_function: got 3 (int); expected callable"),
+    ],
+)
+def test_wrong_values(settings, words):
+    with pytest.raises(ConfigError) as error:
+        Config(**settings)
+    assert words.replace("\\", "") in str(error.value)
+
+
+def test_values_as_text_and_one_number_for_three_channels():
+    config = Config(pixel_mean="100", pixel_std=2, image_shape="3,32,48", lr_steps="5, 9", flip="no")
+    assert (config.pixel_mean, config.pixel_std) == ((100.0,) * 3, (2.0,) * 3)
+    assert (config.image_shape, config.lr_steps, config.flip) == ((3, 32, 48), (5, 9), False)
+
+
+def test_a_schedule_is_saved_by_its_name():
+    def falling(step):
+        return 0.1 / (step + 1)
+
+    assert Config(lr_schedule="cosine").model_dump(mode="json")["lr_schedule"] == "cosine"
+    assert Config(lr_schedule=None).lr_schedule == "step"
+    assert Config(lr_schedule=falling).model_dump(mode="json")["lr_schedule"].endswith("falling")
+
+
+def test_the_description_names_every_choice():
+    for name, choices in (("loss_type", MARGINS),):
+        assert set(choices) <= set(re.findall(r"\w+", Config.model_fields[name].description))
+
+
+def test_the_spelling_of_1_0_is_accepted():
+    entry = Entry()
+    entry.set_augment(grey=0.2)
+    assert (entry.augment_gray, entry.augment_grey) == (0.2, 0.2)
+    entry.augment_grey = 0.3
+    assert entry.config.augment_gray == 0.3
+    entry.set_pixel_normalisation(1, 2)
+    assert entry.pixel_std == (2.0, 2.0, 2.0)

@@ -1,0 +1,76 @@
+"""Every script of docs/extending.md trains on two ranks, uses its extension point, and is short."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from plsc import list_backbones
+from tests._support.ranks import launch
+
+PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+SECTIONS = ("Backbone", "Margin", "Head", "Row optimizer", "Records", "Schedule", "Observer")
+# Lines of code of a script, without blank lines and comments.
+LIMIT = 36
+
+
+def scripts():
+    """{heading: python blocks of its section}."""
+    parts = re.split(r"^## (.+)$", PAGE.read_text(), flags=re.MULTILINE)
+    return {
+        heading: re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        for heading, text in zip(parts[1::2], parts[2::2])
+    }
+
+
+def code_lines(script):
+    without_docstrings = re.sub(r'""".*?"""', "", script, flags=re.DOTALL)
+    return [line for line in without_docstrings.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+def test_every_extension_point_has_one_script():
+    assert {heading: len(blocks) for heading, blocks in scripts().items()} == dict.fromkeys(SECTIONS, 1)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_script_is_short(section):
+    for script in scripts()[section]:
+        assert len(code_lines(script)) <= LIMIT
+
+
+def used_backbone(folder, about, output):
+    assert about["settings"]["model_name"] == "SmallNet" not in list_backbones()
+
+
+def used_schedule(folder, about, output):
+    last = re.search(r"learning rate of the last step: ([\d.]+)", output)
+    assert float(last[1]) == pytest.approx(0.025 * (1 + math.cos(math.pi * 3 / 4)))
+
+
+def used_observer(folder, about, output):
+    losses = (folder / "losses.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in losses] == ["2", "4", "6"]
+
+
+# What the script of a section leaves behind if its extension point was used.
+EVIDENCE = {"Backbone": used_backbone, "Schedule": used_schedule, "Observer": used_observer}
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_script_trains_on_two_ranks(section, tmp_path):
+    for script in scripts()[section]:
+        (tmp_path / "train.py").write_text(script)
+        _, output = launch(2, tmp_path / "train.py", log_dir=tmp_path / "log", cwd=tmp_path)
+        (path,) = (tmp_path / "output").glob("*/manifest.json")
+        about = json.loads(path.read_text())["about"]
+        assert 4 <= about["step"] <= 8
+        # Two ranks of 10 images each trained together, to a finite loss.
+        assert about["images_in_epoch"] == about["step"] * 20
+        assert math.isfinite(float(re.findall(r"loss ([\d.]+)", output)[-1]))
+        EVIDENCE[section](tmp_path, about, output)
