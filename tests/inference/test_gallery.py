@@ -1,27 +1,28 @@
-"""Galleries: exact search, enrolment, files and reports."""
+"""Galleries: exact search, persistence, mistakes, and the threshold of a report."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests._support.servers import EMB_DIM
-
-pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+pytest.importorskip("faiss", reason="plsc[gallery] is not installed")
 
 from plsc import DataError, ServingError
 from plsc.inference.gallery import Gallery, read_threshold
+from plsc.inference.model_card import ModelCard
+from tests._support.servers import EMB_DIM
 
 
-def rows(count, seed=0):
+def random_rows(count, seed=0):
     found = np.random.default_rng(seed).normal(size=(count, EMB_DIM)).astype(np.float32)
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
 def test_search_finds_what_plain_numpy_finds():
-    made, entries, probes = Gallery(EMB_DIM), rows(200), rows(20, seed=1)
+    made, entries, probes = Gallery(EMB_DIM), random_rows(200), random_rows(20, seed=1)
     made.add([str(number) for number in range(200)], 3 * entries)
     found = made.search(probes, 4, threshold=0.4)
     cosines = probes @ entries.T
@@ -32,8 +33,8 @@ def test_search_finds_what_plain_numpy_finds():
         assert [match.same for match in matches] == [bool(value >= 0.4) for value in row[order]]
 
 
-def test_entries_are_added_removed_and_last(tmp_path):
-    made, entries = Gallery(EMB_DIM), rows(5)
+def test_added_and_removed_entries_persist(tmp_path):
+    made, entries = Gallery(EMB_DIM), random_rows(5)
     made.add(["a", "b", "a", "c", "d"], entries)
     assert made.remove("a") == 2 and len(made) == 3 and made.names == ["b", "c", "d"]
     made.save(tmp_path / "g")
@@ -52,11 +53,11 @@ def test_entries_are_added_removed_and_last(tmp_path):
 def test_mistakes_with_a_gallery(tmp_path):
     made = Gallery(EMB_DIM)
     for names, entries, message in (
-        (["a"], rows(2), "1 names for 2 embeddings"),
-        (["a"], rows(1)[:, :3], "expected"),
-        ([""], rows(1), "name is empty"),
-        (["a"], rows(1) * 0, "zero or not finite"),
-        (["a"], rows(1) * np.nan, "zero or not finite"),
+        (["a"], random_rows(2), "1 names for 2 embeddings"),
+        (["a"], random_rows(1)[:, :3], "expected"),
+        ([""], random_rows(1), "name is empty"),
+        (["a"], random_rows(1) * 0, "zero or not finite"),
+        (["a"], random_rows(1) * np.nan, "zero or not finite"),
     ):
         with pytest.raises(DataError, match=message):
             made.add(names, entries)
@@ -67,7 +68,7 @@ def test_mistakes_with_a_gallery(tmp_path):
         made.save(tmp_path / "mine", replace=True)
     with pytest.raises(ServingError, match="no gallery there"):
         Gallery.open(tmp_path / "mine")
-    made.add(["a"], rows(1))
+    made.add(["a"], random_rows(1))
     made.save(tmp_path / "g")
     about = json.loads((tmp_path / "g" / "gallery.json").read_text())
     (tmp_path / "g" / "gallery.json").write_text(json.dumps({**about, "names": {"5": "a"}}))
@@ -87,3 +88,32 @@ def test_the_threshold_of_a_report(tmp_path):
         read_threshold(tmp_path / "r.json")
     with pytest.raises(ServingError, match="no report of plsc test"):
         read_threshold(tmp_path / "none.json")
+
+
+def test_files_of_the_user_stay_in_a_gallery_that_is_replaced(tmp_path):
+    gallery = Gallery(4)
+    gallery.add(["ann"], np.ones([1, 4], np.float32))
+    gallery.save(tmp_path / "g")
+    (tmp_path / "g" / "ann.jpg").write_text("mine")
+    gallery.save(tmp_path / "g", replace=True)
+    assert sorted(path.name for path in (tmp_path / "g").iterdir()) == ["ann.jpg", "gallery.json", "index.faiss"]
+    assert len(Gallery.open(tmp_path / "g")) == 1
+
+
+def test_a_gallery_refuses_a_model_of_another_size_or_of_other_weights():
+    card = ModelCard(
+        directory=Path("m"),
+        image_shape=(3, 4, 4),
+        emb_dim=EMB_DIM,
+        flip=False,
+        pixel_mean=127.5,
+        pixel_std=128.0,
+        weights="a",
+        plain_kernels=False,
+    )
+    for gallery in (Gallery(EMB_DIM), Gallery(EMB_DIM, "a")):
+        gallery.check_model(card)
+    with pytest.raises(ServingError, match="gallery's embeddings are of 8, the model's of 16"):
+        Gallery(8).check_model(card)
+    with pytest.raises(ServingError, match="built with other weights than those of m"):
+        Gallery(EMB_DIM, "b").check_model(card)
