@@ -59,7 +59,9 @@ def serving_page() -> str:
 
 
 def table(fields: Mapping[str, FieldInfo]) -> list[str]:
-    rows = [f"| `{name}` | {values(field)} | {default(field)} | {field.description} |" for name, field in fields.items()]
+    rows = [
+        f"| `{name}` | {values(field)} | {default(field)} | {field.description} |" for name, field in fields.items()
+    ]
     return ["| setting | values | default | meaning |", "|---|---|---|---|", *rows]
 
 
