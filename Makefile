@@ -6,7 +6,7 @@ VENV ?= .venv$(addprefix -paddle-,$(PADDLE))
 BIN := $(VENV)/bin
 OUTPUT ?= demo_output
 SIZE ?= full
-# Test processes; auto is one per core.
+# Test processes, each with one thread; auto is one per core.
 WORKERS ?= auto
 TESTS ?= tests
 
@@ -29,7 +29,7 @@ demo: $(VENV)/.installed  ## train, verify, resume, export and embed on the buil
 	$(BIN)/plsc demo --output $(OUTPUT) --size $(SIZE)
 
 test: $(VENV)/.installed  ## run the tests (PADDLE=3.2.2: with that Paddle; TESTS=tests/data: a part; WORKERS=1: one by one)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 bench: $(VENV)/.installed  ## measure the head beside the bare matrix products (five minutes)
 	$(BIN)/python benchmarks/head.py

@@ -173,7 +173,7 @@ def opening_ms(path: Path) -> float:
 
 def measure(name: str, source: Records, folder: Path, seconds: float, rounds: int) -> dict:
     for to in ("rec", "list", "tar"):
-        convert(source, folder / to, to)
+        convert(source, folder / to, to=to)
     images = [source[index].image for index in range(len(source))]
     ways = {
         "bare cv2.imdecode": lambda: processes_rate(bare_decoder(images), seconds),

@@ -1,4 +1,4 @@
-"""Small data sets, made anew by the tests that use them."""
+"""Fixtures that tests of several packages share: a small data set, an entry that trains on it, an exported model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ import plsc
 from plsc.data.verification_set import VerificationSet
 from tests._support.images import CLASSES, SIDE, make_images
 from tests._support.servers import make_model
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu"):
+        import paddle
+
+        if not paddle.device.cuda.device_count():
+            pytest.skip("needs a GPU")
 
 
 @pytest.fixture
@@ -35,7 +43,7 @@ def data_dir(tmp_path):
 
 @pytest.fixture
 def entry(data_dir, tmp_path):
-    """An entry that trains `data_dir` in a second."""
+    """An entry that trains on `data_dir` in a second."""
     made = plsc.Entry()
     made.set_dataset_dir(data_dir)
     made.set_class_num(CLASSES)
@@ -52,7 +60,7 @@ def entry(data_dir, tmp_path):
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
-    """The folder of a small exported network; whoever changes it works on a copy."""
+    """The folder of a small exported network. A test that changes it works on a copy."""
     folder = tmp_path_factory.mktemp("model") / "m"
     make_model(folder)
     return folder
@@ -60,7 +68,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _log_reaches_caplog():
-    """A handler of the application's own keeps the library from setting up its log apart from the root."""
+    """Add a handler to the library's logger, so that it sets up none and its messages reach the root logger."""
     logger = logging.getLogger("plsc")
     logger.addHandler(logging.NullHandler())
     logger.setLevel(logging.INFO)

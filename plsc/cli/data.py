@@ -1,6 +1,6 @@
-"""`plsc data`: look at, convert, shuffle and split data sets, and make verification pairs."""
+"""`plsc data`: inspect, convert, shuffle and split data sets, and make verification pairs."""
 
-# No postponed annotations here: on Python 3.9 typer reads them as they stand.
+from __future__ import annotations
 
 import dataclasses
 import json
@@ -10,28 +10,47 @@ from typing import Annotated
 import typer
 
 from plsc.data.alignment import read_landmarks
-from plsc.data.convert.conversion import Converted, Redraw, convert_split
+from plsc.data.convert.conversion import Converted, convert_split
 from plsc.data.convert.conversion import convert as convert_records
 from plsc.data.convert.inspection import inspect as inspect_records
 from plsc.data.convert.inspection import plot as plot_records
 from plsc.data.convert.inspection import plot_files
-from plsc.data.convert.writers import SINKS
+from plsc.data.convert.preprocessing import Preprocessing
+from plsc.data.convert.writers import WRITERS
 from plsc.data.pairs import make_verification_set
 from plsc.data.records import Records, open_records
 from plsc.data.subset import shuffled, with_min_images, without_classes_of
 from plsc.errors import DataError
 from plsc.utils.logging import show_log
 
-app = typer.Typer(no_args_is_help=True, help="Look at, convert, shuffle and split data sets; make verification pairs.")
+app = typer.Typer(
+    no_args_is_help=True, help="Inspect, convert, shuffle and split data sets, and make verification pairs."
+)
 
-Source = Annotated[str, typer.Argument(help="file or folder of any known format; see docs/data.md")]
-Target = Annotated[Path, typer.Argument(help="folder to write, which does not exist yet")]
-Format = Annotated[str, typer.Option("--to", help=f"format to write: {', '.join(SINKS)}")]
-Recover = Annotated[bool, typer.Option("--recover", help="of a damaged .rec, read what lies before the damage")]
-Seed = Annotated[int, typer.Option(min=0, help="the same seed gives the same result")]
-Parts = Annotated[int, typer.Option(min=1, help="files to spread the images over in equal shares (base64, tar)")]
-MinImages = Annotated[int, typer.Option(min=0, help="leave out classes with fewer images, renumber the rest; 0: none")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad-images", help="leave out and count undecodable images; else stop")]
+_WITH_PARTS = " and ".join(name for name, writer in WRITERS.items() if writer.has_parts)
+
+Source = Annotated[str, typer.Argument(help="File or folder of any known format; docs/data.md lists the formats.")]
+Target = Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")]
+Format = Annotated[str, typer.Option("--to", help=f"Format to write: {', '.join(WRITERS)}.")]
+Recover = Annotated[
+    bool, typer.Option("--recover", help="Read a damaged .rec up to the damage instead of refusing it.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all random choices; the same seed gives the same result.")]
+Parts = Annotated[
+    int, typer.Option(min=1, help=f"Number of files to spread the images over in equal shares ({_WITH_PARTS} only).")
+]
+MinImages = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Leave out classes with fewer images than this, and renumber the others; 0 keeps all classes."
+    ),
+]
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad-images", help="Leave out and count images that cannot be decoded; by default such an image stops."
+    ),
+]
 
 
 @app.callback()
@@ -42,16 +61,22 @@ def _show_log() -> None:
 @app.command()
 def inspect(
     source: Source,
-    limit: Annotated[int | None, typer.Option(min=1, help="decode only so many, evenly spread")] = None,
-    plot: Annotated[
-        str | None, typer.Option(help="save PREFIX-classes.png and PREFIX-images.png", metavar="PREFIX")
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Decode at most this many images, evenly spread; by default all.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    *,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            help="Save a histogram as PREFIX-classes.png and sample images as PREFIX-images.png.", metavar="PREFIX"
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Count images and classes, decode the images and name the damaged ones. Status 1 where something is damaged."""
+    """Count images and classes, decode the images and name the damaged ones. Exits with 1 if anything is damaged."""
     is_damaged = False
     if plot:
-        plot_files(plot)  # a mistake is told before the work
+        plot_files(plot)  # raises before the images are read
     try:
         records = open_records(source)
         found = inspect_records(records, limit)
@@ -73,59 +98,74 @@ def inspect(
 def convert(
     source: Source,
     target: Target,
+    *,
     to: Format = "rec",
-    size: Annotated[int | None, typer.Option(min=1, help="resize to SIZE x SIZE pixels")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Resize images to SIZE x SIZE pixels.")] = None,
     landmarks: Annotated[
-        Path | None, typer.Option(help="align faces: .npy of n x 5 x 2, or a line x1 y1 ... x5 y5 per image in order")
+        Path | None,
+        typer.Option(
+            help="Align faces by five points per image: a .npy file of n x 5 x 2 numbers, or a text file with a line "
+            "x1 y1 ... x5 y5 per image, in the order of the images."
+        ),
     ] = None,
-    encoding: Annotated[str | None, typer.Option(help="jpg or png: encode anew")] = None,
-    quality: Annotated[int | None, typer.Option(min=1, max=100, help="of JPEG; 95 unless given")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Encode all images anew, as jpg or png.")] = None,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="JPEG quality of images that are encoded anew; 95 by default.")
+    ] = None,
     parts: Parts = 1,
     min_images: MinImages = 0,
     skip_bad_images: SkipBad = False,
     recover: Recover = False,
 ) -> None:
-    """Write a data set in another format. Interrupted, the same command goes on where it stopped."""
+    """Write a data set in another format. After an interruption, the same command continues where it stopped."""
     if quality is not None and encoding != "jpg" and (encoding or not (size or landmarks)):
         raise DataError("--quality needs images that are encoded anew: by --encoding jpg, --size or --landmarks")
     records = open_records(source, recover)
     if landmarks is not None and min_images:
-        raise DataError("landmarks are in the order of the whole set: align first, then leave classes out")
-    marks = None if landmarks is None else read_landmarks(landmarks, len(records))
-    _tell(
-        convert_records(
-            _enough(records, min_images),
-            target,
-            to,
-            Redraw(size, marks, encoding, quality or 95),
-            parts,
-            skip_bad_images,
+        raise DataError(
+            "--landmarks and --min-images: got both, but landmarks are in the order of the whole set; align first, "
+            "then leave classes out in a second conversion"
         )
+    marks = None if landmarks is None else read_landmarks(landmarks, len(records))
+    done = convert_records(
+        _without_small_classes(records, min_images),
+        target,
+        to=to,
+        preprocessing=Preprocessing(size, marks, encoding=encoding, quality=quality or 95),
+        parts=parts,
+        skip_bad_images=skip_bad_images,
     )
+    _print_result(done)
 
 
 @app.command()
 def shuffle(
     source: Source,
     target: Target,
+    *,
     to: Format = "rec",
     seed: Seed = 0,
     parts: Parts = 1,
     skip_bad_images: SkipBad = False,
     recover: Recover = False,
 ) -> None:
-    """Write a data set in a random order. Memory is sixteen bytes an image, however large the set."""
+    """Write a data set in a random order. Needs sixteen bytes of memory per image."""
     if to == "folders":
-        raise DataError("class folders have no order that could be shuffled: they are read class by class")
+        raise DataError(
+            "--to folders: class folders have no order, they are read class by class; choose another format to shuffle"
+        )
     records = shuffled(open_records(source, recover), seed)
-    _tell(convert_records(records, target, to, parts=parts, skip_bad_images=skip_bad_images))
+    _print_result(convert_records(records, target, to=to, parts=parts, skip_bad_images=skip_bad_images))
 
 
 @app.command()
 def split(
     source: Source,
     target: Target,
-    held_out: Annotated[float, typer.Option(min=0, help="classes to hold out: below 1 a share, else a number")],
+    *,
+    held_out: Annotated[
+        float, typer.Option(min=0, help="Classes to hold out: a share of the classes if below 1, else their number.")
+    ],
     to: Format = "rec",
     seed: Seed = 0,
     min_images: MinImages = 0,
@@ -133,26 +173,34 @@ def split(
     recover: Recover = False,
 ) -> None:
     """Write TARGET/train and TARGET/held_out, which have no class in common."""
-    records = _enough(open_records(source, recover), min_images)
-    for done in convert_split(records, target, to, held_out, seed, skip_bad_images=skip_bad_images):
-        _tell(done)
+    records = _without_small_classes(open_records(source, recover), min_images)
+    for done in convert_split(records, target, to=to, held_out=held_out, seed=seed, skip_bad_images=skip_bad_images):
+        _print_result(done)
 
 
 @app.command()
 def pairs(
     source: Source,
-    output: Annotated[Path, typer.Argument(help="the .bin to write")],
-    num_pairs: Annotated[int, typer.Option("--pairs", min=2, help="same and different together")] = 6000,
-    folds: Annotated[int, typer.Option(min=1, help="folds; no identity is in two")] = 10,
+    output: Annotated[Path, typer.Argument(help="File to write, which must not exist yet; its name ends in .bin.")],
+    *,
+    num_pairs: Annotated[
+        int, typer.Option("--pairs", min=2, help="Number of pairs to make, half of them of the same identity.")
+    ] = 6000,
+    folds: Annotated[int, typer.Option(min=1, help="Number of folds; no identity is in two folds.")] = 10,
     seed: Seed = 0,
-    exclude: Annotated[str | None, typer.Option(help="training set whose identities to leave out")] = None,
+    exclude: Annotated[
+        str | None, typer.Option(help="Training set, file or folder, whose identities are left out of the pairs.")
+    ] = None,
     recover: Recover = False,
 ) -> None:
-    """Make a verification set of a labeled one, half the pairs of the same identity."""
+    """Make a verification set from a labeled data set. Half the pairs are of the same identity."""
     if output.exists():
         raise DataError(f"{output} exists already; nothing is overwritten: choose another name")
     if output.suffix != ".bin" or not output.parent.is_dir():
-        raise DataError(f"{output}: expected a name that ends in .bin, as training looks for it, in an existing folder")
+        raise DataError(
+            f"{output}: expected a name that ends in .bin, by which training finds verification sets, in an existing "
+            f"folder"
+        )
     records = open_records(source, recover)
     if exclude is not None:
         records = without_classes_of(records, open_records(exclude))
@@ -163,7 +211,7 @@ def pairs(
 
 @app.command()
 def index(source: Source) -> None:
-    """Keep the offsets of base64 parts or tar shards beside them, so that they open at once."""
+    """Write the offsets of base64 parts or tar shards beside them, so that they open without being read through."""
     records = open_records(source)
     if not hasattr(records, "save_index"):
         raise DataError(f"{source} is {records.format}, which needs no index: only base64 parts and tar shards do")
@@ -171,10 +219,10 @@ def index(source: Source) -> None:
         typer.echo(path)
 
 
-def _enough(records: Records, min_images: int) -> Records:
+def _without_small_classes(records: Records, min_images: int) -> Records:
     return with_min_images(records, min_images) if min_images else records
 
 
-def _tell(done: Converted) -> None:
+def _print_result(done: Converted) -> None:
     left_out = f", {done.skipped} unreadable ones left out" if done.skipped else ""
     typer.echo(f"{done.target}: {done.images} images{left_out}")

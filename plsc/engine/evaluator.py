@@ -126,7 +126,7 @@ def evaluate(
     embedder = _embedder(config, backbone)
     for pairs in sets:
         report = verify(embedder, pairs, collectives=collectives)
-        results.update({f"{pairs.name}/{name}": value for name, value in report.figures().items()})
+        results.update({f"{pairs.name}/{name}": value for name, value in report.metrics().items()})
         if collectives.topology.is_main:
             log.info("%s: %s", pairs.name, report)
     return results

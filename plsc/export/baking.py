@@ -9,12 +9,12 @@ from paddle import nn
 
 from plsc.config import Config
 from plsc.errors import ExportError
-from plsc.metrics.verification import EPSILON
+from plsc.metrics.embeddings import EPSILON
 
 BAKEABLE = ("preprocess", "normalize")
 
 
-class BakedNetwork(nn.Layer):  # type: ignore[misc]  # Paddle counts as Any
+class BakedNetwork(nn.Layer):
     """A backbone with the steps before and after it; equal to plsc/inference/embedding.py but for the resizing.
 
     With `preprocess` the input is pixels [N, H', W', 3] uint8 of any one size. They are resized to the network's (H, W)

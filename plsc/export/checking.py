@@ -20,7 +20,7 @@ from plsc.errors import ExportError, PLSCError
 from plsc.export.baking import BakedNetwork
 from plsc.export.tracing import last_line
 from plsc.inference.embedding import EmbeddingPath
-from plsc.metrics.verification import EPSILON
+from plsc.metrics.embeddings import EPSILON
 from plsc.models.base_model import check_embedding
 
 log = logging.getLogger("plsc")

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
@@ -121,25 +122,35 @@ def export_backbone(
     inputs = sample_inputs(config, spec, images=images, bgr=bgr)
     expected = run_eager(network, inputs)
     with write_folder(directory, ExportError) as write:
-        partial = write.path
-        save_traced(network, spec, prefix=partial / MODEL_PREFIX)
-        model = partial / f"{MODEL_PREFIX}.json"
-        # plsc serve runs fused kernels under oneDNN if they can load the model and compute what the network does. The
-        # model is loaded at the first batch: a failure to load counts as a difference.
-        load_fused = functools.cache(lambda: Predictor(model))
-        difference = find_difference(
-            network, lambda batch: load_fused().run(batch), name="paddle, fused", inputs=inputs, expected=expected
-        )
+        folder = write.path
+        save_traced(network, spec, prefix=folder / MODEL_PREFIX)
+        model = folder / f"{MODEL_PREFIX}.json"
+        difference = _find_difference_when_fused(network, model, inputs=inputs, expected=expected)
         if difference:
             log.warning("%s: it will be served by plain kernels, more slowly", difference)
         about = describe_export(
             config, backbone, origin=origin, bake=bake, bgr=bgr, plain_kernels=difference is not None
         )
-        write_manifest(partial, about, with_files=False)
+        write_manifest(folder, about, with_files=False)
         runs: dict[str, Run] = {"paddle": Predictor(model, plain=True).run}
         for name in formats:
-            runs[name] = FORMATS[name].write(network, spec, folder=partial)
+            runs[name] = FORMATS[name].write(network, spec, folder=folder)
         check_export(network, runs, inputs=inputs, expected=expected)
-        write_manifest(partial, about, with_files=True)
+        write_manifest(folder, about, with_files=True)
         write.obsolete = unchanged_files(directory)
         write.keep = [file for format in FORMATS.values() for file in format.keep]
+
+
+def _find_difference_when_fused(
+    network: paddle.nn.Layer,
+    model: Path,
+    *,
+    inputs: Mapping[str, NDArray[Any]],
+    expected: Mapping[str, NDArray[Any]],
+) -> str | None:
+    """`find_difference` for fused kernels under oneDNN, which plsc serve uses unless they compute something else."""
+    # Loaded at the first batch, because a failure to load counts as a difference.
+    load = functools.cache(lambda: Predictor(model))
+    return find_difference(
+        network, lambda batch: load().run(batch), name="paddle, fused", inputs=inputs, expected=expected
+    )

@@ -1,0 +1,1 @@
+"""An exported model in use: model card, predictor, the path from an image to its embedding, galleries."""

@@ -10,7 +10,7 @@ The embedding of an image x under the network f is e / max(|e|, EPSILON), where
 The rule for zero length: an embedding of length EPSILON = 1e-12 or more is brought to length 1. The zero embedding
 stays zero, so that its cosine with every embedding is 0 and no NaN arises. The rule is written in four places that
 share no code: `to_unit_length` here (NumPy), `BakedNetwork` in plsc/export/baking.py (Paddle operators), web_service.py
-of the Paddle Serving pipeline (runs without this library) and plsc/metrics/verification.py (float64, in blocks).
+of the Paddle Serving pipeline (runs without this library) and plsc/metrics/embeddings.py (float64, in blocks).
 tests/inference/test_embedding.py compares them. A gallery refuses the zero embedding, since it is similar to nothing.
 """
 
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plsc.data.transforms import Channels, Transform, normalize
-from plsc.metrics.verification import EPSILON
+from plsc.metrics.embeddings import EPSILON
 
 Pixels = NDArray[np.uint8]
 Embeddings = NDArray[np.float32]
@@ -114,7 +114,7 @@ def to_unit_length(embeddings: Embeddings) -> Embeddings:
     return unit
 
 
-def list_images(images: Any | Iterable[Any]) -> list[Any]:
+def as_list_of_images(images: Any | Iterable[Any]) -> list[Any]:
     """One image or several as a list. One image is a path, encoded bytes, or an array of three axes."""
     is_single = isinstance(images, (str, Path, bytes)) or (isinstance(images, np.ndarray) and images.ndim == 3)
     return [images] if is_single else list(images)

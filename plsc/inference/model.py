@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from plsc.data.records import read_image
 from plsc.errors import DataError, ServingError
-from plsc.inference.embedding import Embeddings, Pixels, list_images
+from plsc.inference.embedding import Embeddings, Pixels, as_list_of_images
 from plsc.inference.model_card import ModelCard, read_model_card
 from plsc.inference.predictor import Predictor
 
@@ -74,7 +74,7 @@ class InferenceModel:
         """
         if batch_size < 1:
             raise ServingError(f"embed: got batch_size {batch_size}, expected 1 or more")
-        images = list_images(images)
+        images = as_list_of_images(images)
         embeddings = []
         for start in range(0, len(images), batch_size):
             chunk = enumerate(images[start : start + batch_size], start)

@@ -1,0 +1,1 @@
+"""How well embeddings tell identities apart: verification of pairs, identification in a gallery. NumPy only."""

@@ -21,19 +21,12 @@ SIDE, EMB_DIM = 16, 16
 
 def make_model(folder, flip=True, bake=(), formats=("paddle",), emb_dim=EMB_DIM, seed=0):
     """Export a small untrained network to `folder`; returns the eager network."""
-    import paddle
-
-    from plsc.config import Config
     from plsc.export.export import export_backbone
-    from plsc.models.tiny import ResNetTiny
+    from tests._support.exporting import network, settings
 
-    paddle.seed(seed)
-    network = ResNetTiny(emb_dim, (3, SIDE, SIDE))
-    network(paddle.rand([32, 3, SIDE, SIDE]) * 2 - 1)
-    network.eval()
-    config = Config(image_shape=(3, SIDE, SIDE), emb_dim=emb_dim, flip=flip, dataset_dir="/no/such/folder")
-    export_backbone(network, config, directory=Path(folder), formats=formats, bake=bake)
-    return network
+    made = network(emb_dim, seed)
+    export_backbone(made, settings(emb_dim=emb_dim, flip=flip), directory=Path(folder), formats=formats, bake=bake)
+    return made
 
 
 def make_image(seed, side=SIDE, suffix=".png"):

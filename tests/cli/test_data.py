@@ -150,15 +150,15 @@ def test_an_interrupted_split_goes_on(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(records), "__getitem__", read)
     with pytest.raises(KeyboardInterrupt):
-        convert_split(records, tmp_path / "parts", "rec", 0.5)
+        convert_split(records, tmp_path / "parts", to="rec", held_out=0.5)
     assert not (tmp_path / "parts").exists()
     reads[:] = [None] * 45
-    assert [done.images for done in convert_split(records, tmp_path / "parts", "rec", 0.5)] == [30, 30]
+    assert [done.images for done in convert_split(records, tmp_path / "parts", to="rec", held_out=0.5)] == [30, 30]
     assert len(reads) - 45 == 30
     train, held_out = (pixels_of(tmp_path / "parts" / name) for name in ("train", "held_out"))
     assert sorted(train + held_out) == list(range(60))
     with pytest.raises(DataError, match="parts exists already"):
-        convert_split(records, tmp_path / "parts", "rec", 0.5)
+        convert_split(records, tmp_path / "parts", to="rec", held_out=0.5)
 
 
 def test_landmarks_align_in_convert(source, tmp_path):
@@ -168,3 +168,28 @@ def test_landmarks_align_in_convert(source, tmp_path):
     assert cv2.imdecode(np.frombuffer(records[0].image, np.uint8), 1).shape == (56, 56, 3)
     with pytest.raises(DataError, match="align first"):
         run("convert", source, tmp_path / "b", "--landmarks", tmp_path / "marks.npy", "--min-images", 2)
+
+
+def test_what_has_no_effect_is_refused(tmp_path):
+    source = sources.make_list(tmp_path / "set")
+    for arguments, message in (
+        (("convert", source, tmp_path / "out", "--quality", "60"), "--quality needs"),
+        (
+            ("convert", source, tmp_path / "out", "--quality", "60", "--size", "9", "--encoding", "png"),
+            "--quality needs",
+        ),
+        (("shuffle", source, tmp_path / "out", "--to", "folders"), "have no order"),
+        (("pairs", source, tmp_path / "lfw"), "ends in .bin"),
+        (("pairs", source, tmp_path / "no" / "lfw.bin"), "existing folder"),
+    ):
+        result = sources.run(*arguments)
+        assert isinstance(result.exception, DataError) and message in str(result.exception)
+
+
+@pytest.mark.parametrize("command", [("shuffle",), ("split", "--held-out", "1")])
+def test_bad_images_can_be_left_out_wherever_it_is_advised(tmp_path, command):
+    source = sources.make_list(tmp_path / "set")
+    (source / "images" / "0.png").write_bytes(b"no image")
+    stopped = sources.run(command[0], source, tmp_path / "out", *command[1:])
+    assert "--skip-bad-images" in str(stopped.exception)
+    assert sources.run(command[0], source, tmp_path / "out", *command[1:], "--skip-bad-images").exit_code == 0

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plsc.data.convert.conversion import Redraw, convert, convert_split
+from plsc.data.convert.conversion import convert, convert_split
 from plsc.data.convert.inspection import plot
+from plsc.data.convert.preprocessing import Preprocessing
 from plsc.data.loader import ReaderLoader
 from plsc.data.pairs import make_verification_set
 from plsc.data.records import DatasetRecords, open_records
@@ -26,7 +27,7 @@ from tests._support.sources import IMAGES, LABELS, add, make_list
 
 def test_identities_numbered_with_zeros_are_known_again(tmp_path):
     numbered = open_records(make_list(tmp_path / "list"))
-    convert(numbered, tmp_path / "folders", "folders")
+    convert(numbered, tmp_path / "folders", to="folders")
     for folder in (tmp_path / "folders").iterdir():
         folder.rename(folder.with_name(folder.name.zfill(5)))
     folders = open_records(tmp_path / "folders")
@@ -40,7 +41,7 @@ def test_identities_numbered_with_zeros_are_known_again(tmp_path):
 
 def test_a_huge_label_costs_no_memory(tmp_path):
     folders = open_records(make_list(tmp_path / "list"))
-    convert(folders, tmp_path / "folders", "folders")
+    convert(folders, tmp_path / "folders", to="folders")
     (tmp_path / "huge.txt").write_text("list/images/0.png 99999999999\n")
     assert len(without_classes_of(open_records(tmp_path / "folders"), open_records(tmp_path / "huge.txt"))) == 6
 
@@ -205,20 +206,20 @@ def test_a_split_does_not_go_on_with_other_labels(tmp_path):
     folder = make_list(tmp_path / "set")
     (tmp_path / "out.partial" / "held_out").mkdir(parents=True)
     with pytest.raises(DataError, match="no conversion that could go on"):
-        convert_split(open_records(folder), tmp_path / "out", "list", 1)
+        convert_split(open_records(folder), tmp_path / "out", to="list", held_out=1)
     (tmp_path / "out.partial" / "held_out").rmdir()
     broken = open_records(folder)
     bad = folder / "images" / "5.png"
     kept = bad.read_bytes()
     bad.write_bytes(b"")
     with pytest.raises(DataError, match="the image is empty"):
-        convert_split(broken, tmp_path / "out", "list", 1)
+        convert_split(broken, tmp_path / "out", to="list", held_out=1)
     bad.write_bytes(kept)
     lines = (folder / "label.txt").read_text().splitlines()
     lines[0] = lines[0].rsplit(" ", 1)[0] + f" {max(LABELS) - LABELS[0]}"
     (folder / "label.txt").write_text("\n".join(lines) + "\n")
     with pytest.raises(DataError, match="another conversion was begun there .it differs in labels"):
-        convert_split(open_records(folder), tmp_path / "out", "list", 1)
+        convert_split(open_records(folder), tmp_path / "out", to="list", held_out=1)
 
 
 def test_pairs_hold_no_image_that_cannot_be_decoded(tmp_path):
@@ -270,13 +271,13 @@ def test_a_class_name_that_is_no_text_is_refused_before_the_work(tmp_path):
         with open(os.path.join(os.fsencode(tmp_path), b"set", name, b"a.png"), "wb") as file:
             file.write(IMAGES[0])
     with pytest.raises(DataError, match="is not UTF-8, so classes.txt cannot hold it"):
-        convert(open_records(tmp_path / "set"), tmp_path / "out", "rec")
+        convert(open_records(tmp_path / "set"), tmp_path / "out", to="rec")
     assert not (tmp_path / "out.partial").exists()
 
 
 def test_an_image_too_wide_for_jpeg_is_named():
     with pytest.raises(DataError, match="70000 x 1 pixels cannot be written as JPEG"):
-        Redraw(encoding="jpg").encode(np.zeros((1, 70000, 3), np.uint8))
+        Preprocessing(encoding="jpg").encode(np.zeros((1, 70000, 3), np.uint8))
 
 
 def test_a_truncated_jpeg_is_no_image():
@@ -320,5 +321,5 @@ def test_sets_that_have_no_class_in_common_are_told_of(tmp_path, caplog):
 def test_a_split_that_cannot_be_leaves_no_folder(tmp_path):
     records = ArrayRecords(np.zeros([6, 4, 4, 3], np.uint8), np.arange(6) // 2)
     with pytest.raises(DataError, match="held_out=7"):
-        convert_split(records, tmp_path / "new", "rec", 7)
+        convert_split(records, tmp_path / "new", to="rec", held_out=7)
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from plsc.data.records import open_records
 
 @pytest.mark.parametrize("to", ["rec", "tar", "base64", "csv", "folders", "npy"])
 def test_training_takes_every_kind_of_source(entry, data_dir, tmp_path, to):
-    convert(open_records(data_dir), tmp_path / "other", to)
+    convert(open_records(data_dir), tmp_path / "other", to=to)
     (tmp_path / "other" / "lfw.bin").write_bytes((data_dir / "lfw.bin").read_bytes())
     losses = []
     for folder in (data_dir, tmp_path / "other"):
@@ -221,7 +221,7 @@ def test_the_old_base64_reader_yields_every_image_normalized(data_dir, tmp_path)
     from plsc.utils import base64_reader
 
     source = open_records(data_dir)
-    convert(source, tmp_path / "text", "base64", parts=3)
+    convert(source, tmp_path / "text", to="base64", parts=3)
     reader = base64_reader.train(str(tmp_path / "text"), "file_list.txt", 6)
     samples = list(reader())
     assert sorted(label for _, label in samples) == sorted(source.labels.tolist())

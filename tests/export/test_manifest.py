@@ -1,10 +1,9 @@
-"""Where an export goes: what stood there before is replaced whole, but for what is the user's."""
+"""An export replaces the files of an earlier export and keeps those that the user added or edited."""
 
 from __future__ import annotations
 
 import os
 
-import numpy as np
 import pytest
 
 from plsc import ExportError
@@ -15,7 +14,7 @@ def files(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_exporting_again_leaves_the_user_what_is_theirs(tmp_path, caplog):
+def test_exporting_again_keeps_files_that_the_user_added_or_edited(tmp_path, caplog):
     folder = tmp_path / "m"
     make_model(folder, formats=("serving", "legacy"))
     fresh = files(folder)
@@ -51,25 +50,13 @@ def test_exporting_again_leaves_the_user_what_is_theirs(tmp_path, caplog):
     assert (serving / "config.yml").read_text() == "worker_num: 3\n" and (serving / "serving_server").is_dir()
 
 
-def test_a_service_that_is_a_link_stays_the_users(tmp_path):
+def test_a_service_folder_that_is_a_link_is_not_written_through(tmp_path):
     make_model(tmp_path / "m", formats=("serving",))
     (tmp_path / "m" / "serving").rename(tmp_path / "elsewhere")
     (tmp_path / "m" / "serving").symlink_to(tmp_path / "elsewhere")
     before = files(tmp_path / "elsewhere")
     make_model(tmp_path / "m", formats=("serving",))
     assert files(tmp_path / "elsewhere") == before and (tmp_path / "m" / "serving.old").is_symlink()
-
-
-def test_what_is_not_ours_stays_in_a_gallery(tmp_path):
-    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
-    from plsc.inference.gallery import Gallery
-
-    gallery = Gallery(4)
-    gallery.add(["ann"], np.ones([1, 4], np.float32))
-    gallery.save(tmp_path / "g")
-    (tmp_path / "g" / "ann.jpg").write_text("mine")
-    gallery.save(tmp_path / "g", replace=True)
-    assert len(files(tmp_path / "g")) == 3 and len(Gallery.open(tmp_path / "g")) == 1
 
 
 def test_folders_that_cannot_be_written(tmp_path, monkeypatch):

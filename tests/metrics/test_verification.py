@@ -1,8 +1,9 @@
-"""Verification figures against slow oracles that try every threshold in plain loops."""
+"""Verification metrics against slow oracles that try every threshold in plain loops."""
+
+from __future__ import annotations
 
 import itertools
 import math
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plsc.errors import ConfigError, DataError
-from plsc.metrics import verification as metrics
-from plsc.metrics.verification import identification, verification_report
-from plsc.utils.verification import evaluate
+from plsc.metrics import embeddings, verification
+from plsc.metrics.verification import verification_report
+from tests._support.verification import noisy_pairs, slow_folds, slow_scores
 
 
 def embeddings_with(cosines, rng=None):
@@ -25,29 +26,7 @@ def embeddings_with(cosines, rng=None):
     return rows * (rng.uniform(0.5, 20, [len(rows), 1]) if rng else 1)
 
 
-def noisy_pairs(pairs, dimension=16, noise=0.9, seed=0):
-    """Embeddings of pairs whose identities overlap, half of them same, in random order."""
-    rng = np.random.default_rng(seed)
-    same = rng.permutation(np.arange(pairs) % 2 == 0)
-    rows = rng.normal(size=[2 * pairs, dimension])
-    rows[1::2][same] = rows[0::2][same] + noise * rng.normal(size=[same.sum(), dimension])
-    return rows, same
-
-
 # Oracles.
-
-
-def slow_scores(rows):
-    return [float(np.dot(a / np.linalg.norm(a), b / np.linalg.norm(b))) for a, b in zip(rows[0::2], rows[1::2])]
-
-
-def slow_folds(pairs, folds):
-    """As KFold: contiguous, the first pairs % folds of them one longer."""
-    start = 0
-    for fold in range(folds):
-        size = pairs // folds + (fold < pairs % folds)
-        yield list(range(start, start + size))
-        start += size
 
 
 def slow_accuracy(scores, same, folds):
@@ -97,7 +76,7 @@ def slow_auc(scores, same):
 @pytest.mark.parametrize("pairs, folds, seed", [(60, 10, 0), (63, 10, 1), (47, 3, 2), (11, 11, 3)])
 def test_report_equals_the_oracles(pairs, folds, seed):
     rows, same = noisy_pairs(pairs, noise=2.5, seed=seed)
-    report = verification_report(rows, same, folds, fars=(0.5, 0.1, 0.05))
+    report = verification_report(rows, same, folds=folds, fars=(0.5, 0.1, 0.05))
     scores = slow_scores(rows)
     expected = slow_accuracy(scores, same, folds)
     assert report.accuracy == pytest.approx(np.mean(expected), abs=1e-12)
@@ -116,8 +95,8 @@ def test_report_equals_the_oracles(pairs, folds, seed):
 def test_tied_scores_are_never_parted(drawn):
     """Few distinct values make ties the rule. The oracles see the scores that the report saw."""
     rows, same = embeddings_with([score for score, _ in drawn]), np.array([flag for _, flag in drawn])
-    scores = metrics._pair_cosines(rows)[0].tolist()
-    report = verification_report(rows, same, 4, fars=(0.5, 0.2))
+    scores = verification._pair_cosines(rows)[0].tolist()
+    report = verification_report(rows, same, folds=4, fars=(0.5, 0.2))
     assert report.accuracy == pytest.approx(np.mean(slow_accuracy(scores, same, 4)))
     if same.any() and not same.all():
         assert report.auc == pytest.approx(slow_auc(scores, same))
@@ -171,7 +150,7 @@ def test_far_is_never_exceeded_by_rounding():
     assert report.tar_at_far == {0.28: 0.0, 0.29: 1.0}
 
 
-def test_zero_rows_and_one_sided_sets_have_figures():
+def test_zero_rows_and_one_sided_sets_have_metrics():
     rows = np.concatenate([np.zeros([2, 3]), np.ones([38, 3])]).astype(np.float16)
     report = verification_report(rows, np.ones(20, bool))
     assert report.accuracy < 1 and math.isnan(report.auc) and report.tar_at_far == {}
@@ -187,14 +166,14 @@ def test_float32_of_great_length_does_not_overflow():
 def test_blocks_do_not_show(monkeypatch):
     rows, same = noisy_pairs(101)
     whole = verification_report(rows, same)
-    monkeypatch.setattr(metrics, "_BLOCK_ROWS", 8)
-    assert verification_report(rows, same).figures() == pytest.approx(whole.figures())
+    monkeypatch.setattr(embeddings, "BLOCK_ROWS", 8)
+    assert verification_report(rows, same).metrics() == pytest.approx(whole.metrics())
 
 
-def test_figures_and_line_name_what_was_measured():
+def test_metrics_and_line_name_what_was_measured():
     rows, same = noisy_pairs(400)
     report = verification_report(rows, same)
-    assert list(report.figures()) == [
+    assert list(report.metrics()) == [
         "accuracy",
         "accuracy_std",
         "threshold",
@@ -228,148 +207,6 @@ def broken(value):
         (np.ones([40, 2]), np.ones(20, bool), {"fars": (0.0,)}, ConfigError, r"FARs in \(0, 1\]"),
     ],
 )
-def test_what_cannot_be_judged_is_named(rows, same, options, error, words):
+def test_input_that_cannot_be_judged_is_named(rows, same, options, error, words):
     with pytest.raises(error, match=words):
         verification_report(rows, same, **options)
-
-
-# Identification.
-
-
-def slow_identification(gallery, gallery_labels, probes, probe_labels, rank):
-    hits = 0
-    for probe, label in zip(probes, probe_labels):
-        cosines = [slow_scores(np.stack([probe, image]))[0] for image in gallery]
-        order = sorted(range(len(gallery)), key=lambda index: -cosines[index])
-        hits += label in [gallery_labels[index] for index in order[:rank]]
-    return hits / len(probes)
-
-
-@pytest.mark.parametrize("block", [1, 100, 1 << 23])
-def test_identification_equals_the_oracle(block, monkeypatch):
-    monkeypatch.setattr(metrics, "_BLOCK_ELEMENTS", block)
-    rng = np.random.default_rng(0)
-    labels, probe_labels = np.repeat(np.arange(12), 3), np.arange(40) % 14  # 12 and 13 are not in the gallery
-    centers = rng.normal(size=[14, 8])
-    gallery = (centers[labels] + rng.normal(size=[36, 8])) * rng.uniform(1, 9, [36, 1])
-    probes = centers[probe_labels] + rng.normal(size=[40, 8])
-    found = identification(gallery, labels, probes, probe_labels, ranks=(1, 2, 5, 100))
-    assert found == {
-        rank: pytest.approx(slow_identification(gallery, labels, probes, probe_labels, rank)) for rank in (1, 2, 5, 100)
-    }
-    assert 0 < found[1] < found[5] < found[100] < 1
-
-
-def test_collapsed_embeddings_identify_nobody():
-    assert identification(np.zeros([50, 4]), np.arange(50), np.zeros([50, 4]), np.arange(50)) == {1: 0.0, 5: 0.0}
-
-
-def test_identification_memory_does_not_grow_with_the_probes():
-    rng = np.random.default_rng(0)
-    gallery, probes = (rng.normal(size=[count, 8]).astype(np.float32) for count in (2_000, 20_000))
-    tracemalloc.start()
-    identification(gallery, np.arange(2_000), probes, np.arange(20_000) % 2_000)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 160e6 < 20_000 * 2_000 * 4.1  # all cosines at once would be the latter, in bytes
-
-
-@pytest.mark.parametrize(
-    "arguments, error, words",
-    [
-        ((np.ones([2, 3]), [0], np.ones([1, 3]), [0]), DataError, "gallery: got 2 embeddings and 1 labels"),
-        ((np.ones([2, 3]), [0, 1], np.ones([0, 3]), []), DataError, "probes: got 0 embeddings and 0 labels"),
-        ((np.ones([2, 3]), [0, 1], np.ones([1, 4]), [0]), DataError, "a gallery of 3 columns and probes of 4"),
-        ((np.full([2, 3], np.nan), [0, 1], np.ones([1, 3]), [0]), DataError, "gallery: row 0 holds NaN"),
-        ((np.ones([2, 3]), [0, 1], np.ones([1, 3]), [0], (0,)), ConfigError, r"ranks: got \(0,\)"),
-    ],
-)
-def test_identification_names_what_does_not_fit(arguments, error, words):
-    with pytest.raises(error, match=words):
-        identification(*arguments)
-
-
-# The old evaluate.
-
-
-def unit(rows):
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def slow_evaluate(rows, same, folds, pca):
-    """FaceNet's procedure, threshold by threshold and pair by pair."""
-
-    def judge(threshold, distances, flags):
-        accepted = [distance < threshold for distance in distances]
-        same_count, different_count = sum(flags), len(flags) - sum(flags)
-        tp = sum(a and f for a, f in zip(accepted, flags))
-        fp = sum(a and not f for a, f in zip(accepted, flags))
-        return (
-            tp / same_count if same_count else 0,
-            fp / different_count if different_count else 0,
-            (tp + different_count - fp) / len(flags),
-        )
-
-    accuracy, rates, vals, fars = [], [], [], []
-    for test in slow_folds(len(same), folds):
-        train = [index for index in range(len(same)) if index not in test]
-        used = rows
-        if pca:
-            fitted = np.concatenate([rows[0::2][train], rows[1::2][train]])
-            values, vectors = np.linalg.eigh(np.cov(fitted.T))
-            used = unit((rows - fitted.mean(0)) @ vectors[:, np.argsort(-values)[:pca]])
-        distances = ((used[0::2] - used[1::2]) ** 2).sum(1)
-        grid = np.arange(0, 4, 0.01)
-        scores = [judge(t, distances[train], same[train])[2] for t in grid]
-        accuracy.append(judge(grid[int(np.argmax(scores))], distances[test], same[test])[2])
-        rates.append([judge(t, distances[test], same[test])[:2] for t in grid])
-        plain = ((rows[0::2] - rows[1::2]) ** 2).sum(1)
-        fine = np.arange(0, 4, 0.001)
-        train_fars = [(plain[train][~same[train]] < t).mean() for t in fine]
-        threshold = 0.0
-        for left in range(len(fine) - 1):
-            if train_fars[left] <= 1e-3 < train_fars[left + 1]:
-                share = (1e-3 - train_fars[left]) / (train_fars[left + 1] - train_fars[left])
-                threshold = fine[left] + share * (fine[left + 1] - fine[left])
-        tp_rate, fp_rate, _ = judge(threshold, plain[test], same[test])
-        vals.append(tp_rate)
-        fars.append(fp_rate)
-    tpr, fpr = np.mean(rates, axis=0).T
-    return tpr, fpr, np.array(accuracy), np.mean(vals), np.std(vals), np.mean(fars)
-
-
-@pytest.mark.parametrize("pca", [0, 5])
-def test_evaluate_equals_the_old_procedure(pca):
-    rows, same = noisy_pairs(83, dimension=12, noise=0.6)
-    rows = unit(rows)
-    found, expected = evaluate(rows, list(same), 5, pca), slow_evaluate(rows, same, 5, pca)
-    for name, value, oracle in zip(("tpr", "fpr", "accuracy", "val", "val_std", "far"), found, expected):
-        np.testing.assert_allclose(value, oracle, atol=1e-9, err_msg=name)
-    assert found[0].shape == found[1].shape == (400,) and found[2].shape == (5,)
-    assert 0.6 < found[2].mean() < 1 and 0 < found[3] < 1
-
-
-def test_evaluate_takes_embeddings_as_given_and_ten_folds_by_default():
-    rows, same = noisy_pairs(100, noise=0.1)
-    assert evaluate(unit(rows), same)[2].shape == (10,)
-    assert evaluate(unit(rows), same)[2].mean() > 0.99
-    assert evaluate(100 * rows, same)[2].mean() == pytest.approx(0.5, abs=0.1)  # all lie beyond the grid
-
-
-def test_evaluate_agrees_with_the_report():
-    rows, same = noisy_pairs(600, noise=0.5)
-    assert evaluate(unit(rows), same)[2].mean() == pytest.approx(verification_report(rows, same).accuracy, abs=0.01)
-
-
-@pytest.mark.parametrize(
-    "rows, same, options, error, words",
-    [
-        (np.ones([6, 2]), [True] * 2, {}, DataError, r"got shape \[6, 2\] for 2 flags of issame, expected \[4, D\]"),
-        (np.full([6, 2], np.nan), [True] * 3, {}, DataError, "row 0 holds NaN"),
-        (np.ones([6, 2]), [True] * 3, {}, ConfigError, "nrof_folds: got 10, expected 2 to 3"),
-        (np.ones([6, 2]), [True] * 3, {"nrof_folds": 3, "pca": 3}, ConfigError, "pca: got 3 components.* at most 2"),
-    ],
-)
-def test_evaluate_names_what_does_not_fit(rows, same, options, error, words):
-    with pytest.raises(error, match=words):
-        evaluate(rows, same, **options)

@@ -1,0 +1,1 @@
+"""Conversion between data formats (writers, conversion, resumable) and inspection of data sets."""

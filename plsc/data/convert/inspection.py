@@ -1,4 +1,4 @@
-"""What is in a data set: counts, sizes, damaged images; as numbers, and as pictures."""
+"""What a data set holds: counts, sizes and damaged images, as numbers and as pictures."""
 
 from __future__ import annotations
 
@@ -19,23 +19,28 @@ from plsc.errors import DataError
 from plsc.utils.lazy import require
 from plsc.utils.threads import thread_map
 
+# The contact sheet: classes, images of each class, pixels of a tile and of the image in it.
+_SHEET_ROWS, _SHEET_COLUMNS, _TILE, _THUMBNAIL = 10, 8, 100, 96
+_MOST_DAMAGED = 100  # named one by one
+_MOST_BARS = 50  # of the histogram
+
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found.
+    """The result of `inspect`.
 
     Attributes:
-        format: what kind of source it is.
+        format: the kind of source.
         images: n.
-        classes: C, as the source says.
-        empty_classes: classes without an image.
-        images_per_class: least, median, mean and most over the classes that have images.
-        looked_at: images decoded for what follows.
-        encodings: how many images of each kind: jpg, png, ..., or pixels.
-        sizes: the commonest (width, height, images), most first, ten at most.
-        damaged: images that cannot be decoded: where they are and what is wrong, a hundred at most.
-        num_damaged: how many there are.
-        damage: what is wrong with the set as a whole, such as a file cut off or labels beyond C; or None.
+        classes: C, as the source states it.
+        empty_classes: number of classes without an image.
+        images_per_class: minimum, median, mean and maximum over the classes that have images.
+        looked_at: number of images decoded for the fields below.
+        encodings: number of images by kind: jpg, png, ..., or pixels.
+        sizes: the most frequent (width, height, number of images), the most frequent first, 10 at most.
+        damaged: for each image that cannot be decoded where it is and what is wrong, 100 at most.
+        num_damaged: number of images that cannot be decoded.
+        damage: what is wrong with the whole set, for example a file cut short or labels beyond C; or None.
     """
 
     format: str
@@ -52,15 +57,16 @@ class Inspection:
 
     def __str__(self) -> str:
         least, median, mean, most = self.images_per_class
+        empty = f", {self.empty_classes} of them without an image" if self.empty_classes else ""
+        encodings = ", ".join(f"{count} {kind}" for kind, count in self.encodings.items())
+        sizes = ", ".join(f"{width} x {height} ({count})" for width, height, count in self.sizes)
         lines = [
             f"format            {self.format}",
             f"images            {self.images}",
-            f"classes           {self.classes}"
-            + (f", {self.empty_classes} of them without an image" if self.empty_classes else ""),
+            f"classes           {self.classes}{empty}",
             f"images per class  {least} to {most}, median {median:g}, mean {mean:.1f}",
-            f"looked at         {self.looked_at} images: "
-            + ", ".join(f"{count} {kind}" for kind, count in self.encodings.items()),
-            "width x height    " + ", ".join(f"{width} x {height} ({count})" for width, height, count in self.sizes),
+            f"looked at         {self.looked_at} images: {encodings}",
+            f"width x height    {sizes}",
             f"damaged images    {self.num_damaged}",
             *(f"  {line}" for line in self.damaged),
         ]
@@ -76,80 +82,76 @@ def inspect(records: Records, limit: int | None = None) -> Inspection:
 
     Args:
         records: the source.
-        limit: decode no more than so many images, evenly spread; by default all.
+        limit: the largest number of images to decode, evenly spread; by default all.
+
+    Example:
+        >>> inspect(open_records("faces")).num_damaged
+        0
     """
     labels = labels_of(records)
     present, counts = np.unique(labels, return_counts=True)
     chosen = np.unique(np.linspace(0, len(records) - 1, min(limit or len(records), len(records))).astype(np.int64))
-    encodings: dict[str, int] = collections.Counter()
-    sizes: dict[tuple[int, int], int] = collections.Counter()
+    encodings: collections.Counter[str] = collections.Counter()
+    sizes: collections.Counter[tuple[int, int]] = collections.Counter()
     damaged: list[str] = []
     num_damaged = 0
     looks = thread_map(lambda index: _look(records, int(index)), chosen)
     for index, (encoding, size, fault) in zip(chosen, tqdm(looks, "decoding", len(chosen), disable=None, leave=False)):
-        if fault is not None:
+        if fault is None:
+            encodings[encoding] += 1
+            sizes[size] += 1
+        else:
             num_damaged += 1
-            if len(damaged) < 100:
+            if len(damaged) < _MOST_DAMAGED:
                 damaged.append(f"{records.describe(int(index))}: {fault}")
-            continue
-        encodings[encoding] += 1
-        sizes[size] += 1
-    common = [(width, height, count) for (height, width), count in sizes.most_common(10)]
-    damage = getattr(records, "damage", None)
-    beyond = np.flatnonzero(labels >= records.num_classes)
-    if beyond.size:
-        damage = "; ".join(
-            [damage] * bool(damage)
-            + [
-                f"{beyond.size} labels are beyond the {records.num_classes} classes that the set states, the first "
-                f"{labels[beyond[0]]} at {records.describe(int(beyond[0]))}"
-            ]
-        )
     return Inspection(
-        records.format,
-        len(records),
-        records.num_classes,
-        records.num_classes - int((present < records.num_classes).sum()),
-        (int(counts.min()), float(np.median(counts)), float(counts.mean()), int(counts.max())),
-        len(chosen),
-        dict(encodings),
-        common,
-        damaged,
-        num_damaged,
-        damage,
+        format=records.format,
+        images=len(records),
+        classes=records.num_classes,
+        empty_classes=records.num_classes - int((present < records.num_classes).sum()),
+        images_per_class=(int(counts.min()), float(np.median(counts)), float(counts.mean()), int(counts.max())),
+        looked_at=len(chosen),
+        encodings=dict(encodings),
+        sizes=[(width, height, count) for (height, width), count in sizes.most_common(10)],
+        damaged=damaged,
+        num_damaged=num_damaged,
+        damage=_damage(records, labels),
     )
 
 
-def plot(records: Records, prefix: str | Path, seed: int = 0) -> list[Path]:
-    """Save `<prefix>-classes.png`, a histogram of images per class, and `<prefix>-images.png`, a contact sheet of
-    eight images of each of ten classes.
+def _damage(records: Records, labels: np.ndarray) -> str | None:
+    """What is wrong with the whole set, or None."""
+    faults = [getattr(records, "damage", None)]
+    beyond = np.flatnonzero(labels >= records.num_classes)
+    if beyond.size:
+        faults.append(
+            f"{beyond.size} labels are beyond the {records.num_classes} classes that the set states, the first "
+            f"{labels[beyond[0]]} at {records.describe(int(beyond[0]))}"
+        )
+    return "; ".join(fault for fault in faults if fault) or None
+
+
+def plot(records: Records, prefix: str | Path, *, seed: int = 0) -> list[Path]:
+    """Save `<prefix>-classes.png`, a histogram of images per class, and `<prefix>-images.png`, a contact sheet.
+
+    The contact sheet has eight images of each of ten classes; an image that cannot be decoded is a red tile.
+
+    Args:
+        records: the source.
+        prefix: path and beginning of the files' names.
+        seed: chooses the ten classes, 0 or more.
+
+    Returns:
+        The two files.
 
     Raises:
-        DataError, MissingDependencyError: see `plot_files`.
+        DataError: as for `plot_files`; or the pictures cannot be written.
+        MissingDependencyError: matplotlib is not installed.
     """
     paths = plot_files(prefix)
     labels = labels_of(records)
-    present, counts = np.unique(labels, return_counts=True)
-    figure_of = require("matplotlib.figure", "matplotlib", "plotting")
-    figure = figure_of.Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
-    step = -(-int(counts.max() - counts.min() + 1) // 50)
-    axes.hist(counts, bins=np.arange(counts.min(), counts.max() + step + 1, step) - 0.5, color="#3b6ea5")
-    axes.set_xlim(counts.min() - 0.5 - step, counts.max() + 0.5 + step)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(
-        xlabel="images per class",
-        ylabel="classes",
-        yscale="log" if len(present) > 1000 else "linear",
-        title=f"{len(records)} images, {len(present)} classes",
-    )
-    rng = np.random.default_rng(seed)
-    chosen = rng.choice(present, min(10, len(present)), replace=False)
-    sheet = np.full((len(chosen) * 100, 800, 3), 255, np.uint8)
-    for row, label in enumerate(np.sort(chosen)):
-        for column, index in enumerate(np.flatnonzero(labels == label)[:8]):
-            top, left = row * 100 + 2, column * 100 + 2
-            sheet[top : top + 96, left : left + 96] = _thumbnail(records, int(index))
+    figure = _histogram(labels)
+    sheet = _contact_sheet(records, labels, seed=seed)
     try:
         figure.savefig(paths[0], dpi=150)
         paths[1].write_bytes(encode(sheet))
@@ -159,13 +161,13 @@ def plot(records: Records, prefix: str | Path, seed: int = 0) -> list[Path]:
 
 
 def plot_files(prefix: str | Path) -> list[Path]:
-    """The files that `plot` writes.
+    """The files that `plot` writes; raises what can be found wrong before the images are read.
 
     Raises:
-        DataError: one exists, or its folder does not or cannot be written to.
+        DataError: a file exists, or its folder does not exist or cannot be written to.
         MissingDependencyError: matplotlib is not installed.
     """
-    require("matplotlib.figure", "matplotlib", "plotting")
+    _require_matplotlib()
     paths = [Path(f"{prefix}-classes.png"), Path(f"{prefix}-images.png")]
     for path in paths:
         if path.exists():
@@ -177,17 +179,53 @@ def plot_files(prefix: str | Path) -> list[Path]:
     return paths
 
 
+def _histogram(labels: np.ndarray) -> Any:
+    """A matplotlib figure of the number of classes by their number of images."""
+    present, counts = np.unique(labels, return_counts=True)
+    figure = _require_matplotlib().Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    step = -(-int(counts.max() - counts.min() + 1) // _MOST_BARS)
+    axes.hist(counts, bins=np.arange(counts.min(), counts.max() + step + 1, step) - 0.5, color="#3b6ea5")
+    axes.set_xlim(counts.min() - 0.5 - step, counts.max() + 0.5 + step)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(
+        xlabel="images per class",
+        ylabel="classes",
+        yscale="log" if len(present) > 1000 else "linear",
+        title=f"{len(labels)} images, {len(present)} classes",
+    )
+    return figure
+
+
+def _contact_sheet(records: Records, labels: np.ndarray, *, seed: int) -> np.ndarray:
+    """Pixels [H, W, 3] uint8 RGB: a row of images for each of some classes."""
+    present, margin = np.unique(labels), (_TILE - _THUMBNAIL) // 2
+    chosen = np.random.default_rng(seed).choice(present, min(_SHEET_ROWS, len(present)), replace=False)
+    sheet = np.full((len(chosen) * _TILE, _SHEET_COLUMNS * _TILE, 3), 255, np.uint8)
+    for row, label in enumerate(np.sort(chosen)):
+        for column, index in enumerate(np.flatnonzero(labels == label)[:_SHEET_COLUMNS]):
+            top, left = row * _TILE + margin, column * _TILE + margin
+            sheet[top : top + _THUMBNAIL, left : left + _THUMBNAIL] = _thumbnail(records, int(index))
+    return sheet
+
+
 def _look(records: Records, index: int) -> tuple[str, tuple[int, int], str | None]:
+    """(encoding, (height, width), None) of an image, or ("", (0, 0), what is wrong)."""
     try:
         image: Any = records[index].image
         encoding = "pixels" if isinstance(image, np.ndarray) else suffix_of(image, ".other")[1:]
-        return encoding, decode(image).shape[:2], None
+        height, width = decode(image).shape[:2]
+        return encoding, (height, width), None
     except DataError as error:
         return "", (0, 0), str(error)
 
 
 def _thumbnail(records: Records, index: int) -> np.ndarray:
     try:
-        return resize(decode(records[index].image), 96, 96)
+        return resize(decode(records[index].image), _THUMBNAIL, _THUMBNAIL)
     except DataError:
-        return np.full((96, 96, 3), (255, 0, 0), np.uint8)
+        return np.full((_THUMBNAIL, _THUMBNAIL, 3), (255, 0, 0), np.uint8)
+
+
+def _require_matplotlib() -> Any:
+    return require("matplotlib.figure", "matplotlib", "plotting")

@@ -1,4 +1,4 @@
-"""The folder in which a conversion works until its result is whole, and the note in it of how far that is."""
+"""The output folder of a conversion, with a note of how far the work is, so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -8,90 +8,154 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from plsc.errors import DataError
+from plsc.utils.atomic import rename_folder, write_file
 
 log = logging.getLogger("plsc")
 
-_PROGRESS, _LOCK = ".progress.json", ".lock"
+_NOTE, _LOCK = ".progress.json", ".lock"
+
+
+@dataclass
+class Progress:
+    """How far a conversion is.
+
+    Attributes:
+        index: records of the source that are done: written or left out.
+        written: samples written.
+        skipped: records left out because they cannot be read.
+        position: the writer's position after the last note, a JSON value; None before the first.
+    """
+
+    index: int = 0
+    written: int = 0
+    skipped: int = 0
+    position: Any = None
+
+
+class ResumableFolder:
+    """A folder in work; see `resumable_folder`.
+
+    Attributes:
+        path: where to write, `<target>.partial`.
+        progress: how far the work was at the last note of an interrupted run; the caller advances it.
+    """
+
+    def __init__(self, target: Path, job: dict[str, Any], *, keep: Collection[str] = ()) -> None:
+        self.path = target.with_name(target.name + ".partial")
+        self._target, self._job, self._keep = target, json.loads(json.dumps(job)), keep
+        self.progress = Progress()
+
+    def resume(self) -> None:
+        """Take up the progress of an interrupted run of the same job, or begin."""
+        note = self._read_note()
+        if note is None:
+            others = [path.name for path in self.path.iterdir() if not _is_own(path.name)]
+            if others:
+                raise DataError(f"{self.path} is not empty and no conversion that could go on; move it away")
+            self._write_note(Progress())
+        elif note.position is None:
+            # Stopped before its first note: what it wrote since is incomplete.
+            for path in self.path.iterdir():
+                if not _is_own(path.name) and path.name not in self._keep:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        else:
+            self.progress = note
+            log.info("%s: going on after %d of %d images", self.path, note.index, self._job["images"])
+
+    def note(self, position: Any) -> None:
+        """Write down the progress; `position` is the writer's."""
+        self.progress.position = position
+        self._write_note(self.progress)
+
+    def finish(self) -> None:
+        """Rename the folder, which is complete, to the target.
+
+        Raises:
+            DataError: the target exists by now.
+        """
+        if os.path.lexists(self._target):
+            raise DataError(
+                f"{self._target} was made by another program meanwhile; nothing is overwritten: move it away and run "
+                f"the same again to go on"
+            )
+        for path in self.path.iterdir():
+            if _is_own(path.name):
+                path.unlink()
+        os.sync()  # one call, where there may be millions of files
+        rename_folder(self.path, self._target)
+
+    def _read_note(self) -> Progress | None:
+        path = self.path / _NOTE
+        try:
+            note = json.loads(path.read_text(encoding="utf-8"))
+            differing = [name for name in self._job if note["job"].get(name) != self._job[name]]
+            progress = Progress(note["index"], note["written"], note["skipped"], note["position"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"{path} cannot be read ({error}); remove {self.path} to start again") from None
+        if differing:
+            raise DataError(
+                f"{self.path}: another conversion was begun there (it differs in {', '.join(differing)}); give "
+                f"the same source and options to go on, or remove it to start again"
+            )
+        return progress
+
+    def _write_note(self, progress: Progress) -> None:
+        with write_file(self.path / _NOTE) as file:
+            file.write(json.dumps({"job": self._job, **asdict(progress)}).encode())
 
 
 @contextlib.contextmanager
-def alone(workspace: Path) -> Iterator[None]:
-    """Make the workspace and hold it against other processes; what the system says of it is a `DataError`."""
+def resumable_folder(target: Path, job: dict[str, Any], *, keep: Collection[str] = ()) -> Iterator[ResumableFolder]:
+    """Make or take up `<target>.partial`, and lock it against other processes while the `with` block runs.
+
+    The block writes into the folder, calls `note` from time to time, and `finish` at the end. After an interruption the
+    folder stays, and a call with an equal `job` continues from the last note.
+
+    Args:
+        target: the folder to make at last.
+        job: values that JSON can hold; they identify the work, `job["images"]` is its number of images.
+        keep: entries of the folder that continue by themselves and stay where the work begins anew.
+
+    Raises:
+        DataError: the folder cannot be made or written, another process or another job works there, or the note
+            cannot be read.
+
+    Example:
+        >>> with resumable_folder(Path("faces"), {"images": 10}) as output:
+        ...     (output.path / "a.txt").write_text("a")
+        ...     output.finish()
+    """
+    output = ResumableFolder(target, job, keep=keep)
     try:
-        workspace.mkdir(parents=True, exist_ok=True)
-        lock = open(workspace / _LOCK, "w")  # noqa: SIM115
+        output.path.mkdir(parents=True, exist_ok=True)
+        lock = open(output.path / _LOCK, "w")  # noqa: SIM115
     except OSError as error:
-        raise DataError(f"{workspace} cannot be made: {error.strerror}") from None
+        raise DataError(f"{output.path} cannot be made: {error.strerror}") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise DataError(f"{workspace}: another process is converting there now") from None
+            raise DataError(f"{output.path}: another process is converting there now") from None
         try:
-            yield
+            output.resume()
+            yield output
         except OSError as error:
             raise DataError(
-                f"{workspace} cannot be written: {error.strerror or error}; run the same again to go on"
+                f"{output.path} cannot be written: {error.strerror or error}; run the same again to go on"
             ) from None
         except KeyboardInterrupt:
-            log.warning("%s: interrupted; run the same again to go on", workspace)
+            log.warning("%s: interrupted; run the same again to go on", output.path)
             raise
 
 
-def resume(workspace: Path, job: dict[str, Any], keeps: Sequence[str] = ()) -> dict[str, Any]:
-    """How far the same job got, from its last note; of a new job, its first note. `keeps` go on by themselves."""
-    job = json.loads(json.dumps(job))
-    start = {"job": job, "index": 0, "written": 0, "skipped": 0, "position": None}
-    try:
-        done = json.loads((workspace / _PROGRESS).read_text(encoding="utf-8"))
-        differs = [name for name in job if done["job"].get(name) != job[name]]
-    except FileNotFoundError:
-        if {path.name for path in workspace.iterdir()} - {_LOCK, f"{_PROGRESS}.new"}:
-            raise DataError(f"{workspace} is not empty and no conversion that could go on; move it away") from None
-        write_note(workspace, start)
-        return start
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{workspace / _PROGRESS} cannot be read ({error}); remove {workspace} to start again"
-        ) from None
-    if differs:
-        raise DataError(
-            f"{workspace}: another conversion was begun there (it differs in {', '.join(differs)}); give "
-            f"the same source and options to go on, or remove it to start again"
-        )
-    if done["position"] is None:
-        # Stopped before its first position: what the same job wrote since is of no use to it.
-        for path in workspace.iterdir():
-            if path.name not in (_PROGRESS, _LOCK, *keeps):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    else:
-        log.info("%s: going on after %d of %d images", workspace, done["index"], job["images"])
-    return done
-
-
-def finish(workspace: Path, target: Path) -> None:
-    """Give the workspace, which is whole, the target's name."""
-    if os.path.lexists(target):
-        raise DataError(
-            f"{target} has come into being meanwhile; nothing is overwritten: move it away and run the "
-            f"same again to go on"
-        )
-    for name in (_PROGRESS, _LOCK):
-        (workspace / name).unlink(missing_ok=True)
-    os.sync()
-    workspace.rename(target)
-
-
-def write_note(workspace: Path, note: dict[str, Any]) -> None:
-    """Write down how far the work is, whole or not at all."""
-    aside = workspace / f"{_PROGRESS}.new"
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(note, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, workspace / _PROGRESS)
+def _is_own(name: str) -> bool:
+    """Whether a file holds the note, a note that was being written when the process was killed, or the lock."""
+    return name in (_NOTE, _LOCK) or name.startswith(f".{_NOTE}.") or name == f"{_NOTE}.new"

@@ -1,42 +1,47 @@
-"""The formats that a conversion can write. Each takes samples in order and can go on after an interruption.
+"""The formats that a conversion can write: one class per format, registered by name.
 
-A sink writes into a folder of its own. `position()` brings what was written to the disk and says, in plain
-values, where that ends; a new sink given this position cuts off what came after and goes on.
+A writer gets samples in order and writes them into a folder of its own. `position()` flushes what was written to the
+disk and returns where it ends, as values that JSON can hold; a new writer that is given this position removes what was
+written after it and continues there.
 """
 
 from __future__ import annotations
 
+import abc
 import base64
 import io
 import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeVar
 
-from plsc.data.convert.array_writer import ArraySink
+import numpy as np
+
 from plsc.data.encoding import encode, suffix_of
-from plsc.data.recordio import FrameFile, RecordIOWriter, unpack
-from plsc.data.records import Record
+from plsc.data.recordio import MAX_LABEL, FrameFile, RecordIOWriter, unpack
+from plsc.data.records import Record, Records
 from plsc.data.sources.base64_text import IMAGE_STARTS
 from plsc.data.sources.folders import is_leftover
 from plsc.data.transforms import decode
 from plsc.errors import DataError
-from plsc.utils.files import open_output, sync
+from plsc.utils.files import open_output, sync, sync_path
 from plsc.utils.lazy import require
 from plsc.utils.ranges import shard_ranges
 
-_IMAGES_IN_GROUP = 64  # of a Parquet file: small, for to read one image a whole group is unpacked
+# Images in a row group of a Parquet file. Few, because a reader unpacks a whole group to read one image.
+_GROUP_IMAGES = 64
+_IMAGES_FILE, _LABELS_FILE = "images.npy", "labels.npy"
 
 
 class Plan(NamedTuple):
-    """What a sink is told before the first sample.
+    """What a writer knows before the first sample.
 
     Attributes:
-        num_images: samples to come at most; fewer where unreadable ones are left out.
+        num_images: the largest number of samples that may come; fewer come where unreadable ones are left out.
         num_classes: C.
-        class_names: of C names, or None.
-        parts: files to spread samples over, in the formats that have parts.
+        class_names: the C names, or None.
+        parts: number of files to spread the samples over, in formats that have parts.
     """
 
     num_images: int
@@ -45,11 +50,99 @@ class Plan(NamedTuple):
     parts: int
 
 
-class RecordIOSink:
-    """`train.rec`, `train.idx` and `property` (classes, height, width), the plain layout."""
+class Writer(abc.ABC):
+    """Base class of the writers. A subclass under `register_writer` is a format of `convert`.
 
-    def __init__(self, folder: Path, plan: Plan, position: Any) -> None:
-        self._folder, self._plan = folder, plan
+    Args:
+        folder: the folder to write into; empty unless `position` is given.
+        plan: what will come.
+        position: the last `position()` of an interrupted run of the same conversion; by default begin.
+
+    Attributes:
+        has_parts: whether the format can spread samples over several files (`Plan.parts`).
+        takes_pixels: whether `write` gets decoded pixels [H, W, 3] uint8 RGB instead of encoded bytes.
+
+    Example:
+        >>> @register_writer("labels")
+        ... class LabelWriter(Writer):
+        ...     def __init__(self, folder, plan, *, position=None):
+        ...         self._file = open_output(folder / "labels.txt", position)
+        ...     def write(self, number, record):
+        ...         self._file.write(b"%d\\n" % record.label)
+        ...     def position(self):
+        ...         sync(self._file)
+        ...         return self._file.tell()
+        ...     def close(self):
+        ...         sync(self._file)
+        ...         self._file.close()
+    """
+
+    has_parts: ClassVar[bool] = False
+    takes_pixels: ClassVar[bool] = False
+
+    @classmethod  # noqa: B027  # not abstract: most formats hold everything
+    def check(cls, records: Records, labels: np.ndarray) -> None:
+        """Called before anything is written, with the labels [n].
+
+        Raises:
+            DataError: the format cannot hold these records.
+            MissingDependencyError: the format needs a package that is not installed.
+        """
+
+    # A position is whatever JSON value the format needs, hence Any.
+    @abc.abstractmethod
+    def __init__(self, folder: Path, plan: Plan, *, position: Any = None) -> None: ...
+
+    @abc.abstractmethod
+    def write(self, number: int, record: Record) -> None:
+        """Write a sample. `number` counts the samples written, from 0.
+
+        Raises:
+            DataError: the format cannot hold the sample.
+        """
+
+    @abc.abstractmethod
+    def position(self) -> Any:
+        """Flush all samples written to the disk and return where to continue."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Complete the folder and flush it to the disk.
+
+        Raises:
+            DataError: the samples that came do not make a whole data set of this format.
+        """
+
+
+WRITERS: dict[str, type[Writer]] = {}
+_WriterClass = TypeVar("_WriterClass", bound=type[Writer])
+
+
+def register_writer(name: str) -> Callable[[_WriterClass], _WriterClass]:
+    """Class decorator: make a `Writer` the format `name` of `convert` and of `plsc data convert --to name`."""
+
+    def register(writer: _WriterClass) -> _WriterClass:
+        WRITERS[name] = writer
+        return writer
+
+    return register
+
+
+@register_writer("rec")
+class RecWriter(Writer):
+    """`train.rec`, `train.idx` and `property` (classes, height, width): MXNet's layout with one label per record."""
+
+    @classmethod
+    def check(cls, records: Records, labels: np.ndarray) -> None:
+        index = int(labels.argmax())
+        if labels[index] > MAX_LABEL:
+            raise DataError(
+                f"{records.describe(index)}: label {labels[index]} is beyond {MAX_LABEL}, the largest label that "
+                f"RecordIO's float32 labels hold exactly; choose another format with --to (to=...), for example tar"
+            )
+
+    def __init__(self, folder: Path, plan: Plan, *, position: Any = None) -> None:
+        self._folder, self._num_classes = folder, plan.num_classes
         self._writer = RecordIOWriter(folder / "train.rec", position)
 
     def write(self, number: int, record: Record) -> None:
@@ -62,16 +155,25 @@ class RecordIOSink:
         self._writer.close()
         path = self._folder / "train.rec"
         first = unpack(FrameFile(path).read(0), str(path)).image
-        fields = [self._plan.num_classes, *_image_size(first)]
+        fields = [self._num_classes, *_height_and_width(first)]
         (self._folder / "property").write_text(",".join(map(str, fields)))
 
 
-class ListSink:
-    """`label.txt` and `images/`."""
+@register_writer("list")
+class ListWriter(Writer):
+    """`label.txt`, a line `path label` per image, and `images/`.
 
-    head, line, name = "", "{path} {label}\n", "label.txt"
+    Attributes:
+        name: of the file that lists the images.
+        head: its first line.
+        line: its line for an image.
+    """
 
-    def __init__(self, folder: Path, plan: Plan, position: Any) -> None:
+    name: ClassVar[str] = "label.txt"
+    head: ClassVar[str] = ""
+    line: ClassVar[str] = "{path} {label}\n"
+
+    def __init__(self, folder: Path, plan: Plan, *, position: Any = None) -> None:
         self._folder = folder
         (folder / "images").mkdir(exist_ok=True)
         self._list = open_output(folder / self.name, position)
@@ -85,7 +187,7 @@ class ListSink:
         self._list.write(self.line.format(path=path, label=record.label).encode())
 
     def position(self) -> int:
-        os.sync()  # thousands of small files: one call for all
+        os.sync()  # one call for thousands of image files
         sync(self._list)
         return self._list.tell()
 
@@ -94,29 +196,34 @@ class ListSink:
         self._list.close()
 
 
-class CsvSink(ListSink):
-    """`train.csv` with the columns image and label, and `images/`."""
+@register_writer("folders")
+class FolderWriter(Writer):
+    """A folder per class. Folders have the classes' names, or numbers where there are no usable names."""
 
-    head, line, name = "image,label\n", "{path},{label}\n", "train.csv"
+    @classmethod
+    def check(cls, records: Records, labels: np.ndarray) -> None:
+        num_classes = count_classes(records, labels)
+        missing = num_classes - len(np.unique(labels))
+        if missing:
+            raise DataError(
+                f"{missing} of {num_classes} classes have no image, and class folders cannot hold them: read "
+                f"back, classes would have other numbers. Choose another format, or renumber them first with "
+                f"--min-images 1 (with_min_images)"
+            )
 
-
-class FolderSink:
-    """A folder per class, named as the source names it, or by its number."""
-
-    def __init__(self, folder: Path, plan: Plan, position: Any) -> None:
-        self._folder, self._num_classes = folder, plan.num_classes
-        names = plan.class_names or []
-        width = len(str(plan.num_classes - 1))
-        # Read back, classes are numbered in the names' order: names that would change the numbers cannot serve.
-        is_usable = names == sorted(set(names)) and all(_is_folder_name(name) for name in names)
-        self._name: Callable[[int], str] = (
-            names.__getitem__ if names and is_usable else lambda label: str(label).zfill(width)
-        )
-        self._written = position or 0
+    def __init__(self, folder: Path, plan: Plan, *, position: Any = None) -> None:
         if position is True:
             raise DataError(f"{folder} was begun by an older version; remove it to start again")
+        self._folder, self._num_classes = folder, plan.num_classes
+        names = plan.class_names or []
+        # A reader numbers classes in the sorted order of the folders' names: other names would change the numbers.
+        if not names or names != sorted(set(names)) or not all(_is_folder_name(name) for name in names):
+            width = len(str(plan.num_classes - 1))
+            names = [str(label).zfill(width) for label in range(plan.num_classes)]
+        self._names = names
+        self._written: int = position or 0
         if position is not None:
-            # What was written after the last position may come with another label now, or not at all.
+            # A sample that was written after the last position may now get another label, or be left out.
             for path in folder.glob("*/*"):
                 if path.stem.isdecimal() and int(path.stem) >= position:
                     path.unlink()
@@ -124,12 +231,12 @@ class FolderSink:
     def write(self, number: int, record: Record) -> None:
         image = encode(record.image)
         self._written = number + 1
-        path = self._folder / self._name(record.label) / f"{number:08d}{suffix_of(image)}"
+        path = self._folder / self._names[record.label] / f"{number:08d}{suffix_of(image)}"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(image)
 
     def position(self) -> int:
-        os.sync()
+        os.sync()  # one call for thousands of image files
         return self._written
 
     def close(self) -> None:
@@ -142,18 +249,62 @@ class FolderSink:
             )
 
 
-class Base64Sink:
-    """`file_list.txt` and equal part files of `base64<TAB>label`."""
+class _PartsWriter(Writer):
+    """A format of numbered files, each with an equal share of the samples.
 
-    def __init__(self, folder: Path, plan: Plan, position: Any) -> None:
-        ranges = shard_ranges(plan.num_images, plan.parts)
-        self._stops = [part.stop for part in ranges]
-        self._names = [f"part-{number:05d}" for number in range(len(ranges))]
-        self._folder, self._part = folder, -1
+    Attributes:
+        file_name: of part {number}.
+    """
+
+    has_parts = True
+    file_name: ClassVar[str]
+
+    def __init__(self, folder: Path, plan: Plan, *, position: Any = None) -> None:
+        self._folder = folder
+        self._stops = [samples.stop for samples in shard_ranges(plan.num_images, plan.parts)]
+        self._part = -1
         self._file: BinaryIO | None = None
         if position is not None:
-            self._part = position[0]
-            self._file = open_output(folder / self._names[self._part], position[1])
+            self._part, length = position
+            self._file = open_output(self._path(), length)
+
+    def position(self) -> list[int]:
+        file = self._opened()
+        sync(file)
+        return [self._part, file.tell()]
+
+    def close(self) -> None:
+        self._end_part(self._opened())
+
+    def _part_of(self, number: int) -> BinaryIO:
+        """The file of sample `number`, begun where it is the part's first."""
+        while self._part < 0 or number >= self._stops[self._part]:
+            if self._file is not None:
+                self._end_part(self._file)
+            self._part += 1
+            self._path().unlink(missing_ok=True)  # an interrupted run may have written it after its last position
+            self._file = open_output(self._path())
+        return self._opened()
+
+    def _end_part(self, file: BinaryIO) -> None:
+        """Complete a part, flush and close it."""
+        sync(file)
+        file.close()
+
+    def _path(self) -> Path:
+        return self._folder / self.file_name.format(number=self._part)
+
+    def _opened(self) -> BinaryIO:
+        if self._file is None:
+            raise RuntimeError("no sample was written yet")
+        return self._file
+
+
+@register_writer("base64")
+class Base64Writer(_PartsWriter):
+    """`file_list.txt`, and part files with a line `base64<TAB>label` per image."""
+
+    file_name = "part-{number:05d}"
 
     def write(self, number: int, record: Record) -> None:
         image = encode(record.image)
@@ -163,81 +314,59 @@ class Base64Sink:
                 f"and GIF: in a base64 file no reader could tell the image from the label; choose another "
                 f"format, or --encoding png"
             )
-        while self._part < 0 or number >= self._stops[self._part]:
-            self._next()
-        self._file.write(base64.b64encode(image) + b"\t%d\n" % record.label)
-
-    def position(self) -> list[int]:
-        sync(self._file)
-        return [self._part, self._file.tell()]
+        self._part_of(number).write(base64.b64encode(image) + b"\t%d\n" % record.label)
 
     def close(self) -> None:
-        sync(self._file)
-        self._file.close()
-        written = [name for name in self._names if (self._folder / name).is_file()]
+        super().close()
+        names = [self.file_name.format(number=number) for number in range(len(self._stops))]
+        written = [name for name in names if (self._folder / name).is_file()]
         (self._folder / "file_list.txt").write_text("".join(f"{name}\n" for name in written))
 
-    def _next(self) -> None:
-        if self._file is not None:
-            sync(self._file)
-            self._file.close()
-        self._part += 1
-        path = self._folder / self._names[self._part]
-        path.unlink(missing_ok=True)  # written after the last position, and interrupted
-        self._file = open_output(path)
 
+@register_writer("tar")
+class TarWriter(_PartsWriter):
+    """`train-000000.tar` and so on: `00000000.jpg` with `00000000.cls` per image, the WebDataset layout."""
 
-class TarSink:
-    """`train-000000.tar` and so on, `00000000.jpg` with `00000000.cls`, the WebDataset layout."""
-
-    def __init__(self, folder: Path, plan: Plan, position: Any) -> None:
-        self._folder, self._stops = folder, [part.stop for part in shard_ranges(plan.num_images, plan.parts)]
-        self._shard, self._tar = -1, None
-        if position is not None:
-            self._shard = position[0]
-            self._open(open_output(self._path(), position[1]))
+    file_name = "train-{number:06d}.tar"
 
     def write(self, number: int, record: Record) -> None:
-        while self._shard < 0 or number >= self._stops[self._shard]:
-            self._end()
-            self._shard += 1
-            self._path().unlink(missing_ok=True)  # written after the last position, and interrupted
-            self._open(open_output(self._path()))
-        image = encode(record.image)
+        image, file = encode(record.image), self._part_of(number)
         for suffix, data in ((suffix_of(image), image), (".cls", b"%d" % record.label)):
             entry = tarfile.TarInfo(f"{number:08d}{suffix}")
             entry.size = len(data)
-            self._tar.addfile(entry, io.BytesIO(data))
-        self._tar.members = []  # else it keeps all of them
+            # Not by TarFile.addfile: a TarFile keeps the header of every entry in memory.
+            file.write(entry.tobuf() + data + bytes(-len(data) % tarfile.BLOCKSIZE))
 
-    def position(self) -> list[int]:
-        sync(self._file)
-        return [self._shard, self._file.tell()]
-
-    def close(self) -> None:
-        self._end()
-
-    def _path(self) -> Path:
-        return self._folder / f"train-{self._shard:06d}.tar"
-
-    def _open(self, file: BinaryIO) -> None:
-        self._file = file
-        self._tar = tarfile.open(fileobj=file, mode="w")  # noqa: SIM115
-
-    def _end(self) -> None:
-        if self._tar is not None:
-            self._tar.close()
-            sync(self._file)
-            self._file.close()
+    def _end_part(self, file: BinaryIO) -> None:
+        length = file.tell() + 2 * tarfile.BLOCKSIZE  # two empty blocks end an archive
+        file.write(bytes(length + -length % tarfile.RECORDSIZE - file.tell()))
+        super()._end_part(file)
 
 
-class ParquetSink:
-    """`part-00000.parquet` and so on, with the columns image (encoded bytes) and label. Needs pyarrow."""
+@register_writer("csv")
+class CsvWriter(ListWriter):
+    """`train.csv` with the columns image and label, and `images/`."""
 
-    def __init__(self, folder: Path, plan: Plan, position: Any) -> None:
-        self._arrow = require("pyarrow", "pyarrow", "writing Parquet files")
-        self._parquet = require("pyarrow.parquet", "pyarrow", "writing Parquet files")
-        self._folder, self._part = folder, position or 0
+    name = "train.csv"
+    head = "image,label\n"
+    line = "{path},{label}\n"
+
+
+@register_writer("parquet")
+class ParquetWriter(Writer):
+    """`part-00000.parquet` and so on, with the columns image (encoded bytes) and label. Needs pyarrow.
+
+    A Parquet file cannot be continued once it is closed, so every position begins a file.
+    """
+
+    @classmethod
+    def check(cls, records: Records, labels: np.ndarray) -> None:
+        _require_pyarrow("pyarrow")
+
+    def __init__(self, folder: Path, plan: Plan, *, position: Any = None) -> None:
+        self._arrow, self._parquet = _require_pyarrow("pyarrow"), _require_pyarrow("pyarrow.parquet")
+        self._folder = folder
+        self._part: int = position or 0
         self._file: Any = None
         self._images: list[bytes] = []
         self._labels: list[int] = []
@@ -245,7 +374,7 @@ class ParquetSink:
     def write(self, number: int, record: Record) -> None:
         self._images.append(encode(record.image))
         self._labels.append(record.label)
-        if len(self._images) == _IMAGES_IN_GROUP:
+        if len(self._images) == _GROUP_IMAGES:
             self._write_group()
 
     def position(self) -> int:
@@ -253,14 +382,13 @@ class ParquetSink:
             self._write_group()
         if self._file is not None:
             self._file.close()
-            with open(self._path(), "rb") as file:
-                os.fsync(file.fileno())
+            sync_path(self._path())
             self._file, self._part = None, self._part + 1
         return self._part
 
     def close(self) -> None:
         self.position()
-        # A part begun after the last position of an interrupted run, and not reached again.
+        # An interrupted run may have begun a part after its last position that this run did not reach.
         self._path().unlink(missing_ok=True)
 
     def _path(self) -> Path:
@@ -279,20 +407,99 @@ class ParquetSink:
         self._images, self._labels = [], []
 
 
-SINKS: dict[str, Callable[[Path, Plan, Any], Any]] = {
-    "rec": RecordIOSink,
-    "list": ListSink,
-    "folders": FolderSink,
-    "base64": Base64Sink,
-    "tar": TarSink,
-    "csv": CsvSink,
-    "parquet": ParquetSink,
-    "npy": ArraySink,
-}
+@register_writer("npy")
+class ArrayWriter(Writer):
+    """`images.npy` [n, H, W, 3] uint8 RGB and `labels.npy` [n] int64. All images must have one size."""
+
+    takes_pixels = True
+
+    def __init__(self, folder: Path, plan: Plan, *, position: Any = None) -> None:
+        self._folder, self._count = folder, plan.num_images
+        self._written: int = position or 0
+        self._images: np.memmap[Any, Any] | None = None
+        self._labels: np.memmap[Any, Any] | None = None
+        if self._written:
+            for name in (_IMAGES_FILE, _LABELS_FILE):
+                _resize(folder / name, self._count)  # an interrupted `close` may have cut it
+            self._images, self._labels = (
+                np.lib.format.open_memmap(folder / name, "r+") for name in (_IMAGES_FILE, _LABELS_FILE)
+            )
+
+    def write(self, number: int, record: Record) -> None:
+        pixels = decode(record.image)
+        if self._images is None or self._labels is None:
+            self._images = _new_array(self._folder / _IMAGES_FILE, (self._count, *pixels.shape), dtype=np.uint8)
+            self._labels = _new_array(self._folder / _LABELS_FILE, (self._count,), dtype=np.int64)
+        expected = self._images.shape[1:]
+        if pixels.shape != expected:
+            raise DataError(
+                f"the image is {list(pixels.shape)}, the first was {list(expected)}; an array needs images of one "
+                f"size: resize them with --size (image_size)"
+            )
+        self._images[number], self._labels[number] = pixels, record.label
+        self._written = number + 1
+
+    def position(self) -> int:
+        for array in (self._images, self._labels):
+            if array is not None:
+                array.flush()
+        return self._written
+
+    def close(self) -> None:
+        self.position()
+        if self._written < self._count:
+            self._images = self._labels = None
+            for name in (_IMAGES_FILE, _LABELS_FILE):
+                _resize(self._folder / name, self._written)
 
 
-def _image_size(image: bytes) -> list[int]:
-    """[height, width]; [] where the image cannot be read."""
+def _new_array(path: Path, shape: tuple[int, ...], *, dtype: type[np.generic]) -> np.memmap[Any, Any]:
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with open(path, "r+b") as file:
+        # A write through a memory map on a full disk ends the process with SIGBUS; this raises an OSError.
+        os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    return array
+
+
+def _resize(path: Path, count: int) -> None:
+    """Change the number of entries of an array file. NumPy pads its header, so that another count fits in."""
+    array = np.load(path, mmap_mode="r")
+    if len(array) == count:
+        return
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header,
+        {
+            "descr": np.lib.format.dtype_to_descr(array.dtype),
+            "fortran_order": False,
+            "shape": (count, *array.shape[1:]),
+        },
+    )
+    if header.tell() != array.offset:
+        raise DataError(
+            f"{path}: its header has no space for {count} entries instead of {len(array)}; fix the images that were "
+            f"left out, or choose another format"
+        )
+    size = array.offset + count * array.strides[0]
+    del array
+    with open(path, "r+b") as file:
+        file.write(header.getvalue())
+        file.truncate(size)
+        os.posix_fallocate(file.fileno(), 0, size)
+        sync(file)
+
+
+def count_classes(records: Records, labels: np.ndarray) -> int:
+    """C; where the source does not know it, one more than the largest label."""
+    return records.num_classes or int(labels.max()) + 1
+
+
+def _require_pyarrow(module: str) -> Any:
+    return require(module, "pyarrow", "writing Parquet files")
+
+
+def _height_and_width(image: bytes) -> list[int]:
+    """[height, width]; [] where the image cannot be decoded."""
     try:
         return list(decode(image).shape[:2])
     except DataError:

@@ -1,6 +1,6 @@
-"""In the environment of Paddle Serving: start an exported service, ask it by HTTP and by its own client, stop it.
+"""Runs in the environment of Paddle Serving: starts an exported service, sends requests over HTTP and gRPC, stops it.
 
-Arguments: the service's folder, a .npz of inputs, a .npz to write.
+Arguments: the service's folder, a .npz file of inputs, a .npz file to write.
 """
 
 import base64
@@ -122,7 +122,7 @@ try:
         reply = by_client(client, given[name])
         assert reply.err_no == 0, reply.err_msg
         found[f"client_{name}"] = decode(reply.key, reply.value)
-    # Mistakes are told, and a pickle is not run.
+    # Malformed requests get status 400, and a pickle is not loaded.
     image, photo = images[0], cv2.imencode(".jpg", given["pixels"][0])[1].tobytes()
     cut = base64.b64encode(photo[: len(photo) // 2]).decode()
     scans = base64.b64encode(photo[:2] + 101 * b"\xff\xda\x00\x02" + photo[2:]).decode()
@@ -167,12 +167,12 @@ try:
     reply = by_client(client, np.array([Evil()], object))
     assert reply.err_no != 0 and not os.path.exists(ran)
     assert decode(*(lambda r: (r.key, r.value))(by_client(client, given["tensor"]))).size
-    # Idle connections keep nobody out.
+    # 150 idle connections do not keep the service from answering others.
     idle = [socket.create_connection(("127.0.0.1", HTTP)) for _ in range(150)]
     assert by_http({"key": ["image"], "value": [image]})[0] == 200
     for connection in idle:
         connection.close()
-    # What was taken is answered, and connections are asked to close.
+    # On SIGTERM every accepted request gets its reply, and each reply asks its connection to close.
     answers = []
     clients = [threading.Thread(target=ask_until_refused, args=(answers, images[0])) for _ in range(6)]
     for thread in clients:

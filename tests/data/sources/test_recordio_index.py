@@ -74,7 +74,7 @@ def test_labels_beyond_the_classes_of_the_set_are_named(rec, tmp_path):
     make_list(tmp_path / "list")
     records = open_records(rec)
     for attempt in (
-        lambda: convert(records, tmp_path / "out", "folders"),
+        lambda: convert(records, tmp_path / "out", to="folders"),
         lambda: SelectedRecords(records, [5, 0], [0, 1, 2]),
         lambda: without_classes_of(records, open_records(tmp_path / "list")),
         lambda: without_classes_of(open_records(tmp_path / "list"), records),
