@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from plsc.data.records import read_image
 from plsc.errors import DataError, ServingError
-from plsc.inference.embedding import Embeddings, list_images
+from plsc.inference.embedding import Embeddings, as_list_of_images
 from plsc.utils.lazy import require
 
 # Statuses after which another attempt, or another server, may succeed.
@@ -108,7 +108,7 @@ class Client:
         """
         if batch_size < 1:
             raise ServingError(f"client: got batch_size {batch_size}, expected 1 or more")
-        images = list_images(images)
+        images = as_list_of_images(images)
         starts = list(range(0, len(images), batch_size))
         results: list[Embeddings] = [np.zeros([0, 0], np.float32)] * len(starts)
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -161,7 +161,7 @@ class Client:
             DataError: an image cannot be read here.
             ServingError: the server has no gallery, no server answers, or one refuses; the message has its reason.
         """
-        reply = _json(self._post(f"/identify?k={count}", *self._form(list_images(images))))
+        reply = _json(self._post(f"/identify?k={count}", *self._form(as_list_of_images(images))))
         results: list[list[dict[str, Any]]] = reply["results"]
         return results
 

@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests._support.servers import make_image
 
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.server
 IMAGE = make_image(0)
 
@@ -123,3 +125,10 @@ def test_requests_in_pieces_of_any_size_on_one_connection(server, size):
         while piece := connection.recv(65536):
             reply += piece
     assert reply.count(b'{"status":"ok"}') == 2
+
+
+def test_undocumented_parts_of_uvicorn_are_used_in_one_file():
+    for path in (ROOT / "plsc").rglob("*.py"):
+        if path.name != "uvicorn_protocol.py":
+            text = path.read_text()
+            assert not any(name in text for name in ("uvicorn.protocols", "uvicorn.server", "server_state")), path
