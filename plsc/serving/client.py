@@ -26,7 +26,7 @@ from plsc.utils.lazy import require
 _TRY_AGAIN = (429, 502, 503, 504)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The server's verdict on two images.
 
@@ -49,7 +49,7 @@ class Client:
 
     Args:
         servers: one address, 'http://127.0.0.1:8866' or 'host:port', or several.
-        api_key: the servers' API key, if they want one.
+        api_key: the servers' API key, if they require one.
         timeout: seconds for an answer.
         retries: further attempts of a failed request, 0 or more.
         connections: requests in progress at one time to each server, 1 or more.

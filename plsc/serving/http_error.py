@@ -19,6 +19,6 @@ class HTTPError(ServingError):
         >>> raise HTTPError(413, "the body has more than 1024 bytes, the limit")
     """
 
-    def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, status: int, reason: str, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)
         self.status, self.reason, self.headers = status, reason, dict(headers or {})

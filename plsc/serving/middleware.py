@@ -77,7 +77,7 @@ class RequestMiddleware:
             await exchange.refuse(error)
         except HTTPException as error:
             reason = f"{scope['method']} {scope['path'][:80]}: {error.detail}; GET / lists the paths and methods"
-            await exchange.refuse(HTTPError(error.status_code, reason, error.headers))
+            await exchange.refuse(HTTPError(error.status_code, reason, headers=error.headers))
         except _ClientDisconnected:
             exchange.status = 499
         except Exception:
@@ -95,7 +95,7 @@ class RequestMiddleware:
             raise HTTPError(
                 401,
                 "no valid API key; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'",
-                {"WWW-Authenticate": "Bearer"},
+                headers={"WWW-Authenticate": "Bearer"},
             )
 
     async def _read_body(self, exchange: _Exchange) -> bytes:
@@ -114,7 +114,9 @@ class RequestMiddleware:
         try:
             body = await asyncio.wait_for(self._receive_body(exchange, limit), timeout)
         except asyncio.TimeoutError:
-            raise HTTPError(408, f"the body did not arrive within {timeout:g} s", {"Connection": "close"}) from None
+            raise HTTPError(
+                408, f"the body did not arrive within {timeout:g} s", headers={"Connection": "close"}
+            ) from None
         if encoding == "gzip":
             body = await asyncio.get_running_loop().run_in_executor(None, gunzip, body, limit)
             self._reserve(exchange, len(body))
@@ -141,7 +143,7 @@ class RequestMiddleware:
                 503,
                 f"{self._inflight_bytes} bytes of requests are in flight, expected {self._settings.max_inflight_bytes} "
                 f"at most; try again",
-                {"Retry-After": "1"},
+                headers={"Retry-After": "1"},
             )
         self._inflight_bytes += size
         exchange.reserved += size

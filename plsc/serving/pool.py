@@ -209,7 +209,7 @@ class PredictorPool:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        _fail(self._jobs, HTTPError(503, _SHUTTING_DOWN, {"Retry-After": "1"}))
+        _fail(self._jobs, HTTPError(503, _SHUTTING_DOWN, headers={"Retry-After": "1"}))
         self._jobs.clear()
         await asyncio.gather(*(worker.stop() for worker in self._workers))
         self.ready = 0
@@ -247,7 +247,7 @@ class PredictorPool:
         raise HTTPError(
             503,
             f"{self.queue_rows} images wait already, {self._settings.max_queue} at most may; try again in {pause} s",
-            {"Retry-After": str(pause)},
+            headers={"Retry-After": str(pause)},
         )
 
     async def _serve(self, worker: _Worker) -> None:
@@ -269,7 +269,7 @@ class PredictorPool:
             except ServingError as error:
                 _fail(batch, error)
             except asyncio.CancelledError:
-                _fail(batch, HTTPError(503, _SHUTTING_DOWN, {"Retry-After": "1"}))
+                _fail(batch, HTTPError(503, _SHUTTING_DOWN, headers={"Retry-After": "1"}))
                 raise
 
     async def _run_batch(self, worker: _Worker, batch: list[_Job]) -> None:
@@ -291,7 +291,7 @@ class PredictorPool:
             # If all processes died at one time, a job may meet each of them once. After that the job itself is suspect.
             if job.attempts > self._settings.workers:
                 reason = f"the predictor failed {job.attempts} times; try again"
-                _fail([job], HTTPError(503, reason, {"Retry-After": "1"}))
+                _fail([job], HTTPError(503, reason, headers={"Retry-After": "1"}))
 
     def _put_back(self, batch: list[_Job]) -> None:
         self._jobs.extendleft(reversed(batch))

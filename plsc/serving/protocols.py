@@ -180,9 +180,9 @@ def _tensor(values: NDArray[Any], shape: list[Any], card: ModelCard) -> NDArray[
     """Shape flat numbers to [N, ...] of the model's input type and shape."""
     if len(shape) > 8 or not all(type(size) is int and 0 < size < 1 << 31 for size in shape):
         raise HTTPError(400, f"shape: got {shape[:8]!r:.80}, expected up to 8 numbers of 1 or more")
-    want = [-1, *card.input_shape]
-    if len(shape) != len(want) or any(size not in (-1, given) for size, given in zip(want, shape)):
-        raise HTTPError(400, f"shape: got {shape}, expected {['N' if size == -1 else size for size in want]}")
+    expected = [-1, *card.input_shape]
+    if len(shape) != len(expected) or any(size not in (-1, given) for size, given in zip(expected, shape)):
+        raise HTTPError(400, f"shape: got {shape}, expected {['N' if size == -1 else size for size in expected]}")
     if values.ndim != 1 or math.prod(shape) != values.size:
         raise HTTPError(400, f"shape {shape} has {math.prod(shape)} values, but {values.size} were sent")
     if card.takes_pixels and (values.min() < 0 or values.max() > 255 or np.any(values != np.floor(values))):

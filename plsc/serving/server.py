@@ -67,7 +67,8 @@ async def _run(service: Service, listener: socket.socket) -> None:
 async def _serve_until_drained(service: Service, listener: socket.socket) -> None:
     """Answer requests until a signal arrives, then shut down without losing one.
 
-    First every reply asks its connection to close; then no connection is accepted; then what is under way is answered.
+    First every reply asks its connection to close. After the drain no connection is accepted, and the requests in
+    progress are answered.
     """
     settings, loop = service.settings, asyncio.get_running_loop()
     server = uvicorn.Server(
@@ -92,7 +93,8 @@ async def _serve_until_drained(service: Service, listener: socket.socket) -> Non
     with _signals() as signals:
         host, port = listener.getsockname()[:2]
         log.info("serving on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-        log.info("signal %d: draining for %g s, then shutting down", await signals.get(), settings.drain)
+        number = await signals.get()
+        log.info("signal %d: draining for %g s, then shutting down", number, settings.drain)
         service.app.draining = True
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(signals.get(), settings.drain)  # a second signal ends the drain
@@ -106,7 +108,7 @@ async def _serve_until_drained(service: Service, listener: socket.socket) -> Non
 
 @contextlib.contextmanager
 def _signals() -> Iterator[asyncio.Queue[int]]:
-    """The signals to end that arrive, in order. None arrives outside of the main thread."""
+    """A queue of the SIGTERM and SIGINT that arrive. Outside of the main thread none arrives."""
     loop, arrived = asyncio.get_running_loop(), asyncio.Queue[int]()
     handled = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
     for number in handled:

@@ -106,7 +106,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_answered:
             self.transport.close()
         else:
-            # The middleware limits the request under way; a pipelined one may wait for it.
+            # The middleware limits the request in progress; a pipelined one may wait for it.
             self._allow(HEAD_TIMEOUT)
 
     @property

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.server
 IMAGES = [make_image(seed) for seed in range(10)]
 
 
+@pytest.mark.slow
 def test_face_service_has_its_four_methods(model, tmp_path):
     expected = load_inference_model(model).embed(IMAGES)
     with serving(model, log=tmp_path / "log") as server:

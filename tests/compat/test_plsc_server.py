@@ -16,6 +16,7 @@ from plsc.serving import Client
 pytestmark = pytest.mark.server
 
 
+@pytest.mark.slow
 def test_plsc_server_serves(model, tmp_path):
     script = tmp_path / "serve.py"
     script.write_text(

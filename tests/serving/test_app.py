@@ -68,7 +68,7 @@ def test_verify_gives_the_cosine_and_the_verdict(server, expected):
     assert json.loads(post(server, "/verify", {"images": encode(IMAGES[:1] * 2)}).data)["same"] is True
 
 
-def test_the_face_service_of_old(server, expected):
+def test_the_face_service_of_plsc_0_1(server, expected):
     reply = json.loads(post(server, "/FaceClassifyService/inference", {"base64_string": encode(IMAGES)}).data)
     assert np.abs(np.asarray([row["embedding"] for row in reply["instance"]]) - expected).max() < 1e-5
 
@@ -103,6 +103,7 @@ def test_the_general_model_service_in_protobuf_and_json(server, model, zipped):
     assert np.abs(np.reshape(found["float_data"], found["shape"]) - raw).max() < 1e-5 * np.abs(raw).max()
 
 
+@pytest.mark.slow
 def test_a_baked_model_is_served_too(tmp_path):
     make_model(tmp_path / "m", bake=("preprocess", "normalize"))
     expected = load_inference_model(tmp_path / "m").embed(IMAGES)

@@ -51,7 +51,7 @@ def servers(model, gallery, tmp_path_factory):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_images_of_every_kind_come_back_in_order(servers, expected, batch_size, tmp_path):
+def test_images_of_every_kind_are_embedded_in_order(servers, expected, batch_size, tmp_path):
     (tmp_path / "one.png").write_bytes(IMAGES[1])
     images = [IMAGES[0], tmp_path / "one.png", decode(IMAGES[2]), *IMAGES[3:]]
     with Client([server.url for server in servers], api_key="k") as client:
@@ -68,7 +68,7 @@ def test_both_servers_work(servers):
         assert '"path": "/embed", "status": 200' in server.text()
 
 
-def test_a_server_that_is_gone_is_made_up_for(servers, expected):
+def test_a_server_that_is_gone_is_replaced_by_another(servers, expected):
     gone = f"127.0.0.1:{free_port()}"
     with Client([gone, servers[0].url], api_key="k") as client:
         assert client.ready() == {f"http://{gone}": False, servers[0].url: True}
@@ -77,7 +77,7 @@ def test_a_server_that_is_gone_is_made_up_for(servers, expected):
         client.embed(IMAGES)
 
 
-def test_what_a_server_refuses_is_told_with_its_reason_and_not_repeated(servers):
+def test_a_refused_request_raises_the_reason_and_is_not_repeated(servers):
     with Client(servers[0].url) as client, pytest.raises(ServingError, match="/embed: .*: 401: no valid API key"):
         client.embed(IMAGES)
     with Client(servers[0].url, api_key="k") as client:
@@ -95,7 +95,7 @@ def test_what_a_server_refuses_is_told_with_its_reason_and_not_repeated(servers)
             client.embed("/no/such.png")
 
 
-def test_a_busy_server_is_asked_again_after_the_time_it_names():
+def test_a_busy_server_is_retried_after_its_pause():
     asked = []
 
     class Busy(BaseHTTPRequestHandler):
@@ -122,7 +122,7 @@ def test_a_busy_server_is_asked_again_after_the_time_it_names():
     assert len(asked) == 4
 
 
-def test_several_busy_servers_are_given_the_time_they_name():
+def test_several_busy_servers_are_retried_after_their_pause():
     asked = []
 
     class Busy(BaseHTTPRequestHandler):

@@ -29,7 +29,7 @@ def test_the_access_log_is_json_with_the_requests_own_id(server):
     assert mine[0]["status"] == 200 and mine[0]["images"] == 1 and mine[0]["path"] == "/embed" and mine[0]["ms"] > 0
 
 
-def test_a_key_is_wanted_where_one_is_set(strict):
+def test_a_request_needs_the_key_if_one_is_set(strict):
     assert post(strict, "/embed", IMAGE, "image/png").status == 401
     assert get(strict, "/metrics").status == 401 and get(strict, "/healthz").status == 200
     assert get(strict, "/readyz").status == 200

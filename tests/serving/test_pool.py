@@ -39,6 +39,7 @@ def test_a_predictor_that_dies_is_replaced(model, tmp_path):
         assert b"plsc_worker_restarts_total 2.0" in get(running, "/metrics").data
 
 
+@pytest.mark.slow
 def test_a_predictor_does_not_start_again_with_another_model(tmp_path):
     make_model(tmp_path / "m")
     with serving(tmp_path / "m", "--timeout", 2, log=tmp_path / "log") as running:

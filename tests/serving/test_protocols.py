@@ -110,7 +110,7 @@ def test_a_long_text_among_numbers_takes_no_memory():
 
 
 @pytest.mark.parametrize("text", ["0001" + "0" * 5000, "0", "101", "-1", "x", ""])
-def test_numbers_of_results_that_are_none(text):
+def test_a_wrong_number_of_results_is_refused(text):
     with pytest.raises(HTTPError, match="expected a number from 1 to 100"):
         protocols.parse_count([("k", text)])
 

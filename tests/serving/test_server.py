@@ -56,7 +56,8 @@ def test_sigterm_under_load_loses_no_request(model, tmp_path, whole_group):
     assert "ended unexpectedly" not in running.text()
 
 
-def test_what_is_under_way_at_sigterm_is_answered_however_long_it_takes(model, tmp_path):
+@pytest.mark.slow
+def test_requests_in_progress_at_sigterm_are_answered_after_the_drain(model, tmp_path):
     with (
         serving(model, "--timeout", 100, "--no-access-log", log=tmp_path / "log") as running,
         concurrent.futures.ThreadPoolExecutor(6) as pool,
@@ -82,7 +83,8 @@ def test_what_is_under_way_at_sigterm_is_answered_however_long_it_takes(model, t
         assert running.process.wait(20) == 0
 
 
-def test_it_listens_on_loopback_and_says_when_a_port_is_taken(model, tmp_path):
+@pytest.mark.slow
+def test_it_listens_on_loopback_and_reports_a_port_in_use(model, tmp_path):
     with serving(model, log=tmp_path / "log") as server:
         table = Path("/proc/net/tcp").read_text() if os.path.exists("/proc/net/tcp") else ""
         listening = [line.split()[1] for line in table.splitlines()[1:] if line.split()[3] == "0A"]
@@ -111,7 +113,7 @@ def test_mistakes_at_the_start(model, flags, message):
     assert status != 0 and message in output and "Traceback" not in output
 
 
-def test_a_damaged_model_is_told_before_anything_is_served(model, tmp_path):
+def test_a_damaged_model_is_reported_before_the_server_listens(model, tmp_path):
     shutil.copytree(model, tmp_path / "m")
     (tmp_path / "m" / "model.json").write_text("{}")
     status, output = run([sys.executable, "-m", "plsc", "serve", tmp_path / "m", "--port", 0], check=False)
