@@ -113,7 +113,7 @@ def work(options: argparse.Namespace) -> None:
             "recompute" if options.worker == "recompute" else "store",
             options.ratio if options.worker == "sampled" else 1.0,
         )
-        head = heads.Fused(weight, shard.start, collectives, samples, mode, ratio)
+        head = heads.Fused(weight, shard.start, collectives, samples=samples, logits=mode, ratio=ratio)
 
     def step() -> None:
         head(features, labels)

@@ -10,13 +10,13 @@ import paddle.nn.functional as F
 
 from plsc.distributed.collectives import Collectives
 from plsc.losses.fused import FusedSoftmax
-from plsc.losses.margins.combined import Margin
-from plsc.losses.reference import ShardedSoftmax
+from plsc.losses.margins.combined import CombinedMargin
+from plsc.losses.reference import ReferenceSoftmax
 from plsc.losses.row_optimizers import Momentum
 from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
 
-MARGIN, SCALE, RATE, MOMENTUM, L2 = Margin(1.0, 0.5, 0.0), 64.0, 0.01, 0.9, 5e-4
+MARGIN, SCALE, LEARNING_RATE, MOMENTUM, L2 = CombinedMargin(m2=0.5), 64.0, 0.01, 0.9, 5e-4
 
 
 def make_weight(size: int, width: int) -> paddle.Tensor:
@@ -53,10 +53,13 @@ class Gemm:
 class Fused:
     """The library's own, in either mode, on all classes or on a sample."""
 
-    def __init__(self, weight, first_class, collectives: Collectives, samples: int, mode: str, ratio: float) -> None:
-        self.collectives, self.head = collectives, FusedSoftmax(MARGIN, SCALE, collectives, mode)
-        self.shard = Shard(weight, None, Momentum(MOMENTUM, L2), first_class)
-        self.sampled = SampledShard(self.shard, ratio, samples) if ratio < 1.0 else None
+    def __init__(
+        self, weight, first_class, collectives: Collectives, *, samples: int, logits: str, ratio: float
+    ) -> None:
+        self.collectives = collectives
+        self.softmax = FusedSoftmax(MARGIN, SCALE, reducer=collectives, logits=logits)
+        self.shard = Shard(weight, Momentum(MOMENTUM, L2), first_class=first_class)
+        self.sampled = SampledShard(self.shard, ratio=ratio, samples=samples) if ratio < 1.0 else None
         self.steps = 0
 
     def __call__(self, features: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
@@ -64,11 +67,10 @@ class Fused:
         shard = self.sampled or self.shard
         if self.sampled:
             self.steps += 1
-            self.sampled.draw(y, self.steps * 1000 + self.collectives.topology.rank)
-        state = self.head.forward(x, y, shard)
-        self.collectives.reduce_scatter_sum(self.head.backward(state, shard, RATE))
-        if self.sampled:
-            self.sampled.put_back()
+            self.sampled.draw(y, seed=self.steps * 1000 + self.collectives.topology.rank)
+        state = self.softmax.loss_and_feature_gradient(x, y, shard=shard)
+        shard.update(self.softmax.row_gradients(state, l2=L2), learning_rate=LEARNING_RATE)
+        self.collectives.reduce_scatter_sum(state.feature_gradient)
         return state.loss
 
 
@@ -76,16 +78,16 @@ class Unfused:
     """The library's path for any optimizer: gradients as tensors, then Paddle's Momentum."""
 
     def __init__(self, weight, first_class, collectives: Collectives) -> None:
-        self.collectives, self.head = collectives, ShardedSoftmax(MARGIN, SCALE, first_class, collectives)
+        self.collectives = collectives
+        self.softmax = ReferenceSoftmax(MARGIN, SCALE, first_class=first_class, reducer=collectives)
         self.weight = as_parameter(weight)
-        self.optimizer = paddle.optimizer.Momentum(RATE, MOMENTUM, [self.weight], weight_decay=L2)
+        self.optimizer = paddle.optimizer.Momentum(LEARNING_RATE, MOMENTUM, [self.weight], weight_decay=L2)
 
     def __call__(self, features: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
         x, y = self.collectives.all_gather(features), self.collectives.all_gather(labels)
-        state = self.head.forward(x, y, self.weight)
-        gradients = self.head.backward(state)
-        self.collectives.reduce_scatter_sum(gradients.features)
-        self.weight.grad = gradients.weight
+        state = self.softmax.loss_and_feature_gradient(x, y, weight=self.weight)
+        self.collectives.reduce_scatter_sum(state.feature_gradient)
+        self.weight.grad = self.softmax.row_gradients(state).weight
         self.optimizer.step()
         self.optimizer.clear_grad(set_to_zero=False)
         return state.loss
@@ -96,7 +98,7 @@ class Plain:
 
     def __init__(self, weight, first_class, collectives: Collectives) -> None:
         self.collectives, self.first_class, self.weight = collectives, first_class, as_parameter(weight)
-        self.optimizer = paddle.optimizer.Momentum(RATE, MOMENTUM, [self.weight], weight_decay=L2)
+        self.optimizer = paddle.optimizer.Momentum(LEARNING_RATE, MOMENTUM, [self.weight], weight_decay=L2)
 
     def __call__(self, features: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
         x, y = self.collectives.all_gather(features), self.collectives.all_gather(labels)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from plsc.data.images import IMAGE_SUFFIXES, is_image_name
 from plsc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ Report = Annotated[
 ReportSet = Annotated[
     str | None, typer.Option(help="Verification set of the report. Needed if the report has several.")
 ]
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 
 
 @app.command()
@@ -122,8 +121,8 @@ def _named_files(images: list[Path]) -> list[tuple[str, Path]]:
         if not path.is_dir():
             found.append((path.stem, path))
             continue
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        inside = sorted(file for file in path.rglob("*") if is_image_name(file.name))
         if not inside:
-            raise ConfigError(f"{path}: no image in it, expected files of {', '.join(_SUFFIXES)}")
+            raise ConfigError(f"{path}: no image in it, expected files of {', '.join(IMAGE_SUFFIXES)}")
         found += [(path.name if file.parent == path else file.parent.name, file) for file in inside]
     return found

@@ -1,0 +1,97 @@
+"""The last layer: class centers, their loss, its gradients and their update.
+
+`Head` is what the trainer needs of a last layer; `plsc.losses.classifier.Classifier` is the library's. `Margin` and
+`RowOptimizer` are the two parts of it that can be replaced alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import paddle
+
+from plsc.losses.margins import Margin, StatefulMargin
+from plsc.losses.row_optimizers import RowOptimizer
+from plsc.utils.ranges import Range
+
+__all__ = ["Head", "Margin", "RowOptimizer", "StatefulMargin", "MARGIN_STATE"]
+
+MARGIN_STATE = "margin:"
+"""Prefix of the names under which a head's state holds that of its margin, which no optimizer's kind concerns."""
+
+
+class Head(Protocol):
+    """The last layer as the trainer uses it. A subclass inherits the methods that have a body here.
+
+    In every step the trainer calls `forward`, on every rank and outside autograd, then `backward` unless the step is
+    skipped. A head owns its parameters and updates them in `backward`: no gradient of them leaves it.
+
+    Shapes: N batch on this rank, R ranks, D embedding, C classes, S classes of this rank.
+
+    Attributes:
+        classes: the classes whose rows this rank holds; `Range(0, C)` for a head that is replicated on every rank.
+        parameters: the trained tensors by name, each with one row per class in `classes`.
+
+    Example:
+        See docs/extending.md for a head of one's own; it is passed as `Trainer(config, head=head)`.
+    """
+
+    @property
+    def classes(self) -> Range: ...
+
+    @property
+    def parameters(self) -> Mapping[str, paddle.Tensor]: ...
+
+    @property
+    def optimizer_kind(self) -> str:
+        """Whose state `state` returns. With another kind, the optimizer's state of a checkpoint is not loaded."""
+        return type(self).__name__
+
+    def forward(
+        self, features: paddle.Tensor, labels: paddle.Tensor, *, step: int = 0, count_above: bool = False
+    ) -> paddle.Tensor:
+        """The loss, 0-d: the mean over the global batch of N * R samples, the same on every rank.
+
+        Args:
+            features: [N, D] of this rank, float32, outside autograd.
+            labels: [N] int64, 0 to C - 1.
+            step: number of the step, 0 for the first; seeds what is random.
+            count_above: make `accuracy` available.
+        """
+        ...
+
+    def backward(self, learning_rate: float) -> paddle.Tensor:
+        """Update the parameters by the last `forward`.
+
+        Returns:
+            [N, D], the gradient of that loss by this rank's features.
+        """
+        ...
+
+    def accuracy(self) -> dict[str, paddle.Tensor]:
+        """Figures of the last `forward` with `count_above`, for example acc1 and acc5, 0-d; none by default."""
+        return {}
+
+    def state(self) -> dict[str, paddle.Tensor]:
+        """The tensors to save, `parameters` among them; by default nothing else."""
+        return dict(self.parameters)
+
+    def load(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Set the state to what `state` returned; by default the parameters.
+
+        Args:
+            state: arrays by name. Those that `has_row_per_class` hold the rows of `classes` only. All parameters are
+                there; the other tensors are missing where the checkpoint has another `optimizer_kind`.
+        """
+        for name, parameter in self.parameters.items():
+            parameter.set_value(state[name])
+
+    def has_row_per_class(self, name: str) -> bool:
+        """Whether the tensor `name` of `state` has one row per class.
+
+        True: each rank saves the rows of its own `classes`. False: a whole tensor, the same on all ranks. It is asked
+        about the names in a checkpoint too, before there is any state. By default, true for the parameters.
+        """
+        return name in self.parameters

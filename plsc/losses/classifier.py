@@ -1,13 +1,14 @@
 """The last layer: this rank's class centers [S, D], their loss, their gradient and their update.
 
-The layer owns its optimizer step, because with millions of classes neither the gradient nor the
-optimizer's state of the whole weight should ever exist in more places than they must.
+The layer owns its optimizer step: with millions of classes, neither the gradient nor the optimizer's state of the whole
+weight should exist in more places than necessary.
 
-N batch on this rank, G gathered batch, R ranks, D embedding, C classes, S classes of this shard.
+N batch on this rank, R ranks, G = N R gathered batch, D embedding, C classes, S classes of this shard.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,11 +18,18 @@ import paddle
 from plsc.config import Config
 from plsc.distributed.collectives import Collectives
 from plsc.errors import ConfigError
-from plsc.losses.heads import AfterGradient, Outcome, WithGradient
-from plsc.losses.precision import HalfProducts, Products
-from plsc.losses.row_optimizers import HalfMomentum, Momentum
+from plsc.losses import MARGIN_STATE
+from plsc.losses.fused import FusedSoftmax
+from plsc.losses.heads import FusedHead, HeadOutput, ParameterOptimizer, UnfusedHead
+from plsc.losses.margins import Margin, StatefulMargin, apply_margin, build_margin
+from plsc.losses.precision import HalfPrecision, Precision
+from plsc.losses.reference import ReferenceSoftmax
+from plsc.losses.row_optimizers import HalfMomentum, Momentum, RowOptimizer
+from plsc.losses.shard import Shard
 from plsc.utils.ranges import Range, shard_range
 from plsc.utils.seeding import derive_seed
+
+log = logging.getLogger("plsc")
 
 # Initial centers are drawn in blocks of this many classes, each from its own seed, so that they do not
 # depend on how classes are sharded.
@@ -30,43 +38,52 @@ _INIT_STD = 0.01
 
 
 class Classifier:
-    """Class centers, sharded over ranks (`dist_` losses) or whole on each.
+    """Class centers, sharded over ranks (`dist_` losses) or replicated on each.
 
-    A sharded layer gathers the features of all ranks (G = N * R) and sees its own S of C classes. A whole
-    layer (S = C) sees the features of its rank alone (G = N), and its ranks sum their gradients.
+    A sharded head gathers the features of all ranks (G = N R) and holds S of the C classes. A replicated head (S = C)
+    sees the features of its rank only, and its ranks sum their gradients.
 
     Args:
         config: the settings.
         collectives: over all ranks.
-        make_optimizer: {name: parameter} -> an optimizer with `step(rate)`, `state()`, `load(state)`, `kind`, and
-            `rule`: its arithmetic where rows can be updated as their gradient is made, else None.
+        make_optimizer: {name: parameter} -> the optimizer of these parameters.
+
+    Raises:
+        ConfigError: `sample_ratio`, `momentum_storage` or `head_optimizer` does not fit the loss or the optimizer.
+
+    Example:
+        >>> config = Config(num_classes=1000, emb_dim=64)
+        >>> head = Classifier(config, Collectives(), make_optimizer=lambda named: NamedOptimizer(config, named))
+        >>> loss = head.forward(features, labels)
+        >>> feature_gradient = head.backward(learning_rate=0.1)
     """
 
     def __init__(
-        self, config: Config, collectives: Collectives, make_optimizer: Callable[[dict[str, paddle.Tensor]], Any]
+        self,
+        config: Config,
+        collectives: Collectives,
+        *,
+        make_optimizer: Callable[[dict[str, paddle.Tensor]], ParameterOptimizer],
     ) -> None:
-        topology = collectives.topology
         self._collectives, self._sharded = collectives, config.is_sharded
-        self._ranks = topology.world_size
-        self.classes = (
-            shard_range(config.num_classes, topology.world_size, topology.rank)
-            if self._sharded
-            else Range(0, config.num_classes)
-        )
+        self._ranks, rank = collectives.topology.world_size, collectives.topology.rank
+        every = Range(0, config.num_classes)
+        self.classes = shard_range(config.num_classes, self._ranks, rank) if self._sharded else every
         self._seed = config.seed
+        self._margin = build_margin(config)
         self.parameters = {"weight": self._create_weight(config)}
-        if config.margins is None and config.bias_attr is not False:
+        if self._margin is None and config.bias_attr is not False:
             self.parameters["bias"] = self._create([self.classes.size], config.bias_attr, is_bias=True)
-        self._layer = self._choose_layer(config, make_optimizer(self.parameters))
-        self._outcome: Outcome | None = None
+        self._head = self._choose_head(config, make_optimizer(self.parameters))
+        self._output: HeadOutput | None = None
 
     @property
     def optimizer_kind(self) -> str:
         """Whose state `state` holds, for example 'Momentum'."""
-        return self._layer.kind
+        return self._head.kind
 
     def forward(
-        self, features: paddle.Tensor, labels: paddle.Tensor, step: int = 0, count_above: bool = False
+        self, features: paddle.Tensor, labels: paddle.Tensor, *, step: int = 0, count_above: bool = False
     ) -> paddle.Tensor:
         """The mean loss over the global batch, 0-d, the same on every rank.
 
@@ -79,73 +96,128 @@ class Classifier:
         if self._sharded:
             features, labels = self._collectives.all_gather(features), self._collectives.all_gather(labels)
         seed = max(1, derive_seed(self._seed, step, self._collectives.topology.rank))
-        self._outcome = self._layer.forward(features, labels, count_above, seed)
-        loss = self._outcome.loss
+        self._output = self._head.forward(features, labels, count_above=count_above, seed=seed)
+        loss = self._output.loss
         return loss if self._sharded else self._collectives.all_reduce_sum(loss.clone()) / self._ranks
 
-    def backward(self, rate: float) -> paddle.Tensor:
+    def backward(self, learning_rate: float) -> paddle.Tensor:
         """Update the centers and return the gradient [N, D] of the loss by this rank's features.
 
-        Args:
-            rate: learning rate.
+        Raises:
+            RuntimeError: there was no `forward` before.
         """
-        gradient, self._outcome = self._outcome.features, None
+        gradient, self._output = self._last_output().feature_gradient, None
         if not self._sharded:
-            self._layer.update(rate)
+            self._head.update(learning_rate)
             # The mean over this rank's samples becomes the mean over all ranks' samples.
             return gradient / self._ranks
         finish = self._collectives.begin_reduce_scatter_sum(gradient)
-        self._layer.update(rate)
+        self._head.update(learning_rate)
         return finish()
 
     def accuracy(self) -> dict[str, paddle.Tensor]:
-        """acc1 and acc5 of the last `forward` with `count_above`, by the logits without margin."""
-        above = self._outcome.above
-        found = {f"acc{k}": (above < k).astype("float32").mean() for k in (1, 5)}
-        if not self._sharded:
-            found = {name: self._collectives.all_reduce_sum(value) / self._ranks for name, value in found.items()}
-        return found
+        """acc1 and acc5 of the last `forward` with `count_above`, by the logits without margin.
+
+        Raises:
+            RuntimeError: there was no such `forward`, or `backward` came after it.
+        """
+        greater = self._last_output().num_greater
+        if greater is None:
+            raise RuntimeError("accuracy() needs forward(..., count_above=True) before it")
+        found = {f"acc{k}": (greater < k).astype("float32").mean() for k in (1, 5)}
+        if self._sharded:
+            return found
+        return {name: self._collectives.all_reduce_sum(value) / self._ranks for name, value in found.items()}
 
     def state(self) -> dict[str, paddle.Tensor]:
-        """'weight' [S, D], 'bias' [S] and their optimizer state, as '<parameter>:<kind>'."""
-        return {**self.parameters, **self._layer.state()}
+        """'weight' [S, D], 'bias' [S], optimizer state as '<parameter>:<kind>', the margin's as 'margin:<name>'."""
+        state = {**self.parameters, **self._head.state()}
+        if isinstance(self._margin, StatefulMargin):
+            state.update({MARGIN_STATE + name: value for name, value in self._margin.state().items()})
+        return state
 
-    def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over what `state` returned, cut to this rank's classes; without optimizer state, that starts anew."""
+    def load(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Set what `state` returned, cut to this rank's classes.
+
+        Without optimizer state, that starts anew; so does the margin's. This is also the way to write into the weight
+        between steps: it makes the head forget the norms of the rows before.
+
+        Raises:
+            CheckpointError: a part of the optimizer's state is missing.
+        """
         for name, parameter in self.parameters.items():
             parameter.set_value(state[name])
+        if isinstance(self._head, FusedHead):
+            self._head.invalidate_norms()
         rest = {name: value for name, value in state.items() if name not in self.parameters}
+        margin = {name[len(MARGIN_STATE) :]: rest.pop(name) for name in list(rest) if name.startswith(MARGIN_STATE)}
         if rest:
-            self._layer.load(rest)
+            self._head.load(rest)
+        if isinstance(self._margin, StatefulMargin):
+            if margin.keys() == self._margin.state().keys():
+                self._margin.load(margin)
+            else:
+                log.warning(
+                    "%s keeps %s, the checkpoint holds %s: the state of the margin starts anew",
+                    type(self._margin).__name__,
+                    sorted(self._margin.state()),
+                    sorted(margin) or "none",
+                )
 
-    def _choose_layer(self, config: Config, optimizer: Any) -> Any:
+    def has_row_per_class(self, name: str) -> bool:
+        """Whether the tensor `name` of `state` has one row per class."""
+        return not name.startswith(MARGIN_STATE) and self._head.has_row_per_class(name)
+
+    def _last_output(self) -> HeadOutput:
+        if self._output is None:
+            raise RuntimeError("there was no forward() since the last backward()")
+        return self._output
+
+    def _choose_head(self, config: Config, optimizer: ParameterOptimizer) -> FusedHead | UnfusedHead:
         reducer = self._collectives if self._sharded else Collectives()
-        whole_on_many = not self._sharded and self._ranks > 1
-        rule = None if whole_on_many else optimizer.rule
+        margin = self._margin
+        replicated = not self._sharded and self._ranks > 1
+        if replicated and margin is not None and config.margin_function is not None:
+            margin = _GlobalBatchMargin(margin, self._collectives)
+        row_optimizer = None if replicated else optimizer.row_optimizer
+        if config.head_optimizer is not None:
+            row_optimizer = _check_head_optimizer(config, replicated)
         if config.momentum_storage == "bfloat16":
-            if type(rule) is not Momentum or config.emb_dim % 2:
+            if type(row_optimizer) is not Momentum or config.emb_dim % 2:
+                kind = optimizer.kind if config.head_optimizer is None else type(row_optimizer).__name__
                 raise ConfigError(
                     "set_momentum_storage('bfloat16') needs sharded centers ('dist_...'), plain Momentum "
-                    f"and an even embedding size; this run has '{config.loss_type}', {optimizer.kind} "
+                    f"and an even embedding size; this run has '{config.loss_type}', {kind} "
                     f"and {config.emb_dim}"
                 )
-            rule = HalfMomentum(rule.momentum, rule.l2)
-        if rule is not None:
+            row_optimizer = HalfMomentum(row_optimizer.momentum, row_optimizer.l2)
+        if row_optimizer is not None:
             half = config.use_fp16 and self._collectives.topology.on_gpu
-            products = HalfProducts(config.amp_dtype) if half else Products()
-            return WithGradient(config, self.parameters, self.classes, reducer, rule, products)
+            precision = HalfPrecision(config.amp_dtype) if half else Precision()
+            weight, bias = self.parameters["weight"], self.parameters.get("bias")
+            return FusedHead(
+                Shard(weight, row_optimizer, bias=bias, first_class=self.classes.start),
+                lambda logits: FusedSoftmax(margin, config.scale, reducer=reducer, logits=logits, precision=precision),
+                sample_ratio=config.sample_ratio,
+                logits=config.logits,
+            )
         if config.sample_ratio < 1.0:
             why = (
                 f"loss_type '{config.loss_type}' holds all classes on each rank; use 'dist_{config.loss_kind}'"
-                if whole_on_many
-                else f"the state of {optimizer.kind} as it was set cannot travel with the sampled classes; use "
+                if replicated
+                else f"the state of {optimizer.kind} as it was set cannot be sampled with the classes; use "
                 f"Momentum, SGD or AdamW without gradient clipping, and no special param_attr"
             )
             raise ConfigError(f"set_sample_ratio({config.sample_ratio}): {why}")
-        return AfterGradient(config, self.parameters, self.classes, reducer, optimizer, self._sum_over_ranks)
+        return UnfusedHead(
+            ReferenceSoftmax(margin, config.scale, first_class=self.classes.start, reducer=reducer),
+            self.parameters,
+            optimizer=optimizer,
+            reduce_gradient=self._mean_over_ranks,
+        )
 
-    def _sum_over_ranks(self, gradient: paddle.Tensor) -> paddle.Tensor:
-        """A whole layer's gradient of the mean over all ranks' samples."""
+    def _mean_over_ranks(self, gradient: paddle.Tensor) -> paddle.Tensor:
+        """In a replicated head, the gradient of the mean over all ranks' samples."""
         return gradient if self._sharded else self._collectives.all_reduce_sum(gradient) / self._ranks
 
     def _create_weight(self, config: Config) -> paddle.Tensor:
@@ -155,12 +227,44 @@ class Classifier:
             weight.set_value(initial_centers(self.classes, config.emb_dim, config.seed))
         return weight
 
-    def _create(self, shape: list, attr: Any, is_bias: bool = False) -> paddle.Tensor:
+    def _create(self, shape: list[int], attr: Any, *, is_bias: bool = False) -> paddle.Tensor:
         return paddle.nn.Layer().create_parameter(shape, attr or None, "float32", is_bias=is_bias)
 
 
-def initial_centers(classes: Range, emb_dim: int, seed: int) -> np.ndarray:
-    """[S, D] float32 of N(0, 0.01), the same for a class however classes are sharded."""
+class _GlobalBatchMargin:
+    """A margin that is called with the global batch, whose statistics are then those of a sharded head.
+
+    In a replicated head each rank has the cosines of its own samples only, so they are gathered.
+    """
+
+    def __init__(self, margin: Margin, collectives: Collectives) -> None:
+        self._margin, self._collectives = margin, collectives
+
+    def __call__(self, cosine: paddle.Tensor, norms: paddle.Tensor, labels: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
+        samples, rank = cosine.shape[0], self._collectives.topology.rank
+        gathered = paddle.unbind(self._collectives.all_gather(paddle.stack([cosine, norms], axis=1)), axis=1)
+        labels = self._collectives.all_gather(labels)
+        output = apply_margin(self._margin, gathered[0], norms=gathered[1], labels=labels)
+        return tuple(part[rank * samples : (rank + 1) * samples] for part in output if part is not None)
+
+
+def _check_head_optimizer(config: Config, replicated: bool) -> RowOptimizer:
+    optimizer = config.head_optimizer
+    if not isinstance(optimizer, RowOptimizer):
+        raise ConfigError(
+            f"head_optimizer: got {optimizer!r}, expected an object with l2, state_names, state_dtype, uses_step, "
+            f"prepare and apply; plsc.losses.RowOptimizer is a base class for it"
+        )
+    if replicated:
+        raise ConfigError(
+            f"head_optimizer needs sharded centers ('dist_...') on several ranks; this run has '{config.loss_type}'; "
+            f"use 'dist_{config.loss_kind}'"
+        )
+    return optimizer
+
+
+def initial_centers(classes: Range, emb_dim: int, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """[S, D] float32 of N(0, 0.01); the center of a class does not depend on how classes are sharded."""
     centers = np.empty([classes.size, emb_dim], np.float32)
     for block in range(classes.start // _INIT_BLOCK, -(-classes.stop // _INIT_BLOCK)):
         first = block * _INIT_BLOCK

@@ -1,354 +1,401 @@
-"""The sharded softmax of `plsc.losses.reference`, its gradients and the update of the shard, chunk by chunk.
+"""The sharded softmax of `plsc.losses.reference`, chunk by chunk: the same numbers with little memory traffic.
 
-The definition is in `plsc.losses.reference`; this computes the same and touches memory as little as it can.
-G gathered batch, D embedding, S classes of this shard, B classes of a chunk.
+G gathered batch, D embedding, S classes of this shard, B classes of a chunk, b of a block. For sample n with label y:
 
-For x_n the unit features, w_c the rows as they are, r_cn = <w_c, x_n> and t_n the share of a sample,
+    x_n    feature divided by its norm                   w_c    class center as stored
+    r_cn = <w_c, x_n>                                    z_cn = s r_cn / |w_c|
+    z_yn = s psi_n, the logit with margin                shift_n: see plsc.losses.shift
 
-    e_cn = exp(s * r_cn / |w_c|) / |w_c|         so that  sum_c |w_c| e_cn  is the sum of exponentials,
-    sum_c e_cn w_c  and  sum_n t_n e_cn x_n      are the gradients without their radial parts.
+    e_cn     = exp(z_cn - shift_n) / |w_c|               for every class but the sample's own, where e_yn = 0
+    others_n = sum_c |w_c| e_cn                          the exponentials of all classes but the own
+    Z_n      = others_n + exp(z_yn - shift_n)
+    t_n      = 1 / (G Z_n)
+    loss_n   = log(others_n + exp(z_yn - shift_n)) + shift_n - z_yn
 
-One pass of `forward` over the chunks makes r, e, the sums and the feature gradient, which needs no
-division until the end. One pass of `backward` makes e again from r, and of each block of rows the
-gradient, which the update rule takes at once: no gradient of the whole weight ever exists.
+The own class enters once, exactly. Its gradient dL/dz_yn = (p_yn - 1) / G = -others_n t_n is a sum of positive numbers,
+so nothing cancels however small the loss is. With dpsi = d psi_n / d cos and y's entry of e set to the target term
 
-- Targets are taken out of the chunks (their e is 0) and added to the sums exactly. The gradient of a
-  target, p - 1, is then minus the sum of the others: nothing cancels, however sure the network is.
-- The part of a center's gradient along the center, which normalization removes, is a multiple of the
-  row, as is weight decay. Both are one coefficient per row: gradient = coefficient * w + e^T X.
-- Two modes: 'store' keeps r [S, G] between the passes, 'recompute' multiplies again.
+    e_yn     = -others_n dpsi / |w_y|
+
+both gradients are plain products of e, from which the parts along x_n and along w_c are removed, since lengths do not
+count:
+
+    dL/dx_n = s t_n sum_c e_cn w_c                       then `by_rows`; + (d psi_n / d |x_n|) (-s t_n others_n) x_n
+    dL/dw_c = s sum_n t_n e_cn x_n - radial_c w_c        radial_c = s / |w_c|^2 sum_n t_n e_cn r_cn
+
+The radial part and L2 regularization are both multiples of the row: the gradient of a row is
+(l2 - radial_c) w_c + sum_n e_cn (s t_n x_n).
+
+Softmax is the same with x_n the feature as it is, z_cn = r_cn + b_c, |w_c| read as 1 and radial_c = 0.
+
+The first pass over the chunks makes r, e, others and the feature gradient, which needs the factor t_n only at the end.
+The second pass makes e again from r and from it the gradient of one block of rows after the other; the gradient of the
+whole weight never exists. In between, 'store' keeps r [S, G]; 'recompute' multiplies again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import paddle
 
 from plsc.errors import ConfigError
-from plsc.losses.margins.combined import Margin
-from plsc.losses.ops import exp_
-from plsc.losses.precision import Products
-from plsc.losses.reference import NORM_EPSILON, Alone, Reducer, Targets, tangent, unit_rows
-from plsc.losses.shard import Chunk, Shard
+from plsc.losses.margins import Margin
+from plsc.losses.ops import add, add_, add_at_, exp_, matmul, multiply, no_grad, scale_rows, split_rows
+from plsc.losses.precision import Precision
+from plsc.losses.reference import (
+    NORM_EPSILON,
+    Directions,
+    Reducer,
+    SingleRank,
+    Targets,
+    as_directions,
+    by_rows,
+    target_logits,
+)
+from plsc.losses.shard import Block, Chunk, Shard
+from plsc.losses.shift import Shift, choose_shift
 
-_C = paddle._C_ops  # the same operators as paddle.*, without the checks that cost as much as a small operator
-
-# Up to this scale no maximum is needed to keep the exponentials in float32's range, e^-87 to e^88, with
-# exponents lowered by _SHIFT: a sum of 1e8 classes is at most e^(64 - 8 + 18.4) = e^74.4, its product with
-# 1e4 samples e^83.6; the least exponential is e^-72. Either leaves the norms of rows a factor of 1e4 at least.
-SAFE_SCALE = 64.0
-_SHIFT = 8.0
-# Added to r where the class is the sample's own. Its exponential is 0, and 0 times it is still 0.
+# Added to r where the class is the sample's own: its exponential is 0, and so is that times this.
 _EXCLUDED = -1e20
-_LOWEST = -1e15  # under any logit, over any excluded one
 
 
-class Logits:
-    """The products r of each chunk: S rows in all ('store') or one chunk's again and again ('recompute')."""
+class LogitBuffer:
+    """Memory for r of each chunk: S rows in all ('store'), or those of one chunk at a time ('recompute').
 
-    def __init__(self, shard: Shard, samples: int, store: bool) -> None:
-        self.samples, self.store, self.size, self.chunk_rows = samples, store, shard.size, shard.chunk_rows
+    Attributes:
+        chunks: r [B, G] of each chunk.
+    """
+
+    def __init__(self, shard: Shard, samples: int, *, store: bool) -> None:
+        self._shape = (samples, shard.size, shard.chunk_rows)
         rows = shard.size if store else min(shard.chunk_rows, shard.size)
-        self._memory = paddle.empty([rows, samples], shard.weight.dtype)
-        self.rows, self.channels, self.flat = [], [], []
+        memory = paddle.empty([rows, samples], shard.weight.dtype)
+        self.chunks: list[paddle.Tensor] = []
         for start in range(0, shard.size, shard.chunk_rows):
             count = min(shard.chunk_rows, shard.size - start)
-            rows = self._memory[start : start + count] if store else self._memory[:count]
-            self.rows.append(rows)
-            self.channels.append(rows.view([1, count, 1, samples]))
-            self.flat.append(rows.view([count * samples]))
+            self.chunks.append(memory[start : start + count] if store else memory[:count])
 
     def fits(self, shard: Shard, samples: int) -> bool:
-        return (self.samples, self.size, self.chunk_rows) == (samples, shard.size, shard.chunk_rows)
+        return self._shape == (samples, shard.size, shard.chunk_rows)
 
 
-class Places(NamedTuple):
-    """Where the targets lie in the flat logits of each chunk.
+class TargetIndex(NamedTuple):
+    """Where the targets lie in r [B, G] of each chunk.
 
     Attributes:
         inside: [chunks, G], whether the target is in the chunk.
-        index: per chunk, [G]: its place, or some other. No two are the same: they are of different samples.
-        excluded: per chunk, [G], what takes the targets out of it.
-        some: per chunk, whether it may have any target inside.
+        flat: per chunk, [G] offsets in the flattened r, in column n for sample n: the target's row where it is in the
+            chunk, else row 0. Each offset is in its own column, so no two are equal.
+        excluded: per chunk, [G], what is added to r to exclude the targets.
+        may_hold: per chunk, whether it may hold a target.
     """
 
     inside: paddle.Tensor
-    index: list[paddle.Tensor]
+    flat: list[paddle.Tensor]
     excluded: list[paddle.Tensor]
-    some: list[bool]
+    may_hold: list[bool]
 
 
 class RowTerms(NamedTuple):
-    """Per class, cut by chunk: e = exp(scale * r + offset), weighted in the sum by `weight`."""
+    """What turns r of a chunk into e = exp(scale * r + offset), per class; lists hold one [B] per chunk.
+
+    Attributes:
+        scale: s / |w|.
+        offset: -log |w|, minus the constant part of the shift.
+        weight: |w|, the factor of e in the sum of exponentials.
+        logit_offset: the offset of a logit z = scale * r + logit_offset.
+        radial: [S], -s / |w|^2; None for softmax.
+    """
 
     scale: list[paddle.Tensor]
     offset: list[paddle.Tensor]
     weight: list[paddle.Tensor]
-    plain: list[paddle.Tensor]  # the offset of a logit
-    radial: paddle.Tensor | None  # [S], -s / |w|^2
+    logit_offset: list[paddle.Tensor]
+    radial: paddle.Tensor | None
 
 
 class TargetTerms(NamedTuple):
-    """Per sample, of its own class; only meaningful where it is owned.  All [G], rows [G, D]."""
+    """Of each sample's own class, all [G] but `rows`; of meaning only where `owned` is 1.
+
+    Attributes:
+        rows: [G, D], w_y.
+        product: r_yn.
+        plain: the logit without margin.
+        logit: z_yn.
+        derivative: (d psi / d cos) / |w_y|; 1 for softmax.
+        by_norm: d psi / d |x|; None for 0.
+        owned: 1 where the class is one of this shard's, else 0.
+    """
 
     rows: paddle.Tensor
-    product: paddle.Tensor  # r
-    plain: paddle.Tensor  # logit without margin
+    product: paddle.Tensor
+    plain: paddle.Tensor
     logit: paddle.Tensor
-    slope: paddle.Tensor  # d psi / d cos over |w|, or 1
-    owned: paddle.Tensor  # 1 or 0
+    derivative: paddle.Tensor
+    by_norm: paddle.Tensor | None
+    owned: paddle.Tensor
 
 
 class FusedState(NamedTuple):
-    """What `backward` needs of `forward`; `loss` and `above` as in `plsc.losses.reference.State`."""
+    """The result of `FusedSoftmax.loss_and_feature_gradient`, and what `row_gradients` needs of it.
+
+    Attributes:
+        loss: L, 0-d, the same on every rank.
+        feature_gradient: [G, D], partial over shards.
+        num_greater: as in `plsc.losses.reference.State`.
+        shard: the shard that the loss was computed on.
+        buffer: its r, with 'store'.
+        features: x [G, D].
+        t: [G].
+        shift: the shift, final.
+        rows: terms per class.
+        targets: where the labels lie in the shard.
+        target_index: where they lie in its chunks.
+        target: terms per sample.
+        target_term: [G], e_yn; 0 where the target is not owned.
+    """
 
     loss: paddle.Tensor
-    above: paddle.Tensor | None
-    feature_gradient: paddle.Tensor  # [G, D], partial over shards
+    feature_gradient: paddle.Tensor
+    num_greater: paddle.Tensor | None
+    shard: Shard
+    buffer: LogitBuffer
     features: paddle.Tensor
-    share: paddle.Tensor  # t, [G]
-    peak: paddle.Tensor | None
-    terms: RowTerms
+    t: paddle.Tensor
+    shift: Shift
+    rows: RowTerms
     targets: Targets
-    places: Places
+    target_index: TargetIndex
     target: TargetTerms
-    entry: paddle.Tensor  # e of the targets, [G], negative: p - 1 in the unit of e
+    target_term: paddle.Tensor
 
 
 class FusedSoftmax:
-    """The loss over one shard of the classes, with the update of the shard in `backward`.
+    """The loss over one shard of the classes, chunk by chunk.
 
     Args:
-        margin: the margin on the target cosine; None for the softmax kind (raw products, optional bias).
-        scale: s; has no part in the softmax kind.
+        margin: the margin on the target cosine; None for softmax (plain products, optional bias).
+        scale: s, the factor of the cosines; not used for softmax.
         reducer: reductions over the ranks that hold the other shards.
-        mode: 'store' or 'recompute'.
-        products: how matrices are multiplied.
+        logits: 'store' or 'recompute', see the module.
+        precision: how matrices are multiplied.
+
+    Raises:
+        ConfigError: another value of `logits`.
+
+    Example:
+        >>> softmax, shard = FusedSoftmax(CombinedMargin(m2=0.5)), Shard(weight, Momentum())
+        >>> state = softmax.loss_and_feature_gradient(features, labels, shard=shard)
+        >>> shard.update(softmax.row_gradients(state, l2=shard.optimizer.l2), learning_rate=0.1)
     """
 
     def __init__(
         self,
         margin: Margin | None,
         scale: float = 64.0,
+        *,
         reducer: Reducer | None = None,
-        mode: str = "store",
-        products: Products | None = None,
+        logits: str = "store",
+        precision: Precision | None = None,
     ) -> None:
-        if mode not in ("store", "recompute"):
-            raise ConfigError(f"logits mode '{mode}'; expected 'store' or 'recompute'")
-        self.margin, self.reducer, self.mode = margin, reducer or Alone(), mode
-        self.scale, self.products = scale if margin else 1.0, products or Products()
-        self._safe = margin is not None and scale <= SAFE_SCALE and not self.products.narrow
-        self._logits: Logits | None = None
+        if logits not in ("store", "recompute"):
+            raise ConfigError(f"logits mode '{logits}'; expected 'store' or 'recompute'")
+        self._margin, self._reducer, self._store = margin, reducer or SingleRank(), logits == "store"
+        self._scale, self._precision = (1.0 if margin is None else scale), precision or Precision()
+        self._row_terms = _product_row_terms if margin is None else _cosine_row_terms
+        self._shift = choose_shift(None if margin is None else scale, half_range=self._precision.needs_half_range)
+        self._buffer: LogitBuffer | None = None
 
-    @paddle.no_grad()
-    def forward(
-        self, features: paddle.Tensor, labels: paddle.Tensor, shard: Shard, count_above: bool = False
+    @no_grad
+    def loss_and_feature_gradient(
+        self, features: paddle.Tensor, labels: paddle.Tensor, *, shard: Shard, count_above: bool = False
     ) -> FusedState:
-        """The loss, and the features' gradient; the shard stays as it is. Arguments as in `ShardedSoftmax`."""
-        samples = features.shape[0]
-        x, x_rate = unit_rows(features) if self.margin else (features, None)
-        transposed = x.t().contiguous()
-        targets = shard.locate(labels)
-        target, terms = self._terms(x, targets, shard)
-        places = _places(targets, shard, samples)
-        if self._logits is None or not self._logits.fits(shard, samples):
-            self._logits = None  # free the old before there is a new
-            self._logits = Logits(shard, samples, self.mode == "store")
-        known = self._count_threshold(target) if count_above else None
-        total, peak, gradient, above = self._sweep(transposed, shard, terms, places, known)
-        shift = paddle.full([], _SHIFT, x.dtype)
-        if not self._safe:
-            shift = self.reducer.all_reduce_max(peak.clone())
-            correction = paddle.exp(peak - shift)
-            total, gradient = total * correction, gradient * correction.unsqueeze(1)
-        both = self.reducer.all_reduce_sum(paddle.stack([total, target.logit * target.owned], axis=1))
-        others, logit = both[:, 0], both[:, 1]
-        excess = paddle.log(others) + shift - logit
-        if self.products.narrow:
-            # Halfway from the greatest exponential, 1, to their sum, which the targets bring: both fit into float16.
-            middle = paddle.sqrt(paddle.clip(others, min=1.0))
-            shift = shift + paddle.log(middle)
-            others, gradient = others / middle, gradient / middle.unsqueeze(1)
-        losses = paddle.clip(excess, min=0.0) + paddle.log1p(paddle.exp(-excess.abs()))
-        share = paddle.exp(shift - logit - losses) / samples
-        entry = -others * target.slope * target.owned
-        gradient += entry.unsqueeze(1) * target.rows
-        gradient *= (share * self.scale).unsqueeze(1)
-        if self.margin:
-            gradient = tangent(gradient, x, x_rate)
-        above = None if above is None else self.reducer.all_reduce_sum(above)
-        return FusedState(
-            losses.mean(),
-            above,
-            gradient,
-            x,
-            share,
-            None if self._safe else shift,
-            terms,
-            targets,
-            places,
-            target,
-            entry,
-        )
-
-    @paddle.no_grad()
-    def backward(self, state: FusedState, shard: Shard, rate: float) -> paddle.Tensor:
-        """Update the shard in place by the gradient of the loss that `forward` returned.
+        """The loss and its gradient by the features; the first pass over the chunks. The shard does not change.
 
         Args:
-            rate: learning rate.
-
-        Returns:
-            The features' gradient [G, D], partial over shards.
+            features: [G, D], the same on every rank.
+            labels: [G] int64 global class ids in [0, C), the same on every rank; repeats are allowed.
+            shard: the class centers.
+            count_above: also count `num_greater`, for acc1 and acc5.
         """
-        shard.step += 1
-        rule, logits = shard.rule, self._logits
-        prepared = rule.prepare(rate, shard.step, shard.weight.dtype)
-        x = self.products.operand(state.features * (state.share * self.scale).unsqueeze(1))
-        transposed = state.features.t().contiguous()
-        coefficients, radial = self._coefficients(state, shard)
-        entries = _spread(state.entry, state.places.inside)
-        squares, bias_gradient, size = [], [], transposed.shape[0]
-        for k, chunk in enumerate(shard.chunks):
-            shard.fetch_rows(k)
-            if not logits.store:
-                self._multiply(k, chunk, transposed, state.places)
-            e = self._exponentials(k, state.terms, state.peak)
-            coefficient = coefficients[k]
-            if self.margin:
-                along = _C.matmul(_C.multiply(e, logits.rows[k]), state.share, False, False)
-                coefficient = _C.add(coefficient, _C.multiply(radial[k], along))
-            if state.places.some[k]:
-                _C.index_add_(_C.reshape(e, [-1]), state.places.index[k], entries[k], 0)
-            if shard.bias is not None:
-                bias_gradient.append(paddle.matmul(e, state.share))
-            # Splitting copies, and still takes half the time of slicing.
-            parts = zip(_C.split(coefficient, chunk.sizes, 0), _C.split(e, chunk.sizes, 0), chunk.blocks)
-            for part, e_rows, block in parts:
-                shard.fetch_state(block)
-                gradient = _C.reshape(_C.affine_channel(block.channels, part, block.zeros, "NCHW"), [-1, size])
-                self.products.add_rows(gradient, e_rows, x)
-                rule.apply(block.rows, gradient, block.state, prepared)
-                shard.give_back(block)
-                if self.margin:
-                    squares.append(shard.block_squares(block))
-        shard.keep_squares(squares)
-        if bias_gradient:
-            gradient = paddle.concat(bias_gradient) + shard.bias * rule.l2
-            rule.apply(shard.bias, gradient, shard.slots("bias"), prepared)
-        return state.feature_gradient
+        directions, targets = as_directions(features, self._margin), shard.locate(labels)
+        x, samples = directions.rows, features.shape[0]
+        shift = self._shift(samples, x.dtype)
+        target = self._target_terms(directions, labels, targets, shard)
+        rows = self._row_terms(shard, self._scale, shift.constant)
+        index = _index_targets(targets, shard, samples)
+        threshold = self._reducer.all_reduce_sum(target.plain * target.owned) if count_above else None
+        buffer = self._fitting_buffer(shard, samples)
 
-    def _terms(self, x: paddle.Tensor, targets: Targets, shard: Shard) -> tuple[TargetTerms, RowTerms]:
-        owned = targets.owned.astype(x.dtype)
-        if not shard.size:
-            nothing = paddle.zeros([x.shape[0]], x.dtype)
-            return TargetTerms(x, *[nothing] * 5), RowTerms([], [], [], [], None)
-        rows = shard.rows_of(targets)
-        product = (rows * x).sum(axis=1)
-        if not self.margin:
-            one, zero = paddle.ones([shard.size], x.dtype), paddle.zeros([shard.size], x.dtype)
-            offset = zero if shard.bias is None else shard.bias
-            logit = product + paddle.index_select(offset, targets.row)
-            ones, offset = shard.cut(one), shard.cut(offset)
-            return (
-                TargetTerms(rows, product, logit, logit, paddle.ones_like(product), owned),
-                RowTerms(ones, offset, ones, offset, None),
-            )
-        lengths = -0.5 * paddle.log(shard.squares(targets.row, rows) + NORM_EPSILON)  # -log |w|
-        inverse = paddle.exp(lengths)
-        # The rows at hand, not the norms kept: the margin is steep where a cosine is near 1.
-        row_inverse = unit_rows(rows)[1].squeeze(1)
-        cosine = product * row_inverse
-        psi, slope = self.margin(cosine)
-        zero = paddle.zeros_like(lengths)
-        offset = lengths - _SHIFT if self._safe else lengths
-        return (
-            TargetTerms(rows, product, cosine * self.scale, psi * self.scale, slope * row_inverse, owned),
-            RowTerms(
-                shard.cut(inverse * self.scale),
-                shard.cut(offset),
-                shard.cut(1.0 / inverse),
-                shard.cut(zero),
-                inverse * inverse * -self.scale,
-            ),
+        total, gradient, greater = self._first_pass(x, shard, buffer, rows, index, shift, threshold)
+        shift.agree(self._reducer, total=total, gradient=gradient)
+        sums = self._reducer.all_reduce_sum(paddle.stack([total, target.logit * target.owned]))
+        others, logit = paddle.unbind(sums)
+        # loss_n = log(1 + exp(excess)), written so that neither end overflows.
+        excess = paddle.log(others) + shift.value - logit
+        losses = paddle.clip(excess, min=0.0) + paddle.log1p(paddle.exp(-excess.abs()))
+        shift.center(others, gradient=gradient)
+        t = paddle.exp(shift.value - logit - losses) / samples
+
+        target_term = -others * target.derivative * target.owned
+        gradient += target_term.unsqueeze(1) * target.rows
+        gradient *= (t * self._scale).unsqueeze(1)
+        gradient = by_rows(gradient, directions)
+        if target.by_norm is not None:
+            gradient += (-self._scale * t * others * target.by_norm * target.owned).unsqueeze(1) * x
+        greater = None if greater is None else self._reducer.all_reduce_sum(greater)
+        return FusedState(
+            losses.mean(), gradient, greater, shard, buffer, x, t, shift, rows, targets, index, target, target_term
         )
 
-    def _count_threshold(self, target: TargetTerms) -> paddle.Tensor:
-        return self.reducer.all_reduce_sum(target.plain * target.owned)
+    def row_gradients(self, state: FusedState, *, l2: float = 0.0) -> Iterator[tuple[Block, paddle.Tensor]]:
+        """(block, gradient [b, D]) of each block of rows, then of the bias if there is one; the second pass.
 
-    def _sweep(
-        self, transposed: paddle.Tensor, shard: Shard, terms: RowTerms, places: Places, threshold: paddle.Tensor | None
-    ) -> tuple[paddle.Tensor, ...]:
-        """Over all chunks: (sum of e [G], its peak [G], sum of e w [G, D], classes over the threshold [G])."""
-        size, samples = transposed.shape
-        total, peak = paddle.zeros([samples], transposed.dtype), paddle.full([samples], _LOWEST, transposed.dtype)
-        gradient = paddle.zeros([samples, size], transposed.dtype)
-        part = paddle.empty_like(gradient)
-        above = None if threshold is None else paddle.zeros([samples], "int64")
+        A block's rows may be updated as soon as they were yielded. The state is used up by the next call of
+        `loss_and_feature_gradient`.
+
+        Args:
+            state: of the last `loss_and_feature_gradient`.
+            l2: this multiple of each row is added to its gradient.
+        """
+        shard, t = state.shard, state.t
+        x = self._precision.operand(state.features * (t * self._scale).unsqueeze(1))
+        features_t = state.features.t().contiguous()
+        coefficients, radial = self._coefficients(state, l2)
+        target_terms = _spread(state.target_term, state.target_index.inside)
+        bias_gradient = []
         for k, chunk in enumerate(shard.chunks):
-            shard.fetch_rows(k)
-            self._multiply(k, chunk, transposed, places)
-            if threshold is not None:
-                above += self._count_above(k, terms, threshold)
-            if not self._safe:
-                # The sums so far are moved to the new peak, as in online softmax (Milakov and Gimelshein, 2018).
-                old, peak = peak, paddle.maximum(peak, self._exponents(k, terms).max(axis=0))
-                correction = paddle.exp(old - peak)
-                total *= correction
-                gradient *= correction.unsqueeze(1)
-            e = self._exponentials(k, terms, None if self._safe else peak)
-            _C.add_(total, _C.matmul(terms.weight[k], e, False, False))
-            self.products.features(e, chunk.rows, part)
-            _C.add_(gradient, part)
-        return total, peak, gradient, above
+            shard.load_chunk(k)
+            r = state.buffer.chunks[k]
+            if not self._store:
+                self._multiply(k, chunk, features_t, state.target_index, r)
+            e = exp_(state.shift.subtract_(_exponents(k, r, state.rows)))
+            coefficient = coefficients[k]
+            if radial:
+                # Without the targets, whose part `_coefficients` has added: r is not their product here.
+                coefficient = add(coefficient, multiply(radial[k], matmul(multiply(e, r), t)))
+            if state.target_index.may_hold[k]:
+                add_at_(e, state.target_index.flat[k], values=target_terms[k])
+            if shard.bias is not None:
+                bias_gradient.append(matmul(e, t))
+            pieces = zip(chunk.blocks, split_rows(coefficient, sizes=chunk.sizes), split_rows(e, sizes=chunk.sizes))
+            for block, factor, e_rows in pieces:
+                gradient = scale_rows(block.rows, scale=factor, offset=block.zeros)
+                self._precision.add_row_gradient(gradient, e_rows, x=x)
+                yield block, gradient
+        if bias_gradient:
+            block = shard.bias_block
+            yield block, add(paddle.concat(bias_gradient), block.rows * l2)
 
-    def _coefficients(self, state: FusedState, shard: Shard) -> tuple[list[paddle.Tensor], list[paddle.Tensor]]:
-        """(of each row in its gradient, without the excluded samples [S]; of the sums over the others [S]), cut."""
-        coefficient = paddle.full([shard.size], shard.rule.l2, state.features.dtype)
-        if not self.margin or not shard.size:
-            return shard.cut(coefficient), []
-        radial, target = state.terms.radial, state.target
-        along = state.share * state.entry * target.product
-        along *= paddle.index_select(radial, state.targets.row)
-        _C.index_add_(coefficient, state.targets.row, along, 0)
-        return shard.cut(coefficient), shard.cut(radial)
+    def _fitting_buffer(self, shard: Shard, samples: int) -> LogitBuffer:
+        if self._buffer is None or not self._buffer.fits(shard, samples):
+            self._buffer = None  # free the old memory first
+            self._buffer = LogitBuffer(shard, samples, store=self._store)
+        return self._buffer
 
-    def _count_above(self, k: int, terms: RowTerms, threshold: paddle.Tensor) -> paddle.Tensor:
-        """[G]: classes of the chunk whose logit without margin is greater than the threshold [G]."""
-        logits = _C.affine_channel(self._logits.channels[k], terms.scale[k], terms.plain[k], "NCHW")
-        return (_C.reshape(logits, [-1, self._logits.samples]) > threshold).astype("int64").sum(axis=0)
+    def _target_terms(
+        self, directions: Directions, labels: paddle.Tensor, targets: Targets, shard: Shard
+    ) -> TargetTerms:
+        rows, owned = shard.target_rows(targets), targets.owned.astype(directions.rows.dtype)
+        # Their norms as they are now, not those kept from the update: the margin is steep where a cosine is near 1.
+        w = as_directions(rows, self._margin)
+        product = (rows * directions.rows).sum(axis=1)
+        inverse_norm = paddle.ones_like(product) if w.inverse_norms is None else w.inverse_norms.squeeze(1)
+        plain = product * inverse_norm
+        if shard.bias is not None and shard.size:
+            plain += paddle.index_select(shard.bias, targets.row)
+        psi, by_cosine, by_norm = target_logits(self._margin, plain, features=directions, labels=labels)
+        return TargetTerms(
+            rows, product, plain * self._scale, psi * self._scale, by_cosine * inverse_norm, by_norm, owned
+        )
 
-    def _multiply(self, k: int, chunk: Chunk, transposed: paddle.Tensor, places: Places) -> None:
+    def _first_pass(
+        self,
+        x: paddle.Tensor,
+        shard: Shard,
+        buffer: LogitBuffer,
+        rows: RowTerms,
+        index: TargetIndex,
+        shift: Shift,
+        threshold: paddle.Tensor | None,
+    ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor | None]:
+        """(others [G], sum_c e_cn w_c [G, D], number of classes whose logit exceeds the threshold [G])."""
+        features_t = x.t().contiguous()
+        total, gradient = paddle.zeros(x.shape[:1], x.dtype), paddle.zeros_like(x)
+        part = paddle.empty_like(gradient)
+        greater = None if threshold is None else paddle.zeros(x.shape[:1], "int64")
+        for k, chunk in enumerate(shard.chunks):
+            shard.load_chunk(k)
+            r = buffer.chunks[k]
+            self._multiply(k, chunk, features_t, index, r)
+            if greater is not None:
+                logits = scale_rows(r, scale=rows.scale[k], offset=rows.logit_offset[k])
+                greater += (logits > threshold).astype("int64").sum(axis=0)
+            exponents = _exponents(k, r, rows)
+            shift.follow(exponents, total=total, gradient=gradient)
+            e = exp_(shift.subtract_(exponents))
+            add_(total, matmul(rows.weight[k], e))
+            self._precision.feature_gradient(e, chunk.rows, out=part)
+            add_(gradient, part)
+        return total, gradient, greater
+
+    def _multiply(self, k: int, chunk: Chunk, features_t: paddle.Tensor, index: TargetIndex, r: paddle.Tensor) -> None:
         """r of a chunk into its buffer, targets excluded."""
-        logits = self._logits
-        self.products.logits(chunk.rows, transposed, logits.rows[k])
-        if places.some[k]:
-            _C.index_add_(logits.flat[k], places.index[k], places.excluded[k], 0)
+        self._precision.logits(chunk.rows, features_t, out=r)
+        if index.may_hold[k]:
+            add_at_(r, index.flat[k], values=index.excluded[k])
 
-    def _exponents(self, k: int, terms: RowTerms) -> paddle.Tensor:
-        exponents = _C.affine_channel(self._logits.channels[k], terms.scale[k], terms.offset[k], "NCHW")
-        return _C.reshape(exponents, [-1, self._logits.samples])
+    def _coefficients(self, state: FusedState, l2: float) -> tuple[list[paddle.Tensor], list[paddle.Tensor]]:
+        """Per chunk [B]: l2 - radial_c with the targets' part of the sum alone; and -s/|w|^2, to multiply the rest."""
+        shard, radial, target = state.shard, state.rows.radial, state.target
+        coefficient = paddle.full([shard.size], l2, state.features.dtype)
+        if radial is None or not shard.size:
+            return shard.split_by_chunk(coefficient), []
+        row = state.targets.row
+        own = state.t * state.target_term * target.product * paddle.index_select(radial, row)
+        add_at_(coefficient, row, values=own)
+        return shard.split_by_chunk(coefficient), shard.split_by_chunk(radial)
 
-    def _exponentials(self, k: int, terms: RowTerms, peak: paddle.Tensor | None) -> paddle.Tensor:
-        """e [B, G] of a chunk from its r, over e^peak."""
-        exponents = self._exponents(k, terms)
-        return exp_(exponents if peak is None else _C.subtract_(exponents, peak))
+
+def _cosine_row_terms(shard: Shard, scale: float, shift: float) -> RowTerms:
+    minus_log_norm = -0.5 * paddle.log(shard.squared_norms() + NORM_EPSILON)
+    inverse_norm = paddle.exp(minus_log_norm)
+    split = shard.split_by_chunk
+    return RowTerms(
+        split(inverse_norm * scale),
+        split(minus_log_norm - shift),
+        split(1.0 / inverse_norm),
+        split(paddle.zeros_like(inverse_norm)),
+        inverse_norm * inverse_norm * -scale,
+    )
 
 
-def _places(targets: Targets, shard: Shard, samples: int) -> Places:
+def _product_row_terms(shard: Shard, scale: float, shift: float) -> RowTerms:
+    ones = shard.split_by_chunk(paddle.full([shard.size], scale, shard.weight.dtype))
+    bias = paddle.zeros([shard.size], shard.weight.dtype) if shard.bias is None else shard.bias
+    logit_offset = shard.split_by_chunk(bias)
+    return RowTerms(ones, shard.split_by_chunk(bias - shift), ones, logit_offset, None)
+
+
+def _exponents(k: int, r: paddle.Tensor, rows: RowTerms) -> paddle.Tensor:
+    """log e_cn [B, G] of chunk k, but for the part of the shift that is not in the offset."""
+    return scale_rows(r, scale=rows.scale[k], offset=rows.offset[k])
+
+
+def _index_targets(targets: Targets, shard: Shard, samples: int) -> TargetIndex:
     starts = paddle.arange(0, shard.size, shard.chunk_rows, dtype="int64").unsqueeze(1)
     row = targets.row.unsqueeze(0) - starts
     inside = (row >= 0) & (row < shard.chunk_rows) & targets.owned.unsqueeze(0)
-    index = paddle.where(inside, row, paddle.zeros_like(row)) * samples + paddle.arange(samples, dtype="int64")
+    flat = paddle.where(inside, row, paddle.zeros_like(row)) * samples + paddle.arange(samples, dtype="int64")
     excluded = paddle.full([samples], _EXCLUDED, shard.weight.dtype)
-    # On a CPU it is worth looking: few chunks have a target. On a GPU looking would mean waiting.
+    # Few chunks hold a target, and on a CPU it costs little to look. On a GPU the host would wait for the device.
     look = shard.size and inside.place.is_cpu_place()
-    some = inside.any(axis=1).tolist() if look else [True] * inside.shape[0]
-    return Places(inside, paddle.unbind(index) if shard.size else [], _spread(excluded, inside), some)
+    may_hold = inside.any(axis=1).tolist() if look else [True] * inside.shape[0]
+    return TargetIndex(inside, paddle.unbind(flat) if shard.size else [], _spread(excluded, inside), may_hold)
 
 
 def _spread(values: paddle.Tensor, inside: paddle.Tensor) -> list[paddle.Tensor]:
     """Per chunk [G]: the values [G] of the targets inside it, 0 for the others."""
-    return paddle.unbind(paddle.where(inside, values, paddle.zeros_like(values))) if inside.shape[0] else []
+    return list(paddle.unbind(paddle.where(inside, values, paddle.zeros_like(values)))) if inside.shape[0] else []

@@ -1,7 +1,8 @@
-"""How a layer's rows are updated: as their gradient is made, or by any Paddle optimizer afterwards.
+"""The last layer on one rank, once the features are gathered: its loss, its feature gradient and its update.
 
-Both take two steps, because a trainer may look at the loss before it lets the update happen:
-`forward` gives the loss and the feature gradient, `update` then changes the rows.
+`FusedHead` updates each block of rows as soon as its gradient is made. `UnfusedHead` makes the gradient of the whole
+weight and hands it to a Paddle optimizer. Both take two steps, since a trainer may look at the loss before it lets the
+update happen. `plsc.losses.classifier.Classifier` gathers the features and chooses one of the two.
 
 G gathered batch, D embedding, S classes of this shard.
 """
@@ -9,172 +10,235 @@ G gathered batch, D embedding, S classes of this shard.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import paddle
 
-from plsc.config import Config
-from plsc.losses.fused import FusedSoftmax
-from plsc.losses.margins.combined import Margin
-from plsc.losses.precision import Products
-from plsc.losses.reference import Reducer, ShardedSoftmax
-from plsc.losses.row_optimizers import AdamW, UpdateRule
+from plsc.errors import CheckpointError
+from plsc.losses.fused import FusedSoftmax, FusedState
+from plsc.losses.reference import ReferenceSoftmax, State
+from plsc.losses.row_optimizers import AdamW, RowOptimizer
 from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
-from plsc.utils.ranges import Range
 
 log = logging.getLogger("plsc")
 
-Parameters = dict[str, paddle.Tensor]
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+STEP = "optimizer:step"
+_STEP_BEFORE_3 = "updates:pow_acc"  # the same count in checkpoints of PLSC 1.0
+# Of the state of Paddle's optimizers, what is one number per parameter: powers of beta, NAdam's and RAdam's products.
+_SCALAR_STATE = re.compile(r":(.*_pow(_acc)?|mu_product|rho)$")
 
 
-class Outcome(NamedTuple):
-    """What `forward` gives: L 0-d, its gradient by the features [G, D] (partial over shards), and `above` of
-    `plsc.losses.reference.State`."""
+class HeadOutput(NamedTuple):
+    """What `forward` returns.
 
-    loss: paddle.Tensor
-    features: paddle.Tensor
-    above: paddle.Tensor | None
-
-
-class AfterGradient:
-    """The whole gradient first, then a Paddle optimizer of any kind.
-
-    Args:
-        reduce_gradients: what becomes of a parameter's gradient before the update.
+    Attributes:
+        loss: L, 0-d.
+        feature_gradient: [G, D], partial over shards.
+        num_greater: [G], as in `plsc.losses.reference.State`.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        parameters: Parameters,
-        classes: Range,
-        reducer: Reducer,
-        optimizer: Any,
-        reduce_gradients: Any,
-    ) -> None:
-        self._softmax = ShardedSoftmax(_margin(config), config.scale, classes.start, reducer)
-        self._parameters, self._optimizer, self._reduce = parameters, optimizer, reduce_gradients
-        self._gradients: dict[str, paddle.Tensor | None] = {}
+    loss: paddle.Tensor
+    feature_gradient: paddle.Tensor
+    num_greater: paddle.Tensor | None
+
+
+class ParameterOptimizer(Protocol):
+    """An optimizer of whole parameters, from their `grad`; its state has names '<parameter>:<kind>'."""
 
     @property
     def kind(self) -> str:
-        return self._optimizer.kind
+        """Name of the optimizer's class."""
+        ...
 
-    def forward(self, x: paddle.Tensor, labels: paddle.Tensor, count_above: bool, seed: int) -> Outcome:
-        weight, bias = self._parameters["weight"], self._parameters.get("bias")
-        state = self._softmax.forward(x, labels, weight, bias, count_above)
-        features, weight_gradient, bias_gradient = self._softmax.backward(state)
-        self._gradients = {"weight": weight_gradient, "bias": bias_gradient}
-        return Outcome(state.loss, features, state.above)
+    @property
+    def row_optimizer(self) -> RowOptimizer | None:
+        """The same arithmetic for any rows; None where the optimizer does more than that."""
+        ...
 
-    def update(self, rate: float) -> None:
-        for name, parameter in self._parameters.items():
-            if parameter.shape[0]:
-                parameter.grad = self._reduce(self._gradients[name])
-        self._gradients = {}
-        if self._parameters["weight"].shape[0]:
-            self._optimizer.step(rate)
+    def step(self, learning_rate: float, /) -> None: ...
 
-    def state(self) -> dict[str, paddle.Tensor]:
-        return self._optimizer.state()
+    def state(self) -> dict[str, paddle.Tensor]: ...
 
-    def load(self, state: Mapping[str, np.ndarray]) -> None:
-        self._optimizer.load(state)
+    def load(self, state: Arrays, /) -> None: ...
 
 
-class WithGradient:
-    """Chunk by chunk: no gradient of the whole weight ever exists. Also the way to sample classes.
+class UnfusedHead:
+    """The gradient of the whole weight first, then a Paddle optimizer of any kind.
 
     Args:
-        rule: the optimizer's arithmetic.
-        products: how matrices are multiplied.
+        softmax: the loss.
+        parameters: 'weight' [S, D] and, for softmax, 'bias' [S].
+        optimizer: of these parameters.
+        reduce_gradient: applied to a parameter's gradient before the update.
     """
 
     def __init__(
         self,
-        config: Config,
-        parameters: Parameters,
-        classes: Range,
-        reducer: Reducer,
-        rule: UpdateRule,
-        products: Products,
+        softmax: ReferenceSoftmax,
+        parameters: dict[str, paddle.Tensor],
+        *,
+        optimizer: ParameterOptimizer,
+        reduce_gradient: Callable[[paddle.Tensor], paddle.Tensor],
     ) -> None:
-        self._shard = Shard(parameters["weight"], parameters.get("bias"), rule, classes.start)
-        self._margin, self._scale, self._reducer, self._products = _margin(config), config.scale, reducer, products
-        self._ratio, self._mode = config.sample_ratio, config.logits
+        self._softmax, self._parameters = softmax, parameters
+        self._optimizer, self._reduce = optimizer, reduce_gradient
+        self._state: State | None = None
+
+    @property
+    def kind(self) -> str:
+        """Whose state `state` returns."""
+        return self._optimizer.kind
+
+    def forward(self, features: paddle.Tensor, labels: paddle.Tensor, *, count_above: bool, seed: int) -> HeadOutput:
+        """The loss on features [G, D] and labels [G]; `seed` is not used."""
+        self._state = self._softmax.loss_and_feature_gradient(
+            features, labels, **self._parameters, count_above=count_above
+        )
+        return HeadOutput(self._state.loss, self._state.feature_gradient, self._state.num_greater)
+
+    def update(self, learning_rate: float) -> None:
+        """Update the parameters by the gradient of the last `forward`."""
+        if self._state is None:
+            return
+        gradients, self._state = self._softmax.row_gradients(self._state)._asdict(), None
+        if not self._parameters["weight"].shape[0]:
+            return
+        for name, parameter in self._parameters.items():
+            parameter.grad = self._reduce(gradients.pop(name))
+        self._optimizer.step(learning_rate)
+
+    def state(self) -> dict[str, paddle.Tensor]:
+        """The optimizer's state."""
+        return self._optimizer.state()
+
+    def load(self, state: Arrays) -> None:
+        """Set the optimizer's state."""
+        self._optimizer.load(state)
+
+    def has_row_per_class(self, name: str) -> bool:
+        """Whether the state tensor `name` has one row per class."""
+        return _SCALAR_STATE.search(name) is None
+
+
+class FusedHead:
+    """Chunk by chunk, with a row optimizer: the gradient of the whole weight never exists. Can sample classes.
+
+    Args:
+        shard: the class centers and their row optimizer.
+        make_softmax: 'store' or 'recompute' -> the loss that works so.
+        sample_ratio: part of the classes in each step.
+        logits: 'store', 'recompute', or 'auto' to choose by the free memory.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        make_softmax: Callable[[str], FusedSoftmax],
+        *,
+        sample_ratio: float = 1.0,
+        logits: str = "auto",
+    ) -> None:
+        self._shard, self._make_softmax = shard, make_softmax
+        self._ratio, self._logits = sample_ratio, logits
         self._softmax: FusedSoftmax | None = None
         self._sampled: SampledShard | None = None
         self._samples = 0
-        self._state: Any = None
+        self._state: FusedState | None = None
 
     @property
     def kind(self) -> str:
-        # AdamW's state is another than Paddle's, which keeps powers where this counts.
-        return "FusedAdamW" if self._counts else type(self._shard.rule).__name__
+        """Whose state `state` returns."""
+        # Paddle's AdamW stores beta^step where this one stores the step, so its state must not be taken for this.
+        optimizer = self._shard.optimizer
+        return "FusedAdamW" if type(optimizer) is AdamW else type(optimizer).__name__
 
-    def forward(self, x: paddle.Tensor, labels: paddle.Tensor, count_above: bool, seed: int) -> Outcome:
-        if self._samples < x.shape[0]:
-            self._prepare(x.shape[0])
+    def forward(self, features: paddle.Tensor, labels: paddle.Tensor, *, count_above: bool, seed: int) -> HeadOutput:
+        """The loss on features [G, D] and labels [G]; `seed` decides the sample of classes."""
+        softmax = self._prepare(features.shape[0])
         if self._sampled is not None:
-            self._sampled.draw(labels, seed)
-        self._state = self._softmax.forward(x, labels, self._sampled or self._shard, count_above)
-        return Outcome(self._state.loss, self._state.feature_gradient, self._state.above)
+            self._sampled.draw(labels, seed=seed)
+        self._state = softmax.loss_and_feature_gradient(
+            features, labels, shard=self._sampled or self._shard, count_above=count_above
+        )
+        return HeadOutput(self._state.loss, self._state.feature_gradient, self._state.num_greater)
 
-    def update(self, rate: float) -> None:
-        self._softmax.backward(self._state, self._sampled or self._shard, rate)
-        self._state = None
-        if self._sampled is not None:
-            self._sampled.put_back()
+    def update(self, learning_rate: float) -> None:
+        """Update the rows by the gradient of the last `forward`."""
+        if self._state is None or self._softmax is None:
+            return
+        state, self._state = self._state, None
+        gradients = self._softmax.row_gradients(state, l2=self._shard.optimizer.l2)
+        state.shard.update(gradients, learning_rate=learning_rate)
+
+    def invalidate_norms(self) -> None:
+        """Forget the rows' norms, after the weight was written by anything but `update`."""
+        self._shard.invalidate_norms()
 
     def state(self) -> dict[str, paddle.Tensor]:
-        count = {"updates:pow_acc": paddle.to_tensor([self._shard.step], dtype="int64")} if self._counts else {}
-        return {**self._shard.state, **count}
+        """The row optimizer's state and, where it uses that, the number of its steps."""
+        state = dict(self._shard.state)
+        if self._shard.optimizer.uses_step:
+            state[STEP] = paddle.to_tensor([self._shard.step], dtype="int64")
+        return state
 
-    def load(self, state: Mapping[str, np.ndarray]) -> None:
+    def load(self, state: Arrays) -> None:
+        """Set the row optimizer's state.
+
+        Raises:
+            CheckpointError: a state tensor is missing.
+        """
         for name, tensor in self._shard.state.items():
+            if name not in state:
+                raise CheckpointError(
+                    f"the checkpoint holds no head.{name}, which {self.kind} needs; found {sorted(state)}. It was "
+                    f"written by another optimizer of that name: rename this one's class, and its state starts anew"
+                )
             tensor.set_value(state[name])
-        if self._counts:
-            self._shard.step = int(state["updates:pow_acc"][0])
+        step = state.get(STEP, state.get(_STEP_BEFORE_3))
+        if step is not None:
+            self._shard.step = int(step[0])
 
-    @property
-    def _counts(self) -> bool:
-        return isinstance(self._shard.rule, AdamW)
+    def has_row_per_class(self, name: str) -> bool:
+        """Whether the state tensor `name` has one row per class."""
+        return name not in (STEP, _STEP_BEFORE_3)
 
-    def _prepare(self, samples: int) -> None:
-        """Choose, for batches of up to so many samples, how logits are held and which rows can be sampled."""
-        self._samples, shard = samples, self._shard
+    def _prepare(self, samples: int) -> FusedSoftmax:
+        """For batches of up to so many samples: choose how logits are held, and make room for sampled rows."""
+        if self._softmax is not None and self._samples >= samples:
+            return self._softmax
+        self._samples = samples
         if self._ratio < 1.0:
-            self._sampled = SampledShard(shard, self._ratio, samples)
-        mode = self._mode
-        if mode == "auto":
-            rows = (self._sampled or shard).size
-            needed, free = 4 * rows * samples, _free_bytes(shard.weight)
-            # Half, because the backbone's activations and the other ranks of this machine want memory too.
-            mode = "store" if needed <= free / 2 else "recompute"
+            self._sampled = SampledShard(self._shard, ratio=self._ratio, samples=samples)
+        logits = self._logits
+        if logits == "auto":
+            rows = (self._sampled or self._shard).size
+            needed, free = 4 * rows * samples, _free_bytes(self._shard.weight)
+            # Half, since the backbone's activations and the other ranks of this machine need memory too.
+            logits = "store" if needed <= free / 2 else "recompute"
             log.info(
                 "logits of %d classes x %d samples take %.2f GiB, %.1f GiB are free: mode '%s'",
                 rows,
                 samples,
                 needed / 2**30,
                 free / 2**30,
-                mode,
+                logits,
             )
-        self._softmax = FusedSoftmax(self._margin, self._scale, self._reducer, mode, self._products)
-
-
-def _margin(config: Config) -> Margin | None:
-    return None if config.margins is None else Margin(*config.margins)
+        self._softmax = self._make_softmax(logits)
+        return self._softmax
 
 
 def _free_bytes(tensor: paddle.Tensor) -> int:
-    """Memory that is free where the tensor lies."""
+    """Free memory of the device that holds the tensor."""
     if tensor.place.is_gpu_place():
         cuda = paddle.device.cuda
-        return cuda.get_device_properties().total_memory - cuda.memory_reserved()
+        return int(cuda.get_device_properties().total_memory - cuda.memory_reserved())
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

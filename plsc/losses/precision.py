@@ -1,53 +1,66 @@
-"""The three matrix products of a step: in the operands' own type, or in half precision with float32 results.
+"""Precision policies: the type in which the three matrix products of a fused step multiply. Results are float32.
 
-    logits      r  = W x^T        [B, D] [D, G] -> [B, G]
-    features    dx = e^T W        [G, B] [B, D] -> [G, D]
-    rows        dw = e x          [b, G] [G, D] -> [b, D]
+    logits            r  = W x^T        [B, D] [D, G] -> [B, G]
+    feature gradient  dx = e^T W        [G, B] [B, D] -> [G, D]
+    row gradients     dw = e x          [b, G] [G, D] -> [b, D]
 
 G gathered batch, D embedding, B classes of a chunk, b of a block.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import paddle
 
 from plsc.errors import ConfigError
-
-_C = paddle._C_ops
-Operand = tuple[paddle.Tensor, paddle.Tensor | None]  # a factor, and what its product lacks
+from plsc.losses.ops import add_, add_matmul_
 
 
-class Products:
-    """In the operands' own type.
+class Operand(NamedTuple):
+    """A matrix as the products take it.
 
     Attributes:
-        narrow: whether exponentials must stay within float16's range, 6e-8 to 65,504.
+        values: the matrix, divided by `scale`.
+        scale: factor of the product; None for 1.
     """
 
-    narrow = False
+    values: paddle.Tensor
+    scale: paddle.Tensor | None
 
-    def logits(self, rows: paddle.Tensor, transposed: paddle.Tensor, out: paddle.Tensor) -> None:
-        """out = r, of rows [B, D] and the features [D, G]."""
-        paddle.matmul(rows, transposed, out=out)
 
-    def features(self, e: paddle.Tensor, rows: paddle.Tensor, out: paddle.Tensor) -> None:
-        """out = dx, of e [B, G] and rows [B, D]."""
+class Precision:
+    """The policy that multiplies in the operands' own type.
+
+    Attributes:
+        needs_half_range: whether exponentials must stay within float16's range, 6e-8 to 65,504.
+    """
+
+    needs_half_range = False
+
+    def logits(self, rows: paddle.Tensor, features_t: paddle.Tensor, *, out: paddle.Tensor) -> None:
+        """out = r [B, G], of rows [B, D] and the transposed features [D, G]."""
+        paddle.matmul(rows, features_t, out=out)
+
+    def feature_gradient(self, e: paddle.Tensor, rows: paddle.Tensor, *, out: paddle.Tensor) -> None:
+        """out = dx [G, D], of e [B, G] and rows [B, D]."""
         paddle.matmul(e, rows, transpose_x=True, out=out)
 
     def operand(self, x: paddle.Tensor) -> Operand:
-        """The features [G, D] as `add_rows` takes them, once for all blocks."""
-        return x, None
+        """x [G, D] as `add_row_gradient` takes it; made once for all blocks."""
+        return Operand(x, None)
 
-    def add_rows(self, gradient: paddle.Tensor, e: paddle.Tensor, x: Operand) -> None:
-        """gradient += dw, [b, D], of e [b, G]."""
-        _C.addmm_(gradient, e, x[0], 1.0, 1.0)
+    def add_row_gradient(self, gradient: paddle.Tensor, e: paddle.Tensor, *, x: Operand) -> None:
+        """gradient += dw [b, D], of e [b, G]."""
+        add_matmul_(gradient, e, b=x.values)
 
 
-class HalfProducts(Products):
-    """Operands in float16 or bfloat16, sums in float32, as tensor cores compute them.
+class HalfPrecision(Precision):
+    """The policy that multiplies float16 or bfloat16 operands and sums in float32, as tensor cores do.
 
-    Logits are made in half precision for float16 only: of 8 bits, bfloat16's, a logit of 64 has an error of 1/8.
-    On a CPU, where Paddle has no such kernels, rounded operands are multiplied in float32: the same numbers, slowly.
+    Logits are multiplied in half precision for float16 only: with the 8 significant bits of bfloat16, a logit of 64 has
+    an error of 1/8. On a CPU, where Paddle has no such kernels, rounded operands are multiplied in float32: the same
+    numbers, slowly.
 
     Args:
         dtype: 'float16' or 'bfloat16'.
@@ -59,26 +72,26 @@ class HalfProducts(Products):
     def __init__(self, dtype: str) -> None:
         if dtype not in ("float16", "bfloat16"):
             raise ConfigError(f"products in '{dtype}'; expected 'float16' or 'bfloat16'")
-        self._dtype, self.narrow = dtype, dtype == "float16"
+        self._dtype, self.needs_half_range = dtype, dtype == "float16"
 
-    def logits(self, rows: paddle.Tensor, transposed: paddle.Tensor, out: paddle.Tensor) -> None:
-        if self.narrow:
-            paddle.assign(self._multiply(rows, transposed), out)
+    def logits(self, rows: paddle.Tensor, features_t: paddle.Tensor, *, out: paddle.Tensor) -> None:
+        if self.needs_half_range:
+            paddle.assign(self._multiply(rows, features_t), out)
         else:
-            super().logits(rows, transposed, out)
+            super().logits(rows, features_t, out=out)
 
-    def features(self, e: paddle.Tensor, rows: paddle.Tensor, out: paddle.Tensor) -> None:
+    def feature_gradient(self, e: paddle.Tensor, rows: paddle.Tensor, *, out: paddle.Tensor) -> None:
         paddle.assign(self._multiply(e, rows, transpose_x=True), out)
 
     def operand(self, x: paddle.Tensor) -> Operand:
-        # A probability of one in a million classes is nothing in float16, so the largest becomes 1.
-        unit = paddle.clip(x.abs().max(), min=1e-30)
-        return x / unit, unit
+        # The probability of one class in a million underflows in float16, so the largest entry is scaled to 1.
+        largest = paddle.clip(x.abs().max(), min=1e-30)
+        return Operand(x / largest, largest)
 
-    def add_rows(self, gradient: paddle.Tensor, e: paddle.Tensor, x: Operand) -> None:
-        _C.add_(gradient, self._multiply(e, x[0]) * x[1])
+    def add_row_gradient(self, gradient: paddle.Tensor, e: paddle.Tensor, *, x: Operand) -> None:
+        add_(gradient, self._multiply(e, x.values) * x.scale)
 
-    def _multiply(self, a: paddle.Tensor, b: paddle.Tensor, transpose_x: bool = False) -> paddle.Tensor:
+    def _multiply(self, a: paddle.Tensor, b: paddle.Tensor, *, transpose_x: bool = False) -> paddle.Tensor:
         a, b = a.astype(self._dtype), b.astype(self._dtype)
         if a.place.is_cpu_place():
             product = paddle.matmul(a.astype("float32"), b.astype("float32"), transpose_x).astype(self._dtype)

@@ -1,21 +1,21 @@
-"""Softmax cross-entropy over classes that are sharded over ranks: its definition, in plain operators.
+"""Softmax cross-entropy over classes that are sharded over ranks: its definition, in plain tensor operations.
 
 Shapes: G gathered batch, D embedding, C classes, S classes of this shard.
 
-    margin kinds:  z_nc = s * cos(x_n, w_c), and for the label s * psi(cos(x_n, w_y))
-    softmax kind:  z_nc = <x_n, w_c> + b_c
+    with a margin:  z_nc = s * cos(x_n, w_c), and for the label y  z_ny = s * psi(cos(x_n, w_y), |x_n|, y)
+    softmax:        z_nc = <x_n, w_c> + b_c
     L = 1/G * sum_n [ logsumexp_c(z_nc) - z_ny ]
 
-The gradient convention, stated once: L is the mean over all G gathered samples and the same number on
-every rank; whatever is returned as a gradient is the exact gradient of that L. A rank sees only its
-own S classes, so its feature gradient is a partial sum: the sum over ranks is dL/dX. Weight and bias
-gradients are whole.
+The gradient convention: L is the mean over all G gathered samples and the same number on every rank; what is returned
+as a gradient is the exact gradient of that L. A rank sees only its own S classes, so its feature gradient is a partial
+sum: the sum over ranks is dL/dX. Weight and bias gradients are complete.
 
-L is computed as logsumexp minus target. Paddle's own softmax kernels floor probabilities at e^-64 on
-CPU, which a scale of 64 reaches.
+L is computed as logsumexp minus target. Paddle's own softmax kernels floor probabilities at e^-64 on CPU, and a scale
+of 64 reaches that.
 
-Both phases run outside autograd. `backward` is apart from `forward` so that a trainer can look at the
-loss first. `plsc.losses.fused` computes the same without materializing what is materialized here.
+`ReferenceSoftmax` and `plsc.losses.fused.FusedSoftmax` compute the same numbers with the same two methods:
+`loss_and_feature_gradient`, then `row_gradients` if the weight is to be updated; a trainer may look at the loss in
+between. This one holds matrices of [G, S]. Neither uses autograd.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from typing import NamedTuple, Protocol
 
 import paddle
 
-from plsc.losses.margins.combined import Margin
+from plsc.losses.margins import Margin, MarginOutput, apply_margin
+from plsc.losses.ops import no_grad
 
-# Added to squared norms: x / sqrt(<x, x> + this) is smooth everywhere, a vector of zeros included.
+# Added to squared norms: x / sqrt(<x, x> + this) is smooth everywhere, at a vector of zeros too.
 NORM_EPSILON = 1e-12
 
 
 class Reducer(Protocol):
-    """Reductions over ranks. The value returned counts; the argument may be overwritten."""
+    """Reductions over ranks. The argument may be overwritten: use the value returned."""
 
-    def all_reduce_sum(self, tensor: paddle.Tensor) -> paddle.Tensor: ...
+    def all_reduce_sum(self, tensor: paddle.Tensor, /) -> paddle.Tensor: ...
 
-    def all_reduce_max(self, tensor: paddle.Tensor) -> paddle.Tensor: ...
+    def all_reduce_max(self, tensor: paddle.Tensor, /) -> paddle.Tensor: ...
 
 
-class Alone:
+class SingleRank:
     """The `Reducer` of a single rank."""
 
     def all_reduce_sum(self, tensor: paddle.Tensor) -> paddle.Tensor:
@@ -47,14 +48,6 @@ class Alone:
 
     def all_reduce_max(self, tensor: paddle.Tensor) -> paddle.Tensor:
         return tensor
-
-
-class Gradients(NamedTuple):
-    """Gradients of L: features [G, D], partial over shards; weight [S, D]; bias [S], None without a bias."""
-
-    features: paddle.Tensor
-    weight: paddle.Tensor
-    bias: paddle.Tensor | None
 
 
 class Targets(NamedTuple):
@@ -69,97 +62,124 @@ class Targets(NamedTuple):
     row: paddle.Tensor
 
 
+class Directions(NamedTuple):
+    """Rows [M, D] as the logits use them.
+
+    Attributes:
+        rows: unit rows with a margin, the rows as they are for softmax.
+        inverse_norms: [M, 1], 1 / |row|; None for softmax.
+    """
+
+    rows: paddle.Tensor
+    inverse_norms: paddle.Tensor | None
+
+
 class State(NamedTuple):
-    """What `backward` needs of `forward`.
+    """The result of `ReferenceSoftmax.loss_and_feature_gradient`.
 
     Attributes:
         loss: L, 0-d, the same on every rank.
-        above: [G] int64, if asked for: how many of all C classes have a margin-free logit greater
-            than the target's. The sample is among the top k where this is less than k.
+        feature_gradient: [G, D], partial over shards.
+        num_greater: [G] int64, if asked for: how many of all C classes have a margin-free logit greater than the
+            target's. The sample is among the top k where this is less than k.
+        features: the features' directions.
+        weight: the class centers' directions.
+        d_logits: [G, S], dL / d cos(x_n, w_c), or dL / dz_nc for softmax.
+        has_bias: whether the logits have a bias.
     """
 
     loss: paddle.Tensor
-    above: paddle.Tensor | None
-    targets: Targets
-    probability: paddle.Tensor  # [G, S]
-    slope: paddle.Tensor  # [G], d z_ny / d cos or 1
-    features: tuple[paddle.Tensor, paddle.Tensor]  # unit rows and 1/norm, or the rows and 1
-    weight: tuple[paddle.Tensor, paddle.Tensor]
+    feature_gradient: paddle.Tensor
+    num_greater: paddle.Tensor | None
+    features: Directions
+    weight: Directions
+    d_logits: paddle.Tensor
     has_bias: bool
 
 
+class RowGradients(NamedTuple):
+    """Gradients of L: weight [S, D]; bias [S], None without a bias."""
+
+    weight: paddle.Tensor
+    bias: paddle.Tensor | None
+
+
 @dataclass(frozen=True)
-class ShardedSoftmax:
+class ReferenceSoftmax:
     """The loss over one shard of the classes.
 
     Args:
-        margin: the margin on the target cosine; None for the softmax kind (raw products, optional bias).
-        scale: s, what cosines are multiplied by; has no part in the softmax kind.
+        margin: the margin on the target cosine; None for softmax (plain products, optional bias).
+        scale: s, the factor of the cosines; not used for softmax.
         first_class: global id of the class in row 0 of the shard.
         reducer: reductions over the ranks that hold the other shards.
+
+    Example:
+        >>> softmax = ReferenceSoftmax(CombinedMargin(m2=0.5), 64.0)
+        >>> state = softmax.loss_and_feature_gradient(features, labels, weight=weight)
+        >>> weight_gradient, _ = softmax.row_gradients(state)
     """
 
     margin: Margin | None
     scale: float = 64.0
     first_class: int = 0
-    reducer: Reducer = Alone()
+    reducer: Reducer = SingleRank()
 
-    @paddle.no_grad()
-    def forward(
+    @no_grad
+    def loss_and_feature_gradient(
         self,
         features: paddle.Tensor,
         labels: paddle.Tensor,
+        *,
         weight: paddle.Tensor,
         bias: paddle.Tensor | None = None,
         count_above: bool = False,
     ) -> State:
-        """The loss.
+        """The loss and its gradient by the features.
 
         Args:
             features: [G, D], the same on every rank.
-            labels: [G] int64 global class ids, the same on every rank; each in [0, C), repeats welcome.
+            labels: [G] int64 global class ids in [0, C), the same on every rank; repeats are allowed.
             weight: [S, D] class centers; S may be 0.
-            bias: [S], softmax kind only.
-            count_above: also count `State.above`, for acc1 and acc5.
+            bias: [S], softmax only.
+            count_above: also count `State.num_greater`, for acc1 and acc5.
         """
-        num_classes = weight.shape[0]
-        targets = locate(labels, self.first_class, num_classes)
-        x, w = (unit_rows(t) if self.margin else (t, paddle.ones([], t.dtype)) for t in (features, weight))
-        logits = paddle.matmul(x[0], w[0], transpose_y=True)
+        targets = locate(labels, self.first_class, weight.shape[0])
+        x, w = as_directions(features, self.margin), as_directions(weight, self.margin)
+        scale = 1.0 if self.margin is None else self.scale
+        logits = paddle.matmul(x.rows, w.rows, transpose_y=True)
         if bias is not None:
             logits += bias
-        target = _pick(logits, targets)
-        above = self._count_above(logits, target, targets.owned) if count_above else None
-        slope = paddle.ones_like(target)
-        if self.margin:
-            target, slope = self.margin(target)
-            logits, target, slope = (t * self.scale for t in (_place(logits, targets, target), target, slope))
-        shift = logits.max(axis=1) if num_classes else paddle.full_like(target, -float("inf"))
+        plain = _pick(logits, targets)
+        num_greater = self._count_greater(logits, plain, targets.owned) if count_above else None
+        target = target_logits(self.margin, plain, features=x, labels=labels)
+        logits = _place(logits, targets, target.psi) * scale
+
+        shift = logits.max(axis=1) if weight.shape[0] else paddle.full_like(plain, -float("inf"))
         shift = self.reducer.all_reduce_max(shift)
         exponential = paddle.exp(logits - shift.unsqueeze(1))
         total = self.reducer.all_reduce_sum(exponential.sum(axis=1))
-        target = self.reducer.all_reduce_sum(paddle.where(targets.owned, target, paddle.zeros_like(target)))
-        loss = (paddle.log(total) + shift - target).mean()
-        return State(loss, above, targets, exponential / total.unsqueeze(1), slope, x, w, bias is not None)
+        owned_logit = paddle.where(targets.owned, target.psi * scale, paddle.zeros_like(plain))
+        loss = (paddle.log(total) + shift - self.reducer.all_reduce_sum(owned_logit)).mean()
 
-    @paddle.no_grad()
-    def backward(self, state: State) -> Gradients:
-        """The gradients of the loss that `forward` returned."""
-        (x, x_rate), (w, w_rate) = state.features, state.weight
-        probability, targets = state.probability, state.targets
-        mean = 1.0 / x.shape[0]
-        # d L / d z, for the bias; then d L / d cos (or d product), for the rest.
-        at_target = _pick(probability, targets) - 1.0
-        d_logits = _place(probability, targets, at_target) * mean
-        d_bias = d_logits.sum(axis=0) if state.has_bias else None
-        if self.margin:
-            d_logits = _place(d_logits * self.scale, targets, at_target * state.slope * mean)
-        dx, dw = paddle.matmul(d_logits, w), paddle.matmul(d_logits, x, transpose_x=True)
-        if self.margin:
-            dx, dw = tangent(dx, x, x_rate), tangent(dw, w, w_rate)
-        return Gradients(dx, dw, d_bias)
+        # dL/dz_nc = (p_nc - [c = y]) / G, and a cosine or psi is z / s.
+        factor = scale / len(labels)
+        by_psi = (_pick(exponential, targets) / total - 1.0) * factor
+        d_logits = _place(exponential * (factor / total).unsqueeze(1), targets, by_psi * target.by_cosine)
+        gradient = by_rows(paddle.matmul(d_logits, w.rows), x)
+        if target.by_norm is not None:
+            by_norm = paddle.where(targets.owned, by_psi * target.by_norm, paddle.zeros_like(plain))
+            gradient += by_norm.unsqueeze(1) * x.rows
+        return State(loss, gradient, num_greater, x, w, d_logits, bias is not None)
 
-    def _count_above(self, logits: paddle.Tensor, target: paddle.Tensor, owned: paddle.Tensor) -> paddle.Tensor:
+    @no_grad
+    def row_gradients(self, state: State) -> RowGradients:
+        """The gradients of `state.loss` by the weight and the bias."""
+        weight = paddle.matmul(state.d_logits, state.features.rows, transpose_x=True)
+        bias = state.d_logits.sum(axis=0) if state.has_bias else None
+        return RowGradients(by_rows(weight, state.weight), bias)
+
+    def _count_greater(self, logits: paddle.Tensor, target: paddle.Tensor, owned: paddle.Tensor) -> paddle.Tensor:
         """[G]: how many of all C logits exceed the target's."""
         target = self.reducer.all_reduce_sum(paddle.where(owned, target, paddle.zeros_like(target)))
         return self.reducer.all_reduce_sum((logits > target.unsqueeze(1)).astype("int64").sum(axis=1))
@@ -172,15 +192,35 @@ def locate(labels: paddle.Tensor, first_class: int, num_classes: int) -> Targets
     return Targets(owned, paddle.clip(row, 0, max(num_classes - 1, 0)))
 
 
-def unit_rows(rows: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Rows [M, D] over their norms, and one over their norms [M, 1]."""
-    rate = paddle.rsqrt((rows * rows).sum(axis=1, keepdim=True) + NORM_EPSILON)
-    return rows * rate, rate
+def unit_rows(rows: paddle.Tensor) -> Directions:
+    """Rows [M, D] divided by their norms, and the inverse norms."""
+    inverse_norms = paddle.rsqrt((rows * rows).sum(axis=1, keepdim=True) + NORM_EPSILON)
+    return Directions(rows * inverse_norms, inverse_norms)
 
 
-def tangent(gradient: paddle.Tensor, unit: paddle.Tensor, rate: paddle.Tensor) -> paddle.Tensor:
-    """Gradient by rows, from the gradient by unit rows: what points along the row cannot change its direction."""
-    return (gradient - unit * (gradient * unit).sum(axis=1, keepdim=True)) * rate
+def as_directions(rows: paddle.Tensor, margin: Margin | None) -> Directions:
+    """Unit rows where there is a margin; the rows as they are for softmax."""
+    return Directions(rows, None) if margin is None else unit_rows(rows)
+
+
+def by_rows(gradient: paddle.Tensor, directions: Directions) -> paddle.Tensor:
+    """The gradient by rows [M, D], from the gradient by their directions.
+
+    For unit rows, the part of the gradient along the row is removed: it cannot change the row's direction.
+    """
+    unit, inverse_norms = directions
+    if inverse_norms is None:
+        return gradient
+    return (gradient - unit * (gradient * unit).sum(axis=1, keepdim=True)) * inverse_norms
+
+
+def target_logits(
+    margin: Margin | None, plain: paddle.Tensor, *, features: Directions, labels: paddle.Tensor
+) -> MarginOutput:
+    """psi and its derivatives at the margin-free targets [G]; for softmax psi is the target itself."""
+    if margin is None or features.inverse_norms is None:
+        return MarginOutput(plain, paddle.ones_like(plain), None)
+    return apply_margin(margin, plain, norms=1.0 / features.inverse_norms.squeeze(1), labels=labels)
 
 
 def _pick(matrix: paddle.Tensor, targets: Targets) -> paddle.Tensor:

@@ -1,151 +1,227 @@
-"""Update rules that work on any rows of a parameter, so that a shard can be updated block by block.
+"""Optimizers that update any rows of a parameter, so that a shard can be updated block by block.
 
-Each is the same arithmetic as the Paddle optimizer of its name (they call the same operators); only
-the bookkeeping differs: state is kept in tensors shaped like the parameter, and nothing else.
+Each built-in one computes what the Paddle optimizer of its name does, by the same operators. Only the bookkeeping
+differs: state is kept in tensors shaped like the parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import paddle
 
-_C = paddle._C_ops  # in place, on views of a parameter: paddle.optimizer cannot update part of one
+from plsc.losses.ops import adamw_, add_, momentum_, sgd_
 
 
-class UpdateRule(Protocol):
-    """How rows change by their gradient.
+@runtime_checkable
+class RowOptimizer(Protocol):
+    """How rows change by their gradient. A subclass inherits the attributes below and `prepare`.
+
+    A fused head makes the gradient of a block of rows and passes both to `apply` at once; the gradient of the whole
+    weight never exists. The rows of a sampled step come with their own state; other rows and their state do not change.
 
     Attributes:
-        l2: the gradient is to hold this multiple of the rows; the caller adds it.
-        kinds: names of the state tensors, each shaped like the parameter and zero at first.
-        storage: type of the weight's state tensors; None for the weight's own.
+        l2: coefficient of L2 regularization; the head adds l2 * row to a gradient before `apply` gets it. Default 0.
+        state_names: names of the state tensors, each shaped like the parameter and zero at first. Default none.
+        state_dtype: type of the weight's state tensors, as 'bfloat16'; None, the default, for the weight's own.
+        uses_step: whether `prepare` uses the number of the step, which checkpoints hold then. Default True.
+
+    Example:
+        >>> class SignSGD(RowOptimizer):
+        ...     def apply(self, rows, gradient, *, state, prepared):
+        ...         paddle.assign(rows - prepared * gradient.sign(), rows)
+        >>> config = plsc.Config(head_optimizer=SignSGD())
     """
 
-    l2: float
-    kinds: tuple[str, ...]
-    storage: str | None
+    @property
+    def l2(self) -> float:
+        return 0.0
 
-    def prepare(self, rate: float, step: int, dtype: paddle.dtype) -> tuple[paddle.Tensor, ...]:
-        """What `apply` needs of a step: its learning rate and its number, 1 for the first."""
-        ...
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def state_dtype(self) -> str | None:
+        return None
+
+    @property
+    def uses_step(self) -> bool:
+        return True
+
+    def prepare(self, learning_rate: float, *, step: int, dtype: paddle.dtype) -> Any:
+        """What `apply` needs in one step beside rows, gradient and state; made once for all blocks.
+
+        Args:
+            learning_rate: of this step.
+            step: number of the update, 1 for the first.
+            dtype: type of the rows.
+
+        Returns:
+            The learning rate, unless a subclass says otherwise.
+        """
+        return learning_rate
 
     def apply(
-        self,
-        rows: paddle.Tensor,
-        gradient: paddle.Tensor,
-        state: Sequence[paddle.Tensor],
-        prepared: tuple[paddle.Tensor, ...],
+        self, rows: paddle.Tensor, gradient: paddle.Tensor, *, state: Sequence[paddle.Tensor], prepared: Any
     ) -> None:
-        """Update rows and their state in place."""
+        """Update rows and their state in place.
+
+        Args:
+            rows: [b, D] of the weight, or [S] of the bias.
+            gradient: like `rows`; may be overwritten.
+            state: one tensor per name in `state_names`, in that order, each like `rows`.
+            prepared: what `prepare` returned.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class SGD:
-    """rows -= rate * (gradient + l2 * rows)."""
+    """rows -= learning_rate * (gradient + l2 * rows)."""
 
     l2: float = 0.0
-    kinds: tuple[str, ...] = ()
-    storage: str | None = None
+    state_names: tuple[str, ...] = ()
+    state_dtype: str | None = None
+    uses_step: bool = False
 
-    def prepare(self, rate: float, step: int, dtype: paddle.dtype) -> tuple[paddle.Tensor, ...]:
-        return (paddle.to_tensor([rate], dtype=dtype),)
+    def prepare(self, learning_rate: float, *, step: int, dtype: paddle.dtype) -> paddle.Tensor:
+        return paddle.to_tensor([learning_rate], dtype=dtype)
 
-    def apply(self, rows, gradient, state, prepared) -> None:
-        _C.sgd_(rows, prepared[0], gradient, None, False)
+    def apply(
+        self, rows: paddle.Tensor, gradient: paddle.Tensor, *, state: Sequence[paddle.Tensor], prepared: paddle.Tensor
+    ) -> None:
+        sgd_(rows, gradient, learning_rate=prepared)
 
 
 @dataclass(frozen=True)
 class Momentum:
-    """velocity = momentum * velocity + gradient + l2 * rows; rows -= rate * velocity."""
+    """velocity = momentum * velocity + gradient + l2 * rows; rows -= learning_rate * velocity."""
 
     momentum: float = 0.9
     l2: float = 5e-4
-    kinds: tuple[str, ...] = ("velocity",)
-    storage: str | None = None
+    state_names: tuple[str, ...] = ("velocity",)
+    state_dtype: str | None = None
+    uses_step: bool = False
 
-    def prepare(self, rate: float, step: int, dtype: paddle.dtype) -> tuple[paddle.Tensor, ...]:
-        return (paddle.to_tensor([rate], dtype=dtype),)
+    def prepare(self, learning_rate: float, *, step: int, dtype: paddle.dtype) -> Any:
+        return paddle.to_tensor([learning_rate], dtype=dtype)
 
-    def apply(self, rows, gradient, state, prepared) -> None:
-        _C.momentum_(rows, gradient, state[0], prepared[0], None, self.momentum, False, "", 0.0, False, 1.0)
+    def apply(
+        self, rows: paddle.Tensor, gradient: paddle.Tensor, *, state: Sequence[paddle.Tensor], prepared: Any
+    ) -> None:
+        momentum_(rows, gradient, velocity=state[0], learning_rate=prepared, momentum=self.momentum)
 
 
 @dataclass(frozen=True)
 class HalfMomentum(Momentum):
-    """`Momentum` whose velocity is kept in bfloat16, for half the memory, and rounded stochastically.
+    """`Momentum` whose velocity is stored in bfloat16, in half the memory, and rounded stochastically.
 
-    A number between two bfloat16 neighbors becomes either, the nearer the likelier, so that on average nothing is
-    lost; rounding to the nearest would forget every gradient smaller than 1/256 of the velocity (Gupta et al., ICML
-    2015). One draw of noise serves all blocks of a step. The arithmetic is float32's.
+    A number between two bfloat16 neighbors becomes either, the nearer one more likely, so that the mean is exact;
+    rounding to the nearest would lose every gradient smaller than 1/256 of the velocity (Gupta et al., ICML 2015). One
+    draw of noise serves all blocks of a step. The arithmetic is float32's.
     """
 
-    storage: str | None = "bfloat16"
+    state_dtype: str | None = "bfloat16"
 
-    def prepare(self, rate: float, step: int, dtype: paddle.dtype) -> tuple[Any, ...]:
+    def prepare(self, learning_rate: float, *, step: int, dtype: paddle.dtype) -> Any:
         noise: list[paddle.Tensor] = []  # drawn by the first block, the largest, in its shape
-        return (*super().prepare(rate, step, dtype), noise)
+        return super().prepare(learning_rate, step=step, dtype=dtype), noise
 
-    def apply(self, rows, gradient, state, prepared) -> None:
-        rate, noise = prepared
+    def apply(
+        self, rows: paddle.Tensor, gradient: paddle.Tensor, *, state: Sequence[paddle.Tensor], prepared: Any
+    ) -> None:
+        learning_rate, noise = prepared
         if state[0].dtype == rows.dtype:
-            super().apply(rows, gradient, state, (rate,))
+            super().apply(rows, gradient, state=state, prepared=learning_rate)
             return
         if not noise:
             noise.append(paddle.randint(0, 1 << 16, rows.shape, "int32"))
         velocity = state[0].astype(rows.dtype)
-        super().apply(rows, gradient, [velocity], (rate,))
+        super().apply(rows, gradient, state=[velocity], prepared=learning_rate)
         # bfloat16 is the upper half of float32: a carry out of the lower half rounds up in magnitude.
-        bits = _C.add_(velocity.view("int32"), noise[0][: rows.shape[0]])
+        bits = add_(velocity.view("int32"), noise[0][: rows.shape[0]])
         upper = paddle.bitwise_and(bits, paddle.full([], -(1 << 16), "int32"))
         paddle.assign(upper.view("float32").astype("bfloat16"), state[0])
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """AdamW (Loshchilov and Hutter, ICLR 2019): decay apart from the gradient, moments corrected by the step."""
+    """AdamW (Loshchilov and Hutter, ICLR 2019): weight decay apart from the gradient, moments corrected by the step.
+
+    Paddle's AdamW stores beta^step; this one computes the powers from the step count. Their states are therefore not
+    interchangeable in a checkpoint.
+    """
 
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
     decay: float = 0.01
     l2: float = 0.0
-    kinds: tuple[str, ...] = ("moment1", "moment2")
-    storage: str | None = None
+    state_names: tuple[str, ...] = ("moment1", "moment2")
+    state_dtype: str | None = None
+    uses_step: bool = True
 
-    def prepare(self, rate: float, step: int, dtype: paddle.dtype) -> tuple[paddle.Tensor, ...]:
-        return (
-            paddle.to_tensor([rate], dtype=dtype),
-            paddle.to_tensor([self.beta1**step], dtype=dtype),
-            paddle.to_tensor([self.beta2**step], dtype=dtype),
-        )
+    def prepare(self, learning_rate: float, *, step: int, dtype: paddle.dtype) -> tuple[paddle.Tensor, ...]:
+        values = (learning_rate, self.beta1**step, self.beta2**step)
+        return tuple(paddle.to_tensor([value], dtype=dtype) for value in values)
 
-    def apply(self, rows, gradient, state, prepared) -> None:
-        rate, power1, power2 = prepared
-        # The operator moves the powers on to the next step, which is not here yet for the other rows.
-        _C.adamw_(
+    def apply(
+        self,
+        rows: paddle.Tensor,
+        gradient: paddle.Tensor,
+        *,
+        state: Sequence[paddle.Tensor],
+        prepared: tuple[paddle.Tensor, ...],
+    ) -> None:
+        learning_rate, beta1_power, beta2_power = prepared
+        adamw_(
             rows,
             gradient,
-            rate,
-            state[0],
-            state[1],
-            None,
-            power1.clone(),
-            power2.clone(),
-            None,
-            None,
-            self.beta1,
-            self.beta2,
-            self.epsilon,
-            1.0,
-            self.decay,
-            True,
-            False,
-            1000,
-            False,
-            False,
-            False,
+            moment1=state[0],
+            moment2=state[1],
+            beta1_power=beta1_power,
+            beta2_power=beta2_power,
+            learning_rate=learning_rate,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            epsilon=self.epsilon,
+            decay=self.decay,
         )
+
+
+def row_optimizer_of(optimizer: Any, parameters: Iterable[paddle.Tensor]) -> RowOptimizer | None:
+    """The row optimizer with the arithmetic of a Paddle optimizer.
+
+    Args:
+        optimizer: a `paddle.optimizer.Optimizer`.
+        parameters: the parameters it updates.
+
+    Returns:
+        None where the optimizer does more than the row optimizers here: another class, gradient clipping, Nesterov
+        momentum, multi-precision, AMSGrad, or a `ParamAttr` with its own learning rate, regularizer or `trainable`.
+    """
+    plain = all(
+        parameter.optimize_attr["learning_rate"] == 1.0 and parameter.regularizer is None and parameter.trainable
+        for parameter in parameters
+    )
+    # Paddle's optimizers show their settings in these attributes only.
+    if not plain or optimizer._grad_clip is not None or getattr(optimizer, "_multi_precision", False):
+        return None
+    decay = optimizer.regularization
+    l2 = 0.0 if decay is None else decay._coeff if isinstance(decay, paddle.regularizer.L2Decay) else None
+    if type(optimizer) is paddle.optimizer.Momentum and not optimizer._use_nesterov and l2 == 0.0:
+        return Momentum(optimizer._momentum, optimizer._regularization_coeff)
+    if type(optimizer) is paddle.optimizer.SGD and l2 is not None:
+        return SGD(l2)
+    if (
+        type(optimizer) is paddle.optimizer.AdamW
+        and not optimizer._amsgrad
+        and not optimizer._lazy_mode
+        and optimizer._lr_ratio is None
+        and optimizer._apply_decay_param_fun is None
+    ):
+        return AdamW(optimizer._beta1, optimizer._beta2, optimizer._epsilon, optimizer._weight_decay)
+    return None

@@ -1,89 +1,122 @@
-"""The rows of one shard: class centers, the optimizer's state of each, and their views by chunk and block.
+"""The class centers of one shard, their optimizer state, and the views of both by chunk and block.
 
-G gathered batch, D embedding, S classes of this shard.
+G gathered batch, D embedding, S classes of this shard, B rows of a chunk, b rows of a block.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
-import numpy as np
 import paddle
 
-from plsc.losses.ops import Squares, host_view, join, row_squares
+from plsc.losses.ops import Array, SquaredNorms, concat_norms, host_view, no_grad, squared_norms
 from plsc.losses.reference import Targets, locate
-from plsc.losses.row_optimizers import UpdateRule
+from plsc.losses.row_optimizers import RowOptimizer
 
-_C = paddle._C_ops
-
-# Rows worked on at a time. On a CPU a chunk's logits and a block's rows, state and gradient are to stay
-# in the second-level cache (2 MB) between the passes over them; on a GPU launches are what costs.
+# Rows worked on at a time. On a CPU a chunk's logits and a block's rows, state and gradient stay in the second-level
+# cache (2 MB) between the passes over them; on a GPU the number of kernel launches decides.
 CHUNK_ROWS = {"cpu": 2048, "gpu": 65536}
 BLOCK_ROWS = {"cpu": 128, "gpu": 65536}
 
 
 class Block(NamedTuple):
-    """A few rows of a chunk, and the same memory as one channel per row."""
+    """Rows that are updated together: a few rows of a chunk of the weight, or the whole bias.
 
-    number: int  # in the shard
-    rows: paddle.Tensor  # [b, D]
-    channels: paddle.Tensor  # [1, b, 1, D]
-    zeros: paddle.Tensor  # [b]
-    view: np.ndarray | None  # [b, D]
+    Attributes:
+        parameter: 'weight' or 'bias'.
+        number: of the block in the shard; the bias is numbered last.
+        rows: [b, D], or [S] of the bias.
+        state: like `rows`, one tensor per state of the row optimizer.
+        zeros: [b].
+        view: `host_view(rows)`.
+    """
+
+    parameter: str
+    number: int
+    rows: paddle.Tensor
     state: tuple[paddle.Tensor, ...]
+    zeros: paddle.Tensor
+    view: Array | None
 
 
 class Chunk(NamedTuple):
-    """Rows whose logits are worked on together."""
+    """Rows whose logits are worked on together.
 
-    rows: paddle.Tensor  # [B, D]
+    Attributes:
+        rows: [B, D].
+        blocks: the same rows, block by block.
+        sizes: b of each block.
+    """
+
+    rows: paddle.Tensor
     blocks: list[Block]
-    sizes: list[int]  # b of each block
+    sizes: list[int]
 
 
 class Shard:
-    """Class centers [S, D], their bias [S] and their optimizer state. All are updated in place.
+    """Class centers [S, D], their bias [S] and their optimizer state. `update` changes all of them in place.
+
+    How a head uses a shard: it calls `load_chunk(k)` before it reads the rows of chunk k. `update` calls
+    `load_state(block)` before it updates a block and `store_block(block)` afterwards. Here rows and state are views of
+    the whole tensors, so these three do nothing; `SampledShard` copies rows in and out there.
+
+    The shard remembers the squared norms of its rows from one update to the next. Whoever else writes into the weight
+    must call `invalidate_norms()`; `Classifier.load` does. A user who writes into `parameters["weight"]` between steps
+    must call `Classifier.load` instead.
 
     Args:
         weight: [S, D]; S may be 0. It must keep its memory (`set_value` does, a new tensor does not).
+        optimizer: how rows are updated.
         bias: [S], or None.
-        rule: how rows are updated.
         first_class: global id of the class in row 0.
         step: updates made so far.
-        state: the optimizer's state as `Shard.state` names it; zeros when not given.
+        state: the optimizer's state as `Shard.state` names it, '<parameter>:<state name>'; zeros when not given.
     """
 
     def __init__(
         self,
         weight: paddle.Tensor,
-        bias: paddle.Tensor | None,
-        rule: UpdateRule,
+        optimizer: RowOptimizer,
+        *,
+        bias: paddle.Tensor | None = None,
         first_class: int = 0,
         step: int = 0,
         state: dict[str, paddle.Tensor] | None = None,
     ) -> None:
-        self.weight, self.bias, self.rule, self.first_class, self.step = weight, bias, rule, first_class, step
+        # The same memory without autograd: a parameter requires a gradient, and each operator would record its inputs.
+        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+        self.optimizer, self.first_class, self.step = optimizer, first_class, step
         own = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         # A bias is small: only the state of the weight is worth a lower precision.
         self.state = state or {
-            f"{name}:{kind}": paddle.zeros(tensor.shape, (rule.storage if name == "weight" else None) or tensor.dtype)
+            f"{name}:{kind}": paddle.zeros(
+                tensor.shape, (optimizer.state_dtype if name == "weight" else None) or tensor.dtype
+            )
             for name, tensor in own.items()
-            for kind in rule.kinds
+            for kind in optimizer.state_names
         }
-        place = "gpu" if weight.place.is_gpu_place() else "cpu"
-        self.chunk_rows, self.block_rows = CHUNK_ROWS[place], BLOCK_ROWS[place]
+        device = "gpu" if weight.place.is_gpu_place() else "cpu"
+        self.chunk_rows, self.block_rows = CHUNK_ROWS[device], BLOCK_ROWS[device]
         self._zeros = paddle.zeros([self.block_rows], weight.dtype)
         self._ones = paddle.ones([weight.shape[1]], weight.dtype)
-        self._squares: paddle.Tensor | None = None
+        self._squared_norms: paddle.Tensor | None = None
         self._chunks: list[Chunk] | None = None
 
     @property
     def size(self) -> int:
-        return self.weight.shape[0]
+        """S."""
+        return int(self.weight.shape[0])
 
-    def slots(self, name: str) -> list[paddle.Tensor]:
-        """The state tensors of 'weight' or 'bias', in the rule's order."""
-        return [self.state[f"{name}:{kind}"] for kind in self.rule.kinds]
+    def parameter(self, name: str) -> paddle.Tensor:
+        """The tensor of 'weight' or 'bias'."""
+        return self.weight if name == "weight" else self.bias
+
+    def state_of(self, name: str) -> list[paddle.Tensor]:
+        """The state tensors of 'weight' or 'bias', in the optimizer's order."""
+        return [self.state[f"{name}:{kind}"] for kind in self.optimizer.state_names]
+
+    # Chunks and blocks
 
     @property
     def chunks(self) -> list[Chunk]:
@@ -96,84 +129,103 @@ class Shard:
                 for first in range(start, stop, self.block_rows):
                     blocks.append(self._block(number, first, min(first + self.block_rows, stop)))
                     number += 1
-                sizes = [block.rows.shape[0] for block in blocks]
+                sizes = [int(block.rows.shape[0]) for block in blocks]
                 self._chunks.append(Chunk(self._rows(start, stop), blocks, sizes))
         return self._chunks
 
+    @property
+    def bias_block(self) -> Block:
+        """The bias as one block, numbered after those of the weight."""
+        number = sum(len(chunk.blocks) for chunk in self.chunks)
+        return Block("bias", number, self.bias, tuple(self.state_of("bias")), self._zeros, None)
+
     def _block(self, number: int, first: int, last: int) -> Block:
-        rows, size = self._rows(first, last), last - first
-        return Block(
-            number,
-            rows,
-            rows.view([1, size, 1, rows.shape[1]]),
-            self._zeros[:size],
-            host_view(rows),
-            self._block_state(first, last),
-        )
+        rows = self._rows(first, last)
+        state = self._block_state(first, last)
+        return Block("weight", number, rows, state, self._zeros[: last - first], host_view(rows))
 
     def _rows(self, first: int, last: int) -> paddle.Tensor:
         """Where rows [first, last) of one chunk lie while they are worked on."""
         return self.weight[first:last]
 
     def _block_state(self, first: int, last: int) -> tuple[paddle.Tensor, ...]:
-        return tuple(slot[first:last] for slot in self.slots("weight"))
+        return tuple(state[first:last] for state in self.state_of("weight"))
 
-    def rows_of(self, targets: Targets) -> paddle.Tensor:
-        """[G, D]: the rows of the targets."""
-        return paddle.index_select(self.weight, targets.row)
+    def load_chunk(self, k: int) -> None:
+        """Copy the rows of chunk k to `chunks[k].rows`."""
 
-    def fetch_rows(self, k: int) -> None:
-        """Make `rows` of chunk k and of its blocks the rows as they are. They always are, here."""
+    def load_state(self, block: Block) -> None:
+        """Copy the state of the block's rows to `block.state`."""
 
-    def fetch_state(self, block: Block) -> None:
-        """Make `block.state` the state of the block's rows, before they are updated. It always is, here."""
+    def store_block(self, block: Block) -> None:
+        """Copy `block.rows` and `block.state` to where the shard keeps them."""
 
-    def give_back(self, block: Block) -> None:
-        """Take the block's updated rows and state over. They are this shard's own memory, here."""
-
-    def cut(self, rows: paddle.Tensor) -> list[paddle.Tensor]:
-        """[S] in one piece per chunk."""
+    def split_by_chunk(self, values: paddle.Tensor) -> list[paddle.Tensor]:
+        """[S] as one piece per chunk."""
         if not self.size:
             return []
-        whole, rest = divmod(self.size, self.chunk_rows)
-        return paddle.split(rows, [self.chunk_rows] * whole + [rest] * (rest > 0))
+        full, rest = divmod(self.size, self.chunk_rows)
+        return list(paddle.split(values, [self.chunk_rows] * full + [rest] * (rest > 0)))
+
+    # Targets
 
     def locate(self, labels: paddle.Tensor) -> Targets:
         """Where the labels [G], global ids, lie."""
         return locate(labels, self.first_class, self.size)
 
-    def block_squares(self, block: Block) -> Squares:
-        """[b]: squared norms of a block's rows, as `keep_squares` takes them."""
-        return row_squares(block.rows, block.view, self._ones)
+    def target_rows(self, targets: Targets) -> paddle.Tensor:
+        """[G, D]: the rows of the targets; zeros where the shard is empty."""
+        if not self.size:
+            return paddle.zeros([targets.row.shape[0], self.weight.shape[1]], self.weight.dtype)
+        return paddle.index_select(self.weight, targets.row)
 
-    def squares(self, samples: paddle.Tensor, rows: paddle.Tensor) -> paddle.Tensor:
-        """[S]: squared norms of all rows, remembered from the last update, when they were in cache.
+    # Norms
 
-        The memory is checked against some rows, since a loaded checkpoint changes the weight behind it.
-
-        Args:
-            samples: [M] int64 rows to check.
-            rows: [M, D] these rows.
-        """
-        # A GPU has bandwidth to spare and would have to wait for the answer of the check.
-        if self._squares is not None:
-            kept = paddle.index_select(self._squares, samples)
-            if not self.weight.place.is_cpu_place() or not paddle.allclose(kept, (rows * rows).sum(1), 1e-4, 0.0):
-                self._squares = None
-        return self.all_squares()
-
-    def all_squares(self) -> paddle.Tensor:
-        """[S]: squared norms of all rows, unchecked."""
-        if self._squares is None:
-            parts = [self.block_squares(block) for chunk in self.chunks for block in chunk.blocks]
-            self._squares = join(parts) if parts else paddle.zeros([0], self.weight.dtype)
-        return self._squares
+    def squared_norms(self) -> paddle.Tensor:
+        """[S]: squared norms of all rows, from the last update if that computed them."""
+        if self._squared_norms is None:
+            self._squared_norms = self._concat([self._block_norms(b) for chunk in self.chunks for b in chunk.blocks])
+        return self._squared_norms
 
     @property
-    def kept_squares(self) -> paddle.Tensor | None:
-        """[S]: squared norms if they are known."""
-        return self._squares
+    def has_norms(self) -> bool:
+        """Whether `squared_norms` has them already."""
+        return self._squared_norms is not None
 
-    def keep_squares(self, squares: list[Squares] | None) -> None:
-        """Remember the squared norms, block by block; None to forget them."""
-        self._squares = join(squares) if squares else None
+    def invalidate_norms(self) -> None:
+        """Forget the squared norms, after the weight was written by anything but `update`."""
+        self._squared_norms = None
+
+    def _block_norms(self, block: Block) -> SquaredNorms:
+        return squared_norms(block.rows, block.view, ones=self._ones)
+
+    def _concat(self, norms: list[SquaredNorms]) -> paddle.Tensor:
+        return concat_norms(norms) if norms else paddle.zeros([0], self.weight.dtype)
+
+    # Update
+
+    @no_grad
+    def update(self, gradients: Iterable[tuple[Block, paddle.Tensor]], *, learning_rate: float) -> None:
+        """Update each block by its gradient, as soon as `gradients` yields it.
+
+        Args:
+            gradients: (block, gradient) of each block of the weight, and of the bias if there is one, with the
+                optimizer's `l2 * row` included.
+            learning_rate: of this step.
+        """
+        self.step += 1
+        apply, prepared = self.optimizer.apply, self._prepare(learning_rate)
+        # Norms cost little while the new rows are in the cache, and nothing where no loss has asked for them.
+        norms: list[SquaredNorms] | None = [] if self.has_norms else None
+        self.invalidate_norms()
+        for block, gradient in gradients:
+            self.load_state(block)
+            apply(block.rows, gradient, state=block.state, prepared=prepared)
+            self.store_block(block)
+            if norms is not None and block.parameter == "weight":
+                norms.append(self._block_norms(block))
+        if norms is not None:
+            self._squared_norms = self._concat(norms)
+
+    def _prepare(self, learning_rate: float) -> object:
+        return self.optimizer.prepare(learning_rate, step=self.step, dtype=self.weight.dtype)

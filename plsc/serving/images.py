@@ -9,13 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from plsc.data.images import SERVED_FORMATS
 from plsc.errors import DataError
 from plsc.inference.embedding import Pixels
 from plsc.inference.model_card import ModelCard
 from plsc.serving.http_error import HTTPError
 
-# Formats whose decoders have few known security holes; TIFF and EXR are not among them.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")
 # A baseline JPEG has one scan, a progressive one about ten, and a photograph a few EXIF segments. A small file can hold
 # thousands, and then reading its header or decoding it takes minutes.
 _MAX_SEGMENTS = 100
@@ -51,7 +50,7 @@ def _check(index: int, image: bytes, max_pixels: int) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = Image.open(io.BytesIO(image), formats=FORMATS)
+            found = Image.open(io.BytesIO(image), formats=SERVED_FORMATS)
     except Image.DecompressionBombError:
         raise HTTPError(413, f"image {index}: more than {max_pixels} pixels, the limit") from None
     except Exception:
@@ -59,7 +58,7 @@ def _check(index: int, image: bytes, max_pixels: int) -> None:
         raise HTTPError(
             400,
             f"image {index}: {len(image)} bytes that begin with {bytes(image[:8])!r}, expected one of "
-            f"{', '.join(FORMATS)}",
+            f"{', '.join(SERVED_FORMATS)}",
         ) from None
     width, height = found.size
     if width * height > max_pixels:

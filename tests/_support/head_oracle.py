@@ -26,39 +26,52 @@ def psi(cosine, m1, m2, m3):
     return math.cos(angle) - m3, m1 * math.sin(angle) / math.sin(theta)
 
 
-def oracle(features, labels, weight, bias=None, margins=None, scale=64.0, rows=None):
-    """(loss, dX, dW, dbias) of the mean loss, in plain loops. `rows`: the only classes in the sum, if given."""
+def oracle(features, labels, weight, bias=None, *, margins=None, margin=None, scale=64.0, rows=None):
+    """(loss, dX, dW, dbias) of the mean loss, in plain loops.
+
+    margins: (m1, m2, m3) of the combined margin; margin: instead of it, a function (cosine, norm, label) -> (value,
+    derivative by the cosine, derivative by the norm). Neither: softmax. rows: the only classes in the sum, if given.
+    """
+    if margins is not None:
+
+        def margin(cosine, norm, label):
+            return (*psi(cosine, *margins), 0.0)
+
     count, size = features.shape
     rows = range(len(weight)) if rows is None else rows
     d_x, d_w, d_b = np.zeros((count, size)), np.zeros(weight.shape), np.zeros(len(weight))
     loss = 0.0
     for n in range(count):
         x, label = features[n].astype(np.float64), int(labels[n])
-        logit, slope, cosine = {}, {}, {}
+        logit, slope, cosine, by_norm = {}, {}, {}, 0.0
         for c in rows:
             w = weight[c].astype(np.float64)
             product = float(np.dot(x, w))
-            if margins is None:
+            if margin is None:
                 logit[c], slope[c] = product + (0.0 if bias is None else float(bias[c])), 1.0
                 continue
             cosine[c] = product / (norm(x) * norm(w))
-            value, rate = psi(cosine[c], *margins) if c == label else (cosine[c], 1.0)
-            logit[c], slope[c] = scale * value, scale * rate
+            value, derivative = cosine[c], 1.0
+            if c == label:
+                value, derivative, by_norm = margin(cosine[c], norm(x), label)
+            logit[c], slope[c] = scale * value, scale * derivative
         peak = max(logit.values())
         total = sum(math.exp(z - peak) for z in logit.values())
         loss += math.log(total) + peak - logit[label]
         for c in rows:
             w = weight[c].astype(np.float64)
-            rate = (math.exp(logit[c] - peak) / total - (c == label)) / count
-            d_b[c] += rate
-            rate *= slope[c]
-            if margins is None:
-                d_x[n] += rate * w
-                d_w[c] += rate * x
+            by_logit = (math.exp(logit[c] - peak) / total - (c == label)) / count
+            d_b[c] += by_logit
+            by_cosine = by_logit * slope[c]
+            if margin is None:
+                d_x[n] += by_cosine * w
+                d_w[c] += by_cosine * x
             else:
                 x_norm, w_norm = norm(x), norm(w)
-                d_x[n] += rate * (w / w_norm - cosine[c] * x / x_norm) / x_norm
-                d_w[c] += rate * (x / x_norm - cosine[c] * w / w_norm) / w_norm
+                d_x[n] += by_cosine * (w / w_norm - cosine[c] * x / x_norm) / x_norm
+                d_w[c] += by_cosine * (x / x_norm - cosine[c] * w / w_norm) / w_norm
+                if c == label:
+                    d_x[n] += by_logit * scale * by_norm * x / x_norm
     return loss / count, d_x, d_w, d_b
 
 

@@ -1,4 +1,4 @@
-"""Half-precision products in the head, as under mixed precision on a GPU. Here a CPU rounds what a GPU would round."""
+"""Half-precision products, as under mixed precision on a GPU. Here a CPU rounds the operands that a GPU would round."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import pytest
 
 from plsc.errors import ConfigError
 from plsc.losses.fused import FusedSoftmax
-from plsc.losses.margins.combined import Margin
-from plsc.losses.precision import HalfProducts
+from plsc.losses.margins.combined import CombinedMargin
+from plsc.losses.precision import HalfPrecision
 from plsc.losses.row_optimizers import SGD
 from plsc.losses.shard import Shard
 from tests._support.head_oracle import oracle, relative_error
-from tests.losses.test_fused import ARCFACE, gathered, run_fused, small_chunks  # noqa: F401
-from tests.losses.test_reference import make_problem
+from tests._support.head_problems import ARCFACE, collect, make_problem, run_fused
 
-# Of 11 and 8 bits: what the products of some tens of rounded numbers are off by.
+pytestmark = pytest.mark.usefixtures("small_chunks")
+
+# Of 11 and 8 bits: the relative error of a product of some tens of rounded numbers.
 TOLERANCE = {"float16": 4e-3, "bfloat16": 3e-2}
 
 
@@ -26,12 +27,13 @@ TOLERANCE = {"float16": 4e-3, "bfloat16": 3e-2}
 def test_loss_and_gradients_are_near_the_oracle(dtype, classes, ranks, margins, scale):
     problem = make_problem(classes, 8, dtype="float32", with_bias=margins is None)
     loss, d_x, d_w, _ = oracle(*problem, margins=margins, scale=scale)
-    states, found_x, shards = run_fused(problem, ranks, margins, scale, products=HalfProducts(dtype))
+    margin = CombinedMargin(*margins) if margins else None
+    states, found_x, found_w, _ = run_fused(problem, ranks, margin, scale, precision=HalfPrecision(dtype))
     # A logit is off by scale / 2^11, and the loss by no more.
     assert abs(states[0].loss.item() - loss) < scale / 2048 + 1e-3
     exponential = 1.0 + scale / 16
     assert relative_error(found_x, d_x) < TOLERANCE[dtype] * exponential
-    assert relative_error(problem[2] - gathered(shards, "weight"), d_w) < TOLERANCE[dtype] * exponential
+    assert relative_error(found_w, d_w) < TOLERANCE[dtype] * exponential
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -43,39 +45,41 @@ def test_many_classes_at_even_odds_stay_in_range(dtype):
     features = rng.standard_normal((samples, 8)).astype("float32")
     labels = np.full(samples, 7)
     found = []
-    for products in (None, HalfProducts(dtype)):
-        shard = Shard(paddle.to_tensor(weight), None, SGD())
-        head = FusedSoftmax(Margin(*ARCFACE), 1e-3, products=products)
-        state = head.forward(paddle.to_tensor(features), paddle.to_tensor(labels), shard)
-        gradient = head.backward(state, shard, 1.0)
-        found.append((state.loss.item(), gradient.numpy(), shard.weight.numpy() - weight))
+    for precision in (None, HalfPrecision(dtype)):
+        shard = Shard(paddle.to_tensor(weight), SGD())
+        softmax = FusedSoftmax(CombinedMargin(*ARCFACE), 1e-3, precision=precision)
+        state = softmax.loss_and_feature_gradient(paddle.to_tensor(features), paddle.to_tensor(labels), shard=shard)
+        d_w, _ = collect(softmax.row_gradients(state), shard)
+        found.append((state.loss.item(), state.feature_gradient.numpy(), d_w.numpy()))
     (loss, d_x, d_w), (half_loss, half_x, half_w) = found
     assert half_loss == pytest.approx(loss, rel=1e-4)
     assert relative_error(half_x, d_x) < TOLERANCE[dtype]
     assert relative_error(half_w[7], d_w[7]) < TOLERANCE[dtype]
-    # The others move by little; they move all the same, and the right way.
+    # The other classes have tiny gradients, which must not vanish.
     others = np.delete(np.arange(classes), 7)
     assert relative_error(half_w[others], d_w[others]) < 0.05
     assert (np.abs(half_w[others]).max(axis=1) > 0).mean() > 0.99
 
 
-def test_a_sure_network_stays_finite():
+def test_a_loss_near_zero_has_finite_gradients():
     weight = np.eye(6, dtype="float32")
     problem = (weight.copy(), np.arange(6), weight, None)
     for dtype in TOLERANCE:
-        states, found_x, shards = run_fused(problem, 2, (1.0, 0.0, 0.05), 64.0, products=HalfProducts(dtype))
+        margin = CombinedMargin(m3=0.05)
+        states, found_x, found_w, _ = run_fused(problem, 2, margin, 64.0, precision=HalfPrecision(dtype))
         assert 0.0 <= states[0].loss.item() < 1e-4
-        assert np.isfinite(found_x).all() and np.isfinite(gathered(shards, "weight")).all()
+        assert np.isfinite(found_x).all() and np.isfinite(found_w).all()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_vectors_of_zeros_give_finite_updates(dtype):
+def test_vectors_of_zeros_give_finite_gradients(dtype):
     problem = (np.zeros((2, 4), np.float32), np.array([0, 1]), np.zeros((3, 4), np.float32), None)
-    states, found_x, shards = run_fused(problem, 1, ARCFACE, 64.0, rate=1e-6, products=HalfProducts(dtype))
+    margin = CombinedMargin(*ARCFACE)
+    states, found_x, found_w, _ = run_fused(problem, 1, margin, 64.0, precision=HalfPrecision(dtype))
     assert np.isfinite(states[0].loss.item()) and np.isfinite(found_x).all()
-    assert np.isfinite(gathered(shards, "weight")).all()
+    assert np.isfinite(found_w).all()
 
 
-def test_another_type_is_refused():
+def test_other_types_are_refused():
     with pytest.raises(ConfigError, match="expected 'float16' or 'bfloat16'"):
-        HalfProducts("float32")
+        HalfPrecision("float32")

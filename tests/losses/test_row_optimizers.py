@@ -12,12 +12,16 @@ from plsc.engine.checkpoint import Checkpoint
 from plsc.losses.row_optimizers import HalfMomentum, Momentum
 
 
-def updated(rule, draws, velocity):
+def updated(optimizer, draws, velocity):
     """The velocity after one update by a zero gradient, averaged over draws of the rounding."""
     total = np.zeros(velocity.shape)
     for _ in range(draws):
-        rows, state = paddle.zeros(velocity.shape), [paddle.to_tensor(velocity).astype(rule.storage or "float32")]
-        rule.apply(rows, paddle.to_tensor(velocity), state, rule.prepare(0.0, 1, "float32"))
+        rows, state = (
+            paddle.zeros(velocity.shape),
+            [paddle.to_tensor(velocity).astype(optimizer.state_dtype or "float32")],
+        )
+        prepared = optimizer.prepare(0.0, step=1, dtype="float32")
+        optimizer.apply(rows, paddle.to_tensor(velocity), state=state, prepared=prepared)
         total += state[0].astype("float32").numpy()
     return total / draws
 
@@ -36,8 +40,8 @@ def test_rounding_loses_nothing_on_average():
 
 def train(folder, seed, **settings):
     entry = Entry()
-    entry.train_dataset = GlyphRecords(40, 12, 32)
-    entry.test_dataset = glyph_verification_set(40, 60, 400, 32, seed=1)
+    entry.train_dataset = GlyphRecords(40, 12, image_size=32)
+    entry.test_dataset = glyph_verification_set(40, 60, num_pairs=400, image_size=32, seed=1)
     entry.set_class_num(40)
     entry.set_emb_size(32)
     entry.set_image_shape((3, 32, 32))
@@ -59,6 +63,7 @@ def train(folder, seed, **settings):
 T_999 = 8.61
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [{}, {"sample_ratio": 0.5}])
 def test_training_ends_within_the_noise_of_float32(tmp_path, extra):
     seeds = range(3)
@@ -75,6 +80,6 @@ def test_training_ends_within_the_noise_of_float32(tmp_path, extra):
 
 
 @pytest.mark.parametrize("settings", [{"optimizer": paddle.optimizer.AdamW}, {"emb_dim": 33}])
-def test_what_cannot_be_stored_in_half_is_refused(tmp_path, settings):
+def test_bfloat16_momentum_of_other_optimizers_or_odd_sizes_is_refused(tmp_path, settings):
     with pytest.raises(ConfigError, match="needs sharded centers .* plain Momentum and an even embedding size"):
         train(tmp_path / "no", 0, momentum_storage="bfloat16", **settings)

@@ -1,4 +1,4 @@
-"""Partial FC: the sampled problem against the oracle, and what must not move."""
+"""Partial FC: the sampled problem against the oracle, and the rows that must not change."""
 
 from __future__ import annotations
 
@@ -7,54 +7,16 @@ import paddle
 import pytest
 
 from plsc.errors import ConfigError
-from plsc.losses import shard as shard_module
 from plsc.losses.fused import FusedSoftmax
-from plsc.losses.margins.combined import Margin
-from plsc.losses.ops import highest
+from plsc.losses.margins.combined import CombinedMargin
 from plsc.losses.row_optimizers import SGD, AdamW, Momentum
 from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
-from plsc.utils.ranges import shard_ranges
-from tests._support.head_oracle import LockstepReducer, oracle, relative_error
-from tests.losses.test_reference import make_problem
+from tests._support.head_oracle import oracle, relative_error
+from tests._support.head_problems import ARCFACE, gathered, make_problem, run_sampled, train_step
+from tests._support.workers.cases import NormMargin
 
-ARCFACE = (1.0, 0.5, 0.0)
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setitem(shard_module.CHUNK_ROWS, "cpu", 16)
-    monkeypatch.setitem(shard_module.BLOCK_ROWS, "cpu", 5)
-
-
-def run_sampled(problem, ranks, ratio, margins, scale, rule, rate=1.0, steps=1, seed=5):
-    """(last state, summed feature gradient, whole shards, sampled global classes of the last step)."""
-    features, labels, weight, bias = problem
-    reducer, ranges = LockstepReducer(ranks), shard_ranges(len(weight), ranks)
-
-    def play(rank):
-        start, stop = ranges[rank]
-        whole = Shard(
-            paddle.to_tensor(weight[start:stop]),
-            None if bias is None else paddle.to_tensor(bias[start:stop]),
-            rule,
-            start,
-        )
-        sampled = SampledShard(whole, ratio, len(labels))
-        head = FusedSoftmax(Margin(*margins) if margins else None, scale, reducer)
-        for step in range(steps):
-            sampled.draw(paddle.to_tensor(labels), seed + 100 * step + rank)
-            state = head.forward(paddle.to_tensor(features), paddle.to_tensor(labels), sampled)
-            gradient = head.backward(state, sampled, rate)
-            sampled.put_back()
-        return state, gradient.numpy(), whole, sampled.rows.numpy() + start
-
-    states, gradients, shards, rows = zip(*reducer.run(play))
-    return states[0], np.sum(gradients, axis=0), shards, np.concatenate(rows)
-
-
-def gathered(shards, name):
-    return np.concatenate([shard.weight.numpy() if name == "weight" else shard.state[name].numpy() for shard in shards])
+pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 @pytest.mark.parametrize(
@@ -65,64 +27,74 @@ def gathered(shards, name):
 def test_the_sampled_problem_matches_the_oracle(classes, ranks, samples, ratio, margins, scale):
     problem = make_problem(classes, samples, with_bias=margins is None)
     features, labels, weight, bias = problem
-    state, d_x, shards, rows = run_sampled(problem, ranks, ratio, margins, scale, SGD())
+    margin = None if margins is None else CombinedMargin(*margins)
+    state, d_x, shards, rows = run_sampled(problem, ranks, ratio, margin, scale)
     assert len(set(rows)) == len(rows) and set(labels) <= set(rows)
-    loss, expected_x, expected_w, _ = oracle(*problem, margins=margins, scale=scale, rows=rows.tolist())
+    loss, expected_x, expected_w, expected_b = oracle(*problem, margins=margins, scale=scale, rows=rows.tolist())
     assert relative_error(state.loss, loss) < 1e-10
     assert relative_error(d_x, expected_x) < 1e-10
     assert relative_error(weight - gathered(shards, "weight"), expected_w) < 1e-10
     others = np.setdiff1d(np.arange(classes), rows)
     np.testing.assert_array_equal(gathered(shards, "weight")[others], weight[others])
+    if bias is not None:
+        assert relative_error(bias - gathered(shards, "bias"), expected_b) < 1e-10
+        np.testing.assert_array_equal(gathered(shards, "bias")[others], bias[others])
+
+
+def test_a_margin_that_depends_on_the_norm_matches_the_oracle():
+    problem = make_problem(60, 8)
+    state, d_x, shards, rows = run_sampled(problem, 3, 0.4, NormMargin(), 64.0)
+    loss, expected_x, expected_w, _ = oracle(*problem, margin=NormMargin.of_one, rows=rows.tolist())
+    assert relative_error(state.loss, loss) < 1e-10
+    assert relative_error(d_x, expected_x) < 1e-10
+    assert relative_error(problem[2] - gathered(shards, "weight"), expected_w) < 1e-10
 
 
 def test_a_ratio_of_one_is_the_whole_problem():
     problem = make_problem(50, 8)
     loss, d_x, d_w, _ = oracle(*problem, margins=ARCFACE)
-    state, found, shards, _ = run_sampled(problem, 2, 1.0, ARCFACE, 64.0, SGD())
+    state, found, shards, _ = run_sampled(problem, 2, 1.0, CombinedMargin(*ARCFACE), 64.0)
     assert relative_error(state.loss, loss) < 1e-10
     assert relative_error(problem[2] - gathered(shards, "weight"), d_w) < 1e-10
 
 
-@pytest.mark.parametrize("rule", [Momentum(0.9, 1e-2), AdamW()])
-def test_rows_travel_with_their_state_and_the_rest_stays(rule):
-    """Three steps on whole copies, each updating only the rows that were drawn, give the same."""
+@pytest.mark.parametrize("optimizer", [Momentum(0.9, 1e-2), AdamW()])
+def test_sampled_rows_are_updated_with_their_state_and_the_others_stay(optimizer):
+    """Three steps on copies of the weight, each updating only the rows that were drawn, give the same."""
     features, labels, weight, _ = make_problem(40, 4)
-    whole = Shard(paddle.to_tensor(weight), None, rule)
-    sampled, head = SampledShard(whole, 0.3, 4), FusedSoftmax(Margin(*ARCFACE), 16.0)
-    mirror = {"weight": weight.copy(), **{name: np.zeros_like(weight) for name in whole.state}}
+    full = Shard(paddle.to_tensor(weight), optimizer)
+    sampled, softmax = SampledShard(full, ratio=0.3, samples=4), FusedSoftmax(CombinedMargin(*ARCFACE), 16.0)
+    mirror = {"weight": weight.copy(), **{name: np.zeros_like(weight) for name in full.state}}
     features = paddle.to_tensor(features)
     for step, shift in enumerate((0, 3, 7)):
         shifted = paddle.to_tensor((labels + shift) % 40)
-        sampled.draw(shifted, 11 + step)
-        head.backward(head.forward(features, shifted, sampled), sampled, 0.1)
-        sampled.put_back()
+        sampled.draw(shifted, seed=11 + step)
+        train_step(softmax, features, shifted, sampled, 0.1)
         rows = sampled.rows.numpy()
         alone = Shard(
             paddle.to_tensor(mirror["weight"][rows]),
-            None,
-            rule,
+            optimizer,
             step=step,
-            state={name: paddle.to_tensor(mirror[name][rows]) for name in whole.state},
+            state={name: paddle.to_tensor(mirror[name][rows]) for name in full.state},
         )
-        places = paddle.to_tensor(np.searchsorted(rows, shifted.numpy()))
-        other = FusedSoftmax(Margin(*ARCFACE), 16.0)
-        other.backward(other.forward(features, places, alone), alone, 0.1)
+        positions = paddle.to_tensor(np.searchsorted(rows, shifted.numpy()))
+        train_step(FusedSoftmax(CombinedMargin(*ARCFACE), 16.0), features, positions, alone, 0.1)
         mirror["weight"][rows] = alone.weight.numpy()
-        for name in whole.state:
+        for name in full.state:
             mirror[name][rows] = alone.state[name].numpy()
-    assert whole.step == 3
+    assert full.step == 3
     for name, expected in mirror.items():
-        found = whole.weight if name == "weight" else whole.state[name]
+        found = full.weight if name == "weight" else full.state[name]
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-15)
 
 
 def test_the_draw_follows_its_seed_and_spreads_evenly():
     _, labels, weight, _ = make_problem(200, 4)
-    whole, labels = Shard(paddle.to_tensor(weight), None, SGD()), paddle.to_tensor(labels)
-    sampled, counts = SampledShard(whole, 0.25, 4), np.zeros(200)
+    full, labels = Shard(paddle.to_tensor(weight), SGD()), paddle.to_tensor(labels)
+    sampled, counts = SampledShard(full, ratio=0.25, samples=4), np.zeros(200)
     drawn = []
     for seed in (1, 1, *range(2, 400)):
-        sampled.draw(labels, seed)
+        sampled.draw(labels, seed=seed)
         drawn.append(sampled.rows.numpy())
         counts[drawn[-1]] += 1
     np.testing.assert_array_equal(drawn[0], drawn[1])
@@ -132,33 +104,25 @@ def test_the_draw_follows_its_seed_and_spreads_evenly():
     assert counts[negatives].min() > 55 and counts[negatives].max() < 140
 
 
-def test_a_weight_set_from_outside_is_noticed_in_every_row():
+def test_norms_of_all_rows_follow_updates_and_an_invalidation():
     features, labels, weight, _ = make_problem(40, 4)
-    whole, head = Shard(paddle.to_tensor(weight), None, SGD()), FusedSoftmax(Margin(*ARCFACE), 64.0)
-    sampled = SampledShard(whole, 0.5, 4)
+    full, softmax = Shard(paddle.to_tensor(weight), SGD()), FusedSoftmax(CombinedMargin(*ARCFACE))
+    sampled = SampledShard(full, ratio=0.5, samples=4)
     features, labels = paddle.to_tensor(features), paddle.to_tensor(labels)
     for seed in (1, 2, 3):
         if seed == 2:
-            whole.weight.set_value(weight * np.linspace(1.0, 9.0, 40)[:, None])
-        sampled.draw(labels, seed)
-        state = head.forward(features, labels, sampled)
-        expected = oracle(
-            features.numpy(), labels.numpy(), whole.weight.numpy(), margins=ARCFACE, rows=sampled.rows.tolist()
-        )[0]
+            full.weight.set_value(weight * np.linspace(1.0, 9.0, 40)[:, None])
+            full.invalidate_norms()
+        sampled.draw(labels, seed=seed)
+        before = full.weight.numpy().copy()
+        state = train_step(softmax, features, labels, sampled, 0.1)
+        expected = oracle(features.numpy(), labels.numpy(), before, margins=ARCFACE, rows=sampled.rows.tolist())[0]
         assert relative_error(state.loss, expected) < 1e-10
-        head.backward(state, sampled, 0.1)
-        sampled.put_back()
-
-
-@pytest.mark.parametrize("count", [1, 4, 9, 10])
-def test_of_equal_scores_no_more_are_taken_than_asked_for(count):
-    scores = np.array([0.5, 0.5, 2.5, 0.1, 0.5, 0.7, 0.5, 0.2, 0.5, 2.0], np.float32)
-    places = highest(paddle.to_tensor(scores), count).numpy()
-    assert places.tolist() == sorted(set(places.tolist())) and len(places) == count
-    np.testing.assert_array_equal(np.sort(scores[places]), np.sort(scores)[-count:])
+        norms = (full.weight.numpy() ** 2).sum(axis=1)
+        np.testing.assert_allclose(full.squared_norms().numpy(), norms, rtol=1e-12)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.5, float("nan")])
 def test_a_ratio_outside_its_range_is_refused(ratio):
     with pytest.raises(ConfigError, match="sample ratio"):
-        SampledShard(Shard(paddle.ones([4, 2]), None, SGD()), ratio, 2)
+        SampledShard(Shard(paddle.ones([4, 2]), SGD()), ratio=ratio, samples=2)

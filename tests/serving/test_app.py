@@ -17,7 +17,7 @@ from tests._support.serving_fuzz import mutate
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 from plsc import load_inference_model
-from plsc.data.transforms import decode
+from plsc.data.images import decode
 from plsc.inference.paddle_serving_messages import Request, Response
 
 pytestmark = pytest.mark.server

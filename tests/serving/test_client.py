@@ -16,7 +16,7 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 pytest.importorskip("faiss", reason="faiss-cpu is not installed")
 
 from plsc import DataError, ServingError, load_inference_model
-from plsc.data.transforms import decode
+from plsc.data.images import decode
 from plsc.serving import Client, Gallery
 
 pytestmark = pytest.mark.server

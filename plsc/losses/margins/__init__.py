@@ -1,0 +1,118 @@
+"""Margins: what a loss does to the logit of a sample's own class. A margin knows nothing of ranks or shards.
+
+The heads compute z_ny = s * psi_n for the label y of sample n and z_nc = s * cos(x_n, w_c) for the other classes. A
+margin is psi: an object that is called with the target cosines and returns psi and its derivatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import paddle
+
+from plsc.config import Config
+from plsc.errors import ConfigError
+from plsc.losses.margins.combined import CombinedMargin
+
+
+class Margin(Protocol):
+    """psi(cos, |x|, y), the margin on the target cosine.
+
+    A head calls its margin once per step, on every rank, with the whole batch over which the loss is the mean: with
+    sharded class centers and with centers replicated on several ranks, that is the global batch.
+
+    `norms` and `labels` are then the same on all ranks. `cosine` is not: with sharded centers a rank holds the target's
+    center only for the labels of its own classes; the other entries of `cosine` are cosines to some other class, and
+    what the margin returns for them is ignored. A margin that keeps a statistic, such as a running mean, must compute
+    it from `norms` and `labels` only. It then has the same value on all ranks without any communication.
+
+    Example:
+        >>> class CosFace:
+        ...     def __call__(self, cosine, norms, labels):
+        ...         return cosine - 0.35, paddle.ones_like(cosine)
+        >>> config = plsc.Config(margin_function=CosFace())
+    """
+
+    def __call__(
+        self, cosine: paddle.Tensor, norms: paddle.Tensor, labels: paddle.Tensor, /
+    ) -> tuple[paddle.Tensor, ...]:
+        """psi, its derivative by the cosine and, optionally, its derivative by the norm.
+
+        Args:
+            cosine: [G] target cosines; rounding may put them a little outside -1 to 1.
+            norms: [G] Euclidean norms of the features before normalization, above 0.
+            labels: [G] int64 class ids, 0 to C - 1.
+
+        Returns:
+            (psi, d psi / d cos) or (psi, d psi / d cos, d psi / d |x|), each [G] and of the type of `cosine`. Without
+            the third, psi is taken to be independent of the norm, or its dependence to be constant, as in AdaFace.
+        """
+        ...
+
+
+@runtime_checkable
+class StatefulMargin(Protocol):
+    """A margin with state of its own, for example running statistics. Checkpoints hold it, as 'margin:<name>'."""
+
+    def state(self) -> dict[str, paddle.Tensor]:
+        """The tensors to save, by name; each whole and the same on all ranks."""
+        ...
+
+    def load(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Set the state to what `state` returned before."""
+        ...
+
+
+class MarginOutput(NamedTuple):
+    """What a margin returned; all [G].
+
+    Attributes:
+        psi: the value that takes the place of the target cosine.
+        by_cosine: d psi / d cos.
+        by_norm: d psi / d |x|; None for 0.
+    """
+
+    psi: paddle.Tensor
+    by_cosine: paddle.Tensor
+    by_norm: paddle.Tensor | None
+
+
+def apply_margin(margin: Margin, cosine: paddle.Tensor, *, norms: paddle.Tensor, labels: paddle.Tensor) -> MarginOutput:
+    """Call a margin and check the number and the shapes of what it returns.
+
+    Raises:
+        ConfigError: not two or three tensors of the shape of `cosine`.
+    """
+    found = margin(cosine, norms, labels)
+    shapes = [getattr(part, "shape", None) for part in found] if isinstance(found, tuple) else found
+    if not isinstance(found, tuple) or len(found) not in (2, 3) or any(shape != cosine.shape for shape in shapes):
+        raise ConfigError(
+            f"margin {type(margin).__name__} returned {_describe(found)}; expected (value, derivative by the cosine) "
+            f"or (value, derivative by the cosine, derivative by the norm), tensors of shape {cosine.shape} each"
+        )
+    return MarginOutput(found[0], found[1], found[2] if len(found) == 3 else None)
+
+
+def build_margin(config: Config) -> Margin | None:
+    """The margin that the settings ask for; None for the softmax loss, which has plain products instead of cosines.
+
+    Raises:
+        ConfigError: the margins do not fit the loss, or `margin_function` cannot be called.
+    """
+    if config.margin_function is not None:
+        if not callable(config.margin_function):
+            raise ConfigError(
+                f"margin_function: got {config.margin_function!r}, expected an object that is called with "
+                f"(cosine, norms, labels), see plsc.losses.margins.Margin"
+            )
+        margin: Margin = config.margin_function
+        return margin
+    return None if config.margins is None else CombinedMargin(*config.margins)
+
+
+def _describe(found: Any) -> str:
+    if not isinstance(found, tuple):
+        return type(found).__name__
+    return f"({', '.join(str(getattr(part, 'shape', type(part).__name__)) for part in found)})"

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
+import paddle
+
+from plsc.losses.margins.combined import CombinedMargin
 
 ARCFACE, COSFACE, SPHEREFACE = (1.0, 0.5, 0.0), (1.0, 0.0, 0.35), (1.35, 0.0, 0.0)
+
+
+class NormMargin:
+    """psi = cos(theta + m), m = 0.1 + 0.02 |x| (1 + y mod 2): a margin that depends on the norm, as MagFace's does."""
+
+    def __call__(self, cosine, norms, labels):
+        share = 0.02 * (1 + labels % 2).astype(cosine.dtype)
+        angle = 0.1 + share * norms
+        sine = paddle.sqrt(1.0 - cosine * cosine)
+        by_angle = sine * paddle.cos(angle) + cosine * paddle.sin(angle)
+        value = cosine * paddle.cos(angle) - sine * paddle.sin(angle)
+        return value, by_angle / sine, -by_angle * share
+
+    @staticmethod
+    def of_one(cosine, norm, label):
+        """The same for one sample, from the definition."""
+        theta, share = math.acos(cosine), 0.02 * (1 + label % 2)
+        angle = theta + 0.1 + share * norm
+        return math.cos(angle), math.sin(angle) / math.sin(theta), -math.sin(angle) * share
 
 
 class HeadCase(NamedTuple):
@@ -16,6 +39,20 @@ class HeadCase(NamedTuple):
     samples_per_rank: int = 5
     with_bias: bool = False
     dtype: str = "float64"
+    by_norm: bool = False
+
+    @property
+    def margin(self):
+        """The margin object of the head."""
+        if self.by_norm:
+            return NormMargin()
+        return None if self.margins is None else CombinedMargin(*self.margins)
+
+    @property
+    def of_oracle(self):
+        """The arguments of `oracle` for the same loss."""
+        margin = {"margin": NormMargin.of_one} if self.by_norm else {"margins": self.margins}
+        return {**margin, "scale": self.scale}
 
 
 HEAD_CASES = {
@@ -32,6 +69,9 @@ HEAD_CASES = {
     "softmax": HeadCase(10, None),
     "softmax with bias": HeadCase(6, None, with_bias=True),
     "float32": HeadCase(50, samples_per_rank=8, dtype="float32"),
+    "margin by norm": HeadCase(10, by_norm=True),
+    "margin by norm, three": HeadCase(3, by_norm=True, scale=128.0),
+    "margin by norm, float32": HeadCase(50, by_norm=True, samples_per_rank=8, dtype="float32"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Loss, gradients and accuracy of each case on real ranks; each rank writes what it holds."""
+"""Loss, gradients and accuracy of each case on real ranks, by both heads; each rank writes what it holds."""
 
 import sys
 
@@ -7,9 +7,12 @@ import paddle
 
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import init_topology
-from plsc.losses.margins.combined import Margin
-from plsc.losses.reference import ShardedSoftmax
+from plsc.losses.fused import FusedSoftmax
+from plsc.losses.reference import ReferenceSoftmax
+from plsc.losses.row_optimizers import SGD
+from plsc.losses.shard import Shard
 from plsc.utils.ranges import shard_range
+from tests._support.head_problems import collect
 from tests._support.workers.cases import HEAD_CASES, head_problem
 
 topology = init_topology()
@@ -21,20 +24,26 @@ for name, case in HEAD_CASES.items():
     own = np.array_split(np.arange(len(labels)), topology.world_size)[topology.rank]
     x = collectives.all_gather(paddle.to_tensor(features[own]))
     y = collectives.all_gather(paddle.to_tensor(labels[own]))
-    margin = Margin(*case.margins) if case.margins else None
-    head = ShardedSoftmax(margin, case.scale, start, collectives)
-    state = head.forward(
-        x,
-        y,
-        paddle.to_tensor(weight[start:stop]),
-        None if bias is None else paddle.to_tensor(bias[start:stop]),
-        count_above=True,
-    )
-    d_x, d_w, d_b = head.backward(state)
-    found[f"{name}/loss"] = state.loss.numpy()
-    found[f"{name}/above"] = state.above.numpy()
-    found[f"{name}/features"] = collectives.reduce_scatter_sum(d_x).numpy()
-    found[f"{name}/weight"] = d_w.numpy()
-    if d_b is not None:
-        found[f"{name}/bias"] = d_b.numpy()
+    parameters = {"weight": paddle.to_tensor(weight[start:stop])}
+    if bias is not None:
+        parameters["bias"] = paddle.to_tensor(bias[start:stop])
+
+    reference = ReferenceSoftmax(case.margin, case.scale, first_class=start, reducer=collectives)
+    state = reference.loss_and_feature_gradient(x, y, **parameters, count_above=True)
+    d_w, d_b = reference.row_gradients(state)
+    played = {"reference": (state, d_w, d_b)}
+
+    fused = FusedSoftmax(case.margin, case.scale, reducer=collectives)
+    shard = Shard(parameters["weight"], SGD(), bias=parameters.get("bias"), first_class=start)
+    state = fused.loss_and_feature_gradient(x, y, shard=shard, count_above=True)
+    played["fused"] = (state, *collect(fused.row_gradients(state), shard))
+
+    for head, (state, d_w, d_b) in played.items():
+        key = f"{name}/{head}"
+        found[f"{key}/loss"] = state.loss.numpy()
+        found[f"{key}/num_greater"] = state.num_greater.numpy()
+        found[f"{key}/features"] = collectives.reduce_scatter_sum(state.feature_gradient).numpy()
+        found[f"{key}/weight"] = d_w.numpy()
+        if d_b is not None:
+            found[f"{key}/bias"] = d_b.numpy()
 np.savez(f"{sys.argv[1]}/{topology.rank}.npz", **found)

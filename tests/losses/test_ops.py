@@ -1,0 +1,72 @@
+"""The operators against their definitions, in host memory and as they run elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+
+from plsc.losses import ops
+
+
+@pytest.fixture(params=["host memory", "elsewhere"])
+def place(request, monkeypatch):
+    """With NumPy on the tensor's memory, and without, as on a GPU."""
+    if request.param == "elsewhere":
+        monkeypatch.setattr(ops, "host_view", lambda tensor: None)
+
+
+@pytest.mark.parametrize("count", [1, 4, 9, 10])
+def test_of_equal_scores_no_more_are_taken_than_asked_for(count):
+    scores = np.array([0.5, 0.5, 2.5, 0.1, 0.5, 0.7, 0.5, 0.2, 0.5, 2.0], np.float32)
+    found = ops.highest(paddle.to_tensor(scores), count).numpy()
+    assert found.tolist() == sorted(set(found.tolist())) and len(found) == count
+    np.testing.assert_array_equal(np.sort(scores[found]), np.sort(scores)[-count:])
+
+
+def test_rows_are_scaled_and_shifted():
+    rows, scale, offset = paddle.randn([5, 7]), paddle.randn([5]), paddle.randn([5])
+    found = ops.scale_rows(rows, scale=scale, offset=offset)
+    np.testing.assert_allclose(found, rows * scale.unsqueeze(1) + offset.unsqueeze(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [[6], [6, 4]])
+def test_rows_are_taken_and_put_by_index(place, shape):
+    source, index = paddle.randn(shape), paddle.to_tensor([4, 0, 5])
+    out = paddle.zeros([3, *shape[1:]])
+    ops.take_rows(source, index, out=out)
+    np.testing.assert_array_equal(out, source.numpy()[[4, 0, 5]])
+    target = paddle.zeros(shape)
+    ops.put_rows(target, index, values=out)
+    expected = np.zeros(shape, np.float32)
+    expected[[4, 0, 5]] = out.numpy()
+    np.testing.assert_array_equal(target, expected)
+
+
+def test_bfloat16_rows_are_put_by_index():
+    target, values = paddle.zeros([6, 4], "bfloat16"), paddle.randn([2, 4]).astype("bfloat16")
+    ops.put_rows(target, paddle.to_tensor([1, 3]), values=values)
+    np.testing.assert_array_equal(target[1].astype("float32"), values[0].astype("float32"))
+    assert target.astype("float32").abs().sum(axis=1).numpy().nonzero()[0].tolist() == [1, 3]
+
+
+def test_exponentials_and_norms(place):
+    rows = paddle.randn([5, 3])
+    expected = rows.numpy()
+    parts = [ops.squared_norms(part, ops.host_view(part), ones=paddle.ones([3])) for part in (rows[:2], rows[2:])]
+    np.testing.assert_allclose(ops.concat_norms(parts), (expected**2).sum(axis=1), rtol=1e-6)
+    found = ops.exp_(rows)
+    np.testing.assert_allclose(found, np.exp(expected), rtol=1e-6)
+    assert found.data_ptr() == rows.data_ptr()
+
+
+def test_values_are_added_at_flat_indices():
+    target = paddle.zeros([2, 3])
+    ops.add_at_(target, paddle.to_tensor([5, 0]), values=paddle.to_tensor([2.0, 3.0]))
+    np.testing.assert_array_equal(target, [[3, 0, 0], [0, 0, 2]])
+
+
+def test_no_grad_keeps_the_result_out_of_autograd():
+    weight = paddle.create_parameter([2], "float32")
+    assert ops.no_grad(lambda tensor: tensor * 2)(weight).stop_gradient
+    assert not (weight * 2).stop_gradient
