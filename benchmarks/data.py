@@ -32,10 +32,12 @@ import cv2
 import numpy as np
 
 from plsc.data.convert.conversion import convert
+from plsc.data.images import decode
 from plsc.data.loader import TrainLoader
-from plsc.data.records import Record, Records, open_records
+from plsc.data.records import Record, Records
+from plsc.data.sources import open_records
 from plsc.data.subset import SelectedRecords
-from plsc.data.transforms import Transform, decode, normalize
+from plsc.data.transforms import Transform, normalize
 
 OMNIGLOT = Path(__file__).parents[2] / "shared" / "data" / "omniglot" / "faces_layout"
 SHAPE, WORKERS, BATCH = (3, 112, 112), 2, 128  # as `set_train_batch_size` has it by default
@@ -71,7 +73,9 @@ class Textured:
 
 
 def loader_rate(records: Records, seconds: float, finish: Callable[[np.ndarray], np.ndarray]) -> Rate:
-    loader = TrainLoader(records, Transform(SHAPE, flip=True), records.num_classes, BATCH, num_workers=WORKERS)
+    loader = TrainLoader(
+        records, Transform(SHAPE, flip=True), num_classes=records.count_classes(), batch_size=BATCH, num_workers=WORKERS
+    )
     try:
         batches = (batch for epoch in range(10**6) for batch in loader.epoch(epoch))
         for _ in range(4 * WORKERS):
@@ -222,7 +226,9 @@ def where_the_time_goes(rec: Path, images: list[bytes]) -> dict[str, float]:
     transform, out = Transform(SHAPE, flip=True), np.empty(SHAPE, np.uint8)
     batch = np.stack([transform(image) for image in images[:BATCH]])
     finished = normalize(batch)
-    loader = TrainLoader(SelectedRecords(records, order), transform, records.num_classes, BATCH)
+    loader = TrainLoader(
+        SelectedRecords(records, order), transform, num_classes=records.count_classes(), batch_size=BATCH
+    )
     stages: dict[str, Callable[[], object]] = {
         "bare cv2.imdecode": lambda: [
             cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR) is None for image in images

@@ -31,7 +31,7 @@ from plsc.utils import lazy as _lazy
 from plsc.version import __version__
 
 if TYPE_CHECKING:
-    from plsc.data.records import open_records
+    from plsc.data.sources import open_records
     from plsc.data.verification_set import VerificationSet
     from plsc.engine.trainer import Trainer
     from plsc.inference.model import load_inference_model
@@ -66,7 +66,7 @@ _AT_FIRST_USE = {
     "Trainer": "plsc.engine.trainer",
     "VerificationSet": "plsc.data.verification_set",
     "load_inference_model": "plsc.inference.model",
-    "open_records": "plsc.data.records",
+    "open_records": "plsc.data.sources",
 }
 
 

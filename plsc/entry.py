@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from plsc.config import DEFAULT_VAL_TARGETS, LOSS_TYPES, Config, ScheduleName, check_callable, config
 from plsc.models.registry import find_backbone
+from plsc.utils.lazy import require_paddle
 from plsc.utils.logging import show_log
 
 if TYPE_CHECKING:
     import numpy as np
 
     from plsc.distributed.topology import Topology
+    from plsc.engine.observers import Observer
 
     # For type checkers every setting is an attribute, and no other name is.
     _Attributes = Config
@@ -51,7 +53,7 @@ class Entry(_Attributes):
     """
 
     _config: Config
-    _observers: list[Any]
+    _observers: list[Observer]
 
     def __init__(self) -> None:
         object.__setattr__(self, "_config", config.model_copy())
@@ -279,7 +281,7 @@ class Entry(_Attributes):
 
         Args:
             lr: the learning rate at a global batch of 1024 (default 0.1; the peak is lr times the global batch / 1024);
-                or a schedule: 'step' (default), 'cosine' or 'poly', or a function from the step to the learning rate.
+                or a schedule: 'step' (default), 'cosine' or 'poly', or a function step -> learning rate.
         """
         if isinstance(lr, str) or callable(lr):
             self.config.lr_schedule = lr
@@ -380,9 +382,11 @@ class Entry(_Attributes):
         """Steps between lines of metrics.jsonl and, where there is no progress bar, of the log. Default 200."""
         self.config.log_period = period
 
-    def add_observer(self, observer: Any) -> None:
+    def add_observer(self, observer: Observer) -> None:
         """Add an observer of `plsc.engine.observers`: its methods are called after steps, verifications and saves."""
-        self._observers.append(observer)
+        from plsc.engine.observers.group import check_observer
+
+        self._observers.append(check_observer(observer))
 
     # Parts of the old API that have no effect
 
@@ -412,10 +416,10 @@ class Entry(_Attributes):
         Returns:
             The last values by name, such as 'loss', 'lr' and 'lfw/accuracy'.
         """
-        topology = self._start()
+        require_paddle()
         from plsc.engine.trainer import Trainer
 
-        return Trainer(self.config, topology).train()
+        return Trainer(self.config, observers=self._observers).train()
 
     def test(self) -> dict[str, float]:
         """Verify the checkpoint on `val_targets` (or `test_dataset`).

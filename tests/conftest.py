@@ -35,7 +35,7 @@ def data_dir(tmp_path):
     (folder / "label.txt").write_text("".join(lines))
     encoded = [(folder / line.split()[0]).read_bytes() for line in lines]
     pairs = [(i, (i + CLASSES) % 30 if i % 2 else (i + 1) % 30) for i in range(20)]
-    VerificationSet("lfw", [encoded[j] for pair in pairs for j in pair], [i % 2 == 1 for i in range(20)]).save(
+    VerificationSet("lfw", [encoded[j] for pair in pairs for j in pair], is_same=[i % 2 == 1 for i in range(20)]).save(
         folder / "lfw.bin"
     )
     return folder

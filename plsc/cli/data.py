@@ -18,7 +18,8 @@ from plsc.data.convert.inspection import plot_files
 from plsc.data.convert.preprocessing import Preprocessing
 from plsc.data.convert.writers import WRITERS
 from plsc.data.pairs import make_verification_set
-from plsc.data.records import Records, open_records
+from plsc.data.records import Records
+from plsc.data.sources import open_records
 from plsc.data.subset import shuffled, with_min_images, without_classes_of
 from plsc.errors import DataError
 from plsc.utils.logging import show_log
@@ -108,9 +109,9 @@ def convert(
             "x1 y1 ... x5 y5 per image, in the order of the images."
         ),
     ] = None,
-    encoding: Annotated[str | None, typer.Option(help="Encode all images anew, as jpg or png.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Re-encode all images as jpg or png.")] = None,
     quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help="JPEG quality of images that are encoded anew; 95 by default.")
+        int | None, typer.Option(min=1, max=100, help="JPEG quality of images that are re-encoded; 95 by default.")
     ] = None,
     parts: Parts = 1,
     min_images: MinImages = 0,
@@ -119,7 +120,7 @@ def convert(
 ) -> None:
     """Write a data set in another format. After an interruption, the same command continues where it stopped."""
     if quality is not None and encoding != "jpg" and (encoding or not (size or landmarks)):
-        raise DataError("--quality needs images that are encoded anew: by --encoding jpg, --size or --landmarks")
+        raise DataError("--quality needs images that are re-encoded: by --encoding jpg, --size or --landmarks")
     records = open_records(source, recover)
     if landmarks is not None and min_images:
         raise DataError(
@@ -204,18 +205,21 @@ def pairs(
     records = open_records(source, recover)
     if exclude is not None:
         records = without_classes_of(records, open_records(exclude))
-    made = make_verification_set(records, num_pairs, folds, seed, output.stem)
+    made = make_verification_set(records, num_pairs, folds=folds, seed=seed, name=output.stem)
     made.save(output)
-    typer.echo(f"{output}: {len(made)} pairs in {folds} folds of {len(records)} images, {records.num_classes} classes")
+    typer.echo(
+        f"{output}: {len(made)} pairs in {folds} folds of {len(records)} images, {records.count_classes()} classes"
+    )
 
 
 @app.command()
 def index(source: Source) -> None:
     """Write the offsets of base64 parts or tar shards beside them, so that they open without being read through."""
     records = open_records(source)
-    if not hasattr(records, "save_index"):
+    written = records.save_index()
+    if not written:
         raise DataError(f"{source} is {records.format}, which needs no index: only base64 parts and tar shards do")
-    for path in records.save_index():
+    for path in written:
         typer.echo(path)
 
 

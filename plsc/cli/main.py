@@ -103,7 +103,7 @@ def demo(
     """Train, verify, resume, export and embed on generated glyphs."""
     from plsc.demo import run_demo
 
-    run_demo(output, size, ranks)
+    run_demo(output, size, ranks=ranks)
 
 
 @app.callback(invoke_without_command=True)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from plsc.data.images import IMAGE_SUFFIXES, is_image_name
 from plsc.errors import ConfigError, ServingError
 from plsc.serving.settings import ServeSettings
 from plsc.utils.logging import show_log
@@ -21,8 +22,6 @@ Images = Annotated[list[Path], typer.Argument(help="image files, or folders NAME
 Threshold = Annotated[float | None, typer.Option(min=-1, max=1, help="cosine from which on two are the same")]
 Report = Annotated[Path | None, typer.Option(help="what plsc test printed: takes the threshold from it")]
 ReportSet = Annotated[str | None, typer.Option(help="verification set of the report, where it has several")]
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 
 
 def serve(
@@ -153,9 +152,9 @@ def _files(images: list[Path]) -> list:
         if not path.is_dir():
             found.append((path.stem, path))
             continue
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        inside = sorted(file for file in path.rglob("*") if is_image_name(file.name))
         if not inside:
-            raise ConfigError(f"{path}: no image in it, expected files of {', '.join(_SUFFIXES)}")
+            raise ConfigError(f"{path}: no image in it, expected files of {', '.join(IMAGE_SUFFIXES)}")
         found += [(path.name if file.parent == path else file.parent.name, file) for file in inside]
     return found
 

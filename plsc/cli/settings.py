@@ -24,7 +24,7 @@ def with_settings(settings: type[Settings], *, without: Collection[str] = ()) ->
     """A decorator that gives a command `--config FILE` and a flag per setting.
 
     The first argument of the command is {name: value} of the settings in the file and of the flags, in order of
-    precedence: flags come last and win. Values of flags are text, so that values are checked in one place, the settings.
+    precedence: flags come last and win. Values of flags are text, so that only the settings check values.
 
     Args:
         settings: the class whose fields become flags.

@@ -1,8 +1,8 @@
-"""Faces brought to the standard position by five landmarks, as face recognition networks expect them.
+"""Alignment of faces to the standard position by five landmarks, as face recognition networks expect it.
 
-The transform is the similarity (rotation, uniform scale, shift; no mirror) that is nearest in the least-squares
-sense: Umeyama, "Least-squares estimation of transformation parameters between two point patterns", PAMI 1991.
-The positions in the 112 x 112 image are those that ArcFace and the public face sets use.
+The transform is the similarity (rotation, uniform scale, shift; no mirror) with the least squared error: Umeyama,
+"Least-squares estimation of transformation parameters between two point patterns", PAMI 1991. The positions in the
+112 x 112 image are those of ArcFace and the public face sets.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
+from plsc.data.images import Pixels
 from plsc.errors import DataError
 
 log = logging.getLogger("plsc")
@@ -23,21 +25,23 @@ TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
 TEMPLATE_SIZE = 112
-# Faces are 2 to 5 pixels from the template, in profile up to 13; points in another order 14 and more.
-_FAR, _LOOKED_AT = 12, 1000
+# Root mean square distance from the template, in pixels, above which points are taken for no face. Faces are at 2 to 5,
+# in profile up to 13; points in another order are at 14 or more.
+_FAR = 12
+_CHECKED = 1000  # images of a set
 
 
-def similarity_transform(source: Any, target: Any) -> np.ndarray:
-    """The similarity that takes `source` points nearest to `target` points.
+def similarity_transform(source: Any, target: Any) -> npt.NDArray[np.float64]:
+    """The similarity that maps `source` points to `target` points with the least squared error.
 
     Args:
         source, target: [n, 2] points (x, y), n of 2 or more, not all the same.
 
     Returns:
-        [2, 3] float64: target is about matrix[:, :2] @ point + matrix[:, 2].
+        matrix [2, 3] float64: target is about matrix[:, :2] @ point + matrix[:, 2].
 
     Raises:
-        DataError: other shapes, points that are not finite, or source points that all coincide.
+        DataError: other shapes, points that are not finite, or source points that are all the same.
     """
     source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
     if source.shape != target.shape or source.ndim != 2 or source.shape[1] != 2 or len(source) < 2:
@@ -47,25 +51,25 @@ def similarity_transform(source: Any, target: Any) -> np.ndarray:
     if not (np.isfinite(source).all() and np.isfinite(target).all()):
         raise DataError(f"landmarks {source.tolist()} are not all finite")
     source_mean, target_mean = source.mean(0), target.mean(0)
-    source_centerd, target_centerd = source - source_mean, target - target_mean
-    variance = (source_centerd**2).sum() / len(source)
+    source_centered, target_centered = source - source_mean, target - target_mean
+    variance = (source_centered**2).sum() / len(source)
     if variance < 1e-12:
         raise DataError(f"landmarks {source.tolist()} lie on one point")
-    u, singular, v = np.linalg.svd(target_centerd.T @ source_centerd / len(source))
+    u, singular, v = np.linalg.svd(target_centered.T @ source_centered / len(source))
     signs = np.array([1.0, np.sign(np.linalg.det(u) * np.linalg.det(v))])  # -1 where the best fit would mirror
     rotation = u @ np.diag(signs) @ v
     scale = (singular * signs).sum() / variance
     return np.column_stack([scale * rotation, target_mean - scale * rotation @ source_mean])
 
 
-def align(pixels: np.ndarray, landmarks: Any, image_size: int = TEMPLATE_SIZE) -> np.ndarray:
-    """Warp an image so that its five landmarks come to the template's positions.
+def align(pixels: Pixels, landmarks: Any, *, image_size: int = TEMPLATE_SIZE) -> Pixels:
+    """Warp an image so that its five landmarks move to the positions of the template.
 
     Args:
         pixels: [H, W, 3] uint8.
         landmarks: [5, 2] (x, y) in pixels: left eye, right eye, nose, left and right corner of the mouth, left
             and right as seen in the image.
-        image_size: side of the result; the template scales with it.
+        image_size: side of the result in pixels; the template is scaled to it.
 
     Returns:
         [image_size, image_size, 3] uint8, black where the image does not reach.
@@ -75,16 +79,16 @@ def align(pixels: np.ndarray, landmarks: Any, image_size: int = TEMPLATE_SIZE) -
     """
     if np.shape(landmarks) != (5, 2):
         raise DataError(f"landmarks: got {list(np.shape(landmarks))}, expected [5, 2]: eyes, nose, mouth corners")
-    # A pixel's center is at half a step: scaling by the corner would shift the image by a part of a pixel.
+    # The center of pixel (0, 0) is at (0.5, 0.5) from the corner of the image, and the corner is what scaling keeps.
     scale = image_size / TEMPLATE_SIZE
     matrix = similarity_transform(landmarks, (TEMPLATE + 0.5) * scale - 0.5)
     return cv2.warpAffine(pixels, matrix, (image_size, image_size), flags=cv2.INTER_LINEAR)
 
 
-def read_landmarks(path: str | Path, count: int) -> np.ndarray:
-    """Landmarks of a whole set: a `.npy` of [n, 5, 2], or text with one line per image, in the set's order.
+def read_landmarks(path: str | Path, count: int) -> npt.NDArray[np.float32]:
+    """Landmarks of a whole set: a `.npy` of [n, 5, 2], or text with one line per image, in the order of the set.
 
-    A line is x1 y1 ... x5 y5, parted by white space or commas; a name may stand before the numbers.
+    A line is x1 y1 ... x5 y5, separated by white space or commas. A name may stand before the numbers.
 
     Args:
         path: the file.
@@ -94,7 +98,7 @@ def read_landmarks(path: str | Path, count: int) -> np.ndarray:
         [n, 5, 2] float32.
 
     Raises:
-        DataError: not as many lines as images, or a line without ten numbers, named by its number.
+        DataError: not as many lines as images, or a line without ten numbers; names the line.
     """
     path = Path(path)
     try:
@@ -119,7 +123,7 @@ def read_landmarks(path: str | Path, count: int) -> np.ndarray:
 def _ten_numbers(path: Path, number: int, line: str) -> list[float]:
     parts = line.replace(",", " ").split()
     try:
-        # A number before or behind the ten is a label or a score, and would shift them unseen.
+        # A number before or after the ten is a label or a score.
         if len(parts) == 10 or len(parts) > 10 and not _is_number(parts[-11]):
             return [float(part) for part in parts[-10:]]
     except ValueError:
@@ -138,9 +142,9 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _warn_of_another_order(path: Path, points: np.ndarray) -> None:
-    """Tell of points that are in no face's places, as x1 ... x5 y1 ... y5 are, and left and right exchanged."""
-    chosen = points[np.unique(np.linspace(0, len(points) - 1, min(len(points), _LOOKED_AT)).astype(int))]
+def _warn_of_another_order(path: Path, points: npt.NDArray[Any]) -> None:
+    """Warn where the points are those of no face: given as x1 ... x5 y1 ... y5, or with left and right exchanged."""
+    chosen = points[np.unique(np.linspace(0, len(points) - 1, min(len(points), _CHECKED)).astype(int))]
     far = sum(_distance(face) > _FAR for face in chosen)
     if 2 * far > len(chosen):
         log.warning(
@@ -152,10 +156,10 @@ def _warn_of_another_order(path: Path, points: np.ndarray) -> None:
         )
 
 
-def _distance(face: np.ndarray) -> float:
-    """How far five points are from the template's once they are aligned, in its pixels."""
+def _distance(face: npt.NDArray[Any]) -> float:
+    """The root mean square distance of five aligned points from the template, in pixels of the template."""
     try:
         matrix = similarity_transform(face, TEMPLATE)
     except DataError:
-        return np.inf
+        return float("inf")
     return float(np.sqrt(((face @ matrix[:, :2].T + matrix[:, 2] - TEMPLATE) ** 2).sum(1).mean()))

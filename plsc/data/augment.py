@@ -1,39 +1,48 @@
-"""Random changes to training images, by OpenCV: all off unless set, all drawn from the generator they are given.
+"""Random changes to training images, by OpenCV. All are off by default.
 
-Sources: random erasing, Zhong et al. 2017 (cutout, DeVries and Taylor 2017, is its square relative); RandAugment,
-Cubuk et al. 2019.
+Sources: random erasing, Zhong et al. 2017 (cutout, DeVries and Taylor 2017, erases squares); RandAugment, Cubuk et al.
+2019.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
+from plsc.data.images import Pixels
 from plsc.errors import ConfigError
 
 Rng = np.random.Generator
+_Operation = Callable[[Pixels, float], Pixels]
 _GRAY = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What may happen to a training image, in this order. 0 is off.
+    """The random changes to a training image, in this order. 0, the default, turns a change off.
 
     Attributes:
-        crop: up to this share of each side is cut off, and the rest resized to the whole; 0 to under 1.
-        rotate: up to so many degrees to either side; 0 to 180.
-        color_jitter: brightness, contrast and saturation by factors of 1 - x to 1 + x, in random order; 0 to 1.
-        rand_augment: so many operations of RandAugment, drawn with repetition; 0 or more.
-        rand_magnitude: how strong they are; 0 to 10.
-        gray: probability of losing the colors.
-        blur: probability of a Gaussian blur, of a sigma of half a pixel to that and a fortieth of the width.
-        erase: probability of a rectangle of noise, of 2 to 33 % of the area and a ratio of sides up to 3.3.
+        crop: the share of each side to cut off at most, 0 to under 1; the rest is resized to the whole.
+        rotate: degrees of rotation to either side at most, 0 to 180.
+        color_jitter: x, 0 to 1; brightness, contrast and saturation change by factors of 1 - x to 1 + x, in random
+            order.
+        rand_augment: the number of RandAugment operations, drawn with repetition; 0 or more.
+        rand_magnitude: the strength of the RandAugment operations, 0 to 10; the default is 5.
+        gray: probability that the image loses its colors.
+        blur: probability of a Gaussian blur with a sigma of 0.5 to 0.5 + W / 40 pixels.
+        erase: probability that a rectangle becomes noise: 2 to 33 % of the area, sides in a ratio up to 3.3.
 
     Raises:
         ConfigError: a value out of its range.
+
+    Example:
+        >>> augment = Augment(crop=0.1, color_jitter=0.2)
+        >>> changed = augment(np.zeros((112, 112, 3), np.uint8), np.random.default_rng(0))
     """
 
     crop: float = 0.0
@@ -62,12 +71,12 @@ class Augment:
 
     @property
     def is_off(self) -> bool:
-        """Whether nothing ever happens."""
+        """Whether all changes are off."""
         crop, rotate, color_jitter, rand_augment, _, *chances = astuple(self)
         return not any((crop, rotate, color_jitter, rand_augment, *chances))
 
-    def __call__(self, pixels: np.ndarray, rng: Rng) -> np.ndarray:
-        """[H, W, 3] uint8 RGB to the same shape and type; the input is left as it is."""
+    def __call__(self, pixels: Pixels, rng: Rng) -> Pixels:
+        """Pixels [H, W, 3] uint8 RGB to a new array of the same shape and type."""
         if self.crop or self.rotate:
             pixels = _crop_and_rotate(pixels, self.crop, self.rotate, rng)
         if self.color_jitter:
@@ -85,26 +94,26 @@ class Augment:
         return pixels
 
 
-def _crop_and_rotate(pixels: np.ndarray, crop: float, rotate: float, rng: Rng) -> np.ndarray:
-    """One warp for both, so that the image is resampled once."""
+def _crop_and_rotate(pixels: Pixels, crop: float, rotate: float, rng: Rng) -> Pixels:
+    """Crop and rotate in one warp, so that the image is resampled once."""
     height, width = pixels.shape[:2]
     kept = 1 - crop * rng.random()
     angle = rotate * (2 * rng.random() - 1)
     shift = (1 - kept) * (rng.random(2) - 0.5) * (width, height)
     center = np.array([width - 1, height - 1]) / 2
     matrix = cv2.getRotationMatrix2D((center + shift).tolist(), angle, 1 / kept)
-    matrix[:, 2] -= shift
+    matrix[:, 2] = matrix[:, 2] - shift
     return _warp(pixels, matrix)
 
 
-def _color_jitter(pixels: np.ndarray, strength: float, rng: Rng) -> np.ndarray:
-    changes: list[Callable[[np.ndarray, float], np.ndarray]] = [_brightness, _contrast, _saturation]
+def _color_jitter(pixels: Pixels, strength: float, rng: Rng) -> Pixels:
+    changes: list[_Operation] = [_brightness, _contrast, _saturation]
     for place in rng.permutation(3):
         pixels = changes[place](pixels, 1 + strength * (2 * rng.random() - 1))
     return pixels
 
 
-def _erase(pixels: np.ndarray, rng: Rng) -> np.ndarray:
+def _erase(pixels: Pixels, rng: Rng) -> Pixels:
     height, width = pixels.shape[:2]
     area, ratio = rng.uniform(0.02, 0.33) * height * width, np.exp(rng.uniform(-1, 1) * np.log(3.3))
     rows = int(np.clip(round((area * ratio) ** 0.5), 1, height))
@@ -115,60 +124,62 @@ def _erase(pixels: np.ndarray, rng: Rng) -> np.ndarray:
     return pixels
 
 
-# Every operation takes pixels and leaves their shape and type. Those on colors take a factor, 1 for no change.
+# The operations keep shape and type. Color operations take a factor; 1 means no change.
 
 
-def _brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
+def _brightness(pixels: Pixels, factor: float) -> Pixels:
     return cv2.addWeighted(pixels, factor, pixels, 0, 0)
 
 
-def _contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
+def _contrast(pixels: Pixels, factor: float) -> Pixels:
     mean = float(np.dot(cv2.mean(pixels)[:3], _GRAY))
     return cv2.addWeighted(pixels, factor, pixels, 0, (1 - factor) * mean)
 
 
-def _saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
+def _saturation(pixels: Pixels, factor: float) -> Pixels:
     gray = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return cv2.addWeighted(pixels, factor, gray, 1 - factor, 0)
 
 
-def _sharpness(pixels: np.ndarray, factor: float) -> np.ndarray:
+def _sharpness(pixels: Pixels, factor: float) -> Pixels:
     return cv2.addWeighted(pixels, factor, cv2.GaussianBlur(pixels, (3, 3), 0), 1 - factor, 0)
 
 
-# Those of RandAugment take a strength, -1 to 1, 0 for no change.
+# RandAugment operations take a strength, -1 to 1; 0 means no change.
 
 
-def _equalize(pixels: np.ndarray, strength: float) -> np.ndarray:
+def _equalize(pixels: Pixels, strength: float) -> Pixels:
     equal = cv2.merge([cv2.equalizeHist(plane) for plane in cv2.split(pixels)])
     return cv2.addWeighted(equal, abs(strength), pixels, 1 - abs(strength), 0)
 
 
-def _autocontrast(pixels: np.ndarray, strength: float) -> np.ndarray:
-    full = cv2.normalize(pixels, None, 0, 255, cv2.NORM_MINMAX)
+def _autocontrast(pixels: Pixels, strength: float) -> Pixels:
+    full = cv2.normalize(pixels, np.empty_like(pixels), 0, 255, cv2.NORM_MINMAX)
     return cv2.addWeighted(full, abs(strength), pixels, 1 - abs(strength), 0)
 
 
-def _posterize(pixels: np.ndarray, strength: float) -> np.ndarray:
+def _posterize(pixels: Pixels, strength: float) -> Pixels:
     lost_bits = round(4 * abs(strength))
-    return pixels & np.uint8(256 - (1 << lost_bits))
+    kept: Pixels = pixels & np.uint8(256 - (1 << lost_bits))
+    return kept
 
 
-def _solarize(pixels: np.ndarray, strength: float) -> np.ndarray:
+def _solarize(pixels: Pixels, strength: float) -> Pixels:
     return np.where(pixels >= 256 * (1 - abs(strength) / 2), 255 - pixels, pixels)
 
 
-def _moved(matrix: Callable[[float, tuple[int, ...]], list[list[float]]]) -> Callable:
+def _warped_by(matrix: Callable[[float, tuple[int, ...]], Any]) -> _Operation:
+    """The operation that warps by `matrix(strength, shape of the pixels)`, [2, 3]."""
     return lambda pixels, strength: _warp(pixels, np.array(matrix(strength, pixels.shape), np.float64))
 
 
-def _warp(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def _warp(pixels: Pixels, matrix: npt.NDArray[Any]) -> Pixels:
     return cv2.warpAffine(
         pixels, matrix, (pixels.shape[1], pixels.shape[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
     )
 
 
-_OPERATIONS: tuple[Callable[[np.ndarray, float], np.ndarray], ...] = (
+_OPERATIONS: tuple[_Operation, ...] = (
     _equalize,
     _autocontrast,
     _posterize,
@@ -177,9 +188,11 @@ _OPERATIONS: tuple[Callable[[np.ndarray, float], np.ndarray], ...] = (
     lambda pixels, strength: _contrast(pixels, 1 + 0.9 * strength),
     lambda pixels, strength: _saturation(pixels, 1 + 0.9 * strength),
     lambda pixels, strength: _sharpness(pixels, 1 + 0.9 * strength),
-    _moved(lambda strength, shape: [[1, 0.3 * strength, -0.15 * strength * shape[0]], [0, 1, 0]]),
-    _moved(lambda strength, shape: [[1, 0, 0], [0.3 * strength, 1, -0.15 * strength * shape[1]]]),
-    _moved(lambda strength, shape: [[1, 0, 0.3 * strength * shape[1]], [0, 1, 0]]),
-    _moved(lambda strength, shape: [[1, 0, 0], [0, 1, 0.3 * strength * shape[0]]]),
-    _moved(lambda strength, shape: cv2.getRotationMatrix2D(((shape[1] - 1) / 2, (shape[0] - 1) / 2), 30 * strength, 1)),
+    _warped_by(lambda strength, shape: [[1, 0.3 * strength, -0.15 * strength * shape[0]], [0, 1, 0]]),
+    _warped_by(lambda strength, shape: [[1, 0, 0], [0.3 * strength, 1, -0.15 * strength * shape[1]]]),
+    _warped_by(lambda strength, shape: [[1, 0, 0.3 * strength * shape[1]], [0, 1, 0]]),
+    _warped_by(lambda strength, shape: [[1, 0, 0], [0, 1, 0.3 * strength * shape[0]]]),
+    _warped_by(
+        lambda strength, shape: cv2.getRotationMatrix2D(((shape[1] - 1) / 2, (shape[0] - 1) / 2), 30 * strength, 1)
+    ),
 )

@@ -1,9 +1,9 @@
-"""Batches for one rank: seeded by epoch, disjoint over ranks, the same whatever the worker count.
+"""Batches for one rank: seeded by epoch, disjoint over ranks, independent of the number of workers.
 
-Every epoch is one order of all records, drawn from (seed, epoch). Step k takes the k-th slice
-of one *global* batch from it, and each rank its share of that slice. The last slice is completed from
-the epoch's beginning, so that every image is seen every epoch and all ranks take equal steps.
-Since nothing else is remembered, (epoch, step) is the whole position of a loader.
+Every epoch is one order of all records, drawn from (seed, epoch). Step k takes the k-th slice of one *global* batch
+from this order, and each rank takes its share of the slice. The last slice is completed from the beginning of the
+epoch, so that every image is seen in every epoch and all ranks take the same number of steps. A loader has no other
+state: (epoch, step) is its whole position.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from plsc.data.records import Records, to_class
-from plsc.data.subset import labels_of
+from plsc.data.records import Labels, Records, to_class
 from plsc.data.transforms import Transform, random_keys
 from plsc.data.workers import WorkerPool
 from plsc.errors import DataError
@@ -32,8 +32,8 @@ class Batch(NamedTuple):
         labels: [N] int64.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: npt.NDArray[Any]
+    labels: Labels
 
 
 class TrainLoader:
@@ -42,21 +42,37 @@ class TrainLoader:
     Args:
         records: the source.
         transform: image -> [3, H, W].
-        num_classes: C; a label outside 0 ... C - 1 stops with `DataError`.
+        num_classes: C; a label outside 0 ... C - 1 is a `DataError`.
         batch_size: N, per rank.
-        rank, world_size: this rank's place.
+        rank, world_size: this rank, and R.
         seed: 0 or more.
-        num_workers: processes that read and transform; 0 does it in this one.
-        skip_bad_images: put the next readable image in the place of one that cannot be decoded, and count it
-            in `skipped`, instead of stopping with `DataError`.
+        num_workers: processes that read and transform; 0 reads and transforms in this process.
+        skip_bad_images: replace an image that cannot be decoded by the next readable one and count it in `skipped`,
+            instead of raising `DataError`.
         class_balanced: every class comes equally often, see `balanced_order`, instead of every image.
         worker_timeout: seconds that one image may take before its process counts as hanging; 0 waits for ever.
+
+    Attributes:
+        num_images: of the source.
+        steps_per_epoch: the same on every rank.
+        skipped: images replaced so far on this rank.
+
+    Raises:
+        DataError: the source is empty. In `epoch`: an image cannot be decoded, a label is out of range, or a worker
+            process died or hangs; names the record.
+
+    Example:
+        >>> records = open_records("synthetic:10:200")
+        >>> loader = TrainLoader(records, Transform((3, 32, 32)), num_classes=10, batch_size=16)
+        >>> next(loader.epoch(0)).images.shape
+        (16, 3, 32, 32)
     """
 
     def __init__(
         self,
         records: Records,
         transform: Transform,
+        *,
         num_classes: int,
         batch_size: int,
         rank: int = 0,
@@ -74,12 +90,17 @@ class TrainLoader:
         self.batch_size, self.rank, self.world_size, self.seed = batch_size, rank, world_size, seed
         self.steps_per_epoch: int = -(-self.num_images // (batch_size * world_size))
         self.skipped = 0
-        self._labels = labels_of(records) if class_balanced else None
+        self._labels = records.labels if class_balanced else None
         self._num_workers, self._timeout = num_workers, worker_timeout
         self._pool: WorkerPool | None = None
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """The ids of the worker processes; empty before the first batch and after `close`."""
+        return [] if self._pool is None else self._pool.pids
+
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from `first_step` on."""
+        """The batches of an epoch, from step `first_step` on."""
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(self.num_images) if self._labels is None else balanced_order(self._labels, rng)
         global_batch = self.batch_size * self.world_size
@@ -102,7 +123,7 @@ class TrainLoader:
             images = pixels if filled.finished is None else filled.finished
             yield Batch(images, np.array(filled.labels, np.int64)), filled.skipped
 
-    def _filled(self, tasks: Iterator[_Task]) -> Iterator[tuple[_Filled, np.ndarray]]:
+    def _filled(self, tasks: Iterator[_Task]) -> Iterator[tuple[_Filled, npt.NDArray[np.uint8]]]:
         shape = (self.batch_size, *self._maker.transform.image_shape)
         if self._num_workers == 0:
             for task in tasks:
@@ -110,14 +131,20 @@ class TrainLoader:
                 yield self._fill_here(task, pixels), pixels
             return
         if self._pool is None:
-            self._pool = WorkerPool(self._maker, self._num_workers, shape, self._maker.records.describe, self._timeout)
+            self._pool = WorkerPool(
+                self._maker,
+                self._num_workers,
+                batch_shape=shape,
+                describe=self._maker.records.describe,
+                timeout=self._timeout,
+            )
         try:
             yield from self._pool.run(tasks)
         except DataError:
             self.close()
             raise
 
-    def _fill_here(self, task: _Task, pixels: np.ndarray) -> _Filled:
+    def _fill_here(self, task: _Task, pixels: npt.NDArray[np.uint8]) -> _Filled:
         held = -1
 
         def hold(index: int) -> None:
@@ -128,19 +155,20 @@ class TrainLoader:
             return self._maker(task, pixels, hold)
         except DataError:
             raise
-        except Exception as error:  # of a user's own data set
+        except Exception as error:  # a user's own data set may raise any
             raise DataError(f"{self._maker.records.describe(held)}: reading it failed: {error!r}") from error
 
 
-def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As many records as there are, every class equally often, give or take one.
+def balanced_order(labels: Labels, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """An order of n records in which any two classes come equally often, up to a difference of one.
 
-    Rounds of all classes, each in its own order; a class takes its images in turn, in an order of its own, and begins
-    again when they are used up. So images of small classes come several times, and not all of large ones come.
+    The order is a sequence of rounds. Each round holds every class once, in random order. A class takes its images one
+    after the other, in random order, and starts again when all are used. So images of small classes come several times,
+    and some images of large classes do not come.
 
     Args:
         labels: [n].
-        rng: decides.
+        rng: the source of randomness.
 
     Returns:
         [n] int64, indices of records.
@@ -151,46 +179,48 @@ def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     mixed = rng.permutation(len(labels))
     by_class = mixed[np.argsort(places.reshape(-1)[mixed], kind="stable")]
     turn = np.arange(len(labels)) // len(present)
-    return by_class[(np.cumsum(counts) - counts)[classes] + turn % counts[classes]]
+    order: npt.NDArray[np.int64] = by_class[(np.cumsum(counts) - counts)[classes] + turn % counts[classes]]
+    return order
 
 
-# Plain lists: pickled with a tenth of the work that arrays take.
+# (epoch, indices). Pickling a list takes a tenth of the time of an array.
 _Task = tuple[int, list[int]]
 
 
 class _Filled(NamedTuple):
-    """What making a batch gave beside the pixels: labels, and the images where they are finished float32."""
+    """A batch without its uint8 pixels, which are in shared memory.
+
+    Attributes:
+        labels: [N].
+        skipped: a message for each image that was replaced.
+        finished: [N, 3, H, W] float32 where the source has finished images, else None.
+    """
 
     labels: list[int]
     skipped: list[str]
-    finished: np.ndarray | None
+    finished: npt.NDArray[np.float32] | None
 
 
 class _BatchMaker:
-    """Indices to a batch; what worker processes run."""
+    """Makes a batch from indices; the function that worker processes run."""
 
     def __init__(self, records: Records, transform: Transform, num_classes: int, seed: int, skip: bool) -> None:
-        self.records, self.transform, self.num_classes, self.seed, self.skip = (
-            records,
-            transform,
-            num_classes,
-            seed,
-            skip,
-        )
+        self.records, self.transform = records, transform
+        self.num_classes, self.seed, self.skip = num_classes, seed, skip
 
-    def __call__(self, task: _Task, pixels: np.ndarray, hold: Callable[[int], None] = lambda index: None) -> _Filled:
-        """Fill `pixels` [N, 3, H, W], unless the source has finished images."""
+    def __call__(self, task: _Task, pixels: npt.NDArray[np.uint8], hold: Callable[[int], None]) -> _Filled:
+        """Write to `pixels` [N, 3, H, W], unless the source has finished images; `hold(index)` before each record."""
         epoch, indices = task
         skipped: list[str] = []
-        finished: list[np.ndarray] = []
+        finished: list[npt.NDArray[Any]] = []
         labels = []
         records, transform = self.records, self.transform
-        keys = random_keys(self.seed, epoch, indices).tolist()
+        keys = random_keys(self.seed, epoch, indices=indices).tolist()
         for index, key, out in zip(indices, keys, pixels):
             hold(index)
             try:
                 encoded, label = records[index]
-                image = transform(encoded, key, out)
+                image = transform(encoded, key, out=out)
             except DataError as error:
                 skipped.append(self._unreadable(index, error))
                 index, image, label = self._next_readable(epoch, index, out, skipped, hold)
@@ -211,15 +241,16 @@ class _BatchMaker:
         return _Filled(labels, skipped, np.stack(finished) if finished else None)
 
     def _next_readable(
-        self, epoch: int, index: int, out: np.ndarray, skipped: list[str], hold: Callable[[int], None]
-    ) -> tuple[int, np.ndarray, int]:
-        """The first record after `index` that can be read, around the end: its index, image and label."""
+        self, epoch: int, index: int, out: npt.NDArray[np.uint8], skipped: list[str], hold: Callable[[int], None]
+    ) -> tuple[int, npt.NDArray[Any], int]:
+        """(index, image, label) of the first readable record after `index`; after the last record comes the first."""
         count = len(self.records)
         for candidate in (other % count for other in range(index + 1, index + count)):
             hold(candidate)
             try:
                 image, label = self.records[candidate]
-                return candidate, self.transform(image, int(random_keys(self.seed, epoch, [candidate])[0]), out), label
+                key = int(random_keys(self.seed, epoch, indices=[candidate])[0])
+                return candidate, self.transform(image, key, out=out), label
             except DataError as error:
                 skipped.append(self._unreadable(candidate, error))
         raise DataError(f"none of the {count} training images can be read; the last: {skipped[-1]}")
@@ -238,17 +269,23 @@ class ReaderLoader:
 
     Args:
         reader: a callable that returns an iterable of batches, each a list of (image [3, H, W], label), as
-            `paddle.batch(reader, batch_size)` makes.
+            `paddle.batch(reader, batch_size)` makes. Images may also be flat, [3 H W].
         image_shape: (3, H, W), expected of every image.
-        num_classes: C.
-        num_images: of all ranks, where known.
+        num_classes: C; a label outside 0 ... C - 1 is a `DataError`.
+        num_images: images of all ranks in an epoch, or None where that is unknown.
         world_size: R.
+
+    Example:
+        >>> reader = lambda: iter([[(np.zeros((3, 32, 32), np.float32), 1)] * 16] * 10)
+        >>> len(list(ReaderLoader(reader, (3, 32, 32), num_classes=10).epoch(0)))
+        10
     """
 
     def __init__(
         self,
         reader: Callable[[], Any],
         image_shape: Sequence[int],
+        *,
         num_classes: int,
         num_images: int | None = None,
         world_size: int = 1,
@@ -258,7 +295,7 @@ class ReaderLoader:
         self.skipped = 0
 
     def count(self) -> int:
-        """Read the whole reader once and return the images of all ranks, taking them to have equal shares."""
+        """The number of images of all ranks, where their shares are equal: reads the whole reader once."""
         return self.world_size * sum(len(batch) for batch in self._reader())
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
@@ -267,7 +304,7 @@ class ReaderLoader:
         return (self._to_batch(step, samples) for step, samples in batches)
 
     def close(self) -> None:
-        """Nothing to end: the reader runs in this process."""
+        """Does nothing: the reader runs in this process."""
 
     def _to_batch(self, step: int, samples: Any) -> Batch:
         try:
@@ -286,9 +323,9 @@ class ReaderLoader:
             )
         return Batch(images if images.dtype == np.uint8 else images.astype(np.float32), labels)
 
-    def _image(self, image: Any) -> np.ndarray:
-        image = np.asarray(image)
-        if image.shape != self._image_shape and image.ndim > 1:
-            # Reshaping would scramble the pixels of channels that come last.
-            raise ValueError(f"got an image {list(image.shape)}")
-        return image.reshape(self._image_shape)
+    def _image(self, image: Any) -> npt.NDArray[Any]:
+        array: npt.NDArray[Any] = np.asarray(image)
+        if array.shape != self._image_shape and array.ndim > 1:
+            # Reshaping [H, W, 3] to [3, H, W] would scramble the pixels.
+            raise ValueError(f"got an image {list(array.shape)}")
+        return array.reshape(self._image_shape)

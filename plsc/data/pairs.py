@@ -1,6 +1,6 @@
-"""Verification pairs out of a labeled set, in the way of LFW's second view.
+"""Verification pairs chosen from a labeled set, as in the second view of LFW.
 
-Every fold has its own identities, and as many pairs of the same identity as of different ones. Huang et al.,
+Every fold has its own identities, and as many pairs of the same identity as of different identities. Huang et al.,
 "Labeled Faces in the Wild", 2007.
 """
 
@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from plsc.data.records import Records
-from plsc.data.subset import labels_of
-from plsc.data.transforms import decode
+from plsc.data.images import decode
+from plsc.data.records import Labels, Records
 from plsc.data.verification_set import VerificationSet
 from plsc.errors import DataError
+
+_Indices = npt.NDArray[np.int64]
 
 
 class Pairs(NamedTuple):
@@ -25,15 +27,15 @@ class Pairs(NamedTuple):
         is_same: [P] bool.
     """
 
-    first: np.ndarray
-    second: np.ndarray
-    is_same: np.ndarray
+    first: _Indices
+    second: _Indices
+    is_same: npt.NDArray[np.bool_]
 
 
-def choose_pairs(labels: np.ndarray, num_pairs: int, folds: int = 10, seed: int = 0) -> Pairs:
-    """Choose pairs; no pair occurs twice, no record is paired with itself, no identity is in two folds.
+def choose_pairs(labels: Labels, num_pairs: int, *, folds: int = 10, seed: int = 0) -> Pairs:
+    """Choose pairs: no pair occurs twice, no record is paired with itself, no identity is in two folds.
 
-    Pairs of the same identity are spread as evenly over identities as their images allow; pairs of different
+    Pairs of the same identity are spread over the identities as evenly as their images allow. Pairs of different
     identities are drawn by image.
 
     Args:
@@ -43,7 +45,7 @@ def choose_pairs(labels: np.ndarray, num_pairs: int, folds: int = 10, seed: int 
         seed: 0 or more.
 
     Raises:
-        DataError: P is no such multiple, or the identities of a fold do not give as many pairs.
+        DataError: P is not a multiple of 2 * folds, or the identities of a fold do not give as many pairs.
     """
     if folds < 1 or num_pairs < 1 or num_pairs % (2 * folds):
         raise DataError(
@@ -51,7 +53,7 @@ def choose_pairs(labels: np.ndarray, num_pairs: int, folds: int = 10, seed: int 
             f"every fold has as many same as different pairs"
         )
     rng = np.random.default_rng(seed)
-    chosen: list[np.ndarray] = []
+    chosen: list[_Indices] = []
     per_kind = num_pairs // folds // 2
     for number, members in enumerate(_folds(labels, folds, rng)):
         same, different = _same_pairs(members, per_kind, rng), _different_pairs(members, per_kind, rng)
@@ -67,12 +69,21 @@ def choose_pairs(labels: np.ndarray, num_pairs: int, folds: int = 10, seed: int 
 
 
 def make_verification_set(
-    records: Records, num_pairs: int, folds: int = 10, seed: int = 0, name: str = "pairs"
+    records: Records, num_pairs: int, *, folds: int = 10, seed: int = 0, name: str = "pairs"
 ) -> VerificationSet:
-    """A verification set of pairs chosen from `records`, its images as the source has them."""
-    pairs = choose_pairs(labels_of(records), num_pairs, folds, seed)
+    """A verification set of pairs chosen from `records`, with the images as they are in the source.
+
+    Args:
+        records: the source.
+        num_pairs, folds, seed: see `choose_pairs`.
+        name: of the set.
+
+    Raises:
+        DataError: see `choose_pairs`; or a chosen image cannot be decoded.
+    """
+    pairs = choose_pairs(records.labels, num_pairs, folds=folds, seed=seed)
     order = np.stack([pairs.first, pairs.second], 1).reshape(-1)
-    return VerificationSet(name, [_readable(records, int(index)) for index in order], pairs.is_same)
+    return VerificationSet(name, [_readable(records, int(index)) for index in order], is_same=pairs.is_same)
 
 
 def _readable(records: Records, index: int) -> Any:
@@ -84,17 +95,18 @@ def _readable(records: Records, index: int) -> Any:
     return image
 
 
-def _folds(labels: np.ndarray, folds: int, rng: np.random.Generator) -> list[list[np.ndarray]]:
-    """Identities dealt to folds, each as the array of its records' indices, in random order."""
+def _folds(labels: Labels, folds: int, rng: np.random.Generator) -> list[list[_Indices]]:
+    """The identities of each fold, in random order; an identity is the array of the indices of its records."""
     order = np.argsort(labels, kind="stable")
     identities = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-    # Those that can give a pair of their own are dealt first, so that every fold gets its share of them.
+    # Identities that have a pair of their own come first, so that every fold gets its share of them.
     shuffled = [identities[place] for place in rng.permutation(len(identities))]
     shuffled.sort(key=lambda members: len(members) < 2)
     return [shuffled[fold::folds] for fold in range(folds)]
 
 
-def _same_pairs(members: list[np.ndarray], count: int, rng: np.random.Generator) -> np.ndarray:
+def _same_pairs(members: list[_Indices], count: int, rng: np.random.Generator) -> _Indices:
+    """`count` pairs of the same identity, [count, 2]; fewer where there are not as many."""
     possible = np.array([len(images) * (len(images) - 1) // 2 for images in members], np.int64)
     if possible.sum() < count:
         return np.zeros((int(possible.sum()), 2), np.int64)
@@ -105,21 +117,22 @@ def _same_pairs(members: list[np.ndarray], count: int, rng: np.random.Generator)
     for images, total in zip(members, possible):
         numbers = rng.choice(total, min(int(total), rounds), replace=False) if total else np.zeros(0, np.int64)
         found.append(images[_unrank(numbers)])
-        # The j-th pair of any identity comes before the next pair of another.
+        # The j-th pairs of all identities come before the pairs j + 1.
         priorities.append(np.arange(len(numbers)) + rng.random(len(numbers)))
     return np.concatenate(found)[np.argsort(np.concatenate(priorities))[:count]]
 
 
-def _unrank(numbers: np.ndarray) -> np.ndarray:
-    """Pair numbers 0, 1, 2, ... to (1, 0), (2, 0), (2, 1), ...: [k, 2]."""
+def _unrank(numbers: _Indices) -> _Indices:
+    """The pairs with the numbers 0, 1, 2, ... are (1, 0), (2, 0), (2, 1), ...: [k] to [k, 2]."""
     high = ((1 + np.sqrt(1 + 8 * numbers.astype(np.float64))) // 2).astype(np.int64)
-    # The root may be off by one for large numbers.
+    # For large numbers the square root may be off by one.
     high -= high * (high - 1) // 2 > numbers
     high += high * (high + 1) // 2 <= numbers
     return np.stack([high, numbers - high * (high - 1) // 2], 1).reshape(-1, 2)
 
 
-def _different_pairs(members: list[np.ndarray], count: int, rng: np.random.Generator) -> np.ndarray:
+def _different_pairs(members: list[_Indices], count: int, rng: np.random.Generator) -> _Indices:
+    """`count` pairs of two identities, [count, 2]; fewer where there are not as many."""
     sizes = np.array([len(images) for images in members], np.int64)
     total = int(sizes.sum())
     possible = int(total**2 - (sizes**2).sum()) // 2
@@ -135,7 +148,7 @@ def _different_pairs(members: list[np.ndarray], count: int, rng: np.random.Gener
     chosen = np.zeros(0, np.int64)
     while len(chosen) < count:
         first = rng.integers(total, size=2 * count)
-        # Any image but those of the first one's identity, which lie together.
+        # Any image except those of the first image's identity, which are contiguous.
         second = (rng.random(2 * count) * (total - sizes[owner[first]])).astype(np.int64)
         second += np.where(second >= starts[owner[first]], sizes[owner[first]], 0)
         drawn = np.minimum(first, second) * total + np.maximum(first, second)

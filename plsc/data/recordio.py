@@ -1,16 +1,16 @@
-"""The RecordIO file format, without MXNet: what most public face sets ship as.
+"""The RecordIO file format, in which most public face sets are published: frames, reader and writer, without MXNet.
 
-A `.rec` file is a row of frames, each on a four-byte boundary and little-endian:
+A `.rec` file is a sequence of frames, each on a four-byte boundary and little-endian:
 
     magic 0xced7230a | 3 bits continuation, 29 bits length | payload | zeros up to the boundary
 
-Continuation 0 is a whole record. Where a payload holds the magic on a four-byte boundary, the writer
-cuts there and leaves the magic out: the parts are marked 1 (first), 2 (between) and 3 (last), and the
-reader puts the magic back. An image record's payload is
+Continuation 0 is a whole record. Where a payload holds the magic on a four-byte boundary, the writer cuts the payload
+there and leaves the magic out. The parts are marked 1 (first), 2 (between) and 3 (last), and the reader inserts the
+magic again. The payload of an image record is
 
     flag u32 | label f32 | id u64 | id2 u64 | flag further labels f32 | encoded image
 
-with one label in the fixed part when flag is 0. A `.idx` beside it has one `key<TAB>offset` per line.
+With flag 0, `label` is the one label of the record. A `.idx` beside the `.rec` has one `key<TAB>offset` per line.
 Sources: dmlc-core's recordio.h (frames) and MXNet's recordio module (image records).
 """
 
@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from plsc.errors import DataError
 from plsc.utils.files import map_file, open_output, sync
 
 MAGIC = 0xCED7230A
 MAX_LENGTH = (1 << 29) - 1
-# Labels are stored as float32, which counts without gaps only up to here.
+# Labels are stored as float32, which holds every whole number up to here.
 MAX_LABEL = 1 << 24
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _FRAME = struct.Struct("<II")
@@ -40,16 +41,16 @@ HEADER_SIZE = _IMAGE_HEADER.size
 
 
 class ImageRecord(NamedTuple):
-    """One record of a `.rec`, taken apart.
+    """The fields of one record.
 
     Attributes:
-        labels: [L] float32; L is 1 for the plain layout. Empty where the file says a vector of no labels.
+        labels: [L] float32; L is 1 for the plain layout.
         key: the id that the writer gave the record.
         flag: 0 for one label in the fixed part, else the number of labels that follow it.
         image: the encoded image, as it was written; empty in header records.
     """
 
-    labels: np.ndarray
+    labels: npt.NDArray[np.float32]
     key: int
     flag: int
     image: bytes
@@ -58,8 +59,8 @@ class ImageRecord(NamedTuple):
 class FrameFile:
     """Random access to the records of a `.rec` by their offsets, through a memory map.
 
-    The map opens at first use, once per process after pickling; forked processes share it. Nothing is
-    allocated on the word of a length field: every length is checked against the file's size first.
+    The map opens at first use. Forked processes share it; a pickled object opens its own. Every length field is checked
+    against the size of the file before memory is allocated.
 
     Args:
         path: the `.rec` file.
@@ -83,9 +84,9 @@ class FrameFile:
         return self._map
 
     def read_plain(self, offset: int) -> tuple[bytes, int] | None:
-        """(image, label) of a whole record with one label and no fault, which is nearly every one, in one copy.
+        """(image, label) of a whole record with one label and no fault, in one copy. Nearly all records are such.
 
-        None where `read` and `unpack` must look.
+        None for any other record: use `read` and `unpack`.
         """
         data = self._map or self.data
         if not 0 <= offset <= len(data) - 8 - HEADER_SIZE:
@@ -107,15 +108,15 @@ class FrameFile:
         return _MAGIC_BYTES.join([self.data[start:stop] for start, stop in self._parts(offset)])
 
     def end(self, offset: int) -> int:
-        """Where the record at `offset`, with all its parts, ends; the next one begins there.
+        """The offset where the record at `offset`, with all its parts, ends and the next record begins.
 
         Raises:
             DataError: no whole record starts there.
         """
         return _align(self._parts(offset)[-1][1])
 
-    def scan(self) -> tuple[np.ndarray, DataError | None]:
-        """Walk the file from its start.
+    def scan(self) -> tuple[npt.NDArray[np.int64], DataError | None]:
+        """Walk the whole file.
 
         Returns:
             The offsets [n] int64 of the whole records before the first damage, and the damage or None.
@@ -125,7 +126,7 @@ class FrameFile:
         try:
             while offset < size:
                 continuation, _, stop = self._frame(offset)
-                # Parts 2 and 3 belong inside a record that a part 1 began, 0 and 1 outside.
+                # Parts 2 and 3 are legal only after a part 1, and parts 0 and 1 only outside of a record.
                 if (continuation in (2, 3)) != (begin >= 0):
                     expected = "a further (2) or last (3) part of a record" if begin >= 0 else "the start of one (0, 1)"
                     raise self._damage(offset, f"found part {continuation}", expected)
@@ -142,7 +143,7 @@ class FrameFile:
         return np.asarray(offsets, np.int64), None
 
     def _parts(self, offset: int) -> list[tuple[int, int]]:
-        """Where the parts of the record at `offset` begin and end."""
+        """(begin, end) of each part of the record at `offset`."""
         continuation, start, stop = self._frame(offset)
         parts = [(start, stop)]
         if continuation not in (0, 1):
@@ -160,6 +161,7 @@ class FrameFile:
         return parts
 
     def _frame(self, offset: int) -> tuple[int, int, int]:
+        """(continuation, begin, end) of the payload of the frame at `offset`."""
         data = self._map or self.data
         size = len(data)
         if not 0 <= offset <= size - 8:
@@ -187,14 +189,14 @@ class FrameFile:
 
 
 def unpack(payload: bytes, where: str) -> ImageRecord:
-    """Take an image record's payload apart.
+    """The fields of an image record's payload.
 
     Args:
         payload: what `FrameFile.read` returned.
-        where: names the record in messages.
+        where: the record, for messages.
 
     Raises:
-        DataError: shorter than its own header says.
+        DataError: the payload is shorter than its header says.
     """
     if len(payload) < HEADER_SIZE:
         raise DataError(
@@ -209,16 +211,16 @@ def unpack(payload: bytes, where: str) -> ImageRecord:
     return ImageRecord(labels, key, flag, payload[end:])
 
 
-def pack(label: int | float | Sequence[float], key: int, image: bytes) -> bytes:
-    """An image record's payload: one label in the fixed part, several as a vector."""
-    if np.ndim(label) == 0:
+def pack(label: int | float | Sequence[float], key: int, *, image: bytes) -> bytes:
+    """The payload of an image record: one label in the fixed part, several as a vector."""
+    if not isinstance(label, Sequence):
         return _IMAGE_HEADER.pack(0, float(label), key, 0) + image
     labels = np.asarray(label, "<f4")
     return _IMAGE_HEADER.pack(labels.size, 0.0, key, 0) + labels.tobytes() + image
 
 
 def frames(payload: bytes) -> bytes:
-    """A payload as it stands in the file: framed, cut where it holds the magic, padded."""
+    """The bytes of a payload in the file: framed, cut where it holds the magic, padded."""
     words = np.frombuffer(payload, "<u4", len(payload) // 4)
     cuts = (4 * np.flatnonzero(words == MAGIC)).tolist()
     starts, stops = [0] + [cut + 4 for cut in cuts], cuts + [len(payload)]
@@ -235,12 +237,16 @@ class RecordIOWriter:
     """Write `<name>.rec` and `<name>.idx`.
 
     Args:
-        path: the `.rec`; its `.idx` lies beside it. Neither may exist.
-        resume_at: (bytes of the .rec, bytes of the .idx) as `position` gave them: cut both files there and go
-            on. By default start new files.
+        path: the `.rec`; the `.idx` lies beside it. Neither may exist.
+        resume_at: (bytes of the .rec, bytes of the .idx) as `position` returned them: cut both files there and append.
+            By default start new files.
 
     Raises:
-        DataError: a file exists already, or, on resuming, is shorter than `resume_at`.
+        DataError: a file exists already, or a file to resume is shorter than `resume_at`.
+
+    Example:
+        >>> with RecordIOWriter("train.rec") as writer:
+        ...     writer.write(0, 3, image=open("a.jpg", "rb").read())
     """
 
     def __init__(self, path: str | Path, resume_at: Sequence[int] | None = None) -> None:
@@ -250,29 +256,29 @@ class RecordIOWriter:
             for file, length in zip((self.path, self.path.with_suffix(".idx")), resume_at or (None, None))
         ]
 
-    def write(self, key: int, label: int | float | Sequence[float], image: bytes) -> None:
+    def write(self, key: int, label: int | float | Sequence[float], *, image: bytes) -> None:
         """Append one record.
 
         Raises:
-            DataError: a label that float32 cannot hold exactly, so that reading it back would change the class.
+            DataError: float32 cannot hold the label exactly, so reading would give another class.
         """
-        if np.ndim(label) == 0 and not 0 <= label <= MAX_LABEL:
+        if not isinstance(label, Sequence) and not 0 <= label <= MAX_LABEL:
             raise DataError(
                 f"record {key}: label {label} does not fit RecordIO, which stores labels as float32 and is "
                 f"exact from 0 to {MAX_LABEL}; choose another format, for example tar"
             )
         rec, idx = self._files
         idx.write(f"{key}\t{rec.tell()}\n".encode())
-        rec.write(frames(pack(label, key, image)))
+        rec.write(frames(pack(label, key, image=image)))
 
     def position(self) -> list[int]:
-        """Bring all that was written to the disk, and return the lengths of both files."""
+        """Flush to the disk and return the lengths of both files."""
         for file in self._files:
             sync(file)
         return [file.tell() for file in self._files]
 
     def close(self) -> None:
-        """Bring all to the disk and close."""
+        """Flush to the disk and close both files."""
         for file in self._files:
             sync(file)
             file.close()

@@ -1,89 +1,152 @@
-"""What a record is, and the sources that yield records.
+"""A record, the base class of all sources of records, and the adapter for other data sets.
 
-A source is anything with `len(source)` and `source[i] -> Record`: it hands out *encoded* bytes or
-decoded pixels and never transforms them. Sources open files lazily and can be pickled or forked,
-because worker processes index them.
+A source gives *encoded* bytes or decoded pixels and never transforms them. Worker processes index a source, so it opens
+files at first use and can be forked and pickled. `plsc.data.sources` opens a source by name.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
-import errno
-import itertools
-import logging
+import functools
 import os
-import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
 
 from plsc.errors import DataError
 
-log = logging.getLogger("plsc")
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+Labels = npt.NDArray[np.int64]
 
 
 class Record(NamedTuple):
     """One labeled image.
 
     Attributes:
-        image: encoded file bytes (JPEG, PNG, ...), or decoded pixels [H, W, 3] uint8 RGB.
+        image: encoded file bytes (JPEG, PNG, ...); decoded pixels [H, W, 3] uint8 RGB; or a finished image
+            [3, H, W] float32, which training takes as it is.
         label: the class, 0 to C - 1.
     """
 
-    image: bytes | np.ndarray
+    image: bytes | npt.NDArray[Any]
     label: int
 
 
-class Records(Protocol):
-    """A random-access source of records.
+class Records(abc.ABC):
+    """A random-access source of records. A subclass defines `__len__` and `__getitem__`; all else has a default.
 
     Attributes:
-        num_classes: C; at least one more than the largest label.
-        format: what kind of source it is, in words.
+        format: the kind of source, in words, for the log.
+        num_classes: C, at least one more than the largest label; None where only reading every record would tell.
+        class_names: the C names of the classes, or None.
+        root: the folder whose class folders were walked to find the images, or None.
+        damage: what is wrong with the source as a whole, where it could be opened in spite of that, or None.
 
-    A source that knows all classes without reading the images has them as `labels`, [n] int64; one whose classes
-    have names, as `class_names`.
+    `records[i]` raises `IndexError` where i is out of range, and `DataError` where the record cannot be read. The
+    loader then names the record by `describe(i)`.
+
+    Example:
+        >>> class Squares(Records):
+        ...     num_classes = 10
+        ...
+        ...     def __len__(self) -> int:
+        ...         return 200
+        ...
+        ...     def __getitem__(self, index: int) -> Record:
+        ...         return Record(np.full((32, 32, 3), 20 * (index % 10), np.uint8), index % 10)
+        >>> Squares().labels[:3].tolist()
+        [0, 1, 2]
     """
 
-    num_classes: int
-    format: str
+    format: str = "records"
+    num_classes: int | None = None
+    class_names: list[str] | None = None
+    root: Path | None = None
+    damage: str | None = None
 
+    @abc.abstractmethod
     def __len__(self) -> int: ...
 
+    @abc.abstractmethod
     def __getitem__(self, index: int) -> Record: ...
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+    @functools.cached_property
+    def labels(self) -> Labels:
+        """The class of every record, [n] int64. The default reads every record once; a source that knows the classes
+        without the images sets or overrides `labels`."""
+        reading = tqdm(range(len(self)), "reading labels", disable=None, leave=False)
+        return np.asarray([self[index].label for index in reading], np.int64)
+
+    def count_classes(self) -> int:
+        """`num_classes`, or where that is None one more than the largest of `labels`."""
+        return int(self.labels.max()) + 1 if self.num_classes is None else self.num_classes
+
+    def check_labels(self) -> None:
+        """Compare all labels with `num_classes`.
+
+        Raises:
+            DataError: a label is beyond the classes; names the first record with the largest label.
+        """
+        if self.num_classes is not None and self.labels.max() >= self.num_classes:
+            index = int(self.labels.argmax())
+            raise DataError(
+                f"{self.describe(index)}: label {self.labels[index]} is out of range, expected 0 to "
+                f"{self.num_classes - 1}: the set says that it has {self.num_classes} classes"
+            )
 
     def describe(self, index: int) -> str:
         """Where record `index` comes from, for messages: a path, or file and offset."""
-        ...
+        return f"record {index} of {self.format}"
+
+    def path_of(self, index: int) -> str | None:
+        """The path of the image file of record `index`, or None where the image is no file of its own."""
+        return None
+
+    def save_index(self) -> list[Path]:
+        """Write index files beside the data, so that opening need not read all of it.
+
+        Returns:
+            The files written; none where the source opens without reading all of it.
+        """
+        return []
 
 
-class DatasetRecords:
-    """A user's own data set, for example a `paddle.io.Dataset`, seen as records.
+class DatasetRecords(Records):
+    """Another data set, for example a `paddle.io.Dataset`, as records.
 
     Args:
-        dataset: has `len(dataset)`, and `dataset[i]` is (image, label); the image encoded bytes, pixels
-            [H, W, 3] uint8 RGB, or finished [3, H, W] float32; an array, a tensor, or an image of Pillow.
+        dataset: has `len(dataset)`, and `dataset[i]` is (image, label). The image is encoded bytes, pixels
+            [H, W, 3] uint8 RGB, or a finished image [3, H, W] float32; as an array, a tensor, or an image of Pillow.
+            Where the data set has an attribute `num_classes`, that is the number of classes.
 
     Raises:
-        DataError: no such object; on reading, an item that is no (image, label).
+        DataError: the object has no len() or [i]; on reading, an item is not (image, label).
+
+    Example:
+        >>> DatasetRecords([(b"...", 3), (b"...", 5)])[1].label
+        5
     """
 
     def __init__(self, dataset: Any) -> None:
         try:
             len(dataset)
             dataset.__getitem__  # noqa: B018
-        except Exception:  # what an iterable data set answers to len() is its framework's own
+        except Exception:  # an iterable data set may raise an exception of its framework
             raise DataError(
                 f"train_dataset: got {type(dataset).__name__}, expected an object with len() and [i]; "
                 f"an iterator belongs in train_reader"
             ) from None
         self._dataset = dataset
         self.format = f"data set {type(dataset).__name__}"
-        # Counting classes would read every image.
-        self.num_classes = getattr(dataset, "num_classes", 0)
+        # Counting the classes would read every image.
+        self.num_classes = getattr(dataset, "num_classes", None)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -104,15 +167,20 @@ class DatasetRecords:
         return f"item {index} of {type(self._dataset).__name__}"
 
 
-def _to_image(image: Any) -> bytes | np.ndarray:
-    """What a data set gives as an image, to bytes or an array."""
+def as_records(dataset: Any) -> Records:
+    """`dataset` itself where it is a `Records`, else as `DatasetRecords`."""
+    return dataset if isinstance(dataset, Records) else DatasetRecords(dataset)
+
+
+def _to_image(image: Any) -> bytes | npt.NDArray[Any]:
+    """An image as a data set gives it, to bytes or an array."""
     if isinstance(image, (bytes, np.ndarray)):
         return image
     if isinstance(image, (bytearray, memoryview)):
         return bytes(image)
     if isinstance(image, (str, os.PathLike)):
         raise DataError(f"got the path {str(image)[:120]!r}, expected the image: the file's bytes, or pixels")
-    if not hasattr(image, "convert"):
+    if not hasattr(image, "convert"):  # Pillow's images have it
         return np.asarray(image)
     if getattr(image, "mode", "")[:1] in ("I", "F"):
         raise DataError(
@@ -120,16 +188,16 @@ def _to_image(image: Any) -> bytes | np.ndarray:
             f"values off, so scale them first"
         )
     try:
-        return np.asarray(image.convert("RGB"))  # it may be gray, transparent or of a palette
-    except Exception as error:  # Pillow reads the file only now, and its readers raise whatever they stumble on
+        return np.asarray(image.convert("RGB"))  # the image may be gray, transparent or of a palette
+    except Exception as error:  # Pillow reads the file at this point, and its readers raise many kinds of exceptions
         raise DataError(f"the image of Pillow cannot be read: {error}") from None
 
 
 def to_class(label: Any) -> int:
-    """A label, a number or an array or tensor of one, to an int.
+    """A label, a number or an array or tensor of one number, to an int.
 
     Raises:
-        ValueError: it is no whole number.
+        ValueError: the label is no whole number.
     """
     value = np.asarray(label).reshape(-1)
     with contextlib.suppress(TypeError, ValueError, OverflowError):
@@ -138,175 +206,19 @@ def to_class(label: Any) -> int:
     raise ValueError(f"label {label!r:.60} is no whole number")
 
 
-def open_records(path: str | Path, recover: bool = False) -> Records:
-    """Open training data of any known kind, and log what it was taken for.
-
-    A file is known by its name: `.rec` or `.idx` (RecordIO), `.tar`, `.csv`, `.tsv`, `.parquet`, `.npz`, a
-    `file_list.txt` of base64 parts, a base64 part by its first line, any other text a list of images. A folder
-    is known by what lies in it, the first of: `label.txt`, `train.rec` or the only `.rec`, `file_list.txt`,
-    `.tar` shards, `images.npy` with `labels.npy`, `.parquet` files, the only `.csv` or `.tsv`, folders of classes.
-    `shards-{000..119}.tar` are several shards; `synthetic:1000:50000` is 50,000 made-up images of 1,000 classes.
-    A `classes.txt` beside the data, as `plsc data convert` writes it, names the classes, one per line.
-
-    Args:
-        path: the file or folder.
-        recover: of a damaged RecordIO file, read what lies before the damage.
-
-    Raises:
-        DataError: there is no such file or folder, it is of no known kind, or damaged.
-    """
-    records = _recognize(str(path), recover)
-    log.info("%s: %s, %d images", path, records.format, len(records))
-    return records
-
-
-def _recognize(name: str, recover: bool) -> Records:
-    path = Path(name)
-    if name.startswith("synthetic:"):
-        from plsc.data.sources.synthetic import SyntheticRecords
-
-        return SyntheticRecords.from_name(name)
-    try:
-        path.stat()
-    except (OSError, ValueError) as error:  # a zero byte is a ValueError
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EIO, errno.ELOOP, errno.ESTALE):
-            raise DataError(f"{name} cannot be read: {error.strerror}") from None
-        if not re.search(r"\{\d+\.\.\d+\}", name):
-            raise DataError(
-                f"data folder {name!r} does not exist; expected a folder with label.txt and images/, "
-                f"one with a folder per class, or another kind of docs/data.md"
-            ) from None
-    if not path.is_dir():
-        return _named(_open_file(path, recover), path.parent)
-    found = _known_files(path)
-    if len(found) > 1:
-        log.warning(
-            "%s: reading %s; the folder also has %s, which is read when named itself",
-            path,
-            found[0].name,
-            ", ".join(other.name for other in found[1:]),
-        )
-    if not found:
-        from plsc.data.sources.folders import FolderRecords
-
-        return _named(FolderRecords(path), path)
-    records = _named(_open_file(found[0], recover), path)
-    _warn_of_class_folders(path, found[0], records)
-    return records
-
-
-# What a folder is known by, in order of choice: a pattern, and where there may be several files but one is meant,
-# its name. Of the others all files are taken together.
-_KNOWN_IN_FOLDER = (
-    ("label.txt", ""),
-    ("*.rec", "train.rec"),
-    ("file_list.txt", ""),
-    ("*.tar", ""),
-    ("images.npy", ""),
-    ("*.parquet", ""),
-    ("*.csv", "train.csv"),
-    ("*.tsv", "train.tsv"),
-)
-
-
-def _known_files(folder: Path) -> list[Path]:
-    """What in a folder can be opened, the first choice first; several files as their pattern."""
-    found: list[Path] = []
-    for pattern, meant in _KNOWN_IN_FOLDER:
-        files = sorted(folder.glob(pattern))
-        if not files:
-            continue
-        if not meant:
-            found.append(folder / pattern)
-        elif len(files) == 1 or folder / meant in files:
-            found.append(files[0] if len(files) == 1 else folder / meant)
-        elif not found:
-            raise DataError(
-                f"{folder}: holds {', '.join(file.name for file in files[:6])}; expected one of them to be "
-                f"{meant}, or name the file to read"
-            )
-    return found
-
-
-def _warn_of_class_folders(folder: Path, taken: Path, records: Records) -> None:
-    """Tell of folders of images that are not read because a file beside them is; but of no list's own."""
-    from plsc.data.sources.folders import has_images
-
-    root = os.path.join(os.path.realpath(folder), "")
-    paths = getattr(records, "_paths", None) or [""]
-    first = os.path.realpath(os.path.join(folder, paths[0])) if isinstance(paths[0], str) else ""
-    if first.startswith(root) and os.sep in first[len(root) :]:
-        return
-    try:
-        found = (entry.name for entry in os.scandir(folder) if entry.is_dir() and has_images(entry.path))
-        others = list(itertools.islice(found, 2))
-    except OSError:
-        return
-    if len(others) > 1:
-        log.warning(
-            "%s: reading %s; there are also folders of images, %s among them, which are not read as classes",
-            folder,
-            taken.name,
-            " and ".join(others),
-        )
-
-
-def _open_file(path: Path, recover: bool) -> Records:
-    # The readers need `Record`, so they are imported when one is opened.
-    from plsc.data.sources.arrays import ArrayRecords
-    from plsc.data.sources.base64_text import Base64Records, is_part_list, looks_like_base64
-    from plsc.data.sources.lists import ListRecords
-    from plsc.data.sources.recordio import RecordIORecords
-    from plsc.data.sources.tables import CsvRecords, ParquetRecords
-    from plsc.data.sources.tar_shards import TarRecords
-
-    name = path.name.lower()
-    folder_or_file = path.parent if path.name.startswith("*.") else path
-    if name.endswith((".rec", ".idx")):
-        return RecordIORecords(path, recover)
-    if name.endswith((".tar", ".tar.gz", ".tgz")):
-        return TarRecords(folder_or_file)
-    if name.endswith((".csv", ".tsv")) and not looks_like_base64(path):
-        return CsvRecords(path)
-    if name.endswith(".parquet"):
-        return ParquetRecords(folder_or_file)
-    if name.endswith((".npy", ".npz")):
-        return ArrayRecords.load(path)
-    if name.endswith(".bin"):
-        raise DataError(
-            f"{path}: a .bin is a verification set (pairs of images, no classes), expected training data; "
-            f"verification sets are named with set_val_targets"
-        )
-    if looks_like_base64(path) or is_part_list(path):
-        return Base64Records(path)
-    return ListRecords(path)
-
-
-def _named(records: Records, folder: Path) -> Records:
-    """The records, with the `class_names` of the folder's `classes.txt` where theirs are none, or mere numbers."""
-    path = folder / "classes.txt"
-    own = getattr(records, "class_names", None) or ()
-    if all(name.isdecimal() and int(name) == number for number, name in enumerate(own)) and path.is_file():
-        try:
-            names = [line.rstrip("\r") for line in path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")]
-        except (OSError, UnicodeDecodeError) as error:
-            log.warning("%s: the names of the classes cannot be read (%s)", path, error)
-        else:
-            if len(names) >= records.num_classes:
-                records.class_names = names
-            else:
-                log.warning("%s: %d names for %d classes, passed over", path, len(names), records.num_classes)
-    return records
-
-
-_PIECE = 1 << 16  # most images are one
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)  # Windows has O_BINARY
+_PIECE = 1 << 16  # bytes; most images are one piece
 
 
 def read_image(path: str | Path) -> bytes:
-    """The bytes of an image file; `DataError` where it cannot be read."""
+    """The bytes of an image file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
-        # A file object takes half as long again. A short piece is no promise of the end, on a network disk for one.
-        file, pieces = os.open(path, os.O_RDONLY), []
+        # A file object takes half as long again. On a network disk a short piece need not be the last.
+        file, pieces = os.open(path, _READ), []
         try:
             while piece := os.read(file, _PIECE):
                 pieces.append(piece)

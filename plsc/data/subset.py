@@ -1,13 +1,11 @@
-"""Parts of a source: some records in a given order, classes left out and the rest renumbered."""
+"""Parts of a source: chosen records in a given order, with some classes left out and the rest renumbered."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+import numpy.typing as npt
 
 from plsc.data.records import Record, Records
 from plsc.errors import DataError
@@ -15,20 +13,25 @@ from plsc.errors import DataError
 log = logging.getLogger("plsc")
 
 
-class SelectedRecords:
-    """Records of another source, chosen by index; nothing is copied.
+class SelectedRecords(Records):
+    """Records of another source, chosen by index. Nothing is copied.
 
     Args:
         records: the source.
-        indices: [m], which records, in order; twice is allowed.
-        classes: [K] classes of the source, ascending: they become 0 ... K - 1, and where the source does not name them
-            their old numbers become their names. By default classes stay as they are.
+        indices: [m], the records in order; an index may occur twice.
+        classes: classes of the source in ascending order, which are renumbered from 0. If the source does not name its
+            classes, their old numbers become their names. By default classes keep their numbers.
 
     Raises:
-        DataError: an index out of range, or a chosen record of a class that `classes` lacks.
+        DataError: no index, an index out of range, or a chosen record of a class that is not in `classes`.
+
+    Example:
+        >>> part = SelectedRecords(open_records("synthetic:10:200"), [3, 13, 5], classes=[3, 5])
+        >>> part.labels.tolist(), part.class_names
+        ([0, 0, 1], ['3', '5'])
     """
 
-    def __init__(self, records: Records, indices: Sequence[int], classes: Sequence[int] | None = None) -> None:
+    def __init__(self, records: Records, indices: npt.ArrayLike, *, classes: npt.ArrayLike | None = None) -> None:
         self._records, self._indices = records, np.asarray(indices, np.int64)
         if not len(self._indices):
             raise DataError(f"nothing is left of {records.format} with {len(records)} images")
@@ -36,11 +39,13 @@ class SelectedRecords:
             raise DataError(
                 f"records {self._indices.min()} to {self._indices.max()} were chosen, expected 0 to {len(records) - 1}"
             )
-        self.labels = labels_of(records)[self._indices]
-        names = getattr(records, "class_names", None)
-        self.num_classes, self.class_names = records.num_classes, names
+        self.format = f"{len(self._indices)} of {len(records)} images of {records.format}"
+        self.root = records.root
+        self.labels = records.labels[self._indices]
+        self.num_classes, self.class_names = records.num_classes, records.class_names
         if classes is not None:
-            check_labels(self, self.labels)
+            names = records.class_names
+            self.check_labels()
             classes = np.asarray(classes, np.int64)
             places = np.searchsorted(classes, self.labels)
             lost = np.flatnonzero(classes[np.minimum(places, len(classes) - 1)] != self.labels)
@@ -52,15 +57,6 @@ class SelectedRecords:
             self.labels, self.num_classes = places, len(classes)
             self.class_names = [names[old] if names else str(old) for old in classes]
 
-    @property
-    def root(self) -> Path | None:
-        """The folder that was walked for the source, if one was."""
-        return getattr(self._records, "root", None)
-
-    @property
-    def format(self) -> str:
-        return f"{len(self._indices)} of {len(self._records)} images of {self._records.format}"
-
     def __len__(self) -> int:
         return len(self._indices)
 
@@ -70,47 +66,35 @@ class SelectedRecords:
     def describe(self, index: int) -> str:
         return self._records.describe(int(self._indices[index]))
 
-
-def labels_of(records: Records) -> np.ndarray:
-    """The class of every record, [n] int64; where the source does not know them, every record is read once."""
-    labels = getattr(records, "labels", None)
-    if labels is None:
-        reading = tqdm(range(len(records)), "reading labels", disable=None, leave=False)
-        labels = np.asarray([records[index].label for index in reading], np.int64)
-    return labels
-
-
-def check_labels(records: Records, labels: np.ndarray) -> None:
-    """Hold the labels [n] against the number of classes that the source says it has.
-
-    Raises:
-        DataError: one is beyond it.
-    """
-    if records.num_classes and labels.max() >= records.num_classes:
-        index = int(labels.argmax())
-        raise DataError(
-            f"{records.describe(index)}: label {labels[index]} is out of range, expected 0 to "
-            f"{records.num_classes - 1}: the set says that it has {records.num_classes} classes"
-        )
+    def path_of(self, index: int) -> str | None:
+        return self._records.path_of(int(self._indices[index]))
 
 
 def with_min_images(records: Records, min_images: int) -> Records:
-    """The source without classes of fewer than `min_images` images; the rest are renumbered in order.
+    """The source without classes of fewer than `min_images` images; the other classes are renumbered in order.
 
-    With 1, only classes without any image go. The source itself where nothing goes.
+    Args:
+        records: the source.
+        min_images: 1 leaves out only the classes without any image.
+
+    Returns:
+        A part of the source, or the source itself where no class is left out.
+
+    Raises:
+        DataError: no class has as many images.
     """
-    labels = labels_of(records)
-    present, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    num_classes = records.count_classes()
+    present, places, counts = np.unique(records.labels, return_inverse=True, return_counts=True)
     is_kept = counts >= max(1, min_images)
-    if is_kept.all() and len(present) == records.num_classes:
+    if is_kept.all() and len(present) == num_classes:
         return records
     if not is_kept.any():
         raise DataError(f"no class has {min_images} images or more; the largest has {counts.max()}")
-    selected = SelectedRecords(records, np.flatnonzero(is_kept[places.reshape(-1)]), present[is_kept])
+    selected = SelectedRecords(records, np.flatnonzero(is_kept[places.reshape(-1)]), classes=present[is_kept])
     log.info(
         "left out %d of %d classes with fewer than %d images, and with them %d of %d images; classes are renumbered",
-        records.num_classes - selected.num_classes,
-        records.num_classes,
+        num_classes - selected.count_classes(),
+        num_classes,
         max(1, min_images),
         len(records) - len(selected),
         len(records),
@@ -118,18 +102,18 @@ def with_min_images(records: Records, min_images: int) -> Records:
     return selected
 
 
-def split_identities(records: Records, held_out: float, seed: int = 0) -> tuple[SelectedRecords, SelectedRecords]:
-    """Two parts without a common class, each renumbered from 0.
+def split_identities(records: Records, held_out: float, *, seed: int = 0) -> tuple[SelectedRecords, SelectedRecords]:
+    """Two parts without a common class, each renumbered from 0: the rest, and the classes held out.
 
     Args:
         records: the source.
-        held_out: under 1 the share of the classes, else their number, that the second part gets.
-        seed: 0 or more; the same classes are held out for the same seed and class count.
+        held_out: the share of the classes to hold out where less than 1, else the number of classes.
+        seed: 0 or more; equal seeds hold out the same classes of the same number of classes.
 
     Raises:
-        DataError: neither a share nor a whole number, or either part would have no class.
+        DataError: `held_out` is neither a share nor a whole number, or one part would have no class.
     """
-    labels = labels_of(records)
+    labels = records.labels
     present = np.unique(labels)
     if not (0 < held_out < 1 or float(held_out).is_integer()):
         raise DataError(f"held_out={held_out}: expected a share between 0 and 1, or a whole number of classes")
@@ -139,22 +123,26 @@ def split_identities(records: Records, held_out: float, seed: int = 0) -> tuple[
     chosen = np.sort(np.random.default_rng(seed).permutation(present)[:number])
     is_held_out = np.isin(labels, chosen)
     return (
-        SelectedRecords(records, np.flatnonzero(~is_held_out), np.setdiff1d(present, chosen)),
-        SelectedRecords(records, np.flatnonzero(is_held_out), chosen),
+        SelectedRecords(records, np.flatnonzero(~is_held_out), classes=np.setdiff1d(present, chosen)),
+        SelectedRecords(records, np.flatnonzero(is_held_out), classes=chosen),
     )
 
 
 def without_classes_of(records: Records, other: Records) -> SelectedRecords:
-    """The records whose class does not occur in `other`: by name where both name their classes, else by number.
+    """The records whose class does not occur in `other`. The classes are renumbered from 0.
 
-    A part of a set without names has the whole's numbers as names, so it is told from the whole and from other parts.
-    Names that are numbers are compared as numbers: 5 is 05.
+    Classes are compared by name where both sources name them, else by number. A part of a source without names has the
+    numbers of the whole as names, so that its classes are found in the whole and in other parts. Names that are numbers
+    are compared as numbers: 5 equals 05.
+
+    Raises:
+        DataError: no record is left, or a source has a label beyond its number of classes.
     """
-    labels, other_labels = labels_of(records), labels_of(other)
-    check_labels(records, labels)
-    check_labels(other, other_labels)
-    present, taken = np.unique(labels).tolist(), np.unique(other_labels).tolist()
-    names, others = getattr(records, "class_names", None), getattr(other, "class_names", None)
+    labels = records.labels
+    records.check_labels()
+    other.check_labels()
+    present, taken = np.unique(labels).tolist(), np.unique(other.labels).tolist()
+    names, others = records.class_names, other.class_names
     if (names or others) and all(name.isdecimal() for name in (*(names or ()), *(others or ()))):
         there = {int(others[place]) if others else place for place in taken}
         taken = [place for place in present if (int(names[place]) if names else place) in there]
@@ -174,9 +162,9 @@ def without_classes_of(records: Records, other: Records) -> SelectedRecords:
     )
     if not is_left.any():
         raise DataError(f"every class of {records.format} occurs in {other.format}: no identity is left")
-    return SelectedRecords(records, np.flatnonzero(is_left), np.unique(labels[is_left]))
+    return SelectedRecords(records, np.flatnonzero(is_left), classes=np.unique(labels[is_left]))
 
 
 def shuffled(records: Records, seed: int = 0) -> SelectedRecords:
-    """All records in an order drawn from `seed`: sixteen bytes of memory an image."""
+    """All records in an order drawn from `seed`. Takes sixteen bytes of memory per image."""
     return SelectedRecords(records, np.random.default_rng(seed).permutation(len(records)))

@@ -1,49 +1,55 @@
 """Verification sets: pairs of images, each pair of the same identity or not.
 
-Public sets ship as `<name>.bin`, a pickle of (2P images, P flags), and a pickle may run anything when it
-is read. Here it runs nothing: of all classes only those few names are answered that such a file needs, and
-they are answered by stand-ins that merely hold what was said.
+Public sets are published as `<name>.bin`, a pickle of (2P images, P flags). `guarded_pickle` reads it and runs nothing
+of what the file asks for.
 """
 
 from __future__ import annotations
 
-import io
-import logging
 import pickle
-import pickletools
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+import numpy.typing as npt
 
+from plsc.data.guarded_pickle import PickledArray, guarded_loads
+from plsc.data.images import encode
 from plsc.data.records import read_image
 from plsc.errors import DataError
 from plsc.utils.atomic import write_file
 
-log = logging.getLogger("plsc")
-
-Image = bytes | np.ndarray
+Image = bytes | npt.NDArray[np.uint8]
 
 _EXPECTED = "expected a pickle of (list of 2P images, list of P flags)"
 
 
 class VerificationSet:
-    """Pairs of images, with whether each is of one identity. P pairs.
+    """P pairs of images, each of the same identity or not.
 
     Args:
-        name: what reports and messages call the set.
-        images: 2P images; 2i and 2i + 1 are pair i. Each is encoded bytes (or the same as a 1-D uint8
-            array), or pixels [H, W, 3] uint8 RGB.
-        is_same: [P] bool.
+        name: of the set, for reports and messages.
+        images: 2P images; images 2i and 2i + 1 are pair i. An image is encoded bytes, the same as a 1-D uint8 array, or
+            pixels [H, W, 3] uint8 RGB.
+        is_same: [P] bool, whether a pair is of one identity.
+
+    Attributes:
+        images: the 2P images, as bytes or pixels.
+        is_same: [P] bool array.
 
     Raises:
         DataError: no pairs, not two images per flag, or an image or a flag of another kind.
+
+    Example:
+        >>> files = ["ann/1.jpg", "ann/2.jpg", "ann/1.jpg", "bob/1.jpg"]
+        >>> pairs = VerificationSet("mine", [open(file, "rb").read() for file in files], is_same=[True, False])
+        >>> pairs.save("train_data/mine.bin")
+        >>> len(VerificationSet.load("train_data/mine.bin"))
+        2
     """
 
-    def __init__(self, name: str, images: Sequence[Image], is_same: Sequence[bool]) -> None:
+    def __init__(self, name: str, images: Sequence[Image], *, is_same: Sequence[bool] | npt.NDArray[np.bool_]) -> None:
         self.name = name
         self.is_same = _flags(is_same, name)
         if len(images) != 2 * len(self.is_same) or not len(images):
@@ -59,14 +65,14 @@ class VerificationSet:
 
     @classmethod
     def load(cls, path: str | Path, name: str | None = None) -> VerificationSet:
-        """Read an LFW-style `.bin`, pickled by Python 2 or 3, its images as bytes or as uint8 arrays.
+        """Read an LFW-style `.bin`, pickled by Python 2 or 3, with the images as bytes or as uint8 arrays.
 
         Args:
             path: the file.
-            name: the file's name without `.bin` when not given.
+            name: of the set; by default the name of the file without `.bin`.
 
         Raises:
-            DataError: the file cannot be read, is cut off, is no such pickle, or asks for a class that no
+            DataError: the file cannot be read, is cut off, holds other things, or asks for a class that no
                 verification set needs. Nothing that the file asks for is run.
         """
         path = Path(path)
@@ -76,34 +82,39 @@ class VerificationSet:
             raise DataError(f"verification set {path} cannot be read: {error.strerror}; {_EXPECTED}") from None
         if not data:
             raise DataError(f"verification set {path} is empty (0 bytes); {_EXPECTED}")
-        content = _unpickle(data, path)
+        try:
+            content = guarded_loads(data, f"verification set {path}")
+        except DataError as error:
+            raise DataError(f"verification set {path}: {error}; {_EXPECTED}") from None
         if not (isinstance(content, (tuple, list)) and len(content) == 2):
             count = f" of {len(content)}" if hasattr(content, "__len__") else ""
             raise DataError(f"verification set {path}: found a {type(content).__name__}{count}; {_EXPECTED}")
-        images, flags = (part.elements() if isinstance(part, _Array) else part for part in content)
+        images, flags = (part.elements() if isinstance(part, PickledArray) else part for part in content)
         if not (isinstance(images, (tuple, list)) and isinstance(flags, (tuple, list))):
             raise DataError(
                 f"verification set {path}: found ({type(images).__name__}, {type(flags).__name__}); {_EXPECTED}"
             )
-        images = [image.array if isinstance(image, _Array) else image for image in images]
+        images = [image.array if isinstance(image, PickledArray) else image for image in images]
         try:
-            return cls(path.stem if name is None else name, images, flags)
+            return cls(path.stem if name is None else name, images, is_same=flags)
         except DataError as error:
             raise DataError(f"verification set {path}: {error}") from None
 
     @classmethod
-    def from_pair_list(cls, list_path: str | Path, root: str | Path, name: str | None = None) -> VerificationSet:
-        """Read pairs from lines `imageA imageB 1` (same) or `0` (different), apart by white space, or by tabs.
+    def from_pair_list(cls, list_path: str | Path, root: str | Path, *, name: str | None = None) -> VerificationSet:
+        """Read pairs from lines `imageA imageB 1` (same identity) or `imageA imageB 0`.
 
         Args:
-            list_path: the list, UTF-8. Blank lines are passed over.
+            list_path: the list, UTF-8. Tabs or other white space separate the fields. Blank lines are ignored.
             root: the folder that image paths are relative to.
-            name: the list's name without its suffix when not given.
+            name: of the set; by default the name of the list without its suffix.
 
         Raises:
-            DataError: the list or an image cannot be read, or a line is something else; named by file and line.
+            DataError: the list or an image cannot be read, or a line is something else; names file and line.
         """
-        list_path, images, flags = Path(list_path), [], []
+        list_path = Path(list_path)
+        images: list[Image] = []
+        flags: list[bool] = []
         for number, line in enumerate(_lines(list_path), start=1):
             if not line.strip():
                 continue
@@ -118,12 +129,12 @@ class VerificationSet:
             except DataError as error:
                 raise DataError(f"{list_path}, line {number}: {error}") from None
             flags.append(fields[2] == "1")
-        return cls(list_path.stem if name is None else name, images, flags)
+        return cls(list_path.stem if name is None else name, images, is_same=flags)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write a `.bin` that this and other libraries read: (encoded images, flags), pickled by Python 3.
+        """Write a `.bin`, a pickle of (encoded images, flags) that other libraries read too.
 
-        Pixels are encoded as PNG, which loses nothing. The file appears whole or not at all.
+        Pixels are encoded as PNG, which loses nothing. The file is written atomically.
 
         Raises:
             DataError: the file exists and `overwrite` is False, or cannot be written.
@@ -133,16 +144,16 @@ class VerificationSet:
             raise DataError(
                 f"verification set {path} exists and is not overwritten; choose another path, or pass overwrite=True"
             )
-        content = ([_encode(image) for image in self.images], self.is_same.tolist())
+        content = ([encode(image) for image in self.images], self.is_same.tolist())
         try:
             with write_file(path) as file:
-                # Read by every Python 3 there is; 5 would not be.
+                # Python before 3.8 cannot read protocol 5.
                 pickle.dump(content, file, protocol=4)
         except OSError as error:
             raise DataError(f"verification set {path} cannot be written: {error.strerror}") from None
 
 
-def _flags(is_same: Sequence[bool], name: str) -> np.ndarray:
+def _flags(is_same: Sequence[bool] | npt.NDArray[np.bool_], name: str) -> npt.NDArray[np.bool_]:
     for index, flag in enumerate(is_same):
         if not isinstance(flag, (bool, int, np.bool_, np.integer)):
             raise DataError(f"{name}: flag {index} is of type {type(flag).__name__}, expected True or False")
@@ -168,12 +179,6 @@ def _image(image: Any, name: str, index: int) -> Image:
     )
 
 
-def _encode(image: Image) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
-
-
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
@@ -181,163 +186,3 @@ def _lines(path: Path) -> list[str]:
         raise DataError(f"{path}: the pair list cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: the pair list is not UTF-8 text (byte {error.start})") from None
-
-
-# The guarded unpickler.
-
-
-def _unpickle(data: bytes, path: Path) -> Any:
-    """What the pickle holds, arrays as `_Array`; `DataError` for all else."""
-    end, obstacle = _readable(data)
-    # Up to an obstacle it is still read, since `_Unpickler` names a class that was asked for before.
-    bounded = data[:end] + pickle.STOP + data[end + 1 :] if obstacle else data
-    try:
-        content = _Unpickler(bounded).load()
-    except DataError as error:
-        raise DataError(f"verification set {path}: {error}; {_EXPECTED}") from None
-    except Exception as error:  # the pickle module documents that damaged data may raise anything
-        obstacle = obstacle or f"damaged ({type(error).__name__}: {str(error)[:120]})"
-    if obstacle:
-        raise DataError(f"verification set {path}: {obstacle}; the file has {len(data)} bytes; {_EXPECTED}")
-    if end < len(data):
-        log.warning("verification set %s: passed over %d bytes after the pickle's end", path, len(data) - end)
-    return content
-
-
-def _readable(data: bytes) -> tuple[int, str]:
-    """How many bytes can be unpickled within memory and time bounded by the file's size, and what ends them.
-
-    Classes are not judged here but by `_Unpickler`.
-    """
-    hashing = {"SETITEM", "SETITEMS", "DICT", "ADDITEMS", "FROZENSET"}  # nested shared tuples hash for ever
-    memo = {"PUT", "BINPUT", "LONG_BINPUT"}  # the memo is as long as its largest index
-    stream, end = io.BytesIO(data), 0
-    try:
-        for instruction, argument, position in pickletools.genops(stream):
-            name = instruction.name
-            if name in hashing or name.startswith("EXT"):
-                return position, f"pickle instruction {name} at byte {position}, which no verification set needs"
-            if name in memo and argument > len(data):
-                return position, f"memo index {argument} at byte {position}, more than the file has bytes"
-            end = stream.tell()
-    except Exception as error:  # as above: damaged data may raise anything
-        if end == 0:
-            return end, f"not a pickle (it begins with {data[:8]!r})"
-        return end, f"cut off or damaged after byte {end} ({str(error)[:120]})"
-    return end, ""
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, data: bytes) -> None:
-        # Python 2's str is then bytes: what its images are.
-        super().__init__(io.BytesIO(data), encoding="bytes")
-
-    def find_class(self, module: str, name: str) -> Callable:
-        stand_in = _STAND_INS.get((module, name))
-        if stand_in is None:
-            raise DataError(
-                f"asks for {module}.{name}, which no verification set needs and which may be an attack; "
-                f"nothing of it was run"
-            )
-        return stand_in
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise DataError("refers to an object outside the file")
-
-
-class _Dtype:
-    """A numpy dtype as pickled: a code such as u1 or b1, then a state that holds the byte order."""
-
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: Any, align: Any = False, copy: Any = True) -> None:
-        self.code, self.order = _text(code), "|"
-
-    def __setstate__(self, state: tuple) -> None:
-        self.order = _text(state[1])
-
-    def numpy(self) -> np.dtype:
-        if not re.fullmatch(r"[biu][1248]|\?", self.code) or self.order not in ("|", "<", ">", "="):
-            raise DataError(f"holds an array of dtype {self.code[:20]!r}")
-        return np.dtype(self.code).newbyteorder(self.order)
-
-
-class _Array:
-    """A numpy array as pickled: shape, dtype and bytes, which become numpy's once they are known to agree."""
-
-    __slots__ = ("array",)
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, dtype, fortran, data = state
-        self.array = _to_array(data, dtype, shape, "F" if fortran else "C")
-
-    def elements(self) -> list:
-        """The images of an array of images, or the flags of an array of flags."""
-        return list(np.atleast_1d(self.array))
-
-
-def _to_array(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)) or len(shape) > 4:
-        raise DataError("holds an array of something else than plain numbers")
-    return np.frombuffer(data, dtype.numpy()).reshape(shape, order="F" if _text(order) == "F" else "C")
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, (bytes, str)):
-        raise DataError(f"holds a {type(value).__name__} where a text was due")
-    return value.decode("latin-1") if isinstance(value, bytes) else value
-
-
-def _ndarray(*arguments: Any) -> None:
-    raise DataError("calls numpy.ndarray itself")
-
-
-def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
-    return _Array(np.zeros([0], np.uint8))
-
-
-def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-    return _Array(_to_array(data, dtype, shape, order))
-
-
-def _scalar(dtype: Any, data: Any) -> Any:
-    return _to_array(data, dtype, (1,), "C")[0]
-
-
-def _latin1(text: str, encoding: Any = "latin1") -> bytes:
-    if _text(encoding) not in ("latin1", "latin-1"):
-        raise DataError("holds bytes in another encoding than latin1")
-    return text.encode("latin-1")
-
-
-def _no_bytes() -> bytes:
-    return b""
-
-
-def _bytearray(content: Any = b"", encoding: Any = "latin1") -> bytes:
-    return content if isinstance(content, bytes) else _latin1(content, encoding)
-
-
-def _stand_ins() -> dict[tuple[str, str], Callable]:
-    names: dict[tuple[str, str], Callable] = {
-        ("_codecs", "encode"): _latin1,
-        ("numpy", "dtype"): _Dtype,
-        ("numpy", "ndarray"): _ndarray,
-    }
-    for builtins in ("builtins", "__builtin__"):
-        names.update({(builtins, "bytes"): _no_bytes, (builtins, "bytearray"): _bytearray})
-    for core in ("numpy.core", "numpy._core"):
-        names.update(
-            {
-                (f"{core}.multiarray", "_reconstruct"): _reconstruct,
-                (f"{core}.multiarray", "scalar"): _scalar,
-                (f"{core}.numeric", "_frombuffer"): _from_buffer,
-            }
-        )
-    return names
-
-
-_STAND_INS = _stand_ins()

@@ -1,8 +1,8 @@
-"""Worker processes that fill batches, and that are missed by name when they die or hang.
+"""Worker processes that fill batches. When one dies or hangs, the error names the record that it was reading.
 
-Each worker has a pipe for small messages, and batches are filled in places of one shared anonymous map. The map has
-no name in the system: it goes with the last process that has it, so nothing is left behind however a run ends. Task
-k goes to worker k mod W, and replies are taken in that order, so results do not depend on which worker is faster.
+Each worker has a pipe for small messages. Batches are written to slots of one shared anonymous memory map. The map has
+no name in the system and is freed with the last process that uses it, so nothing is left behind however a run ends.
+Task k goes to worker k mod W, and replies are taken in that order, so results do not depend on the speed of a worker.
 """
 
 from __future__ import annotations
@@ -18,37 +18,43 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import connection
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from plsc.errors import DataError
 
-# Batches that a worker is to have ahead; and batches that whoever takes them may hold without a copy of them made:
-# the one just given and the one before, which a loop's variable holds still.
-_AHEAD, _LENT = 2, 2
+# Batches prefetched per worker.
+_AHEAD = 2
+# Batches that the consumer may hold before a batch is copied: the current one, and the one before it, which the loop
+# variable keeps alive until the next assignment.
+_HELD = 2
 
-# What a worker runs: (task, place to write [N, ...], hold) -> reply. It calls hold(index) before each record.
-Work = Callable[[Any, np.ndarray, Callable[[int], None]], Any]
+_Batch = npt.NDArray[Any]  # uint8
+# The function that a worker runs: (task, slot to write to [N, ...], hold) -> reply. It calls hold(index) before each
+# record.
+Work = Callable[[Any, _Batch, Callable[[int], None]], Any]
 
 
 class _Worker(NamedTuple):
     process: Any
     pipe: connection.Connection
-    poll: Any  # of the pipe and of the end of the process; connection.wait makes a new one every time
+    poll: Any  # of the pipe and of the end of the process; connection.wait makes a new one at every call
 
 
 class WorkerPool:
-    """Processes that run one function on a stream of tasks, replies in order.
+    """Processes that run one function on a stream of tasks, with replies in the order of the tasks.
 
-    They are forked, so that a user's script need not guard its main part and sources need not be pickled; they only
-    read files and call OpenCV, never Paddle. They end with `close`, or when the process that made them is gone.
+    The processes are forked, so that a user's script need not guard its main part and sources need not be pickled. They
+    read files and call OpenCV, never Paddle. They end with `close`, or when the process that made them has ended.
 
     Args:
-        work: what a worker runs. Its reply travels by pipe and is small; its pixels stay in the place.
+        work: the function that a worker runs. Its reply goes through a pipe and should be small; the pixels go to
+            shared memory.
         num_workers: W, 1 or more.
-        batch_shape: [N, ...] of a place, uint8.
+        batch_shape: [N, ...] of a batch, uint8.
         describe: names a record by its index, for messages.
         timeout: seconds that one record may take before its worker counts as hanging; 0 waits for ever.
     """
@@ -57,6 +63,7 @@ class WorkerPool:
         self,
         work: Work,
         num_workers: int,
+        *,
         batch_shape: Sequence[int],
         describe: Callable[[int], str],
         timeout: float = 300.0,
@@ -64,14 +71,14 @@ class WorkerPool:
         context = multiprocessing.get_context("fork")
         self._describe, self._timeout = describe, timeout
         self._shape, self._size = tuple(batch_shape), int(np.prod(batch_shape))
-        places = num_workers * _AHEAD + _LENT
-        self._shared = mmap.mmap(-1, max(1, places * self._size))
-        self._free = list(range(places))
-        self._lent: dict[int, weakref.ref] = {}
-        # The record a worker holds, or -1, and since when: read when the worker says nothing.
+        slots = num_workers * _AHEAD + _HELD
+        self._shared = mmap.mmap(-1, max(1, slots * self._size))
+        self._free = list(range(slots))
+        self._in_use: dict[int, weakref.ref[Any]] = {}
+        # The record that each worker is reading, or -1, and since when; looked at when a worker does not reply.
         self._held = np.frombuffer(mmap.mmap(-1, num_workers * 16), np.float64).reshape(num_workers, 2)
         self._held[:] = -1, 0
-        self._outstanding: collections.deque = collections.deque()
+        self._outstanding: collections.deque[tuple[int, int]] = collections.deque()  # (worker, slot)
         self._workers: list[_Worker] = []
         self._runs = 0
         for number in range(num_workers):
@@ -85,7 +92,7 @@ class WorkerPool:
                     work,
                     theirs,
                     inherited,
-                    [self._at(place) for place in range(places)],
+                    [self._at(slot) for slot in range(slots)],
                     self._held[number],
                     describe,
                 ),
@@ -97,20 +104,25 @@ class WorkerPool:
                 poll.register(source, select.POLLIN)
             self._workers.append(_Worker(process, ours, poll))
 
-    def run(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, np.ndarray]]:
-        """Hand out tasks some batches ahead, and yield each one's reply with the batch it filled, [N, ...] uint8.
+    @property
+    def pids(self) -> list[int]:
+        """The ids of the processes; empty after `close`."""
+        return [worker.process.pid for worker in self._workers]
 
-        A batch is the taker's for as long as anything refers to it.
+    def run(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, _Batch]]:
+        """Yield (reply, batch [N, ...] uint8) of each task, while workers run the next tasks.
+
+        A batch keeps its content for as long as anything refers to it.
 
         Raises:
-            DataError: what a worker raised; or a worker died or hangs, with the record it held.
+            DataError: a worker raised it, or a worker died or hangs; the message names the record.
         """
         self._runs += 1
         mine = self._runs
-        while self._outstanding:  # of a run that was not taken to its end
-            worker, place = self._outstanding.popleft()
+        while self._outstanding:  # from a run that was left before its end
+            worker, slot = self._outstanding.popleft()
             self._receive(worker)
-            self._free.append(place)
+            self._free.append(slot)
         tasks, sent = iter(tasks), 0
         while True:
             if mine != self._runs:
@@ -119,35 +131,36 @@ class WorkerPool:
                 task = next(tasks, None)
                 if task is None:
                     break
-                worker, place = sent % len(self._workers), self._free.pop()
-                self._send(worker, (place, task))
-                self._outstanding.append((worker, place))
+                worker, slot = sent % len(self._workers), self._free.pop()
+                self._send(worker, (slot, task))
+                self._outstanding.append((worker, slot))
                 sent += 1
             if not self._outstanding:
                 return
-            worker, place = self._outstanding.popleft()
-            yield self._receive(worker), self._lend(place)
+            worker, slot = self._outstanding.popleft()
+            yield self._receive(worker), self._batch(slot)
 
     def close(self) -> None:
         """End the workers at once."""
         for worker in self._workers:
             worker.process.kill()
-            worker.process.join(10)  # one that waits for a dead network disk cannot even be killed
+            worker.process.join(10)  # a process that waits for a dead network disk cannot be killed
             worker.pipe.close()
         self._workers = []
         self._outstanding.clear()
 
-    def _at(self, place: int) -> np.ndarray:
-        return np.frombuffer(self._shared, np.uint8, self._size, place * self._size).reshape(self._shape)
+    def _at(self, slot: int) -> _Batch:
+        return np.frombuffer(self._shared, np.uint8, self._size, slot * self._size).reshape(self._shape)
 
-    def _lend(self, place: int) -> np.ndarray:
-        """The batch in a place, which becomes free when nothing refers to the batch; a copy where too many are lent."""
-        batch, free = self._at(place), self._free
+    def _batch(self, slot: int) -> _Batch:
+        """The batch in a slot, which becomes free when nothing refers to the batch; a copy where too few are free."""
+        batch, free = self._at(slot), self._free
         if len(free) + len(self._outstanding) < _AHEAD * len(self._workers):
-            free.append(place)
-            return batch.copy()
-        # What is cut out of the batch refers to its base, not to the batch.
-        self._lent[place] = weakref.ref(batch.base, lambda _: free.append(place))
+            free.append(slot)
+            return np.array(batch)
+        # A slice of the batch, and a slice of that, refer to the array below them, `batch.base`, and not to `batch`. So
+        # `base` is alive exactly as long as anything refers to the memory of the slot.
+        self._in_use[slot] = weakref.ref(batch.base, lambda _: free.append(slot))
         return batch
 
     def _send(self, worker: int, message: Any) -> None:
@@ -157,6 +170,7 @@ class WorkerPool:
             self._fail(worker)
 
     def _receive(self, number: int) -> Any:
+        """The reply of a worker to its oldest task."""
         _, pipe, poll = self._workers[number]
         while True:
             ready = [source for source, _ in poll.poll(1000)]
@@ -175,7 +189,8 @@ class WorkerPool:
             if index >= 0 and self._timeout and time.monotonic() - since > self._timeout:
                 self._fail(number, time.monotonic() - since)
 
-    def _fail(self, number: int, seconds: float | None = None) -> None:
+    def _fail(self, number: int, seconds: float | None = None) -> NoReturn:
+        """Raise the error for a worker that died, or that has hung for so many seconds."""
         process, held = self._workers[number].process, int(self._held[number, 0])
         which = "no record" if held < 0 else self._describe(held)
         if seconds is not None:
@@ -200,32 +215,32 @@ def _serve(
     work: Work,
     pipe: connection.Connection,
     inherited: list[connection.Connection],
-    places: list[np.ndarray],
-    held: np.ndarray,
+    slots: list[_Batch],
+    held: npt.NDArray[np.float64],
     describe: Callable[[int], str],
 ) -> None:
-    # A keyboard interrupt is the parent's to handle; its handlers for the end of a run are not for here.
+    # The parent handles a keyboard interrupt; its handler of SIGTERM must not run here.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # With the parent's ends open here, the pipes would never tell that the parent is gone.
+    # If the parent's ends stayed open here, reading would never end when the parent does.
     for end in inherited:
         end.close()
     cv2.setNumThreads(0)
 
-    note = memoryview(held)  # a fifth of the time that an assignment through NumPy takes
+    note: Any = held.data  # a memoryview, which takes a fifth of the time of an assignment through NumPy
 
     def hold(index: int) -> None:
         note[0], note[1] = index, time.monotonic()
 
     while True:
         try:
-            place, task = pickle.loads(pipe.recv_bytes())
+            slot, task = pickle.loads(pipe.recv_bytes())
             reply: tuple[Any, str | None]
             try:
-                reply = work(task, places[place], hold), None
+                reply = work(task, slots[slot], hold), None
             except DataError as error:
                 reply = None, str(error)
-            except Exception:  # of a user's own data set
+            except Exception:  # a user's own data set may raise any
                 where = describe(int(held[0])) if held[0] >= 0 else "before the first record"
                 reply = None, f"{where}: reading it failed:\n{traceback.format_exc()}"
             held[0] = -1
@@ -235,5 +250,5 @@ def _serve(
 
 
 def _write(pipe: connection.Connection, message: Any) -> None:
-    # The pickler of Connection.send, which can pass on files and locks as well, takes four times as long.
+    # Connection.send takes four times as long: its pickler can also send files and locks.
     pipe.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))

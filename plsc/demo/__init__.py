@@ -1,7 +1,8 @@
-"""`plsc demo`: the whole way on the data the package brings, by the same calls that users make."""
+"""`plsc demo`: train, verify, resume, export and embed, on images that the package draws from fonts."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -11,15 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+import numpy as np
 
+from plsc.data.sources.glyphs import GlyphRecords
+from plsc.entry import Entry
 from plsc.errors import ConfigError, TrainingError
+from plsc.inference.model import load_inference_model
 
 SCRIPT = Path(__file__).with_name("train.py")
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much the demo trains."""
+    """How much the demo trains.
+
+    Attributes:
+        identities: classes; a class is a character of a font.
+        images_per_identity: training images of each class.
+        pairs: verification pairs of other classes.
+        epochs: all, of which the last is trained in a resumed run.
+        decay_epochs: epochs after which the learning rate decays.
+    """
 
     identities: int
     images_per_identity: int
@@ -31,8 +44,8 @@ class Size:
 SIZES = {"full": Size(1000, 20, 2000, 3, (2,)), "small": Size(100, 10, 200, 2, (1,))}
 
 
-def run_demo(output: Path, size: str, ranks: int) -> None:
-    """Train on glyphs, verify on unseen ones, resume once, export, embed three images, and print a table.
+def run_demo(output: Path, size: str, *, ranks: int) -> None:
+    """Train on images of glyphs, verify on other glyphs, resume once, export, embed three images, print a table.
 
     Args:
         output: a new folder.
@@ -41,17 +54,19 @@ def run_demo(output: Path, size: str, ranks: int) -> None:
 
     Raises:
         ConfigError: `output` exists.
+        MissingDependencyError: the packages that draw glyphs are not installed.
         TrainingError: a training process failed.
     """
     if output.exists():
         raise ConfigError(f"{output} exists and is not overwritten; choose another with --output, or remove it")
+    GlyphRecords(1, 1, image_size=32)  # before a folder is made: it needs packages that an extra installs
     output.mkdir(parents=True)
-    begin = time.perf_counter()
+    start = time.perf_counter()
     chosen = SIZES[size]
     print(f"Training {chosen.identities} glyph identities on {ranks} CPU ranks; log in {output / 'log'}", flush=True)
-    _train(output, chosen, ranks, epochs=chosen.epochs - 1)
+    _train(output, chosen, ranks=ranks, epochs=chosen.epochs - 1)
     print("Resuming from the last checkpoint for the last epoch", flush=True)
-    _train(output, chosen, ranks, epochs=chosen.epochs, resume=True)
+    _train(output, chosen, ranks=ranks, epochs=chosen.epochs, resume=True)
     results = json.loads((output / "results.json").read_text())
     rows = [("pair accuracy on unseen identities", f"{results['glyphs/accuracy']:.2%}")]
     rows += [
@@ -59,9 +74,9 @@ def run_demo(output: Path, size: str, ranks: int) -> None:
         for name, value in results.items()
         if "tar_at_far" in name
     ]
-    rows += [("training images/s", f"{results['images/s']:.0f}"), *_use(output, chosen)]
+    rows += [("training images/s", f"{results['images/s']:.0f}"), *_export_and_embed(output, chosen)]
     rows += [
-        ("seconds", f"{time.perf_counter() - begin:.0f}"),
+        ("seconds", f"{time.perf_counter() - start:.0f}"),
         ("checkpoints", str(output / "checkpoints")),
         ("exported model", str(output / "model")),
         ("embeddings", str(output / "embeddings.npy")),
@@ -69,61 +84,37 @@ def run_demo(output: Path, size: str, ranks: int) -> None:
     _print_table(rows)
 
 
-def _train(output: Path, size: Size, ranks: int, epochs: int, resume: bool = False) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "paddle.distributed.launch",
-        "--nproc_per_node",
-        str(ranks),
-        "--log_dir",
-        str(output / "log"),
-        str(SCRIPT),
-        "--output",
-        str(output),
-        "--ranks",
-        str(ranks),
-        "--identities",
-        str(size.identities),
-        "--images-per-identity",
-        str(size.images_per_identity),
-        "--pairs",
-        str(size.pairs),
-        "--epochs",
-        str(epochs),
-        "--decay-epochs",
-        *map(str, size.decay_epochs),
-        *(["--resume"] if resume else []),
-    ]
+def _train(output: Path, size: Size, *, ranks: int, epochs: int, resume: bool = False) -> None:
+    launcher = ["paddle.distributed.launch", "--nproc_per_node", ranks, "--log_dir", output / "log"]
+    options = {
+        "--output": output,
+        "--ranks": ranks,
+        "--identities": size.identities,
+        "--images-per-identity": size.images_per_identity,
+        "--pairs": size.pairs,
+        "--epochs": epochs,
+    }
+    arguments = [SCRIPT, *itertools.chain(*options.items()), "--decay-epochs", *size.decay_epochs]
+    command = [sys.executable, "-m", *map(str, [*launcher, *arguments])] + (["--resume"] if resume else [])
     threads = str(max(1, (os.cpu_count() or 1) // ranks))
-    done = subprocess.Popen(
-        command,
-        env={"OMP_NUM_THREADS": threads, **os.environ},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    for line in done.stdout:
-        if ": " in line and line[:2].isdigit() and line[2:3] == ":":  # the library's own lines
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    for line in process.stdout or ():
+        if ": " in line and line[:2].isdigit() and line[2:3] == ":":  # lines of the library begin with the time
             print("  " + line, end="", flush=True)
-    if done.wait():
-        raise TrainingError(f"the demo's training ended with status {done.returncode}; see {output / 'log'}")
+    if process.wait():
+        raise TrainingError(f"the demo's training ended with status {process.returncode}; see {output / 'log'}")
 
 
-def _use(output: Path, size: Size) -> list[tuple[str, str]]:
-    """Export, embed two images of one unseen identity and one of another, and compare them."""
-    import numpy as np
-
-    from plsc import Entry, load_inference_model
-    from plsc.data.sources.glyphs import GlyphRecords
-
+def _export_and_embed(output: Path, size: Size) -> list[tuple[str, str]]:
+    """Export; embed two images of one identity that was not trained on, and one of another; compare them."""
     entry = Entry()
     entry.set_checkpoint_dir(output / "checkpoints")
     entry.convert_for_prediction(output / "model")
-    unseen = GlyphRecords(2, 2, 32, seed=1, first_identity=size.identities)
+    glyphs = GlyphRecords(2, 2, image_size=32, seed=1, first_identity=size.identities)
     files = []
     for name, index in (("one.png", 0), ("one_again.png", 1), ("another.png", 2)):
-        cv2.imwrite(str(output / name), unseen[index].image[..., ::-1])
+        cv2.imwrite(str(output / name), np.asarray(glyphs[index].image)[..., ::-1])
         files.append(output / name)
     embeddings = load_inference_model(output / "model").embed(files)
     np.save(output / "embeddings.npy", embeddings)

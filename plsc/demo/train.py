@@ -1,4 +1,4 @@
-"""The demo's training script, as a user would write it: glyphs to learn, and other glyphs to verify on."""
+"""The demo's training script, as a user would write it: it trains on glyphs and verifies on other glyphs."""
 
 import argparse
 import json
@@ -22,10 +22,10 @@ parser.add_argument("--resume", action="store_true")
 options = parser.parse_args()
 
 entry = Entry()
-entry.train_dataset = GlyphRecords(options.identities, options.images_per_identity, options.image_size)
-# Identities that follow those trained on: none of them is ever seen in training.
+entry.train_dataset = GlyphRecords(options.identities, options.images_per_identity, image_size=options.image_size)
+# The identities after those trained on, so that verification has none of them.
 entry.test_dataset = glyph_verification_set(
-    options.identities, options.identities // 4, options.pairs, options.image_size, seed=1
+    options.identities, options.identities // 4, num_pairs=options.pairs, image_size=options.image_size, seed=1
 )
 entry.set_class_num(options.identities)
 entry.set_emb_size(128)
@@ -33,7 +33,7 @@ entry.set_image_shape((3, options.image_size, options.image_size))
 entry.set_model_name("ResNetTiny")
 entry.set_loss_type("dist_arcface", margin2=0.3)
 entry.set_scale(32)
-entry.set_flip(False)  # a mirrored b is a d
+entry.set_flip(False)  # a mirrored b looks like a d
 entry.set_train_batch_size(options.batch_size)
 steps_per_epoch = -(-options.identities * options.images_per_identity // (options.batch_size * options.ranks))
 entry.set_lr(0.8)
@@ -46,5 +46,5 @@ entry.set_model_save_dir(f"{options.output}/checkpoints")
 if options.resume:
     entry.set_checkpoint_dir(f"{options.output}/checkpoints")
 results = entry.train()
-if place_from_environment()[0] == 0:  # every rank has results, one writes them
+if place_from_environment()[0] == 0:  # every rank has the results; rank 0 writes them
     Path(options.output, "results.json").write_text(json.dumps(results))

@@ -1,53 +1,67 @@
-"""What ranks say to each other, each collective beside its adjoint.
+"""Collectives over the ranks, each beside its adjoint.
 
-The gradient convention, stated once: L is the mean loss over the *global* batch, one number that
-every rank knows. A gradient is dL/d(this rank's tensor). The adjoint of `all_gather` is therefore
-`reduce_scatter_sum`, and that of `all_reduce_sum` (followed by the same use on every rank) is the
-identity on partial gradients. Nothing is multiplied or divided by the world size in here.
+Gradient convention: L is the mean loss over the global batch of G = N R samples, one number that is the same on every
+rank. A gradient is dL / d(this rank's tensor). Therefore
 
-At world size 1 each collective is the identity.
+- the adjoint of `all_gather` is `reduce_scatter_sum`;
+- the adjoint of `all_reduce_sum`, where every rank uses the sum in the same way, is the identity on partial gradients.
+
+No collective multiplies or divides by the number of ranks R. With one rank each collective is the identity.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import paddle
 import paddle.distributed as dist
 
 from plsc.distributed.topology import Topology
 
+_Value = TypeVar("_Value")
+
 
 @dataclass(frozen=True)
 class Collectives:
-    """The collectives over all ranks of a topology.
+    """The collectives over all ranks of a topology. Every rank must call the same collectives in the same order.
 
-    Tensors passed in may be overwritten: use the value returned.
+    Tensors passed in may be overwritten: use the tensor that is returned.
+
+    Args:
+        topology: by default a single rank, for which no collective communicates.
+
+    Example:
+        >>> collectives = Collectives(init_topology())
+        >>> features = collectives.all_gather(features)  # [N, D] -> [G, D]
     """
 
     topology: Topology = field(default_factory=Topology)
 
     @property
-    def _alone(self) -> bool:
+    def _is_single(self) -> bool:
         return self.topology.world_size == 1
 
     def all_gather(self, rows: paddle.Tensor) -> paddle.Tensor:
-        """Concatenate every rank's rows in rank order: [N, ...] -> [N * R, ...]; N equal on all ranks."""
-        if self._alone:
+        """Concatenate all ranks' rows in rank order: [N, ...] -> [G, ...]. N must be equal on all ranks."""
+        if self._is_single:
             return rows
         gathered = paddle.empty([rows.shape[0] * self.topology.world_size, *rows.shape[1:]], rows.dtype)
         dist.stream.all_gather(gathered, rows.contiguous())
         return gathered
 
     def reduce_scatter_sum(self, rows: paddle.Tensor) -> paddle.Tensor:
-        """Adjoint of `all_gather`: sum over ranks, keep this rank's rows: [N * R, ...] -> [N, ...]."""
+        """Adjoint of `all_gather`: the sum over ranks, of which this rank keeps its rows: [G, ...] -> [N, ...]."""
         return self.begin_reduce_scatter_sum(rows)()
 
     def begin_reduce_scatter_sum(self, rows: paddle.Tensor) -> Callable[[], paddle.Tensor]:
-        """`reduce_scatter_sum` while other work goes on: call what is returned for the result."""
-        if self._alone:
+        """Start `reduce_scatter_sum` and return at once.
+
+        Returns:
+            A function that waits for the sum and returns it, [N, ...]. Other work may run before the call.
+        """
+        if self._is_single:
             return lambda: rows
         local = rows.shape[0] // self.topology.world_size
         if self.topology.on_gpu:
@@ -65,35 +79,35 @@ class Collectives:
         return finish
 
     def all_reduce_sum(self, tensor: paddle.Tensor) -> paddle.Tensor:
-        """Sum over ranks, the same on all of them."""
+        """Element-wise sum over ranks, the same on every rank."""
         return self._all_reduce(tensor, dist.ReduceOp.SUM)
 
     def all_reduce_max(self, tensor: paddle.Tensor) -> paddle.Tensor:
-        """Element-wise maximum over ranks."""
+        """Element-wise maximum over ranks, the same on every rank."""
         return self._all_reduce(tensor, dist.ReduceOp.MAX)
 
     def all_reduce_min(self, tensor: paddle.Tensor) -> paddle.Tensor:
-        """Element-wise minimum over ranks."""
+        """Element-wise minimum over ranks, the same on every rank."""
         return self._all_reduce(tensor, dist.ReduceOp.MIN)
 
-    def _all_reduce(self, tensor: paddle.Tensor, op: int) -> paddle.Tensor:
-        if self._alone:
+    def _all_reduce(self, tensor: paddle.Tensor, op: Any) -> paddle.Tensor:
+        if self._is_single:
             return tensor
         if tensor.dtype == paddle.float16 and not self.topology.on_gpu:
-            # Gloo's fp16 sums are wrong.
+            # Gloo computes wrong sums of float16.
             return self._all_reduce(tensor.astype("float32"), op).astype("float16")
         dist.all_reduce(tensor, op=op)
         return tensor
 
-    def gather_objects(self, value: Any) -> list:
-        """Every rank's (small, picklable) value, in rank order, on every rank."""
-        if self._alone:
+    def gather_objects(self, value: _Value) -> list[_Value]:
+        """All ranks' values in rank order, on every rank. For small values that can be pickled."""
+        if self._is_single:
             return [value]
-        values: list = []
+        values: list[_Value] = []
         dist.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
-        if not self._alone:
+        """Wait until every rank has called this."""
+        if not self._is_single:
             dist.barrier()

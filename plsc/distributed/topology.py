@@ -1,11 +1,11 @@
-"""Who this process is among the ranks. The only reader of the launcher's environment."""
+"""The rank of this process, the number of ranks and the device. The only reader of the launcher's environment."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from plsc.errors import DistributedError
@@ -16,49 +16,57 @@ log = logging.getLogger("plsc")
 
 @dataclass(frozen=True)
 class Topology:
-    """This process's place. Made once by `init_topology`, then passed; nobody looks it up.
+    """The rank and device of this process. `init_topology` makes one, which is passed to whatever needs it.
 
-    Attributes:
-        rank: 0 to world_size - 1.
+    Args:
+        rank: index of this process among the ranks, 0 to world_size - 1.
         world_size: number of ranks, R.
         device: 'cpu' or 'gpu:<index>', as `paddle.set_device` takes it.
+
+    Raises:
+        DistributedError: a rank outside 0 to world_size - 1.
+
+    Example:
+        >>> Topology(rank=1, world_size=4).is_main
+        False
     """
 
     rank: int = 0
     world_size: int = 1
-    device: str = "cpu"
+    device: str = field(default="cpu", kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
             raise DistributedError(
-                f"rank {self.rank} of world size {self.world_size} cannot be; expected 0 <= rank < world size"
+                f"got rank {self.rank} of world size {self.world_size}, expected 0 <= rank < world size; start the "
+                f"ranks with python -m paddle.distributed.launch"
             )
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank speaks and writes for all."""
+        """Whether this is rank 0, which alone logs and writes what is the same on all ranks."""
         return self.rank == 0
 
     @property
     def on_gpu(self) -> bool:
+        """Whether the device is a GPU."""
         return self.device.startswith("gpu")
 
 
 def init_topology() -> Topology:
-    """Choose the device, join the other ranks and return this process's `Topology`.
+    """Choose the device, connect to the other ranks and return this process's `Topology`.
 
-    Gloo connects ranks on CPU, NCCL on GPUs; the launcher sets both up. May be called again: the
-    ranks are joined once per process.
+    Ranks communicate by NCCL on GPUs, else by Gloo. Further calls return the same topology without connecting again.
 
     Raises:
-        DistributedError: the launcher's environment is contradictory.
+        DistributedError: the launcher's environment variables contradict each other.
         MissingDependencyError: paddle is not installed.
     """
     paddle = require_paddle()
     rank, world_size = place_from_environment()
     on_gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     device = f"gpu:{paddle.distributed.ParallelEnv().device_id}" if on_gpu else "cpu"
-    topology = Topology(rank, world_size, device)
+    topology = Topology(rank, world_size, device=device)
     paddle.set_device(device)
     if world_size > 1:
         if not on_gpu:
@@ -77,19 +85,19 @@ def init_topology() -> Topology:
 
 
 def place_from_environment() -> tuple[int, int]:
-    """(rank, world size) as the launcher set them; (0, 1) without a launcher.
+    """(rank, world size) from the launcher's environment variables; (0, 1) without a launcher.
 
     Raises:
-        DistributedError: one of them is no integer.
+        DistributedError: a variable is not an integer of 0 or more.
     """
     return _from_environment("PADDLE_TRAINER_ID", 0), _from_environment("PADDLE_TRAINERS_NUM", 1)
 
 
 def devices_asked_of_launcher(command: list[str] | None = None) -> tuple[str, int] | None:
-    """The option that asked the launcher for more than one device, and how many; else None.
+    """(option, number of devices) where the launcher was started with an option for several devices; else None.
 
     Args:
-        command: the launcher's command line; read from the parent process (Linux) when not given.
+        command: the launcher's command line as a list of words; by default that of the parent process.
     """
     if command is None:
         try:

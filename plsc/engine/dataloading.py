@@ -1,4 +1,4 @@
-"""From a configuration to what the engine reads: training batches and verification sets."""
+"""From the settings to training batches and verification sets."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import paddle
 
 from plsc.config import Config, check_callable
 from plsc.data.augment import Augment
 from plsc.data.loader import Batch, ReaderLoader, TrainLoader
-from plsc.data.records import DatasetRecords, open_records
+from plsc.data.records import DatasetRecords, Records, as_records
+from plsc.data.sources import open_records
 from plsc.data.subset import with_min_images
 from plsc.data.transforms import Transform
 from plsc.data.verification_set import VerificationSet
@@ -24,55 +25,112 @@ from plsc.errors import ConfigError, DataError
 log = logging.getLogger("plsc")
 
 
-def open_train_loader(config: Config, topology: Topology) -> TrainLoader | ReaderLoader:
-    """The user's `train_reader`, else `train_dataset`, else the data folder.
+class Loader(Protocol):
+    """A source of training batches for one rank. Its position is (epoch, step), nothing else.
+
+    Attributes:
+        num_images: images per epoch of all ranks; None where unknown.
+        skipped: unreadable images left out so far.
+    """
+
+    @property
+    def num_images(self) -> int | None: ...
+
+    @property
+    def skipped(self) -> int: ...
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from `first_step` on, for a run that resumes within the epoch."""
+        ...
+
+    def close(self) -> None:
+        """Release what reading needs: processes, files."""
+        ...
+
+
+def build_dataloader(config: Config, topology: Topology) -> TrainLoader | ReaderLoader:
+    """A loader of the user's `train_reader`, else of `train_dataset`, else of `dataset_dir`.
 
     Raises:
-        DataError: the source cannot be opened, or has labels beyond the class number.
+        ConfigError: `train_reader` is no function.
+        DataError: the source cannot be opened, or has labels of `num_classes` or more.
     """
     if config.train_reader is not None:
-        reader = check_callable("train_reader", config.train_reader, "a function that returns an iterable of batches")
-        loader = ReaderLoader(
-            reader, config.image_shape, config.num_classes, config.train_image_num, topology.world_size
-        )
-        if loader.num_images is None and config.warmup_epochs:
-            log.info(
-                "warm-up in epochs needs the number of images: reading train_reader once to count them "
-                "(set_train_image_num saves this)"
-            )
-            loader.num_images = loader.count()
-        return loader
-    own = config.train_dataset
-    records = (
-        open_records(config.dataset_dir) if own is None else own if hasattr(own, "describe") else (DatasetRecords(own))
+        return _reader_loader(config, topology)
+    return TrainLoader(
+        _training_records(config),
+        Transform(config.image_shape, config.flip, augment=_augment(config)),
+        num_classes=config.num_classes,
+        batch_size=config.train_batch_size,
+        rank=topology.rank,
+        world_size=topology.world_size,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        skip_bad_images=config.bad_images == "skip",
+        class_balanced=config.class_balanced,
+        worker_timeout=config.worker_timeout,
     )
+
+
+def check_loader(loader: Loader, config: Config, *, topology: Topology) -> Loader:
+    """Return a user's loader if it fits the run.
+
+    Raises:
+        ConfigError: a `TrainLoader` was made for another batch size or another rank.
+    """
+    if isinstance(loader, TrainLoader):
+        found = (loader.batch_size, loader.rank, loader.world_size)
+        expected = (config.train_batch_size, topology.rank, topology.world_size)
+        if found != expected:
+            raise ConfigError(
+                f"loader: was made for (batch size, rank, world size) {found}, this process trains with {expected}; "
+                f"make it with train_batch_size, and the rank and world size of init_topology()"
+            )
+    return loader
+
+
+def count_steps_per_epoch(loader: Loader, global_batch: int) -> int | None:
+    """Steps per epoch; None where the number of training images is unknown."""
+    if isinstance(loader, TrainLoader):
+        return loader.steps_per_epoch
+    return None if loader.num_images is None else max(1, -(-loader.num_images // global_batch))
+
+
+def _reader_loader(config: Config, topology: Topology) -> ReaderLoader:
+    reader = check_callable("train_reader", config.train_reader, "a function that returns an iterable of batches")
+    loader = ReaderLoader(
+        reader,
+        config.image_shape,
+        num_classes=config.num_classes,
+        num_images=config.train_image_num,
+        world_size=topology.world_size,
+    )
+    if loader.num_images is None and config.warmup_epochs:
+        log.info(
+            "warm-up in epochs needs the number of images: reading train_reader once to count them "
+            "(set_train_image_num saves this)"
+        )
+        loader.num_images = loader.count()
+    return loader
+
+
+def _training_records(config: Config) -> Records:
+    own = config.train_dataset
+    records = open_records(config.dataset_dir) if own is None else as_records(own)
     if config.min_images_per_class:
         records = with_min_images(records, config.min_images_per_class)
-    if records.num_classes > config.num_classes:
+    if records.num_classes is not None and records.num_classes > config.num_classes:
         raise DataError(
             f"{_first_beyond(records, config.num_classes)} is out of range, expected 0 to "
-            f"{config.num_classes - 1}; set_class_num({records.num_classes}) (--num-classes) or mend "
-            f"the list"
+            f"{config.num_classes - 1}; set_class_num({records.num_classes}) (--num-classes), or correct the label"
         )
     if config.train_image_num not in (None, len(records)):
         log.warning(
-            "set_train_image_num says %d images, the data set has %d; the data set counts",
+            "set_train_image_num says %d images, the data set has %d; training uses the data set's number",
             config.train_image_num,
             len(records),
         )
-    return TrainLoader(
-        records,
-        Transform(config.image_shape, config.flip, _augment(config)),
-        config.num_classes,
-        config.train_batch_size,
-        topology.rank,
-        topology.world_size,
-        config.seed,
-        config.num_workers,
-        config.bad_images == "skip",
-        config.class_balanced,
-        config.worker_timeout,
-    )
+    return records
 
 
 def _augment(config: Config) -> Augment:
@@ -80,9 +138,10 @@ def _augment(config: Config) -> Augment:
 
 
 def agreed_batches(batches: Iterator[Batch], collectives: Collectives) -> Iterator[Batch]:
-    """Batches of a user's reader, cut to the shortest over ranks, until the first rank has no more.
+    """The batches of a loader that may have more on one rank than on another.
 
-    Ranks whose readers differ in length would otherwise wait for each other for ever.
+    Each batch is cut to the shortest over ranks, and the batches end when the first rank has none left. Otherwise ranks
+    would wait for each other without end.
     """
     if collectives.topology.world_size == 1:
         yield from batches
@@ -93,12 +152,12 @@ def agreed_batches(batches: Iterator[Batch], collectives: Collectives) -> Iterat
         own = 0 if batch is None else len(batch.labels)
         shared = int(collectives.all_reduce_min(paddle.to_tensor([own], dtype="int64")).item())
         dropped += own - shared
-        if shared == 0:
+        if batch is None or shared == 0:
             break
         yield Batch(batch.images[:shared], batch.labels[:shared])
     if dropped:
         log.warning(
-            "train_reader of rank %d had %d images more than another rank's; they were left out of this epoch",
+            "train_reader of rank %d had %d images more than another rank's; this epoch left them out",
             collectives.topology.rank,
             dropped,
         )
@@ -142,9 +201,8 @@ def _as_sets(value: Any, setting: str) -> list[VerificationSet]:
     return sets
 
 
-def _first_beyond(records: Any, num_classes: int) -> str:
-    labels = getattr(records, "labels", None)
-    if labels is None:
-        return f"label {records.num_classes - 1}"
-    index = int((labels >= num_classes).argmax())
-    return f"{records.describe(index)}: label {int(labels[index])}"
+def _first_beyond(records: Records, num_classes: int) -> str:
+    if isinstance(records, DatasetRecords):  # finding the record would read every image
+        return f"label {records.count_classes() - 1}"
+    index = int((records.labels >= num_classes).argmax())
+    return f"{records.describe(index)}: label {int(records.labels[index])}"

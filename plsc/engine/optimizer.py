@@ -1,8 +1,7 @@
-"""The learning rate as a function of the step, the optimizer, and its state under names that last."""
+"""A Paddle optimizer whose state has the same names in every process."""
 
 from __future__ import annotations
 
-import bisect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,41 +13,20 @@ from plsc.config import Config
 from plsc.errors import CheckpointError, ConfigError
 from plsc.losses.row_optimizers import RowOptimizer, row_optimizer_of
 
-Schedule = Callable[[int], float]
 MASTER = "master"  # the kind of a float32 copy of a parameter of lower precision
 
 
-def step_schedule(config: Config, global_batch: int, steps_per_epoch: int) -> Schedule:
-    """The rate by step that a configuration asks for, 0-based: warm-up, then decay at `lr_steps`.
-
-    The peak is lr * global_batch / 1024 (the rule of PLSC 0.1; linear scaling as in Goyal et al., 2017).
-    Warm-up rises linearly to it over `warmup_epochs`: from lr where the peak is higher, else from 0.
-    """
-    if callable(config.lr_schedule):
-        return config.lr_schedule
-    peak = config.lr * global_batch / 1024
-    warmup_steps = config.warmup_epochs * steps_per_epoch
-    start = config.lr if peak > config.lr else 0.0
-
-    def rate(step: int) -> float:
-        if step < warmup_steps:
-            return start + (peak - start) * (step + 1) / warmup_steps
-        return peak * config.lr_decay_factor ** bisect.bisect_right(config.lr_steps, step)
-
-    return rate
-
-
 class NamedOptimizer:
-    """A Paddle optimizer whose state has names that last: '<parameter>:<kind>', e.g. 'conv.weight:velocity'.
+    """A Paddle optimizer whose state is named '<parameter>:<kind>', for example 'conv.weight:velocity'.
 
-    It is the user's (`set_optimizer`), or Momentum 0.9 with L2 5e-4, as in PLSC 0.1.
+    It is the one that `set_optimizer` gave, or Momentum 0.9 with L2 weight decay 5e-4, as in PLSC 0.1.
 
     Args:
         config: the settings.
         named: the parameters under names that do not change between processes.
 
     Raises:
-        ConfigError: the user's factory does not return a Paddle optimizer whose rate can be set.
+        ConfigError: the user's factory does not return a Paddle optimizer whose learning rate can be set.
     """
 
     def __init__(self, config: Config, named: Mapping[str, paddle.Tensor]) -> None:
@@ -64,11 +42,11 @@ class NamedOptimizer:
         """The same arithmetic for any rows of a parameter; None where the optimizer does more than that."""
         return row_optimizer_of(self._optimizer, self._named.values())
 
-    def step(self, rate: float, scaler: paddle.amp.GradScaler | None = None) -> None:
-        """Update the parameters from their gradients and clear those."""
-        self._optimizer.set_lr(rate)
-        # Paddle names an optimizer's state by a counter of the process. The guard restarts that counter, so
-        # that the state of a parameter has one name in every process, which `load` relies on.
+    def step(self, learning_rate: float, scaler: paddle.amp.GradScaler | None = None) -> None:
+        """Update the parameters from their gradients, and set the gradients to zero."""
+        self._optimizer.set_lr(learning_rate)
+        # Paddle numbers the names of an optimizer's state with a counter of the process. The guard restarts the
+        # counter, so that a state has the same name in every process; `load` relies on it.
         with paddle.utils.unique_name.guard():
             if scaler is None:
                 self._optimizer.step()
@@ -77,14 +55,24 @@ class NamedOptimizer:
         self._optimizer.clear_grad(set_to_zero=False)
 
     def state(self) -> dict[str, paddle.Tensor]:
-        """The tensors to save; none before the first step."""
+        """The tensors to save; none before the first step.
+
+        Raises:
+            CheckpointError: a tensor belongs to no parameter.
+        """
         longest_first = sorted(self._named.items(), key=lambda item: -len(item[1].name))
         found = self._optimizer.state_dict()
         state = {}
         for key, value in found.items():
             if key in ("LR_Scheduler", "master_weights"):
                 continue
-            name, parameter = next(item for item in longest_first if key.startswith(item[1].name + "_"))
+            owner = next((item for item in longest_first if key.startswith(item[1].name + "_")), None)
+            if owner is None:
+                raise CheckpointError(
+                    f"{self.kind}: its state {key!r} belongs to no parameter, so no checkpoint can hold it; expected "
+                    f"names that begin with a parameter's"
+                )
+            name, parameter = owner
             kind = re.sub(r"_\d+$", "", key[len(parameter.name) + 1 :])
             state[f"{name}:{kind}"] = value
         for name, parameter in self._named.items():
@@ -93,10 +81,10 @@ class NamedOptimizer:
         return state
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over the state of another process, before the first step.
+        """Load what `state` returned in another process, before the first step.
 
         Raises:
-            CheckpointError: the state names a parameter that is not there.
+            CheckpointError: the state is of a parameter that this network does not have.
         """
         restored: dict[str, Any] = {}
         for key, value in state.items():
@@ -111,13 +99,15 @@ class NamedOptimizer:
         self._optimizer.set_state_dict(restored)
 
 
-def _default(learning_rate: float, parameters: list) -> paddle.optimizer.Optimizer:
+def _default(learning_rate: float, parameters: list[paddle.Tensor]) -> paddle.optimizer.Optimizer:
     return paddle.optimizer.Momentum(learning_rate, 0.9, parameters=parameters, weight_decay=5e-4)
 
 
-def _build(factory: Callable[..., Any], rate: float, parameters: list) -> paddle.optimizer.Optimizer:
+def _build(
+    factory: Callable[..., Any], learning_rate: float, parameters: list[paddle.Tensor]
+) -> paddle.optimizer.Optimizer:
     try:
-        optimizer = factory(learning_rate=rate, parameters=parameters)
+        optimizer = factory(learning_rate=learning_rate, parameters=parameters)
     except TypeError as error:
         raise ConfigError(
             f"set_optimizer: {factory!r} could not be called as factory(learning_rate=..., parameters=[...]): {error}"
@@ -128,7 +118,7 @@ def _build(factory: Callable[..., Any], rate: float, parameters: list) -> paddle
         )
     if isinstance(optimizer._learning_rate, paddle.optimizer.lr.LRScheduler):
         raise ConfigError(
-            "set_optimizer: the optimizer brings its own LRScheduler; give the rate with "
-            "set_lr(lr), or set_lr(lambda step: ...), so that a resumed run finds it again"
+            "set_optimizer: the optimizer has its own LRScheduler, which a resumed run cannot restore; give the "
+            "learning rate with set_lr(lr), set_lr('cosine') or set_lr(lambda step: ...)"
         )
     return optimizer

@@ -1,4 +1,4 @@
-"""The state of a run as parts of a checkpoint, and back."""
+"""The tensors of a run as parts of a checkpoint, and loaded from one."""
 
 from __future__ import annotations
 
@@ -29,8 +29,15 @@ def backbone_parts(backbone: paddle.nn.Layer, optimizer: NamedOptimizer) -> list
     return [Part(name, value.numpy()) for name, value in tensors.items()]
 
 
-def head_parts(head: Head, is_main: bool, num_classes: int, is_sharded: bool) -> list[Part]:
-    """This rank's class centers and their optimizer state."""
+def head_parts(head: Head, is_main: bool, *, num_classes: int, is_sharded: bool) -> list[Part]:
+    """What this rank writes of the head and its optimizer state: a shard, and on rank 0 whole tensors.
+
+    Args:
+        head: the head.
+        is_main: whether this is rank 0.
+        num_classes: C.
+        is_sharded: whether each rank has a shard of its own; otherwise rank 0 writes for all.
+    """
     parts = []
     for name, value in head.state().items():
         if head.has_row_per_class(name):
@@ -41,11 +48,11 @@ def head_parts(head: Head, is_main: bool, num_classes: int, is_sharded: bool) ->
     return parts
 
 
-def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, config: Config) -> None:
-    """Give a backbone the weights of a checkpoint.
+def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, *, config: Config) -> None:
+    """Load the weights of a backbone.
 
     Raises:
-        CheckpointError: it was trained for another embedding size or by another network.
+        CheckpointError: the checkpoint has another embedding size, or is of another network.
     """
     _check_setting(saved, "emb_dim", config.emb_dim, "embedding size", "set_emb_size")
     expected = backbone.state_dict()
@@ -67,11 +74,11 @@ def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, config: Config) 
         tensor.set_value(saved.read(f"backbone.{name}"))
 
 
-def load_training(head: Head, optimizer: NamedOptimizer, saved: Checkpoint, config: Config) -> None:
-    """Give the head and both optimizers the state of a checkpoint, whatever ranks wrote it.
+def load_training(head: Head, optimizer: NamedOptimizer, *, saved: Checkpoint, config: Config) -> None:
+    """Load the head and the state of both optimizers; any number of ranks may have written the checkpoint.
 
     Raises:
-        CheckpointError: it was trained for another class number or another kind of loss.
+        CheckpointError: the checkpoint has another number of classes, or is of another kind of loss.
     """
     _check_setting(saved, "num_classes", config.num_classes, "class number", "set_class_num")
     kinds = {"optimizer": optimizer.kind, "head_optimizer": head.optimizer_kind}
@@ -79,7 +86,7 @@ def load_training(head: Head, optimizer: NamedOptimizer, saved: Checkpoint, conf
     for name, kind in kinds.items():
         if not same[name]:
             log.warning(
-                "%s was trained with another %s, %s: the state of %s starts anew",
+                "%s was trained with another %s, %s: the state of %s starts from zero",
                 saved.path,
                 name.replace("_", " "),
                 saved.about[name],
@@ -93,7 +100,7 @@ def load_training(head: Head, optimizer: NamedOptimizer, saved: Checkpoint, conf
     missing = set(head.parameters) - set(state)
     if missing:
         raise CheckpointError(
-            f"{saved.path}: was trained with loss_type '{saved.about['settings']['loss_type']}' and "
+            f"{saved.path}: the checkpoint was trained with loss_type '{saved.about['settings']['loss_type']}' and "
             f"holds no head {sorted(missing)[0]}, which '{config.loss_type}' needs"
         )
     head.load(state)
@@ -102,9 +109,11 @@ def load_training(head: Head, optimizer: NamedOptimizer, saved: Checkpoint, conf
 
 
 def open_backbone(config: Config) -> tuple[paddle.nn.Layer, Config, Checkpoint]:
-    """The trained backbone of `checkpoint_dir` (else of the newest in `model_save_dir`), its settings and origin.
+    """The backbone of `checkpoint_dir`, else of the newest checkpoint in `model_save_dir`.
 
-    What describes the network and was not set in `config` is taken from the checkpoint.
+    Returns:
+        The backbone; a copy of `config` in which the settings of the network that were not set are those of the
+        checkpoint; the checkpoint.
     """
     saved = Checkpoint(config.checkpoint_dir or config.model_save_dir)
     unset = {
@@ -116,28 +125,29 @@ def open_backbone(config: Config) -> tuple[paddle.nn.Layer, Config, Checkpoint]:
     for name, value in unset.items():
         setattr(config, name, value)
     backbone = build_backbone(config)
-    load_backbone(backbone, saved, config)
+    load_backbone(backbone, saved, config=config)
     return backbone, config, saved
 
 
 def average_statistics(backbone: paddle.nn.Layer, collectives: Collectives) -> None:
-    """Average running statistics over ranks, so that all verify and save the same network."""
+    """Replace running statistics by their average over ranks, so that all ranks verify and save the same network."""
     ranks = collectives.topology.world_size
     for tensor in _statistics(backbone).values() if ranks > 1 else ():
         tensor.set_value(collectives.all_reduce_sum(tensor.clone()) / ranks)
 
 
 def gather_statistics(backbone: paddle.nn.Layer, collectives: Collectives) -> list[Part]:
-    """Each rank's running statistics, a row per rank, for a checkpoint within an epoch.
+    """The running statistics of every rank, a row per rank, for a checkpoint within an epoch.
 
-    Elsewhere their average is what goes on. Here an unbroken run would go on with each rank's own.
+    At the end of an epoch all ranks continue with the average, which the backbone holds. Within an epoch a run that is
+    not interrupted continues with each rank's own, so a resumed run needs these.
     """
     gathered = {name: collectives.all_gather(tensor.unsqueeze(0)) for name, tensor in _statistics(backbone).items()}
     return [Part(f"statistics.{name}", rows.numpy()) for name, rows in gathered.items()]
 
 
-def load_statistics(backbone: paddle.nn.Layer, saved: Checkpoint, topology: Topology) -> None:
-    """Take up this rank's own running statistics, where the checkpoint holds them for as many ranks."""
+def load_statistics(backbone: paddle.nn.Layer, saved: Checkpoint, *, topology: Topology) -> None:
+    """Load this rank's own running statistics, where the checkpoint has them and as many ranks wrote it."""
     for name, tensor in _statistics(backbone).items():
         key = f"statistics.{name}"
         if saved.names(key) and saved.shape(key)[0] == topology.world_size:
@@ -157,5 +167,6 @@ def _check_setting(saved: Checkpoint, setting: str, value: Any, what: str, sette
     found = saved.about["settings"][setting]
     if found != value:
         raise CheckpointError(
-            f"{saved.path}: its {what} is {found}, this run's is {value}; {setter}({found}), or another checkpoint"
+            f"{saved.path}: its {what} is {found}, this run's is {value}; {setter}({found}), or "
+            f"choose another checkpoint"
         )

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from paddle import nn
 
 from plsc.config import Config
-from plsc.data.records import open_records
-from plsc.data.transforms import decode, resize
+from plsc.data.images import decode, resize
+from plsc.data.sources import open_records
 from plsc.errors import ExportError, PLSCError
 from plsc.export.baking import BakedNetwork
 from plsc.export.tracing import last_line
@@ -62,7 +62,7 @@ def sample_inputs(
     if not real:
         log.warning("no image found to compare the export on besides random values; set_dataset_dir to a data set")
     elif takes_pixels:
-        inputs["real images"] = np.stack([resize(image, height, width)[..., :: -1 if bgr else 1] for image in real])
+        inputs["real images"] = np.stack([resize(image, (height, width))[..., :: -1 if bgr else 1] for image in real])
     else:
         path = EmbeddingPath(
             image_shape=config.image_shape, flip=False, pixel_mean=config.pixel_mean, pixel_std=config.pixel_std

@@ -75,7 +75,7 @@ class EmbeddingPath:
 
     def normalize(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """(pixels - mean) / std of [..., 3, H, W] uint8; float32 counts as normalized and is returned as it is."""
-        normalized: NDArray[np.float32] = normalize(pixels, self.pixel_mean, self.pixel_std)
+        normalized: NDArray[np.float32] = normalize(pixels, mean=self.pixel_mean, std=self.pixel_std)
         return normalized
 
     def to_input(self, pixels: NDArray[Any]) -> NDArray[Any]:

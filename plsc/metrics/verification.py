@@ -1,4 +1,4 @@
-"""Verification: whether the cosine of two embeddings tells that they are of the same identity.
+"""Verification: whether the cosine of two embeddings says that they are of the same identity.
 
 P pairs, D embedding size.
 """

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from plsc.data.images import SERVED_FORMATS
 from plsc.errors import DataError
 from plsc.inference.model_card import ModelCard
 from plsc.serving.http_error import Refused
 
-# Formats with a history of harmless decoders; TIFF, EXR and the like are not among them.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")
 # Baseline JPEGs have one scan, progressive ones about ten, and photographs a few EXIF segments. Of thousands, which a
 # small file has room for, decoding or reading the header takes minutes.
 _MAX_SEGMENTS = 100
@@ -45,7 +44,7 @@ def _check(index: int, image: bytes, max_pixels: int) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = Image.open(io.BytesIO(image), formats=FORMATS)
+            found = Image.open(io.BytesIO(image), formats=SERVED_FORMATS)
     except Image.DecompressionBombError:
         raise Refused(413, f"image {index}: more than {max_pixels} pixels, the most that is taken") from None
     except Exception:
@@ -53,7 +52,7 @@ def _check(index: int, image: bytes, max_pixels: int) -> None:
         raise Refused(
             400,
             f"image {index}: {len(image)} bytes that begin with {bytes(image[:8])!r}, expected one of "
-            f"{', '.join(FORMATS)}",
+            f"{', '.join(SERVED_FORMATS)}",
         ) from None
     width, height = found.size
     if width * height > max_pixels:

@@ -46,7 +46,7 @@ def open_output(path: Path, length: int | None = None) -> BinaryIO:
         size = file.seek(0, os.SEEK_END)
         if size < length:
             file.close()
-            raise DataError(f"{path}: has {size} bytes, expected at least {length} to go on from; start again")
+            raise DataError(f"{path}: has {size} bytes, expected at least {length} to continue from; start again")
         file.truncate(length)
         file.seek(length)
     return file

@@ -1,4 +1,4 @@
-"""Import what an extra brings, or say in one line what to install."""
+"""Import of optional packages, with an error that says what to install."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ def require(module: str, install: str, purpose: str) -> ModuleType:
 
     Args:
         module: dotted name.
-        install: what to install, as pip takes it.
-        purpose: what needs it, for the message.
+        install: the packages to install, as arguments of pip.
+        purpose: what needs the module, for the message.
 
     Raises:
-        MissingDependencyError: it is not installed.
+        MissingDependencyError: the module is not installed.
+
+    Example:
+        >>> parquet = require("pyarrow.parquet", "pyarrow", "reading Parquet files")
     """
     try:
         return importlib.import_module(module)
@@ -35,9 +38,13 @@ def require(module: str, install: str, purpose: str) -> ModuleType:
 
 
 def require_paddle() -> ModuleType:
-    """Import and return `paddle`, or say which of the two packages to install."""
+    """Import and return `paddle`, with the fastest matrix products of the processor.
+
+    Raises:
+        MissingDependencyError: neither of Paddle's two packages is installed.
+    """
     use_vector_kernels()
     with warnings.catch_warnings():
-        # Of no concern to those who compile no C++ extension.
+        # Paddle warns of a missing ccache, which only compiling C++ extensions needs.
         warnings.filterwarnings("ignore", "No ccache found")
         return require("paddle", "paddlepaddle (or paddlepaddle-gpu for NVIDIA GPUs)", "PLSC")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from plsc.data.convert.writers import WRITERS
-from plsc.data.records import Record
-from plsc.data.transforms import decode
+from plsc.data.images import decode
+from plsc.data.records import Record, Records
 
 FORMATS = [
     pytest.param(
@@ -26,7 +26,7 @@ PIXELS = RNG.integers(0, 256, (23, 6, 7, 3), np.uint8)
 LABELS = np.append(np.arange(22) % 5, 4)
 
 
-class Images:
+class Images(Records):
     """Encoded images in memory; those of `broken` cannot be read, and one may end the process's work."""
 
     format = "images"

@@ -33,9 +33,9 @@ from plsc.errors import PLSCError
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
 SEEDS = {
     "recordio": [
-        b"".join(frames(pack(label, key, PNG)) for key, label in enumerate((1, [2, 3], 0))),
-        frames(pack(1, 1, struct.pack("<I", 0xCED7230A) * 3)),
-        frames(pack([2, 3], 0, b"")),
+        b"".join(frames(pack(label, key, image=PNG)) for key, label in enumerate((1, [2, 3], 0))),
+        frames(pack(1, 1, image=struct.pack("<I", 0xCED7230A) * 3)),
+        frames(pack([2, 3], 0, image=b"")),
     ],
     "base64": [b"iVBORw0KGgoAAAAA\t1\niVBORw0KGgo=\t0\n", b"0\tiVBORw0KGgoAAAAA\n"],
     "list": [b"images/0.jpg 0\n# x\nb c.png\t12 # y\n"],
@@ -76,7 +76,7 @@ def seeds(kind: str, folder: Path) -> None:
     for number, data in enumerate(SEEDS[kind]):
         (folder / str(number)).write_bytes(data)
     if kind == "bin":
-        VerificationSet("a", [PNG, PNG, PNG, PNG], [True, False]).save(folder / "a")
+        VerificationSet("a", [PNG, PNG, PNG, PNG], is_same=[True, False]).save(folder / "a")
     if kind == "tar":
         import io
         import tarfile

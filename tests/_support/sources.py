@@ -1,8 +1,9 @@
-"""Six small images in each of the layouts that training data comes in."""
+"""Six small images in each of the layouts that training data comes in, and writers of odd files."""
 
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import tarfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from hypothesis import HealthCheck, settings
 from typer.testing import CliRunner
 
 from plsc.cli.main import app
@@ -17,6 +19,8 @@ from plsc.data.recordio import RecordIOWriter
 
 IMAGES = [cv2.imencode(".png", np.full((4 + n, 5, 3), 10 * n, np.uint8))[1].tobytes() for n in range(6)]
 LABELS = [0, 0, 1, 1, 2, 2]
+OMNIGLOT = Path(__file__).parents[1] / "data" / "files" / "omniglot"  # written by other programs, see its README
+fuzz = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def make_list(folder: Path) -> Path:
@@ -38,7 +42,7 @@ def make_rec(folder: Path) -> Path:
     folder.mkdir(parents=True)
     with RecordIOWriter(folder / "train.rec") as writer:
         for n, image in enumerate(IMAGES):
-            writer.write(n, LABELS[n], image)
+            writer.write(n, LABELS[n], image=image)
     return folder
 
 
@@ -86,3 +90,29 @@ def make_csv(folder: Path) -> Path:
     rows = "".join(f"x,images/{n}.png,{'abc'[label]}\n" for n, label in enumerate(LABELS))
     (folder / "train.csv").write_text("note,Path,identity\n" + rows)
     return folder
+
+
+def make_table(path: Path, labels) -> Path:
+    """A CSV with one row per label, of images that need not exist."""
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([("image", "label"), *((f"{n}.png", label) for n, label in enumerate(labels))])
+    return path
+
+
+def pack_tar(path: Path, files, links=()) -> None:
+    """A tar of (name, bytes) files, and of (name, type) links to the first of them."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in files:
+            add(tar, name, data)
+        for name, kind in links:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, files[0][0]
+            tar.addfile(member)
+
+
+def write_rec(path: Path, images: list, labels=None) -> Path:
+    """A `.rec` of these bytes, in classes 0 to 2 by default."""
+    with RecordIOWriter(path) as writer:
+        for key, image in enumerate(images):
+            writer.write(key, key % 3 if labels is None else labels[key], image=image)
+    return path

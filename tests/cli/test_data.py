@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 
 import cv2
 import numpy as np
 import pytest
+import typer
 
+from plsc.cli.data import app
 from plsc.data.convert.conversion import convert_split
-from plsc.data.records import open_records
+from plsc.data.sources import open_records
 from plsc.data.verification_set import VerificationSet
 from plsc.errors import DataError
 from tests._support import sources
@@ -193,3 +196,13 @@ def test_bad_images_can_be_left_out_wherever_it_is_advised(tmp_path, command):
     stopped = sources.run(command[0], source, tmp_path / "out", *command[1:])
     assert "--skip-bad-images" in str(stopped.exception)
     assert sources.run(command[0], source, tmp_path / "out", *command[1:], "--skip-bad-images").exit_code == 0
+
+
+def test_every_help_text_stands_alone():
+    commands = typer.main.get_command(app).commands
+    texts = [app.info.help, *(command.help for command in commands.values())]
+    texts += [option.help for command in commands.values() for option in command.params if option.name != "help"]
+    assert len(texts) > 40
+    for text in texts:
+        assert re.match(r"[A-Z].*\.$", text, re.DOTALL), text
+        assert not re.match(r"(?i)(which|what|how|these|those|it|they|as|the same|of)\b", text), text

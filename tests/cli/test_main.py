@@ -1,4 +1,4 @@
-"""`plsc` on the command line: train, test, export and embed, and how mistakes end."""
+"""The commands of `plsc`, each as a process of its own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def settings_flags(entry):
     ]
 
 
-def test_the_way_by_the_command_line(entry, tmp_path, data_dir):
+@pytest.mark.slow
+def test_train_test_export_and_embed(entry, tmp_path, data_dir):
     assert plsc_command("--version")[1].strip() == f"plsc {__version__}"
     (tmp_path / "run.yaml").write_text("train-batch-size: 10\ntrain_epochs: 7\nscale: 16\nnum_workers: 0\n")
     _, output = plsc_command("train", "--config", tmp_path / "run.yaml", "--train-steps", 3, *settings_flags(entry))
@@ -47,7 +48,7 @@ def test_the_way_by_the_command_line(entry, tmp_path, data_dir):
     # A data set given by its file has its verification sets beside it.
     _, output = plsc_command("test", "--model-save-dir", entry.model_save_dir, "--dataset-dir", data_dir / "label.txt")
     assert '"lfw/pairs": 20' in output
-    # Mistakes are found before the work, and the message names the file.
+    # Mistakes are found before the work begins, and the message names the file.
     for output_file, image, message in (
         (tmp_path / "none" / "e.npy", "images/00000000.png", "there is no folder"),
         (tmp_path / "e2.npy", "label.txt", f"{data_dir / 'label.txt'}: "),

@@ -44,7 +44,7 @@ def test_marks_painted_at_the_landmarks_appear_at_the_template(size):
     image = np.zeros((400, 400, 3), np.uint8)
     for x, y in landmarks:
         cv2.circle(image, (round(x), round(y)), 7, (255, 255, 255), -1)
-    aligned = align(image, landmarks, size)
+    aligned = align(image, landmarks, image_size=size)
     assert aligned.shape == (size, size, 3)
     _, _, _, centers = cv2.connectedComponentsWithStats((aligned[..., 0] > 127).astype(np.uint8))
     found = centers[1:][np.argsort(centers[1:, 1] * 1000 + centers[1:, 0])]
@@ -62,7 +62,7 @@ def test_marks_painted_at_the_landmarks_appear_at_the_template(size):
         (np.zeros((4, 2)), r"got \[4, 2\], expected \[5, 2\]"),
     ],
 )
-def test_landmarks_that_give_no_position_are_named(landmarks, message):
+def test_landmarks_without_a_transform_are_named(landmarks, message):
     with pytest.raises(DataError, match=message):
         align(np.zeros((8, 8, 3), np.uint8), landmarks)
 
@@ -81,3 +81,33 @@ def test_landmark_files(tmp_path):
         read_landmarks(tmp_path / "marks.txt", 2)
     with pytest.raises(DataError, match="none.txt: the landmarks cannot be read: No such file"):
         read_landmarks(tmp_path / "none.txt", 2)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 5), (5, 2, 2), (2, 10), (1, 5, 2)])
+def test_landmarks_of_another_shape_are_refused(tmp_path, shape):
+    np.save(tmp_path / "marks.npy", np.zeros(shape, np.float32))
+    with pytest.raises(DataError, match=r"expected \[2, 5, 2\]"):
+        read_landmarks(tmp_path / "marks.npy", 2)
+
+
+@pytest.mark.parametrize(
+    "text", ["{marks} 0.998", "{marks} 3", "7 {marks}", "a.jpg {marks} 1", "1 2 3", "a b c d e f g h i j"]
+)
+def test_a_line_of_landmarks_with_other_numbers_is_refused(tmp_path, text):
+    marks = " ".join(map(str, TEMPLATE.reshape(-1)))
+    (tmp_path / "marks.txt").write_text(text.format(marks=marks) + "\n")
+    with pytest.raises(DataError, match="line 1.*expected ten numbers"):
+        read_landmarks(tmp_path / "marks.txt", 1)
+
+
+def test_landmarks_of_no_face_are_warned_of_and_several_arrays_refused(tmp_path, caplog):
+    np.save(tmp_path / "faces.npy", np.stack([TEMPLATE, TEMPLATE]))
+    read_landmarks(tmp_path / "faces.npy", 2)
+    assert not caplog.records
+    (tmp_path / "marks.txt").write_text(" ".join(map(str, TEMPLATE.T.reshape(-1))) + "\n")  # x1 ... x5 y1 ... y5
+    read_landmarks(tmp_path / "marks.txt", 1)
+    assert "in 1 of the 1 images looked at the points lie as in no face" in caplog.text
+    np.savez(tmp_path / "marks.npz", TEMPLATE)
+    (tmp_path / "marks.npz").rename(tmp_path / "marks.npy")
+    with pytest.raises(DataError, match="found several arrays"):
+        read_landmarks(tmp_path / "marks.npy", 1)

@@ -1,4 +1,4 @@
-"""JPEGs that do not go through OpenCV: the pixels it would give, whatever the file, damaged ones included."""
+"""Images: decoding gives the pixels of OpenCV, whatever the file, damaged files included."""
 
 from __future__ import annotations
 
@@ -12,8 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from plsc.data.jpeg import decode_jpeg
-from plsc.data.transforms import decode
+from plsc.data.images import (
+    BASE64_STARTS,
+    IMAGE_KINDS,
+    IMAGE_SUFFIXES,
+    SERVED_FORMATS,
+    TAR_SUFFIXES,
+    decode,
+    decode_jpeg,
+    is_image_name,
+    suffix_of,
+)
 from plsc.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -47,6 +56,8 @@ WIDE_SAMPLING = [
     cv2.imencode(".jpg", np.asarray(noise()), [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor])[1].tobytes()
     for factor in (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440)
 ]
+
+
 KINDS = [
     *(
         jpeg(noise(), mode, subsampling=sampling, progressive=progressive, restart_marker_blocks=blocks)
@@ -119,13 +130,13 @@ def test_exif_data_behind_a_mark_without_length_are_found():
         jpeg(noise(1024, 1025)),
     ],
 )
-def test_what_is_opencvs_to_judge_is_left_to_it(image):
+def test_other_images_are_left_to_opencv(image):
     assert decode_jpeg(image) is None
 
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from([*KINDS, turned(3)]), st.integers(0, 2**32), st.integers(1, 4))
-def test_damage_is_judged_as_opencv_judges_it(image, seed, changes):
+def test_damaged_images_give_the_pixels_or_the_error_of_opencv(image, seed, changes):
     chance, image = random.Random(seed), bytearray(image)
     for _ in range(changes):
         at = chance.randrange(min(len(image), chance.choice((700, len(image)))))
@@ -139,3 +150,49 @@ def test_damage_is_judged_as_opencv_judges_it(image, seed, changes):
             decode(image)
     else:
         assert np.array_equal(decode(image), expected)
+
+
+def test_a_truncated_jpeg_is_no_image():
+    whole = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))[1].tobytes()
+    with pytest.raises(DataError, match="no image"):
+        decode(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (b"", r"the image is empty \(0 bytes\)"),
+        (b"GIF89a nothing", "14 bytes that are no image known to OpenCV"),
+        (np.zeros((4, 4), np.uint8), r"got an array \[4, 4\] of uint8, expected \[H, W, 3\]"),
+        (np.zeros((4, 4, 3), np.float64), "of float64, expected"),
+        (np.zeros((0, 4, 3), np.uint8), r"got an array \[0, 4, 3\]"),
+    ],
+)
+def test_bytes_that_are_no_image_are_named(image, message):
+    with pytest.raises(DataError, match=message):
+        decode(image)
+
+
+def test_colors_come_out_in_rgb_order_from_any_encoding():
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 2] = 255  # OpenCV writes blue, green, red
+    for suffix in (".png", ".jpg", ".bmp", ".webp"):
+        pixels = decode(cv2.imencode(suffix, red)[1].tobytes())
+        assert pixels[..., 0].min() > 250
+        assert pixels[..., 1:].max() < 5
+
+
+@pytest.mark.parametrize("kind", [kind for kind in IMAGE_KINDS if kind.name != "JPEG2000"], ids=lambda kind: kind.name)
+def test_a_file_of_each_kind_is_recognized_by_name_and_by_first_bytes_and_decoded(kind):
+    encoded, suffix = io.BytesIO(), kind.suffixes[0]
+    noise().convert("L" if suffix == ".pgm" else "RGB").save(encoded, kind.name)
+    assert suffix_of(encoded.getvalue(), "unknown") == suffix and is_image_name(f"a.b{suffix.upper()}")
+    assert decode(encoded.getvalue()).shape == (33, 47, 3)
+
+
+def test_each_use_takes_the_kinds_that_it_took_before_there_was_one_table():
+    assert SERVED_FORMATS == ("JPEG", "PNG", "BMP", "WEBP", "PPM")
+    assert TAR_SUFFIXES == (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
+    assert set(IMAGE_SUFFIXES) == {*TAR_SUFFIXES, ".gif", ".jp2", ".pgm", ".ppm"}
+    assert b"P6" not in BASE64_STARTS and b"GIF8" in BASE64_STARTS
+    assert suffix_of(b"no image") == ".jpg" and not is_image_name("notes.txt")

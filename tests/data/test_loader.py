@@ -7,10 +7,10 @@ import os
 import numpy as np
 import pytest
 
-from plsc import DataError
-from plsc.data.loader import ReaderLoader, TrainLoader
+from plsc.data.loader import ReaderLoader, TrainLoader, balanced_order
 from plsc.data.records import DatasetRecords
 from plsc.data.transforms import Transform, normalize
+from plsc.errors import DataError
 from tests._support.images import make_images
 
 IMAGES, _ = make_images(classes=5, per_class=7)
@@ -29,7 +29,13 @@ class Numbered:
 
 
 def loader(batch_size=4, flip=False, **options):
-    return TrainLoader(DatasetRecords(Numbered()), Transform((3, 16, 16), flip), len(IMAGES), batch_size, **options)
+    return TrainLoader(
+        DatasetRecords(Numbered()),
+        Transform((3, 16, 16), flip),
+        num_classes=len(IMAGES),
+        batch_size=batch_size,
+        **options,
+    )
 
 
 def labels(batches):
@@ -87,22 +93,43 @@ class Dying(Numbered):
 
 
 def test_a_worker_that_dies_is_an_error_not_a_hang():
-    dying = TrainLoader(DatasetRecords(Dying()), Transform((3, 16, 16)), 35, 4, num_workers=1)
+    dying = TrainLoader(DatasetRecords(Dying()), Transform((3, 16, 16)), num_classes=35, batch_size=4, num_workers=1)
     with pytest.raises(DataError, match="died"):
         list(dying.epoch(0))
 
 
 def test_an_empty_set_is_refused():
     with pytest.raises(DataError, match="is empty"):
-        TrainLoader(DatasetRecords([]), Transform((3, 16, 16)), 1, 1)
+        TrainLoader(DatasetRecords([]), Transform((3, 16, 16)), num_classes=1, batch_size=1)
 
 
 def test_a_reader_keeps_its_own_batches_and_float_images():
     image = np.full((3, 16, 16), 0.5, np.float32)
-    reader = ReaderLoader(lambda: iter([[(image, 1), (image.ravel(), [2])], [(image, 3)]]), (3, 16, 16), 4)
+    reader = ReaderLoader(lambda: iter([[(image, 1), (image.ravel(), [2])], [(image, 3)]]), (3, 16, 16), num_classes=4)
     batches = list(reader.epoch(0))
     assert labels(batches) == [[1, 2], [3]]
     assert batches[0].images.dtype == np.float32
     assert np.array_equal(normalize(batches[0].images), batches[0].images)
     assert labels(reader.epoch(1, first_step=1)) == [[3]]
     assert reader.count() == 3
+
+
+def test_images_with_channels_last_are_not_scrambled():
+    loader = ReaderLoader(lambda: iter([[(np.zeros((8, 8, 3), np.float32), 0)]]), (3, 8, 8), num_classes=5)
+    with pytest.raises(DataError, match=r"expected a list of \(image \[3, 8, 8\].*got an image \[8, 8, 3\]"):
+        list(loader.epoch(0))
+    flat = ReaderLoader(lambda: iter([[(np.arange(192.0), [1])]]), (3, 8, 8), num_classes=5)
+    assert next(flat.epoch(0)).images.reshape(-1).tolist() == list(range(192))
+
+
+@pytest.mark.parametrize("sizes", [[1, 50, 9], [7, 7, 7], [1], [3, 1, 1, 1, 40]])
+def test_a_balanced_order_gives_every_class_equal_turns(sizes):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)) * 3, sizes))
+    order = balanced_order(labels, np.random.default_rng(1))
+    assert len(order) == len(labels)
+    turns = np.bincount(labels[order], minlength=3 * len(sizes))[::3]
+    assert turns.max() - turns.min() <= 1
+    for number, size in enumerate(sizes):
+        uses = np.bincount(order[labels[order] == 3 * number], minlength=len(labels))[labels == 3 * number]
+        assert uses.max() - uses.min() <= 1, f"images of one class of {size} come equally often"
+    assert not np.array_equal(order, balanced_order(labels, np.random.default_rng(2))) or len(labels) == 1

@@ -1,73 +1,17 @@
-"""RecordIO: what the writer writes is read back; real MXNet files are read; damage is reported, never worse."""
+"""The RecordIO format: the bytes that the writer writes."""
 
 from __future__ import annotations
 
-import contextlib
-import pickle
-import random
 import struct
-import time
-from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from plsc.data.recordio import MAGIC, MAX_LABEL, RecordIOWriter, frames, pack
+from plsc.data.recordio import MAGIC, MAX_LABEL, RecordIOWriter, frames
 from plsc.data.sources.recordio import RecordIORecords
-from plsc.errors import DataError, PLSCError
+from plsc.errors import DataError
+from tests._support.sources import OMNIGLOT, write_rec
 
-OMNIGLOT = Path(__file__).parents[2] / ".." / "shared" / "data" / "omniglot"
 MAGIC_BYTES = struct.pack("<I", MAGIC)
-fuzz = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def write(path: Path, images: list, labels=None) -> Path:
-    with RecordIOWriter(path) as writer:
-        for key, image in enumerate(images):
-            writer.write(key, key % 3 if labels is None else labels[key], image)
-    return path
-
-
-def write_faces(path: Path, images_per_class: int = 3, classes: int = 4) -> Path:
-    """The face-set layout by its description: images 1 ... n - 1, class ranges, header last under key 0."""
-    with RecordIOWriter(path) as writer:
-        count = images_per_class * classes
-        for key in range(1, count + 1):
-            writer.write(key, (key - 1) // images_per_class, b"image%d" % key)
-        for number in range(classes):
-            begin = 1 + number * images_per_class
-            writer.write(count + 1 + number, [begin, begin + images_per_class], b"")
-        writer.write(0, [count + 1, count + 1 + classes], b"")
-    return path
-
-
-def all_read(path: Path, **options) -> None:
-    records = RecordIORecords(path, **options)
-    for index in range(len(records)):
-        records[index]
-
-
-# What is written is read back
-
-
-@given(
-    images=st.lists(
-        st.lists(st.sampled_from([MAGIC_BYTES, b"a", b"bcd", b"\x00" * 5]), max_size=6), min_size=1, max_size=8
-    ),
-    indexed=st.booleans(),
-)
-@fuzz
-def test_any_bytes_return_as_written_even_those_that_hold_the_magic(images, indexed, tmp_path_factory):
-    path = tmp_path_factory.mktemp("rec") / "train.rec"
-    images = [b"".join(pieces) or b"x" for pieces in images]
-    write(path, images)
-    if not indexed:
-        path.with_suffix(".idx").unlink()
-    records = RecordIORecords(path)
-    assert [record.image for record in records] == images
-    assert [record.label for record in records] == records.labels.tolist() == [n % 3 for n in range(len(images))]
-    assert path.stat().st_size % 4 == 0
 
 
 def test_a_payload_with_the_magic_on_a_boundary_is_cut_in_three_parts():
@@ -78,255 +22,38 @@ def test_a_payload_with_the_magic_on_a_boundary_is_cut_in_three_parts():
     assert frames(payload) == expected + bytes(3)
 
 
-def test_a_magic_inside_the_header_is_read_with_the_labels(tmp_path):
-    path = tmp_path / "train.rec"
-    with RecordIOWriter(path) as writer:
-        writer.write(MAGIC, 7, b"image")
-    records = RecordIORecords(path)
-    assert records.labels.tolist() == [7]
-    assert records[0] == (b"image", 7)
-    assert records.read(0).key == MAGIC
-
-
-def test_label_vectors_give_the_class_first_and_stay_whole(tmp_path):
-    records = RecordIORecords(write(tmp_path / "train.rec", [b"a", b"b"], [[5, 0.25, 3], [2, 1]]))
-    assert [record.label for record in records] == records.labels.tolist() == [5, 2]
-    assert records.read(0).labels.tolist() == [5, 0.25, 3]
-    assert records.num_classes == 6
-
-
-@pytest.mark.parametrize("indexed", [True, False])
-def test_face_set_layout_yields_images_only(tmp_path, indexed):
-    path = write_faces(tmp_path / "train.rec")
-    if not indexed:
-        path.with_suffix(".idx").unlink()
-    records = RecordIORecords(path)
-    assert [record.image for record in records] == [b"image%d" % key for key in range(1, 13)]
-    assert records.num_classes == 4
-    assert records.passed_over == 5
-    assert records.format == f"RecordIO, face-set layout, {'with' if indexed else 'without'} index"
-
-
-def test_property_gives_the_class_count(tmp_path):
-    path = write_faces(tmp_path / "train.rec")
-    (tmp_path / "property").write_text("85742,112,112\n")
-    assert RecordIORecords(path).num_classes == 85742
-    (tmp_path / "property").write_text("many")
-    with pytest.raises(DataError, match=r"property: got b'many', expected the class count first"):
-        RecordIORecords(path)
-
-
-def test_records_survive_pickling_and_are_read_by_offset_in_any_order(tmp_path):
-    records = RecordIORecords(write(tmp_path / "train.rec", [b"%d" % n for n in range(50)]))
-    records[0]
-    copy = pickle.loads(pickle.dumps(records))
-    for index in random.Random(0).sample(range(50), 50):
-        assert copy[index] == records[index] == (b"%d" % index, index % 3)
-
-
 def test_writing_goes_on_where_it_stopped(tmp_path):
-    whole = write(tmp_path / "whole.rec", [b"%d" % n for n in range(6)])
+    whole = write_rec(tmp_path / "whole.rec", [b"%d" % n for n in range(6)])
     writer = RecordIOWriter(tmp_path / "cut.rec")
     for key in range(3):
-        writer.write(key, key % 3, b"%d" % key)
+        writer.write(key, key % 3, image=b"%d" % key)
     position = writer.position()
-    writer.write(99, 0, b"lost when the process died")
+    writer.write(99, 0, image=b"lost when the process died")
     writer.close()
     with RecordIOWriter(tmp_path / "cut.rec", resume_at=position) as writer:
         for key in range(3, 6):
-            writer.write(key, key % 3, b"%d" % key)
+            writer.write(key, key % 3, image=b"%d" % key)
     for suffix in (".rec", ".idx"):
         assert (tmp_path / "cut.rec").with_suffix(suffix).read_bytes() == whole.with_suffix(suffix).read_bytes()
 
 
 def test_the_writer_overwrites_nothing_and_rounds_no_label(tmp_path):
-    path = write(tmp_path / "train.rec", [b"a"])
+    path = write_rec(tmp_path / "train.rec", [b"a"])
     with pytest.raises(DataError, match="train.rec exists already; nothing is overwritten"):
         RecordIOWriter(path)
     with RecordIOWriter(tmp_path / "big.rec") as writer:
-        writer.write(0, MAX_LABEL, b"a")
+        writer.write(0, MAX_LABEL, image=b"a")
         with pytest.raises(DataError, match="label 16777217 does not fit RecordIO"):
-            writer.write(1, MAX_LABEL + 1, b"a")
+            writer.write(1, MAX_LABEL + 1, image=b"a")
     assert RecordIORecords(tmp_path / "big.rec")[0].label == MAX_LABEL
-
-
-# Real files
-
-
-@pytest.mark.parametrize(
-    "layout, images, classes, label_sum",
-    [("faces_layout", 2720, 136, 20 * 136 * 135 // 2), ("im2rec_layout", 200, 40, None)],
-)
-def test_files_of_mxnet_read_the_same_with_and_without_index(layout, images, classes, label_sum, tmp_path):
-    folder = OMNIGLOT / layout
-    if not folder.is_dir():
-        pytest.skip("shared/data is not there")
-    start = time.perf_counter()
-    records = RecordIORecords(folder / "train.rec")
-    opened = time.perf_counter() - start
-    assert (len(records), records.num_classes) == (images, classes)
-    assert opened < 0.05
-    (tmp_path / "train.rec").symlink_to((folder / "train.rec").resolve())
-    walked = RecordIORecords(tmp_path / "train.rec")
-    assert list(walked) == list(records)
-    assert walked.labels.tolist() == records.labels.tolist() == [record.label for record in records]
-    assert all(record.image[:2] == b"\xff\xd8" for record in records)
-    if label_sum is not None:
-        assert records.labels.sum() == label_sum
 
 
 def test_our_writer_writes_the_bytes_that_mxnet_wrote(tmp_path):
     folder = OMNIGLOT / "im2rec_layout"
-    if not folder.is_dir():
-        pytest.skip("shared/data is not there")
     records = RecordIORecords(folder / "train.rec")
     with RecordIOWriter(tmp_path / "train.rec") as writer:
         for index in range(len(records)):
             record = records.read(index)
-            writer.write(record.key, float(record.labels[0]), record.image)
+            writer.write(record.key, float(record.labels[0]), image=record.image)
     for name in ("train.rec", "train.idx"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
-
-
-# Damage
-
-
-def test_a_cut_file_names_the_offset_and_yields_what_lies_before(tmp_path):
-    path = write(tmp_path / "train.rec", [b"x" * 100] * 10)
-    path.write_bytes(path.read_bytes()[: 132 * 7 + 50])
-    with pytest.raises(DataError, match=r"train\.idx: line 10 points at offset 1188, expected 0 to 973"):
-        RecordIORecords(path)
-    path.with_suffix(".idx").unlink()
-    expected = r"train\.rec, offset 924: the file ends 82 bytes too early, at 974, expected a record of 124 bytes"
-    with pytest.raises(DataError, match=expected):
-        RecordIORecords(path)
-    records = RecordIORecords(path, recover=True)
-    assert len(records) == 7
-    assert "offset 924" in records.damage
-    all_read(path, recover=True)
-
-
-def test_a_file_cut_inside_its_last_record_fails_at_opening(tmp_path):
-    path = write(tmp_path / "train.rec", [b"x" * 100] * 3)
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match="offset 264: the file ends 1 bytes too early"):
-        RecordIORecords(path)
-    assert len(RecordIORecords(path, recover=True)) == 2
-
-
-def test_a_wrong_magic_is_named_at_the_record(tmp_path):
-    path = write(tmp_path / "train.rec", [b"x" * 100] * 3)
-    data = bytearray(path.read_bytes())
-    data[132:136] = b"abcd"
-    path.write_bytes(data)
-    records = RecordIORecords(path)
-    assert records[0].label == 0
-    with pytest.raises(DataError, match="offset 132: found 0x64636261, expected the magic 0xced7230a"):
-        records[1]
-    assert len(RecordIORecords(path, recover=True)) == 1
-
-
-def test_a_part_out_of_place_is_damage(tmp_path):
-    first = frames(pack(0, 0, b"a" * 8 + MAGIC_BYTES + b"b" * 8))
-    lone = bytearray(frames(pack(0, 1, b"whole")))
-    path = tmp_path / "train.rec"
-    path.write_bytes(first[:40] + lone)
-    with pytest.raises(DataError, match="expected a further"):
-        RecordIORecords(path)
-    lone[7] |= 3 << 5
-    path.write_bytes(lone)
-    with pytest.raises(DataError, match="found part 3, expected the start of one"):
-        RecordIORecords(path)
-
-
-@pytest.mark.parametrize(
-    "index, message",
-    [
-        ("0\t0\n1\t4000000\n", "line 2 points at offset 4000000, expected 0 to 395"),
-        ("0\t0\n1\t4\n", "offset 4: found 0x"),
-        ("0\t0\nzwei\n", r"line 2: got b'zwei', expected 'key<TAB>offset'"),
-        ("0\t0\n0\t132\n", "key 0 stands there twice"),
-        ("0 0 0\n", r"line 1: got b'0 0 0'"),
-        ("0\t0.5\n", r"line 1: got b'0\\t0.5'"),
-        ("", "the index is empty"),
-    ],
-)
-def test_an_index_that_does_not_fit_is_named(tmp_path, index, message):
-    path = write(tmp_path / "train.rec", [b"x" * 100] * 3)
-    path.with_suffix(".idx").write_text(index)
-    with pytest.raises(DataError, match=message):
-        all_read(path)
-
-
-def test_a_face_set_that_lacks_images_is_not_read_as_whole(tmp_path):
-    path = write_faces(tmp_path / "train.rec")
-    index = path.with_suffix(".idx")
-    index.write_text("".join(line for line in index.read_text().splitlines(True) if not line.startswith("5\t")))
-    with pytest.raises(DataError, match="keys 1 to 12 are images, but key 5 is not in the index"):
-        RecordIORecords(path)
-    index.unlink()
-    data = path.read_bytes()
-    path.write_bytes(data[40:])  # the first image's record is 24 + 6 bytes in a frame of 8
-    with pytest.raises(DataError, match="the header record says 12 images, found 11"):
-        RecordIORecords(path)
-    assert "says 12 images, found 11" in RecordIORecords(path, recover=True).damage
-
-
-@pytest.mark.parametrize(
-    "payload, message",
-    [
-        (b"short", "the record has 5 bytes, expected at least 24"),
-        (struct.pack("<IfQQ", 2**32 - 1, 0, 0, 0) + b"img", "says 4294967295 labels and has 27 bytes"),
-        (struct.pack("<IfQQ", 0, 0.5, 0, 0) + b"img", r"label \[0.5\] is no class"),
-        (struct.pack("<IfQQ", 0, -1, 0, 0) + b"img", r"label \[-1.0\] is no class"),
-        (struct.pack("<IfQQ", 0, float("nan"), 0, 0) + b"img", r"label \[nan\] is no class"),
-        (struct.pack("<IfQQ", 0, float("inf"), 0, 0) + b"img", r"label \[inf\] is no class"),
-    ],
-)
-def test_a_record_that_is_no_image_record_is_named(tmp_path, payload, message):
-    path = tmp_path / "train.rec"
-    path.write_bytes(frames(pack(1, 0, b"good")) + frames(payload))
-    records = RecordIORecords(path)
-    assert records[0] == (b"good", 1)
-    with pytest.raises(DataError, match=message):
-        records[1]
-    with pytest.raises(DataError, match=message):
-        records.labels  # noqa: B018
-
-
-def test_no_file_and_empty_files_are_said(tmp_path):
-    with pytest.raises(DataError, match="train.rec: the file cannot be read"):
-        RecordIORecords(tmp_path / "train.rec")
-    (tmp_path / "train.rec").write_bytes(b"")
-    with pytest.raises(DataError, match="train.rec: the file is empty"):
-        RecordIORecords(tmp_path / "train.rec")
-
-
-payloads = st.binary(max_size=60) | st.builds(pack, st.integers(0, 9), st.integers(0, 9), st.binary(max_size=9))
-
-
-@given(
-    payloads=st.lists(payloads, max_size=5),
-    noise=st.none() | st.binary(max_size=200),
-    cut=st.integers(0, 60),
-    flips=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
-    index=st.none() | st.binary(max_size=40) | st.from_regex(rb"([0-9]{1,2}\t[0-9]{1,3}\n){0,4}", fullmatch=True),
-)
-@fuzz
-def test_fuzz_only_own_errors_come_out(payloads, noise, cut, flips, index, tmp_path_factory):
-    data = b"".join(map(frames, payloads)) if noise is None else noise
-    data = bytearray(data[: max(0, len(data) - cut)])
-    for position, value in flips:
-        if data:
-            data[position % len(data)] = value
-    path = tmp_path_factory.mktemp("fuzz") / "train.rec"
-    path.write_bytes(data)
-    if index is not None:
-        path.with_suffix(".idx").write_bytes(index)
-    for recover in (False, True):
-        with contextlib.suppress(PLSCError):
-            records = RecordIORecords(path, recover=recover)
-            for number in range(len(records)):
-                with contextlib.suppress(PLSCError):
-                    assert len(records[number].image) <= len(data)
-            assert len(records.labels) == len(records)

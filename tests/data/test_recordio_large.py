@@ -35,7 +35,7 @@ def large(tmp_path_factory):
     image = os.urandom(1 << 12)
     with RecordIOWriter(path) as writer:
         for key in range(200_000):
-            writer.write(key, key % 1000, image[: 500 + key % 1500])
+            writer.write(key, key % 1000, image=image[: 500 + key % 1500])
     return path
 
 
@@ -75,10 +75,14 @@ def beyond_memory(tmp_path_factory):
             for key in range(giants * (SMALL + 1)):
                 if key % (SMALL + 1) < SMALL:
                     file.write(
-                        frames(pack(0, key, cv2.imencode(".png", np.full((8, 8, 3), key % 251, np.uint8))[1].tobytes()))
+                        frames(
+                            pack(
+                                0, key, image=cv2.imencode(".png", np.full((8, 8, 3), key % 251, np.uint8))[1].tobytes()
+                            )
+                        )
                     )
                 else:
-                    file.write(struct.pack("<II", MAGIC, GIANT) + pack(1, key, b""))
+                    file.write(struct.pack("<II", MAGIC, GIANT) + pack(1, key, image=b""))
                     file.seek(GIANT - 24 + (-GIANT) % 4, os.SEEK_CUR)
                     file.truncate()
         FrameFile(path).data.close()
@@ -105,13 +109,15 @@ def test_a_file_larger_than_memory_is_walked_and_read_by_several_processes_in_fl
     assert len(small) == SMALL * (len(records) - len(small))
     assert memory() - before < 64 << 20
 
-    loader = TrainLoader(SelectedRecords(records, small), Transform((3, 8, 8)), 1, 8, num_workers=3)
+    loader = TrainLoader(
+        SelectedRecords(records, small), Transform((3, 8, 8)), num_classes=1, batch_size=8, num_workers=3
+    )
     try:
         wanted, resident = sorted((small % 251).tolist()), []
         for epoch in range(4):
             found = np.concatenate([batch.images[:, 0, 0, 0] for batch in loader.epoch(epoch)])
             assert sorted(found[: len(small)].tolist()) == wanted
-            resident.append([memory(worker.process.pid) for worker in loader._pool._workers] + [memory()])
+            resident.append([memory(pid) for pid in loader.worker_pids] + [memory()])
     finally:
         loader.close()
     assert np.max(resident) < before + (96 << 20)

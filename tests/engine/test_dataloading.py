@@ -1,15 +1,21 @@
-"""The settings of the data reach training: each kind of source trains, augmented, balanced, without small classes."""
+"""Every kind of source trains with every setting of the data; data that is wrong is named."""
 
 from __future__ import annotations
+
+import os
+import pickle
 
 import cv2
 import numpy as np
 import pytest
 
 import plsc
-from plsc import ConfigError, DataError
+from plsc import ConfigError, DataError, TrainingError
 from plsc.data.convert.conversion import convert
-from plsc.data.records import open_records
+from plsc.data.sources import open_records
+from tests._support.images import CLASSES, make_images
+from tests._support.ranks import launch
+from tests._support.scripts import INTRODUCTION, SMALL
 
 
 @pytest.mark.parametrize("to", ["rec", "tar", "base64", "csv", "folders", "npy"])
@@ -104,7 +110,7 @@ def test_what_is_no_data_set_of_images_is_named(entry):
         entry.train()
 
 
-def test_settings_of_the_data_are_heard(entry, data_dir, caplog):
+def test_settings_of_the_data_change_training(entry, data_dir, caplog):
     caplog.set_level("INFO", "plsc")
     plain = entry.train()["loss"]
     with open(data_dir / "label.txt", "a") as file:
@@ -136,59 +142,6 @@ def test_an_exported_model_normalizes_as_the_training_did(entry, data_dir, tmp_p
     assert np.allclose(plsc.load_inference_model(folder).embed(pixels), found, atol=1e-6)
 
 
-def within_an_epoch(entry, data_dir):
-    entry.set_with_test(False)
-    entry.set_train_steps(2)
-    entry.train()
-    entry.set_checkpoint_dir(entry.model_save_dir)
-    entry.set_train_steps(4)
-    return data_dir / "label.txt"
-
-
-def test_an_epoch_goes_on_without_a_word_where_nothing_was_changed(entry, data_dir, caplog):
-    within_an_epoch(entry, data_dir)
-    entry.train()
-    assert "was begun otherwise" not in caplog.text
-
-
-def test_an_epoch_that_goes_on_with_other_images_or_settings_is_told_of(entry, data_dir, tmp_path, caplog):
-    listed = within_an_epoch(entry, data_dir)
-    listed.write_text("".join(listed.read_text().splitlines(keepends=True)[:25]))
-    entry.set_seed(5)
-    entry.set_train_batch_size(8)
-    entry.train()
-    assert (
-        "epoch 0 was begun otherwise (images 30 -> 25; seed 0 -> 5; global batch 8, which does not divide the 20 "
-        "images done)"
-    ) in caplog.text
-
-
-def test_an_epoch_of_which_nothing_is_left_is_over(entry, data_dir, tmp_path, caplog):
-    listed = within_an_epoch(entry, data_dir)
-    listed.write_text("".join(listed.read_text().splitlines(keepends=True)[:12]))
-    entry.train()
-    assert "images 30 -> 12" in caplog.text
-    assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["0.2", "1"]
-
-
-def test_a_reader_goes_on_whatever_its_batches_are(entry, tmp_path, caplog):
-    def reader():
-        for start in range(0, 30, 5):
-            yield [(np.full((3, 16, 16), n / 30, np.float32), n % 6) for n in range(start, start + 5)]
-
-    entry.train_reader = reader
-    entry.set_train_image_num(30)
-    entry.set_with_test(False)
-    entry.set_train_steps(4)
-    entry.train()
-    entry.set_checkpoint_dir(entry.model_save_dir)
-    entry.set_seed(3)
-    entry.set_train_steps(6)
-    entry.train()
-    assert "was begun otherwise" not in caplog.text
-    assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["0.4", "0.6"]
-
-
 def test_a_reader_that_cannot_be_called_is_named(entry):
     entry.train_reader = [1]
     with pytest.raises(ConfigError, match=r"train_reader: got \[1\] \(list\), expected a function"):
@@ -203,7 +156,7 @@ def test_a_reader_that_cannot_be_called_is_named(entry):
         ({"gray": "some"}, "augment_gray: got 'some'"),
     ],
 )
-def test_wrong_augmentations_are_told_at_the_setter(arguments, message):
+def test_wrong_augmentations_are_named_at_the_setter(arguments, message):
     with pytest.raises(ConfigError, match=message):
         plsc.Entry().set_augment(**arguments)
 
@@ -211,27 +164,113 @@ def test_wrong_augmentations_are_told_at_the_setter(arguments, message):
 @pytest.mark.parametrize(
     "mean, std, message", [(1, 0, "pixel_std: .*above 0"), ((1, 2), 1, "pixel_mean"), ("a", 1, "pixel_mean")]
 )
-def test_wrong_normalizations_are_told_at_the_setter(mean, std, message):
+def test_wrong_normalizations_are_named_at_the_setter(mean, std, message):
     with pytest.raises(ConfigError, match=message):
         plsc.Entry().set_pixel_normalization(mean, std)
 
 
-def test_the_old_base64_reader_yields_every_image_normalized(data_dir, tmp_path):
-    from plsc.data.transforms import decode, normalize, resize
-    from plsc.utils import base64_reader
+def test_class_folders_are_read(entry, tmp_path, data_dir):
+    root = tmp_path / "folders"
+    for line in (data_dir / "label.txt").read_text().splitlines():
+        name, label = line.split()
+        (root / f"person {label}").mkdir(parents=True, exist_ok=True)
+        (data_dir / name).rename(root / f"person {label}" / name.split("/")[1])
+    entry.set_dataset_dir(root)
+    entry.set_with_test(False)
+    entry.set_calc_acc(True)
+    assert {"acc1", "acc5"} <= entry.train().keys()
 
-    source = open_records(data_dir)
-    convert(source, tmp_path / "text", to="base64", parts=3)
-    reader = base64_reader.train(str(tmp_path / "text"), "file_list.txt", 6)
-    samples = list(reader())
-    assert sorted(label for _, label in samples) == sorted(source.labels.tolist())
-    wanted = [normalize(resize(decode(source[n].image), 112, 112).transpose(2, 0, 1)) for n in range(len(source))]
-    for image, label in samples[:5]:
-        assert (image.shape, image.dtype) == ((3, 112, 112), np.float32)
-        assert any(
-            label == source.labels[n]
-            and (np.array_equal(image, wanted[n]) or np.array_equal(image[..., ::-1], wanted[n]))
-            for n in range(30)
+
+def test_missing_data_folder(entry):
+    entry.set_dataset_dir("/no/such/folder")
+    with pytest.raises(DataError, match="'/no/such/folder' does not exist; expected .*label.txt.*docs/data.md"):
+        entry.train()
+
+
+def test_label_out_of_range_names_file_and_line(entry, data_dir):
+    with open(data_dir / "label.txt", "a") as file:
+        file.write("images/00000000.png 40\n")
+    with pytest.raises(DataError, match=r"label\.txt, line 31.*label 40 is out of range, expected 0 to 5"):
+        entry.train()
+
+
+@pytest.mark.parametrize("line", ["images/a.jpg", "images/a.jpg x", "images/a.jpg -1", "7"])
+def test_malformed_line_names_file_and_line(entry, data_dir, line):
+    lines = (data_dir / "label.txt").read_text().splitlines()
+    lines.insert(2, line)
+    (data_dir / "label.txt").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"label\.txt, line 3: .*expected"):
+        entry.train()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_image_stops_by_default(entry, data_dir, workers):
+    (data_dir / "images/00000007.png").write_bytes(b"not an image")
+    entry.set_num_workers(workers)
+    with pytest.raises(DataError, match=r"00000007\.png.*line 8.*no image known to OpenCV.*set_bad_images\('skip'\)"):
+        entry.train()
+
+
+def test_unreadable_image_is_skipped_and_counted_when_asked(entry, data_dir, caplog):
+    (data_dir / "images/00000007.png").write_bytes(b"not an image")
+    (data_dir / "images/00000009.png").unlink()
+    entry.set_bad_images("skip")
+    entry.train()
+    assert "skipped an unreadable image: images/00000007.png" in caplog.text
+    assert "skipped an unreadable image: images/00000009.png" in caplog.text
+    assert "2 unreadable images skipped so far" in caplog.text
+
+
+def test_missing_verification_set_is_named(entry, data_dir):
+    entry.set_val_targets("lfw,cfp_fp")
+    with pytest.raises(DataError, match=r"'cfp_fp' of val_targets: .*cfp_fp\.bin does not exist"):
+        entry.train()
+
+
+def test_the_default_verification_set_may_be_missing_but_not_silently(entry, data_dir, caplog):
+    (data_dir / "lfw.bin").unlink()
+    entry.train()
+    assert "no verification" in caplog.text and "lfw.bin" in caplog.text
+
+
+def test_a_pickle_that_imports_os_system_is_refused_and_runs_nothing(entry, data_dir, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    (data_dir / "lfw.bin").write_bytes(pickle.dumps(([Evil(), Evil()], [True])))
+    with pytest.raises(DataError, match=r"lfw\.bin.*system"):
+        entry.train()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_readers_of_the_wrong_form(entry):
+    images, labels = make_images()
+    entry.train_reader = lambda: iter(zip(images, labels))
+    with pytest.raises(DataError, match=r"train_reader, batch 0: expected a list of .*paddle\.batch"):
+        entry.train()
+    entry.train_reader = lambda: iter(())
+    with pytest.raises(TrainingError, match="yielded no batch"):
+        entry.train()
+    entry.train_reader = lambda: iter([[(np.zeros((3, 16, 16), np.float32), 6)]])
+    with pytest.raises(DataError, match="labels run from 6 to 6, expected 0 to 5"):
+        entry.train()
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_readers_of_unequal_length_end_together_and_say_so(data_dir, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        INTRODUCTION.format(
+            classes=CLASSES,
+            extra=f"""{SMALL.format(batch=5)}
+    import os, numpy as np
+    ins.set_with_test(False); ins.set_model_save_dir("{tmp_path}/output"); ins.set_train_epochs(2)
+    image, count = np.zeros((3, 16, 16), np.float32), 3 + int(os.environ["PADDLE_TRAINER_ID"])
+    ins.train_reader = lambda: iter([[(image, 0)] * 5] * count)""",
         )
-    made = base64_reader.test(str(data_dir), "lfw")()
-    assert [each.name for each in made] == ["lfw"]
+    )
+    _, output = launch(2, script, log_dir=tmp_path / "log")
+    assert "train_reader of rank 1 had 5 images more than another rank's" in output
+    assert (tmp_path / "output" / "1" / "manifest.json").is_file()

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
+import paddle
 import pytest
 
+from plsc import ConfigError, TrainingError
+from plsc.data.loader import Batch
+from plsc.distributed.topology import Topology
 from plsc.engine.checkpoint import Checkpoint
+from plsc.engine.dataloading import build_dataloader
+from plsc.engine.trainer import Trainer
+from plsc.models.base_model import BaseModel
+from plsc.models.tiny import ResNetTiny
+from tests._support.images import make_images
 from tests._support.ranks import launch
 
 GLOBAL_BATCH = 12
@@ -42,17 +52,23 @@ def one_rank(tmp_path_factory):
     return train(1, tmp_path_factory.mktemp("one"))
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_training_on_ranks_equals_training_on_one(ranks, one_rank, tmp_path):
     assert_close(train(ranks, tmp_path), one_rank, 1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("loss_type", ["arcface", "dist_softmax", "softmax"])
-def test_whole_and_sharded_heads_equal_one_rank(loss_type, tmp_path):
+def test_replicated_and_sharded_heads_equal_one_rank(loss_type, tmp_path):
     alone = train(1, tmp_path / "1", loss_type=loss_type, lr=0.5)
     assert_close(train(2, tmp_path / "2", loss_type=loss_type, lr=0.5), alone, 1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     "fused, unfused, extra",
     [
@@ -71,12 +87,16 @@ def test_the_fused_update_gives_the_weights_of_the_whole_gradient(fused, unfused
     assert_close({name: one[name] for name in weights}, {name: other[name] for name in weights}, 1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 def test_training_moves_the_weights(one_rank, tmp_path):
     before = train(1, tmp_path, train_epochs=None, train_steps=1)
     assert np.abs(before["head.weight"] - one_rank["head.weight"]).max() > 1e-3
     assert np.abs(before["backbone.fc.weight"] - one_rank["backbone.fc.weight"]).max() > 1e-3
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     "model, extra",
     [
@@ -97,6 +117,8 @@ def test_resume_equals_never_having_stopped_bit_for_bit(model, extra, steps, tmp
     assert_close(broken, whole, 0.0)
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("before, after", [(2, 3), (4, 1), (1, 4)])
 def test_resume_on_another_number_of_ranks(before, after, one_rank, tmp_path):
     train(before, tmp_path, train_epochs=2)
@@ -104,8 +126,10 @@ def test_resume_on_another_number_of_ranks(before, after, one_rank, tmp_path):
     assert_close(resumed, one_rank, 1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 def test_ranks_verify_and_save_the_same_running_statistics(tmp_path):
-    """What two ranks report of their network is what its checkpoint gives."""
+    """The metrics that two ranks find are those of their checkpoint."""
     settings = {
         "model": "batch norm",
         "train_epochs": 1,
@@ -121,3 +145,153 @@ def test_ranks_verify_and_save_the_same_running_statistics(tmp_path):
     )
     for name in ("pixels/xnorm", "pixels/threshold", "pixels/accuracy"):
         assert trained[0][name] == trained[1][name] == pytest.approx(tested[0][name], rel=1e-6)
+
+
+def test_the_newest_checkpoints_are_kept(entry, tmp_path):
+    entry.set_train_epochs(4)
+    entry.set_max_last_checkpoint_num(2)
+    entry.train()
+    assert sorted(path.name for path in (tmp_path / "output").iterdir() if path.is_dir()) == ["2", "3"]
+
+
+class Blind(BaseModel):
+    """Its embeddings are not numbers in the third training step."""
+
+    def __init__(self):
+        super().__init__(16)
+        self.fc = paddle.nn.Linear(3 * 16 * 16, 16)
+        self.calls = 0
+
+    def build_network(self, input, label, is_train=True):
+        self.calls += is_train
+        return self.fc(input.flatten(1)) * (float("nan") if is_train and self.calls == 3 else 1.0)
+
+
+def test_a_loss_that_is_not_finite_says_where(entry):
+    entry.set_model(Blind())
+    with pytest.raises(TrainingError, match=r"the loss is nan at epoch 0, step 3 .*set_on_nonfinite\('skip'\)"):
+        entry.train()
+    assert not os.path.exists(os.path.join(entry.model_save_dir, "0"))
+
+
+def test_a_loss_that_is_not_finite_is_skipped_when_asked(entry, caplog):
+    entry.set_model(Blind())
+    entry.set_on_nonfinite("skip")
+    entry.set_train_epochs(2)
+    assert np.isfinite(entry.train()["loss"])
+    assert "step 3 skipped: its loss is nan" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_parts_that_are_handed_in_train_as_those_of_the_settings(ranks, tmp_path):
+    """Backbone, loader, head and observers; an observer is on rank 0 only, unless it asks for every rank."""
+    settings = {"train_epochs": None, "train_steps": 4, "model": "dropout"}
+    assert_close(
+        train(ranks, tmp_path / "parts", hand_in=True, **settings), train(ranks, tmp_path / "settings", **settings), 0.0
+    )
+    observed = {}
+    for log in (tmp_path / "parts" / "log").glob("workerlog.*"):
+        for line in log.read_text().splitlines():
+            if line.startswith("OBSERVED"):
+                _, name, rank, losses = line.split(" ", 3)
+                observed[name, int(rank)] = json.loads(losses)
+    assert observed.keys() == {("main", 0), *(("every", rank) for rank in range(ranks))}
+    assert len(observed["main", 0]) == 4
+    assert all(losses == observed["main", 0] for losses in observed.values())
+    for folder in ("parts", "settings"):
+        lines = (tmp_path / folder / "output" / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["loss"] for line in lines] == observed["main", 0]
+
+
+class Batches:
+    """A loader of a user's own: the fewest members that one needs."""
+
+    num_images, skipped = 30, 0
+
+    def __init__(self):
+        self.asked, self.closed = [], 0
+
+    def epoch(self, epoch, first_step=0):
+        self.asked.append((epoch, first_step))
+        images, labels = make_images()
+        for start in range(10 * first_step, 30, 10):
+            yield Batch(images[start : start + 10].transpose(0, 3, 1, 2), labels[start : start + 10])
+
+    def close(self):
+        self.closed += 1
+
+
+def test_a_loader_of_a_users_own(entry):
+    loader = Batches()
+    entry.set_train_epochs(2)
+    entry.set_dataset_dir("/no/such/folder")
+    entry.set_with_test(False)
+    trainer = Trainer(entry.config, loader=loader)
+    assert (trainer.steps_per_epoch, trainer.total_steps) == (3, 6)
+    assert np.isfinite(trainer.train()["loss"])
+    assert loader.asked == [(0, 0), (1, 0)]
+    assert loader.closed == 1
+
+
+def test_a_loader_of_a_users_own_resumes_within_an_epoch(entry):
+    entry.set_with_test(False)
+    entry.set_train_steps(2)
+    Trainer(entry.config, loader=Batches()).train()
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    entry.set_train_steps(5)
+    loader = Batches()
+    Trainer(entry.config, loader=loader).train()
+    assert loader.asked == [(0, 2), (1, 0)]
+
+
+def test_a_loader_made_for_another_batch_size_is_named(entry):
+    loader = build_dataloader(entry.config, Topology())
+    entry.set_train_batch_size(5)
+    with pytest.raises(
+        ConfigError, match=r"loader: was made for .* \(10, 0, 1\), this process trains with \(5, 0, 1\)"
+    ):
+        Trainer(entry.config, loader=loader)
+
+
+def test_a_backbone_of_a_users_own(entry):
+    backbone = ResNetTiny(emb_dim=16, image_shape=(3, 16, 16))
+    trainer = Trainer(entry.config, backbone=backbone)
+    before = backbone.state_dict()
+    before = {name: value.numpy().copy() for name, value in before.items()}
+    trainer.train()
+    assert trainer.backbone is backbone
+    assert any(np.abs(value.numpy() - before[name]).max() > 0 for name, value in backbone.state_dict().items())
+    assert entry.config.model is None
+
+
+def test_a_backbone_of_the_wrong_kind_is_named(entry):
+    with pytest.raises(ConfigError, match=r"got 'ResNet50' \(str\), expected an instance of"):
+        Trainer(entry.config, backbone="ResNet50")
+
+
+def test_a_head_of_a_users_own(entry):
+    """One that wraps the library's, and counts."""
+    made = Trainer(entry.config).head
+
+    class Counting:
+        def __init__(self):
+            self.backwards = 0
+
+        def __getattr__(self, name):
+            return getattr(made, name)
+
+        def backward(self, learning_rate):
+            self.backwards += 1
+            return made.backward(learning_rate)
+
+    head = Counting()
+    Trainer(entry.config, head=head).train()
+    assert head.backwards == 3
+
+
+def test_contradictions_are_found_when_a_trainer_is_made(entry):
+    entry.config.train_steps = 5
+    with pytest.raises(ConfigError, match="train_epochs is 1 and train_steps is 5; set one of them"):
+        Trainer(entry.config)

@@ -9,6 +9,7 @@ import paddle
 import pytest
 from paddle import nn
 
+import plsc
 from plsc import ExportError, load_inference_model
 from plsc.export.export import export_backbone
 from plsc.inference.predictor import Predictor
@@ -111,3 +112,22 @@ def test_a_layer_that_fused_kernels_cannot_run(tmp_path):
     export_backbone(net, settings(flip=False), directory=tmp_path / "m", images=IMAGES)
     expected = unit(eager(net, np.stack(IMAGES)))
     assert np.abs(load_inference_model(tmp_path / "m").embed(IMAGES) - expected).max() < 1e-5
+
+
+def test_export_replaces_an_earlier_export(entry):
+    entry.train()
+    folder = entry.convert_for_prediction()
+    assert entry.convert_for_prediction() == folder
+    assert plsc.load_inference_model(folder).emb_dim == 16
+
+
+def test_export_never_touches_a_folder_that_is_not_ours(entry, tmp_path):
+    entry.train()
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("...")
+    with pytest.raises(ExportError, match="is not empty and holds no exported model.*nothing was written"):
+        entry.convert_for_prediction(folder)
+    assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+    with pytest.raises(ExportError):
+        entry.convert_for_prediction(entry.model_save_dir)

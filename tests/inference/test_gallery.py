@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("faiss", reason="plsc[gallery] is not installed")
+pytest.importorskip("faiss", reason="faiss-cpu is not installed")
 
 from plsc import DataError, ServingError
 from plsc.inference.gallery import Gallery, read_threshold

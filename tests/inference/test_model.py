@@ -60,3 +60,8 @@ def test_images_that_cannot_be_read(loaded):
     for batch_size in (0, -3):
         with pytest.raises(ServingError, match=f"got batch_size {batch_size}, expected 1 or more"):
             loaded.embed(IMAGES, batch_size)
+
+
+def test_no_exported_model(tmp_path):
+    with pytest.raises(ServingError, match=r"plsc_model\.json is missing.*convert_for_prediction"):
+        load_inference_model(tmp_path)

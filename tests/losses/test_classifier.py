@@ -11,6 +11,7 @@ import pytest
 from plsc.config import Config
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
+from plsc.engine.checkpoint import Checkpoint
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.errors import CheckpointError, ConfigError
 from plsc.losses.classifier import Classifier
@@ -281,3 +282,15 @@ def clipped(learning_rate, parameters):
 
 
 CLIPPED = {"optimizer": clipped}
+
+
+def test_distfc_attributes_set_weight_and_bias(entry):
+    entry.set_loss_type("dist_softmax")
+    constant = paddle.nn.initializer.Constant
+    entry.set_distfc_attr(paddle.ParamAttr(initializer=constant(0.5)), paddle.ParamAttr(initializer=constant(2.0)))
+    entry.set_optimizer(lambda learning_rate, parameters: paddle.optimizer.SGD(0.0, parameters))
+    entry.set_lr(lambda step: 0.0)
+    entry.train()
+    saved = Checkpoint(entry.model_save_dir)
+    assert np.unique(saved.read("head.weight")) == 0.5
+    assert np.unique(saved.read("head.bias")) == 2.0

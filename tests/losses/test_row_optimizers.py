@@ -40,8 +40,8 @@ def test_rounding_loses_nothing_on_average():
 
 def train(folder, seed, **settings):
     entry = Entry()
-    entry.train_dataset = GlyphRecords(40, 12, 32)
-    entry.test_dataset = glyph_verification_set(40, 60, 400, 32, seed=1)
+    entry.train_dataset = GlyphRecords(40, 12, image_size=32)
+    entry.test_dataset = glyph_verification_set(40, 60, num_pairs=400, image_size=32, seed=1)
     entry.set_class_num(40)
     entry.set_emb_size(32)
     entry.set_image_shape((3, 32, 32))

@@ -60,7 +60,7 @@ def tensor():
 
 
 def load_pixels(encoded):
-    from plsc.data.transforms import decode
+    from plsc.data.images import decode
 
     return decode(encoded)
 

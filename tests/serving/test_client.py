@@ -67,7 +67,7 @@ def free_port():
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_images_of_every_kind_come_back_in_order(servers, expected, batch_size, tmp_path):
     (tmp_path / "one.png").write_bytes(IMAGES[1])
-    from plsc.data.transforms import decode
+    from plsc.data.images import decode
 
     images = [IMAGES[0], tmp_path / "one.png", decode(IMAGES[2]), *IMAGES[3:]]
     with Client([server.url for server in servers], api_key="k") as client:

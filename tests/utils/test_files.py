@@ -24,7 +24,7 @@ def test_an_old_file_is_cut_to_the_length_and_continued(tmp_path):
     with open_output(tmp_path / "a", 4) as file:
         file.write(b"!")
     assert (tmp_path / "a").read_bytes() == b"abcd!"
-    with pytest.raises(DataError, match="has 5 bytes, expected at least 6 to go on from"):
+    with pytest.raises(DataError, match="has 5 bytes, expected at least 6 to continue from"):
         open_output(tmp_path / "a", 6)
     with open_output(tmp_path / "a", 0):
         pass

@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from plsc.data.convert.preprocessing import Preprocessing
 from plsc.data.convert.resumable import ResumableFolder, resumable_folder
-from plsc.data.convert.writers import WRITERS, Plan, Writer, count_classes
-from plsc.data.records import Record, Records, open_records
-from plsc.data.subset import check_labels, labels_of, split_identities
-from plsc.data.transforms import decode
+from plsc.data.convert.writers import WRITERS, Plan, Writer
+from plsc.data.images import decode
+from plsc.data.records import Record, Records
+from plsc.data.sources import open_records
+from plsc.data.subset import split_identities
 from plsc.errors import ConfigError, DataError
 from plsc.utils.threads import thread_map
 
@@ -80,12 +81,12 @@ def convert(
     """
     target, preprocessing = Path(target), preprocessing or Preprocessing()
     labels = _check(records, target, to=to, parts=parts)
-    class_names = getattr(records, "class_names", None)
+    class_names = records.class_names
     # The keys are those that notes of earlier versions hold.
     job = {
         "to": to,
         "images": len(records),
-        "classes": records.num_classes,
+        "classes": records.count_classes(),
         "parts": parts,
         "redraw": preprocessing.describe(),
         "first": records.describe(0),
@@ -94,7 +95,7 @@ def convert(
     }
     with resumable_folder(target, job) as output:
         progress = output.progress
-        plan = Plan(len(records), count_classes(records, labels), class_names, parts)
+        plan = Plan(len(records), records.count_classes(), class_names, parts)
         writer = WRITERS[to](output.path, plan, position=progress.position)
         copy = _Copy(records, writer, output=output, preprocessing=preprocessing, skip_bad_images=skip_bad_images)
         copy.run(every, f"{target.name}: {to}")
@@ -160,7 +161,7 @@ class _Copy:
             alternative = _OR_SKIP if error is sample else ""
             raise DataError(
                 f"{self._records.describe(progress.index)}: {error}; {progress.written} images are done, in "
-                f"{self._output.path}: fix the image and run the same again to go on{alternative}"
+                f"{self._output.path}: fix the image and run the same command again to continue{alternative}"
             ) from None
         progress.written += 1
 
@@ -202,14 +203,14 @@ def convert_split(
     """
     target, done = Path(target), []
     _check_target(records, target)
-    subsets = dict(zip(("train", "held_out"), split_identities(records, held_out, seed)))
+    subsets = dict(zip(("train", "held_out"), split_identities(records, held_out, seed=seed)))
     job = {
         "held_out": held_out,
         "seed": seed,
         "to": to,
         "images": len(records),
         "last": records.describe(len(records) - 1),
-        "labels": zlib.crc32(np.ascontiguousarray(labels_of(records)).data),
+        "labels": zlib.crc32(np.ascontiguousarray(records.labels).data),
     }
     with resumable_folder(target, job, keep=[*subsets, *(f"{name}.partial" for name in subsets)]) as output:
         for name, subset in subsets.items():
@@ -236,9 +237,9 @@ def _check(records: Records, target: Path, *, to: str, parts: int) -> np.ndarray
         able = " and ".join(name for name, writer in WRITERS.items() if writer.has_parts)
         raise ConfigError(f"format {to!r} has no parts, only {able} have; leave --parts (parts=) out")
     _check_target(records, target)
-    labels = np.ascontiguousarray(labels_of(records))
-    check_labels(records, labels)
-    _check_names(getattr(records, "class_names", None) or ())
+    labels = np.ascontiguousarray(records.labels)
+    records.check_labels()
+    _check_names(records.class_names or ())
     WRITERS[to].check(records, labels)
     return labels
 
@@ -246,7 +247,7 @@ def _check(records: Records, target: Path, *, to: str, parts: int) -> np.ndarray
 def _check_target(records: Records, target: Path) -> None:
     if os.path.lexists(target):
         raise DataError(f"{target} exists already; nothing is overwritten: choose a folder that does not exist")
-    root = getattr(records, "root", None)
+    root = records.root
     if root is not None and Path(root).resolve() in target.resolve().parents:
         raise DataError(
             f"{target} lies within the class folders of {root}, where it would be taken for a class; "

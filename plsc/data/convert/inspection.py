@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from plsc.data.encoding import encode, suffix_of
+from plsc.data.images import decode, encode, resize, suffix_of
 from plsc.data.records import Records
-from plsc.data.subset import labels_of
-from plsc.data.transforms import decode, resize
 from plsc.errors import DataError
 from plsc.utils.lazy import require
 from plsc.utils.threads import thread_map
@@ -88,7 +86,7 @@ def inspect(records: Records, limit: int | None = None) -> Inspection:
         >>> inspect(open_records("faces")).num_damaged
         0
     """
-    labels = labels_of(records)
+    labels = records.labels
     present, counts = np.unique(labels, return_counts=True)
     chosen = np.unique(np.linspace(0, len(records) - 1, min(limit or len(records), len(records))).astype(np.int64))
     encodings: collections.Counter[str] = collections.Counter()
@@ -107,8 +105,8 @@ def inspect(records: Records, limit: int | None = None) -> Inspection:
     return Inspection(
         format=records.format,
         images=len(records),
-        classes=records.num_classes,
-        empty_classes=records.num_classes - int((present < records.num_classes).sum()),
+        classes=records.count_classes(),
+        empty_classes=records.count_classes() - int((present < records.count_classes()).sum()),
         images_per_class=(int(counts.min()), float(np.median(counts)), float(counts.mean()), int(counts.max())),
         looked_at=len(chosen),
         encodings=dict(encodings),
@@ -121,11 +119,11 @@ def inspect(records: Records, limit: int | None = None) -> Inspection:
 
 def _damage(records: Records, labels: np.ndarray) -> str | None:
     """What is wrong with the whole set, or None."""
-    faults = [getattr(records, "damage", None)]
-    beyond = np.flatnonzero(labels >= records.num_classes)
+    faults = [records.damage]
+    beyond = np.flatnonzero(labels >= records.count_classes())
     if beyond.size:
         faults.append(
-            f"{beyond.size} labels are beyond the {records.num_classes} classes that the set states, the first "
+            f"{beyond.size} labels are beyond the {records.count_classes()} classes that the set states, the first "
             f"{labels[beyond[0]]} at {records.describe(int(beyond[0]))}"
         )
     return "; ".join(fault for fault in faults if fault) or None
@@ -149,7 +147,7 @@ def plot(records: Records, prefix: str | Path, *, seed: int = 0) -> list[Path]:
         MissingDependencyError: matplotlib is not installed.
     """
     paths = plot_files(prefix)
-    labels = labels_of(records)
+    labels = records.labels
     figure = _histogram(labels)
     sheet = _contact_sheet(records, labels, seed=seed)
     try:
@@ -222,7 +220,7 @@ def _look(records: Records, index: int) -> tuple[str, tuple[int, int], str | Non
 
 def _thumbnail(records: Records, index: int) -> np.ndarray:
     try:
-        return resize(decode(records[index].image), _THUMBNAIL, _THUMBNAIL)
+        return resize(decode(records[index].image), (_THUMBNAIL, _THUMBNAIL))
     except DataError:
         return np.full((_THUMBNAIL, _THUMBNAIL, 3), (255, 0, 0), np.uint8)
 

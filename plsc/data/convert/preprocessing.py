@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 
 from plsc.data.alignment import TEMPLATE_SIZE, align
-from plsc.data.encoding import encode
-from plsc.data.transforms import decode, resize
+from plsc.data.images import decode, encode, resize
 from plsc.errors import ConfigError
 
 
@@ -21,7 +20,7 @@ class Preprocessing:
         image_size: side length in pixels of the square images to write.
         landmarks: [n, 5, 2], the five points of each record in pixels: align the face to the template of 112 x 112
             pixels, or of `image_size`.
-        encoding: "jpg" or "png": encode all images anew. By default images that are aligned or resized become jpg,
+        encoding: "jpg" or "png": re-encode all images. By default images that are aligned or resized become jpg,
             other encoded images keep their bytes, and pixels become png, which loses nothing.
         quality: of JPEG, 1 to 100.
 
@@ -55,9 +54,9 @@ class Preprocessing:
             Pixels [H, W, 3] uint8 RGB; the image as it is where it needs no change.
         """
         if self.landmarks is not None:
-            return align(decode(image), self.landmarks[index], self.image_size or TEMPLATE_SIZE)
+            return align(decode(image), self.landmarks[index], image_size=self.image_size or TEMPLATE_SIZE)
         if self.image_size is not None:
-            return resize(decode(image), self.image_size, self.image_size)
+            return resize(decode(image), (self.image_size, self.image_size))
         return image if self.encoding is None else decode(image)
 
     def encode(self, image: Any) -> bytes:
@@ -65,7 +64,7 @@ class Preprocessing:
         is_changed = self.landmarks is not None or self.image_size is not None
         if isinstance(image, bytes) or (self.encoding or ("jpg" if is_changed else "png")) == "png":
             return encode(image)
-        return encode(image, ".jpg", (cv2.IMWRITE_JPEG_QUALITY, self.quality))
+        return encode(image, ".jpg", parameters=(cv2.IMWRITE_JPEG_QUALITY, self.quality))
 
     def describe(self) -> list[Any]:
         """The arguments as values that JSON can hold, the landmarks by a checksum."""

@@ -57,7 +57,7 @@ class ResumableFolder:
         if note is None:
             others = [path.name for path in self.path.iterdir() if not _is_own(path.name)]
             if others:
-                raise DataError(f"{self.path} is not empty and no conversion that could go on; move it away")
+                raise DataError(f"{self.path} is not empty and holds no conversion that could go on; move it away")
             self._write_note(Progress())
         elif note.position is None:
             # Stopped before its first note: what it wrote since is incomplete.
@@ -66,7 +66,7 @@ class ResumableFolder:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         else:
             self.progress = note
-            log.info("%s: going on after %d of %d images", self.path, note.index, self._job["images"])
+            log.info("%s: continuing after %d of %d images", self.path, note.index, self._job["images"])
 
     def note(self, position: Any) -> None:
         """Write down the progress; `position` is the writer's."""
@@ -82,7 +82,7 @@ class ResumableFolder:
         if os.path.lexists(self._target):
             raise DataError(
                 f"{self._target} was made by another program meanwhile; nothing is overwritten: move it away and run "
-                f"the same again to go on"
+                f"the same command again to continue"
             )
         for path in self.path.iterdir():
             if _is_own(path.name):
@@ -103,7 +103,7 @@ class ResumableFolder:
         if differing:
             raise DataError(
                 f"{self.path}: another conversion was begun there (it differs in {', '.join(differing)}); give "
-                f"the same source and options to go on, or remove it to start again"
+                f"the same source and options to continue, or remove it to start again"
             )
         return progress
 
@@ -122,7 +122,7 @@ def resumable_folder(target: Path, job: dict[str, Any], *, keep: Collection[str]
     Args:
         target: the folder to make at last.
         job: values that JSON can hold; they identify the work, `job["images"]` is its number of images.
-        keep: entries of the folder that continue by themselves and stay where the work begins anew.
+        keep: entries of the folder that continue by themselves and stay where the work starts again.
 
     Raises:
         DataError: the folder cannot be made or written, another process or another job works there, or the note
@@ -149,10 +149,10 @@ def resumable_folder(target: Path, job: dict[str, Any], *, keep: Collection[str]
             yield output
         except OSError as error:
             raise DataError(
-                f"{output.path} cannot be written: {error.strerror or error}; run the same again to go on"
+                f"{output.path} cannot be written: {error.strerror or error}; run the same command again to continue"
             ) from None
         except KeyboardInterrupt:
-            log.warning("%s: interrupted; run the same again to go on", output.path)
+            log.warning("%s: interrupted; run the same command again to continue", output.path)
             raise
 
 

@@ -18,12 +18,10 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
-from plsc.data.encoding import encode, suffix_of
+from plsc.data.images import BASE64_STARTS, decode, encode, suffix_of
 from plsc.data.recordio import MAX_LABEL, FrameFile, RecordIOWriter, unpack
 from plsc.data.records import Record, Records
-from plsc.data.sources.base64_text import IMAGE_STARTS
 from plsc.data.sources.folders import is_leftover
-from plsc.data.transforms import decode
 from plsc.errors import DataError
 from plsc.utils.files import open_output, sync, sync_path
 from plsc.utils.lazy import require
@@ -146,7 +144,7 @@ class RecWriter(Writer):
         self._writer = RecordIOWriter(folder / "train.rec", position)
 
     def write(self, number: int, record: Record) -> None:
-        self._writer.write(number, record.label, encode(record.image))
+        self._writer.write(number, record.label, image=encode(record.image))
 
     def position(self) -> list[int]:
         return self._writer.position()
@@ -202,7 +200,7 @@ class FolderWriter(Writer):
 
     @classmethod
     def check(cls, records: Records, labels: np.ndarray) -> None:
-        num_classes = count_classes(records, labels)
+        num_classes = records.count_classes()
         missing = num_classes - len(np.unique(labels))
         if missing:
             raise DataError(
@@ -308,7 +306,7 @@ class Base64Writer(_PartsWriter):
 
     def write(self, number: int, record: Record) -> None:
         image = encode(record.image)
-        if not image.startswith(IMAGE_STARTS):
+        if not image.startswith(BASE64_STARTS):
             raise DataError(
                 f"{len(image)} bytes that begin with {image[:8]!r} are none of JPEG, PNG, BMP, WebP, TIFF "
                 f"and GIF: in a base64 file no reader could tell the image from the label; choose another "
@@ -487,11 +485,6 @@ def _resize(path: Path, count: int) -> None:
         file.truncate(size)
         os.posix_fallocate(file.fileno(), 0, size)
         sync(file)
-
-
-def count_classes(records: Records, labels: np.ndarray) -> int:
-    """C; where the source does not know it, one more than the largest label."""
-    return records.num_classes or int(labels.max()) + 1
 
 
 def _require_pyarrow(module: str) -> Any:

@@ -1,19 +1,19 @@
-"""Images and labels as a pair of NumPy arrays, in memory or in `.npy` files."""
+"""Images and labels as a pair of NumPy arrays, in memory or in `.npy` and `.npz` files."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from plsc.data.records import Record
+from plsc.data.records import Record, Records
+from plsc.data.sources.reading import own_errors
 from plsc.errors import DataError
 
 
-class ArrayRecords:
+class ArrayRecords(Records):
     """Records of an array of images and one of labels.
 
     Args:
@@ -23,13 +23,19 @@ class ArrayRecords:
 
     Raises:
         DataError: another shape or type, arrays of different lengths, or a negative label.
+
+    Example:
+        >>> records = ArrayRecords(np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 1, 2]))
+        >>> records.num_classes
+        3
     """
 
     format = "NumPy arrays"
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, name: str = "arrays") -> None:
-        self.name, self._images = name, images
-        self._paths: tuple[Path, Path] | None = None
+    def __init__(self, images: npt.NDArray[Any], labels: npt.ArrayLike, *, name: str = "arrays") -> None:
+        self.name = name
+        self._images: npt.NDArray[Any] | None = images
+        self._images_path: Path | None = None
         labels = np.asarray(labels)
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
             raise DataError(
@@ -49,16 +55,21 @@ class ArrayRecords:
 
     @classmethod
     def load(cls, path: str | Path) -> ArrayRecords:
-        """Read a folder with `images.npy` (by memory map) and `labels.npy`, or a `.npz` with `images` and `labels`
-        (into memory)."""
+        """Read `images.npy` (by memory map) and `labels.npy`, or a `.npz` with `images` and `labels` (into memory).
+
+        Args:
+            path: the `.npz`, either of the `.npy` files, or their folder.
+
+        Raises:
+            DataError: a file cannot be read, has another name, or holds other arrays.
+        """
         path = Path(path)
         if path.suffix.lower() != ".npz":
             if not path.is_dir() and path.name not in ("images.npy", "labels.npy"):
                 raise DataError(f"{path}: expected images.npy, with labels.npy beside it, or a .npz of both")
             folder = path if path.is_dir() else path.parent
-            paths = (folder / "images.npy", folder / "labels.npy")
-            records = cls(_load(paths[0], "r"), _load(paths[1], None), str(folder))
-            records._paths = paths
+            records = cls(_load(folder / "images.npy", "r"), _load(folder / "labels.npy", None), name=str(folder))
+            records._images_path = folder / "images.npy"
             return records
         stored = _load(path, None)
         if isinstance(stored, np.ndarray):
@@ -67,36 +78,27 @@ class ArrayRecords:
             missing = {"images", "labels"} - set(stored.files)
             if missing:
                 raise DataError(f"{path}: holds {stored.files}, expected 'images' and 'labels'")
-            with _own_errors(path):
+            with own_errors(path, "no NumPy file of numbers"):
                 images, labels = stored["images"], stored["labels"]
-            return cls(images, labels, str(path))
+            return cls(images, labels, name=str(path))
 
     def __getstate__(self) -> dict[str, Any]:
-        # Pickling a map would carry the whole file.
-        return {**self.__dict__, "_images": self._images if self._paths is None else None}
+        # A pickled map would hold the whole file.
+        return {**self.__dict__, "_images": self._images if self._images_path is None else None}
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Record:
         if self._images is None:
-            self._images = _load(self._paths[0], "r")
+            self._images = _load(self._images_path, "r")
         return Record(np.ascontiguousarray(self._images[index]), int(self.labels[index]))
 
     def describe(self, index: int) -> str:
         return f"{self.name}, image {index}"
 
 
-def _load(path: Path, mode: str | None) -> Any:
-    with _own_errors(path):
+def _load(path: Path | None, mode: Literal["r"] | None) -> Any:
+    assert path is not None
+    with own_errors(path, "no NumPy file of numbers"):
         return np.load(path, mmap_mode=mode, allow_pickle=False)
-
-
-@contextlib.contextmanager
-def _own_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # NumPy's and zipfile's readers raise whatever a damaged file makes them stumble on
-        raise DataError(f"{path}: no NumPy file of numbers: {error}") from None

@@ -1,14 +1,13 @@
 """Base64 part files: one image per line, `base64<TAB>label` or `label<TAB>base64`.
 
-PLSC 0.2's documentation gave the one order and its tool wrote the other, so each file is asked: its first
-line decides which column is the image.
+The documentation of PLSC 0.2 gave the one order and its tool wrote the other. The first line of each file decides which
+column is the image.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import logging
 import mmap
 import os
 from array import array
@@ -18,29 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from plsc.data.records import IMAGE_SUFFIXES, Record
+from plsc.data.images import BASE64_STARTS, is_image_name
+from plsc.data.records import Record, Records
 from plsc.data.sources.offset_index import Arrays, load_or_build, save_index
+from plsc.data.sources.reading import check_index
 from plsc.errors import DataError
 from plsc.utils.files import map_file
 
-log = logging.getLogger("plsc")
-
 _EXPECTED = "expected 'base64-image<TAB>label' or 'label<TAB>base64-image'"
-# What an encoded image begins with: JPEG, PNG, BMP, WebP (RIFF), TIFF, GIF, JPEG 2000.
-IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"GIF8", b"\0\0\0\x0cjP")
 
 
-class Base64Records:
-    """The images of base64 part files, in random order, by a memory map and the lines' offsets.
+class Base64Records(Records):
+    """The images of base64 part files, read in any order by memory map and the offsets of the lines.
 
-    Opening walks the files once for their lines and labels, unless `plsc data index` has been run.
+    Opening reads the files once for their lines and labels, unless `plsc data index` has been run.
 
     Args:
         path: a part file; or a `file_list.txt` that names part files, one per line, relative to its folder; or
-            the folder with one.
+            the folder of a `file_list.txt`.
 
     Attributes:
-        labels: [n] int64.
         label_first: per part file, whether the label is the first column.
 
     Raises:
@@ -51,22 +47,19 @@ class Base64Records:
         self.path = Path(path)
         self.parts = _part_files(self.path)
         self._maps: dict[int, mmap.mmap] = {}
-        indexes = [load_or_build(part, "base64", _build_index) for part in self.parts]
+        indexes = [load_or_build(part, "base64", build=_build_index) for part in self.parts]
         self._starts = np.concatenate([index["starts"] for index in indexes])
         self._lines = np.concatenate([index["lines"] for index in indexes])
         self.labels = np.concatenate([index["labels"] for index in indexes])
         self._ends = np.cumsum([len(index["starts"]) for index in indexes])
         self.label_first = [bool(index["label_first"]) for index in indexes]
         self.num_classes = int(self.labels.max()) + 1
-
-    @property
-    def format(self) -> str:
         orders = {"label first" if first else "image first" for first in self.label_first}
-        return f"base64 text, {len(self.parts)} part files, {' or '.join(sorted(orders))}"
+        self.format = f"base64 text, {len(self.parts)} part files, {' or '.join(sorted(orders))}"
 
     def save_index(self) -> list[Path]:
-        """Write each part's index beside it, so that opening need not read the parts."""
-        return [save_index(part, "base64", _build_index) for part in self.parts]
+        """Write the index of each part beside it."""
+        return [save_index(part, "base64", build=_build_index) for part in self.parts]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}
@@ -75,8 +68,7 @@ class Base64Records:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> Record:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is out of range, expected {-len(self)} to {len(self) - 1}")
+        check_index(index, len(self))
         part = self._part(index)
         if part not in self._maps:
             self._maps[part] = map_file(self.parts[part])
@@ -101,7 +93,7 @@ class Base64Records:
 
 
 def looks_like_base64(path: Path) -> bool:
-    """Whether the first line of a file that is not blank is an image in base64 and a label."""
+    """Whether the first line of a file, blank lines left out, is an image in base64 and a label."""
     try:
         with open(path, "rb") as file:
             first = file.readline(1 << 26).removeprefix(BOM_UTF8)
@@ -113,14 +105,14 @@ def looks_like_base64(path: Path) -> bool:
 
 
 def is_part_list(path: Path) -> bool:
-    """Whether a file's first line is the name of a file beside it, as in a `file_list.txt`."""
+    """Whether the first line of a file names a file beside it, as in a `file_list.txt`."""
     try:
         with open(path, "rb") as file:
             first = file.readline(4096).decode("utf-8-sig").strip()
         if path.name == "file_list.txt":
             return bool(first)
-        is_image = os.path.splitext(first)[1].lower() in IMAGE_SUFFIXES  # of a list that lacks its labels
-        return bool(first) and not is_image and os.path.isfile(path.parent / first)
+        # An image is named by a list of images whose labels are missing.
+        return bool(first) and not is_image_name(first) and os.path.isfile(path.parent / first)
     except (OSError, ValueError):
         return False
 
@@ -140,7 +132,7 @@ def _part_files(path: Path) -> list[Path]:
         raise DataError(f"{path}: the list is empty, expected the name of one part file per line")
     parts = [path.parent / name for name in names]
     for number, part in enumerate(parts, start=1):
-        if not os.path.isfile(part):  # of a name of any length
+        if not os.path.isfile(part):  # Path.is_file raises where a name is too long
             raise DataError(f"{path}, line {number}: there is no part file {str(part)[:200]!r}")
     return parts
 
@@ -181,7 +173,7 @@ def _columns(line: bytes) -> list[bytes]:
 
 
 def _label_column(line: bytes) -> int | None:
-    """Which of a line's two columns is the label; None where they are not a label and an image."""
+    """The column of the label, 0 or 1; None where the line is not a label and an image."""
     columns = _columns(line)
     if len(columns) != 2:
         return None
@@ -202,7 +194,7 @@ def _order_of(line: bytes, path: Path) -> bool:
 
 
 def _label_of(data: mmap.mmap, start: int, end: int, label_first: bool, path: Path, number: int) -> int:
-    # The image is not looked at here: lines are long and their labels at one end.
+    # The image is not read here: lines are long, and the label is at one end.
     if label_first:
         edge = data[start : min(end, start + 64)].split(None, 1)
         label = edge[0] if edge else b""
@@ -219,11 +211,11 @@ def _label_of(data: mmap.mmap, start: int, end: int, label_first: bool, path: Pa
 
 
 def _is_label(text: bytes) -> bool:
-    return text.isdigit() and len(text) < 19
+    return text.isdigit() and len(text) < 19  # int64 holds every number of 18 digits
 
 
 def _is_image(text: bytes) -> bool:
     try:
-        return base64.b64decode(text[:64] if len(text) > 64 else text, validate=True).startswith(IMAGE_STARTS)
+        return base64.b64decode(text[:64] if len(text) > 64 else text, validate=True).startswith(BASE64_STARTS)
     except (binascii.Error, ValueError):
         return False

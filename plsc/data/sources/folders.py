@@ -10,36 +10,35 @@ from pathlib import Path
 
 import numpy as np
 
-from plsc.data.records import IMAGE_SUFFIXES, Record, read_image
-from plsc.data.sources.string_table import PackedStrings
+from plsc.data.images import is_image_name
+from plsc.data.records import Record, Records, read_image
+from plsc.data.sources.string_table import StringTable
 from plsc.errors import DataError
 
 log = logging.getLogger("plsc")
 
-# Images by their suffix where there is nothing else to know them by.
-_SUFFIXES = IMAGE_SUFFIXES | {".jfif", ".gif", ".jp2", ".pgm", ".ppm"}
-# What desktops, notebooks and storage boxes leave behind in folders, copies of images among it.
+# Folders that desktops, notebooks and network disks make, often with copies of images in them.
 _LEFTOVERS = ("__MACOSX", ".ipynb_checkpoints", "@eaDir", ".Trash", ".git")
 
 
-class FolderRecords:
-    """The images of a folder of class folders: classes are the folders' names in sorted order.
+class FolderRecords(Records):
+    """The images of a folder of class folders. The names of the class folders in sorted order are classes 0 ... C - 1.
 
     Args:
-        root: the folder. Images may lie in folders below the class folder too; files that are no images by
-            their suffix are passed over, and counted in the log.
+        root: the folder. Images may also lie in folders inside a class folder. Files without the suffix of an image
+            are ignored, and counted in the log.
 
     Raises:
-        DataError: no class folder holds an image.
+        DataError: no class folder holds an image, or a folder cannot be read.
     """
 
     format = "class folders"
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root: Path = Path(root)
         self.class_names: list[str] = []
         counts = array("q")
-        self._paths = PackedStrings(self._walk(counts))
+        self._paths = StringTable(self._walk(counts))
         if not self.class_names:
             raise DataError(
                 f"{self.root}: found no images in class folders, expected "
@@ -47,7 +46,7 @@ class FolderRecords:
             )
         if len(counts) == 1:
             log.warning(
-                "%s: there is one class only, %r; a list of the images would be looked for as label.txt",
+                "%s: there is one class only, %r; a list of the images is recognized by the name label.txt",
                 self.root,
                 self.class_names[0],
             )
@@ -58,17 +57,23 @@ class FolderRecords:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Record:
-        return Record(read_image(os.path.join(self.root, self._paths[index])), int(self.labels[index]))
+        return Record(read_image(self.path_of(index)), int(self.labels[index]))
+
+    def path_of(self, index: int) -> str:
+        return os.path.join(self.root, self._paths[index])
 
     def describe(self, index: int) -> str:
         return str(self.root / self._paths[index])
 
-    def _walk(self, counts: array) -> Iterator[str]:
-        others, empty, left = 0, [], []
+    def _walk(self, counts: array[int]) -> Iterator[str]:
+        """The paths of all images, class by class; the number of images of each class is appended to `counts`."""
+        others = 0
+        empty: list[str] = []
+        left: list[str] = []
         folders, loose = _entries(self.root, left)
         for folder in sorted(folders):
             files = _files_below(os.path.join(self.root, folder), (os.path.realpath(self.root),), left)
-            images = sorted(file for file in files if _is_image_name(file))
+            images = sorted(file for file in files if is_image_name(file))
             others += len(files) - len(images)
             if images:
                 self.class_names.append(folder)
@@ -87,7 +92,7 @@ class FolderRecords:
             )
         if empty:
             log.warning("%s: %d folders hold no image and are no classes: %s", self.root, len(empty), empty[:6])
-        loose = [name for name in loose if _is_image_name(name)]
+        loose = [name for name in loose if is_image_name(name)]
         if loose:
             log.warning(
                 "%s: passed over %d images that lie in no class folder, %s the first", self.root, len(loose), min(loose)
@@ -95,7 +100,7 @@ class FolderRecords:
 
 
 def _entries(folder: str | Path, left: list[str]) -> tuple[list[str], list[str]]:
-    """The folders and the files in a folder, links to either among them; leftovers are added to `left`."""
+    """The names of the folders and of the files in a folder, links included; the paths of leftovers go to `left`."""
     try:
         is_folder = {entry.name: entry.is_dir() for entry in os.scandir(folder)}
     except OSError as error:
@@ -106,7 +111,7 @@ def _entries(folder: str | Path, left: list[str]) -> tuple[list[str], list[str]]
 
 
 def _files_below(folder: str, above: tuple[str, ...], left: list[str]) -> list[str]:
-    """All files in a folder and below it, through links as well, but for one that leads back to or above `above`."""
+    """All files in a folder and below it. Links are followed, except to a folder of `above` or one that holds it."""
     here = os.path.realpath(folder)
     if any(other == here or other.startswith(os.path.join(here, "")) for other in above):
         return []
@@ -118,17 +123,13 @@ def _files_below(folder: str, above: tuple[str, ...], left: list[str]) -> list[s
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or folder in a set of class folders is passed over for its name."""
+    """Whether a file or folder is ignored for its name, which other programs give to files of their own."""
     return name in _LEFTOVERS or name.startswith("._")
 
 
 def has_images(folder: str) -> bool:
-    """Whether there is an image right in a folder."""
+    """Whether a folder itself, folders inside left out, holds an image."""
     try:
-        return any(_is_image_name(entry.name) and entry.is_file() for entry in os.scandir(folder))
+        return any(is_image_name(entry.name) and entry.is_file() for entry in os.scandir(folder))
     except OSError:
         return False
-
-
-def _is_image_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in _SUFFIXES

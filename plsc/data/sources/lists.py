@@ -1,4 +1,4 @@
-"""A `label.txt` that names images and their classes as records."""
+"""A list of images, `label.txt`: the path and the class of one image per line."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from plsc.data.records import Record, read_image
-from plsc.data.sources.string_table import PackedStrings
+from plsc.data.records import Record, Records, read_image
+from plsc.data.sources.string_table import StringTable
 from plsc.errors import DataError
 
 
-class ListRecords:
-    """The images that a `label.txt` names: one `images/00000000.jpg 0` per line.
+class ListRecords(Records):
+    """The images that a `label.txt` names, one `images/00000000.jpg 0` per line.
 
     Args:
-        list_path: the list, UTF-8. Image paths are absolute or relative to its folder and may hold blanks; any
-            white space parts them from the label. Blank lines and what follows a `#` after the label or at the
-            start of a line are passed over.
+        list_path: the list, UTF-8. Image paths are absolute or relative to the folder of the list and may hold blanks;
+            any white space separates a path from its label. A `#` at the start of a line or after the label begins a
+            comment. Blank lines are ignored.
 
     Raises:
         DataError: no such file, no lines, or a line that is not `path label`, named by file and number.
@@ -33,7 +33,7 @@ class ListRecords:
         self.list_path = Path(list_path)
         self._folder = str(self.list_path.parent)
         labels, lines = array("q"), array("q")
-        self._paths = PackedStrings(_parse_list(self.list_path, labels, lines))
+        self._paths = StringTable(_parse_list(self.list_path, labels, lines))
         if not labels:
             raise DataError(f"{self.list_path}: the list is empty, expected one image per line")
         self.labels, self._lines = np.asarray(labels, np.int64), np.asarray(lines, np.int64)
@@ -43,7 +43,10 @@ class ListRecords:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Record:
-        return Record(read_image(os.path.join(self._folder, self._paths[index])), int(self.labels[index]))
+        return Record(read_image(self.path_of(index)), int(self.labels[index]))
+
+    def path_of(self, index: int) -> str:
+        return os.path.join(self._folder, self._paths[index])
 
     def describe(self, index: int) -> str:
         return f"{self._paths[index][:500]} ({self.list_path}, line {self._lines[index]})"
@@ -52,8 +55,8 @@ class ListRecords:
 _LIST_LINE = re.compile(r"(.*?\S)\s+([0-9]{1,18})(\s+#.*)?")
 
 
-def _parse_list(path: Path, labels: array, lines: array) -> Iterator[str]:
-    """The paths of a list; labels and line numbers are appended as they come."""
+def _parse_list(path: Path, labels: array[int], lines: array[int]) -> Iterator[str]:
+    """The paths of a list; the label and the line number of each are appended to `labels` and `lines`."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):

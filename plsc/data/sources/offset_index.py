@@ -1,7 +1,7 @@
-"""Where the samples of a file lie, kept beside it on request so that opening need not read the whole file.
+"""The offsets of the samples in a file, saved beside it so that opening need not read the whole file.
 
-`<file>.index.npz` holds arrays and the size and time of the file that they describe; an index whose file has
-changed since is not used. It is written only by `save_index` (`plsc data index`), never on the side.
+`<file>.index.npz` holds arrays, and the size and modification time of the file that they describe. An index whose file
+has changed since is not used. Only `save_index` (`plsc data index`) writes it.
 """
 
 from __future__ import annotations
@@ -11,34 +11,40 @@ import logging
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from plsc.errors import DataError
 from plsc.utils.atomic import write_file
 
 log = logging.getLogger("plsc")
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, npt.NDArray[Any]]
 
 
 def index_path(path: Path) -> Path:
-    """The index beside `path`."""
+    """The path of the index of `path`."""
     return path.with_name(path.name + ".index.npz")
 
 
-def load_or_build(path: Path, kind: str, build: Callable[[Path], Arrays]) -> Arrays:
-    """The arrays of the index beside `path` where it fits the file as it is now, else those that `build` makes."""
+def load_or_build(path: Path, kind: str, *, build: Callable[[Path], Arrays]) -> Arrays:
+    """The arrays of the saved index where it fits the file as it is now, else those of `build(path)`."""
     return _load(path, kind) or build(path)
 
 
-def save_index(path: Path, kind: str, build: Callable[[Path], Arrays]) -> Path:
-    """Build the index of `path` and write it beside the file, whole or not at all; an older one is replaced."""
+def save_index(path: Path, kind: str, *, build: Callable[[Path], Arrays]) -> Path:
+    """Build the index of `path` and write it beside the file, atomically; an older index is replaced.
+
+    Raises:
+        DataError: the index cannot be written.
+    """
     target = index_path(path)
     arrays = build(path)
     try:
         with write_file(target) as file:
-            np.savez(file, about=np.array(json.dumps(_about(path, kind))), **arrays)
+            np.savez(file, about=np.array(json.dumps(_about(path, kind))), **arrays)  # type: ignore[arg-type]  # no flag
     except OSError as error:
         raise DataError(f"{target}: the index cannot be written: {error.strerror}") from None
     return target

@@ -1,49 +1,56 @@
-"""A `.rec` file as records: both layouts in use, with or without `.idx`, whole or damaged.
+"""A RecordIO file, `.rec`, as records: in either layout, with or without `.idx`, whole or damaged.
 
-The *plain* layout (MXNet's im2rec) is images only. The *face-set* layout adds records without an image:
-one of key 0 whose labels are (n, end), so that keys 1 ... n - 1 are the images, and keys n ... end - 1,
-one per class, that name the class's range of images.
+The *plain* layout (MXNet's im2rec) holds images only. The *face-set* layout adds records without an image. The header
+record, key 0, has the labels (n, end): keys 1 ... n - 1 are the images, and keys n ... end - 1 hold one range of image
+keys each, one per class.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from codecs import BOM_UTF8
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from plsc.data.recordio import MAGIC, MAX_LABEL, MAX_LENGTH, FrameFile, ImageRecord, unpack
-from plsc.data.records import Record
+from plsc.data.recordio import HEADER_SIZE, MAGIC, MAX_LABEL, MAX_LENGTH, FrameFile, ImageRecord, unpack
+from plsc.data.records import Labels, Record, Records
 from plsc.errors import DataError
 
 log = logging.getLogger("plsc")
 
-# Records that opening looks at for gaps in the index: a page each, of a disk perhaps.
-_LOOKED_AT = 1024
+# Records that opening reads to find gaps in the index. Each costs a page of the disk.
+_GAP_SAMPLES = 1024
+
+_WITHOUT_INDEX = "Without the .idx the .rec is walked instead"
+
+_Offsets = npt.NDArray[np.int64]
 
 
-class RecordIORecords:
-    """The images of a `.rec` file, in random order from any number of processes.
+class RecordIORecords(Records):
+    """The images of a `.rec` file, read in any order from any number of processes.
 
-    Opening reads the `.idx` and one record; without `.idx` the file is walked once, which reads a page per
-    record. Images are in the order of the index, of the keys in the face-set layout, or of the file.
+    Opening reads the `.idx` and one record. Without `.idx`, opening walks the file, which reads a page per record.
+    Images are in the order of the index, of the keys in the face-set layout, or of the file.
 
     Args:
         path: the `.rec`, or its `.idx`.
-        recover: where the file is damaged, walk it and keep what lies before the damage, instead of stopping
-            with an error. `damage` then says what was found.
+        recover: where the file is damaged, walk it and keep the records before the damage, instead of raising an
+            error. `damage` then says what was found.
 
     Attributes:
-        damage: what is wrong with the file, or None. Only ever set with `recover`.
-        passed_over: records that hold no image by their layout: header and class ranges.
-        num_classes: the first number of the file `property` beside the `.rec`; else one more than the largest
-            label, for which every record's header is read. (The number of class ranges is no measure: a class
-            whose images do not lie together has several.)
+        damage: what is wrong with the file, or None. Set only with `recover`.
+        is_indexed: whether the `.idx` was used.
+        without_image: the number of records that hold no image by their layout: header and class ranges.
+        num_classes: the first number of the file `property` beside the `.rec`; else one more than the largest label,
+            for which the header of every record is read at first use. (The number of class ranges does not tell: a
+            class whose images do not lie together has several.)
 
     Raises:
-        DataError: missing, empty, cut off or damaged file; an index that does not fit it.
+        DataError: the file is missing, empty, cut off or damaged, or the index does not fit the file.
     """
 
     def __init__(self, path: str | Path, recover: bool = False) -> None:
@@ -51,9 +58,7 @@ class RecordIORecords:
         if self.path.suffix.lower() != ".rec":
             self.path = self.path.with_suffix(".rec")
         self._frames = FrameFile(self.path)
-        self.damage: str | None = None
-        self.passed_over = 0
-        self._labels: np.ndarray | None = None
+        self.without_image = 0
         index = self.path.with_suffix(".idx")
         self.is_indexed = index.is_file() and not recover
         if self.is_indexed:
@@ -62,33 +67,46 @@ class RecordIORecords:
             self._open_scanned(recover)
         if not len(self._offsets):
             raise DataError(f"{self.path}: the file holds no image" + (f"; {self.damage}" if self.damage else ""))
-        self._classes: int | None = _read_property(self.path.parent / "property")
-        if (self._classes or 0) > MAX_LABEL + 1:
+        layout = "face-set layout" if self.without_image else "plain layout"
+        self.format = f"RecordIO, {layout}, {'with' if self.is_indexed else 'without'} index"
+        self._num_classes = _read_property(self.path.parent / "property")
+        if (self._num_classes or 0) > MAX_LABEL + 1:
             log.warning(
                 "%s: %d classes, but RecordIO's float32 labels are exact only to %d: larger ones may have "
                 "been rounded when the file was written",
                 self.path,
-                self._classes,
+                self._num_classes,
                 MAX_LABEL,
             )
 
     @property
-    def format(self) -> str:
-        layout = "face-set layout" if self.passed_over else "plain layout"
-        return f"RecordIO, {layout}, {'with' if self.is_indexed else 'without'} index"
-
-    @property
     def num_classes(self) -> int:
-        if self._classes is None:
-            self._classes = int(self.labels.max()) + 1
-        return self._classes
+        if self._num_classes is None:
+            self._num_classes = int(self.labels.max()) + 1
+        return self._num_classes
 
-    @property
-    def labels(self) -> np.ndarray:
-        """The class of every image, [n] int64; reads every record's header, once."""
-        if self._labels is None:
-            self._labels = self._read_labels()
-        return self._labels
+    @num_classes.setter
+    def num_classes(self, num_classes: int) -> None:
+        self._num_classes = num_classes
+
+    @functools.cached_property
+    def labels(self) -> Labels:
+        """The class of every image, [n] int64; read from the header of every record at first use."""
+        if self.is_indexed and not self.without_image and len(self._offsets) > _GAP_SAMPLES:
+            self._warn_of_gaps(np.sort(self._offsets), step=1)
+        # A header that holds the magic is cut in parts, and a damaged offset lies on no boundary: such records are read
+        # one by one.
+        odd = (self._offsets % 4 != 0) | (self._words(self._offsets, 4) >> 29 != 0)
+        odd |= self._words(self._offsets, 0) != MAGIC
+        flags = self._words(self._offsets, 8)
+        odd |= (self._words(self._offsets, 4) & MAX_LENGTH) < HEADER_SIZE + 4 * np.minimum(flags, 1)
+        values = np.where(flags > 0, self._words(self._offsets, 32), self._words(self._offsets, 12)).view("<f4")
+        with np.errstate(invalid="ignore"):
+            labels: Labels = values.astype(np.int64)
+            odd |= (labels != values) | (labels < 0)
+        for index in np.flatnonzero(odd):
+            labels[index] = _to_class(self.read(int(index)).labels, self.describe(int(index)))
+        return labels
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -109,6 +127,25 @@ class RecordIORecords:
 
     def _open_indexed(self, index: Path) -> None:
         keys, offsets = _read_index(index)
+        self._check_index(index, keys, offsets)
+        order = np.argsort(keys, kind="stable")
+        first = int(order[0])
+        header = None
+        if keys[first] == 0:
+            header = unpack(self._frames.read(int(offsets[first])), f"{self.path}, record 0")
+        if header is None or header.image or not header.flag:
+            self._keys, self._offsets = keys, offsets
+            self._warn_of_gaps(np.sort(offsets), step=-(-len(offsets) // _GAP_SAMPLES))
+        else:
+            self._open_face_set(index, keys[order], offsets[order], header)
+
+    def _check_index(self, index: Path, keys: _Offsets, offsets: _Offsets) -> None:
+        """Compare an index with the file.
+
+        Raises:
+            DataError: an offset lies outside the file, a key or an offset occurs twice, the last record is damaged,
+                or records follow it.
+        """
         size = len(self._frames.data)
         last = int(offsets.argmax())
         if offsets[last] >= size or offsets.min() < 0:
@@ -116,44 +153,37 @@ class RecordIORecords:
             raise DataError(
                 f"{index}: line {int(np.flatnonzero(offsets == worst)[0]) + 1} points at offset {worst}, "
                 f"expected 0 to {size - 1}, the size of {self.path}: the .rec is cut off or the index "
-                f"belongs to another. Without the .idx the .rec is walked instead"
+                f"belongs to another. {_WITHOUT_INDEX}"
             )
-        # A file cut inside its last record fails here, not in an epoch's midst.
+        # The end of the last record is read here, so that a file cut inside it fails when it is opened.
         end = self._frames.end(int(offsets[last]))
-        order = np.argsort(keys, kind="stable")
-        twice = np.flatnonzero(np.diff(keys[order]) == 0)
-        if twice.size:
-            raise DataError(f"{index}: key {keys[order][twice[0]]} stands there twice, expected each once")
+        key = _first_repeated(keys)
+        if key is not None:
+            raise DataError(f"{index}: key {key} stands there twice, expected each once")
         if end < size:
             raise DataError(
                 f"{index}: the last record it names ends at offset {end}, but {self.path} has {size} "
-                f"bytes: the index is cut off or of an older state of the file. Without the .idx the .rec "
-                f"is walked instead"
+                f"bytes: the index is cut off or of an older state of the file. {_WITHOUT_INDEX}"
             )
-        in_file = np.sort(offsets)
-        twice = np.flatnonzero(np.diff(in_file) == 0)
-        if twice.size:
-            raise DataError(
-                f"{index}: two keys point at offset {in_file[twice[0]]}, expected a record for "
-                f"each; without the .idx the .rec is walked instead"
-            )
-        head = None
-        if keys[order[0]] == 0:
-            head = unpack(self._frames.read(int(offsets[order[0]])), f"{self.path}, record 0")
-        if head is None or head.image or not head.flag:
-            self._keys, self._offsets = keys, offsets
-            self._warn_of_gaps(in_file, step=-(-len(in_file) // _LOOKED_AT))
-            return
-        keys, offsets = keys[order], offsets[order]
-        stop = self._first_without_image(offsets, int(_to_class(head.labels, f"{self.path}, the header record")))
+        offset = _first_repeated(offsets)
+        if offset is not None:
+            raise DataError(f"{index}: two keys point at offset {offset}, expected a record for each. {_WITHOUT_INDEX}")
+
+    def _open_face_set(self, index: Path, keys: _Offsets, offsets: _Offsets, header: ImageRecord) -> None:
+        """Take the images out of a face-set layout, whose keys are in ascending order here, the header first.
+
+        Raises:
+            DataError: the header states another number of images.
+        """
+        stop = self._first_without_image(offsets, int(_to_class(header.labels, f"{self.path}, the header record")))
         if not np.array_equal(keys[:stop], np.arange(stop)):
             raise DataError(
                 f"{index}: the header record says that keys 1 to {stop - 1} are images, but key "
                 f"{_first_gap(keys[:stop])} is not in the index: the set is not whole"
             )
         self._keys, self._offsets = keys[1:stop], offsets[1:stop]
-        self.passed_over = len(keys) - stop + 1
-        # Of the images the last one only: a look at each would read a page of each.
+        self.without_image = len(keys) - stop + 1
+        # Of the images, only the last is checked: each check reads a page.
         has_last = stop < 2 or unpack(self._frames.read(int(offsets[stop - 1])), self.describe(-1)).image
         beyond = np.flatnonzero(self._image_sizes(offsets[stop:]) > 8)
         if not has_last or beyond.size:
@@ -163,26 +193,31 @@ class RecordIORecords:
                 f"{wrong} image: the set is not whole"
             )
 
-    def _warn_of_gaps(self, in_file: np.ndarray, step: int) -> None:
-        """Tell of records that the index leaves out: of every `step`-th, whether the next one begins where it ends."""
+    def _warn_of_gaps(self, in_file: _Offsets, step: int) -> None:
+        """Warn where a record of the index does not begin at the end of the one before; checks every `step`-th.
+
+        Args:
+            in_file: the offsets in ascending order.
+            step: 1 or more.
+        """
         starts, nexts = in_file[:-1:step], in_file[1::step]
         words = self._words(starts, 4)
         ends = starts + 8 + (words & MAX_LENGTH)
-        ends = np.where(words >> 29 == 0, ends + -ends % 4, nexts)  # one in parts ends later
+        ends = np.where(words >> 29 == 0, ends + -ends % 4, nexts)  # a record in parts ends later
         ends, nexts = np.append(0, ends), np.append(in_file[0], nexts)
         gaps = np.flatnonzero(ends < nexts)
         if gaps.size:
             log.warning(
-                "%s: the index leaves out what lies from offset %d to %d%s; it is not read. Without the .idx "
-                "the .rec is walked instead",
+                "%s: the index leaves out what lies from offset %d to %d%s; it is not read. %s",
                 self.path,
                 ends[gaps[0]],
                 nexts[gaps[0]],
                 f", and in {gaps.size - 1} more places" if gaps.size > 1 else "",
+                _WITHOUT_INDEX,
             )
 
-    def _first_without_image(self, offsets: np.ndarray, stated: int) -> int:
-        # The header states the count as float32, which past 2^24 is only near the true one.
+    def _first_without_image(self, offsets: _Offsets, stated: int) -> int:
+        """The first key without an image. The header states it as float32, which is not exact past 2^24."""
         doubt = int(np.spacing(np.float32(stated)))
         if doubt <= 1:
             return stated
@@ -198,19 +233,19 @@ class RecordIORecords:
                 raise damage
             self.damage = str(damage)
             log.warning("%s; reading the %d records before it", damage, len(offsets))
-        self._note_what_the_index_names(offsets)
+        self._note_missing_records(offsets)
         keys = self._words(offsets, 16).astype(np.int64) | self._words(offsets, 20).astype(np.int64) << 32
         is_structure = (self._words(offsets, 8) > 0) & (self._image_sizes(offsets) == 0)
         self._keys, self._offsets = keys[~is_structure], offsets[~is_structure]
-        self.passed_over = int(is_structure.sum())
+        self.without_image = int(is_structure.sum())
         heads = np.flatnonzero(is_structure & (keys == 0))
         if len(heads) != 1:
-            if self.passed_over:
+            if self.without_image:
                 log.warning(
                     "%s: passed over %d records without an image, and there is no header record that says "
                     "how many images to expect",
                     self.path,
-                    self.passed_over,
+                    self.without_image,
                 )
             return
         head = unpack(self._frames.read(int(offsets[heads[0]])), f"{self.path}, the header record")
@@ -220,16 +255,16 @@ class RecordIORecords:
             if not recover:
                 raise DataError(f"{message}: the set is not whole; recover=True reads what is there")
             self.damage = self.damage or message
-            log.warning(message)
+            log.warning("%s", message)
 
-    def _image_sizes(self, offsets: np.ndarray) -> np.ndarray:
-        """The bytes of each record behind its labels; 0 of the header and the class ranges of the face-set layout."""
+    def _image_sizes(self, offsets: _Offsets) -> _Offsets:
+        """The bytes of each record behind its labels; 0 for the header and the class ranges of the face-set layout."""
         lengths, flags = self._words(offsets, 4) & MAX_LENGTH, self._words(offsets, 8)
-        return lengths - 24 - 4 * flags.astype(np.int64)
+        return lengths - HEADER_SIZE - 4 * flags.astype(np.int64)
 
-    def _note_what_the_index_names(self, offsets: np.ndarray) -> None:
-        """Records that the `.idx` names and the walk did not find: of a file cut between two records nothing else
-        tells."""
+    def _note_missing_records(self, offsets: _Offsets) -> None:
+        """Set `damage` where the `.idx` names records that the walk did not find. Nothing else shows that a file was
+        cut between two records."""
         try:
             _, named = _read_index(self.path.with_suffix(".idx"))
         except DataError:
@@ -240,32 +275,16 @@ class RecordIORecords:
                 f"{self.path}: the index names {len(named)} records, of which {lost} were not found: the "
                 f"file is cut off, or the index belongs to another"
             )
-            log.warning(self.damage)
+            log.warning("%s", self.damage)
 
-    def _words(self, offsets: np.ndarray, position: int) -> np.ndarray:
-        """The uint32 at `position` in each record's frame; the file's last word where the record is too short."""
+    def _words(self, offsets: _Offsets, position: int) -> npt.NDArray[np.uint32]:
+        """The uint32 at `position` in the frame of each record; the last word of the file where that lies beyond."""
         words = np.frombuffer(self._frames.data, "<u4", len(self._frames.data) // 4)
         return words[np.minimum((offsets + position) // 4, len(words) - 1)]
 
-    def _read_labels(self) -> np.ndarray:
-        if self.is_indexed and not self.passed_over and len(self._offsets) > _LOOKED_AT:
-            self._warn_of_gaps(np.sort(self._offsets), step=1)
-        # A magic inside a header cuts it in parts, and a damaged offset is not on a boundary: read those one by one.
-        odd = (self._offsets % 4 != 0) | (self._words(self._offsets, 4) >> 29 != 0)
-        odd |= self._words(self._offsets, 0) != MAGIC
-        flags = self._words(self._offsets, 8)
-        odd |= (self._words(self._offsets, 4) & MAX_LENGTH) < 24 + 4 * np.minimum(flags, 1)
-        values = np.where(flags > 0, self._words(self._offsets, 32), self._words(self._offsets, 12)).view("<f4")
-        with np.errstate(invalid="ignore"):
-            labels = values.astype(np.int64)
-            odd |= (labels != values) | (labels < 0)
-        for index in np.flatnonzero(odd):
-            labels[index] = _to_class(self.read(int(index)).labels, self.describe(int(index)))
-        return labels
 
-
-def _to_class(labels: np.ndarray, where: str) -> int:
-    """A class from a label vector: its first number, which must be whole and not negative."""
+def _to_class(labels: npt.NDArray[np.float32], where: str) -> int:
+    """The class in a label vector: the first number, which must be whole and not negative."""
     value = float(labels[0]) if labels.size else float("nan")
     if not (value >= 0 and value == int(min(value, 2.0**62))):
         shown = labels[:4].tolist()
@@ -273,11 +292,11 @@ def _to_class(labels: np.ndarray, where: str) -> int:
     return int(value)
 
 
-def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Keys [n] and offsets [n] int64, in the file's order."""
+def _read_index(path: Path) -> tuple[_Offsets, _Offsets]:
+    """Keys [n] and offsets [n] int64, in the order of the lines."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # an empty file and a fraction are only warned of
+            warnings.simplefilter("error")  # NumPy only warns of an empty file and of a fraction
             pairs = np.loadtxt(path, np.int64, comments=None, ndmin=2, encoding="utf-8-sig")
         if pairs.shape[1] == 2:
             return pairs[:, 0], pairs[:, 1]
@@ -290,14 +309,11 @@ def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
         parts = line.split()
         if parts and not (len(parts) == 2 and all(part.isdigit() and len(part) < 19 for part in parts)):
             raise DataError(f"{path}, line {number}: got {line[:80]!r}, expected 'key<TAB>offset'")
-    raise DataError(
-        f"{path}: the index is empty or no text, expected one 'key<TAB>offset' per line; without the .idx "
-        f"the .rec is walked instead"
-    )
+    raise DataError(f"{path}: the index is empty or no text, expected one 'key<TAB>offset' per line. {_WITHOUT_INDEX}")
 
 
 def _read_property(path: Path) -> int | None:
-    """The class count in a face set's `property` file, as in '85742,112,112'; None where there is no such file."""
+    """The class count in the `property` file of a face set, as in '85742,112,112'; None without such a file."""
     try:
         text = path.read_bytes().removeprefix(BOM_UTF8)
     except OSError:
@@ -308,5 +324,13 @@ def _read_property(path: Path) -> int | None:
     return int(count)
 
 
-def _first_gap(keys: np.ndarray) -> int:
+def _first_repeated(values: _Offsets) -> int | None:
+    """The least value that occurs twice, or None."""
+    ascending = np.sort(values)
+    repeated = np.flatnonzero(np.diff(ascending) == 0)
+    return int(ascending[repeated[0]]) if repeated.size else None
+
+
+def _first_gap(keys: _Offsets) -> int:
+    """The least number from 0 that is missing in keys in ascending order."""
     return int(np.flatnonzero(np.append(keys, -1) != np.arange(len(keys) + 1))[0])

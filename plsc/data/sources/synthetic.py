@@ -1,38 +1,42 @@
-"""Made-up images of any number of classes, for benchmarks and trials: nothing is read or kept."""
+"""Synthetic images of any number of classes, for benchmarks and trials; drawn when they are read."""
 
 from __future__ import annotations
 
+import functools
 import re
 
 import cv2
 import numpy as np
 
-from plsc.data.records import Record
+from plsc.data.records import Labels, Record, Records
 from plsc.errors import DataError
 
 
-class SyntheticRecords:
-    """Images that are a coarse color pattern of their class under noise of their own.
+class SyntheticRecords(Records):
+    """Images [H, W, 3] uint8 RGB: a coarse color pattern of the class plus noise of the image.
 
     Image i is of class i mod C and depends on (seed, i) only.
 
     Args:
         num_classes: C, 1 to 2^32.
-        num_images: 1 to 2^32; images per class differ by one at most.
+        num_images: 1 to 2^32; the numbers of images of two classes differ by one at most.
         image_size: H and W in pixels.
         seed: 0 or more.
+
+    Raises:
+        DataError: a number out of range.
     """
 
     format = "synthetic images"
 
-    def __init__(self, num_classes: int, num_images: int, image_size: int = 112, seed: int = 0) -> None:
+    def __init__(self, num_classes: int, num_images: int, *, image_size: int = 112, seed: int = 0) -> None:
         if min(num_classes, num_images, image_size) < 1 or max(num_classes, num_images) > 1 << 32 or seed < 0:
             raise DataError(
                 f"synthetic images: got {num_classes} classes, {num_images} images of {image_size} pixels, "
                 f"seed {seed}; expected 1 or more of each, 2^32 at most, and a seed of 0 or more"
             )
-        self.num_classes, self.num_images, self.image_size, self.seed = num_classes, num_images, image_size, seed
-        self._labels: np.ndarray | None = None
+        self.num_classes: int = num_classes
+        self.num_images, self.image_size, self.seed = num_images, image_size, seed
 
     @classmethod
     def from_name(cls, name: str) -> SyntheticRecords:
@@ -40,14 +44,12 @@ class SyntheticRecords:
         parts = name.split(":")[1:]
         if len(parts) not in (2, 3) or not all(re.fullmatch("[0-9]{1,18}", part) for part in parts):
             raise DataError(f"{name!r}: expected 'synthetic:CLASSES:IMAGES' or 'synthetic:CLASSES:IMAGES:SIZE'")
-        return cls(*(int(part) for part in parts))
+        num_classes, num_images, *size = (int(part) for part in parts)
+        return cls(num_classes, num_images, image_size=size[0] if size else 112)
 
-    @property
-    def labels(self) -> np.ndarray:
-        """[n] int64."""
-        if self._labels is None:
-            self._labels = np.arange(self.num_images) % self.num_classes
-        return self._labels
+    @functools.cached_property
+    def labels(self) -> Labels:
+        return np.arange(self.num_images) % self.num_classes
 
     def __len__(self) -> int:
         return self.num_images

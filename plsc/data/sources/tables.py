@@ -1,73 +1,75 @@
-"""Tables with an image column and a label column: CSV and TSV, and Parquet through pyarrow.
+"""Tables with an image column and a label column: CSV, TSV, and Parquet through pyarrow.
 
-The image is a path, relative to the table's folder, or, in Parquet, the encoded bytes themselves, plain or as
-the field `bytes` of a struct. Labels that are not whole numbers are class names, numbered in sorted order.
+The image is a path relative to the folder of the table. In Parquet it may also be the encoded bytes, plain or as the
+field `bytes` of a struct. Labels that are not whole numbers are class names, numbered in sorted order.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import csv
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from plsc.data.records import Record, read_image
-from plsc.data.sources.string_table import PackedStrings, number_names
-from plsc.errors import DataError, PLSCError
+from plsc.data.records import Labels, Record, Records, read_image
+from plsc.data.sources.reading import check_index, own_errors
+from plsc.data.sources.string_table import StringTable, number_names
+from plsc.errors import DataError
 from plsc.utils.lazy import require
 
 IMAGE_COLUMNS = ("image", "image_path", "path", "file", "filename", "file_name", "img")
 LABEL_COLUMNS = ("label", "class", "class_id", "identity", "id", "target")
+_FAULT = "cannot be read as Parquet"
 
 
-class CsvRecords:
-    """The images that a `.csv` or `.tsv` names, in columns found by their heads.
+class CsvRecords(Records):
+    """The images that a `.csv` or `.tsv` names.
 
     Args:
-        path: UTF-8 text whose first line names the columns: one of `image`, `image_path`, `path`, `file`,
-            `filename`, `file_name`, `img`, and one of `label`, `class`, `class_id`, `identity`, `id`, `target`.
-            Where the names are others: `image_column`, `label_column`.
+        path: UTF-8 text whose first line names the columns.
+        image_column: the column of image paths; by default the first of `IMAGE_COLUMNS` that the table has.
+        label_column: the column of labels; by default the first of `LABEL_COLUMNS` that the table has.
 
     Attributes:
-        labels: [n] int64.
-        class_names: of C names where labels are names, else None.
+        class_names: the C names where labels are names, else None.
 
     Raises:
-        DataError: no such file or column, a row of another length, or a label that is missing, by file and line.
+        DataError: no such file or column, a row of another length, or a missing label; names the file and line.
     """
 
-    def __init__(self, path: str | Path, image_column: str | None = None, label_column: str | None = None) -> None:
+    def __init__(self, path: str | Path, *, image_column: str | None = None, label_column: str | None = None) -> None:
         self.path = Path(path)
         paths, labels, lines = self._read(image_column, label_column)
         if not paths:
             raise DataError(f"{self.path}: the table has no rows, expected one per image below the column names")
-        self._paths, self._lines = PackedStrings(paths), np.asarray(lines, np.int64)
+        self._paths, self._lines = StringTable(paths), np.asarray(lines, np.int64)
         self.labels, self.class_names = _to_classes(labels, self.describe)
         self.num_classes = int(self.labels.max()) + 1
-
-    @property
-    def format(self) -> str:
-        return "table of image paths, " + ("tabs" if self.path.suffix.lower() == ".tsv" else "CSV")
+        self.format = "table of image paths, " + ("tabs" if self.path.suffix.lower() == ".tsv" else "CSV")
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Record:
-        return Record(read_image(os.path.join(self.path.parent, self._paths[index])), int(self.labels[index]))
+        return Record(read_image(self.path_of(index)), int(self.labels[index]))
+
+    def path_of(self, index: int) -> str:
+        return os.path.join(self.path.parent, self._paths[index])
 
     def describe(self, index: int) -> str:
         return f"{self._paths[index]} ({self.path}, line {self._lines[index]})"
 
     def _read(self, image_column: str | None, label_column: str | None) -> tuple[list[str], list[str], list[int]]:
-        paths, labels, lines = [], [], []
+        paths: list[str] = []
+        labels: list[str] = []
+        lines: list[int] = []
         rows = None
         try:
             with open(self.path, encoding="utf-8-sig", newline="") as file:
@@ -94,31 +96,42 @@ class CsvRecords:
         return paths, labels, lines
 
 
-class ParquetRecords:
-    """The images of a `.parquet` file, or of a folder of them. Needs pyarrow (`pip install pyarrow`).
+class ParquetRecords(Records):
+    """The images of a `.parquet` file, or of a folder of such files. Needs pyarrow.
 
-    Parquet is compressed in row groups: reading one image unpacks the group it lies in. The groups used last are
-    kept, but in random order over large groups this is slow; `plsc data convert` to RecordIO or tar is the cure.
+    Parquet is compressed in row groups, and reading one image unpacks its whole group. The last groups used stay in
+    memory. In random order over large groups this is slow: convert the set to RecordIO or tar with `plsc data convert`.
 
     Args:
         path: the file; or a folder whose `.parquet` files are taken in the order of their names.
-        image_column, label_column: where the names are none of those `CsvRecords` lists.
+        image_column, label_column: as in `CsvRecords`.
         kept_groups: row groups kept in memory per process.
+
+    Raises:
+        DataError: no such file or column, a damaged file, or a missing label.
+        MissingDependencyError: pyarrow is not installed.
     """
 
     def __init__(
-        self, path: str | Path, image_column: str | None = None, label_column: str | None = None, kept_groups: int = 4
+        self,
+        path: str | Path,
+        *,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        kept_groups: int = 4,
     ) -> None:
         self.path = Path(path)
         self.files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
-        self._kept_groups, self._images_in = kept_groups, []
-        self._groups: collections.OrderedDict = collections.OrderedDict()
+        self._kept_groups = kept_groups
+        self._images_in: list[str] = []  # the image column of each file
+        self._groups: collections.OrderedDict[int, Any] = collections.OrderedDict()
         self._open: dict[int, Any] = {}
         self._lock = threading.Lock()
         parquet = _parquet()
-        sizes, labels = [], []
+        sizes: list[tuple[int, int, int]] = []  # (file, row group, rows)
+        labels: list[Any] = []
         for number, file in enumerate(self.files):
-            with _own_errors(file):
+            with own_errors(file, _FAULT):
                 table = parquet.ParquetFile(file)
                 names = table.schema_arrow.names
                 self._images_in.append(names[_column(file, names, IMAGE_COLUMNS, image_column, "image_column")])
@@ -135,10 +148,7 @@ class ParquetRecords:
             raise DataError(f"{self.describe(labels.index(None))} has no label")
         self.labels, self.class_names = _to_classes(labels, self.describe)
         self.num_classes = int(self.labels.max()) + 1
-
-    @property
-    def format(self) -> str:
-        return f"Parquet, {len(self.files)} files, {len(self._group_of)} row groups"
+        self.format = f"Parquet, {len(self.files)} files, {len(self._group_of)} row groups"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}, "_groups": collections.OrderedDict(), "_lock": None}
@@ -150,8 +160,7 @@ class ParquetRecords:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Record:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is out of range, expected {-len(self)} to {len(self) - 1}")
+        check_index(index, len(self))
         index %= len(self)
         group = int(np.searchsorted(self._ends, index, side="right"))
         value = self._images(group)[index - int(self._ends[group])].as_py()
@@ -174,7 +183,7 @@ class ParquetRecords:
         return f"{self.files[number]}, row {index - first}"
 
     def _images(self, group: int) -> Any:
-        with self._lock:  # two threads that read by one ParquetFile wait for each other for ever
+        with self._lock:  # two threads that read from one ParquetFile deadlock
             if group not in self._groups:
                 self._groups[group] = self._read(group)
                 while len(self._groups) > self._kept_groups:
@@ -184,7 +193,7 @@ class ParquetRecords:
 
     def _read(self, group: int) -> Any:
         number, inner, rows = (int(value) for value in self._group_of[group])
-        with _own_errors(self.files[number]):
+        with own_errors(self.files[number], _FAULT):
             if number not in self._open:
                 self._open[number] = _parquet().ParquetFile(self.files[number])
             table = self._open[number].read_row_group(inner, columns=[self._images_in[number]], use_threads=False)
@@ -196,18 +205,6 @@ class ParquetRecords:
         return table.column(0).combine_chunks()
 
 
-@contextlib.contextmanager
-def _own_errors(path: Path) -> Iterator[None]:
-    """Turn what pyarrow and the system say about a file into `DataError`."""
-    try:
-        yield
-    except PLSCError:
-        raise
-    except Exception as error:  # a damaged file makes pyarrow's reader stumble in ways that are not in its own tree
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: cannot be read as Parquet: {reason}") from None
-
-
 def _parquet() -> Any:
     return require("pyarrow.parquet", "pyarrow", "reading Parquet files")
 
@@ -217,7 +214,7 @@ def _column(path: Path, head: Sequence[str], known: Sequence[str], given: str | 
     found = [names.index(name) for name in ([given.lower()] if given else known) if name in names]
     if not found:
         expected = repr(given) if given else "one of " + ", ".join(known)
-        hint = "; its fields are to be parted by commas" if len(head) == 1 and ";" in head[0] else ""
+        hint = "; separate its fields by commas" if len(head) == 1 and ";" in head[0] else ""
         raise DataError(
             f"{path}: the columns are {str(list(head))[:200]}, expected {expected}: rename the column, or "
             f"in Python name it with {setting}{hint}"
@@ -228,10 +225,14 @@ def _column(path: Path, head: Sequence[str], known: Sequence[str], given: str | 
 _WHOLE = re.compile(r"([0-9]{1,15})(\.0*)?")
 
 
-def _to_classes(labels: Sequence[Any], describe: Callable[[int], str]) -> tuple[np.ndarray, list[str] | None]:
-    """Whole numbers as they are; where a label is no number, or has more than 15 digits, all are names.
+def _to_classes(labels: Sequence[Any], describe: Callable[[int], str]) -> tuple[Labels, list[str] | None]:
+    """The labels of a table as classes [n] int64, and the C class names or None.
 
-    Where all are numbers, one that is no class is a fault, and so are two that are the same number.
+    Labels that are all whole numbers are the classes. Where one label is no number, or has more than 15 digits, all
+    labels are names.
+
+    Raises:
+        DataError: all labels are numbers, and one is negative or a fraction, or one number is written in two ways.
     """
     texts = [format(label, "f") if isinstance(label, Decimal) else str(label).strip() for label in labels]
     number_of: dict[str, int] = dict.fromkeys(texts, 0)
@@ -256,7 +257,7 @@ def _to_classes(labels: Sequence[Any], describe: Callable[[int], str]) -> tuple[
 
 
 def _is_number(text: str) -> bool:
-    """Whether a label is meant as a number: Python takes 1_0 for ten, and ids of many digits are no numbers."""
+    """Whether a label is a number. Python reads 1_0 as ten, which is a name here, and so is an id of many digits."""
     try:
         float(text)
     except ValueError:

@@ -1,8 +1,8 @@
 """Tar shards in the WebDataset layout, read in random order.
 
-In a shard, the files of one sample follow one another and share a name up to the first dot of its last part:
-`dir/000017.jpg`, `dir/000017.cls`. The class is the text of `.cls` (a number) or the `label` or `cls` of a
-`.json`. Uncompressed tar keeps every file's bytes in one piece, so offsets are all that random access needs.
+In a shard, the files of one sample follow one another and share a name up to the first dot of the base name:
+`dir/000017.jpg`, `dir/000017.cls`. The class is the text of `.cls` (a number), or `label` or `cls` in a `.json`. An
+uncompressed tar holds the bytes of each file in one piece, so random access needs offsets only.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import os
 import re
 import tarfile
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from plsc.data.records import IMAGE_SUFFIXES, Record
+from plsc.data.images import TAR_SUFFIXES
+from plsc.data.records import Record, Records
 from plsc.data.sources.offset_index import Arrays, load_or_build, save_index
-from plsc.data.sources.string_table import PackedStrings
+from plsc.data.sources.reading import check_index
+from plsc.data.sources.string_table import StringTable
 from plsc.errors import DataError
 from plsc.utils.files import map_file
 
@@ -31,15 +34,12 @@ log = logging.getLogger("plsc")
 _BLOCK, _PIECE = 512, 1 << 20
 
 
-class TarRecords:
-    """The images of tar shards. Opening walks the shards' headers, unless `plsc data index` has been run.
+class TarRecords(Records):
+    """The images of tar shards. Opening reads the headers of the shards, unless `plsc data index` has been run.
 
     Args:
-        path: a `.tar`; a folder of them, taken in the order of their names; or several by WebDataset's range
-            notation, as `shards/train-{000000..000119}.tar`.
-
-    Attributes:
-        labels: [n] int64.
+        path: a `.tar`; a folder of `.tar` files, taken in the order of their names; or several shards in WebDataset's
+            range notation, as `shards/train-{000000..000119}.tar`.
 
     Raises:
         DataError: a shard is missing, compressed, cut off or damaged; a sample lacks its image or its class.
@@ -49,23 +49,20 @@ class TarRecords:
         self.path = Path(path)
         self.shards = _shards(str(path))
         self._maps: dict[int, mmap.mmap] = {}
-        indexes = [load_or_build(shard, "tar", _build_index) for shard in self.shards]
+        indexes = [load_or_build(shard, "tar", build=_build_index) for shard in self.shards]
         self._offsets, self._sizes, self.labels = (
             np.concatenate([index[name] for index in indexes]) for name in ("offsets", "sizes", "labels")
         )
         self._ends = np.cumsum([len(index["offsets"]) for index in indexes])
-        self._names = [PackedStrings.from_arrays(index["names"], index["name_ends"]) for index in indexes]
+        self._names = [StringTable.from_arrays(index["names"], index["name_ends"]) for index in indexes]
         if not len(self._offsets):
             raise DataError(f"{self.path}: the shards hold no samples")
         self.num_classes = int(self.labels.max()) + 1
-
-    @property
-    def format(self) -> str:
-        return f"tar, WebDataset layout, {len(self.shards)} shards"
+        self.format = f"tar, WebDataset layout, {len(self.shards)} shards"
 
     def save_index(self) -> list[Path]:
-        """Write each shard's index beside it, so that opening need not read the shards."""
-        return [save_index(shard, "tar", _build_index) for shard in self.shards]
+        """Write the index of each shard beside it."""
+        return [save_index(shard, "tar", build=_build_index) for shard in self.shards]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}
@@ -74,8 +71,7 @@ class TarRecords:
         return len(self._offsets)
 
     def __getitem__(self, index: int) -> Record:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is out of range, expected {-len(self)} to {len(self) - 1}")
+        check_index(index, len(self))
         shard = self._shard(index)
         if shard not in self._maps:
             self._maps[shard] = map_file(self.shards[shard])
@@ -91,7 +87,7 @@ class TarRecords:
 
 
 def expand_range(pattern: str) -> list[str]:
-    """`train-{000..002}.tar` as its three names; a name without a range as itself."""
+    """The names that a pattern such as `train-{000..002}.tar` means; a name without a range means itself."""
     match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if match is None:
         return [pattern]
@@ -119,7 +115,8 @@ def _shards(path: str) -> list[Path]:
 
 
 def _build_index(path: Path) -> Arrays:
-    offsets, sizes, labels, names = array("q"), array("q"), array("q"), []
+    offsets, sizes, labels = array("q"), array("q"), array("q")
+    names: list[str] = []
     for key, members in itertools.groupby(_members(path), lambda member: _split(member[0])[0]):
         samples: dict[str, _Sample] = {}
         for name, offset, size, data in members:
@@ -127,26 +124,26 @@ def _build_index(path: Path) -> Arrays:
             samples.setdefault(stem, _Sample(stem)).add(path, name, suffix, offset, size, data)
         has_plain = key in samples and samples[key].is_whole
         for stem, sample in samples.items():
-            # Beside x.jpg and x.cls, x.seg.png is a further file of x; where they are not, x.seg is a sample's name.
+            # Beside x.jpg and x.cls, x.seg.png is one more file of sample x. Without these two, x.seg is a sample.
             if stem == key or sample.is_whole or not has_plain:
                 sample.finish(path, offsets, sizes, labels, names)
-    packed = PackedStrings(names)
+    packed = StringTable(names)
     return {
         "offsets": np.asarray(offsets, np.int64),
         "sizes": np.asarray(sizes, np.int64),
         "labels": np.asarray(labels, np.int64),
-        "names": packed.bytes,
+        "names": packed.text,
         "name_ends": packed.ends,
     }
 
 
-def _members(path: Path) -> Any:
-    """Every file of a shard, (name, offset, size, map); and nothing after it that the walk would pass over."""
+def _members(path: Path) -> Iterator[tuple[str, int, int, mmap.mmap]]:
+    """Every file of a shard as (name, offset, size, map). Then checks that the walk has reached the shard's end."""
     data = map_file(path)
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                tar.members = []  # else it keeps all of them
+                tar.members = []  # type: ignore[attr-defined]  # a list of all members so far, which would grow
                 if member.islnk() or member.issym():
                     raise tarfile.ReadError(
                         f"{member.name} is a link; pack the files themselves (tar --dereference --hard-dereference)"
@@ -159,7 +156,7 @@ def _members(path: Path) -> Any:
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
         hint = "; unpack a .tar.gz first: only plain tar can be read in random order" if _is_gzip(data) else ""
         raise DataError(f"{path}: the shard is damaged, cut off or no tar: {error}{hint}") from None
-    # tarfile ends without a word at a header that it cannot read; samples after it would be lost.
+    # tarfile ends without an error at a header that it cannot read; the samples behind it would be lost.
     if stopped >= len(data):
         log.warning("%s: the shard ends without the mark of an archive's end, so it may have been cut off", path)
     if data[stopped : stopped + _BLOCK].strip(b"\0"):
@@ -176,7 +173,7 @@ def _members(path: Path) -> Any:
 
 
 class _Sample:
-    """The files of one key, as they come."""
+    """The files of one sample, collected in the order of the shard."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -189,7 +186,7 @@ class _Sample:
         return self.image is not None and self.label is not None
 
     def add(self, path: Path, name: str, suffix: str, offset: int, size: int, data: mmap.mmap) -> None:
-        if suffix in IMAGE_SUFFIXES:
+        if suffix in TAR_SUFFIXES:
             if self.image is not None:
                 raise DataError(
                     f"{path}: sample {self.key!r} has two images, {self.image[0]!r} and {name!r}; expected "
@@ -208,10 +205,11 @@ class _Sample:
             self.has_cls |= suffix == ".cls"
             self.label = self.label if label is None else label
 
-    def finish(self, path: Path, offsets: array, sizes: array, labels: array, names: list[str]) -> None:
+    def finish(self, path: Path, offsets: array[int], sizes: array[int], labels: array[int], names: list[str]) -> None:
+        """Append the sample to the arrays of the index."""
         if self.image is None and self.label is None:
             return  # a note or a license in the archive, not a sample
-        if not self.is_whole:
+        if self.image is None or self.label is None:
             lacks = "image (.jpg, .png, ...)" if self.image is None else "class (.cls, or a number as 'label' in .json)"
             raise DataError(
                 f"{path}: sample {self.key!r} has no {lacks}; expected both under one name, one after the other"
@@ -223,8 +221,7 @@ class _Sample:
 
 
 def _split(name: str) -> tuple[str, str, str]:
-    """A file's name up to the first dot of its base name, by which WebDataset tells samples; up to the last; and the
-    rest of it."""
+    """(name up to the first dot of the base name, which is WebDataset's key; name up to the last dot; suffix)."""
     folder, slash, base = name.rpartition("/")
     stem, dot, suffix = base.rpartition(".") if "." in base else (base, "", "")
     return folder + slash + base.partition(".")[0], folder + slash + stem, (dot + suffix).lower()

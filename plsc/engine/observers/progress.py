@@ -1,4 +1,4 @@
-"""What a run shows: a progress bar on a terminal, plain lines elsewhere. Observers are told, never asked."""
+"""The progress of a run: a bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,77 +6,66 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from tqdm import tqdm
 
+from plsc.engine.observers import Observer, Run, Step
+
 log = logging.getLogger("plsc")
 
-# Between updates of the bar: reading the loss waits for the device.
+# Seconds between two updates of the bar: each reads the loss, which waits for the device.
 _BAR_SECONDS = 0.5
 
 
-class Progress:
-    """Loss, rate, images per second (waiting for data included) and time left of one run.
+class Progress(Observer):
+    """Shows loss, learning rate, images per second and the time left.
 
-    Args:
-        total_steps: steps of the whole run; None where a reader's length is unknown.
-        first_step: where a resumed run begins.
-        images_per_step: the global batch.
-        log_period: steps between lines where standard error is no terminal.
-        enabled: False on all ranks but one.
+    On a terminal it is a bar, updated twice a second. Elsewhere it is a log line per logged step (`log_period`).
+    Images per second include waiting for data, and leave out verification and saving.
+
+    Example:
+        >>> Trainer(config).train()  # part of every run
     """
 
-    def __init__(
-        self, total_steps: int | None, first_step: int, images_per_step: int, log_period: int, enabled: bool = True
-    ) -> None:
-        self._total, self._images, self._period = total_steps, images_per_step, log_period
-        self._first_step = self._last_step = first_step
-        self._start = self._last_time = time.perf_counter()
-        self._trained = 0.0
-        self._enabled = enabled
-        self._bar = None
-        if enabled and sys.stderr.isatty():
-            self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
 
-    def wants(self, step: int) -> bool:
-        """Whether `update` after this step will be shown; reading a loss that is not would be wasted."""
-        if not self._enabled or self._bar is None:
-            return self._enabled and ((step + 1) % self._period == 0 or step + 1 == self._total)
-        return time.perf_counter() - self._last_time > _BAR_SECONDS or step + 1 == self._total
+    def on_start(self, run: Run) -> None:
+        self._run = run
+        self._start = time.perf_counter()
+        self._shown_step, self._shown_seconds = run.first_step, 0.0
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=run.total_steps, initial=run.first_step, unit="step", dynamic_ncols=True)
 
-    def update(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """Show that `step` (0-based) is done."""
-        now = time.perf_counter()
-        done = step + 1 - self._last_step
-        speed = done * self._images / max(now - self._last_time, 1e-9)
-        self._trained += now - self._last_time
-        self._last_step, self._last_time = step + 1, now
-        shown = {"epoch": epoch, **{name: f"{value:.4g}" for name, value in values.items()}, "img/s": f"{speed:.0f}"}
+    def on_step(self, step: Step) -> None:
+        if not self._is_due(step):
+            return
+        values = {name: f"{value:.4g}" for name, value in step.values.items()}
+        seconds = step.seconds  # after the values, for which the device was waited for
+        done = step.number - self._shown_step
+        speed = done * self._run.global_batch / max(seconds - self._shown_seconds, 1e-9)
+        self._shown_step, self._shown_seconds = step.number, seconds
+        shown = {"epoch": str(step.epoch), **values, "img/s": f"{speed:.0f}"}
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(done)
             return
-        left = ""
-        if self._total:
-            seconds = (now - self._start) / (step + 1 - self._first_step) * (self._total - step - 1)
-            left = f", {tqdm.format_interval(seconds)} left"
-        of = f"/{self._total}" if self._total else ""
-        log.info("step %d%s: %s%s", step + 1, of, ", ".join(f"{k} {v}" for k, v in shown.items()), left)
+        total = f"/{self._run.total_steps}" if self._run.total_steps else ""
+        text = ", ".join(f"{name} {value}" for name, value in shown.items())
+        log.info("step %d%s: %s%s", step.number, total, text, self._time_left(step))
 
-    @property
-    def images_per_second(self) -> float:
-        """Over the whole run, waiting for data included, verification and checkpoints left out."""
-        return (self._last_step - self._first_step) * self._images / max(self._trained, 1e-9)
-
-    def pause(self) -> None:
-        """Leave time that is no training (verification, checkpoints) out of images per second."""
-        if self._bar is not None:
-            self._bar.refresh()
-
-    def resume(self) -> None:
-        """End of `pause`."""
-        self._last_time = time.perf_counter()
-
-    def close(self) -> None:
+    def on_end(self, results: Mapping[str, float], error: BaseException | None) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def _is_due(self, step: Step) -> bool:
+        if self._bar is None:
+            return self._run.is_logged(step)
+        return step.seconds - self._shown_seconds > _BAR_SECONDS or step.number == self._run.total_steps
+
+    def _time_left(self, step: Step) -> str:
+        if not self._run.total_steps:
+            return ""
+        seconds_per_step = (time.perf_counter() - self._start) / (step.number - self._run.first_step)
+        return f", {tqdm.format_interval(seconds_per_step * (self._run.total_steps - step.number))} left"

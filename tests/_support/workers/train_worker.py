@@ -1,4 +1,7 @@
-"""Train on a small set of pixels with the settings given as JSON: {"model": ..., "<setting>": ...}."""
+"""Train on a small set of pixels with the settings given as JSON: {"model": ..., "<setting>": ...}.
+
+With "hand_in" a Trainer is given its backbone, loader, head and observers; otherwise Entry makes them of the settings.
+"""
 
 import functools
 import json
@@ -10,6 +13,13 @@ from paddle import nn
 
 import plsc
 from plsc.data.verification_set import VerificationSet
+from plsc.distributed.collectives import Collectives
+from plsc.distributed.topology import init_topology
+from plsc.engine.dataloading import build_dataloader
+from plsc.engine.observers import Observer
+from plsc.engine.optimizer import NamedOptimizer
+from plsc.engine.trainer import Trainer
+from plsc.losses.classifier import Classifier
 from plsc.models.base_model import BaseModel
 from plsc.models.tiny import ResNetTiny
 
@@ -62,11 +72,41 @@ OPTIMIZERS = {
     "clipped sgd": functools.partial(paddle.optimizer.SGD, weight_decay=1e-3, grad_clip=paddle.nn.ClipGradByValue(1e9)),
 }
 
+
+class Losses(Observer):
+    """Prints what it got when training ends."""
+
+    def __init__(self, name, every_rank):
+        self.name, self.every_rank, self.losses = name, every_rank, []
+
+    def on_step(self, step):
+        self.losses.append(step.values["loss"])
+
+    def on_end(self, results, error):
+        print("OBSERVED", self.name, init_topology().rank, json.dumps(self.losses))
+
+
+def train_with_parts(config, backbone):
+    """Train with every part handed in."""
+    topology = init_topology()
+    collectives = Collectives(topology)
+    return Trainer(
+        config,
+        backbone=backbone,
+        loader=build_dataloader(config, topology),
+        head=Classifier(config, collectives, lambda named: NamedOptimizer(config, named)),
+        observers=[Losses("main", False), Losses("every", True)],
+    ).train()
+
+
 settings = json.loads(sys.argv[1])
+hand_in = settings.pop("hand_in", False)
 entry = plsc.Entry()
 paddle.seed(5)
 model = settings.pop("model")
-entry.set_model(MODELS[model]())
+backbone = MODELS[model]()
+if not hand_in:
+    entry.set_model(backbone)
 if "optimizer" in settings:
     entry.set_optimizer(OPTIMIZERS[settings.pop("optimizer")])
 entry.train_dataset = Pixels()
@@ -86,9 +126,9 @@ if verify:
     pixels = Pixels()
     pairs = [(i, i + 10 * (i % 2) + 5 * (1 - i % 2)) for i in range(40)]
     entry.test_dataset = VerificationSet(
-        "pixels", [pixels.images[j] for pair in pairs for j in pair], [i % 2 == 1 for i in range(40)]
+        "pixels", [pixels.images[j] for pair in pairs for j in pair], is_same=[i % 2 == 1 for i in range(40)]
     )
-print("TRAINED", json.dumps(entry.train()))
+print("TRAINED", json.dumps(train_with_parts(entry.config, backbone) if hand_in else entry.train()))
 if verify:
     entry.set_model(MODELS[model]())
     entry.set_checkpoint_dir(entry.model_save_dir)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
+import numpy as np
 import pytest
 
-from plsc.data.convert.conversion import convert
+from plsc.data.convert.conversion import convert, convert_split
 from plsc.data.convert.preprocessing import Preprocessing
-from plsc.data.records import open_records
+from plsc.data.sources import open_records
+from plsc.data.sources.arrays import ArrayRecords
 from plsc.errors import ConfigError, DataError
+from tests._support import sources
 from tests._support.conversion import FORMATS, LABELS, Images, content, files_of
-from tests._support.sources import make_folders, make_list, run
+from tests._support.sources import IMAGES, make_folders, make_list, run
 
 
 @pytest.mark.parametrize("to", FORMATS)
@@ -102,3 +107,40 @@ def test_what_a_conversion_cannot_do_is_refused_first(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             convert(Images(), tmp_path / "new", **options)
+
+
+def test_a_split_does_not_go_on_with_other_labels(tmp_path):
+    folder = make_list(tmp_path / "set")
+    (tmp_path / "out.partial" / "held_out").mkdir(parents=True)
+    with pytest.raises(DataError, match="no conversion that could go on"):
+        convert_split(open_records(folder), tmp_path / "out", to="list", held_out=1)
+    (tmp_path / "out.partial" / "held_out").rmdir()
+    broken = open_records(folder)
+    bad = folder / "images" / "5.png"
+    kept = bad.read_bytes()
+    bad.write_bytes(b"")
+    with pytest.raises(DataError, match="the image is empty"):
+        convert_split(broken, tmp_path / "out", to="list", held_out=1)
+    bad.write_bytes(kept)
+    lines = (folder / "label.txt").read_text().splitlines()
+    lines[0] = lines[0].rsplit(" ", 1)[0] + f" {max(sources.LABELS) - sources.LABELS[0]}"
+    (folder / "label.txt").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match="another conversion was begun there .it differs in labels"):
+        convert_split(open_records(folder), tmp_path / "out", to="list", held_out=1)
+
+
+def test_a_class_name_that_is_no_text_is_refused_before_the_work(tmp_path):
+    for name in (b"caf\xe9", b"tea"):
+        os.makedirs(os.path.join(os.fsencode(tmp_path), b"set", name))
+        with open(os.path.join(os.fsencode(tmp_path), b"set", name, b"a.png"), "wb") as file:
+            file.write(IMAGES[0])
+    with pytest.raises(DataError, match="is not UTF-8, so classes.txt cannot hold it"):
+        convert(open_records(tmp_path / "set"), tmp_path / "out", to="rec")
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_split_that_cannot_be_leaves_no_folder(tmp_path):
+    records = ArrayRecords(np.zeros([6, 4, 4, 3], np.uint8), np.arange(6) // 2)
+    with pytest.raises(DataError, match="held_out=7"):
+        convert_split(records, tmp_path / "new", to="rec", held_out=7)
+    assert not list(tmp_path.iterdir())

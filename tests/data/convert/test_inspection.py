@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-import cv2
-import pytest
+import os
 
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from plsc.cli.data import app
 from plsc.data.convert.inspection import inspect, plot
+from plsc.data.sources import open_records
 from plsc.errors import DataError
 from tests._support.conversion import Images
+from tests._support.sources import (
+    make_list,
+    make_rec,
+    run,
+)
 
 
 def test_an_inspection_counts_and_names_what_is_damaged():
@@ -37,3 +48,46 @@ def test_plots_are_saved_and_overwrite_nothing(tmp_path):
     assert [cv2.imread(str(path)) is not None for path in paths] == [True, True]
     with pytest.raises(DataError, match="set-classes.png exists already"):
         plot(Images(), tmp_path / "set")
+
+
+def test_a_plot_into_no_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match="there is no folder"):
+        plot(open_records(make_list(tmp_path / "set")), tmp_path / "none" / "p")
+
+
+def test_inspect_says_once_what_is_wrong_and_what_kind_images_are(tmp_path):
+    result = run("inspect", tmp_path / "nosuch.rec")
+    assert "nosuch.rec' does not exist" in str(result.exception) and not result.output
+    source = make_list(tmp_path / "set")
+    (source / "images" / "0.png").write_bytes(cv2.imencode(".ras", np.full((8, 8, 3), 9, np.uint8))[1].tobytes())
+    (source / "images" / "1.png").write_bytes(b"P6 1 1 255\n\1\2\3")
+    assert inspect(open_records(source)).encodings == {"other": 1, "ppm": 1, "png": 4}
+
+
+def test_pictures_that_cannot_be_written_are_an_error_of_ours(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    records = open_records(make_list(tmp_path / "set"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(DataError, match="cannot be written to"):
+        plot(records, tmp_path / "p")
+    monkeypatch.undo()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(DataError, match="the pictures cannot be written: No space left"):
+        plot(records, tmp_path / "p")
+
+
+def test_inspect_tells_of_a_damaged_frame_and_of_another_sets_index(tmp_path):
+    rec = make_rec(tmp_path / "rec")
+    whole, index = (rec / "train.rec").read_bytes(), (rec / "train.idx").read_text().splitlines()
+    offset = int(index[3].split("\t")[1])
+    (rec / "train.rec").write_bytes(whole[:offset] + b"x" + whole[offset + 1 :])
+    found = CliRunner().invoke(app, ["inspect", str(rec)])
+    assert found.exit_code == 1 and "images            3" in found.stdout and f"offset {offset}" in found.stdout
+    (rec / "train.rec").write_bytes(whole)
+    (rec / "train.idx").write_text("\n".join(index[:-1]) + "\n")
+    found = CliRunner().invoke(app, ["inspect", str(rec)])
+    assert found.exit_code == 1 and "images            6" in found.stdout

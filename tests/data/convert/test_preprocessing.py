@@ -8,10 +8,10 @@ import pytest
 from plsc.data.alignment import TEMPLATE, align
 from plsc.data.convert.conversion import convert
 from plsc.data.convert.preprocessing import Preprocessing
-from plsc.data.records import open_records
+from plsc.data.images import decode
+from plsc.data.sources import open_records
 from plsc.data.sources.arrays import ArrayRecords
-from plsc.data.transforms import decode
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, DataError
 from tests._support.conversion import LABELS, PIXELS, Images, content
 
 
@@ -47,3 +47,8 @@ def test_aligned_images_are_those_of_align(tmp_path):
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         Preprocessing(**arguments)
+
+
+def test_an_image_too_wide_for_jpeg_is_named():
+    with pytest.raises(DataError, match="70000 x 1 pixels cannot be written as JPEG"):
+        Preprocessing(encoding="jpg").encode(np.zeros((1, 70000, 3), np.uint8))

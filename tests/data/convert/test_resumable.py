@@ -14,7 +14,7 @@ import pytest
 
 from plsc.data.convert.conversion import convert
 from plsc.data.convert.resumable import Progress, resumable_folder
-from plsc.data.records import open_records
+from plsc.data.sources import open_records
 from plsc.errors import DataError
 from tests._support.conversion import Images
 from tests._support.sources import make_list
@@ -26,7 +26,7 @@ def test_nothing_is_overwritten_and_no_two_write_at_once(tmp_path):
         convert(Images(), tmp_path / "there", to="rec")
     (tmp_path / "new.partial").mkdir()
     (tmp_path / "new.partial" / "mine.txt").write_text("x")
-    with pytest.raises(DataError, match="new.partial is not empty and no conversion"):
+    with pytest.raises(DataError, match="new.partial is not empty and holds no conversion"):
         convert(Images(), tmp_path / "new", to="rec")
     assert (tmp_path / "new.partial" / "mine.txt").read_text() == "x"
     (tmp_path / "busy.partial").mkdir()
@@ -58,7 +58,9 @@ def test_a_target_that_comes_into_being_meanwhile_leaves_the_work_to_go_on(tmp_p
 
 def test_a_note_tells_where_to_continue(tmp_path):
     target, job = tmp_path / "out", {"images": 9, "to": "x"}
-    full = pytest.raises(DataError, match="cannot be written: No space left on device; run the same again to go on")
+    full = pytest.raises(
+        DataError, match="cannot be written: No space left on device; run the same command again to continue"
+    )
     with full, resumable_folder(target, job) as output:
         (output.path / "a").write_text("a")
         output.progress.index = output.progress.written = 4

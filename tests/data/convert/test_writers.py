@@ -10,7 +10,8 @@ import pytest
 
 from plsc.data.convert.conversion import convert
 from plsc.data.convert.writers import WRITERS, Writer, register_writer
-from plsc.data.records import Record, open_records
+from plsc.data.records import Record
+from plsc.data.sources import open_records
 from plsc.data.sources.arrays import ArrayRecords
 from plsc.errors import DataError
 from plsc.utils.files import open_output, sync

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from plsc.data.images import decode
 from plsc.data.sources import glyphs
 from plsc.data.sources.glyphs import GlyphRecords, count_identities, glyph_verification_set
-from plsc.data.transforms import decode
 from plsc.data.verification_set import VerificationSet
 from plsc.errors import ConfigError, DataError, MissingDependencyError
 
@@ -113,7 +113,7 @@ def test_merging_follows_chains():
     assert glyphs._merge_alike(np.stack(steps)).tolist() == [0, 0, 0, 3]
 
 
-def test_the_table_is_large_quick_and_free_of_repeats():
+def test_the_table_is_large_and_free_of_repeats():
     glyphs._table.cache_clear()
     start = time.perf_counter()
     table = glyphs._table()
@@ -138,7 +138,7 @@ def test_a_range_of_identities_is_a_sample_of_all_scripts():
         (
             {"num_identities": 10, "first_identity": 9_000},
             DataError,
-            "first_identity=9000 .*so many identities the fonts",
+            "first_identity=9000 .*the number of identities in the fonts",
         ),
         ({"num_identities": 0}, ConfigError, "num_identities: got 0, expected 1 or more"),
         ({"images_per_identity": 1.5}, ConfigError, "images_per_identity: got 1.5, expected an integer"),
@@ -202,17 +202,17 @@ def test_pairs_are_balanced_in_every_fold_and_drawn_from_the_range_alone():
 
 
 def test_pairs_are_the_same_again_and_others_with_another_seed():
-    first, again, other = (glyph_verification_set(50, 20, 40, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (glyph_verification_set(50, 20, num_pairs=40, seed=seed) for seed in (0, 0, 1))
     assert all(np.array_equal(a, b) for a, b in zip(first.images, again.images))
     assert not all(np.array_equal(a, b) for a, b in zip(first.images, other.images))
 
 
 def test_two_identities_are_enough_and_different_pairs_differ():
-    assert glyph_verification_set(0, 2, 20).is_same.sum() == 10
+    assert glyph_verification_set(0, 2, num_pairs=20).is_same.sum() == 10
 
 
 def test_pairs_saved_and_loaded_keep_their_pixels(tmp_path):
-    pairs = glyph_verification_set(0, 5, 20)
+    pairs = glyph_verification_set(0, 5, num_pairs=20)
     pairs.save(tmp_path / "glyphs.bin")
     loaded = VerificationSet.load(tmp_path / "glyphs.bin")
     assert all(np.array_equal(decode(a), b) for a, b in zip(loaded.images, pairs.images))

@@ -1,19 +1,19 @@
-"""Tables and arrays as training data; each malformed kind by its message."""
+"""CSV, TSV and Parquet tables as training data."""
 
 from __future__ import annotations
 
 import pickle
 import subprocess
 import sys
+from decimal import Decimal
 
 import numpy as np
 import pytest
 
-from plsc.data.records import open_records
-from plsc.data.sources.arrays import ArrayRecords
+from plsc.data.sources import open_records
 from plsc.data.sources.tables import CsvRecords, ParquetRecords
 from plsc.errors import DataError, MissingDependencyError
-from tests._support.sources import IMAGES, LABELS, make_list
+from tests._support.sources import IMAGES, LABELS, make_list, make_table
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_malformed_tables_are_named_by_line(tmp_path, text, message):
 
 def test_a_table_with_other_column_names_and_names_as_classes(tmp_path):
     (tmp_path / "t.tsv").write_text("bild\twer\na.png\tzoë\nb.png\tada\n", encoding="utf-8")
-    records = CsvRecords(tmp_path / "t.tsv", "bild", "wer")
+    records = CsvRecords(tmp_path / "t.tsv", image_column="bild", label_column="wer")
     assert (records.labels.tolist(), records.class_names) == ([1, 0], ["ada", "zoë"])
 
 
@@ -83,7 +83,7 @@ def test_threads_share_a_parquet_file(tmp_path):
             sys.executable,
             "-c",
             f"""
-from plsc.data.records import open_records
+from plsc.data.sources import open_records
 from plsc.utils.threads import thread_map
 records = open_records({str(tmp_path / "a.parquet")!r})
 print([label for _, label in thread_map(records.__getitem__, {order}, threads=8)])
@@ -105,28 +105,63 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
         ParquetRecords(tmp_path / "a.parquet")
 
 
+def test_a_folder_with_a_tsv(tmp_path):
+    folder = make_list(tmp_path / "set")
+    (folder / "label.txt").unlink()
+    (folder / "x.tsv").write_text("image\tlabel\n" + "".join(f"images/{n}.png\t{LABELS[n]}\n" for n in range(6)))
+    assert open_records(folder).labels.tolist() == list(LABELS)
+
+
 @pytest.mark.parametrize(
-    "images, labels, message",
+    "labels, found",
     [
-        (np.zeros((2, 4, 4), np.uint8), [0, 1], r"the images are \[2, 4, 4\] of uint8, expected \[n, H, W, 3\]"),
-        (np.zeros((2, 4, 4, 3), np.float32), [0, 1], "of float32, expected"),
-        (np.zeros((2, 4, 4, 3), np.uint8), [0], "2 images and 1 labels"),
-        (np.zeros((0, 4, 4, 3), np.uint8), np.zeros(0, np.int64), "0 images and 0 labels"),
-        (np.zeros((2, 4, 4, 3), np.uint8), [0.5, 1], "the labels are .* of float64, expected"),
-        (np.zeros((2, 4, 4, 3), np.uint8), [0, -1], "label 1 is -1, expected 0 or more"),
+        (["0.0", "1.0", "10.0", "2.0"], [0, 1, 10, 2]),
+        (["0", "-1"], None),
+        (["0.5", "1"], None),
+        (["nan", "1"], None),
+        (["b", "-1"], [1, 0]),
     ],
 )
-def test_arrays_of_another_shape_are_named(images, labels, message):
+def test_numbers_in_a_table_stay_numbers(tmp_path, labels, found):
+    (tmp_path / "a.csv").write_text("image,label\n" + "".join(f"{n}.png,{text}\n" for n, text in enumerate(labels)))
+    if found is None:
+        with pytest.raises(DataError, match=r"a.csv, line \d\): label '.*' is no class; expected whole numbers"):
+            open_records(tmp_path / "a.csv")
+    else:
+        assert open_records(tmp_path / "a.csv").labels.tolist() == found
+
+
+@pytest.mark.parametrize(
+    "names", [["1_23", "12_3", "1_2_3"], ["0002_01", "0020_1"], ["1" * 20, "2" * 20], ["1" * 16, "7"]]
+)
+def test_names_that_python_takes_for_numbers_stay_names(tmp_path, names):
+    records = open_records(make_table(tmp_path / "a.csv", names))
+    assert records.class_names == sorted(names)
+    assert records.labels.tolist() == [sorted(names).index(name) for name in names]
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (["01", "1"], "label '1' is the same number as '01'"),
+        (["1e3", "1000"], "line 2.*label '1e3' is no class"),
+        (["3", "-1"], "line 3.*label '-1' is no class"),
+        (["1", "Infinity"], "no class"),
+        (["٣", "1"], "no class"),
+    ],
+)
+def test_numbers_that_are_written_in_another_way_are_refused(tmp_path, labels, message):
     with pytest.raises(DataError, match=message):
-        ArrayRecords(images, np.asarray(labels))
+        open_records(make_table(tmp_path / "a.csv", labels))
 
 
-def test_array_files_that_are_none_are_named(tmp_path):
-    with pytest.raises(DataError, match="images.npy: cannot be read"):
-        ArrayRecords.load(tmp_path)
-    np.save(tmp_path / "images.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="images.npy: no NumPy file of numbers"):
-        ArrayRecords.load(tmp_path)
-    np.savez(tmp_path / "a.npz", images=np.zeros(3))
-    with pytest.raises(DataError, match=r"holds \['images'\], expected 'images' and 'labels'"):
-        open_records(tmp_path / "a.npz")
+def test_numbers_padded_alike_or_with_a_fraction_of_zero_are_numbers(tmp_path):
+    assert open_records(make_table(tmp_path / "a.csv", ["0003", "0010", "0003"])).labels.tolist() == [3, 10, 3]
+    assert open_records(make_table(tmp_path / "b.csv", ["3", "3.0", "10."])).labels.tolist() == [3, 3, 10]
+
+
+def test_labels_of_parquet_are_read_as_those_of_csv(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for labels in ([" 1", "2 ", "0"], [Decimal("1.0000000"), Decimal("2.0000000"), Decimal("0.0000000")]):
+        parquet.write_table(arrow.table({"image": IMAGES[:3], "label": labels}), tmp_path / "a.parquet")
+        assert open_records(tmp_path / "a.parquet").labels.tolist() == [1, 2, 0]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from plsc import ExportError
-from plsc.data.transforms import decode
+from plsc.data.images import decode
 from plsc.export.export import export_backbone
 from plsc.export.formats.paddle_serving import Variable, model_config
 from plsc.inference.model import load_inference_model

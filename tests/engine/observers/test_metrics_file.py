@@ -1,0 +1,149 @@
+"""metrics.jsonl: what it holds, across resumed runs, other runs and killed ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from plsc.engine.observers.metrics_file import METRICS_FILE, SUPERSEDED_FILE
+from plsc.engine.trainer import Trainer
+
+
+def read(folder, name=METRICS_FILE):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def steps(folder, event="step", name=METRICS_FILE):
+    return [line["step"] for line in read(folder, name) if line["event"] == event]
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "output"
+
+
+@pytest.fixture
+def logged(entry):
+    """An entry of three steps an epoch, each of which is logged."""
+    entry.set_log_period(1)
+    return entry
+
+
+def resume(entry, checkpoint, epochs):
+    entry.set_checkpoint_dir(checkpoint)
+    entry.set_train_epochs(epochs)
+    return entry.train()
+
+
+def test_a_line_per_logged_step_and_per_verification(logged, output):
+    logged.set_calc_acc(True)
+    results = logged.train()
+    lines = read(output)
+    assert [(line["event"], line["step"], line["epoch"]) for line in lines] == [
+        ("step", 1, 0),
+        ("step", 2, 0),
+        ("step", 3, 0),
+        ("verify", 3, 0),
+    ]
+    assert set(lines[0]) == {"event", "step", "epoch", "loss", "lr", "acc1", "acc5", "images/s"}
+    assert lines[2]["loss"] == results["loss"] and lines[2]["acc5"] == results["acc5"]
+    assert lines[3]["lfw/accuracy"] == results["lfw/accuracy"]
+    assert all(line["images/s"] > 0 for line in lines[:3])
+    assert not (output / SUPERSEDED_FILE).exists()
+
+
+def test_steps_are_logged_at_the_period_and_at_the_end(entry, output):
+    entry.set_train_epochs(3)
+    entry.set_log_period(4)
+    entry.train()
+    assert steps(output) == [4, 8, 9]
+    assert steps(output, "verify") == [3, 6, 9]
+
+
+@pytest.mark.parametrize("first", [{"train_epochs": 1}, {"train_epochs": None, "train_steps": 2}])
+def test_a_resumed_run_appends_and_no_step_comes_twice(logged, output, first):
+    for name, value in first.items():
+        setattr(logged, name, value)
+    logged.train()
+    logged.train_steps = None
+    resume(logged, output, 3)
+    assert steps(output) == list(range(1, 10))
+    assert not (output / SUPERSEDED_FILE).exists()
+
+
+def test_lines_of_steps_that_are_trained_again_are_kept_apart(logged, output, caplog):
+    logged.set_train_epochs(2)
+    logged.train()
+    before = read(output)
+    shutil.move(output / "1", output.parent / "moved")
+    resume(logged, output / "0", 3)
+    assert steps(output) == list(range(1, 10))
+    assert steps(output, "verify") == [3, 6, 9]
+    assert read(output)[:4] == before[:4]
+    assert read(output, SUPERSEDED_FILE) == before[4:]
+    assert "moved 4 lines of later steps, or damaged, to metrics.superseded.jsonl" in caplog.text
+
+
+@pytest.mark.parametrize("cut", [1, 20, "newline"])
+def test_a_line_cut_by_a_kill_harms_nothing(logged, output, cut):
+    logged.train()
+    path = output / METRICS_FILE
+    text = path.read_text()
+    if cut == "newline":  # the line is complete, but for its end
+        path.write_text(text[:-1])
+        kept = 4
+    else:
+        path.write_text(text + '{"event": "step", "step": 4, "epoch": 1, "loss"'[:cut])
+        kept = 4
+    resume(logged, output, 2)
+    assert steps(output) == list(range(1, 7))
+    assert [json.dumps(line) for line in read(output)[:kept]] == text.splitlines()
+    assert (output / SUPERSEDED_FILE).exists() == (cut != "newline")
+
+
+def test_a_killed_run_without_a_checkpoint_begins_the_file_anew_and_loses_no_line(logged, output):
+    class Killed(BaseException):
+        pass
+
+    trainer = Trainer(logged.config)
+    trainer.observers._observers[1].on_verify = lambda step, results: (_ for _ in ()).throw(Killed())
+    with pytest.raises(Killed):
+        trainer.train()
+    before = read(output)
+    assert steps(output) == [1, 2, 3]
+    logged.train()
+    assert steps(output) == [1, 2, 3]
+    assert read(output, SUPERSEDED_FILE) == before
+
+
+def test_the_lines_of_another_run_in_the_folder_are_kept_apart(logged, output, tmp_path):
+    """A run that starts from a checkpoint of elsewhere is no continuation of this folder's."""
+    logged.train()
+    logged.set_model_save_dir(tmp_path / "other")
+    logged.train()
+    before = read(tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / "0")
+    resume(logged, output, 2)
+    assert steps(tmp_path / "other") == [4, 5, 6]
+    assert read(tmp_path / "other", SUPERSEDED_FILE) == before
+    assert steps(output) == [1, 2, 3]
+
+
+def test_a_run_without_a_step_left_leaves_the_file_as_it_is(logged, output):
+    logged.set_train_epochs(2)
+    logged.train()
+    before = (output / METRICS_FILE).read_bytes()
+    resume(logged, output / "0", 1)
+    assert (output / METRICS_FILE).read_bytes() == before
+    assert sorted(path.name for path in output.iterdir()) == ["0", "1", METRICS_FILE]
+
+
+def test_numbers_that_are_not_finite_are_null(logged, output):
+    logged.set_with_test(False)
+    logged.set_lr(lambda step: float("inf") if step == 1 else 0.0)
+    logged.set_on_nonfinite("skip")
+    logged.train()
+    assert "Infinity" not in (output / METRICS_FILE).read_text()
+    assert [line["lr"] for line in read(output) if line["event"] == "step"] == [0.0, None, 0.0]

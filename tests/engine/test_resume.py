@@ -1,0 +1,88 @@
+"""Runs that resume, and what a run is checked for before its first step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from plsc import CheckpointError
+
+
+def test_resume_goes_on_after_the_last_epoch(entry, tmp_path):
+    entry.train()
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    entry.set_train_epochs(3)
+    entry.train()
+    assert sorted(path.name for path in (tmp_path / "output").iterdir() if path.is_dir()) == ["0", "1", "2"]
+
+
+def test_missing_checkpoint(entry, tmp_path):
+    entry.set_checkpoint_dir(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="does not exist; expected a folder with manifest.json"):
+        entry.train()
+
+
+def test_a_new_run_refuses_a_folder_of_older_checkpoints(entry):
+    entry.train()
+    with pytest.raises(CheckpointError, match=r"output/0 is a checkpoint of later training.*set_checkpoint_dir"):
+        entry.train()
+
+
+def test_a_folder_that_checkpoints_cannot_be_written_to_is_found_before_the_first_step(entry, tmp_path):
+    (tmp_path / "file").write_text("")
+    entry.set_model_save_dir(str(tmp_path / "file"))
+    with pytest.raises(CheckpointError, match="file: checkpoints cannot be written there: File exists"):
+        entry.train()
+
+
+def within_an_epoch(entry, data_dir):
+    entry.set_with_test(False)
+    entry.set_train_steps(2)
+    entry.train()
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    entry.set_train_steps(4)
+    return data_dir / "label.txt"
+
+
+def test_an_epoch_resumes_without_a_warning_where_nothing_was_changed(entry, data_dir, caplog):
+    within_an_epoch(entry, data_dir)
+    entry.train()
+    assert "was started with different settings" not in caplog.text
+
+
+def test_an_epoch_that_resumes_with_other_images_or_settings_is_warned_of(entry, data_dir, tmp_path, caplog):
+    listed = within_an_epoch(entry, data_dir)
+    listed.write_text("".join(listed.read_text().splitlines(keepends=True)[:25]))
+    entry.set_seed(5)
+    entry.set_train_batch_size(8)
+    entry.train()
+    assert (
+        "epoch 0 was started with different settings (images 30 -> 25; seed 0 -> 5; global batch 8, which does not "
+        "divide the 20 images done)"
+    ) in caplog.text
+
+
+def test_an_epoch_without_images_left_is_complete(entry, data_dir, tmp_path, caplog):
+    listed = within_an_epoch(entry, data_dir)
+    listed.write_text("".join(listed.read_text().splitlines(keepends=True)[:12]))
+    entry.train()
+    assert "images 30 -> 12" in caplog.text
+    assert sorted(path.name for path in (tmp_path / "output").iterdir() if path.is_dir()) == ["0.2", "1"]
+
+
+def test_a_reader_resumes_whatever_its_batches_are(entry, tmp_path, caplog):
+    def reader():
+        for start in range(0, 30, 5):
+            yield [(np.full((3, 16, 16), n / 30, np.float32), n % 6) for n in range(start, start + 5)]
+
+    entry.train_reader = reader
+    entry.set_train_image_num(30)
+    entry.set_with_test(False)
+    entry.set_train_steps(4)
+    entry.train()
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    entry.set_seed(3)
+    entry.set_train_steps(6)
+    entry.train()
+    assert "was started with different settings" not in caplog.text
+    assert sorted(path.name for path in (tmp_path / "output").iterdir() if path.is_dir()) == ["0.4", "0.6"]

@@ -1,0 +1,126 @@
+"""The learning rate by step, against formulas in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from plsc.config import Config
+from plsc.engine.observers import Observer
+from plsc.engine.schedules import SCHEDULES, build_schedule
+from plsc.errors import ConfigError
+
+
+def schedule_of(config, global_batch=1024, steps_per_epoch=None, total_steps=None):
+    return build_schedule(config, global_batch, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
+
+
+def test_learning_rate_scales_with_the_global_batch_and_decays():
+    learning_rate = schedule_of(Config(lr_steps=(10, 20)), 2048, 5)
+    assert [learning_rate(step) for step in (0, 9, 10, 20)] == pytest.approx([0.2, 0.2, 0.02, 0.002])
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("global_batch, start", [(2048, 0.1), (256, 0.0)])
+def test_warm_up_rises_to_the_peak_and_never_falls(name, global_batch, start):
+    learning_rate = schedule_of(Config(lr_schedule=name, warmup_epochs=2), global_batch, 5, 30)
+    rates, peak = [learning_rate(step) for step in range(11)], 0.1 * global_batch / 1024
+    assert np.all(np.diff(rates) >= 0)
+    assert rates[0] == pytest.approx(start + (peak - start) / 10)
+    assert rates[9:] == pytest.approx([peak] * 2)
+
+
+# Of 10 warm-up steps and 40 others: the last step of the warm-up, the first after it, the middle, the last, the end.
+STEPS = (9, 10, 30, 49, 50)
+DECAYS = {
+    "step": [1.0, 1.0, 0.5, 0.25, 0.25],
+    "cosine": [1.0, 1.0, 0.5, (1 - np.cos(np.pi / 40)) / 2, 0.0],
+    "poly": [1.0, 1.0, 0.25, 1 / 1600, 0.0],
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_named_schedules_follow_their_formulas(name):
+    config = Config(lr_schedule=name, warmup_epochs=2, lr=0.3, lr_steps=(30, 40), lr_decay_factor=0.5)
+    learning_rate = schedule_of(config, 512, 5, 50)
+    found = np.array([learning_rate(step) for step in STEPS], np.float64)
+    assert np.allclose(found, 0.15 * np.array(DECAYS[name]), rtol=1e-13, atol=1e-17)
+
+
+@pytest.mark.parametrize("name", ["cosine", "poly"])
+def test_a_decay_without_warm_up_falls_from_the_peak_at_every_step(name):
+    learning_rate = schedule_of(Config(lr_schedule=name), total_steps=7)
+    rates = [learning_rate(step) for step in range(8)]
+    assert rates[0] == 0.1
+    assert np.all(np.diff(rates) < 0)
+    assert rates[6] > 0.0 and rates[7] == 0.0
+    assert learning_rate(9) == 0.0, "a reader may have more batches than train_image_num says"
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_run_may_be_shorter_than_its_warm_up(name):
+    learning_rate = schedule_of(Config(lr_schedule=name, warmup_epochs=4), steps_per_epoch=5, total_steps=8)
+    assert [learning_rate(step) for step in range(8)] == pytest.approx([0.1 * (step + 1) / 20 for step in range(8)])
+
+
+def test_a_function_is_used_as_it_is():
+    assert schedule_of(Config(lr_schedule=len))([1, 2]) == 2
+
+
+def test_no_schedule_means_the_step_schedule():
+    assert schedule_of(Config(lr_schedule=None))(5) == schedule_of(Config())(5) == 0.1
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"lr_schedule": "cosine"}, r"'cosine', which needs the number of training steps.*set_train_image_num"),
+        ({"lr_schedule": "poly"}, r"'poly', which needs the number of training steps.*set_train_steps"),
+        ({"warmup_epochs": 2}, r"warmup_epochs is 2, but the number of training images is unknown"),
+    ],
+)
+def test_an_unknown_number_of_steps_is_named_where_it_is_needed(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        schedule_of(Config(**settings))
+
+
+def test_a_reader_of_unknown_length_trains_a_number_of_steps_by_a_named_schedule(entry):
+    entry.train_reader = lambda: iter([[(np.zeros((3, 16, 16), np.float32), 0)] * 10] * 3)
+    entry.set_lr("cosine")
+    with pytest.raises(ConfigError, match="the length of train_reader is unknown"):
+        entry.train()
+    entry.set_train_steps(3)
+    assert entry.train()["lr"] == pytest.approx(0.1 * 10 / 1024 * (1 + np.cos(np.pi * 2 / 3)) / 2)
+
+
+class LearningRates(Observer):
+    def __init__(self):
+        self.found = {}
+
+    def on_step(self, step):
+        assert step.number not in self.found
+        self.found[step.number] = step.values["lr"]
+
+
+@pytest.mark.parametrize("name", ["cosine", "poly"])
+def test_a_resumed_run_has_the_learning_rates_of_an_unbroken_one(name, entry, tmp_path):
+    from plsc.engine.trainer import Trainer
+
+    entry.set_with_test(False)
+    entry.set_warmup_epochs(1)
+    entry.set_train_epochs(3)
+    entry.set_lr(name)
+    whole, broken = LearningRates(), LearningRates()
+    Trainer(entry.config, observers=[whole]).train()
+
+    class Stop(Observer):
+        def on_save(self, step, path):
+            raise KeyboardInterrupt
+
+    entry.set_model_save_dir(tmp_path / "broken")
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(entry.config, observers=[broken, Stop()]).train()
+    entry.set_checkpoint_dir(tmp_path / "broken")
+    Trainer(entry.config, observers=[broken]).train()
+    assert broken.found == whole.found
+    assert len(whole.found) == 9
