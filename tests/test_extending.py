@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from plsc import list_backbones
+from plsc.engine.checkpoint import Checkpoint
 from tests._support.ranks import launch
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -42,8 +43,31 @@ def test_a_script_is_short(section):
         assert len(code_lines(script)) <= LIMIT
 
 
+def saved(folder, name):
+    return Checkpoint(folder / "output").read(name)
+
+
 def used_backbone(folder, about, output):
     assert about["settings"]["model_name"] == "SmallNet" not in list_backbones()
+
+
+def used_margin(folder, about, output):
+    (mean,) = saved(folder, "head.margin:mean")
+    assert mean < 20.0 * 0.99**5  # norms are far below 20 here
+
+
+def used_head(folder, about, output):
+    assert about["head_optimizer"] == "SmoothSoftmax"
+    assert saved(folder, "head.weight").shape == (10, 16)
+
+
+def used_row_optimizer(folder, about, output):
+    assert about["head_optimizer"] == "Lion"
+    assert saved(folder, "head.weight:average").any()
+
+
+def used_records(folder, about, output):
+    assert "stripes:10:200: records, 200 images" in output
 
 
 def used_schedule(folder, about, output):
@@ -57,7 +81,15 @@ def used_observer(folder, about, output):
 
 
 # What the script of a section leaves behind if its extension point was used.
-EVIDENCE = {"Backbone": used_backbone, "Schedule": used_schedule, "Observer": used_observer}
+EVIDENCE = {
+    "Backbone": used_backbone,
+    "Margin": used_margin,
+    "Head": used_head,
+    "Row optimizer": used_row_optimizer,
+    "Records": used_records,
+    "Schedule": used_schedule,
+    "Observer": used_observer,
+}
 
 
 @pytest.mark.ranks

@@ -38,15 +38,15 @@ class Head(Protocol):
         See docs/extending.md for a head of one's own; it is passed as `Trainer(config, head=head)`.
     """
 
-    @property
-    def classes(self) -> Range: ...
-
-    @property
-    def parameters(self) -> Mapping[str, paddle.Tensor]: ...
+    classes: Range
+    parameters: dict[str, paddle.Tensor]
 
     @property
     def optimizer_kind(self) -> str:
-        """Whose state `state` returns. With another kind, the optimizer's state of a checkpoint is not loaded."""
+        """Name of the optimizer whose state `state` returns; by default the class of the head.
+
+        Where a checkpoint has another, only the parameters are loaded from it.
+        """
         return type(self).__name__
 
     def forward(

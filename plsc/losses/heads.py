@@ -10,7 +10,6 @@ G gathered batch, D embedding, S classes of this shard.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -31,8 +30,8 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 STEP = "optimizer:step"
 _STEP_BEFORE_3 = "updates:pow_acc"  # the same count in checkpoints of PLSC 1.0
-# Of the state of Paddle's optimizers, what is one number per parameter: powers of beta, NAdam's and RAdam's products.
-_SCALAR_STATE = re.compile(r":(.*_pow(_acc)?|mu_product|rho)$")
+# In the state of Paddle's optimizers only the powers of beta, of Adam and its kin, are one number per parameter.
+_SCALAR_STATE = "_pow_acc"
 
 
 class HeadOutput(NamedTuple):
@@ -124,7 +123,7 @@ class UnfusedHead:
 
     def has_row_per_class(self, name: str) -> bool:
         """Whether the state tensor `name` has one row per class."""
-        return _SCALAR_STATE.search(name) is None
+        return not name.endswith(_SCALAR_STATE)
 
 
 class FusedHead:

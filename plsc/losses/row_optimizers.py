@@ -35,21 +35,10 @@ class RowOptimizer(Protocol):
         >>> config = plsc.Config(head_optimizer=SignSGD())
     """
 
-    @property
-    def l2(self) -> float:
-        return 0.0
-
-    @property
-    def state_names(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def state_dtype(self) -> str | None:
-        return None
-
-    @property
-    def uses_step(self) -> bool:
-        return True
+    l2: float = 0.0
+    state_names: tuple[str, ...] = ()
+    state_dtype: str | None = None
+    uses_step: bool = True
 
     def prepare(self, learning_rate: float, *, step: int, dtype: paddle.dtype) -> Any:
         """What `apply` needs in one step beside rows, gradient and state; made once for all blocks.
@@ -79,7 +68,7 @@ class RowOptimizer(Protocol):
 
 
 @dataclass(frozen=True)
-class SGD:
+class SGD(RowOptimizer):
     """rows -= learning_rate * (gradient + l2 * rows)."""
 
     l2: float = 0.0
@@ -97,7 +86,7 @@ class SGD:
 
 
 @dataclass(frozen=True)
-class Momentum:
+class Momentum(RowOptimizer):
     """velocity = momentum * velocity + gradient + l2 * rows; rows -= learning_rate * velocity."""
 
     momentum: float = 0.9
@@ -148,7 +137,7 @@ class HalfMomentum(Momentum):
 
 
 @dataclass(frozen=True)
-class AdamW:
+class AdamW(RowOptimizer):
     """AdamW (Loshchilov and Hutter, ICLR 2019): weight decay apart from the gradient, moments corrected by the step.
 
     Paddle's AdamW stores beta^step; this one computes the powers from the step count. Their states are therefore not

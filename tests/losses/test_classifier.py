@@ -1,18 +1,25 @@
-"""The sharded head on 1 to 4 real ranks against the per-sample float64 oracle."""
+"""The head on 1 to 4 real ranks against the per-sample float64 oracle, and its state."""
 
 from __future__ import annotations
+
+import logging
 
 import numpy as np
 import paddle
 import pytest
 
+from plsc.config import Config
+from plsc.distributed.collectives import Collectives
+from plsc.distributed.topology import Topology
 from plsc.engine.checkpoint import Checkpoint
+from plsc.engine.optimizer import NamedOptimizer
+from plsc.errors import CheckpointError, ConfigError
+from plsc.losses.classifier import Classifier
+from plsc.losses.row_optimizers import AdamW, Momentum, RowOptimizer
 from plsc.utils.ranges import shard_ranges
 from tests._support.head_oracle import oracle, relative_error
 from tests._support.ranks import launch
-from tests._support.workers.cases import HEAD_CASES, head_problem
-
-pytestmark = pytest.mark.ranks
+from tests._support.workers.cases import HEAD_CASES, NormMargin, RunningMargin, head_problem
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 4])
@@ -23,6 +30,7 @@ def played(request, tmp_path_factory):
     return request.param, [np.load(folder / f"{rank}.npz") for rank in range(request.param)]
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("head", ["reference", "fused"])
 @pytest.mark.parametrize("name", HEAD_CASES)
 def test_loss_and_gradients_match_the_oracle(played, name, head):
@@ -41,6 +49,7 @@ def test_loss_and_gradients_match_the_oracle(played, name, head):
     assert sizes == [shard.size for shard in shard_ranges(case.classes, ranks)]
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("head", ["reference", "fused"])
 @pytest.mark.parametrize("name", ["six", "three", "softmax with bias", "float32", "margin by norm"])
 def test_greater_logits_are_counted_over_all_shards(played, name, head):
@@ -51,6 +60,228 @@ def test_greater_logits_are_counted_over_all_shards(played, name, head):
     logits = features @ weight.T + (0 if bias is None else bias)
     expected = [int((row > row[label]).sum()) for row, label in zip(logits, labels)]
     assert found[0][f"{name}/{head}/num_greater"].tolist() == expected
+
+
+@pytest.fixture(scope="module")
+def margin_runs(tmp_path_factory):
+    """{ranks: what each rank found} of heads whose margin keeps a running mean."""
+    runs = {}
+    for ranks in (1, 2, 3):
+        folder = tmp_path_factory.mktemp(f"margin{ranks}")
+        launch(ranks, "margin_worker.py", folder, log_dir=folder / "log")
+        runs[ranks] = [np.load(folder / f"{rank}.npz") for rank in range(ranks)]
+    return runs
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("loss_type", ["dist_arcface", "arcface"])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_margins_state_is_that_of_one_rank_on_every_rank(margin_runs, ranks, loss_type):
+    (expected,) = margin_runs[1]
+    for found in margin_runs[ranks]:
+        name = f"{loss_type}/margin:mean"
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
+        np.testing.assert_array_equal(found[name], margin_runs[ranks][0][name])
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("loss_type", ["dist_arcface", "arcface"])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_margin_with_state_trains_as_on_one_rank(margin_runs, ranks, loss_type):
+    (expected,), found = margin_runs[1], margin_runs[ranks]
+    for step in range(4):
+        losses = [f[f"{loss_type}/loss {step}"] for f in found]
+        np.testing.assert_allclose(losses, expected[f"dist_arcface/loss {step}"], rtol=1e-5)
+        gradient = np.concatenate([f[f"{loss_type}/features {step}"] for f in found])
+        assert relative_error(gradient, expected[f"dist_arcface/features {step}"]) < 1e-5
+    weights = [f[f"{loss_type}/weight"] for f in found]
+    weight = np.concatenate(weights) if loss_type == "dist_arcface" else weights[-1]
+    assert relative_error(weight, expected["dist_arcface/weight"]) < 1e-5
+
+
+# State, settings and errors, on one rank
+
+
+class Lion(RowOptimizer):
+    """Sign of the momentum (Chen et al., 2023), without weight decay."""
+
+    state_names = ("average",)
+
+    def apply(self, rows, gradient, *, state, prepared):
+        (average,) = state
+        update = (0.9 * average + 0.1 * gradient).sign()
+        paddle.assign(0.99 * average + 0.01 * gradient, average)
+        paddle.assign(rows - prepared * update, rows)
+
+
+def make_head(topology=None, **settings):
+    config = Config(**{"num_classes": 30, "emb_dim": 8, "scale": 16.0, **settings})
+    head = Classifier(
+        config, Collectives(topology or Topology()), make_optimizer=lambda named: NamedOptimizer(config, named)
+    )
+    head.load({name: np.asarray(value) * 20 for name, value in head.state().items() if name in head.parameters})
+    return head
+
+
+def train(head, steps, first=0):
+    losses = []
+    for step in range(first, first + steps):
+        rng = np.random.default_rng(step)
+        features = paddle.to_tensor(rng.standard_normal((6, 8)).astype("float32"))
+        losses.append(head.forward(features, paddle.to_tensor(rng.integers(0, 30, 6)), step=step).item())
+        head.backward(0.05)
+    return losses
+
+
+def saved(head):
+    return {name: value.numpy().copy() for name, value in head.state().items()}
+
+
+def unfused_adam(learning_rate, parameters):
+    return paddle.optimizer.Adam(learning_rate, parameters=parameters)
+
+
+SETTINGS = [
+    {},
+    {"optimizer": paddle.optimizer.AdamW},
+    {"optimizer": unfused_adam},
+    {"sample_ratio": 0.4},
+    {"loss_type": "dist_softmax", "sample_ratio": 0.4},
+    {"head_optimizer": Lion()},
+    {"head_optimizer": Lion(), "sample_ratio": 0.4, "loss_type": "dist_softmax"},
+    {"margin_function": RunningMargin},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_a_head_that_was_saved_and_loaded_goes_on_bit_for_bit(settings):
+    def fresh():
+        values = {name: value() if value is RunningMargin else value for name, value in settings.items()}
+        return make_head(**values)
+
+    unbroken, first, second = fresh(), fresh(), fresh()
+    expected = train(unbroken, 6)
+    assert train(first, 3) == expected[:3]
+    state = saved(first)
+    assert {name for name in state if not second.has_row_per_class(name)} == {
+        name for name, value in state.items() if value.shape[:1] != (30,)
+    }
+    second.load(state)
+    assert train(second, 3, first=3) == expected[3:]
+    for name, value in saved(unbroken).items():
+        np.testing.assert_array_equal(saved(second)[name], value)
+
+
+@pytest.mark.parametrize("sample_ratio", [1.0, 0.4])
+def test_loading_between_steps_counts_in_the_next_step(sample_ratio):
+    """The norms of the rows before must not be used."""
+    one, other = make_head(sample_ratio=sample_ratio), make_head(sample_ratio=sample_ratio)
+    train(one, 2)
+    state = {name: value * np.linspace(1.0, 9.0, 30, dtype="float32")[:, None] for name, value in saved(one).items()}
+    for head in (one, other):
+        head.load(state)
+    assert train(one, 1, first=2) == train(other, 1, first=2)
+
+
+def test_the_step_count_of_1_0_checkpoints_is_read():
+    head, other = make_head(optimizer=paddle.optimizer.AdamW), make_head(optimizer=paddle.optimizer.AdamW)
+    train(head, 3)
+    state = saved(head)
+    state["updates:pow_acc"] = state.pop("optimizer:step")
+    assert state["updates:pow_acc"].tolist() == [3] and not other.has_row_per_class("updates:pow_acc")
+    other.load(state)
+    assert train(other, 2, first=3) == train(head, 2, first=3)
+
+
+PADDLE_OPTIMIZERS = ["Adam", "Adamax", "NAdam", "RAdam", "Lamb", "RMSProp", "Adagrad", "Adadelta", "Rprop"]
+
+
+@pytest.mark.parametrize("name", PADDLE_OPTIMIZERS)
+def test_state_of_paddles_optimizers_is_told_from_its_name(name):
+    """Whether a tensor has a row per class is asked before a checkpoint is loaded, when only its name is known."""
+    options = {"learning_rate_range": (1e-5, 1.0)} if name == "Rprop" else {}
+    options = {"learning_rate": 0.1} if name in ("RMSProp", "Adagrad") else options
+
+    def optimizer(learning_rate, parameters):
+        return getattr(paddle.optimizer, name)(**{"learning_rate": learning_rate, **options}, parameters=parameters)
+
+    head = make_head(optimizer=optimizer)
+    train(head, 1)
+    for key, value in saved(head).items():
+        assert head.has_row_per_class(key) == (value.shape[:1] == (30,)), key
+
+
+def test_a_margins_state_that_does_not_fit_starts_anew(caplog):
+    head = make_head(margin_function=RunningMargin())
+    state = saved(make_head())
+    with caplog.at_level(logging.WARNING):
+        head.load(state)
+    assert "RunningMargin keeps ['mean'], the checkpoint holds none: the state of the margin starts anew" in caplog.text
+
+
+def test_missing_optimizer_state_is_named():
+    state = saved(make_head())
+    with pytest.raises(CheckpointError, match=r"holds no head.weight:average, which Lion needs"):
+        make_head(head_optimizer=Lion()).load(state)
+
+
+def test_a_row_optimizer_of_the_library_is_that_of_its_name():
+    assert make_head(head_optimizer=AdamW()).optimizer_kind == "FusedAdamW"
+    assert make_head(head_optimizer=Momentum()).optimizer_kind == make_head().optimizer_kind == "Momentum"
+    assert train(make_head(head_optimizer=Momentum()), 3) == train(make_head(), 3)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"head_optimizer": 3}, "head_optimizer: got 3, expected an object with l2"),
+        ({"head_optimizer": Lion(), "loss_type": "arcface"}, "head_optimizer needs sharded centers"),
+        ({"head_optimizer": Lion(), "momentum_storage": "bfloat16"}, "plain Momentum .* this run has .*, Lion"),
+        ({"sample_ratio": 0.5, "loss_type": "arcface"}, "holds all classes on each rank; use 'dist_arcface'"),
+        ({"sample_ratio": 0.5, "optimizer": unfused_adam}, "the state of Adam as it was set cannot be sampled"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        make_head(Topology(0, 2), **settings)
+
+
+@pytest.mark.parametrize(
+    "returned, message",
+    [
+        (lambda cosine: cosine, "returned Tensor"),
+        (lambda cosine: (cosine,), r"returned \(\[6\]\)"),
+        (lambda cosine: (cosine, cosine.sum()), r"returned \(\[6\], \[\]\)"),
+        (lambda cosine: (cosine, 1.0), r"returned \(\[6\], float\)"),
+    ],
+)
+@pytest.mark.parametrize("settings", [{}, {"optimizer": unfused_adam}])
+def test_what_a_margin_must_return_is_said(returned, message, settings):
+    head = make_head(margin_function=lambda cosine, norms, labels: returned(cosine), **settings)
+    with pytest.raises(ConfigError, match=message + r"; expected \(value, derivative by the cosine\)"):
+        train(head, 1)
+
+
+def test_accuracy_and_backward_need_a_forward():
+    head = make_head()
+    with pytest.raises(RuntimeError, match="no forward"):
+        head.backward(0.1)
+    head.forward(paddle.ones([1, 8]), paddle.to_tensor([0]))
+    with pytest.raises(RuntimeError, match="count_above"):
+        head.accuracy()
+
+
+def test_a_margin_by_norm_trains_alike_with_either_head():
+    losses = [train(make_head(margin_function=NormMargin(), **settings), 4) for settings in ({}, CLIPPED)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def clipped(learning_rate, parameters):
+    clip = paddle.nn.ClipGradByValue(1e9)
+    return paddle.optimizer.Momentum(learning_rate, 0.9, parameters, weight_decay=5e-4, grad_clip=clip)
+
+
+CLIPPED = {"optimizer": clipped}
 
 
 def test_distfc_attributes_set_weight_and_bias(entry):

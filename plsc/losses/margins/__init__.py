@@ -86,11 +86,11 @@ def apply_margin(margin: Margin, cosine: paddle.Tensor, *, norms: paddle.Tensor,
         ConfigError: not two or three tensors of the shape of `cosine`.
     """
     found = margin(cosine, norms, labels)
-    shapes = [getattr(part, "shape", None) for part in found] if isinstance(found, tuple) else found
-    if not isinstance(found, tuple) or len(found) not in (2, 3) or any(shape != cosine.shape for shape in shapes):
+    fits = isinstance(found, tuple) and len(found) in (2, 3)
+    if not fits or any(getattr(part, "shape", None) != cosine.shape for part in found):
         raise ConfigError(
             f"margin {type(margin).__name__} returned {_describe(found)}; expected (value, derivative by the cosine) "
-            f"or (value, derivative by the cosine, derivative by the norm), tensors of shape {cosine.shape} each"
+            f"or (value, derivative by the cosine, derivative by the norm), tensors of shape {list(cosine.shape)} each"
         )
     return MarginOutput(found[0], found[1], found[2] if len(found) == 3 else None)
 
@@ -115,4 +115,5 @@ def build_margin(config: Config) -> Margin | None:
 def _describe(found: Any) -> str:
     if not isinstance(found, tuple):
         return type(found).__name__
-    return f"({', '.join(str(getattr(part, 'shape', type(part).__name__)) for part in found)})"
+    shapes = [str(list(part.shape)) if hasattr(part, "shape") else type(part).__name__ for part in found]
+    return f"({', '.join(shapes)})"

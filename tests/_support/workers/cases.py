@@ -32,6 +32,24 @@ class NormMargin:
         return math.cos(angle), math.sin(angle) / math.sin(theta), -math.sin(angle) * share
 
 
+class RunningMargin:
+    """psi = cos - m, m = 0.3 + 0.05 (|x| - mean), with a running mean of all norms that were seen."""
+
+    def __init__(self):
+        self.mean = paddle.zeros([1])
+
+    def __call__(self, cosine, norms, labels):
+        self.mean = 0.9 * self.mean + 0.1 * norms.mean()
+        margin = 0.3 + 0.05 * (norms - self.mean)
+        return cosine - margin, paddle.ones_like(cosine), paddle.full_like(cosine, -0.05)
+
+    def state(self):
+        return {"mean": self.mean}
+
+    def load(self, state):
+        self.mean = paddle.to_tensor(state["mean"])
+
+
 class HeadCase(NamedTuple):
     classes: int
     margins: tuple[float, float, float] | None = ARCFACE
