@@ -153,7 +153,7 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: ", ".join(settings) or "defaults")
 def test_a_head_that_was_saved_and_loaded_goes_on_bit_for_bit(settings):
     def fresh():
         values = {name: value() if value is RunningMargin else value for name, value in settings.items()}
