@@ -95,8 +95,23 @@ def test_training_moves_the_weights(one_rank, tmp_path):
     assert np.abs(before["backbone.fc.weight"] - one_rank["backbone.fc.weight"]).max() > 1e-3
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A function that trains 4 epochs on two ranks without a stop, once per network and settings."""
+    runs = {}
+
+    def run(model, extra):
+        key = json.dumps([model, extra])
+        if key not in runs:
+            runs[key] = train(2, tmp_path_factory.mktemp("unbroken"), model=model, num_workers=1, **extra)
+        return runs[key]
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.ranks
+@pytest.mark.parametrize("steps", [10, 8])
 @pytest.mark.parametrize(
     "model, extra",
     [
@@ -106,10 +121,9 @@ def test_training_moves_the_weights(one_rank, tmp_path):
         ("plain", {"sample_ratio": 0.5}),
     ],
 )
-@pytest.mark.parametrize("steps", [10, 8])
-def test_resume_equals_never_having_stopped_bit_for_bit(model, extra, steps, tmp_path):
+def test_resume_equals_never_having_stopped_bit_for_bit(model, extra, steps, unbroken, tmp_path):
     """At the end of an epoch, and within one."""
-    whole = train(2, tmp_path / "whole", model=model, num_workers=1, **extra)
+    whole = unbroken(model, extra)
     train(2, tmp_path / "broken", model=model, num_workers=1, train_epochs=None, train_steps=steps, **extra)
     broken = train(
         2, tmp_path / "broken", model=model, num_workers=1, checkpoint_dir=str(tmp_path / "broken" / "output"), **extra
