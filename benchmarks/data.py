@@ -1,15 +1,15 @@
-"""How fast training images are read, beside the bare decoder on the same bytes.
+"""The speed of reading training images, beside the bare decoder on the same bytes.
 
-    python benchmarks/data.py [--seconds 4] [--rounds 3]
+    python benchmarks/data.py [--data FOLDER] [--seconds 4] [--rounds 3]
 
-Two worker processes on a `.rec`, on `.jpg` files and on tar shards: read, decode, flip, channels first. The process
-that takes the batches either leaves them uint8, as the trainer does, which normalizes on the device, or normalizes
-them to float32 itself. Beside it, on two processes each: bare `cv2.imdecode` of the same bytes held in memory, and a
-reader loop as training scripts of MXNet's day had it (seek, unpack, decode, flip, transpose and normalize image by
-image in NumPy). All figures come from alternating rounds of one run.
+Two worker processes read a `.rec`, `.jpg` files and tar shards: read, decode, flip, channels first. The process that
+takes the batches either leaves them uint8, as the trainer does, which normalizes on the device, or normalizes them to
+float32 itself. Beside this, on two processes each: bare `cv2.imdecode` of the same bytes in memory, and a plain Python
+loop as in training scripts for MXNet (seek, unpack, decode, flip, transpose and normalize image by image in NumPy). All
+numbers come from alternating rounds of one run. The images are textured JPEGs made here, and those of --data.
 
-"images/s/core" is images per second of processor time, of all processes together, so that other load on the machine
-does not count; "wall" is images per second on the clock. The ratio is per core, over the bare decoder.
+"images/s/core" is images per second of processor time of all processes together, so that other load on the machine does
+not count; "wall" is images per second on the clock. The ratio is per core, over the bare decoder.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ from plsc.data.sources import open_records
 from plsc.data.subset import SelectedRecords
 from plsc.data.transforms import Transform, normalize
 
-OMNIGLOT = Path(__file__).parents[2] / "shared" / "data" / "omniglot" / "faces_layout"
-SHAPE, WORKERS, BATCH = (3, 112, 112), 2, 128  # as `set_train_batch_size` has it by default
+SHAPE, WORKERS, BATCH = (3, 112, 112), 2, 128  # the batch size is the default of `set_train_batch_size`
 
 
 class Rate(NamedTuple):
@@ -48,8 +47,8 @@ class Rate(NamedTuple):
     wall: float
 
 
-class Textured:
-    """JPEGs of a photograph's size and detail: 112 x 112 pixels, quality 95, about 8 KB."""
+class Textured(Records):
+    """JPEGs of the size and detail of photographs: 112 x 112 pixels, quality 95, about 8 KB."""
 
     num_classes, format = 136, "textured JPEGs"
 
@@ -80,7 +79,7 @@ def loader_rate(records: Records, seconds: float, finish: Callable[[np.ndarray],
         batches = (batch for epoch in range(10**6) for batch in loader.epoch(epoch))
         for _ in range(4 * WORKERS):
             finish(next(batches).images)
-        workers = [worker.process.pid for worker in loader._pool._workers]
+        workers = loader.worker_pids
         begin, busy, count = time.perf_counter(), cpu_seconds([*workers, os.getpid()]), 0
         while time.perf_counter() - begin < seconds:
             count += len(finish(next(batches).images))
@@ -219,7 +218,7 @@ def measure(name: str, source: Records, folder: Path, seconds: float, rounds: in
 
 
 def where_the_time_goes(rec: Path, images: list[bytes]) -> dict[str, float]:
-    """Processor time of each stage alone, in one process, the least of several runs."""
+    """Microseconds of processor time per image of each stage alone, in one process; the least of several runs."""
     records, images = open_records(rec), images[: 8 * BATCH]
     order = np.random.default_rng(0).permutation(len(records))[: len(images)].tolist()
     pixels = [decode(image) for image in images[:32]]
@@ -235,7 +234,9 @@ def where_the_time_goes(rec: Path, images: list[bytes]) -> dict[str, float]:
         ],
         "decode": lambda: [decode(image) is None for image in images],
         "read": lambda: [records[index] is None for index in order],
-        "flip and planes": lambda: [transform(pixels[index % 32], (index % 2) << 63, out) is None for index in order],
+        "flip and planes": lambda: [
+            transform(pixels[index % 32], (index % 2) << 63, out=out) is None for index in order
+        ],
         "all that a worker does": lambda: [batch is None for batch in loader.epoch(0)],
         "normalize": lambda: [normalize(batch) is None for _ in range(len(images) // BATCH)],
         "only writing float32": lambda: [finished.fill(1) for _ in range(len(images) // BATCH)],
@@ -253,17 +254,16 @@ def where_the_time_goes(rec: Path, images: list[bytes]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=3, help="the median of so many is shown")
+    parser.add_argument("--data", help="a second set to measure, of any kind that PLSC reads")
+    parser.add_argument("--seconds", type=float, default=4.0, help="seconds of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="number of measurements whose median is shown")
     options = parser.parse_args()
     cv2.setNumThreads(0)
     machine = f"{platform.machine()}-{os.cpu_count()}cores"
     found = {"workers": WORKERS, "batch": BATCH, "opencv": cv2.__version__, "python": platform.python_version()}
-    sets = {"textured": Textured()}
-    if OMNIGLOT.is_dir():
-        sets["omniglot"] = open_records(OMNIGLOT)
-    else:
-        print(f"without line drawings: {OMNIGLOT} is not there")
+    sets: dict[str, Records] = {"textured": Textured()}
+    if options.data is not None:
+        sets[options.data] = open_records(options.data)
     for name, source in sets.items():
         with tempfile.TemporaryDirectory() as folder:
             found[name] = measure(name, source, Path(folder), options.seconds, options.rounds)

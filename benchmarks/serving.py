@@ -1,13 +1,13 @@
-"""Serving: the raw predictor, the embedded server and Paddle Serving's real pipeline server, in one run.
+"""Serving: the predictor alone ("raw"), the HTTP server ("embedded") and Paddle Serving's pipeline server, in one run.
 
     make serving-env && python benchmarks/serving.py --serving-env .venv-serving
 
-ResNet50 with random weights at 112 x 112, no mirror image, one image a request; about ten minutes. All three are up at
-a time, and slices of a few seconds alternate between them. A figure is the median over the rounds; a difference or a
-ratio is the median of those within each round, so that whatever else the machine does falls on both sides. With one
-client the raw predictor takes one image at a time, decoding included where the clients send JPEG; with more it takes
-ready batches of the size that is best. The load generator shares the machine: the last column is what it takes of a
-core.
+ResNet50 with random weights at 112 x 112, without mirror images, one image per request; about ten minutes. All three
+run at one time and are measured in turn, in slices of a few seconds. A figure is the median over the rounds.
+Differences and ratios are taken within each round, so that other load of the machine affects both sides, and then their
+median. With one client the predictor alone takes one image at a time, and decodes it if the clients send JPEG. With
+more clients it takes batches of its best size, decoded before. The load generator runs on the same machine; the last
+column has the part of a core that it uses.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--serving-env", type=Path, help="environment of Paddle Serving, for its pipeline server")
-    parser.add_argument("--model", default="ResNet50", help="a network of plsc.models.resnet")
+    parser.add_argument("--model", default="ResNet50", help="name of a backbone")
     parser.add_argument("--side", type=int, default=112)
-    parser.add_argument("--seconds", type=float, default=4, help="of each slice")
+    parser.add_argument("--seconds", type=float, default=4, help="length of a slice")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--output", type=Path, help="also write the figures as JSON")
@@ -67,12 +67,12 @@ def prepare(folder: Path, options: argparse.Namespace) -> None:
 
     from plsc.config import Config
     from plsc.export.export import export_backbone
-    from plsc.models import resnet
+    from plsc.models.registry import create_backbone
 
     paddle.seed(0)
     shape = (3, options.side, options.side)
-    network = getattr(resnet, options.model)(image_shape=shape)
-    config = Config(image_shape=shape, emb_dim=network.emb_dim, flip=False, dataset_dir="none")
+    network = create_backbone(options.model, emb_dim=512, image_shape=shape)
+    config = Config(image_shape=shape, emb_dim=512, flip=False, dataset_dir="none")
     export_backbone(network, config, directory=folder / "model", formats=("serving",))
     config_file = folder / "model" / "serving" / "config.yml"
     config_file.write_text(re.sub(r"thread_num: \d+", f"thread_num: {options.threads}", config_file.read_text()))
@@ -83,7 +83,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> None:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> list:
-    """A dictionary of figures per round."""
+    """For each round, the figures of each (kind of images, number of clients, server)."""
     served = [
         sys.executable,
         "-m",
@@ -140,7 +140,7 @@ def measure(folder: Path, options: argparse.Namespace) -> list:
                     asks = {alone_name: functools.partial(ask, index if clients == 1 else best)}
                     for what, kinds in targets.items():
                         asks[what] = functools.partial(load, *kinds[index], clients, folder, options)
-                    # To and fro, so that no one always comes after the same other.
+                    # In alternating order, so that no server always follows the same one.
                     for what in list(asks)[:: 1 if number % 2 else -1]:
                         found[images, clients, what] = asks[what]()
             rounds.append(found)
@@ -149,7 +149,7 @@ def measure(folder: Path, options: argparse.Namespace) -> list:
 
 
 def raw(folder: Path, threads: int) -> None:
-    """The predictor alone. Reads lines of a batch size and seconds; 0 is one image with its decoding."""
+    """Run the predictor alone. Reads lines of a batch size and seconds; size 0 is one image with its decoding."""
     from plsc.inference.model_card import read_model_card
     from plsc.inference.predictor import Predictor, keep_memory
 
@@ -203,7 +203,7 @@ def run(command, threads: int) -> str:
 
 @contextlib.contextmanager
 def server(command, ready: str, log_file: Path, variables: dict):
-    """A server until it is no longer needed; gives what the pattern found in its output."""
+    """Run a server for the `with` block; the value is the first group of the pattern in its output."""
     with open(log_file, "w") as log:
         process = subprocess.Popen(
             [str(part) for part in command],
@@ -224,7 +224,7 @@ def server(command, ready: str, log_file: Path, variables: dict):
 
 
 def summarize(rounds: list) -> list:
-    """Medians over the rounds; what compares two is taken within each round first."""
+    """Medians over the rounds. Differences and ratios are taken within each round first."""
     rows = []
     for images, clients, what in rounds[0]:
         mine = [found[images, clients, what] for found in rounds]
@@ -244,8 +244,8 @@ def summarize(rounds: list) -> list:
 def show(rows: list, options: argparse.Namespace) -> None:
     print(
         f"{options.model}, {options.side} x {options.side}, {options.threads} threads, medians of {options.rounds} "
-        f"rounds of {options.seconds:g} s slices\n\n| images as | clients | what | p50 ms | p99 ms | images/s "
-        f"| p50 less the raw one's, ms | images/s of the raw one's | of the pipeline's | load generator |\n"
+        f"rounds of {options.seconds:g} s slices\n\n| images as | clients | server | p50 ms | p99 ms | images/s "
+        f"| p50 minus raw, ms | images/s over raw | over pipeline | load generator |\n"
         f"|---|---|---|---|---|---|---|---|---|---|"
     )
     for row in rows:

@@ -1,7 +1,7 @@
-"""Closed-loop clients against one server; prints one line of JSON. Runs in either environment; see serving.py.
+"""Closed-loop clients against one server; prints one line of JSON. serving.py starts it.
 
-Arguments as JSON: url, kind (face, general, pipeline_http, pipeline_grpc), image (path), tensor (path of .npy),
-clients, seconds.
+It runs in the library's environment and in that of Paddle Serving. Its argument is JSON: url, kind (face, general,
+pipeline_http, pipeline_grpc), image (path), tensor (path of .npy), clients, seconds.
 """
 
 import base64
@@ -46,7 +46,7 @@ def repeat(call, end, latencies):
 
 
 def poster(url, path, body, kind):
-    """Requests on one kept connection. By hand, since http.client would take more of the cores than it measures."""
+    """A function that sends one request on a kept connection. Not by http.client, which would use much of the cores."""
     parts = urlsplit(url)
     connection = socket.create_connection((parts.hostname, parts.port))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -103,7 +103,7 @@ def pipeline_grpc(url, image, tensor):
     client.connect([url])
 
     def call():
-        # The client prints two lines per call.
+        # The client prints two lines per call; the main program discards them.
         reply = client.predict({"image": tensor}, pack_tensor_format=True, use_tensor_bytes=True)
         if reply.err_no:
             raise SystemExit(reply.err_msg)

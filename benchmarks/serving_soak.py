@@ -1,9 +1,9 @@
-"""Ten minutes of full load on the embedded server, one request in fifty malformed.
+"""Ten minutes of full load on the HTTP server, with one request in fifty malformed.
 
     python benchmarks/serving_soak.py --minutes 10
 
-Ends with status 1 where a good request failed, a malformed one was not answered with 4xx, or memory grew. Memory is
-read once a second from /proc: the resident sets of the server and its predictors, as medians of each minute.
+Ends with status 1 if a well-formed request failed, a malformed one was not answered with 4xx, or memory grew. The
+memory is the resident set of the server and its predictors, read once a second; the figures are medians per minute.
 """
 
 from __future__ import annotations
@@ -27,18 +27,17 @@ import numpy as np
 import urllib3
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from servers import make_model, serving  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from plsc.inference.paddle_serving_messages import Request  # noqa: E402
+from tests._support.servers import make_model, serving  # noqa: E402
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--growth", type=float, default=2.0, help="percent of memory that is allowed after a minute")
+    parser.add_argument("--growth", type=float, default=2.0, help="allowed growth after the first minute, in percent")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         make_model(Path(name) / "m")

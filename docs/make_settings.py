@@ -1,13 +1,20 @@
-"""Writes docs/settings.md from the one definition of the settings: python docs/make_settings.py"""
+"""Writes docs/settings.md, and the table in docs/serving.md, from the definitions of the settings.
 
+Run: python docs/make_settings.py
+"""
+
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
 from plsc.config import Config
+from plsc.serving.settings import ServeSettings
 from plsc.utils.settings import accepted_values, plain_type, text_of
 
 PAGE = Path(__file__).with_name("settings.md")
+SERVING_PAGE = Path(__file__).with_name("serving.md")
 
 INTRODUCTION = """# Settings
 
@@ -36,15 +43,26 @@ A script assigns these to an `Entry` or passes them to `Config`. A file or a fla
 def settings_page() -> str:
     lines = [INTRODUCTION]
     for heading, fields in Config.grouped_fields().items():
-        lines += [f"\n## {heading}\n", "| setting | values | default | meaning |", "|---|---|---|---|"]
-        lines += [
-            f"| `{name}` | {values(field)} | {default(field)} | {field.description} |" for name, field in fields.items()
-        ]
+        lines += [f"\n## {heading}\n", *table(fields)]
     lines += [f"\n{OBJECTS}", "| setting | meaning |", "|---|---|"]
     lines += [f"| `{name}` | {field.description} |" for name, field in Config.object_fields().items()]
     renamed = [f"`{old}` for `{new}`" for old, new in Config.renamed.items()]
     lines += ["\n## Old names\n", f"Accepted as attributes, keywords, keys and flags: {', '.join(renamed)}."]
     return "\n".join(lines) + "\n"
+
+
+def serving_page() -> str:
+    """docs/serving.md with its table of settings renewed."""
+    begin, end = "<!-- settings: begin -->", "<!-- settings: end -->"
+    rows = "\n".join([begin, *table(ServeSettings.scalar_fields()), end])
+    return re.sub(f"{begin}.*{end}", lambda _: rows, SERVING_PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def table(fields: Mapping[str, FieldInfo]) -> list[str]:
+    rows = [
+        f"| `{name}` | {values(field)} | {default(field)} | {field.description} |" for name, field in fields.items()
+    ]
+    return ["| setting | values | default | meaning |", "|---|---|---|---|", *rows]
 
 
 def values(field: FieldInfo) -> str:
@@ -55,8 +73,9 @@ def values(field: FieldInfo) -> str:
 
 
 def default(field: FieldInfo) -> str:
-    return "" if field.default in (None, "") else f"`{text_of(field.default)}`"
+    return "" if field.is_required() or field.default in (None, "") else f"`{text_of(field.default)}`"
 
 
 if __name__ == "__main__":
     PAGE.write_text(settings_page(), encoding="utf-8")
+    SERVING_PAGE.write_text(serving_page(), encoding="utf-8")

@@ -1,5 +1,5 @@
-"""The import path of PLSC 0.1's client. New code: `plsc.serving.Client`."""
+"""Import path of PLSC 0.1. New code uses `plsc.serving.Client`."""
 
-from face_service.face_service import FaceService
+from plsc.compat.face_service import FaceService
 
 __all__ = ["FaceService"]

@@ -1,1 +1,1 @@
-"""The import path of PLSC 0.1's server. New code: `plsc.serving`."""
+"""Import path of PLSC 0.1. New code uses `plsc.serving`."""

@@ -66,6 +66,10 @@ def used_row_optimizer(folder, about, output):
     assert saved(folder, "head.weight:average").any()
 
 
+def used_records(folder, about, output):
+    assert "stripes:10:200: records, 200 images" in output
+
+
 def used_schedule(folder, about, output):
     last = re.search(r"learning rate of the last step: ([\d.]+)", output)
     assert float(last[1]) == pytest.approx(0.025 * (1 + math.cos(math.pi * 3 / 4)))
@@ -82,6 +86,7 @@ EVIDENCE = {
     "Margin": used_margin,
     "Head": used_head,
     "Row optimizer": used_row_optimizer,
+    "Records": used_records,
     "Schedule": used_schedule,
     "Observer": used_observer,
 }

@@ -1,4 +1,4 @@
-"""Ask a running `plsc serve` for the embeddings of image files, and how alike the first two are."""
+"""Embed image files with a running `plsc serve`, and compare the first two."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train a small demo, then go from its checkpoint to answers in three commands. Needs plsc on the path.
+# Train a small demo, export its checkpoint, serve it and send it images. Needs plsc on the path.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=${1:-$(mktemp -d)/service}

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from plsc.cli.data import app as data_app
-from plsc.cli.serve import gallery as gallery_app
+from plsc.cli.gallery import app as gallery_app
 from plsc.cli.serve import serve
 from plsc.cli.settings import make_entry, with_settings
 from plsc.config import Config

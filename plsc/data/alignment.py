@@ -148,7 +148,7 @@ def _warn_of_another_order(path: Path, points: npt.NDArray[Any]) -> None:
     far = sum(_distance(face) > _FAR for face in chosen)
     if 2 * far > len(chosen):
         log.warning(
-            "%s: in %d of the %d images looked at the points lie as in no face; expected x1 y1 ... x5 y5, the "
+            "%s: in %d of the %d images checked the points are those of no face; expected x1 y1 ... x5 y5, the "
             "eyes, the nose and the corners of the mouth, left and right as seen in the image",
             path,
             far,

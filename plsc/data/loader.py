@@ -228,7 +228,7 @@ class _BatchMaker:
                 more = f"set_class_num({label + 1}) (--num-classes) or more, or " if label > 0 else ""
                 raise DataError(
                     f"{records.describe(index)}: label {label} is out of range, expected 0 to "
-                    f"{self.num_classes - 1}; {more}mend the list"
+                    f"{self.num_classes - 1}; {more}correct the list"
                 )
             labels.append(label)
             if image is not out:

@@ -91,7 +91,7 @@ def _readable(records: Records, index: int) -> Any:
     try:
         decode(image)
     except DataError as error:
-        raise DataError(f"{records.describe(index)}: {error}; mend or remove it") from None
+        raise DataError(f"{records.describe(index)}: {error}; replace or remove it") from None
     return image
 
 

@@ -66,7 +66,13 @@ class FrameFile:
         path: the `.rec` file.
 
     Raises:
-        DataError: at first use: no such file, or an empty one.
+        DataError: at first use, the file is missing or empty.
+
+    Example:
+        >>> frames = FrameFile("faces/train.rec")
+        >>> offsets, damage = frames.scan()
+        >>> unpack(frames.read(offsets[0]), "record 0").labels
+        array([0.], dtype=float32)
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -57,6 +57,15 @@ class WorkerPool:
         batch_shape: [N, ...] of a batch, uint8.
         describe: names a record by its index, for messages.
         timeout: seconds that one record may take before its worker counts as hanging; 0 waits for ever.
+
+    Example:
+        >>> def fill(task, batch, hold):
+        ...     batch[:] = task
+        ...     return task
+        >>> pool = WorkerPool(fill, 2, batch_shape=(4, 3), describe=str)
+        >>> [int(batch.sum()) for reply, batch in pool.run([1, 2, 3])]
+        [12, 24, 36]
+        >>> pool.close()
     """
 
     def __init__(
@@ -197,7 +206,7 @@ class WorkerPool:
             self.close()
             raise DataError(
                 f"a process that reads training images hangs: it has held {which} for {seconds:.0f} s; "
-                f"mend or remove that image, look at the disk, or allow more by set_worker_timeout"
+                f"replace or remove that image, check the disk, or allow more time with set_worker_timeout"
             )
         process.join(10)
         code = process.exitcode

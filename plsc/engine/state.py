@@ -29,19 +29,19 @@ def backbone_parts(backbone: paddle.nn.Layer, optimizer: NamedOptimizer) -> list
     return [Part(name, value.numpy()) for name, value in tensors.items()]
 
 
-def head_parts(head: Head, is_main: bool, *, num_classes: int, is_sharded: bool) -> list[Part]:
-    """What this rank writes of the head and its optimizer state: a shard, and on rank 0 whole tensors.
+def head_parts(head: Head, is_main: bool, *, num_classes: int) -> list[Part]:
+    """What this rank writes of the head and its optimizer state: its shard, and on rank 0 whole tensors.
 
     Args:
-        head: the head.
+        head: the head. Where it is replicated, rank 0 writes it.
         is_main: whether this is rank 0.
         num_classes: C.
-        is_sharded: whether each rank has a shard of its own; otherwise rank 0 writes for all.
     """
+    writes_rows = is_main or head.classes != Range(0, num_classes)
     parts = []
     for name, value in head.state().items():
         if head.has_row_per_class(name):
-            if is_main or is_sharded:
+            if writes_rows:
                 parts.append(Part(f"head.{name}", value.numpy(), offset=head.classes.start, rows=num_classes))
         elif is_main:
             parts.append(Part(f"head.{name}", value.numpy()))

@@ -110,7 +110,7 @@ class Trainer:
         self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
         if head is None:
             head = Classifier(config, self.collectives, make_optimizer=lambda named: NamedOptimizer(config, named))
-        self.head = head
+        self.head: Head = head
         self.precision = Precision(config, self.topology)
         if loader is None:
             loader = build_dataloader(config, self.topology)
@@ -280,9 +280,7 @@ class Trainer:
         """What this rank writes: whole tensors on rank 0, and its class centers."""
         is_main = self.topology.is_main
         whole = [*backbone_parts(self.backbone, self.optimizer), *extra] if is_main else []
-        return whole + head_parts(
-            self.head, is_main, num_classes=self.config.num_classes, is_sharded=self.config.is_sharded
-        )
+        return whole + head_parts(self.head, is_main, num_classes=self.config.num_classes)
 
     def _about(self) -> dict[str, Any]:
         """What a checkpoint says of the run, beside its tensors."""

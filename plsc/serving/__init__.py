@@ -1,4 +1,4 @@
-"""Serving exported models: the embedded server, its client, galleries, and folders for Paddle Serving."""
+"""The HTTP server of exported models, and its client. Galleries and models are re-exported from plsc.inference."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 __all__ = ["Client", "Gallery", "InferenceModel", "ServeSettings", "load_inference_model", "serve"]
 
-_HOMES = {
+_MODULES = {
     "Client": "plsc.serving.client",
     "Gallery": "plsc.inference.gallery",
     "InferenceModel": "plsc.inference.model",
@@ -17,9 +17,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: each needs packages of its own, which not every machine has.
-    if name not in _HOMES:
+    # On first use, because each needs packages that not every machine has.
+    if name not in _MODULES:
         raise AttributeError(f"module 'plsc.serving' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

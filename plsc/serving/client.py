@@ -1,4 +1,4 @@
-"""A client of the embedded server: keep-alive, retries, several servers, batches."""
+"""The client of the HTTP server: kept connections, retries, several servers, batches."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from tqdm import tqdm
 
 from plsc.data.records import read_image
 from plsc.errors import DataError, ServingError
+from plsc.inference.embedding import Embeddings, as_list_of_images
 from plsc.utils.lazy import require
 
-# Statuses after which another try, or another server, may answer.
+# Statuses after which another attempt, or another server, may succeed.
 _TRY_AGAIN = (429, 502, 503, 504)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What /verify says of two images.
+    """The server's verdict on two images.
 
     Attributes:
-        cosine: of their embeddings.
-        same: whether it reaches the server's threshold; None where the server has none.
-        threshold: the server's.
+        cosine: cosine of their embeddings, -1 to 1.
+        same: whether the cosine reaches the threshold; None if the server has no threshold.
+        threshold: the server's threshold; None if it has none.
     """
 
     cosine: float
@@ -41,26 +42,38 @@ class Verdict:
 
 
 class Client:
-    """Embeds images by one embedded server or several. For several threads at once.
+    """Sends images to one HTTP server or several. A client may be used by several threads.
 
-    A request that fails is tried again, with growing pauses or after the server's Retry-After, and on the next
-    server: embedding has no side effect, so that a repetition does no harm.
+    A request that fails is sent again: after growing pauses or the server's Retry-After, and, with several servers, to
+    the next one. A repetition is harmless, because the server keeps nothing of a request.
 
     Args:
-        servers: 'http://127.0.0.1:8866', 'host:port', or a list of them.
-        api_key: sent where the servers want one.
+        servers: one address, 'http://127.0.0.1:8866' or 'host:port', or several.
+        api_key: the servers' API key, if they require one.
         timeout: seconds for an answer.
-        retries: further attempts of a failed request.
-        connections: requests at a time to each server.
+        retries: further attempts of a failed request, 0 or more.
+        connections: requests in progress at one time to each server, 1 or more.
+
+    Attributes:
+        servers: their addresses.
 
     Raises:
         MissingDependencyError: urllib3 is not installed.
+        ServingError: no server, or a number out of its range.
+
+    Example:
+        >>> with Client(["http://a:8866", "http://b:8866"], api_key="secret") as client:
+        ...     embeddings = client.embed(["ann.jpg", "bob.jpg"])  # [2, D]
+        ...     verdict = client.verify("ann.jpg", "bob.jpg")
+        >>> verdict.cosine, verdict.same
+        (0.12, False)
     """
 
     def __init__(
         self,
         servers: str | Sequence[str] = "http://127.0.0.1:8866",
         api_key: str | None = None,
+        *,
         timeout: float = 30.0,
         retries: int = 3,
         connections: int = 2,
@@ -73,7 +86,7 @@ class Client:
                 f"retries; expected one server or more, one connection or more, and 0 retries or more"
             )
         self._connections, self._retries = connections, retries
-        # Without this a reply is gzip where the library asks for it alone, and floats hardly shrink.
+        # urllib3 accepts gzip by default. The server would compress for it, although floats hardly shrink.
         headers = {"Accept-Encoding": "identity"}
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
@@ -81,26 +94,24 @@ class Client:
             num_pools=len(self.servers) + 1, maxsize=connections, headers=headers, timeout=timeout, block=False
         )
 
-    def embed(self, images: Any | Iterable[Any], batch_size: int = 16, progress: bool = False) -> np.ndarray:
-        """Embed images: [n, D] float32 of unit length, in order.
+    def embed(self, images: Any | Iterable[Any], batch_size: int = 16, *, progress: bool = False) -> Embeddings:
+        """Embed images: [n, D] float32 of unit length, in the order of the images; [0, 0] without images.
 
         Args:
-            images: one or many of: a path, encoded bytes, or a [H, W, 3] uint8 RGB array.
-            batch_size: images of a request. Requests go to all servers at a time, two to each.
-            progress: show a bar.
+            images: one image or several; each a path, encoded bytes, or pixels [H, W, 3] uint8 RGB.
+            batch_size: images per request, 1 or more. Requests go to all servers at one time, `connections` to each.
+            progress: show a progress bar.
 
         Raises:
             DataError: an image cannot be read here.
             ServingError: the batch size is below 1, no server answers, or one refuses; the message has its reason.
         """
-        if isinstance(images, (str, Path, bytes)) or (isinstance(images, np.ndarray) and images.ndim == 3):
-            images = [images]
-        images = list(images)
         if batch_size < 1:
             raise ServingError(f"client: got batch_size {batch_size}, expected 1 or more")
+        images = as_list_of_images(images)
         starts = list(range(0, len(images), batch_size))
-        results: list[Any] = [None] * len(starts)
-        waiting: queue.SimpleQueue = queue.SimpleQueue()
+        results: list[Embeddings] = [np.zeros([0, 0], np.float32)] * len(starts)
+        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in range(len(starts)):
             waiting.put(number)
         failures: list[Exception] = []
@@ -119,8 +130,8 @@ class Client:
                     except Exception as error:
                         failures.append(error)
 
-            ways = min(len(starts), len(self.servers) * self._connections)
-            threads = [threading.Thread(target=work, args=(way,), daemon=True) for way in range(1, ways)]
+            count = min(len(starts), len(self.servers) * self._connections)
+            threads = [threading.Thread(target=work, args=(first,), daemon=True) for first in range(1, count)]
             for thread in threads:
                 thread.start()
             work(0)
@@ -131,18 +142,31 @@ class Client:
         return np.concatenate(results) if results else np.zeros([0, 0], np.float32)
 
     def verify(self, one: Any, other: Any) -> Verdict:
-        """Compare two images."""
-        reply = self._post("/verify", *self._form([one, other]))
-        return Verdict(**_json(reply))
+        """Compare two images, each as for `embed`.
+
+        Raises:
+            DataError: an image cannot be read here.
+            ServingError: no server answers, or one refuses; the message has its reason.
+        """
+        return Verdict(**_json(self._post("/verify", *self._form([one, other]))))
 
     def identify(self, images: Any | Iterable[Any], count: int = 5) -> list[list[dict[str, Any]]]:
-        """For each image the most similar entries of the server's gallery: 'name', 'cosine', 'same'."""
-        single = isinstance(images, (str, Path, bytes)) or (isinstance(images, np.ndarray) and images.ndim == 3)
-        reply = self._post(f"/identify?k={count}", *self._form([images] if single else list(images)))
-        return _json(reply)["results"]
+        """For each image the most similar entries of the server's gallery, as dicts of 'name', 'cosine' and 'same'.
+
+        Args:
+            images: as for `embed`.
+            count: entries per image, 1 to 100.
+
+        Raises:
+            DataError: an image cannot be read here.
+            ServingError: the server has no gallery, no server answers, or one refuses; the message has its reason.
+        """
+        reply = _json(self._post(f"/identify?k={count}", *self._form(as_list_of_images(images))))
+        results: list[list[dict[str, Any]]] = reply["results"]
+        return results
 
     def ready(self) -> dict[str, bool]:
-        """Which servers can answer."""
+        """Whether each server can answer, by its address."""
         found = {}
         for server in self.servers:
             try:
@@ -161,31 +185,48 @@ class Client:
     def __exit__(self, *failure: Any) -> None:
         self.close()
 
-    def _embed(self, start: int, images: list[Any], first: int) -> np.ndarray:
+    def _embed(self, start: int, images: list[Any], first: int) -> Embeddings:
+        """Embed the images from place `start` of the caller's sequence on by one request, to the `first` server."""
         if len(images) == 1:
             body, kind = _encoded(start, images[0]), "application/octet-stream"
         else:
             body, kind = self._form(images, start)
-        reply = self._post("/embed", body, kind, {"Accept": "application/x-npy"}, first, start)
+        headers = {"Accept": "application/x-npy"}
+        reply = self._post("/embed", body, kind, headers=headers, first=first, start=start)
         try:
-            return np.load(io.BytesIO(reply), allow_pickle=False)
+            embeddings: Embeddings = np.load(io.BytesIO(reply), allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             raise ServingError(f"the server's reply is no array: {error}; is it a PLSC server?") from None
+        return embeddings
 
     def _form(self, images: list[Any], start: int = 0) -> tuple[bytes, str]:
+        """A body of several images, and its Content-Type."""
         fields = [
             ("image", (f"{start + index}", _encoded(start + index, image), "application/octet-stream"))
             for index, image in enumerate(images)
         ]
-        return self._urllib3.filepost.encode_multipart_formdata(fields)
+        body, kind = self._urllib3.filepost.encode_multipart_formdata(fields)
+        return body, kind
 
     def _post(
-        self, path: str, body: bytes, kind: str, headers: dict[str, str] | None = None, first: int = 0, start: int = 0
+        self,
+        path: str,
+        body: bytes,
+        kind: str,
+        *,
+        headers: dict[str, str] | None = None,
+        first: int = 0,
+        start: int = 0,
     ) -> bytes:
-        """Send to the servers in turn, from the `first` on. A reason that names an image by its place in the body names
-        it by its place in the sequence, of which the body begins at `start`."""
+        """Send a request to the servers in turn, from the `first` on, until one answers; returns the reply's body.
+
+        A server's reason names an image by its place in the body. The error names it by its place in the caller's
+        sequence, of which the body begins at `start`.
+        """
+        # With several servers the next one is the better retry.
+        is_single = len(self.servers) == 1
         retry = self._urllib3.Retry(
-            total=0 if len(self.servers) > 1 else self._retries,
+            total=self._retries if is_single else 0,
             status_forcelist=_TRY_AGAIN,
             allowed_methods=None,
             backoff_factor=0.2,
@@ -193,11 +234,10 @@ class Client:
             respect_retry_after_header=True,
         )
         reasons, ready_at = [], dict.fromkeys(self.servers, 0.0)
-        # With several servers the next one is the better retry; the last round waits as it would for one.
-        attempts = self._retries + 1 if len(self.servers) > 1 else 1
-        for attempt in range(attempts):
+        for attempt in range(1 if is_single else self._retries + 1):
             server = self.servers[(first + attempt) % len(self.servers)]
             if attempt >= len(self.servers):
+                # Each server has failed once.
                 pause = 0.2 * 2 ** min(attempt - len(self.servers), 5)
                 time.sleep(max(pause, ready_at[server] - time.monotonic()))
             try:
@@ -212,7 +252,8 @@ class Client:
                 reasons.append(f"{server}: {error}")
                 continue
             if reply.status == 200:
-                return reply.data
+                data: bytes = reply.data
+                return data
             reason = re.sub(r"^image (\d+)", lambda found: f"image {start + int(found[1])}", _reason(reply.data))
             reasons.append(f"{server}: {reply.status}: {reason}")
             if reply.status not in _TRY_AGAIN:
@@ -233,7 +274,7 @@ def _encoded(index: int, image: Any) -> bytes:
             raise DataError(
                 f"image {index}: got an array {list(image.shape)} of {image.dtype}, expected [H, W, 3] of uint8"
             )
-        # Uncompressed: the network of a service is faster than any compressor.
+        # Uncompressed, because the network between services is faster than a compressor.
         return cv2.imencode(".bmp", image[..., ::-1])[1].tobytes()
     if not isinstance(image, (bytes, bytearray, memoryview)):
         raise DataError(f"image {index}: got {type(image).__name__}, expected a path, encoded bytes or an array")
@@ -242,9 +283,10 @@ def _encoded(index: int, image: Any) -> bytes:
 
 def _json(data: bytes) -> dict[str, Any]:
     try:
-        return json.loads(data)
+        found: dict[str, Any] = json.loads(data)
     except ValueError as error:
         raise ServingError(f"the server's reply is no JSON: {error}; is it a PLSC server?") from None
+    return found
 
 
 def _reason(data: bytes) -> str:

@@ -1,43 +1,49 @@
-"""What the server counts, as Prometheus reads it."""
+"""The server's metrics, in Prometheus' format."""
 
 from __future__ import annotations
 
 from plsc.utils.lazy import SERVER_PACKAGES, require
 
-prometheus = require("prometheus_client", SERVER_PACKAGES, "the server")
+require("prometheus_client", SERVER_PACKAGES, "the server")
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest  # noqa: E402
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """The counters of one server, in a registry of their own."""
+    """The metrics of one server, in a registry of their own."""
 
     def __init__(self) -> None:
-        self._registry = prometheus.CollectorRegistry()
-
-        def make(kind, name, text, labels=(), **more):
-            return kind(f"plsc_{name}", text, labels, registry=self._registry, **more)
-
-        latency = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-        self.requests = make(prometheus.Counter, "requests", "requests answered", ("path", "status"))
-        self.seconds = make(
-            prometheus.Histogram,
-            "request_seconds",
-            "from the request's head to the reply's end",
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter("plsc_requests", "requests answered", ("path", "status"), registry=registry)
+        self.request_seconds = Histogram(
+            "plsc_request_seconds",
+            "seconds from a request's head to the end of its reply",
             ("path",),
-            buckets=latency,
+            buckets=_SECONDS,
+            registry=registry,
         )
-        self.batch_rows = make(
-            prometheus.Histogram, "batch_rows", "images of a forward pass", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
+        self.batch_rows = Histogram("plsc_batch_rows", "images per forward pass", buckets=_ROWS, registry=registry)
+        self.batch_seconds = Histogram(
+            "plsc_batch_seconds", "seconds per forward pass", buckets=_SECONDS, registry=registry
         )
-        self.batch_seconds = make(prometheus.Histogram, "batch_seconds", "seconds of a forward pass", buckets=latency)
-        self.restarts = make(prometheus.Counter, "worker_restarts", "predictor processes that had to be replaced")
-        self.waiting = make(prometheus.Gauge, "queue_rows", "images waiting for a predictor")
-        self.ready = make(prometheus.Gauge, "workers_ready", "predictor processes that have loaded the model")
-        self.held = make(prometheus.Gauge, "held_bytes", "bytes of the requests being read or answered")
+        self.worker_restarts = Counter("plsc_worker_restarts", "predictor processes replaced", registry=registry)
+        self.queue_rows = Gauge("plsc_queue_rows", "images waiting for a predictor", registry=registry)
+        self.workers_ready = Gauge(
+            "plsc_workers_ready", "predictor processes that have loaded the model", registry=registry
+        )
+        # Exported under its name of version 1.0, which dashboards use.
+        self.inflight_bytes = Gauge(
+            "plsc_held_bytes", "bytes of the bodies of all requests in progress", registry=registry
+        )
 
     def on_batch(self, rows: int, seconds: float) -> None:
+        """Count one forward pass."""
         self.batch_rows.observe(rows)
         self.batch_seconds.observe(seconds)
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
-        return prometheus.generate_latest(self._registry)
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self._registry)

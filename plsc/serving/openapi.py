@@ -1,4 +1,11 @@
-"""What the server speaks, as an OpenAPI document and as a page that needs nothing from elsewhere."""
+"""The OpenAPI document of a server, and a page of it that loads nothing from elsewhere.
+
+The document is written by hand. FastAPI derives one from the signatures of endpoints whose bodies it parses itself;
+here one endpoint accepts raw images, forms and JSON, or protobuf and JSON, within limits that the middleware applies
+before. Starlette's SchemaGenerator joins YAML in docstrings, which cannot state what this document states: the model's
+sizes, the limits, the key and the gallery of this server. tests/serving/test_openapi.py compares the document's paths
+and methods with the routes, and replies with their schemas.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +16,20 @@ from plsc.inference.model_card import ModelCard
 from plsc.serving.settings import ServeSettings
 from plsc.version import __version__
 
-_IMAGES = {
-    "type": "object",
-    "required": ["images"],
-    "properties": {"images": {"type": "array", "items": {"type": "string", "format": "byte"}}},
-}
-_BINARY = {"type": "string", "format": "binary"}
-_IMAGE_BODY = {
-    "image/*": {"schema": _BINARY},
-    "multipart/form-data": {"schema": {"type": "object", "properties": {"image": {"type": "array", "items": _BINARY}}}},
-    "application/json": {"schema": _IMAGES},
-}
+_Schema = dict[str, Any]
+
+_BINARY: _Schema = {"type": "string", "format": "binary"}
+_BASE64: _Schema = {"type": "array", "items": {"type": "string", "format": "byte"}}
+_OBJECT: _Schema = {"type": "object"}
+_COSINE: _Schema = {"type": "number"}
+_VERDICT: _Schema = {"type": ["boolean", "null"]}
+_THRESHOLD: _Schema = {"type": ["number", "null"]}
 _ERRORS = {
-    "400": "the body is not what it claims to be; `error` says why",
+    "400": "the body cannot be read as its type; `error` says why",
     "401": "no valid API key",
     "404": "no such path, or no gallery",
     "405": "another method is expected",
-    "408": "the body came too slowly",
+    "408": "the body arrived too slowly",
     "413": "too large: the body, the images or their number",
     "415": "an unknown type or encoding",
     "503": "overloaded or shutting down; see Retry-After",
@@ -33,80 +37,17 @@ _ERRORS = {
 }
 
 
-def openapi(settings: ServeSettings, description: ModelCard) -> dict[str, Any]:
+def openapi(settings: ServeSettings, card: ModelCard) -> dict[str, Any]:
     """The OpenAPI 3.1 document of one server."""
-    vector = {
-        "type": "array",
-        "items": {"type": "number"},
-        "minItems": description.emb_dim,
-        "maxItems": description.emb_dim,
-    }
-    embeddings = {"type": "object", "properties": {"embeddings": {"type": "array", "items": vector}}}
-    verdict = {
-        "type": "object",
-        "properties": {
-            "cosine": {"type": "number"},
-            "same": {"type": ["boolean", "null"]},
-            "threshold": {"type": ["number", "null"]},
-        },
-    }
-    match = {
-        "type": "object",
-        "properties": {"name": {"type": "string"}, "cosine": {"type": "number"}, "same": {"type": ["boolean", "null"]}},
-    }
-    found = {
-        "type": "object",
-        "properties": {
-            "results": {"type": "array", "items": {"type": "array", "items": match}},
-            "threshold": {"type": ["number", "null"]},
-        },
-    }
-    face = {
-        "type": "object",
-        "properties": {"instance": {"type": "array", "items": {"type": "object", "properties": {"embedding": vector}}}},
-    }
-    base64 = {
-        "type": "object",
-        "required": ["base64_string"],
-        "properties": {"base64_string": _IMAGES["properties"]["images"]},
-    }
-    two_images = {kind: content for kind, content in _IMAGE_BODY.items() if kind != "image/*"}
-    shape = ", ".join("N" if size == -1 else str(size) for size in (-1, *description.input_shape))
-    paths = {
-        "/embed": _post(
-            "Images to embeddings of unit length. With Accept: application/x-npy, a NumPy file [N, D].",
-            _IMAGE_BODY,
-            embeddings,
-        ),
-        "/verify": _post("Two images to their cosine.", two_images, verdict),
-        "/FaceClassifyService/inference": _post(
-            "PLSC 0.1's face service: images to embeddings.", {"application/json": {"schema": base64}}, face
-        ),
-        "/GeneralModelService/inference": _post(
-            f"Paddle Serving's general model service: a tensor 'image' [{shape}] of {description.input_dtype} to what "
-            f"the model gives. Protobuf (application/proto) or the same message in JSON; gzip either way.",
-            {"application/proto": {"schema": _BINARY}, "application/json": {"schema": {"type": "object"}}},
-            {"type": "object"},
-        ),
-        "/healthz": _get("The process lives."),
-        "/readyz": _get("It can answer; 503 where not."),
-        "/metrics": _get("Counters for Prometheus."),
-    }
-    if settings.gallery is not None:
-        paths["/identify"] = _post("Images to the k most similar entries of the gallery.", _IMAGE_BODY, found)
-        paths["/identify"]["post"]["parameters"] = [
-            {"name": "k", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 100, "default": 5}}
-        ]
     document: dict[str, Any] = {
         "openapi": "3.1.0",
-        "paths": paths,
         "info": {
             "title": "PLSC",
             "version": __version__,
-            "description": f"Embeddings of {description.emb_dim} from images of {description.image_shape[1]} x "
-            f"{description.image_shape[2]}. At most {settings.max_images} images and "
-            f"{settings.max_body} bytes a request.",
+            "description": f"Embeddings of size {card.emb_dim} from images of {card.image_shape[1]} x "
+            f"{card.image_shape[2]}. At most {settings.max_images} images and {settings.max_body} bytes a request.",
         },
+        "paths": {**_embedding_paths(settings, card), **_state_paths()},
     }
     if settings.api_key is not None:
         document["components"] = {
@@ -119,8 +60,62 @@ def openapi(settings: ServeSettings, description: ModelCard) -> dict[str, Any]:
     return document
 
 
+def _embedding_paths(settings: ServeSettings, card: ModelCard) -> dict[str, Any]:
+    vector = {"type": "array", "items": {"type": "number"}, "minItems": card.emb_dim, "maxItems": card.emb_dim}
+    form = {"multipart/form-data": _object(image={"type": "array", "items": _BINARY})}
+    images = {"image/*": _BINARY, **form, "application/json": _object(("images",), images=_BASE64)}
+    two_images = {**form, "application/json": _object(("images",), images=_BASE64)}
+    match = _object(name={"type": "string"}, cosine=_COSINE, same=_VERDICT)
+    shape = ", ".join("N" if size == -1 else str(size) for size in (-1, *card.input_shape))
+    paths = {
+        "/embed": _post(
+            "Images to embeddings of unit length. With Accept: application/x-npy, a NumPy file [N, D].",
+            images,
+            _object(embeddings=_array(vector)),
+        ),
+        "/verify": _post(
+            "Two images to the cosine of their embeddings.",
+            two_images,
+            _object(cosine=_COSINE, same=_VERDICT, threshold=_THRESHOLD),
+        ),
+        "/FaceClassifyService/inference": _post(
+            "The face service of PLSC 0.1: images to embeddings.",
+            {"application/json": _object(("base64_string",), base64_string=_BASE64)},
+            _object(instance=_array(_object(embedding=vector))),
+        ),
+        "/GeneralModelService/inference": _post(
+            f"Paddle Serving's general model service: a tensor 'image' [{shape}] of {card.input_dtype} to the model's "
+            f"outputs. Protobuf (application/proto) or the same message in JSON; request and reply may be gzip.",
+            {"application/proto": _BINARY, "application/json": _OBJECT},
+            _OBJECT,
+        ),
+    }
+    if settings.gallery is not None:
+        identify = _post(
+            "Each image to the k most similar entries of the gallery.",
+            images,
+            _object(results=_array(_array(match)), threshold=_THRESHOLD),
+        )
+        identify["post"]["parameters"] = [
+            {"name": "k", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 100, "default": 5}}
+        ]
+        paths["/identify"] = identify
+    return paths
+
+
+def _state_paths() -> dict[str, Any]:
+    state = _object(ready={"type": "boolean"}, workers={"type": "integer"}, draining={"type": "boolean"})
+    return {
+        "/healthz": _get("The process lives.", "application/json", _object(status={"type": "string"})),
+        "/readyz": _get("The server can answer; 503 if it cannot.", "application/json", state),
+        "/metrics": _get("Metrics for Prometheus.", "text/plain"),
+        "/openapi.json": _get("This document.", "application/json", _OBJECT),
+        "/": _get("This document as a page.", "text/html"),
+    }
+
+
 def page(document: dict[str, Any]) -> str:
-    """The document to read in a browser."""
+    """The document as a page of HTML."""
     rows = []
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
@@ -140,19 +135,27 @@ def page(document: dict[str, Any]) -> str:
     )
 
 
-def _post(summary: str, content: dict[str, Any], reply: dict[str, Any]) -> dict[str, Any]:
-    operation = _operation(summary, reply)
+def _post(summary: str, takes: dict[str, _Schema], gives: _Schema) -> dict[str, Any]:
+    operation = _operation(summary, "application/json", gives)
+    content = {kind: {"schema": schema} for kind, schema in takes.items()}
     operation["requestBody"] = {"required": True, "content": content}
     operation["responses"].update({status: {"description": text} for status, text in _ERRORS.items()})
     return {"post": operation}
 
 
-def _get(summary: str) -> dict[str, Any]:
-    return {"get": _operation(summary, None)}
+def _get(summary: str, kind: str, gives: _Schema | None = None) -> dict[str, Any]:
+    return {"get": _operation(summary, kind, gives or {"type": "string"})}
 
 
-def _operation(summary: str, reply: dict[str, Any] | None) -> dict[str, Any]:
-    answer: dict[str, Any] = {"description": "done"}
-    if reply is not None:
-        answer["content"] = {"application/json": {"schema": reply}}
-    return {"summary": summary, "responses": {"200": answer}}
+def _operation(summary: str, kind: str, gives: _Schema) -> dict[str, Any]:
+    reply = {"description": "success", "content": {kind: {"schema": gives}}}
+    return {"summary": summary, "responses": {"200": reply}}
+
+
+def _object(required: tuple[str, ...] = (), **properties: _Schema) -> _Schema:
+    schema = {"type": "object", "properties": properties}
+    return {**schema, "required": list(required)} if required else schema
+
+
+def _array(items: _Schema) -> _Schema:
+    return {"type": "array", "items": items}

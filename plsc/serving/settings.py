@@ -1,89 +1,140 @@
-"""How an embedded server runs: one frozen object with every default."""
+"""The settings of the HTTP server, each defined once: name, type, range, default and description."""
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, ConfigDict, Field
 
 from plsc.errors import ServingError
+from plsc.utils.settings import Settings
 
 MIB = 1 << 20
 
 
-@dataclass(frozen=True)
-class ServeSettings:
-    """The settings of one embedded server.
+def _printable(value: str) -> str:
+    if not (value and value.isascii() and value.isprintable()):
+        raise ValueError("expected printable ASCII characters, at least one")
+    return value
 
-    Attributes:
-        model: an exported folder.
-        host: address to listen on; loopback by default.
-        port: 0 takes a free one.
-        workers: predictor processes. Paddle holds Python's lock while it computes, so each has a process.
-        threads: CPU threads of each; by default the machine's cores shared out.
-        max_batch: images per forward pass; 8 is best on a CPU, a GPU wants more.
-        max_wait_ms: how long a batch may wait to become as large as the one before it. A lone client never waits.
-        max_queue: images waiting; past it, 503 with Retry-After.
-        max_body: bytes of a request, compressed or not.
-        max_held: bytes of all requests being read or answered; past it, 503.
-        max_images: images of one request.
-        max_pixels: height times width of one image.
-        timeout: seconds in which a request must have come, and in which it is answered, else 408 or 504.
-        drain: seconds after SIGTERM in which connections are asked to go elsewhere before none is taken any more.
-        api_key: wanted in `Authorization: Bearer KEY` or `X-API-Key: KEY`, but for /healthz and /readyz.
-        gallery: folder of `plsc gallery build`, for /identify.
-        threshold: cosine from which on /verify and /identify say that two are the same; None says nothing.
-        access_log: one line of JSON per request on standard output.
+
+class ServeSettings(Settings):
+    """The settings of one HTTP server. They cannot be changed after construction.
+
+    Each is a keyword here, a key of the YAML file of `plsc serve --config`, and a flag of `plsc serve` (`max_batch` is
+    `--max-batch`), except that the command line takes the model as its argument and the key from a file.
+
+    Raises:
+        ServingError: an unknown name, with the nearest known one, or a value of a wrong type or range.
+
+    Example:
+        >>> settings = ServeSettings(model="output/inference_model", port=0, workers=2)
+        >>> settings.max_batch
+        8
+        >>> plsc.serving.serve(settings)
     """
 
-    model: Path
-    host: str = "127.0.0.1"
-    port: int = 8866
-    workers: int = 1
-    threads: int | None = None
-    max_batch: int = 8
-    max_wait_ms: float = 5.0
-    max_queue: int = 512
-    max_body: int = 32 * MIB
-    max_held: int = 512 * MIB
-    max_images: int = 64
-    max_pixels: int = 1 << 24
-    timeout: float = 30.0
-    drain: float = 1.0
-    api_key: str | None = None
-    gallery: Path | None = None
-    threshold: float | None = None
-    access_log: bool = True
+    model_config = ConfigDict(frozen=True)
 
-    def __post_init__(self) -> None:
-        for name in ("workers", "max_batch", "max_queue", "max_body", "max_held", "max_images", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise ServingError(f"{name}: got {getattr(self, name)}, expected 1 or more")
-        if not (0 < self.timeout < math.inf and 0 <= self.drain < math.inf and 0 <= self.max_wait_ms < math.inf):
-            raise ServingError(
-                f"got timeout={self.timeout}, drain={self.drain}, max_wait_ms={self.max_wait_ms}; "
-                f"expected a finite timeout above 0, and the others finite and 0 or more"
-            )
-        if not 0 <= self.port <= 65535:
-            raise ServingError(f"port: got {self.port}, expected 0 to 65535")
-        if self.threads is not None and self.threads < 1:
-            raise ServingError(f"threads: got {self.threads}, expected 1 or more")
-        if self.api_key is not None and not (self.api_key and self.api_key.isascii() and self.api_key.isprintable()):
-            raise ServingError("api_key: expected printable ASCII characters, at least one")
-        if self.threshold is not None and not -1 <= self.threshold <= 1:
-            raise ServingError(f"threshold: got {self.threshold}, expected a cosine from -1 to 1")
+    error = ServingError
+    renamed = {"max_held": "max_inflight_bytes"}
+    groups = {
+        "model": "Model and address",
+        "workers": "Predictor processes and batches",
+        "max_queue": "Limits",
+        "api_key": "Access",
+        "gallery": "Identification",
+    }
+
+    model: Path = Field(description="Exported model: a folder that plsc export wrote.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on. 0.0.0.0 stands for every IPv4 address.")
+    port: int = Field(default=8866, ge=0, le=65535, description="Port to listen on. 0 takes a free port.")
+
+    workers: int = Field(
+        default=1, ge=1, description="Number of predictor processes. Each loads the model into its own memory."
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU threads of each predictor process. By default the cores divided by the number of processes.",
+    )
+    max_batch: int = Field(
+        default=8, ge=1, description="Largest number of images per forward pass. For a GPU try 32 and more."
+    )
+    max_wait_ms: float = Field(
+        default=5.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Longest time, in milliseconds, that a batch smaller than the previous one waits for more images.",
+    )
+
+    max_queue: int = Field(
+        default=512,
+        ge=1,
+        description="Largest number of images that wait for a predictor. Further requests are answered with 503.",
+    )
+    max_body: int = Field(
+        default=32 * MIB,
+        ge=1,
+        description="Largest request body, in bytes, also after decompression. A larger one is answered with 413.",
+    )
+    max_inflight_bytes: int = Field(
+        default=512 * MIB,
+        ge=1,
+        description="Largest sum of the bodies, in bytes, of all requests in progress. Further requests are answered "
+        "with 503.",
+    )
+    max_images: int = Field(
+        default=64, ge=1, description="Largest number of images per request. More are answered with 413."
+    )
+    max_pixels: int = Field(
+        default=1 << 24,
+        ge=1,
+        description="Largest image, in pixels (height times width). A larger one is answered with 413.",
+    )
+    timeout: float = Field(
+        default=30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds in which a request's body must arrive (else 408), and in which it must be answered "
+        "(else 504).",
+    )
+    drain: float = Field(
+        default=1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds from SIGTERM until no connection is accepted. Until then replies ask to disconnect.",
+    )
+
+    api_key: Annotated[str, AfterValidator(_printable)] | None = Field(
+        default=None,
+        repr=False,
+        description="Key that requests must send, except to /healthz and /readyz: 'Authorization: Bearer KEY' or "
+        "'X-API-Key: KEY'.",
+    )
+    access_log: bool = Field(
+        default=True, description="Write one line of JSON per request to standard output: status, time, sizes, path."
+    )
+
+    gallery: Path | None = Field(
+        default=None, description="Gallery to search in /identify: a folder that plsc gallery build wrote."
+    )
+    threshold: float | None = Field(
+        default=None,
+        ge=-1,
+        le=1,
+        description="Lowest cosine at which /verify and /identify call two images the same. Without it they give no "
+        "verdict.",
+    )
 
     @property
     def threads_per_worker(self) -> int:
+        """`threads`, or the cores divided by the number of processes, 1 or more."""
         return self.threads or max(1, available_cores() // self.workers)
-
-    def __repr__(self) -> str:
-        shown = {field.name: getattr(self, field.name) for field in fields(self)}
-        shown["api_key"] = self.api_key and "(set)"
-        return f"ServeSettings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))

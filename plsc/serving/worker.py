@@ -1,11 +1,14 @@
 """One predictor in a process of its own: `python -m plsc.serving.worker MODEL THREADS FINGERPRINT`.
 
-Paddle holds Python's lock while it computes: in the server's own process it would keep every other request, and
-the health checks, waiting for a whole batch.
+Paddle holds Python's interpreter lock while it computes. In the server's own process it would block every other
+request, health checks among them, for the time of a batch.
 
-Numbers on standard input and output, little-endian. A request is a kind and a shape of four, then the data:
-uint8 for images, the model's input type for tensors. A reply is a status and two sizes, then float32
-[rows, columns], or a message of so many bytes.
+The protocol on standard input and output, little-endian:
+
+    request: kind (IMAGES or TENSORS) and a shape of four sizes, 5 x uint32; then the data, uint8 for images, the
+             model's input type for tensors
+    reply:   DONE, rows, columns, 3 x uint32; then float32 [rows, columns]
+             FAILED or READY, length, 0, 3 x uint32; then a message of that many bytes
 """
 
 from __future__ import annotations
@@ -27,10 +30,10 @@ DONE, FAILED, READY = 0, 1, 2
 
 
 def main() -> None:
-    """Load the model, say so, then answer until standard input ends."""
-    _leave_signals_to_the_server()
+    """Load the model, report it, then answer requests until standard input ends."""
+    _ignore_signals()
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    # What Paddle prints goes to the log instead of between the replies.
+    # Paddle prints to standard output; that goes to the log instead of between the replies.
     os.dup2(2, 1)
     try:
         from plsc.inference.model import InferenceModel
@@ -41,7 +44,7 @@ def main() -> None:
         if model.card.fingerprint != sys.argv[3]:
             raise ServingError(f"{sys.argv[1]}: another model has been exported there since; restart the server")
         names = model.warm_up()
-        _leave_signals_to_the_server()  # Paddle has put a handler of its own in the place
+        _ignore_signals()  # Paddle has installed handlers of its own
     except Exception as error:
         _send(replies, FAILED, str(error).encode())
         return
@@ -64,8 +67,8 @@ def main() -> None:
         replies.flush()
 
 
-def _leave_signals_to_the_server() -> None:
-    # The server ends its workers by closing their input, after the last batch. A signal to the whole group must not.
+def _ignore_signals() -> None:
+    # The server ends a worker by closing its input, after the last batch. A signal to the process group must not.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -10,7 +10,9 @@ from plsc.errors import MissingDependencyError
 from plsc.utils.processor import use_vector_kernels
 
 # What `plsc serve` needs, as pip takes it.
-SERVER_PACKAGES = "starlette uvicorn httptools uvloop python-multipart orjson prometheus-client protobuf 'urllib3>=2'"
+SERVER_PACKAGES = (
+    "starlette 'uvicorn>=0.54,<0.55' httptools uvloop python-multipart orjson prometheus-client protobuf 'urllib3>=2'"
+)
 
 
 def require(module: str, install: str, purpose: str) -> ModuleType:

@@ -1,10 +1,10 @@
-"""Coverage-guided fuzzing of every reader of untrusted bytes, with atheris where it is installed.
+"""Coverage-guided fuzzing of every reader of untrusted bytes, with atheris (`pip install atheris`). Run it at the top:
 
-    python tests/fuzz_readers.py recordio -max_total_time=60 -rss_limit_mb=1024 -timeout=5
+    PYTHONPATH=. python tests/_support/fuzz_readers.py recordio -max_total_time=60 -rss_limit_mb=1024 -timeout=5
 
-Readers: recordio, base64, list, csv, tar, bin. Whatever the bytes, only the library's own errors may come out; a crash,
-another exception, a hang or an allocation beyond the limit ends the run. The tests have the same check with
-hypothesis, in small.
+Readers: recordio, base64, list, csv, tar, bin. Whatever the bytes, a reader may raise the library's own errors only. A
+crash, another exception, a hang or an allocation beyond the limit ends the run. The tests in tests/data/ make the same
+check with hypothesis on fewer examples.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Requests to a server of the tests, each an answer or an error at once: no retries."""
+"""Requests to a server of the tests, without retries."""
 
 from __future__ import annotations
 
+import base64
 import json
+import socket
 
 import pytest
 
@@ -19,3 +21,24 @@ def post(server, path, body, kind="application/json", **headers):
 
 def get(server, path, **headers):
     return HTTP.request("GET", server.url + path, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+
+def encode(images):
+    """Images as base64 texts."""
+    return [base64.b64encode(image).decode() for image in images]
+
+
+def exchange(server, data, wait=15.0):
+    """Send bytes and return the reply, up to where the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=wait) as connection:
+        connection.sendall(data)
+        received = b""
+        while piece := connection.recv(65536):
+            received += piece
+        return received
+
+
+def metric(server, name):
+    """The value of a metric without labels."""
+    found = [line for line in get(server, "/metrics").data.decode().splitlines() if line.startswith(f"{name} ")]
+    return float(found[0].split()[1])

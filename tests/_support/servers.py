@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -95,3 +96,16 @@ def _wait_until_ready(process, log):
         assert process.poll() is None, Path(log).read_text()
         time.sleep(0.05)
     raise AssertionError(Path(log).read_text())
+
+
+def free_port():
+    """A port of loopback that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def listens(server):
+    """Whether a server accepts connections."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", server.port)) == 0

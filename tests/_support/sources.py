@@ -74,7 +74,7 @@ def make_tar(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for shard in range(2):
         with tarfile.open(folder / f"train-{shard:03d}.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-            add(tar, "LICENCE", b"a note that is no sample")
+            add(tar, "LICENSE", b"a note that is no sample")
             for n in range(3 * shard, 3 * shard + 3):
                 add(tar, f"a.b/{'ü' * 80}{n:06d}.png", IMAGES[n])
                 if shard:

@@ -1,10 +1,40 @@
-"""Checkpoints that do not fit the run that loads them."""
+"""Which rank writes what of the head; checkpoints that do not fit the run that loads them."""
 
 from __future__ import annotations
 
+import paddle
 import pytest
 
 from plsc import CheckpointError
+from plsc.engine.state import head_parts
+from plsc.losses import Head
+from plsc.utils.ranges import Range
+
+
+class Rows(Head):
+    """A head of a row per class, and a whole tensor."""
+
+    def __init__(self, start, stop):
+        self._classes, self._parameters = Range(start, stop), {"weight": paddle.zeros([stop - start, 4])}
+
+    classes = property(lambda self: self._classes)
+    parameters = property(lambda self: self._parameters)
+
+    def state(self):
+        return {**self.parameters, "mean": paddle.zeros([1])}
+
+
+@pytest.mark.parametrize(
+    "head, is_main, written",
+    [
+        (Rows(0, 6), True, [("head.weight", 0), ("head.mean", None)]),
+        (Rows(0, 6), False, []),  # replicated
+        (Rows(0, 3), True, [("head.weight", 0), ("head.mean", None)]),
+        (Rows(3, 6), False, [("head.weight", 3)]),
+    ],
+)
+def test_each_rank_writes_its_shard_and_the_first_what_is_replicated(head, is_main, written):
+    assert [(part.name, part.offset) for part in head_parts(head, is_main, num_classes=6)] == written
 
 
 def test_checkpoint_of_another_embedding_size_or_class_number(entry):

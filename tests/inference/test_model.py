@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from plsc import DataError, ServingError, load_inference_model
-from plsc.data.transforms import decode
+from plsc.data.images import decode
 from plsc.inference.model import InferenceModel
 from tests._support.servers import EMB_DIM, SIDE, make_image
 

@@ -1,12 +1,7 @@
-"""The client, the names of PLSC 0.1 over it, and galleries, against real servers."""
+"""The client against real servers and against servers that fail."""
 
 from __future__ import annotations
 
-import base64
-import json
-import re
-import socket
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,17 +9,17 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 
-from tests._support.ranks import run
-from tests._support.servers import EMB_DIM, make_image, make_model, serving
+from tests._support.servers import EMB_DIM, free_port, make_image, serving
 
 pytest.importorskip("urllib3", reason="urllib3 is not installed")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")
-faiss = pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+pytest.importorskip("faiss", reason="faiss-cpu is not installed")
 
-from face_service import FaceService  # noqa: E402
-from plsc import DataError, ServingError, load_inference_model  # noqa: E402
-from plsc.serving import Client, Gallery  # noqa: E402
+from plsc import DataError, ServingError, load_inference_model
+from plsc.data.images import decode
+from plsc.serving import Client, Gallery
 
+pytestmark = pytest.mark.server
 IMAGES = [make_image(seed) for seed in range(10)]
 
 
@@ -55,20 +50,9 @@ def servers(model, gallery, tmp_path_factory):
         yield a, b
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-# The client
-
-
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_images_of_every_kind_come_back_in_order(servers, expected, batch_size, tmp_path):
+def test_images_of_every_kind_are_embedded_in_order(servers, expected, batch_size, tmp_path):
     (tmp_path / "one.png").write_bytes(IMAGES[1])
-    from plsc.data.images import decode
-
     images = [IMAGES[0], tmp_path / "one.png", decode(IMAGES[2]), *IMAGES[3:]]
     with Client([server.url for server in servers], api_key="k") as client:
         found = client.embed(images, batch_size=batch_size, progress=True)
@@ -84,7 +68,7 @@ def test_both_servers_work(servers):
         assert '"path": "/embed", "status": 200' in server.text()
 
 
-def test_a_server_that_is_gone_is_made_up_for(servers, expected):
+def test_a_server_that_is_gone_is_replaced_by_another(servers, expected):
     gone = f"127.0.0.1:{free_port()}"
     with Client([gone, servers[0].url], api_key="k") as client:
         assert client.ready() == {f"http://{gone}": False, servers[0].url: True}
@@ -93,7 +77,7 @@ def test_a_server_that_is_gone_is_made_up_for(servers, expected):
         client.embed(IMAGES)
 
 
-def test_what_a_server_refuses_is_told_with_its_reason_and_not_repeated(servers):
+def test_a_refused_request_raises_the_reason_and_is_not_repeated(servers):
     with Client(servers[0].url) as client, pytest.raises(ServingError, match="/embed: .*: 401: no valid API key"):
         client.embed(IMAGES)
     with Client(servers[0].url, api_key="k") as client:
@@ -111,7 +95,7 @@ def test_what_a_server_refuses_is_told_with_its_reason_and_not_repeated(servers)
             client.embed("/no/such.png")
 
 
-def test_a_busy_server_is_asked_again_after_the_time_it_names():
+def test_a_busy_server_is_retried_after_its_pause():
     asked = []
 
     class Busy(BaseHTTPRequestHandler):
@@ -138,7 +122,7 @@ def test_a_busy_server_is_asked_again_after_the_time_it_names():
     assert len(asked) == 4
 
 
-def test_several_busy_servers_are_given_the_time_they_name():
+def test_several_busy_servers_are_retried_after_their_pause():
     asked = []
 
     class Busy(BaseHTTPRequestHandler):
@@ -174,86 +158,3 @@ def test_verify_and_identify(servers):
         assert len(found) == 2 and found[1]["cosine"] <= found[0]["cosine"]
         with pytest.raises(ServingError, match="k: got '0', expected a number from 1 to 100"):
             client.identify(IMAGES[3], count=0)
-
-
-# The names of PLSC 0.1
-
-
-def test_face_service_has_its_four_methods(model, expected, tmp_path):
-    with serving(model, log=tmp_path / "log") as server:
-        service = FaceService()
-        with pytest.raises(ServingError, match=r"not connected; call connect"):
-            service.encode([])
-        service.connect(f"127.0.0.1:{server.port}")
-        service.connect_all_server([f"127.0.0.1:{server.port}"])
-        found = service.encode([base64.b64encode(image).decode() for image in IMAGES])
-        assert np.abs(np.asarray(found) - expected).max() < 1e-5
-        with pytest.raises(DataError, match="image 0: no base64"):
-            service.encode(["a$"])
-        with pytest.raises(ServingError, match="no server ready there"):
-            service.connect(f"127.0.0.1:{free_port()}")
-        service.close()
-        service.close()
-
-
-def test_plsc_server_serves(model, tmp_path):
-    script = tmp_path / "serve.py"
-    script.write_text(
-        f"from plsc_serving.run import PLSCServer\n"
-        f"PLSCServer(with_gpu=False).with_model({str(model)!r}).run(port={free_port()}, drain=0)\n"
-    )
-    with (
-        serving(model, log=tmp_path / "log", command=[sys.executable, str(script)]) as server,
-        Client(server.url) as client,
-    ):
-        assert client.embed(IMAGES[0]).shape == (1, EMB_DIM)
-    status, output = run(
-        [sys.executable, "-c", "from plsc_serving.run import PLSCServer; PLSCServer().run()"], check=False
-    )
-    assert status != 0 and "no model chosen; call with_model(path) before run()" in output
-
-
-# The gallery
-
-
-def test_a_gallery_by_the_command_line(model, tmp_path):
-    for person in ("ann", "bob"):
-        (tmp_path / "faces" / person).mkdir(parents=True)
-    for number, image in enumerate(IMAGES[:4]):
-        (tmp_path / "faces" / ("ann" if number < 2 else "bob") / f"{number}.png").write_bytes(image)
-    (tmp_path / "carl.png").write_bytes(IMAGES[4])
-    (tmp_path / "report.json").write_text(json.dumps({"lfw/threshold": 0.99}))
-
-    def plsc(*arguments, check=True):
-        return run([sys.executable, "-m", "plsc", "gallery", *arguments], check=check)[1]
-
-    assert "4 entries of 2 names" in plsc("build", model, tmp_path / "g", tmp_path / "faces")
-    assert "exists and is not overwritten" in plsc("build", model, tmp_path / "g", tmp_path / "faces", check=False)
-    assert "5 entries of 3 names" in plsc("add", model, tmp_path / "g", tmp_path / "carl.png")
-    output = plsc(
-        "search",
-        model,
-        tmp_path / "g",
-        tmp_path / "carl.png",
-        tmp_path / "faces/bob/2.png",
-        "-k",
-        1,
-        "--report",
-        tmp_path / "report.json",
-    )
-    found = [json.loads(line) for line in re.findall(r"^\{.*\}$", output, re.MULTILINE)]
-    assert [row["matches"][0]["name"] for row in found] == ["carl", "bob"]
-    assert all(row["matches"][0]["same"] and row["threshold"] == 0.99 for row in found)
-    # What the same weights give otherwise packed is the same; what others give is not.
-    make_model(tmp_path / "baked", bake=("normalize",))
-    plsc("search", tmp_path / "baked", tmp_path / "g", tmp_path / "carl.png")
-    make_model(tmp_path / "other", seed=1)
-    for command in (("add",), ("search",)):
-        assert "built with other weights" in plsc(
-            *command, tmp_path / "other", tmp_path / "g", tmp_path / "carl.png", check=False
-        )
-    assert "1 entries removed, 4 left" in plsc("remove", tmp_path / "g", "carl")
-    make_model(tmp_path / "other", emb_dim=8)
-    assert "gallery's embeddings are of 16, the model's of 8" in plsc(
-        "search", tmp_path / "other", tmp_path / "g", tmp_path / "carl.png", check=False
-    )

@@ -256,4 +256,4 @@ def _name_classes(records: Records, folder: Path) -> None:
     if len(names) >= (records.num_classes or 0):
         records.class_names = names
     else:
-        log.warning("%s: %d names for %d classes, passed over", path, len(names), records.num_classes)
+        log.warning("%s: %d names for %d classes, ignored", path, len(names), records.num_classes)

@@ -40,7 +40,11 @@ class Base64Records(Records):
         label_first: per part file, whether the label is the first column.
 
     Raises:
-        DataError: a part is missing or empty, or a line has no label or no image, named by file and line.
+        DataError: a part is missing or empty, or a line has no label or no image; names file and line.
+
+    Example:
+        >>> Base64Records("faces/file_list.txt").label_first
+        [False, False]
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -30,6 +30,10 @@ class FolderRecords(Records):
 
     Raises:
         DataError: no class folder holds an image, or a folder cannot be read.
+
+    Example:
+        >>> FolderRecords("people").class_names[:2]
+        ['ann', 'bob']
     """
 
     format = "class folders"
@@ -82,10 +86,10 @@ class FolderRecords(Records):
             else:
                 empty.append(folder)
         if others:
-            log.info("%s: passed over %d files that are no images by their suffix", self.root, others)
+            log.info("%s: ignored %d files that are no images by their suffix", self.root, others)
         if left:
             log.warning(
-                "%s: passed over %d files and folders that other programs left behind, %s the first",
+                "%s: ignored %d files and folders that other programs left behind, %s the first",
                 self.root,
                 len(left),
                 min(left),
@@ -95,7 +99,7 @@ class FolderRecords(Records):
         loose = [name for name in loose if is_image_name(name)]
         if loose:
             log.warning(
-                "%s: passed over %d images that lie in no class folder, %s the first", self.root, len(loose), min(loose)
+                "%s: ignored %d images that lie in no class folder, %s the first", self.root, len(loose), min(loose)
             )
 
 

@@ -24,7 +24,12 @@ class ListRecords(Records):
             comment. Blank lines are ignored.
 
     Raises:
-        DataError: no such file, no lines, or a line that is not `path label`, named by file and number.
+        DataError: no such file, no lines, or a line that is not `path label`; names file and line.
+
+    Example:
+        >>> records = ListRecords("faces/label.txt")
+        >>> records[0].label
+        0
     """
 
     format = "list of images"

@@ -51,6 +51,11 @@ class RecordIORecords(Records):
 
     Raises:
         DataError: the file is missing, empty, cut off or damaged, or the index does not fit the file.
+
+    Example:
+        >>> records = RecordIORecords("faces/train.rec")
+        >>> records.format
+        'RecordIO, face-set layout, with index'
     """
 
     def __init__(self, path: str | Path, recover: bool = False) -> None:
@@ -242,7 +247,7 @@ class RecordIORecords(Records):
         if len(heads) != 1:
             if self.without_image:
                 log.warning(
-                    "%s: passed over %d records without an image, and there is no header record that says "
+                    "%s: ignored %d records without an image, and there is no header record that says "
                     "how many images to expect",
                     self.path,
                     self.without_image,

@@ -24,6 +24,10 @@ class StringTable:
     Attributes:
         text: all strings as UTF-8, one after the other, [bytes] uint8.
         ends: string i is text[ends[i]:ends[i + 1]]; [n + 1] int64, the first 0.
+
+    Example:
+        >>> list(StringTable(["a/1.jpg", "b/2.jpg"]))
+        ['a/1.jpg', 'b/2.jpg']
     """
 
     def __init__(self, strings: Iterable[str]) -> None:

@@ -25,6 +25,10 @@ class SyntheticRecords(Records):
 
     Raises:
         DataError: a number out of range.
+
+    Example:
+        >>> SyntheticRecords(10, 200, image_size=32)[17].label
+        7
     """
 
     format = "synthetic images"

@@ -42,6 +42,10 @@ class CsvRecords(Records):
 
     Raises:
         DataError: no such file or column, a row of another length, or a missing label; names the file and line.
+
+    Example:
+        >>> CsvRecords("faces.csv", image_column="photo", label_column="person").class_names[:2]
+        ['ann', 'bob']
     """
 
     def __init__(self, path: str | Path, *, image_column: str | None = None, label_column: str | None = None) -> None:
@@ -110,6 +114,10 @@ class ParquetRecords(Records):
     Raises:
         DataError: no such file or column, a damaged file, or a missing label.
         MissingDependencyError: pyarrow is not installed.
+
+    Example:
+        >>> ParquetRecords("shards/train-00000.parquet").format
+        'Parquet, 1 files, 8 row groups'
     """
 
     def __init__(

@@ -43,6 +43,10 @@ class TarRecords(Records):
 
     Raises:
         DataError: a shard is missing, compressed, cut off or damaged; a sample lacks its image or its class.
+
+    Example:
+        >>> records = TarRecords("shards/train-{000000..000119}.tar")
+        >>> image, label = records[41]
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -94,7 +94,7 @@ def train_with_parts(config, backbone):
         config,
         backbone=backbone,
         loader=build_dataloader(config, topology),
-        head=Classifier(config, collectives, lambda named: NamedOptimizer(config, named)),
+        head=Classifier(config, collectives, make_optimizer=lambda named: NamedOptimizer(config, named)),
         observers=[Losses("main", False), Losses("every", True)],
     ).train()
 

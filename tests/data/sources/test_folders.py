@@ -68,7 +68,7 @@ def test_what_other_programs_leave_behind_is_neither_class_nor_image(tmp_path, c
         (root / path).write_bytes(IMAGES[0])
     records = open_records(root)
     assert (len(records), records.class_names) == (6, ["a", "b", "c"])
-    assert f"passed over 4 files and folders that other programs left behind, {root / '.ipynb_che'}" in caplog.text
+    assert f"ignored 4 files and folders that other programs left behind, {root / '.ipynb_che'}" in caplog.text
 
 
 def test_folders_below_class_folders_count_and_other_files_are_counted(tmp_path, caplog):
@@ -80,4 +80,4 @@ def test_folders_below_class_folders_count_and_other_files_are_counted(tmp_path,
     records = FolderRecords(tmp_path)
     assert records.labels.tolist() == [0, 0, 1, 1, 1, 2, 2]
     assert records.class_names == ["a", "b", "c"]
-    assert "passed over 1 files" in caplog.text
+    assert "ignored 1 files" in caplog.text

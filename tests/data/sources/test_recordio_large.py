@@ -18,9 +18,12 @@ from plsc.data.subset import SelectedRecords
 from plsc.data.transforms import Transform
 from plsc.errors import DataError
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/status").is_file(), reason="the system does not tell anonymous memory from mapped files"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path("/proc/self/status").is_file(), reason="the system does not tell anonymous memory from mapped files"
+    ),
+]
 
 
 def memory(pid: object = "self", *kinds: str) -> int:
