@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from plsc.cli.gallery import _named_files
 from plsc.cli.main import main
+from plsc.errors import ConfigError
 from tests._support.ranks import run
 from tests._support.servers import make_image, make_model
 
@@ -73,3 +75,14 @@ def test_a_model_of_other_weights_is_refused(plsc_gallery, model, faces, tmp_pat
     make_model(tmp_path / "other", emb_dim=8)
     output = plsc_gallery("search", tmp_path / "other", gallery, carl, status=1)
     assert "gallery's embeddings are of 16, the model's of 8" in output
+
+
+def test_a_folder_gives_every_kind_of_image_that_data_sets_may_hold(tmp_path):
+    folder = tmp_path / "ann"
+    folder.mkdir()
+    (folder / "notes.txt").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="no image in it, expected files of .jpg, .jpeg, .jfif, .png, .*.gif"):
+        _named_files([folder])
+    for name in ("1.JPG", "2.tif", "3.gif", "4.webp"):
+        (folder / name).write_bytes(b"x")
+    assert _named_files([folder]) == [("ann", folder / name) for name in ("1.JPG", "2.tif", "3.gif", "4.webp")]
