@@ -35,15 +35,26 @@ def test_files_that_the_pages_name_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_setters_that_the_pages_name_exist(page):
     for setter in re.findall(r"\bset_[a-z_]+(?=[`(])", page.read_text()):
-        assert hasattr(Entry, setter) or setter in ("set_device", "set_service_name"), f"{page.name} names {setter}"
+        assert hasattr(Entry, setter) or setter in ("set_device", "set_service_name", "set_value"), f"{page.name} names {setter}"
 
 
 def test_the_tree_of_the_readme_is_true():
-    tree = (ROOT / "README.md").read_text().split("```\nplsc/")[1].split("```")[0]
-    named = re.findall(r"^  ([\w/]+(?:\.py|/))", tree, re.MULTILINE)
-    assert len(named) > 8
-    for name in named:
-        assert (ROOT / "plsc" / name).exists(), name
+    tree = (ROOT / "README.md").read_text().split("```\nplsc/\n")[1].split("\ndocs/")[0]
+    packages, parent = set(), ROOT / "plsc"
+    for line in tree.splitlines():
+        names, _, meaning = re.fullmatch(r"( *(?:[\w.]+/?, )*[\w.]+/?)(  +)(.*)", line).groups()
+        if not names.startswith("   "):
+            parent = ROOT / "plsc"
+        paths = [parent / name for name in names.strip().split(", ")]
+        assert all(path.exists() for path in paths), line
+        packages.update(path for path in paths if path.is_dir())
+        if paths[0].is_dir():
+            for file in re.findall(r"\b\w+\.py\b", meaning):
+                assert (paths[0] / file).exists(), line
+            if not names.startswith("   "):
+                parent = paths[0]
+    top = {path.parent for path in (ROOT / "plsc").glob("*/__init__.py")}
+    assert top <= packages, f"the tree lacks {sorted(path.name for path in top - packages)}"
 
 
 def commands(page):

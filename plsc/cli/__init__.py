@@ -1,0 +1,1 @@
+"""The command line: settings become flags, and a module holds each group of commands."""

@@ -1,0 +1,1 @@
+"""Training: the loop, what it continues, what it saves, and who watches it."""

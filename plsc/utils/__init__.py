@@ -1,0 +1,1 @@
+"""What every package may use: atomic writes, files, ranges, threads, settings."""
