@@ -154,7 +154,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_head_that_was_saved_and_loaded_goes_on_bit_for_bit(name):
+def test_a_head_that_was_saved_and_loaded_continues_bit_for_bit(name):
     def fresh():
         return make_head(
             **{key: RunningMargin() if key == "margin_function" else v for key, v in SETTINGS[name].items()}
@@ -198,7 +198,7 @@ PADDLE_OPTIMIZERS = ["Adam", "Adamax", "NAdam", "RAdam", "Lamb", "RMSProp", "Ada
 
 
 @pytest.mark.parametrize("name", PADDLE_OPTIMIZERS)
-def test_state_of_paddles_optimizers_is_told_from_its_name(name):
+def test_which_state_of_paddles_optimizers_has_a_row_per_class(name):
     """Whether a tensor has a row per class is asked before a checkpoint is loaded, when only its name is known."""
     options = {"learning_rate_range": (1e-5, 1.0)} if name == "Rprop" else {}
     options = {"learning_rate": 0.1} if name in ("RMSProp", "Adagrad") else options
