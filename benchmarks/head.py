@@ -1,13 +1,13 @@
-"""Time and memory of the sharded head beside the matrix products it cannot do without. CPU ranks, one thread each.
+"""Time and memory of the sharded head, and of the three matrix products that any exact head needs.
 
-    python benchmarks/head.py                                          # a small size
-    python benchmarks/head.py --classes 1000000                        # the size the design is held to
+    python benchmarks/head.py                                          # 200,000 classes
+    python benchmarks/head.py --classes 1000000                        # the size of the figures in docs/losses.md
     python benchmarks/head.py --torch-python /path/to/python           # with PyTorch Partial FC of another environment
 
-Every step of a head is preceded by one run of the bare loop of three matrix products over the same weight, and its
-time is given over the median of those, since machines differ and one machine differs from hour to hour. The peak is
-the resident memory of the variant's own process beyond what that process held before weight and momentum were made.
-The slowest rank counts. Needs nothing of a GPU and measures none.
+The ranks run on the CPU, with one thread each. Before every step of a head, a bare loop of the three matrix products
+runs over the same weight. A step's time is also given over the median time of that loop, since machines differ, and one
+machine differs from hour to hour. The peak is the resident memory of the variant's process beyond what the process held
+before weight and momentum were made. Time and peak are those of the slowest rank.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LABELS = {
     "published": "PartialFC_V2's steps, all classes",
     "published sampled": "PartialFC_V2's steps, sampled",
 }
-# float32 copies of [S, G] and of [S, D] that a variant needs at its peak, roughly: what does not fit is left out.
+# float32 copies of [S, G] and of [S, D] that a variant needs at its peak, roughly. What does not fit is left out.
 COPIES = {
     "plain": (10, 5),
     "unfused": (6, 5),
@@ -229,12 +229,12 @@ def environment() -> dict:
     }
 
 
-# What is made of it
+# The report
 
 
 def line(name: str, found: dict, results: dict) -> str:
     ratio, reference = found["seconds"] / found["gemm_seconds"], results.get("fused")
-    # By their own matrix products, so that a busier minute of the machine does not count.
+    # Each time over its own matrix products, so that a busier minute of the machine cancels out.
     against = f"{ratio * reference['gemm_seconds'] / reference['seconds']:5.2f} x fused  " if reference else ""
     return (
         f"{LABELS[name]:32s} {found['seconds'] * 1e3:7.0f} ms {ratio:6.2f} x GEMM "

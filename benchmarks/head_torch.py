@@ -1,13 +1,13 @@
-"""Partial FC in PyTorch on gloo, one rank: what `head.py` compares with. Prints a line of JSON on rank 0.
+"""Partial FC in PyTorch on gloo: one rank of the head that `head.py` compares with. Rank 0 prints a line of JSON.
 
-Written straight from An et al., CVPR 2022 (ArcFace margin, class-sharded softmax, sampling with the
-momentum of sampled rows carried along), and tuned: in place where autograd allows, the softmax and its
-gradient in one buffer, `torch.optim.SGD(fused=True)`, one thread, huge pages by the caller's environment.
-The margin is written over the target logits and its derivative taken as 1, as InsightFace does.
+Written after An et al., CVPR 2022 (ArcFace margin, class-sharded softmax, sampling of rows with their momentum), and
+tuned: in place where autograd allows it, the softmax and its gradient in one buffer, `torch.optim.SGD(fused=True)`, one
+thread, huge pages by the caller's environment. The margin is written over the target logits and its derivative is taken
+as 1, as InsightFace does.
 
-With `--published` a step does what InsightFace's PartialFC_V2 does instead: autograd through the choice of rows, so
-that gradient and update are those of the whole weight; acos and cos over all logits; a one-hot matrix of the owned
-samples in backward.
+With `--published`, a step does what InsightFace's PartialFC_V2 does: autograd through the choice of rows, so that
+gradient and update are those of the entire weight; acos and cos over all logits; a one-hot matrix of the owned samples
+in backward.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-SCALE, MARGIN, RATE, MOMENTUM, L2 = 64.0, 0.5, 0.01, 0.9, 5e-4
+SCALE, MARGIN, LEARNING_RATE, MOMENTUM, L2 = 64.0, 0.5, 0.01, 0.9, 5e-4
 
 
 class Gather(torch.autograd.Function):
@@ -61,10 +61,10 @@ class CrossEntropy(torch.autograd.Function):
         return (both[:, 0].log() - both[:, 1]).mean()
 
     @staticmethod
-    def backward(context, rate):
+    def backward(context, by_loss):
         logits, at, row = context.saved_tensors
         logits[at, row[at]] -= 1.0
-        return logits.mul_(rate / len(row)), None, None
+        return logits.mul_(by_loss / len(row)), None, None
 
 
 class PublishedCrossEntropy(torch.autograd.Function):
@@ -86,19 +86,19 @@ class PublishedCrossEntropy(torch.autograd.Function):
         return -probability.clamp_min(1e-30).log().mean()
 
     @staticmethod
-    def backward(context, rate):
+    def backward(context, by_loss):
         logits, at, row = context.saved_tensors
         one_hot = torch.zeros(len(at), logits.shape[1])
         one_hot.scatter_(1, row[at].unsqueeze(1), 1.0)
         logits[at] -= one_hot
-        return logits.div_(len(row)) * rate, None, None
+        return logits.div_(len(row)) * by_loss, None, None
 
 
 class PartialFC:
     def __init__(self, size, width, first, ratio):
         self.weight, self.velocity = torch.empty(size, width).normal_(0, 0.01), torch.zeros(size, width)
         self.first, self.count = first, math.ceil(ratio * size)
-        self.whole = ratio >= 1.0
+        self.all_classes = ratio >= 1.0
 
     def gather(self, features, labels):
         """(all features, their rows here, whether they have one, the rows that are chosen or None)."""
@@ -107,7 +107,7 @@ class PartialFC:
         dist.all_gather(parts, labels)
         row = torch.cat(parts) - self.first
         owned = (row >= 0) & (row < len(self.weight))
-        if self.whole:
+        if self.all_classes:
             return x, row, owned, None
         score = torch.rand(len(self.weight))
         score[row[owned]] = 2.0
@@ -117,7 +117,7 @@ class PartialFC:
     def step(self, features, labels):
         x, row, owned, index = self.gather(features, labels)
         weight, velocity = self.weight, self.velocity
-        if not self.whole:
+        if not self.all_classes:
             weight, velocity = self.weight[index], self.velocity[index]
         weight = weight.detach().requires_grad_()
         cosine = F.linear(F.normalize(x), F.normalize(weight)).clamp(-1, 1)
@@ -129,10 +129,10 @@ class PartialFC:
         logits.data[at, row[at]] = SCALE * torch.cos(angle)
         loss = CrossEntropy.apply(logits, row, owned)
         loss.backward()
-        optimizer = torch.optim.SGD([weight], RATE, MOMENTUM, weight_decay=L2, fused=True)
+        optimizer = torch.optim.SGD([weight], LEARNING_RATE, MOMENTUM, weight_decay=L2, fused=True)
         optimizer.state[weight]["momentum_buffer"] = velocity
         optimizer.step()
-        if not self.whole:
+        if not self.all_classes:
             self.weight.index_copy_(0, index, weight.detach())
             self.velocity.index_copy_(0, index, velocity)
         return loss.item()
@@ -143,11 +143,11 @@ class PublishedPartialFC(PartialFC):
         super().__init__(*args)
         self.velocity = None
         self.weight.requires_grad_()
-        self.optimizer = torch.optim.SGD([self.weight], RATE, MOMENTUM, weight_decay=L2)
+        self.optimizer = torch.optim.SGD([self.weight], LEARNING_RATE, MOMENTUM, weight_decay=L2)
 
     def step(self, features, labels):
         x, row, owned, index = self.gather(features, labels)
-        weight = self.weight if self.whole else self.weight[index]
+        weight = self.weight if self.all_classes else self.weight[index]
         logits = F.linear(F.normalize(x), F.normalize(weight)).clamp(-1, 1)
         at = owned.nonzero().squeeze(1)
         with torch.no_grad():

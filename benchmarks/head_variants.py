@@ -29,7 +29,7 @@ def make_weight(size: int, width: int) -> paddle.Tensor:
 
 
 class Gemm:
-    """The three matrix products that no exact head can do without, in the fastest form found, and nothing else."""
+    """The three matrix products that any exact head needs, in the fastest form found, and nothing else."""
 
     def __init__(self, weight: paddle.Tensor, samples: int, chunk: int = 2048) -> None:
         width = weight.shape[1]
@@ -51,7 +51,7 @@ class Gemm:
 
 
 class Fused:
-    """The library's own, in either mode, on all classes or on a sample."""
+    """The library's fused head, with either mode of logits, on all classes or on a sample."""
 
     def __init__(
         self, weight, first_class, collectives: Collectives, *, samples: int, logits: str, ratio: float
@@ -75,7 +75,7 @@ class Fused:
 
 
 class Unfused:
-    """The library's path for any optimizer: gradients as tensors, then Paddle's Momentum."""
+    """The library's head for any optimizer: the gradient of the weight as a tensor, then Paddle's Momentum."""
 
     def __init__(self, weight, first_class, collectives: Collectives) -> None:
         self.collectives = collectives
@@ -113,18 +113,18 @@ class Plain:
         with paddle.no_grad():
             peak = self.collectives.all_reduce_max(logits.max(axis=1))
             total = self.collectives.all_reduce_sum(paddle.exp(logits - peak.unsqueeze(1)).sum(axis=1))
-            whole = peak + paddle.log(total)
+            log_total = peak + paddle.log(total)
             target = self.collectives.all_reduce_sum((logits * one_hot).sum(axis=1))
         # Its gradient is that of the mean cross-entropy over all shards.
-        share = (paddle.exp(logits - whole.unsqueeze(1)) - one_hot * logits).sum() / len(y)
-        share.backward()
+        surrogate = (paddle.exp(logits - log_total.unsqueeze(1)) - one_hot * logits).sum() / len(y)
+        surrogate.backward()
         self.collectives.reduce_scatter_sum(x.grad)
         self.optimizer.step()
         self.optimizer.clear_grad(set_to_zero=False)
-        return (whole - target).mean()
+        return (log_total - target).mean()
 
 
 def as_parameter(weight: paddle.Tensor) -> paddle.Tensor:
-    """The same memory, with a gradient and the name that optimizers ask for."""
+    """The same memory as a parameter: it requires a gradient and has the name that optimizers need."""
     weight.stop_gradient, weight.persistable, weight.name = False, True, "class_centers"
     return weight

@@ -7,7 +7,7 @@ in one place and with one kind of message, before any work has begun.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, field_validator
 
@@ -91,6 +91,13 @@ class Config(Settings):
         "use_fp16": "Mixed precision on GPUs",
         "checkpoint_dir": "Checkpoints, verification and logging",
     }
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, **values: Any) -> None:
+            if values.get("train_steps") is not None:
+                values.setdefault("train_epochs", None)
+            super().__init__(**values)
 
     num_classes: int = Field(default=85742, ge=1, description="Number of classes C.")
     emb_dim: int = Field(default=512, ge=1, description="Embedding size D.")

@@ -61,6 +61,12 @@ def test_the_main_margin_is_that_of_the_loss():
     assert (entry.margin, entry.config.margins) == (0.4, (1.0, 0.0, 0.4))
 
 
+def test_steps_unset_the_default_epochs(tmp_path):
+    assert (Config(train_steps=3).train_epochs, Config(train_steps=None).train_epochs) == (None, 120)
+    (tmp_path / "run.yaml").write_text("train_steps: 3")
+    Config.from_file(tmp_path / "run.yaml").check()
+
+
 def test_verification_sets_by_name():
     assert Config().val_names == ("lfw",)
     assert Config(val_targets="a, b,").val_names == ("a", "b")
@@ -75,7 +81,7 @@ def test_verification_sets_by_name():
         ({"loss_type": "combined", "margin1": 1.0, "margin2": 0.1, "margin3": 0.1, "margin": 0.2}, "no single margin"),
         ({"margin_function": max, "margin3": 0.1}, "margin_function replaces the margins .*, but margin3 is set"),
         ({"margin_function": max, "loss_type": "softmax"}, "has no margin, but margin_function is set"),
-        ({"train_steps": 3}, "train_epochs is 120 and train_steps is 3; set one of them"),
+        ({"train_steps": 3, "train_epochs": 120}, "train_epochs is 120 and train_steps is 3; set one of them"),
         ({"train_epochs": None}, "train_epochs is None and train_steps is None"),
     ],
 )

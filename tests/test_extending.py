@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
@@ -15,8 +16,7 @@ from tests._support.ranks import launch
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 SECTIONS = ("Backbone", "Margin", "Head", "Row optimizer", "Records", "Schedule", "Observer")
-# Lines of code of a script, without blank lines and comments.
-LIMIT = 36
+LIMIT = 20
 
 
 def scripts():
@@ -29,7 +29,13 @@ def scripts():
 
 
 def code_lines(script):
-    without_docstrings = re.sub(r'""".*?"""', "", script, flags=re.DOTALL)
+    """Lines of the classes and functions in a script, without docstrings, comments and blank lines.
+
+    The other lines are imports and the settings of a run, which any script has.
+    """
+    definitions = [node for node in ast.parse(script).body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
+    text = "\n".join(ast.get_source_segment(script, node) for node in definitions)
+    without_docstrings = re.sub(r'""".*?"""', "", text, flags=re.DOTALL)
     return [line for line in without_docstrings.splitlines() if line.strip() and not line.strip().startswith("#")]
 
 
@@ -53,7 +59,7 @@ def used_backbone(folder, about, output):
 
 def used_margin(folder, about, output):
     (mean,) = saved(folder, "head.margin:mean")
-    assert mean < 20.0 * 0.99**5  # norms are far below 20 here
+    assert 20.0 * 0.99**6 < mean < 20.0  # from 20 towards the norms, which are smaller
 
 
 def used_head(folder, about, output):
@@ -105,4 +111,4 @@ def test_a_script_trains_on_two_ranks(section, tmp_path):
         # Two ranks of 10 images each trained together, to a finite loss.
         assert about["images_in_epoch"] == about["step"] * 20
         assert math.isfinite(float(re.findall(r"loss ([\d.]+)", output)[-1]))
-        EVIDENCE.get(section, lambda *_: None)(tmp_path, about, output)
+        EVIDENCE[section](tmp_path, about, output)

@@ -35,7 +35,7 @@ class Head(Protocol):
         parameters: the trained tensors by name, each with one row per class in `classes`.
 
     Example:
-        See docs/extending.md for a head of one's own; it is passed as `Trainer(config, head=head)`.
+        docs/extending.md has a complete head. A head is passed to the trainer as `Trainer(config, head=head)`.
     """
 
     classes: Range

@@ -30,7 +30,7 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 STEP = "optimizer:step"
 _STEP_BEFORE_3 = "updates:pow_acc"  # the same count in checkpoints of PLSC 1.0
-# In the state of Paddle's optimizers only the powers of beta, of Adam and its kin, are one number per parameter.
+# In the state of Paddle's optimizers, only Adam's powers of beta are one number per parameter.
 _SCALAR_STATE = "_pow_acc"
 
 
@@ -209,7 +209,7 @@ class FusedHead:
         return name not in (STEP, _STEP_BEFORE_3)
 
     def _prepare(self, samples: int) -> FusedSoftmax:
-        """For batches of up to so many samples: choose how logits are held, and make room for sampled rows."""
+        """For batches of up to so many samples: choose how logits are kept, and allocate the sampled rows."""
         if self._softmax is not None and self._samples >= samples:
             return self._softmax
         self._samples = samples

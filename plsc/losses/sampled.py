@@ -24,8 +24,8 @@ from plsc.losses.shard import Block, Shard
 class SampledShard(Shard):
     """K rows of a shard. In each step: `draw`, then the loss on this shard, then `update`.
 
-    K is the ratio's part of the shard, or the batch size where that is more, so that there is room for all positives;
-    it is the same in every step, so that a step never waits for the device to learn a size.
+    K is the ratio's part of the shard, or the batch size where that is more, so that all positives are among them; it
+    is the same in every step, so that a step never waits for the device to learn a size.
 
     Args:
         shard: the shard to draw from.

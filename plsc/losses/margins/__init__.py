@@ -20,8 +20,8 @@ from plsc.losses.margins.combined import CombinedMargin
 class Margin(Protocol):
     """psi(cos, |x|, y), the margin on the target cosine.
 
-    A head calls its margin once per step, on every rank, with the whole batch over which the loss is the mean: with
-    sharded class centers and with centers replicated on several ranks, that is the global batch.
+    A head calls its margin once per step, on every rank, with the global batch, whether the class centers are
+    sharded over ranks or replicated on each.
 
     `norms` and `labels` are then the same on all ranks. `cosine` is not: with sharded centers a rank holds the target's
     center only for the labels of its own classes; the other entries of `cosine` are cosines to some other class, and
@@ -69,7 +69,7 @@ class MarginOutput(NamedTuple):
     """What a margin returned; all [G].
 
     Attributes:
-        psi: the value that takes the place of the target cosine.
+        psi: the value that replaces the target cosine.
         by_cosine: d psi / d cos.
         by_norm: d psi / d |x|; None for 0.
     """
