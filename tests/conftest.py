@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 
 import cv2
+import hypothesis
 import pytest
 
 import plsc
 from plsc.data.verification_set import VerificationSet
 from tests._support.images import CLASSES, SIDE, make_images
 from tests._support.servers import make_model
+
+# An example takes longer where processes share the cores; the time is no part of what is tested.
+hypothesis.settings.register_profile("plsc", deadline=None)
+hypothesis.settings.load_profile("plsc")
 
 
 def pytest_runtest_setup(item):

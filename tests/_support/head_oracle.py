@@ -109,5 +109,5 @@ class LockstepReducer:
 
 def relative_error(found, expected):
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    # The floor is well above e^-709, which Eigen's vectorized exponential returns instead of 0.
-    return float(np.abs(found - expected).max(initial=0.0) / max(np.abs(expected).max(initial=0.0), 1e-290))
+    # The floor is well above what comes of e^-709, which Eigen's vectorized exponential returns instead of 0.
+    return float(np.abs(found - expected).max(initial=0.0) / max(np.abs(expected).max(initial=0.0), 1e-250))
