@@ -251,9 +251,11 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
     "returned, message",
     [
         (lambda cosine: cosine, "returned Tensor"),
-        (lambda cosine: (cosine,), r"returned \(\[6\]\)"),
-        (lambda cosine: (cosine, cosine.sum()), r"returned \(\[6\], \[\]\)"),
-        (lambda cosine: (cosine, 1.0), r"returned \(\[6\], float\)"),
+        (lambda cosine: (cosine,), r"returned \(\[6\] float32\)"),
+        (lambda cosine: (cosine, cosine.sum()), r"returned \(\[6\] float32, \[\] float32\)"),
+        (lambda cosine: (cosine, 1.0), r"returned \(\[6\] float32, float\)"),
+        (lambda cosine: (cosine, cosine.numpy()), r"returned \(\[6\] float32, ndarray\)"),
+        (lambda cosine: (cosine.astype("float64"), cosine), r"returned \(\[6\] float64, \[6\] float32\)"),
     ],
 )
 @pytest.mark.parametrize("settings", [{}, {"optimizer": unfused_adam}])
