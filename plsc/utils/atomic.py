@@ -131,10 +131,13 @@ def restore_folder(folder: Path) -> bool:
     """
     try:
         folder = folder.resolve()
+        old = _old_path(folder)
+        if folder.exists() or not old.exists():
+            return False
         with _locked(folder.parent):  # a process that is replacing the folder now holds the lock
-            if folder.exists() or not _old_path(folder).exists():
+            if folder.exists() or not old.exists():
                 return False
-            _restore(folder, _old_path(folder))
+            _restore(folder, old)
             return True
     except (OSError, RuntimeError) as reason:
         log.warning("%s: the earlier folder cannot be put back: %s", folder, reason)
