@@ -6,6 +6,7 @@ in one place and with one kind of message, before any work has begun.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -338,7 +339,15 @@ class Config(Settings):
             return "step"
         if not isinstance(value, str) and not callable(value):
             raise ValueError(f"expected {', '.join(SCHEDULES)} or a function of the step")
-        return one_of(value, SCHEDULES) if isinstance(value, str) else value
+        if isinstance(value, str):
+            return one_of(value, SCHEDULES)
+        try:
+            inspect.signature(value).bind(0)
+        except TypeError as error:
+            raise ValueError(f"expected a function that is called with the step alone: {error}") from None
+        except ValueError:  # some functions of C have no signature
+            pass
+        return value
 
     @field_serializer("lr_schedule")
     def _name_of_schedule(self, value: str | Callable[[int], float]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from plsc.config import DEFAULT_VAL_TARGETS, LOSS_TYPES, Config, ScheduleName, check_callable, config
+from plsc.errors import ConfigError
 from plsc.models.registry import find_backbone
 from plsc.utils.lazy import require_paddle
 from plsc.utils.logging import show_log
@@ -221,6 +222,8 @@ class Entry(_Attributes):
 
         `grey` is the former name of `gray`.
         """
+        if grey is not None and gray:
+            raise ConfigError("set_augment: grey is the old name of gray, and both are given; leave out grey")
         self.config.assign(
             augment_crop=crop,
             augment_rotate=rotate,

@@ -130,6 +130,8 @@ def test_the_description_names_every_choice():
 
 def test_the_spelling_of_1_0_is_accepted():
     entry = Entry()
+    with pytest.raises(ConfigError, match="grey is the old name of gray, and both are given; leave out grey"):
+        entry.set_augment(gray=0.1, grey=0.2)
     entry.set_augment(grey=0.2)
     assert (entry.augment_gray, entry.augment_grey) == (0.2, 0.2)
     entry.augment_grey = 0.3

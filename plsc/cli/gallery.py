@@ -10,6 +10,7 @@ import typer
 
 from plsc.data.images import IMAGE_SUFFIXES, is_image_name
 from plsc.errors import ConfigError
+from plsc.utils.atomic import restore_folder
 
 if TYPE_CHECKING:
     from plsc.inference.gallery import Gallery
@@ -34,7 +35,7 @@ def build(model: Model, folder: Folder, images: Images) -> None:
     from plsc.inference.gallery import Gallery
     from plsc.inference.model import load_inference_model
 
-    if folder.exists():
+    if folder.exists() or restore_folder(folder):
         raise ConfigError(f"{folder} exists and is not overwritten; choose another name, or plsc gallery add")
     loaded = load_inference_model(model)
     gallery = Gallery(loaded.emb_dim, loaded.card.weights)

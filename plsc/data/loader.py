@@ -91,6 +91,10 @@ class TrainLoader:
         self.steps_per_epoch: int = -(-self.num_images // (batch_size * world_size))
         self.skipped = 0
         self._labels = records.labels if class_balanced else None
+        if self._labels is not None and len(self._labels) != self.num_images:
+            raise DataError(
+                f"{records.format}: has {self.num_images} images and {len(self._labels)} labels, expected one each"
+            )
         self._num_workers, self._timeout = num_workers, worker_timeout
         self._pool: WorkerPool | None = None
 

@@ -80,9 +80,25 @@ class Records(abc.ABC):
     @functools.cached_property
     def labels(self) -> Labels:
         """The class of every record, [n] int64. The default reads every record once; a source that knows the classes
-        without the images sets or overrides `labels`."""
+        without the images sets or overrides `labels`.
+
+        Raises:
+            DataError: a record cannot be read, or its label is no class; names the record.
+        """
         reading = tqdm(range(len(self)), "reading labels", disable=None, leave=False)
-        return np.asarray([self[index].label for index in reading], np.int64)
+        return np.asarray([self._read_label(index) for index in reading], np.int64)
+
+    def _read_label(self, index: int) -> int:
+        try:
+            _, label = self[index]
+            label = to_class(label)
+            if label < 0:
+                raise ValueError(f"label {label} is below 0")
+            return label
+        except DataError as error:
+            raise DataError(f"{self.describe(index)}: {error}") from None
+        except Exception as error:  # a user's own source may raise any
+            raise DataError(f"{self.describe(index)}: reading its label failed: {error!r}") from error
 
     def count_classes(self) -> int:
         """`num_classes`, or where that is None one more than the largest of `labels`."""

@@ -81,8 +81,10 @@ def with_min_images(records: Records, min_images: int) -> Records:
         A part of the source, or the source itself where no class is left out.
 
     Raises:
-        DataError: no class has as many images.
+        DataError: there are no images, or no class has as many.
     """
+    if not len(records):
+        raise DataError(f"{records.format}: there are no images, expected at least one")
     num_classes = records.count_classes()
     present, places, counts = np.unique(records.labels, return_inverse=True, return_counts=True)
     is_kept = counts >= max(1, min_images)

@@ -76,8 +76,15 @@ def check_loader(loader: Loader, config: Config, *, topology: Topology) -> Loade
     """Return a user's loader if it fits the run.
 
     Raises:
-        ConfigError: a `TrainLoader` was made for another batch size or another rank.
+        ConfigError: it lacks a part of `Loader`, or a `TrainLoader` was made for another batch size or another rank.
     """
+    missing = [name for name in ("epoch", "close") if not callable(getattr(loader, name, None))]
+    missing += [name for name in ("num_images", "skipped") if not hasattr(loader, name)]
+    if missing:
+        raise ConfigError(
+            f"loader: got {type(loader).__name__}, which has no {', '.join(missing)}; expected an object with "
+            f"epoch(epoch, first_step), close(), num_images and skipped"
+        )
     if isinstance(loader, TrainLoader):
         found = (loader.batch_size, loader.rank, loader.world_size)
         expected = (config.train_batch_size, topology.rank, topology.world_size)

@@ -17,8 +17,10 @@ They differ in the decay, with T the steps of the whole run and p = (step - W) /
 from __future__ import annotations
 
 import bisect
+import contextlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 from plsc.config import Config
 from plsc.errors import ConfigError
@@ -62,11 +64,14 @@ def build_schedule(
         steps_per_epoch: None where the number of training images is unknown.
         total_steps: steps of the whole run; None where unknown.
 
+    Returns:
+        A schedule, which raises `ConfigError` where a function of the user returns no learning rate.
+
     Raises:
         ConfigError: the schedule depends on a number of steps that is unknown.
     """
     if callable(config.lr_schedule):
-        return config.lr_schedule
+        return _checked(config.lr_schedule)
     if config.warmup_epochs and steps_per_epoch is None:
         raise ConfigError(
             f"warmup_epochs is {config.warmup_epochs}, but the number of training images is unknown; "
@@ -81,6 +86,25 @@ def build_schedule(
         if step < warmup_steps:
             return start + (peak - start) * (step + 1) / warmup_steps
         return peak * decay(step)
+
+    return learning_rate
+
+
+def _checked(function: Callable[[int], Any]) -> Schedule:
+    """A user's function whose values are numbers that a class center survives: NaN would stay in it for good."""
+
+    def learning_rate(step: int) -> float:
+        value = function(step)
+        number = math.nan
+        if not isinstance(value, str):
+            with contextlib.suppress(TypeError, ValueError):
+                number = float(value)
+        if not 0 <= number < math.inf:
+            raise ConfigError(
+                f"lr_schedule: the function returned {value!r} ({type(value).__name__}) for step {step}; expected a "
+                f"number of 0 or more"
+            )
+        return number
 
     return learning_rate
 

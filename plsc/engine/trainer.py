@@ -47,7 +47,7 @@ from plsc.engine.state import (
     load_training,
 )
 from plsc.errors import TrainingError
-from plsc.losses import Head
+from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model
 from plsc.utils.logging import show_log
@@ -110,7 +110,7 @@ class Trainer:
         self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
         if head is None:
             head = Classifier(config, self.collectives, make_optimizer=lambda named: NamedOptimizer(config, named))
-        self.head: Head = head
+        self.head = check_head(head, config.num_classes)
         self.precision = Precision(config, self.topology)
         if loader is None:
             loader = build_dataloader(config, self.topology)
@@ -200,6 +200,7 @@ class Trainer:
             log.warning("step %d skipped: its loss is %s", self.step + 1, loss.item())
         else:
             feature_gradient = self.head.backward(learning_rate)
+            check_gradient(feature_gradient, self.head, features=features)
             # The head's gradient is exact for the mean over the global batch. DataParallel averages over ranks what
             # must be summed, so that average is undone here, and nowhere else.
             scaled = self.precision.scaler.scale(feature_gradient * self.topology.world_size)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from plsc.errors import DataError, ServingError
 from plsc.inference.embedding import Embeddings
 from plsc.inference.model_card import ModelCard
-from plsc.utils.atomic import write_folder
+from plsc.utils.atomic import restore_folder, write_folder
 from plsc.utils.lazy import require
 
 ABOUT_FILE, INDEX_FILE = "gallery.json", "index.faiss"
@@ -175,6 +175,7 @@ class Gallery:
         """
         faiss = _faiss()
         folder = Path(folder)
+        restore_folder(folder)
         if folder.exists() and not (replace and (folder / ABOUT_FILE).is_file()):
             raise ServingError(f"{folder} exists and is not overwritten; choose another name")
         about = {
@@ -185,7 +186,7 @@ class Gallery:
             "next": self._next,
             "names": {str(number): name for number, name in self._names.items()},
         }
-        with write_folder(folder, ServingError) as write:
+        with write_folder(folder, ServingError, replace=replace) as write:
             write.obsolete = {INDEX_FILE, ABOUT_FILE}
             try:
                 faiss.write_index(self._index, str(write.path / INDEX_FILE))
@@ -202,6 +203,8 @@ class Gallery:
         """
         faiss = _faiss()
         folder = Path(folder)
+        if not folder.exists():
+            restore_folder(folder)
         try:
             about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
             gallery = cls(about["dimension"], about.get("weights", ""))

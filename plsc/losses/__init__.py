@@ -12,11 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 import paddle
 
+from plsc.errors import ConfigError
 from plsc.losses.margins import Margin, StatefulMargin
 from plsc.losses.row_optimizers import RowOptimizer
 from plsc.utils.ranges import Range
 
-__all__ = ["Head", "Margin", "RowOptimizer", "StatefulMargin", "MARGIN_STATE"]
+__all__ = ["Head", "Margin", "RowOptimizer", "StatefulMargin", "MARGIN_STATE", "check_gradient", "check_head"]
 
 MARGIN_STATE = "margin:"
 """Prefix of the names under which a head's state holds that of its margin, which no optimizer's kind concerns."""
@@ -95,3 +96,46 @@ class Head(Protocol):
         about the names in a checkpoint too, before there is any state. By default, true for the parameters.
         """
         return name in self.parameters
+
+
+_METHODS = ("forward", "backward", "accuracy", "state", "load", "has_row_per_class")
+
+
+def check_head(head: Any, num_classes: int) -> Head:
+    """Return `head` if it has what the trainer needs.
+
+    Raises:
+        ConfigError: it is a class, lacks a method or an attribute, or a parameter does not have one row per class. It
+            is raised when the trainer is made, since a checkpoint would find it only at the end of an epoch.
+    """
+    name = head.__name__ if isinstance(head, type) else type(head).__name__
+    if isinstance(head, type):
+        raise ConfigError(f"head: got the class {name}, expected an object of it")
+    missing = [method for method in _METHODS if not callable(getattr(head, method, None))]
+    missing += [attribute for attribute in ("classes", "parameters", "optimizer_kind") if not hasattr(head, attribute)]
+    if missing:
+        raise ConfigError(
+            f"head {name} has no {', '.join(missing)}; plsc.losses.Head is a base class that has all but classes, "
+            f"parameters, forward and backward"
+        )
+    classes = head.classes
+    if not isinstance(classes, Range) or not 0 <= classes.start <= classes.stop <= num_classes:
+        raise ConfigError(f"head {name}: classes is {classes!r}, expected a Range within 0 to {num_classes}")
+    for key, parameter in head.parameters.items():
+        shape = list(parameter.shape)
+        if shape[:1] != [classes.size]:
+            raise ConfigError(
+                f"head {name}: parameter '{key}' is {shape}, expected {classes.size} rows, one per class of {classes}"
+            )
+    checked: Head = head
+    return checked
+
+
+def check_gradient(gradient: Any, head: Head, *, features: paddle.Tensor) -> None:
+    """Raise `ConfigError` where `head.backward` did not return a tensor of the features' shape."""
+    found = list(gradient.shape) if isinstance(gradient, paddle.Tensor) else type(gradient).__name__
+    if found != list(features.shape):
+        raise ConfigError(
+            f"head {type(head).__name__}: backward returned {found}, expected the gradient by the features, "
+            f"{list(features.shape)}"
+        )

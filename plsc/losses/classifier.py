@@ -250,10 +250,24 @@ class _GlobalBatchMargin:
 
 def _check_head_optimizer(config: Config, replicated: bool) -> RowOptimizer:
     optimizer = config.head_optimizer
-    if not isinstance(optimizer, RowOptimizer):
+    if not isinstance(optimizer, RowOptimizer) or isinstance(optimizer, type):
         raise ConfigError(
             f"head_optimizer: got {optimizer!r}, expected an object with l2, state_names, state_dtype, uses_step, "
             f"prepare and apply; plsc.losses.RowOptimizer is a base class for it"
+        )
+    names, name = optimizer.state_names, type(optimizer).__name__
+    # A text would be taken for the names of its letters, and two equal names for one tensor.
+    is_tuple = isinstance(names, (tuple, list)) and all(isinstance(each, str) and each.isidentifier() for each in names)
+    if not is_tuple or len(set(names)) < len(names):
+        raise ConfigError(
+            f"head_optimizer {name}: state_names is {names!r}, expected a tuple of different names, as ('velocity',)"
+        )
+    if isinstance(optimizer.l2, bool) or not isinstance(optimizer.l2, (int, float)):
+        raise ConfigError(f"head_optimizer {name}: l2 is {optimizer.l2!r}, expected a number")
+    if optimizer.state_dtype not in (None, "float64", "float32", "bfloat16", "float16"):
+        raise ConfigError(
+            f"head_optimizer {name}: state_dtype is {optimizer.state_dtype!r}, expected None, 'float32', 'bfloat16', "
+            f"'float16' or 'float64'"
         )
     if replicated:
         raise ConfigError(

@@ -307,6 +307,10 @@ class FusedSoftmax:
         if shard.bias is not None and shard.size:
             plain += paddle.index_select(shard.bias, targets.row)
         psi, by_cosine, by_norm = target_logits(self._margin, plain, features=directions, labels=labels)
+        if self._margin is not None:
+            # What a margin returns for the other ranks' classes may be NaN or infinite, which times 0 is not 0.
+            psi, by_cosine = _where_owned(psi, targets), _where_owned(by_cosine, targets)
+            by_norm = None if by_norm is None else _where_owned(by_norm, targets)
         return TargetTerms(
             rows, product, plain * self._scale, psi * self._scale, by_cosine * inverse_norm, by_norm, owned
         )
@@ -357,6 +361,11 @@ class FusedSoftmax:
         own = state.t * state.target_term * target.product * paddle.index_select(radial, row)
         add_at_(coefficient, row, values=own)
         return shard.split_by_chunk(coefficient), shard.split_by_chunk(radial)
+
+
+def _where_owned(values: paddle.Tensor, targets: Targets) -> paddle.Tensor:
+    """[G]: the values where the target is owned, else 0."""
+    return paddle.where(targets.owned, values, paddle.zeros_like(values))
 
 
 def _cosine_row_terms(shard: Shard, scale: float, shift: float) -> RowTerms:

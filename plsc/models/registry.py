@@ -189,14 +189,14 @@ def _import_module(name: str, module_name: str) -> Any:
     sys.path.append(folder)
     try:
         return importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a guard of __main__ may call sys.exit
         raise ConfigError(f"model_name '{name}': {_describe(error, module_name, folder)}") from error
     finally:
         # The last one, in case an earlier entry is the same folder.
         del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]
 
 
-def _describe(error: Exception, module_name: str, folder: str) -> str:
+def _describe(error: Exception | SystemExit, module_name: str, folder: str) -> str:
     """What failed in an import, and what to do."""
     if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
         return (

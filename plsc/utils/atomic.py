@@ -96,7 +96,7 @@ def write_folder(folder: Path, error: type[PLSCError], *, replace: bool = True) 
         raise error(f"{folder}: {reason}") from None
     if folder == Path.cwd() or folder.is_mount():
         raise error(f"{folder} is the current folder or a mount point and cannot be replaced; name one in it")
-    partial, old = partial_path(folder), folder.with_name(f".{folder.name}.plsc-old")
+    partial, old = partial_path(folder), _old_path(folder)
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with _locked(partial, wait=False) as is_mine:
@@ -119,6 +119,33 @@ def write_folder(folder: Path, error: type[PLSCError], *, replace: bool = True) 
                 raise
     except OSError as reason:
         raise error(f"{folder}: cannot be written: {reason.strerror or reason}") from None
+
+
+def restore_folder(folder: Path) -> bool:
+    """Put back a folder that a killed `write_folder` had renamed and not yet replaced.
+
+    A reader calls this where the folder does not exist, so that it finds the earlier one.
+
+    Returns:
+        Whether there was one to put back.
+    """
+    try:
+        folder = folder.resolve()
+        old = _old_path(folder)
+        if folder.exists() or not old.exists():
+            return False
+        with _locked(folder.parent):  # a process that is replacing the folder now holds the lock
+            if folder.exists() or not old.exists():
+                return False
+            _restore(folder, old)
+            return True
+    except (OSError, RuntimeError) as reason:
+        log.warning("%s: the earlier folder cannot be put back: %s", folder, reason)
+        return False
+
+
+def _old_path(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.plsc-old")
 
 
 def partial_path(folder: Path) -> Path:

@@ -100,8 +100,16 @@ class Settings(pydantic.BaseModel):
 
     @classmethod
     def present_names(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """`values` under present names, the last one where two mean the same setting."""
-        return {cls.present_name(name): value for name, value in values.items()}
+        """`values` under present names.
+
+        Raises:
+            PLSCError: `error`, for an unknown name, or a setting that is given under two names.
+        """
+        present = {cls.present_name(name): value for name, value in values.items()}
+        if len(present) < len(values):
+            old = next(name for name in values if cls.renamed.get(name) in values)
+            raise cls.error(f"{old} is the old name of {cls.renamed[old]}, and both are given; leave out {old}")
+        return present
 
     @classmethod
     def scalar_fields(cls) -> dict[str, FieldInfo]:

@@ -133,3 +133,10 @@ def test_a_balanced_order_gives_every_class_equal_turns(sizes):
         uses = np.bincount(order[labels[order] == 3 * number], minlength=len(labels))[labels == 3 * number]
         assert uses.max() - uses.min() <= 1, f"images of one class of {size} come equally often"
     assert not np.array_equal(order, balanced_order(labels, np.random.default_rng(2))) or len(labels) == 1
+
+
+def test_a_source_has_as_many_labels_as_images():
+    records = DatasetRecords(Numbered())
+    records.labels = np.arange(5)
+    with pytest.raises(DataError, match="data set Numbered: has 35 images and 5 labels, expected one each"):
+        TrainLoader(records, Transform((3, 16, 16)), num_classes=35, batch_size=4, class_balanced=True)

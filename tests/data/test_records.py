@@ -89,6 +89,38 @@ def test_a_source_needs_only_a_length_and_records():
         Records()
 
 
+@pytest.mark.parametrize(
+    "item, words",
+    [
+        ((b"image", -1), r"record 0 of records: reading its label failed: ValueError\('label -1 is below 0'\)"),
+        ((b"image", 1.5), "record 0 of records: reading its label failed: ValueError"),
+        (None, "record 0 of records: reading its label failed: TypeError"),
+        (KeyError("a"), r"record 0 of records: reading its label failed: KeyError\('a'\)"),
+        (DataError("cut short"), "record 0 of records: cut short"),
+    ],
+)
+def test_a_record_whose_label_cannot_be_read_is_named(item, words):
+    class One(Records):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            if isinstance(item, Exception):
+                raise item
+            return item
+
+    with pytest.raises(DataError, match=words):
+        One().labels  # noqa: B018
+
+
+def test_a_record_may_be_a_plain_pair():
+    class Pairs(Counting):
+        def __getitem__(self, index):
+            return tuple(super().__getitem__(index))
+
+    assert Pairs().labels.tolist() == [0, 2, 1, 2, 0]
+
+
 def test_labels_are_compared_with_the_number_of_classes():
     records = Counting()
     records.num_classes = 2

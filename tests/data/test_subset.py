@@ -65,6 +65,18 @@ def test_classes_with_few_images_go_and_the_rest_are_renumbered(caplog):
         with_min_images(records, 4)
 
 
+def test_a_source_without_images_has_no_classes_to_leave_out():
+    class Empty(Records):
+        def __len__(self):
+            return 0
+
+        def __getitem__(self, index):
+            raise IndexError(index)
+
+    with pytest.raises(DataError, match="records: there are no images, expected at least one"):
+        with_min_images(Empty(), 2)
+
+
 def test_identities_of_another_set_are_left_out_by_name_or_number():
     named = records_of([0, 1, 2, 2], ["x", "y", "z"])
     assert seen(without_classes_of(named, records_of([0], ["y"]))) == [(0, 0), (2, 1), (3, 1)]

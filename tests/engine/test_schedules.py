@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import paddle
 import pytest
 
 from plsc.config import Config
@@ -63,8 +64,27 @@ def test_a_run_may_be_shorter_than_its_warm_up(name):
     assert [learning_rate(step) for step in range(8)] == pytest.approx([0.1 * (step + 1) / 20 for step in range(8)])
 
 
-def test_a_function_is_used_as_it_is():
-    assert schedule_of(Config(lr_schedule=len))([1, 2]) == 2
+@pytest.mark.parametrize("kind", [int, float, np.float32, np.array, paddle.to_tensor])
+def test_a_function_gives_the_learning_rate_itself(kind):
+    learning_rate = schedule_of(Config(lr_schedule=lambda step: kind(2 * step)))
+    assert [learning_rate(step) for step in (0, 3)] == [0.0, 6.0]
+    assert type(learning_rate(3)) is float
+
+
+@pytest.mark.parametrize("value", ["0.1", None, float("nan"), float("inf"), -0.1, [0.1, 0.2], 1j])
+def test_a_function_that_gives_no_learning_rate_is_named_with_the_step(value):
+    learning_rate = schedule_of(Config(lr_schedule=lambda step: value))
+    with pytest.raises(ConfigError, match=r"the function returned .* for step 7; expected a number of 0 or more"):
+        learning_rate(7)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [lambda: 0.1, paddle.optimizer.lr.CosineAnnealingDecay, paddle.optimizer.lr.CosineAnnealingDecay(0.1, 10)],
+)
+def test_what_is_no_function_of_the_step_is_refused_where_it_is_set(schedule):
+    with pytest.raises(ConfigError, match="lr_schedule: .*expected a function that is called with the step alone"):
+        Config(lr_schedule=schedule)
 
 
 def test_no_schedule_means_the_step_schedule():

@@ -15,9 +15,11 @@ from plsc.distributed.topology import Topology
 from plsc.engine.checkpoint import Checkpoint
 from plsc.engine.dataloading import build_dataloader
 from plsc.engine.trainer import Trainer
+from plsc.losses import Head
 from plsc.models.base_model import BaseModel
 from plsc.models.tiny import ResNetTiny
-from tests._support.images import make_images
+from plsc.utils.ranges import Range
+from tests._support.images import CLASSES, make_images
 from tests._support.ranks import launch
 
 GLOBAL_BATCH = 12
@@ -303,6 +305,56 @@ def test_a_head_of_a_users_own(entry):
     head = Counting()
     Trainer(entry.config, head=head).train()
     assert head.backwards == 3
+
+
+class FewRows(Head):
+    """A head that is right but for what a test changes."""
+
+    def __init__(self, rows=CLASSES, **changes):
+        self.parameters = {"weight": paddle.zeros([rows, 16])}
+        self.classes = Range(0, CLASSES)
+        self.__dict__.update(changes)
+
+    def forward(self, features, labels, *, step=0, count_above=False):
+        return features.sum()
+
+    def backward(self, learning_rate):
+        return self.gradient
+
+
+class Bare:
+    def forward(self): ...
+
+    def backward(self): ...
+
+
+@pytest.mark.parametrize(
+    "head, words",
+    [
+        (Bare, "head: got the class Bare, expected an object of it"),
+        (
+            Bare(),
+            "head Bare has no accuracy, state, load, has_row_per_class, classes, parameters, optimizer_kind; plsc",
+        ),
+        (FewRows(classes=(0, 10)), r"head FewRows: classes is \(0, 10\), expected a Range within 0 to 6"),
+        (FewRows(classes=Range(0, 7)), r"classes is Range\(start=0, stop=7\), expected a Range within 0 to 6"),
+        (FewRows(5), r"head FewRows: parameter 'weight' is \[5, 16\], expected 6 rows"),
+    ],
+)
+def test_what_is_no_head_is_found_when_a_trainer_is_made(entry, head, words):
+    with pytest.raises(ConfigError, match=words):
+        Trainer(entry.config, head=head)
+
+
+@pytest.mark.parametrize("gradient", [None, paddle.zeros([10, 8])])
+def test_the_gradient_of_a_users_head_is_checked(entry, gradient):
+    with pytest.raises(ConfigError, match=r"head FewRows: backward returned .*, expected the gradient by the features"):
+        Trainer(entry.config, head=FewRows(gradient=gradient)).train()
+
+
+def test_what_is_no_loader_is_found_when_a_trainer_is_made(entry):
+    with pytest.raises(ConfigError, match="loader: got list, which has no epoch, close, num_images, skipped; expected"):
+        Trainer(entry.config, loader=[1, 2])
 
 
 def test_contradictions_are_found_when_a_trainer_is_made(entry):

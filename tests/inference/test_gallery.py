@@ -90,6 +90,19 @@ def test_the_threshold_of_a_report(tmp_path):
         read_threshold(tmp_path / "none.json")
 
 
+def test_a_gallery_whose_replacement_was_killed_is_found_and_not_overwritten(tmp_path):
+    gallery = Gallery(4)
+    gallery.add(["ann"], np.ones([1, 4], np.float32))
+    gallery.save(tmp_path / "g")
+    (tmp_path / "g").rename(tmp_path / ".g.plsc-old")  # the process was killed between the two renames
+    assert Gallery.open(tmp_path / "g").names == ["ann"]
+    (tmp_path / "g").rename(tmp_path / ".g.plsc-old")
+    with pytest.raises(ServingError, match="exists and is not overwritten"):
+        Gallery(4).save(tmp_path / "g")
+    assert Gallery.open(tmp_path / "g").names == ["ann"]
+    assert [path.name for path in tmp_path.iterdir()] == ["g"]
+
+
 def test_files_of_the_user_stay_in_a_gallery_that_is_replaced(tmp_path):
     gallery = Gallery(4)
     gallery.add(["ann"], np.ones([1, 4], np.float32))

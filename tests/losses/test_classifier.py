@@ -232,10 +232,23 @@ def test_a_row_optimizer_of_the_library_is_that_of_its_name():
     assert train(make_head(head_optimizer=Momentum()), 3) == train(make_head(), 3)
 
 
+def with_names(names):
+    optimizer = Lion()
+    optimizer.state_names = names
+    return optimizer
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
         ({"head_optimizer": 3}, "head_optimizer: got 3, expected an object with l2"),
+        ({"head_optimizer": Lion}, "head_optimizer: got <class .*Lion'>, expected an object with l2"),
+        ({"head_optimizer": with_names("average")}, "Lion: state_names is 'average', expected a tuple of different"),
+        ({"head_optimizer": with_names(("a", "a"))}, r"state_names is \('a', 'a'\), expected a tuple of different"),
+        ({"head_optimizer": with_names(("a:b",))}, r"state_names is \('a:b',\), expected a tuple of different"),
+        ({"head_optimizer": with_names(None)}, "state_names is None, expected a tuple of different names"),
+        ({"head_optimizer": Momentum(l2="5e-4")}, "Momentum: l2 is '5e-4', expected a number"),
+        ({"head_optimizer": Momentum(state_dtype="half")}, "Momentum: state_dtype is 'half', expected None, 'float32'"),
         ({"head_optimizer": Lion(), "loss_type": "arcface"}, "head_optimizer needs sharded centers"),
         ({"head_optimizer": Lion(), "momentum_storage": "bfloat16"}, "plain Momentum .* this run has .*, Lion"),
         ({"sample_ratio": 0.5, "loss_type": "arcface"}, "holds all classes on each rank; use 'dist_arcface'"),
@@ -251,9 +264,11 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
     "returned, message",
     [
         (lambda cosine: cosine, "returned Tensor"),
-        (lambda cosine: (cosine,), r"returned \(\[6\]\)"),
-        (lambda cosine: (cosine, cosine.sum()), r"returned \(\[6\], \[\]\)"),
-        (lambda cosine: (cosine, 1.0), r"returned \(\[6\], float\)"),
+        (lambda cosine: (cosine,), r"returned \(\[6\] float32\)"),
+        (lambda cosine: (cosine, cosine.sum()), r"returned \(\[6\] float32, \[\] float32\)"),
+        (lambda cosine: (cosine, 1.0), r"returned \(\[6\] float32, float\)"),
+        (lambda cosine: (cosine, cosine.numpy()), r"returned \(\[6\] float32, ndarray\)"),
+        (lambda cosine: (cosine.astype("float64"), cosine), r"returned \(\[6\] float64, \[6\] float32\)"),
     ],
 )
 @pytest.mark.parametrize("settings", [{}, {"optimizer": unfused_adam}])

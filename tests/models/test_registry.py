@@ -148,6 +148,7 @@ def test_what_a_module_lacks_is_said(my_net, name, words):
         ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'.*my_net.py, line 1"),
         ("x = 1\nx.y", r"importing my_net failed: AttributeError: .*\(my_net.py, line 2\)"),
         ("def f(:", "importing my_net failed: SyntaxError"),
+        ("import sys\nsys.exit(0)", r"importing my_net failed: SystemExit: 0 \(my_net.py, line 2\)"),
     ],
 )
 def test_a_module_that_cannot_be_imported_is_named_with_the_reason(my_net, text, words):

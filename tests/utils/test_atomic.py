@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from plsc.errors import PLSCError
-from plsc.utils.atomic import rename_folder, write_file, write_folder
+from plsc.utils.atomic import rename_folder, restore_folder, write_file, write_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -199,6 +199,20 @@ with write_folder(Path({str(folder)!r}), PLSCError) as new:
     found = [path for path in tmp_path.rglob("mine") if path.read_text() == "precious"]
     assert len(found) == 1 and not [name for name in os.listdir(tmp_path) if name.startswith(".")]
     assert (folder / "newer").is_file()
+
+
+def test_a_reader_puts_back_what_an_interruption_left(tmp_path, caplog):
+    folder = tmp_path / "f"
+    assert not restore_folder(folder) and not restore_folder(tmp_path / "none" / "f")
+    write(folder, a="old")
+    assert not restore_folder(folder) and not caplog.text
+    run_until_killed(f"""
+kill = 2
+with write_folder(Path({str(folder)!r}), PLSCError) as new:
+    (new.path / "a").write_text("new")
+""")
+    assert not folder.exists()
+    assert restore_folder(folder) and contents(folder) == {"a": "old"}
 
 
 def test_an_interruption_before_a_new_folder_gets_its_name_leaves_none(tmp_path):

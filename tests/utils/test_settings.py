@@ -42,6 +42,10 @@ class Fixed(Limits):
         (lambda: Limits(model="m", max_byte=3), "there is no setting named 'max_byte'; did you mean 'max_bytes'?"),
         (lambda: Limits(model="m", max_bytes=0), "max_bytes: got 0 (int); expected greater than or equal to 1"),
         (lambda: Limits(model="m", max_bytes=True), "max_bytes: got True (bool); expected a number"),
+        (
+            lambda: Limits(model="m", max_size=3, max_bytes=4),
+            "max_size is the old name of max_bytes, and both are given; leave out max_size",
+        ),
         (lambda: Limits(), "model: not given, and it has no default"),
         (lambda: setattr(Limits(model="m"), "max_bytes", "x"), "max_bytes: got 'x' (str); expected a valid integer"),
         (lambda: setattr(Limits(model="m"), "nothing", 3), "there is no setting named 'nothing'"),

@@ -86,6 +86,7 @@ class ObserverGroup:
 
 def _failure(observer: Observer, event: str, error: Exception) -> TrainingError:
     name = f"{type(observer).__module__}.{type(observer).__qualname__}"
-    return TrainingError(
-        f"observer {name}: {event} raised {type(error).__name__}: {error}; correct the observer, or train without it"
-    )
+    advice = "correct the observer, or train without it"
+    if isinstance(error, OSError):  # also of the library's observers, which every run has
+        advice = "mend what the system reports, such as a full disk, and resume from the last checkpoint"
+    return TrainingError(f"observer {name}: {event} raised {type(error).__name__}: {error}; {advice}")

@@ -18,7 +18,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from plsc.engine.observers import Observer, Run, Step
 from plsc.utils.atomic import write_file
@@ -74,8 +74,12 @@ class MetricsFile(Observer):
     def _write(self, event: str, step: Step, values: Mapping[str, float]) -> None:
         if self._file is None:
             return  # verified without a step of this run: the run before wrote it
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"event": event, "step": step.number, "epoch": step.epoch, **finite}) + "\n")
+        line: dict[str, Any] = {"event": event, "step": step.number, "epoch": step.epoch}
+        # A user's head names its metrics; a run that resumes relies on the number of the step.
+        line.update(
+            {name: value if math.isfinite(value) else None for name, value in values.items() if name not in line}
+        )
+        self._file.write(json.dumps(line) + "\n")
 
     def _open(self) -> TextIO:
         checkpoint = self._run.checkpoint
@@ -110,5 +114,5 @@ def _is_until(line: bytes, last_step: int) -> bool:
     """Whether a line is complete and of a step up to `last_step`."""
     try:
         return int(json.loads(line)["step"]) <= last_step
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return False

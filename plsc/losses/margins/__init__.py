@@ -80,17 +80,19 @@ class MarginOutput(NamedTuple):
 
 
 def apply_margin(margin: Margin, cosine: paddle.Tensor, *, norms: paddle.Tensor, labels: paddle.Tensor) -> MarginOutput:
-    """Call a margin and check the number and the shapes of what it returns.
+    """Call a margin and check the number, the shapes and the types of what it returns.
 
     Raises:
-        ConfigError: not two or three tensors of the shape of `cosine`.
+        ConfigError: not two or three tensors of the shape and the type of `cosine`.
     """
-    found = margin(cosine, norms, labels)
+    # Copies, since a margin may write into its arguments, which the head uses again.
+    found = margin(cosine.clone(), norms.clone(), labels.clone())
     fits = isinstance(found, tuple) and len(found) in (2, 3)
-    if not fits or any(getattr(part, "shape", None) != cosine.shape for part in found):
+    if not fits or not all(_is_like(part, cosine) for part in found):
         raise ConfigError(
             f"margin {type(margin).__name__} returned {_describe(found)}; expected (value, derivative by the cosine) "
-            f"or (value, derivative by the cosine, derivative by the norm), tensors of shape {list(cosine.shape)} each"
+            f"or (value, derivative by the cosine, derivative by the norm), tensors of shape {list(cosine.shape)} each "
+            f"and of type {_type_name(cosine)}"
         )
     return MarginOutput(found[0], found[1], found[2] if len(found) == 3 else None)
 
@@ -99,21 +101,51 @@ def build_margin(config: Config) -> Margin | None:
     """The margin that the settings ask for; None for the softmax loss, which has plain products instead of cosines.
 
     Raises:
-        ConfigError: the margins do not fit the loss, or `margin_function` cannot be called.
+        ConfigError: the margins do not fit the loss, `margin_function` cannot be called, or it has a state that no
+            checkpoint can hold.
     """
-    if config.margin_function is not None:
-        if not callable(config.margin_function):
-            raise ConfigError(
-                f"margin_function: got {config.margin_function!r}, expected an object that is called with "
-                f"(cosine, norms, labels), see plsc.losses.margins.Margin"
-            )
-        margin: Margin = config.margin_function
-        return margin
-    return None if config.margins is None else CombinedMargin(*config.margins)
+    if config.margin_function is None:
+        return None if config.margins is None else CombinedMargin(*config.margins)
+    margin: Margin = config.margin_function
+    if not callable(margin) or isinstance(margin, type):
+        raise ConfigError(
+            f"margin_function: got {margin!r}, expected an object that is called with "
+            f"(cosine, norms, labels), see plsc.losses.margins.Margin"
+        )
+    _check_state(margin)
+    return margin
+
+
+def _check_state(margin: Margin) -> None:
+    """Raise `ConfigError` before training, not at the first checkpoint, where a margin's state cannot be saved."""
+    name = type(margin).__name__
+    if callable(getattr(margin, "state", None)) != callable(getattr(margin, "load", None)):
+        raise ConfigError(f"margin {name} has one of the methods state() and load(...), expected both or neither")
+    if not isinstance(margin, StatefulMargin):
+        return
+    state = margin.state()
+    if not isinstance(state, Mapping) or not all(isinstance(value, paddle.Tensor) for value in state.values()):
+        found = (
+            {key: type(value).__name__ for key, value in state.items()}
+            if isinstance(state, Mapping)
+            else type(state).__name__
+        )
+        raise ConfigError(f"margin {name}: state() returned {found}, expected a dict of tensors by name")
+
+
+def _is_like(part: Any, cosine: paddle.Tensor) -> bool:
+    return isinstance(part, paddle.Tensor) and part.shape == cosine.shape and part.dtype == cosine.dtype
+
+
+def _type_name(tensor: paddle.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("paddle.")
 
 
 def _describe(found: Any) -> str:
     if not isinstance(found, tuple):
         return type(found).__name__
-    shapes = [str(list(part.shape)) if hasattr(part, "shape") else type(part).__name__ for part in found]
-    return f"({', '.join(shapes)})"
+    parts = [
+        f"{list(part.shape)} {_type_name(part)}" if isinstance(part, paddle.Tensor) else type(part).__name__
+        for part in found
+    ]
+    return f"({', '.join(parts)})"

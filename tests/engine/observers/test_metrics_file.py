@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 
+import paddle
 import pytest
 
+from plsc.distributed.collectives import Collectives
 from plsc.engine.observers.metrics_file import METRICS_FILE, SUPERSEDED_FILE
+from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.trainer import Trainer
+from plsc.losses.classifier import Classifier
 
 
 def read(folder, name=METRICS_FILE):
@@ -140,10 +144,29 @@ def test_a_run_without_a_step_left_leaves_the_file_as_it_is(logged, output):
     assert sorted(path.name for path in output.iterdir()) == ["0", "1", METRICS_FILE]
 
 
-def test_numbers_that_are_not_finite_are_null(logged, output):
-    logged.set_with_test(False)
-    logged.set_lr(lambda step: float("inf") if step == 1 else 0.0)
-    logged.set_on_nonfinite("skip")
-    logged.train()
-    assert "Infinity" not in (output / METRICS_FILE).read_text()
-    assert [line["lr"] for line in read(output) if line["event"] == "step"] == [0.0, None, 0.0]
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_null(logged, output, number):
+    class Overflowing(Classifier):
+        def forward(self, features, labels, *, step=0, count_above=False):
+            loss = super().forward(features, labels, step=step, count_above=count_above)
+            return paddle.full_like(loss, number) if step == 1 else loss
+
+    config = logged.config
+    config.assign(with_test=False, on_nonfinite="skip")
+    head = Overflowing(config, Collectives(), make_optimizer=lambda named: NamedOptimizer(config, named))
+    Trainer(config, head=head).train()
+    text = (output / METRICS_FILE).read_text()
+    assert "Infinity" not in text and "NaN" not in text
+    assert [line["loss"] is None for line in read(output) if line["event"] == "step"] == [False, True, False]
+
+
+def test_a_head_may_name_its_metrics_as_it_likes(logged, output):
+    class Named(Classifier):
+        def accuracy(self):
+            return {"step": 77.0, "event": 77.0, "acc1": 0.5}
+
+    config = logged.config
+    config.assign(with_test=False, calc_acc=True)
+    head = Named(config, Collectives(), make_optimizer=lambda named: NamedOptimizer(config, named))
+    Trainer(config, head=head).train()
+    assert steps(output) == [1, 2, 3] and read(output)[0]["acc1"] == 0.5

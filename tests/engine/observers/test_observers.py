@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import pytest
 
@@ -128,6 +129,12 @@ def test_an_exception_in_an_observer_stops_training_and_names_it(entry, event):
     # The others are ended all the same.
     assert events.found[-1][0] == "end"
     assert sum(found[0] == "end" for found in events.found) == 1
+
+
+def test_a_file_of_metrics_that_cannot_be_written_says_what_to_do(entry):
+    os.makedirs(os.path.join(entry.model_save_dir, "metrics.jsonl"))
+    with pytest.raises(TrainingError, match="MetricsFile: on_step raised IsADirectoryError.*mend what the system repo"):
+        entry.train()
 
 
 def test_a_failing_end_does_not_hide_the_error_before_it(entry, caplog):
