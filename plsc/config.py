@@ -273,7 +273,7 @@ class Config(Settings):
     log_period: int = Field(
         default=200,
         ge=1,
-        description="Steps between lines of metrics.jsonl and, where there is no progress bar, of the log.",
+        description="Steps between lines of metrics.jsonl, and of the log if it shows no progress bar.",
     )
 
     # `exclude`: objects that a file or a flag cannot give.

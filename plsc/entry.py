@@ -149,7 +149,7 @@ class Entry(_Attributes):
         self.config.scale = scale
 
     def set_model_parallel(self, flag: bool) -> None:
-        """Shard the class centers over ranks, or replicate them, whatever loss_type's prefix says."""
+        """Shard the class centers over ranks, or replicate them. Overrides the prefix of loss_type."""
         self.config.model_parallel = flag
 
     def set_sample_ratio(self, sample_ratio: float) -> None:
@@ -382,7 +382,7 @@ class Entry(_Attributes):
         self.config.calc_acc = calc
 
     def set_log_period(self, period: int) -> None:
-        """Steps between lines of metrics.jsonl and, where there is no progress bar, of the log. Default 200."""
+        """Steps between lines of metrics.jsonl, and of the log if it shows no progress bar. Default 200."""
         self.config.log_period = period
 
     def add_observer(self, observer: Observer) -> None:

@@ -31,7 +31,7 @@ ReportSet = Annotated[
 
 @app.command()
 def build(model: Model, folder: Folder, images: Images) -> None:
-    """Embed images and enroll them in a new gallery. An image in a folder NAME/ gets that name, others their file's."""
+    """Embed images and enroll them in a new gallery, under the names of their folders; single files under their own."""
     from plsc.inference.gallery import Gallery
     from plsc.inference.model import load_inference_model
 

@@ -13,7 +13,7 @@ import typer
 from plsc.cli.data import app as data_app
 from plsc.cli.gallery import app as gallery_app
 from plsc.cli.serve import serve
-from plsc.cli.settings import make_entry, with_settings
+from plsc.cli.settings import SettingsCommand, make_entry, with_settings
 from plsc.config import Config
 from plsc.errors import ConfigError, PLSCError
 from plsc.version import __version__
@@ -24,27 +24,30 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Train classifiers whose last layer has too many classes for one device, and use the result. "
+    help="Train classifiers whose last layer has too many classes for one device; verify, export and serve them. "
     "On several ranks:\n\n"
     "python -m paddle.distributed.launch --nproc_per_node 2 $(which plsc) train ...",
 )
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 @with_settings(Config)
 def train(settings: dict[str, Any]) -> None:
     """Train, verify and save a checkpoint each epoch."""
     make_entry(settings).train()
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 @with_settings(Config)
 def test(settings: dict[str, Any]) -> None:
-    """Verify a checkpoint on the verification sets of the data folder."""
+    """Verify a checkpoint on the verification sets of the data folder.
+
+    Settings of the network come from the checkpoint unless they are given. Settings of the training have no effect.
+    """
     typer.echo(json.dumps(make_entry(settings).test(), indent=1))
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 @with_settings(Config)
 def export(
     settings: dict[str, Any],
@@ -52,12 +55,18 @@ def export(
         Path | None, typer.Option(help="Folder to write. Default: inference_model in model_save_dir.")
     ] = None,
     format: Annotated[
-        str, typer.Option(help="Formats: any of paddle,legacy,serving,onnx. paddle is always written.")
+        str, typer.Option(help="Formats to write, separated by commas: paddle (always written), legacy, serving, onnx.")
     ] = "paddle",
-    bake: Annotated[str, typer.Option(help="Parts of the network: any of preprocess,normalize.")] = "",
-    bgr: Annotated[bool, typer.Option("--bgr", help="The baked preprocess takes pixels blue first.")] = False,
+    bake: Annotated[str, typer.Option(help="Steps to add to the network: preprocess,normalize.")] = "",
+    bgr: Annotated[
+        bool,
+        typer.Option("--bgr", help="With --bake preprocess: pixels are blue, green, red."),
+    ] = False,
 ) -> None:
-    """Export a checkpoint's backbone for Paddle inference, Paddle Serving and ONNX."""
+    """Export a checkpoint's backbone for Paddle inference, Paddle Serving and ONNX.
+
+    Settings of the network come from the checkpoint unless they are given. Settings of the training have no effect.
+    """
     formats, parts = ([part.strip() for part in text.split(",") if part.strip()] for text in (format, bake))
     typer.echo(make_entry(settings).convert_for_prediction(to, formats, bake=parts, bgr=bgr))
 
@@ -68,7 +77,7 @@ def embed(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     output: Annotated[Path, typer.Option("--output", help="Name of the .npy file to write.")] = Path("embeddings.npy"),
 ) -> None:
-    """Embed images with an exported model: n x D float32, unit length, one row per image."""
+    """Embed images with an exported model. Writes a .npy file: a row of unit length per image, [n, D] float32."""
     import numpy as np
 
     from plsc.inference.model import load_inference_model
@@ -86,7 +95,7 @@ def embed(
     typer.echo(f"{output}: {embeddings.shape[0]} embeddings of {embeddings.shape[1]}")
 
 
-app.command()(serve)
+app.command(cls=SettingsCommand)(serve)
 app.add_typer(gallery_app, name="gallery")
 app.add_typer(data_app, name="data")
 
@@ -96,7 +105,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", help="Folder to create.")] = Path("demo_output"),
     size: Annotated[
         Literal["full", "small"],
-        typer.Option(help="full: minutes, 98 % accuracy. small: under a minute, without the accuracy."),
+        typer.Option(help="full: several minutes, 98 % accuracy. small: under a minute, lower accuracy."),
     ] = "full",
     ranks: Annotated[int, typer.Option(min=1, max=4, help="Number of CPU ranks.")] = 2,
 ) -> None:

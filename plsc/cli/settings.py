@@ -7,28 +7,59 @@ public `__signature__`, so that a new field is a new flag.
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
 
 from plsc.entry import Entry
 from plsc.utils.settings import Settings, accepted_values, plain_type, text_of
 
 Command = Callable[..., None]
 
+# Columns that the tables of the help need. In fewer columns they cut the names of flags.
+_TABLE_COLUMNS = 120
+
+
+class SettingsCommand(TyperCommand):
+    """A command of many flags. On a narrow terminal its help lists them without tables, so that no name is cut.
+
+    Example:
+        >>> @app.command(cls=SettingsCommand)
+        ... @with_settings(Config)
+        ... def train(settings): ...
+    """
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        if shutil.get_terminal_size().columns >= _TABLE_COLUMNS:
+            super().format_help(ctx, formatter)
+            return
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                sections.setdefault(getattr(parameter, "rich_help_panel", None) or heading, []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
 
 def with_settings(settings: type[Settings], *, without: Collection[str] = ()) -> Callable[[Command], Command]:
     """A decorator that gives a command `--config FILE` and a flag per setting.
 
     The first argument of the command is {name: value} of the settings in the file and of the flags, in order of
-    precedence: flags come last and win. Values of flags are text, so that only the settings check values.
+    precedence: flags come last and override the file. Values of flags are text, so that only the settings check values.
 
     Args:
         settings: the class whose fields become flags.
-        without: names of fields that the command takes in its own way or not at all.
+        without: names of fields for which no flag is made.
     """
 
     def decorate(command: Command) -> Command:
@@ -48,7 +79,7 @@ def with_settings(settings: type[Settings], *, without: Collection[str] = ()) ->
             )
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
-        file = typer.Option(help="YAML file with a 'setting: value' per line. Flags win over the file.")
+        file = typer.Option(help="YAML file with a 'setting: value' per line. Flags override the file.")
         parameters = [*own, _keyword("config", Annotated[Path | None, file]), *_flags(settings, without)]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # PEP 362
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -77,7 +108,7 @@ def make_entry(values: dict[str, Any]) -> Entry:
         ConfigError: an unknown setting or a wrong value.
     """
     entry = Entry()
-    # Each of the two un-sets the other, so that a flag wins over the file's.
+    # Each of the two un-sets the other, so that a flag overrides the one in the file.
     setters: dict[str, Callable[[Any], None]] = {
         "train_epochs": entry.set_train_epochs,
         "train_steps": entry.set_train_steps,

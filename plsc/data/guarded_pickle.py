@@ -1,4 +1,4 @@
-"""A reader of pickles that runs nothing of what a file asks for.
+"""A reader of pickles that calls no function that a file names.
 
 A pickle may call any function when it is read. This reader resolves only the few NumPy and builtin names that a pickle
 of arrays, bytes, lists and numbers needs, and resolves them to inert stand-ins, never to the real callables. Time and

@@ -157,10 +157,10 @@ def without_classes_of(records: Records, other: Records) -> SelectedRecords:
     left_out = len(present) - len(np.unique(labels[is_left]))
     log.log(
         logging.INFO if left_out else logging.WARNING,
-        "%d of %d classes occur in the other set and are left out%s",
+        "%d of %d classes occur in the other set%s",
         left_out,
         len(present),
-        "" if left_out else ": none has a name that the other has as well",
+        " and are left out" if left_out else ": the two sets have no class name in common",
     )
     if not is_left.any():
         raise DataError(f"every class of {records.format} occurs in {other.format}: no identity is left")

@@ -16,7 +16,7 @@ log = logging.getLogger("plsc")
 
 @dataclass(frozen=True)
 class Topology:
-    """The rank and device of this process. `init_topology` makes one, which is passed to whatever needs it.
+    """The rank and device of this process. `init_topology` makes one, which is passed to all code that needs it.
 
     Args:
         rank: index of this process among the ranks, 0 to world_size - 1.

@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 from numpy.typing import NDArray
 
-from plsc.config import Config
+from plsc.config import DEFAULT_VAL_TARGETS, Config
 from plsc.data.records import read_image
 from plsc.data.verification_set import VerificationSet
 from plsc.distributed.collectives import Collectives
@@ -142,7 +142,8 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
     sets = open_verification_sets(config)
     if not sets:
         raise DataError(
-            f"nothing to test on: {config.dataset_dir} holds none of {config.val_targets} as .bin; see set_val_targets"
+            f"nothing to test on: no verification set is given, and {config.dataset_dir} holds no "
+            f"{DEFAULT_VAL_TARGETS}.bin; make one with plsc data pairs, or set_val_targets (--val-targets)"
         )
     backbone, config, _ = open_backbone(config)
     return evaluate(config, backbone, sets=sets, collectives=Collectives(topology))

@@ -46,7 +46,7 @@ from plsc.engine.state import (
     load_statistics,
     load_training,
 )
-from plsc.errors import TrainingError
+from plsc.errors import ConfigError, TrainingError
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model
@@ -97,6 +97,8 @@ class Trainer:
         head: Head | None = None,
         observers: Iterable[Observer] = (),
     ) -> None:
+        if not isinstance(config, Config):
+            raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
         config.check()
         if backbone is not None:
             config = config.model_copy(update={"model": check_model(backbone)})
@@ -118,14 +120,14 @@ class Trainer:
         self.verification_sets = open_verification_sets(config) if config.with_test else []
         self.global_batch = config.train_batch_size * self.topology.world_size
         self.steps_per_epoch = count_steps_per_epoch(self.loader, self.global_batch)
-        self.schedule = build_schedule(
-            config, self.global_batch, steps_per_epoch=self.steps_per_epoch, total_steps=self.total_steps
-        )
         self.observers = ObserverGroup([Progress(), MetricsFile(), *observers], self.topology.is_main)
         self.epoch, self.step_in_epoch, self.step = 0, 0, 0
         self._resumed_from: Path | None = None
         if config.checkpoint_dir:
             self._resume(checkpoint.Checkpoint(config.checkpoint_dir))
+        self.schedule = build_schedule(
+            config, self.global_batch, steps_per_epoch=self.steps_per_epoch, total_steps=self.total_steps
+        )
         check_save_folder(config, epoch=self.epoch, step_in_epoch=self.step_in_epoch, is_done=self.is_done)
         self._clock = TrainingClock()
         self._verified_step: int | None = None
@@ -144,6 +146,8 @@ class Trainer:
         """
         if self.is_done:
             log.info("nothing is left to train: %d steps are done, as train_epochs or train_steps says", self.step)
+        else:
+            self._log_start()
         results: dict[str, float] = {}
         self._clock = TrainingClock()
         run = Run(
@@ -214,10 +218,17 @@ class Trainer:
 
     @property
     def total_steps(self) -> int | None:
-        """Steps of the whole run; None where the number of training images is unknown."""
+        """Steps of the whole run, done and left; None where the number of training images is unknown.
+
+        The epochs done may have had another number of steps: the run may have had another global batch before it was
+        resumed.
+        """
         if self.config.train_epochs is None:
             return self.config.train_steps
-        return self.steps_per_epoch * self.config.train_epochs if self.steps_per_epoch else None
+        if self.steps_per_epoch is None:
+            return None
+        left = (self.config.train_epochs - self.epoch) * self.steps_per_epoch - self.step_in_epoch
+        return self.step + max(left, 0)
 
     @property
     def is_done(self) -> bool:
@@ -225,6 +236,17 @@ class Trainer:
         if self.config.train_epochs is None:
             return self.step >= (self.config.train_steps or 0)
         return self.epoch >= self.config.train_epochs
+
+    def _log_start(self) -> None:
+        log.info(
+            "training from step %d to %s: %s steps per epoch, global batch %d (%d on each rank), ranks %d",
+            self.step + 1,
+            self.total_steps or "an unknown end",
+            self.steps_per_epoch or "an unknown number of",
+            self.global_batch,
+            self.config.train_batch_size,
+            self.topology.world_size,
+        )
 
     def _make_step(self, values: dict[str, Any]) -> Step:
         return Step(number=self.step, epoch=self.epoch, values=Values(values), clock=self._clock)

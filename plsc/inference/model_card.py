@@ -26,7 +26,7 @@ class ModelCard(EmbeddingPath):
     Attributes:
         directory: folder of the export.
         emb_dim: D.
-        weights: SHA-256 of the network's weights; equal for all exports of one checkpoint, whatever is baked in. Empty
+        weights: SHA-256 of the network's weights; equal for all exports of one checkpoint, with any `bake`. Empty
             where the export states none.
         plain_kernels: Paddle's fused kernels compute something else than the network, so that the predictor must do
             without them. Slower.
@@ -48,7 +48,7 @@ class ModelCard(EmbeddingPath):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of every field except `directory`: equal for copies of one export, whatever folder they are in."""
+        """SHA-256 of every field except `directory`: equal for copies of one export in different folders."""
         return hashlib.sha256(repr(dataclasses.replace(self, directory=Path())).encode()).hexdigest()
 
     @property

@@ -139,8 +139,8 @@ class Classifier:
     def load(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Set what `state` returned, cut to this rank's classes.
 
-        Without optimizer state, that starts anew; so does the margin's. This is also the way to write into the weight
-        between steps: it makes the head forget the norms of the rows before.
+        Missing state of the optimizer or of the margin starts at its initial value. Write into the weight between steps
+        by this method only: it drops the norms of the earlier rows.
 
         Raises:
             CheckpointError: a part of the optimizer's state is missing.

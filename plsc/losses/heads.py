@@ -1,8 +1,8 @@
 """The last layer on one rank, once the features are gathered: its loss, its feature gradient and its update.
 
 `FusedHead` updates each block of rows as soon as its gradient is made. `UnfusedHead` makes the gradient of the whole
-weight and hands it to a Paddle optimizer. Both take two steps, since a trainer may look at the loss before it lets the
-update happen. `plsc.losses.classifier.Classifier` gathers the features and chooses one of the two.
+weight and passes it to a Paddle optimizer. Both take two steps, so that a trainer can check the loss before the update.
+`plsc.losses.classifier.Classifier` gathers the features and chooses one of the two.
 
 G gathered batch, D embedding, S classes of this shard.
 """
@@ -177,7 +177,7 @@ class FusedHead:
         state.shard.update(gradients, learning_rate=learning_rate)
 
     def invalidate_norms(self) -> None:
-        """Forget the rows' norms, after the weight was written by anything but `update`."""
+        """Drop the rows' norms, after code other than `update` has written into the weight."""
         self._shard.invalidate_norms()
 
     def state(self) -> dict[str, paddle.Tensor]:

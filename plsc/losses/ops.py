@@ -110,7 +110,7 @@ def put_rows(target: paddle.Tensor, index: paddle.Tensor, *, values: paddle.Tens
     `paddle.scatter_` would refuse a parameter, which requires a gradient; the operator does not check.
     """
     if target.dtype == paddle.bfloat16:
-        # Paddle's scatter has no bfloat16 kernel on CPU; two numbers travel as one int32, since D is even.
+        # Paddle's scatter has no bfloat16 kernel on CPU; two numbers are copied as one int32, since D is even.
         target, values = target.view("int32"), values.view("int32")
     _scatter_(target, index, values, True)
 
@@ -134,7 +134,7 @@ def highest(scores: paddle.Tensor, count: int) -> paddle.Tensor:
 
 
 def squared_norms(rows: paddle.Tensor, view: Array | None, *, ones: paddle.Tensor) -> SquaredNorms:
-    """[M]: squared norms of rows [M, D]; an array where there is a view, else a tensor.
+    """[M]: squared norms of rows [M, D]; an array if `view` is given, else a tensor.
 
     Args:
         rows: [M, D].

@@ -199,7 +199,7 @@ def unit_rows(rows: paddle.Tensor) -> Directions:
 
 
 def as_directions(rows: paddle.Tensor, margin: Margin | None) -> Directions:
-    """Unit rows where there is a margin; the rows as they are for softmax."""
+    """Rows divided by their norms if there is a margin; unchanged rows for softmax."""
     return Directions(rows, None) if margin is None else unit_rows(rows)
 
 

@@ -61,7 +61,7 @@ class Shard:
     `load_state(block)` before it updates a block and `store_block(block)` afterwards. Here rows and state are views of
     the whole tensors, so these three do nothing; `SampledShard` copies rows in and out there.
 
-    The shard remembers the squared norms of its rows from one update to the next. Whoever else writes into the weight
+    The shard keeps the squared norms of its rows from one update to the next. Other code that writes into the weight
     must call `invalidate_norms()`; `Classifier.load` does. A user who writes into `parameters["weight"]` between steps
     must call `Classifier.load` instead.
 
@@ -193,7 +193,7 @@ class Shard:
         return self._squared_norms is not None
 
     def invalidate_norms(self) -> None:
-        """Forget the squared norms, after the weight was written by anything but `update`."""
+        """Drop the squared norms, after code other than `update` has written into the weight."""
         self._squared_norms = None
 
     def _block_norms(self, block: Block) -> SquaredNorms:

@@ -27,7 +27,7 @@ _LOWEST = -1e15  # below any logit
 
 
 class Shift(Protocol):
-    """What the fused step asks of a policy.
+    """What the fused step needs of a policy.
 
     Attributes:
         constant: the part of the shift that the caller subtracts from the offsets of the rows, where it costs nothing.
@@ -76,7 +76,7 @@ class ConstantShift:
 
 
 class RunningMaximum:
-    """shift_n = max_c z_nc, found on the way, as in online softmax (Milakov and Gimelshein, 2018)."""
+    """shift_n = max_c z_nc, computed chunk by chunk, as in online softmax (Milakov and Gimelshein, 2018)."""
 
     constant = 0.0
 

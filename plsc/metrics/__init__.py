@@ -1,1 +1,1 @@
-"""How well embeddings tell identities apart: verification of pairs, identification in a gallery. NumPy only."""
+"""How well embeddings separate identities: verification of pairs, identification in a gallery. NumPy only."""

@@ -229,7 +229,7 @@ class Service:
     async def _parse(self, request: Request, function: Callable[[], _Result]) -> _Result:
         """Call a function that reads a body in a thread, so that the event loop goes on with other requests.
 
-        A small body of a lone request is read at once: the way to a thread and back would cost its client two wake-ups.
+        A small body of a lone request is read in the event loop: a thread would add two context switches.
         """
         if self.app.active_requests == 1 and len(_body(request)) <= _SMALL_BODY:
             return function()

@@ -1,8 +1,8 @@
 """The choice of MKL's kernels, so that Paddle multiplies matrices at the processor's full speed.
 
-Paddle's CPU build contains MKL 2019. On processors of other makers than Intel this version uses SSE2 kernels, whatever
-instructions the processor has, at a third of the speed. The environment variable `MKL_DEBUG_CPU_TYPE`, which MKL reads
-at its first matrix product, selects other kernels.
+Paddle's CPU build contains MKL 2019. On processors of other makers than Intel this version uses SSE2 kernels at
+a third of the speed, also if the processor has newer instructions. The environment variable `MKL_DEBUG_CPU_TYPE`, which
+MKL reads at its first matrix product, selects other kernels.
 """
 
 from __future__ import annotations

@@ -12,8 +12,10 @@ from pydantic import Field
 from typer.testing import CliRunner
 
 import plsc
+from plsc.cli.main import app as plsc_app
 from plsc.cli.settings import make_entry, merge_settings, with_settings
 from plsc.config import Config
+from plsc.serving.settings import ServeSettings
 from plsc.utils.settings import Settings
 from tests._support.ranks import run
 
@@ -118,3 +120,15 @@ def test_a_flag_for_steps_unsets_the_epochs_of_the_file(tmp_path, file, flags, e
 def test_a_wrong_backbone_fails_before_the_work():
     with pytest.raises(plsc.ConfigError, match="did you mean 'ResNet50'"):
         make_entry({"model_name": "Resnet50"})
+
+
+@pytest.mark.parametrize("command", ["train", "test", "export", "serve"])
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_no_terminal_is_too_narrow_for_the_names_of_flags(command, columns):
+    text = CliRunner().invoke(plsc_app, [command, "--help"], env={"COLUMNS": columns}).output
+    settings = ServeSettings if command == "serve" else Config
+    hidden = {"model", "api_key", "amp_lists"}
+    flags = [f"--{name.replace('_', '-')}" for name in settings.scalar_fields() if name not in hidden]
+    assert "…" not in text
+    assert all(f"{flag} " in text for flag in flags)
+    assert max(map(len, text.splitlines())) <= int(columns)

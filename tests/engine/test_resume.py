@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,20 @@ def test_resume_goes_on_after_the_last_epoch(entry, tmp_path):
     entry.set_train_epochs(3)
     entry.train()
     assert sorted(path.name for path in (tmp_path / "output").iterdir() if path.is_dir()) == ["0", "1", "2"]
+
+
+def test_a_run_that_resumes_with_another_global_batch_keeps_its_schedule_and_logs_its_last_step(entry, tmp_path):
+    entry.set_lr("cosine")
+    entry.set_train_batch_size(5)
+    entry.set_train_epochs(2)
+    entry.train()  # 12 steps
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    entry.set_train_batch_size(10)
+    entry.set_train_epochs(3)
+    results = entry.train()  # 3 steps: 13 to 15
+    line = json.loads((tmp_path / "output" / "metrics.jsonl").read_text().splitlines()[-2])
+    assert (line["event"], line["step"]) == ("step", 15)
+    assert results["lr"] == pytest.approx(0.1 * 10 / 1024 * (1 + np.cos(np.pi * 14 / 15)) / 2)
 
 
 def test_missing_checkpoint(entry, tmp_path):

@@ -239,6 +239,11 @@ class Batches:
         self.closed += 1
 
 
+def test_a_configuration_of_another_type_is_refused():
+    with pytest.raises(ConfigError, match="config: got dict, expected a plsc.Config"):
+        Trainer({"num_classes": 6})
+
+
 def test_a_loader_of_a_users_own(entry):
     loader = Batches()
     entry.set_train_epochs(2)

@@ -87,7 +87,7 @@ class Writer(abc.ABC):
             MissingDependencyError: the format needs a package that is not installed.
         """
 
-    # A position is whatever JSON value the format needs, hence Any.
+    # A position is any JSON value, as the format needs.
     @abc.abstractmethod
     def __init__(self, folder: Path, plan: Plan, *, position: Any = None) -> None: ...
 

@@ -147,7 +147,7 @@ def open_records(path: str | Path, recover: bool = False) -> Records:
 
 
 def _is_folder(name: str) -> bool:
-    """Whether a path is a folder; `DataError` where there is nothing, unless it is a range of shards."""
+    """Whether a path is a folder; `DataError` if it does not exist, unless it is a range of shards."""
     try:
         Path(name).stat()
     except (OSError, ValueError) as error:  # a zero byte is a ValueError

@@ -46,8 +46,8 @@ class RecordIORecords(Records):
         is_indexed: whether the `.idx` was used.
         without_image: the number of records that hold no image by their layout: header and class ranges.
         num_classes: the first number of the file `property` beside the `.rec`; else one more than the largest label,
-            for which the header of every record is read at first use. (The number of class ranges does not tell: a
-            class whose images do not lie together has several.)
+            for which the header of every record is read at first use. (The number of class ranges does not give
+            it: a class whose images do not lie together has several.)
 
     Raises:
         DataError: the file is missing, empty, cut off or damaged, or the index does not fit the file.

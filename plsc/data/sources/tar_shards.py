@@ -160,7 +160,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, int, mmap.mmap]]:
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
         hint = "; unpack a .tar.gz first: only plain tar can be read in random order" if _is_gzip(data) else ""
         raise DataError(f"{path}: the shard is damaged, cut off or no tar: {error}{hint}") from None
-    # tarfile ends without an error at a header that it cannot read; the samples behind it would be lost.
+    # tarfile ends without an error at a header that it cannot read; the samples after it would be lost.
     if stopped >= len(data):
         log.warning("%s: the shard ends without the mark of an archive's end, so it may have been cut off", path)
     if data[stopped : stopped + _BLOCK].strip(b"\0"):

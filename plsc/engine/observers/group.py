@@ -42,7 +42,7 @@ class ObserverGroup:
 
     @contextmanager
     def running(self, run: Run, results: Mapping[str, float]) -> Iterator[None]:
-        """`on_start` before a `with` block, `on_end` with the results after it, whatever leaves the block."""
+        """`on_start` before a `with` block; `on_end` with the results after it, also if the block raises."""
         try:
             self._call("on_start", run)
             yield

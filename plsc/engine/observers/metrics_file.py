@@ -1,12 +1,12 @@
 """`metrics.jsonl`: the metrics of a run, a JSON object per line, in the folder of its checkpoints.
 
     {"event": "step", "step": 200, "epoch": 0, "loss": 23.86, "lr": 0.0015625, "images/s": 412.5}
-    {"event": "verify", "step": 500, "epoch": 0, "lfw/accuracy": 0.9912, "lfw/pairs": 6000}
+    {"event": "verify", "step": 500, "epoch": 0, "lfw/accuracy": 0.9912, "lfw/pairs": 6000.0}
 
 There is a line per logged step (`log_period`, and the last step) and per verification. A number that is not finite is
 null. Each line is written as a whole when it is known, so that other programs can read along.
 
-The file tells one history, in which no step comes twice. A run that resumes from a checkpoint in this folder appends to
+The file records each step once. A run that resumes from a checkpoint in this folder appends to
 the file; any other run starts an empty one. Lines of steps that this run has yet to train, and lines that are damaged
 because a process was killed, move to `metrics.superseded.jsonl` before the first step. Nothing is deleted.
 """

@@ -61,7 +61,7 @@ def write_paddle_serving(network: paddle.nn.Layer, spec: paddle.static.InputSpec
     write_pipeline_service(serving)
     shutil.copyfile(folder / ABOUT_FILE, serving / ABOUT_FILE)
     shutil.rmtree(traced)
-    # Fused and under oneDNN: Paddle Serving runs it so, whatever its settings say.
+    # Fused and under oneDNN: Paddle Serving runs it so under all its settings.
     return Predictor(serving / SERVER_FOLDER / "model.pdmodel").run
 
 

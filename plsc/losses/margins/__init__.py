@@ -1,4 +1,4 @@
-"""Margins: what a loss does to the logit of a sample's own class. A margin knows nothing of ranks or shards.
+"""Margins: what a loss does to the logit of a sample's own class. A margin is independent of ranks and shards.
 
 The heads compute z_ny = s * psi_n for the label y of sample n and z_nc = s * cos(x_n, w_c) for the other classes. A
 margin is psi: an object that is called with the target cosines and returns psi and its derivatives.

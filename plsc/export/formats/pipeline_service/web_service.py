@@ -1,7 +1,7 @@
 """The exported model as a pipeline service of Paddle Serving 0.9, by gRPC and HTTP.
 
-It stands alone: it needs the packages of requirements.txt, not PLSC, and runs on Python 3.8 and newer. Its way from an
-image to an embedding equals plsc/inference/embedding.py, which a test of PLSC holds.
+It needs the packages of requirements.txt, not PLSC, and runs on Python 3.8 and newer. From an image it computes the
+same embedding as plsc/inference/embedding.py, which a test of PLSC checks.
 
 A request has images as base64 text under keys that begin with 'image', or one tensor 'image' in bytes of a .npy file:
 uint8 pixels [N, H, W, 3] RGB, or the network's own input. The reply has the keys 'embedding', the base64 of float32
