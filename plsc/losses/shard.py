@@ -96,6 +96,7 @@ class Shard:
             for name, tensor in own.items()
             for kind in optimizer.state_names
         }
+        self._state_of = {name: [self.state[f"{name}:{kind}"] for kind in optimizer.state_names] for name in own}
         device = "gpu" if weight.place.is_gpu_place() else "cpu"
         self.chunk_rows, self.block_rows = CHUNK_ROWS[device], BLOCK_ROWS[device]
         self._zeros = paddle.zeros([self.block_rows], weight.dtype)
@@ -114,7 +115,7 @@ class Shard:
 
     def state_of(self, name: str) -> list[paddle.Tensor]:
         """The state tensors of 'weight' or 'bias', in the optimizer's order."""
-        return [self.state[f"{name}:{kind}"] for kind in self.optimizer.state_names]
+        return self._state_of[name]
 
     # Chunks and blocks
 
