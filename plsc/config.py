@@ -367,14 +367,14 @@ class Config(Settings):
 
     @property
     def margins(self) -> tuple[float, float, float] | None:
-        """(m1, m2, m3) on the target cosine, or None for the softmax kind.
+        """(m1, m2, m3) on the target cosine, or None for a loss that has no such margins, as softmax.
 
         Raises:
             ConfigError: a margin is set that the loss does not have, or one that it needs is missing.
         """
         given = (self.margin1, self.margin2, self.margin3)
         kind = self.loss_kind
-        if kind == "softmax":
+        if kind != "combined" and kind not in MARGINS:
             if self.margin is not None or any(value is not None for value in given):
                 raise ConfigError(f"loss_type '{self.loss_type}' has no margin, but one is set; leave it out")
             return None

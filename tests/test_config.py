@@ -138,3 +138,11 @@ def test_the_spelling_of_1_0_is_accepted():
     assert entry.config.augment_gray == 0.3
     entry.set_pixel_normalisation(1, 2)
     assert entry.pixel_std == (2.0, 2.0, 2.0)
+
+
+def test_a_new_kind_of_loss_needs_no_margins_of_the_common_formula(monkeypatch):
+    monkeypatch.setattr("plsc.config.LOSS_TYPES", ("linear",))
+    config = Config(loss_type="linear")
+    assert config.margins is None and config.main_margin is None
+    with pytest.raises(ConfigError, match="'linear' has no margin, but one is set"):
+        Config(loss_type="linear", margin=0.3).check()

@@ -77,7 +77,7 @@ def embed(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     output: Annotated[Path, typer.Option("--output", help="Name of the .npy file to write.")] = Path("embeddings.npy"),
 ) -> None:
-    """Embed images with an exported model. Writes a .npy file: a row of unit length per image, [n, D] float32."""
+    """Embed images with an exported model. Writes a .npy file: n x D float32, a row of unit length per image."""
     import numpy as np
 
     from plsc.inference.model import load_inference_model

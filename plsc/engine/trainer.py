@@ -347,7 +347,7 @@ class Trainer:
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss is {value} at epoch {self.epoch}, step {step + 1} (learning rate {self.schedule(step):.3g}, "
-                f"scale {self.config.scale:g}); the last checkpoint in {self.config.model_save_dir} is sound. Lower "
+                f"scale {self.config.scale:g}); the last checkpoint in {self.config.model_save_dir} is valid. Lower "
                 f"the learning rate (set_lr), warm up (set_warmup_epochs), or leave such steps out: "
                 f"set_on_nonfinite('skip')"
             )
