@@ -87,7 +87,7 @@ class Config(Settings):
         "num_classes": "Problem and backbone",
         "loss_type": "Last layer and loss",
         "dataset_dir": "Data",
-        "augment_crop": "Augmentation of training images, beside the flip",
+        "augment_crop": "Augmentation of training images, in addition to the flip",
         "train_epochs": "Schedule and optimization",
         "use_fp16": "Mixed precision on GPUs",
         "checkpoint_dir": "Checkpoints, verification and logging",

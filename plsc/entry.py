@@ -218,7 +218,7 @@ class Entry(_Attributes):
         erase: float = 0.0,
         grey: float | None = None,
     ) -> None:
-        """Random changes to training images beside the flip, all off by default; see `plsc.data.augment.Augment`.
+        """Random changes to training images, besides the flip, all off by default; see `plsc.data.augment.Augment`.
 
         `grey` is the former name of `gray`.
         """

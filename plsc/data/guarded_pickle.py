@@ -56,7 +56,7 @@ def _readable(data: bytes) -> tuple[int, str]:
 
     `_Unpickler` checks the classes.
     """
-    hashing = {"SETITEM", "SETITEMS", "DICT", "ADDITEMS", "FROZENSET"}  # hashing nested shared tuples takes for ever
+    hashing = {"SETITEM", "SETITEMS", "DICT", "ADDITEMS", "FROZENSET"}  # hashing nested shared tuples takes forever
     memo = {"PUT", "BINPUT", "LONG_BINPUT"}  # the memo is as long as its largest index
     stream, end = io.BytesIO(data), 0
     try:

@@ -50,7 +50,7 @@ class TrainLoader:
         skip_bad_images: replace an image that cannot be decoded by the next readable one and count it in `skipped`,
             instead of raising `DataError`.
         class_balanced: every class comes equally often, see `balanced_order`, instead of every image.
-        worker_timeout: seconds that one image may take before its process counts as hanging; 0 waits for ever.
+        worker_timeout: seconds that one image may take before its process counts as hanging; 0 waits forever.
 
     Attributes:
         num_images: of the source.

@@ -56,7 +56,7 @@ class WorkerPool:
         num_workers: W, 1 or more.
         batch_shape: [N, ...] of a batch, uint8.
         describe: names a record by its index, for messages.
-        timeout: seconds that one record may take before its worker counts as hanging; 0 waits for ever.
+        timeout: seconds that one record may take before its worker counts as hanging; 0 waits forever.
 
     Example:
         >>> def fill(task, batch, hold):

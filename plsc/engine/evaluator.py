@@ -99,7 +99,7 @@ def verify(embedder: Embedder, pairs: VerificationSet, *, collectives: Collectiv
         embeddings = embedder(pairs.images[own.start : own.stop])
     except DataError as error:
         failure = f"{pairs.name}, from image {own.start} on: {error}"
-    # All ranks learn of a failure before the next collective: without this the others would wait there for ever.
+    # All ranks learn of a failure before the next collective: without this the others would wait there forever.
     for message in collectives.gather_objects(failure):
         if message is not None:
             raise DataError(message)

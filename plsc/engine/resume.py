@@ -1,4 +1,4 @@
-"""What a resumed run is checked for, beside the tensors that `plsc.engine.state` loads."""
+"""What a resumed run is checked for, in addition to the tensors that `plsc.engine.state` loads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from plsc.errors import CheckpointError
 
 log = logging.getLogger("plsc")
 
-# The settings that decide the order of the images in an epoch, beside the images themselves.
+# The settings that decide the order of the images in an epoch, in addition to the images themselves.
 _ORDER_SETTINGS = ("seed", "class_balanced", "min_images_per_class")
 
 

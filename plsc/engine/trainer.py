@@ -306,7 +306,7 @@ class Trainer:
         return whole + head_parts(self.head, is_main, num_classes=self.config.num_classes)
 
     def _about(self) -> dict[str, Any]:
-        """What a checkpoint says of the run, beside its tensors."""
+        """What a checkpoint says of the run, in addition to its tensors."""
         return {
             "epoch": self.epoch,
             "step": self.step,

@@ -41,7 +41,7 @@ class RowOptimizer(Protocol):
     uses_step: bool = True
 
     def prepare(self, learning_rate: float, *, step: int, dtype: paddle.dtype) -> Any:
-        """What `apply` needs in one step beside rows, gradient and state; made once for all blocks.
+        """What `apply` needs in one step in addition to rows, gradient and state; made once for all blocks.
 
         Args:
             learning_rate: of this step.

@@ -144,7 +144,7 @@ class Service:
     # State and documentation
 
     async def healthz(self, request: Request) -> Response:
-        """Whether the process lives."""
+        """Whether the process is running."""
         return JSONResponse({"status": "ok"})
 
     async def readyz(self, request: Request) -> Response:

@@ -106,7 +106,7 @@ def _embedding_paths(settings: ServeSettings, card: ModelCard) -> dict[str, Any]
 def _state_paths() -> dict[str, Any]:
     state = _object(ready={"type": "boolean"}, workers={"type": "integer"}, draining={"type": "boolean"})
     return {
-        "/healthz": _get("The process lives.", "application/json", _object(status={"type": "string"})),
+        "/healthz": _get("The process is running.", "application/json", _object(status={"type": "string"})),
         "/readyz": _get("The server can answer; 503 if it cannot.", "application/json", state),
         "/metrics": _get("Metrics for Prometheus.", "text/plain"),
         "/openapi.json": _get("This document.", "application/json", _OBJECT),

@@ -117,7 +117,7 @@ def parse_general_proto(body: bytes, card: ModelCard, *, names: Sequence[str]) -
     Args:
         body: the serialized message.
         card: the model's.
-        names: accepted names of the input and the output, beside 'image' and 'embedding'.
+        names: accepted names of the input and the output, in addition to 'image' and 'embedding'.
 
     Raises:
         HTTPError: 400 the body is no such message, or its tensor is not what the model takes.

@@ -1,7 +1,8 @@
 """Files and folders that appear under their name complete or not at all.
 
-Content is written beside its place, flushed to the disk, and renamed; the folder that holds the new name is flushed
-as well. After a crash or a power cut the name stands for the old content or the new content, never for a part of it.
+Content is written under a temporary name in the same folder, flushed to the disk, and renamed; the folder that holds
+the new name is flushed as well. After a crash or a power cut the name has the old content or the new content, never a
+part of it.
 """
 
 from __future__ import annotations

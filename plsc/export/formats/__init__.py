@@ -1,4 +1,4 @@
-"""The formats beside the Paddle inference model: one file per format, and its entry in `FORMATS` here."""
+"""The formats in addition to the Paddle inference model: one file per format, and its entry in `FORMATS` here."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Format:
 
     Attributes:
         write: its writer.
-        keep: files for the user to edit, relative to the export's folder. An edited one stays in force after the next
+        keep: files for the user to edit, relative to the export's folder. An edited one is kept after the next
             export.
     """
 
