@@ -42,8 +42,8 @@ def test_every_setting_is_a_flag():
 class Limits(Settings):
     """Settings of a small command."""
 
-    renamed: ClassVar = {"max_size": "max_bytes", "old_switch": "switch"}
-    groups: ClassVar = {"max_bytes": "Limits"}
+    renamed: ClassVar[dict[str, str]] = {"max_size": "max_bytes", "old_switch": "switch"}
+    groups: ClassVar[dict[str, str]] = {"max_bytes": "Limits"}
 
     model: str = Field(description="Folder of the model.")
     max_bytes: int = Field(default=1024, description="Largest request, in bytes.")
