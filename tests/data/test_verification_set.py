@@ -12,23 +12,8 @@ import pytest
 
 from plsc.data.verification_set import VerificationSet
 from plsc.errors import DataError
+from tests._support.pairs import AS_ARRAYS, IMAGES, SAME, write_bin
 from tests._support.sources import OMNIGLOT
-
-
-def encoded(value):
-    return cv2.imencode(".png", np.full([4, 4, 3], value, np.uint8))[1].tobytes()
-
-
-IMAGES, SAME = [encoded(value) for value in range(6)], [True, False, True]
-
-
-AS_ARRAYS = [np.frombuffer(image, np.uint8) for image in IMAGES]
-
-
-def write(tmp_path, content, protocol=None):
-    path = tmp_path / "lfw.bin"
-    path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol))
-    return path
 
 
 def as_numpy_1(data):
@@ -48,7 +33,7 @@ def as_numpy_1(data):
     ids=["list", "array", "numpy flags", "integers"],
 )
 def test_each_kind_of_pickle_holds_the_same(tmp_path, protocol, images, flags):
-    pairs = VerificationSet.load(write(tmp_path, (images, flags), protocol))
+    pairs = VerificationSet.load(write_bin(tmp_path, (images, flags), protocol))
     assert pairs.images == IMAGES
     assert pairs.is_same.tolist() == SAME and pairs.is_same.dtype == np.bool_
     assert pairs.name == "lfw" and len(pairs) == 3
@@ -57,20 +42,20 @@ def test_each_kind_of_pickle_holds_the_same(tmp_path, protocol, images, flags):
 @pytest.mark.parametrize("protocol", [0, 2])
 def test_numpy_1_module_names(tmp_path, protocol):
     data = pickle.dumps((AS_ARRAYS, [np.bool_(flag) for flag in SAME]), protocol)
-    pairs = VerificationSet.load(write(tmp_path, as_numpy_1(data)))
+    pairs = VerificationSet.load(write_bin(tmp_path, as_numpy_1(data)))
     assert pairs.images == IMAGES and pairs.is_same.tolist() == SAME
 
 
 def test_python_2_str_is_bytes(tmp_path):
     parts = b"".join(b"T" + struct.pack("<i", len(image)) + image for image in IMAGES)  # BINSTRING
     data = b"\x80\x02](" + parts + b"e](\x88\x89\x88e\x86."
-    assert VerificationSet.load(write(tmp_path, data)).images == IMAGES
+    assert VerificationSet.load(write_bin(tmp_path, data)).images == IMAGES
 
 
 def test_pixels_keep_their_values(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, [4, 5, 7, 3], dtype=np.uint8)
     for images in (list(pixels), pixels, list(np.asfortranarray(pixels[0])[None].repeat(4, 0))):
-        pairs = VerificationSet.load(write(tmp_path, (images, [True, False])))
+        pairs = VerificationSet.load(write_bin(tmp_path, (images, [True, False])))
         assert all(np.array_equal(found, image) for found, image in zip(pairs.images, images))
 
 
@@ -105,7 +90,7 @@ def test_files_that_other_versions_of_python_and_numpy_wrote(name, pairs):
     ],
 )
 def test_other_content_is_named(tmp_path, content, found):
-    path = write(tmp_path, content)
+    path = write_bin(tmp_path, content)
     with pytest.raises(DataError, match=found) as caught:
         VerificationSet.load(path)
     assert str(path) in str(caught.value)
