@@ -23,14 +23,15 @@ import uvloop  # noqa: E402
 
 from plsc.serving.app import Service  # noqa: E402
 from plsc.serving.middleware import access_log  # noqa: E402
-from plsc.serving.uvicorn_protocol import protocol_factory  # noqa: E402
+from plsc.serving.uvicorn_protocol import awaits_first_request, protocol_factory  # noqa: E402
 
 log = logging.getLogger("plsc")
 
 _BACKLOG = 2048  # connections that the kernel holds until they are accepted
 _KEEP_ALIVE = 75  # seconds for which an idle connection is kept
-# Seconds that a client's first request may take on a connection that was accepted just before the socket closed.
-_LATECOMERS = 0.2
+# Seconds that a client's first request may take on a connection that was accepted just before the socket closed. A
+# client on a busy machine needs more than its network.
+_FIRST_REQUEST_TIMEOUT = 2.0
 
 
 def serve(settings: ServeSettings) -> None:
@@ -101,7 +102,10 @@ async def _serve_until_drained(service: Service, listener: socket.socket) -> Non
         accepting.close()
         for connection in _accepted(listener):
             await loop.connect_accepted_socket(connect, connection)
-        await asyncio.sleep(_LATECOMERS)
+        deadline = loop.time() + _FIRST_REQUEST_TIMEOUT
+        await asyncio.sleep(0.2)  # a request that is on its way on a kept connection
+        while awaits_first_request(server) and loop.time() < deadline:
+            await asyncio.sleep(0.02)
         server.should_exit = True
         await running
 

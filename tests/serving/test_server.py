@@ -23,6 +23,7 @@ pytestmark = pytest.mark.server
 IMAGES = [make_image(seed) for seed in range(3)]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("whole_group", [False, True])
 def test_sigterm_under_load_loses_no_request(model, tmp_path, whole_group):
     replies, stop = [], threading.Event()
