@@ -97,7 +97,7 @@ def work(options: argparse.Namespace) -> None:
     topology = init_topology()
     collectives = Collectives(topology)
     paddle.seed(topology.rank)
-    shard = shard_range(options.classes, topology.world_size, topology.rank)
+    shard = shard_range(options.classes, topology.world_size, shard=topology.rank)
     paddle.matmul(paddle.ones([256, 256]), paddle.ones([256, 256]))
     base = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")

@@ -424,7 +424,7 @@ class Config(Settings):
             )
 
 
-def check_callable(name: str, value: Any, expected: str) -> Callable[..., Any]:
+def check_callable(name: str, value: Any, *, expected: str) -> Callable[..., Any]:
     """Return `value` if it can be called; otherwise raise `ConfigError` naming what was expected."""
     if not callable(value):
         raise ConfigError(f"{name}: got {value!r} ({type(value).__name__}), expected {expected}")

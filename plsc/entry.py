@@ -133,7 +133,7 @@ class Entry(_Attributes):
         margins = (margin1, margin2, margin3)
         if not isinstance(loss_type, str):
             expected = "the name of a loss or a margin object, called with (cosine, norms, labels)"
-            self.config.margin_function = check_callable("set_loss_type", loss_type, expected)
+            self.config.margin_function = check_callable("set_loss_type", loss_type, expected=expected)
         else:
             if loss_type not in LOSS_TYPES and None not in margins:
                 loss_type = "dist_combined" if loss_type.startswith("dist_") else "combined"
@@ -304,7 +304,7 @@ class Entry(_Attributes):
         self.config.optimizer = check_callable(
             "set_optimizer",
             optimizer,
-            "a Paddle optimizer class, or a function f(learning_rate, parameters) that "
+            expected="a Paddle optimizer class, or a function f(learning_rate, parameters) that "
             "returns one: parameters do not exist yet when this is set",
         )
 

@@ -79,13 +79,13 @@ def search(
     """Find the entries most similar to each image; one line of JSON per image."""
     gallery, loaded = _open(folder, model)
     files = [file for _, file in _named_files(images)]
-    cosine = read_threshold(threshold, report, report_set)
+    cosine = read_threshold(threshold, report, report_set=report_set)
     for file, found in zip(files, gallery.search(loaded.embed(files), count, threshold=cosine)):
         matches = [match.as_dict() for match in found]
         typer.echo(json.dumps({"image": str(file), "matches": matches, "threshold": cosine}, ensure_ascii=False))
 
 
-def read_threshold(threshold: float | None, report: Path | None, report_set: str | None) -> float | None:
+def read_threshold(threshold: float | None, report: Path | None, *, report_set: str | None) -> float | None:
     """The threshold given as a number, or read from a report of `plsc test`.
 
     Raises:

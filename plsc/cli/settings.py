@@ -74,7 +74,7 @@ def with_settings(settings: type[Settings], *, without: Collection[str] = ()) ->
         def run(config: Path | None = None, **values: Any) -> None:
             given = {name: value for name, value in values.items() if name not in names and value is not None}
             command(
-                merge_settings(settings, config, given),
+                merge_settings(settings, config, flags=given),
                 **{name: value for name, value in values.items() if name in names},
             )
 
@@ -88,7 +88,7 @@ def with_settings(settings: type[Settings], *, without: Collection[str] = ()) ->
     return decorate
 
 
-def merge_settings(settings: type[Settings], file: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
+def merge_settings(settings: type[Settings], file: Path | None, *, flags: dict[str, Any]) -> dict[str, Any]:
     """{name: value} of a YAML file, if any, then of the flags, under present names.
 
     Raises:

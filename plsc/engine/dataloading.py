@@ -104,7 +104,9 @@ def count_steps_per_epoch(loader: Loader, global_batch: int) -> int | None:
 
 
 def _reader_loader(config: Config, topology: Topology) -> ReaderLoader:
-    reader = check_callable("train_reader", config.train_reader, "a function that returns an iterable of batches")
+    reader = check_callable(
+        "train_reader", config.train_reader, expected="a function that returns an iterable of batches"
+    )
     loader = ReaderLoader(
         reader,
         config.image_shape,

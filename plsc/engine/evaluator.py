@@ -81,7 +81,7 @@ class Embedder:
     def _run(self, batch: NDArray[np.float32]) -> Embeddings:
         outputs = self._backbone(paddle.to_tensor(batch))
         embeddings: Embeddings = (
-            check_embedding(outputs, self._backbone, len(batch), self.emb_dim).astype("float32").numpy()
+            check_embedding(outputs, self._backbone, images=len(batch), emb_dim=self.emb_dim).astype("float32").numpy()
         )
         return embeddings
 
@@ -93,7 +93,7 @@ def verify(embedder: Embedder, pairs: VerificationSet, *, collectives: Collectiv
         DataError: an image cannot be decoded; the message names the set. It is raised on all ranks.
     """
     topology, count = collectives.topology, len(pairs.images)
-    own = shard_range(count, topology.world_size, topology.rank)
+    own = shard_range(count, topology.world_size, shard=topology.rank)
     embeddings, failure = np.zeros([0, embedder.emb_dim], np.float32), None
     try:
         embeddings = embedder(pairs.images[own.start : own.stop])

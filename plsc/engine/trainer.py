@@ -193,7 +193,7 @@ class Trainer:
 
         with self.precision.autocast():
             features = self.network(images)
-        check_embedding(features, self.backbone, len(batch.labels), self.config.emb_dim)
+        check_embedding(features, self.backbone, images=len(batch.labels), emb_dim=self.config.emb_dim)
         loss = self.head.forward(
             features.detach().astype("float32"), labels, step=self.step, count_above=self.config.calc_acc
         )

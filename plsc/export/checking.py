@@ -88,7 +88,7 @@ def check_backbone(backbone: nn.Layer, config: Config) -> None:
             f"{name}: fails on images {list(images.shape)} of float32: {last_line(error)}; the "
             f"network must take one such tensor"
         ) from error
-    check_embedding(first, backbone, 2, config.emb_dim)
+    check_embedding(first, backbone, images=2, emb_dim=config.emb_dim)
     difference = relative_difference(second.numpy(), first.numpy())
     if difference > TOLERANCE:
         raise ExportError(

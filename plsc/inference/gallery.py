@@ -263,4 +263,4 @@ def read_threshold(report: str | Path, name: str | None = None) -> float:
 def _faiss() -> Any:
     # faiss logs each library that it tries to load, and Paddle sets the root logger to show such messages.
     logging.getLogger("faiss").setLevel(logging.WARNING)
-    return require("faiss", "faiss-cpu", "a gallery")
+    return require("faiss", "faiss-cpu", purpose="a gallery")

@@ -13,11 +13,11 @@ from typing import Any
 from plsc.utils.lazy import require
 
 _PURPOSE = "Paddle Serving's messages"
-_descriptor_pb2 = require("google.protobuf.descriptor_pb2", "protobuf", _PURPOSE)
-_descriptor_pool = require("google.protobuf.descriptor_pool", "protobuf", _PURPOSE)
-_message_factory = require("google.protobuf.message_factory", "protobuf", _PURPOSE)
+_descriptor_pb2 = require("google.protobuf.descriptor_pb2", "protobuf", purpose=_PURPOSE)
+_descriptor_pool = require("google.protobuf.descriptor_pool", "protobuf", purpose=_PURPOSE)
+_message_factory = require("google.protobuf.message_factory", "protobuf", purpose=_PURPOSE)
 
-DecodeError = require("google.protobuf.message", "protobuf", _PURPOSE).DecodeError
+DecodeError = require("google.protobuf.message", "protobuf", purpose=_PURPOSE).DecodeError
 
 # Paddle Serving's number of each element type.
 ELEMENT_TYPES = {"int64": 0, "float32": 1, "int32": 2, "float64": 3, "float16": 5, "uint8": 7}

@@ -68,7 +68,7 @@ class Classifier:
         self._collectives, self._sharded = collectives, config.is_sharded
         self._ranks, rank = collectives.topology.world_size, collectives.topology.rank
         every = Range(0, config.num_classes)
-        self.classes = shard_range(config.num_classes, self._ranks, rank) if self._sharded else every
+        self.classes = shard_range(config.num_classes, self._ranks, shard=rank) if self._sharded else every
         self._seed = config.seed
         self._margin = build_margin(config)
         self.parameters = {"weight": self._create_weight(config)}
@@ -224,7 +224,7 @@ class Classifier:
         shape = [self.classes.size, config.emb_dim]
         weight = self._create(shape, config.param_attr)
         if getattr(config.param_attr, "initializer", None) is None:
-            weight.set_value(initial_centers(self.classes, config.emb_dim, config.seed))
+            weight.set_value(initial_centers(self.classes, config.emb_dim, seed=config.seed))
         return weight
 
     def _create(self, shape: list[int], attr: Any, *, is_bias: bool = False) -> paddle.Tensor:
@@ -277,7 +277,7 @@ def _check_head_optimizer(config: Config, replicated: bool) -> RowOptimizer:
     return optimizer
 
 
-def initial_centers(classes: Range, emb_dim: int, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def initial_centers(classes: Range, emb_dim: int, *, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """[S, D] float32 of N(0, 0.01); the center of a class does not depend on how classes are sharded."""
     centers = np.empty([classes.size, emb_dim], np.float32)
     for block in range(classes.start // _INIT_BLOCK, -(-classes.stop // _INIT_BLOCK)):

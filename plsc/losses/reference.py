@@ -144,7 +144,7 @@ class ReferenceSoftmax:
             bias: [S], softmax only.
             count_above: also count `State.num_greater`, for acc1 and acc5.
         """
-        targets = locate(labels, self.first_class, weight.shape[0])
+        targets = locate(labels, self.first_class, num_classes=weight.shape[0])
         x, w = as_directions(features, self.margin), as_directions(weight, self.margin)
         scale = 1.0 if self.margin is None else self.scale
         logits = paddle.matmul(x.rows, w.rows, transpose_y=True)
@@ -185,7 +185,7 @@ class ReferenceSoftmax:
         return self.reducer.all_reduce_sum((logits > target.unsqueeze(1)).astype("int64").sum(axis=1))
 
 
-def locate(labels: paddle.Tensor, first_class: int, num_classes: int) -> Targets:
+def locate(labels: paddle.Tensor, first_class: int, *, num_classes: int) -> Targets:
     """Which of the labels [G] are among the classes of this shard, and in which row."""
     row = labels - first_class
     owned = (row >= 0) & (row < num_classes)

@@ -172,7 +172,7 @@ class Shard:
 
     def locate(self, labels: paddle.Tensor) -> Targets:
         """Where the labels [G], global ids, lie."""
-        return locate(labels, self.first_class, self.size)
+        return locate(labels, self.first_class, num_classes=self.size)
 
     def target_rows(self, targets: Targets) -> paddle.Tensor:
         """[G, D]: the rows of the targets; zeros where the shard is empty."""

@@ -83,7 +83,7 @@ def check_model(model: object) -> nn.Layer:
     return model
 
 
-def check_embedding(embedding: object, model: nn.Layer, images: int, emb_dim: int) -> paddle.Tensor:
+def check_embedding(embedding: object, model: nn.Layer, *, images: int, emb_dim: int) -> paddle.Tensor:
     """Return `embedding` if it is a [N, D] tensor; otherwise raise `ConfigError` with both shapes."""
     shape = list(embedding.shape) if isinstance(embedding, paddle.Tensor) else type(embedding).__name__
     if shape != [images, emb_dim]:

@@ -78,7 +78,7 @@ class Client:
         retries: int = 3,
         connections: int = 2,
     ) -> None:
-        self._urllib3 = require("urllib3", "'urllib3>=2'", "plsc.serving.Client")
+        self._urllib3 = require("urllib3", "'urllib3>=2'", purpose="plsc.serving.Client")
         self.servers = [_url(server) for server in ([servers] if isinstance(servers, str) else servers)]
         if not self.servers or connections < 1 or retries < 0:
             raise ServingError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from plsc.utils.lazy import SERVER_PACKAGES, require
 
-require("prometheus_client", SERVER_PACKAGES, "the server")
+require("prometheus_client", SERVER_PACKAGES, purpose="the server")
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest  # noqa: E402
 

@@ -21,7 +21,7 @@ from plsc.inference.paddle_serving_messages import ELEMENT_TYPES, DecodeError, R
 from plsc.serving.http_error import HTTPError
 from plsc.utils.lazy import SERVER_PACKAGES, require
 
-require("orjson", SERVER_PACKAGES, "the server")
+require("orjson", SERVER_PACKAGES, purpose="the server")
 
 import orjson  # noqa: E402
 

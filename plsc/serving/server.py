@@ -16,7 +16,7 @@ from plsc.serving.settings import ServeSettings
 from plsc.utils.lazy import SERVER_PACKAGES, require
 
 for _package in ("uvicorn", "starlette", "httptools", "uvloop"):
-    require(_package, SERVER_PACKAGES, "plsc serve")
+    require(_package, SERVER_PACKAGES, purpose="plsc serve")
 
 import uvicorn  # noqa: E402
 import uvloop  # noqa: E402

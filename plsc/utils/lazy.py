@@ -15,7 +15,7 @@ SERVER_PACKAGES = (
 )
 
 
-def require(module: str, install: str, purpose: str) -> ModuleType:
+def require(module: str, install: str, *, purpose: str) -> ModuleType:
     """Import and return `module`.
 
     Args:
@@ -49,4 +49,4 @@ def require_paddle() -> ModuleType:
     with warnings.catch_warnings():
         # Paddle warns of a missing ccache, which only compiling C++ extensions needs.
         warnings.filterwarnings("ignore", "No ccache found")
-        return require("paddle", "paddlepaddle (or paddlepaddle-gpu for NVIDIA GPUs)", "PLSC")
+        return require("paddle", "paddlepaddle (or paddlepaddle-gpu for NVIDIA GPUs)", purpose="PLSC")

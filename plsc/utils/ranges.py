@@ -35,7 +35,7 @@ class Range(NamedTuple):
         return Range(self.start + offset, self.stop + offset)
 
 
-def shard_range(count: int, shards: int, shard: int) -> Range:
+def shard_range(count: int, shards: int, *, shard: int) -> Range:
     """The items of one shard.
 
     Args:
@@ -54,4 +54,4 @@ def shard_range(count: int, shards: int, shard: int) -> Range:
 
 def shard_ranges(count: int, shards: int) -> list[Range]:
     """The items of every shard, in order: disjoint ranges that together hold all `count` items."""
-    return [shard_range(count, shards, shard) for shard in range(shards)]
+    return [shard_range(count, shards, shard=shard) for shard in range(shards)]

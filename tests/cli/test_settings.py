@@ -23,7 +23,7 @@ from tests._support.ranks import run
 def test_unknown_settings_in_a_file_name_the_near_miss(tmp_path):
     (tmp_path / "run.yaml").write_text("train_batchsize: 3\n")
     with pytest.raises(plsc.ConfigError, match=r"run\.yaml: there is no .*; did you mean 'train_batch_size'"):
-        merge_settings(Config, tmp_path / "run.yaml", {})
+        merge_settings(Config, tmp_path / "run.yaml", flags={})
 
 
 def test_every_setting_is_a_flag():
@@ -113,7 +113,7 @@ def test_an_unknown_flag_names_the_near_miss():
 )
 def test_a_flag_for_steps_unsets_the_epochs_of_the_file(tmp_path, file, flags, expected):
     (tmp_path / "run.yaml").write_text(file)
-    entry = make_entry(merge_settings(Config, tmp_path / "run.yaml", flags))
+    entry = make_entry(merge_settings(Config, tmp_path / "run.yaml", flags=flags))
     assert (entry.train_epochs, entry.train_steps) == expected
 
 

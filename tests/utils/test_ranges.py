@@ -16,7 +16,7 @@ def test_shards_hold_every_item_once_in_order(count, shards):
 
 
 def test_more_shards_than_items_leave_the_last_ones_empty():
-    assert [shard_range(3, 4, shard).size for shard in range(4)] == [1, 1, 1, 0]
+    assert [shard_range(3, 4, shard=shard).size for shard in range(4)] == [1, 1, 1, 0]
 
 
 @given(*[st.integers(0, 50)] * 4)

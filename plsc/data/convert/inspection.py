@@ -226,4 +226,4 @@ def _thumbnail(records: Records, index: int) -> np.ndarray:
 
 
 def _require_matplotlib() -> Any:
-    return require("matplotlib.figure", "matplotlib", "plotting")
+    return require("matplotlib.figure", "matplotlib", purpose="plotting")

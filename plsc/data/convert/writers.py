@@ -488,7 +488,7 @@ def _resize(path: Path, count: int) -> None:
 
 
 def _require_pyarrow(module: str) -> Any:
-    return require(module, "pyarrow", "writing Parquet files")
+    return require(module, "pyarrow", purpose="writing Parquet files")
 
 
 def _height_and_width(image: bytes) -> list[int]:

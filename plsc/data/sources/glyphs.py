@@ -181,22 +181,22 @@ def _integer(name: str, value: int, least: int, most: int | None = None) -> int:
 
 @functools.cache
 def _faces() -> tuple[str, ...]:
-    matplotlib = require("matplotlib", "matplotlib fonttools", "the glyph data set")
+    matplotlib = require("matplotlib", "matplotlib fonttools", purpose="the glyph data set")
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return tuple(sorted(str(path) for path in folder.glob("DejaVu*.ttf")))
 
 
 @functools.lru_cache(maxsize=64)
 def _font(face: int, size: int) -> Any:
-    image_font = require("PIL.ImageFont", "Pillow", "the glyph data set")
+    image_font = require("PIL.ImageFont", "Pillow", purpose="the glyph data set")
     # Pillow's other layout depends on how Pillow was built.
     return image_font.truetype(_faces()[face], size, layout_engine=image_font.Layout.BASIC)
 
 
 def _ink(face: int, code_point: int, size: int) -> Pixels:
     """The glyph at a font size in pixels, cropped to its ink: [h, w] uint8, [0, 0] where it has none."""
-    image = require("PIL.Image", "Pillow", "the glyph data set")
-    draw = require("PIL.ImageDraw", "Pillow", "the glyph data set")
+    image = require("PIL.Image", "Pillow", purpose="the glyph data set")
+    draw = require("PIL.ImageDraw", "Pillow", purpose="the glyph data set")
     font, text = _font(face, size), chr(code_point)
     left, top, right, bottom = font.getbbox(text)
     canvas = image.new("L", (max(1, right - left + 2), max(1, bottom - top + 2)))
@@ -254,7 +254,7 @@ def _table() -> list[tuple[int, tuple[int, ...]]]:
 
 
 def _faces_by_code_point() -> dict[int, tuple[int, ...]]:
-    fonts = require("fontTools.ttLib", "matplotlib fonttools", "the glyph data set")
+    fonts = require("fontTools.ttLib", "matplotlib fonttools", purpose="the glyph data set")
     found: dict[int, list[int]] = {}
     for face, path in enumerate(_faces()):
         with fonts.TTFont(path, lazy=True) as font:

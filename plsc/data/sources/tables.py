@@ -214,7 +214,7 @@ class ParquetRecords(Records):
 
 
 def _parquet() -> Any:
-    return require("pyarrow.parquet", "pyarrow", "reading Parquet files")
+    return require("pyarrow.parquet", "pyarrow", purpose="reading Parquet files")
 
 
 def _column(path: Path, head: Sequence[str], known: Sequence[str], given: str | None, setting: str) -> int:

@@ -32,7 +32,7 @@ def write_onnx(network: paddle.nn.Layer, spec: paddle.static.InputSpec, *, folde
         ExportError: the converter does not support an operator of the network.
     """
     _, onnx, onnxruntime = (
-        require(name, "paddle2onnx onnx onnxruntime", "the format 'onnx' (Python 3.12 at most)")
+        require(name, "paddle2onnx onnx onnxruntime", purpose="the format 'onnx' (Python 3.12 at most)")
         for name in ("paddle2onnx", "onnx", "onnxruntime")
     )
     path = _convert(folder, type(network).__name__)

@@ -101,7 +101,7 @@ def write_model_folders(folder: Path, model: Path, *, feeds: Sequence[Variable],
         feeds: inputs, in order.
         fetches: outputs, in order.
     """
-    text_format = require("google.protobuf.text_format", "protobuf", "the format 'serving'")
+    text_format = require("google.protobuf.text_format", "protobuf", purpose="the format 'serving'")
     config = model_config(feeds, fetches)
     for name, stem in ((SERVER_FOLDER, "serving_server_conf"), (CLIENT_FOLDER, "serving_client_conf")):
         (folder / name).mkdir()

@@ -20,7 +20,7 @@ collectives = Collectives(topology)
 found = {}
 for name, case in HEAD_CASES.items():
     features, labels, weight, bias = head_problem(case, topology.world_size)
-    start, stop = shard_range(len(weight), topology.world_size, topology.rank)
+    start, stop = shard_range(len(weight), topology.world_size, shard=topology.rank)
     own = np.array_split(np.arange(len(labels)), topology.world_size)[topology.rank]
     x = collectives.all_gather(paddle.to_tensor(features[own]))
     y = collectives.all_gather(paddle.to_tensor(labels[own]))
