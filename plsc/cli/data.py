@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from plsc.cli.command import Command
 from plsc.data.alignment import read_landmarks
 from plsc.data.convert.conversion import Converted, convert_split
 from plsc.data.convert.conversion import convert as convert_records
@@ -59,7 +60,7 @@ def _show_log() -> None:
     show_log(is_main=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def inspect(
     source: Source,
     limit: Annotated[
@@ -95,7 +96,7 @@ def inspect(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def convert(
     source: Source,
     target: Target,
@@ -139,7 +140,7 @@ def convert(
     _print_result(done)
 
 
-@app.command()
+@app.command(cls=Command)
 def shuffle(
     source: Source,
     target: Target,
@@ -159,7 +160,7 @@ def shuffle(
     _print_result(convert_records(records, target, to=to, parts=parts, skip_bad_images=skip_bad_images))
 
 
-@app.command()
+@app.command(cls=Command)
 def split(
     source: Source,
     target: Target,
@@ -179,7 +180,7 @@ def split(
         _print_result(done)
 
 
-@app.command()
+@app.command(cls=Command)
 def pairs(
     source: Source,
     output: Annotated[Path, typer.Argument(help="File to write, which must not exist yet; its name ends in .bin.")],
@@ -212,7 +213,7 @@ def pairs(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def index(source: Source) -> None:
     """Write the offsets of base64 parts or tar shards beside them, so that they open without being read through."""
     records = open_records(source)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from plsc.cli.command import Command
 from plsc.data.images import IMAGE_SUFFIXES, is_image_name
 from plsc.errors import ConfigError
 from plsc.utils.atomic import restore_folder
@@ -29,7 +30,7 @@ ReportSet = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=Command)
 def build(model: Model, folder: Folder, images: Images) -> None:
     """Embed images and enroll them in a new gallery, under the names of their folders; single files under their own."""
     from plsc.inference.gallery import Gallery
@@ -44,7 +45,7 @@ def build(model: Model, folder: Folder, images: Images) -> None:
     typer.echo(f"{folder}: {len(gallery)} entries of {len(set(gallery.names))} names")
 
 
-@app.command()
+@app.command(cls=Command)
 def add(model: Model, folder: Folder, images: Images) -> None:
     """Embed images and enroll them in an existing gallery."""
     gallery, loaded = _open(folder, model)
@@ -53,7 +54,7 @@ def add(model: Model, folder: Folder, images: Images) -> None:
     typer.echo(f"{folder}: {len(gallery)} entries of {len(set(gallery.names))} names")
 
 
-@app.command()
+@app.command(cls=Command)
 def remove(folder: Folder, names: Annotated[list[str], typer.Argument(help="Names to remove.")]) -> None:
     """Remove all entries of some names from a gallery."""
     from plsc.inference.gallery import Gallery
@@ -64,7 +65,7 @@ def remove(folder: Folder, names: Annotated[list[str], typer.Argument(help="Name
     typer.echo(f"{folder}: {count} entries removed, {len(gallery)} left")
 
 
-@app.command()
+@app.command(cls=Command)
 def search(
     model: Model,
     folder: Folder,

@@ -14,18 +14,18 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 from pydantic.fields import FieldInfo
-from typer.core import TyperCommand
 
+from plsc.cli.command import Command
 from plsc.entry import Entry
 from plsc.utils.settings import Settings, accepted_values, plain_type, text_of
 
-Command = Callable[..., None]
+_Function = Callable[..., None]
 
 # Columns that the tables of the help need. In fewer columns they cut the names of flags.
 _TABLE_COLUMNS = 120
 
 
-class SettingsCommand(TyperCommand):
+class SettingsCommand(Command):
     """A command of many flags. On a narrow terminal its help lists them without tables, so that no name is cut.
 
     Example:
@@ -51,7 +51,7 @@ class SettingsCommand(TyperCommand):
                 formatter.write_dl(records)
 
 
-def with_settings(settings: type[Settings], *, without: Collection[str] = ()) -> Callable[[Command], Command]:
+def with_settings(settings: type[Settings], *, without: Collection[str] = ()) -> Callable[[_Function], _Function]:
     """A decorator that gives a command `--config FILE` and a flag per setting.
 
     The first argument of the command is {name: value} of the settings in the file and of the flags, in order of
@@ -62,7 +62,7 @@ def with_settings(settings: type[Settings], *, without: Collection[str] = ()) ->
         without: names of fields for which no flag is made.
     """
 
-    def decorate(command: Command) -> Command:
+    def decorate(command: _Function) -> _Function:
         hints = get_type_hints(command, include_extras=True)
         _, *parameters = inspect.signature(command).parameters.values()
         own = [

@@ -24,6 +24,7 @@ from plsc.errors import ConfigError, DataError
 from plsc.inference.embedding import EmbeddingPath, Embeddings, to_unit_length
 from plsc.metrics.verification import VerificationReport, verification_report
 from plsc.models.base_model import check_embedding
+from plsc.utils.hints import setter
 from plsc.utils.ranges import shard_range, shard_ranges
 from plsc.utils.threads import thread_map
 
@@ -143,7 +144,7 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
     if not sets:
         raise DataError(
             f"nothing to test on: no verification set is given, and {config.dataset_dir} holds no "
-            f"{DEFAULT_VAL_TARGETS}.bin; make one with plsc data pairs, or set_val_targets (--val-targets)"
+            f"{DEFAULT_VAL_TARGETS}.bin; make one with plsc data pairs, or name them with {setter('val_targets')}"
         )
     backbone, config, _ = open_backbone(config)
     return evaluate(config, backbone, sets=sets, collectives=Collectives(topology))

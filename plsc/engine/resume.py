@@ -9,6 +9,7 @@ from typing import Any
 from plsc.config import Config
 from plsc.engine.checkpoint import list_checkpoints, order
 from plsc.errors import CheckpointError
+from plsc.utils.hints import setter
 
 log = logging.getLogger("plsc")
 
@@ -64,12 +65,12 @@ def check_save_folder(config: Config, *, epoch: int, step_in_epoch: int, is_done
     except OSError as error:
         raise CheckpointError(
             f"{root}: checkpoints cannot be written there: {error.strerror}; choose another "
-            f"folder (set_model_save_dir, --model-save-dir)"
+            f"folder with {setter('model_save_dir')}"
         ) from None
     newer = [path for path in list_checkpoints(root) if order(path) > (epoch, step_in_epoch)]
     if newer and not is_done:
         raise CheckpointError(
             f"{newer[-1]} is a checkpoint of later training than this run starts from; to resume from it: "
-            f"set_checkpoint_dir({str(root)!r}) (--checkpoint-dir {root}); to start a new run: choose another "
-            f"set_model_save_dir (--model-save-dir), or move the old folder away"
+            f"{setter('checkpoint_dir', root)}; to start a new run: choose another folder with "
+            f"{setter('model_save_dir')}, or move the old folder away"
         )
