@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -16,7 +16,11 @@ import typer
 from pydantic.fields import FieldInfo
 
 from plsc.cli.command import Command
+from plsc.config import Config
 from plsc.entry import Entry
+from plsc.errors import ConfigError
+from plsc.models.registry import find_backbone
+from plsc.utils.hints import flag_of
 from plsc.utils.settings import Settings, accepted_values, plain_type, text_of
 
 _Function = Callable[..., None]
@@ -92,13 +96,28 @@ def merge_settings(settings: type[Settings], file: Path | None, *, flags: dict[s
     """{name: value} of a YAML file, if any, then of the flags, under present names.
 
     Raises:
-        PLSCError: the settings' own error, for a wrong name or a wrong value in the file.
+        PLSCError: the settings' own error, with a line for each wrong name or value in the file and in the flags.
     """
-    values = settings.read_file(file) if file else {}
+    values, problems = settings.examine_file(file) if file else ({}, [])
+    problems += [problem.text for problem in settings.find_problems(flags, label=flag_of)]
+    if settings is Config:
+        problems += _check_backbone(values, f"{file}: ") + _check_backbone(flags, "")
+    if problems:
+        raise settings.error("\n".join(problems))
+    values = settings.present_names(values)
     for name, value in settings.present_names(flags).items():
         values.pop(name, None)  # so that a flag also follows the file's settings in order
         values[name] = value
     return values
+
+
+def _check_backbone(values: Mapping[str, Any], where: str) -> list[str]:
+    """What is wrong with the name of a backbone, which `Config` takes as it is: it lies below the registry."""
+    try:
+        find_backbone(values.get("model_name", Config().model_name))
+    except ConfigError as error:
+        return [f"{where}{error}"]
+    return []
 
 
 def make_entry(values: dict[str, Any]) -> Entry:
@@ -136,9 +155,9 @@ def _flags(settings: type[Settings], without: Collection[str]) -> list[inspect.P
 
 def _flag(name: str, field: FieldInfo, heading: str | None) -> inspect.Parameter:
     """An option for one setting, hidden where it has no heading."""
-    is_switch, flag = plain_type(field.annotation) is bool, name.replace("_", "-")
+    is_switch, flag = plain_type(field.annotation) is bool, flag_of(name)
     option = typer.Option(
-        f"--{flag}/--no-{flag}" if is_switch else f"--{flag}",
+        f"{flag}/{flag_of(f'no_{name}')}" if is_switch else flag,
         show_default=False,
         help=field.description if field.is_required() else describe_default(field),
         rich_help_panel=heading,

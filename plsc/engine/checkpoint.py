@@ -28,6 +28,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from plsc.distributed.collectives import Collectives
 from plsc.errors import CheckpointError
+from plsc.utils.artifacts import recognize
 from plsc.utils.atomic import partial_path, write_folder
 from plsc.utils.files import sync_path
 from plsc.utils.ranges import Range
@@ -188,11 +189,7 @@ class Checkpoint:
         if not (path / MANIFEST).is_file():
             found = list_checkpoints(path)
             if not found:
-                what = "holds no checkpoint" if path.is_dir() else "does not exist"
-                raise CheckpointError(
-                    f"checkpoint_dir {str(path)!r} {what}; expected a folder with {MANIFEST}, "
-                    f"or one that holds such folders (output/0, output/1, ...)"
-                )
+                raise CheckpointError(_explain_absence(path))
             path = found[-1]
         self.path = path
         manifest = _read_manifest(path / MANIFEST)
@@ -255,6 +252,21 @@ class Checkpoint:
         if name not in self._tensors:
             raise CheckpointError(f"{self.path}: holds no tensor '{name}'; it was written by another network or loss")
         return self._tensors[name]
+
+
+def _explain_absence(path: Path) -> str:
+    """What a path is that is neither a checkpoint nor a folder of checkpoints."""
+    expected = f"expected a folder with {MANIFEST}, or one that holds such folders (output/0, output/1, ...)"
+    found = recognize(path)
+    if found is not None:
+        return f"checkpoint_dir {str(path)!r} is {found.what}; {expected}; {found.use}"
+    if path.is_file():
+        return f"checkpoint_dir {str(path)!r} is a file; {expected}"
+    beside = [other.name for other in list_checkpoints(path.parent)]
+    what = "holds no checkpoint" if path.is_dir() else "does not exist"
+    return f"checkpoint_dir {str(path)!r} {what}; {expected}" + (
+        f"; {path.parent} holds the checkpoints {', '.join(beside)}" if beside else ""
+    )
 
 
 def _agree(action: Callable[[], _Result], collectives: Collectives) -> list[_Result]:

@@ -18,8 +18,12 @@ _ORDER_SETTINGS = ("seed", "class_balanced", "min_images_per_class")
 
 
 def saved_settings(config: Config) -> dict[str, Any]:
-    """The settings as a checkpoint's manifest holds them, without those that only Python can hold."""
-    return config.model_dump(mode="json", exclude={"amp_lists"})
+    """The settings as a checkpoint's manifest holds them, without those that only Python can hold.
+
+    With a network of the user's own there is no `model_name`: the manifest's "network" says what class it is.
+    """
+    left_out = {"amp_lists"} if config.model is None else {"amp_lists", "model_name"}
+    return config.model_dump(mode="json", exclude=left_out)
 
 
 def warn_of_another_order(about: dict[str, Any], config: Config, *, num_images: int, global_batch: int) -> None:

@@ -14,7 +14,8 @@ from plsc.engine.checkpoint import Checkpoint, Part
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.errors import CheckpointError
 from plsc.losses import MARGIN_STATE, Head
-from plsc.models.base_model import build_backbone
+from plsc.models.base_model import build_backbone, network_name
+from plsc.utils.hints import either, setter
 from plsc.utils.ranges import Range
 
 log = logging.getLogger("plsc")
@@ -60,9 +61,8 @@ def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, *, config: Confi
     if found != set(expected):
         odd = sorted(found ^ set(expected))
         raise CheckpointError(
-            f"{saved.path}: its backbone ({saved.about['settings']['model_name']}) differs from this "
-            f"one in {len(odd)} tensors, the first '{odd[0]}'; set_model_name or set_model as in "
-            f"training"
+            f"{saved.path}: its network is {_network_of(saved)}, this run's is {network_name(backbone)}; they differ "
+            f"in {len(odd)} tensors, the first '{odd[0]}'; {_how_to_give_network(saved)}"
         )
     for name, tensor in expected.items():
         shape = saved.shape(f"backbone.{name}")
@@ -72,6 +72,13 @@ def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, *, config: Confi
                 f"trained with image_shape {tuple(saved.about['settings']['image_shape'])}"
             )
         tensor.set_value(saved.read(f"backbone.{name}"))
+    if saved.about.get("network") not in (None, network_name(backbone)):
+        log.warning(
+            "%s: its network is %s, this run's is %s; their tensors have the same names and shapes, and are loaded",
+            saved.path,
+            _network_of(saved),
+            network_name(backbone),
+        )
 
 
 def load_training(head: Head, optimizer: NamedOptimizer, *, saved: Checkpoint, config: Config) -> None:
@@ -116,6 +123,11 @@ def open_backbone(config: Config) -> tuple[paddle.nn.Layer, Config, Checkpoint]:
         checkpoint; the checkpoint.
     """
     saved = Checkpoint(config.checkpoint_dir or config.model_save_dir)
+    if config.model is None and not config.is_given("model_name") and "model_name" not in saved.about["settings"]:
+        raise CheckpointError(
+            f"{saved.path}: its network is an object of the class {_network_of(saved)}, which a checkpoint does not "
+            f"hold; {_how_to_give_network(saved)}"
+        )
     unset = {
         name: value
         for name, value in saved.about["settings"].items()
@@ -161,6 +173,22 @@ def _statistics(backbone: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
         for name, tensor in backbone.state_dict().items()
         if tensor.stop_gradient and tensor.is_floating_point()
     }
+
+
+def _network_of(saved: Checkpoint) -> str:
+    """The class of the network that was trained; of an older checkpoint the name, which is the default for any own."""
+    return saved.about.get("network") or str(saved.about["settings"].get("model_name"))
+
+
+def _how_to_give_network(saved: Checkpoint) -> str:
+    name, network = saved.about["settings"].get("model_name"), saved.about.get("network")
+    if network is None:  # an older checkpoint
+        return f"{setter('model_name')} or {setter('model')} as in training"
+    if name is not None:
+        return f"{setter('model_name', name)} as in training"
+    own = f"{setter('model')} with an object of that class"
+    can_be_imported = not network.startswith("__main__:") and "<" not in network
+    return either(own, f"{setter('model_name', network)}, or {own}" if can_be_imported else own)
 
 
 def _check_setting(saved: Checkpoint, setting: str, value: Any, what: str, setter: str) -> None:

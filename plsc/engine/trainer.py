@@ -49,7 +49,7 @@ from plsc.engine.state import (
 from plsc.errors import ConfigError, TrainingError
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
-from plsc.models.base_model import build_backbone, check_embedding, check_model
+from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name
 from plsc.utils.logging import show_log
 from plsc.utils.seeding import derive_seed
 
@@ -105,6 +105,8 @@ class Trainer:
         self.config = config
         self.topology = init_topology()
         show_log(self.topology.is_main)
+        for doubt in config.doubts() if self.topology.is_main else ():
+            log.warning(doubt)
         self.collectives = Collectives(self.topology)
         paddle.seed(config.seed)
         self.backbone = build_backbone(config)
@@ -315,6 +317,7 @@ class Trainer:
             "optimizer": self.optimizer.kind,
             "head_optimizer": self.head.optimizer_kind,
             "loss_scaling": self.precision.state(),
+            "network": network_name(self.backbone),
             "settings": saved_settings(self.config),
         }
 

@@ -7,7 +7,7 @@ from paddle import nn
 
 from plsc.config import Config
 from plsc.errors import ConfigError
-from plsc.models.registry import create_backbone, list_backbones
+from plsc.models.registry import create_backbone, factory_name, list_backbones
 
 
 class BaseModel(nn.Layer):
@@ -70,6 +70,11 @@ def build_backbone(config: Config) -> nn.Layer:
             f"__init__ and only call them in build_network"
         )
     return model
+
+
+def network_name(network: nn.Layer) -> str:
+    """The class of a network as 'package.module:Class', by which checkpoints and exports record it."""
+    return factory_name(type(network))
 
 
 def check_model(model: object) -> nn.Layer:

@@ -30,6 +30,11 @@ _ASSIGNED = {
     *("incr_ratio", "decr_ratio", "use_dynamic_loss_scaling"),
     *("train_reader", "test_reader", "predict_reader", "train_dataset", "test_dataset"),
 }
+# Settings that hold a Python object, which neither a flag nor a file can give.
+_OBJECTS = {
+    *("model", "train_reader", "test_reader", "predict_reader", "train_dataset", "test_dataset"),
+    *("optimizer", "head_optimizer", "margin_function", "param_attr", "bias_attr"),
+}
 # Arguments of functions whose flag has another name.
 _FLAGS = {"image_size": "size", "num_pairs": "pairs"}
 
@@ -55,7 +60,8 @@ def command_line(flags: Collection[str]) -> Iterator[None]:
 def setter(name: str, value: Any = ...) -> str:
     """How to set a setting of `Config`: 'set_lr(0.1)' in Python, '--lr 0.1' on the command line.
 
-    Where the command that runs has no such flag, the flag is said to be that of plsc train.
+    Where the command that runs has no such flag, the flag is said to be that of plsc train. A Python object is set in a
+    script, for which a message at the command line names the setter.
 
     Args:
         name: the setting, as in `Config`.
@@ -66,11 +72,8 @@ def setter(name: str, value: Any = ...) -> str:
         'no such class; set_class_num(5), or correct the label'
     """
     if _command_flags is not None:
-        return _flag(name, value, of="plsc train")
-    if name in _ASSIGNED:
-        return f"entry.{name}" if value is ... else f"entry.{name} = {_plain(value)!r}"
-    method = _SETTERS.get(name, f"set_{name}")
-    return method if value is ... else f"{method}({_plain(value)!r})"
+        return f"{_in_python(name, value)} in a script" if name in _OBJECTS else _flag(name, value, of="plsc train")
+    return _in_python(name, value)
 
 
 def argument(name: str, value: Any = ..., *, of: str) -> str:
@@ -94,6 +97,13 @@ def either(python: str, command: str) -> str:
 def flag_of(name: str) -> str:
     """The flag of a setting: 'train_batch_size' -> '--train-batch-size'."""
     return "--" + name.replace("_", "-")
+
+
+def _in_python(name: str, value: Any) -> str:
+    if name in _ASSIGNED:
+        return f"entry.{name}" if value is ... else f"entry.{name} = {_plain(value)!r}"
+    method = _SETTERS.get(name, f"set_{name}")
+    return method if value is ... else f"{method}({_plain(value)!r})"
 
 
 def _flag(name: str, value: Any, *, of: str) -> str:

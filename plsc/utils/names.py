@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 
-# Setting or flag -> words that other libraries have for it, without dashes and underscores. A word that stands for
-# several names means the first of them that there is.
+# Setting, flag or loss -> words that other libraries have for it, without dashes and underscores. A word that stands
+# for several names means the first of them that there is.
 _OTHER_WORDS = {
     "to": "output outputdir out outdir outputformat format target",
     "train_batch_size": "batch batchsize bs bsz trainbs trainbatch minibatchsize batchsizepergpu "
@@ -24,6 +24,8 @@ _OTHER_WORDS = {
     "num_classes": "numclass classnum nclasses classes nclass classdim numidentities numids nids c",
     "image_shape": "inputsize imagesize imgsize inputshape size imgshape resolution",
     "model_name": "network backbone net arch architecture model modeltype modelarch",
+    "checkpoint_dir": "resume resumefrom resumefromcheckpoint pretrained pretrain weights checkpoint ckpt "
+    "ckptdir modeldir modelpath checkpointpath initcheckpoint loadfrom load restore",
     "model": "modeldir modelpath network export",
     "margin": "marginm m arcmargin",
     "margin1": "m1",
@@ -36,8 +38,6 @@ _OTHER_WORDS = {
     "dataset_dir": "data datadir dataset datapath dataroot root rec trainrec traindir traindata trainpath datafolder "
     "traindataset datasetpath",
     "val_targets": "val valset valsets valdata verification evalsets targets valdir testset testsets testtargets",
-    "checkpoint_dir": "resume resumefrom resumefromcheckpoint pretrained pretrain weights checkpoint ckpt "
-    "ckptdir checkpointpath initcheckpoint loadfrom load restore",
     "num_workers": "workers numworker nworkers nworker dataloadernumworkers numthreads threads loaders",
     "use_fp16": "fp16 amp useamp mixedprecision half precision autocast",
     "amp_dtype": "bf16 amptype dtype precisiondtype",
@@ -61,6 +61,10 @@ _OTHER_WORDS = {
     "api_key": "key token apikey apitoken password",
     "api_key_file": "key token apikey apikeyfile apitoken keyfile",
     "access_log": "log accesslog",
+    "arcface": "aam aamsoftmax arc arcmargin arcmarginproduct insightface additiveangular",
+    "cosface": "am ams amsoftmax cos cosineface lmcl largemargincosine",
+    "sphereface": "asoftmax angularsoftmax sphere multiplicativeangular",
+    "softmax": "ce crossentropy xent normalizedsoftmax normface",
     "drain": "draintimeout gracefultimeout grace",
 }
 # Words for what is no setting, without dashes and underscores, and where it is given.
@@ -120,7 +124,8 @@ def setting_hint(name: str, accepted: Iterable[str], show: Callable[[str], str] 
 
 def did_you_mean(name: str, accepted: Iterable[str]) -> str:
     """'did you mean 'x'? ', or '' if no accepted name is close."""
-    near = nearest_name(name, accepted)
+    names = list(accepted)
+    near = meant_by(name, names) or nearest_name(name, names)
     return f"did you mean '{near}'? " if near else ""
 
 

@@ -160,8 +160,8 @@ class Settings(pydantic.BaseModel):
             try:
                 present = cls.present_name(name)
             except cls.error as error:
-                nested = "; sections are not known, write settings without indentation"
-                problems.append(Problem(name, f"{error}{nested if isinstance(value, dict) else ''}"))
+                text = f"there is no setting named '{name}'; sections are not known, write settings without indentation"
+                problems.append(Problem(name, text if isinstance(value, dict) else str(error)))
                 continue
             if present in given:
                 old = name if name in cls.renamed else given[present]
@@ -187,16 +187,17 @@ class Settings(pydantic.BaseModel):
         from plsc.utils.yaml_file import read_entries
 
         entries = read_entries(path, cls.error, is_text=cls._is_text)
-        problems = cls.find_problems(entries.values)
-        problems += [
-            Problem(name, f"'{name}' is a Python object; set it in a script{_hint_of_name(meant)}")
-            for name in cls.object_fields()
-            if name in entries.values
-            for meant in [meant_by(name, set(cls.scalar_fields()))]
-        ]
-        problems.sort(key=lambda problem: entries.lines[problem.name])
-        lines = [f"{problem.text} (line {entries.lines[problem.name]})" for problem in problems]
-        return entries.values, [f"{path}: {line}" for line in [*entries.problems, *lines]]
+        objects = cls.object_fields()
+        problems = list(entries.problems)
+        for name, text in cls.find_problems(entries.values):
+            if name not in objects:
+                problems.append((entries.lines[name], text))
+        for name in objects:
+            if name in entries.values:
+                meant = meant_by(name, set(cls.scalar_fields()))
+                hint = f"; did you mean '{meant}'?" if meant else ""
+                problems.append((entries.lines[name], f"'{name}' is a Python object; set it in a script{hint}"))
+        return entries.values, [f"{path}: {text} (line {line})" for line, text in sorted(problems)]
 
     @classmethod
     def read_file(cls, path: str | Path) -> dict[str, Any]:
@@ -253,10 +254,6 @@ class Settings(pydantic.BaseModel):
         if isinstance(given, tuple) and len(given) > 8:
             given = given[:8] + ("...",)
         return f"{label(name)}: got {given!r} ({type(given).__name__}); {message}"
-
-
-def _hint_of_name(name: str | None) -> str:
-    return f"; did you mean '{name}'?" if name else ""
 
 
 def plain_type(annotation: Any) -> Any:

@@ -6,6 +6,7 @@ YAML 1.1, which PyYAML reads, takes 1e-3 for text, 010 for 8 and 2024-01-01 for 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,10 @@ import yaml
 from plsc.errors import PLSCError
 from plsc.utils.artifacts import recognize
 
+log = logging.getLogger("plsc")
+
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # what such files begin with
+
 
 class Entries(NamedTuple):
     """What a file holds.
@@ -23,12 +28,12 @@ class Entries(NamedTuple):
     Attributes:
         values: name -> value, with underscores in names.
         lines: name -> line in the file, from 1 on.
-        problems: lines of text: what is given twice, and what is no name.
+        problems: (line, text): what is given twice, and what is no name.
     """
 
     values: dict[str, Any]
     lines: dict[str, int]
-    problems: list[str]
+    problems: list[tuple[int, str]]
 
 
 class _Loader(yaml.SafeLoader):
@@ -41,7 +46,10 @@ def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     text = str(loader.construct_scalar(node)).replace("_", "")
     digits = text.lstrip("+-")
     base = {"0x": 16, "0o": 8}.get(digits[:2].lower(), 10)
-    return int(text, base)
+    try:
+        return int(text, base)
+    except ValueError:
+        raise yaml.constructor.ConstructorError(None, None, f"{text!r} is no integer", node.start_mark) from None
 
 
 _Loader.add_implicit_resolver(
@@ -86,13 +94,14 @@ def read_entries(path: str | Path, error: type[PLSCError], *, is_text: Callable[
     try:
         node = loader.get_single_node()
         if node is None:
+            log.warning("%s: holds no setting", path)
             return Entries({}, {}, [])
         if not isinstance(node, yaml.MappingNode):
             raise error(f"{path}: expected one 'setting: value' per line, found {_found_instead(node)}")
         return _read_mapping(loader, node, is_text=is_text)
     except yaml.MarkedYAMLError as problem:
         raise error(f"{path}: not YAML: {_explain(problem, text)}") from None
-    except yaml.YAMLError as problem:
+    except (yaml.YAMLError, RecursionError) as problem:
         raise error(f"{path}: not YAML: {problem}") from None
     finally:
         loader.dispose()
@@ -104,14 +113,14 @@ def _read_text(path: str | Path, error: type[PLSCError]) -> str:
         content = Path(path).read_bytes()
         return content.decode("utf-8-sig")
     except OSError as problem:
-        found = recognize(path)
+        found = recognize(path) or ("a folder" if Path(path).is_dir() else None)
         reason = f"it is {found}" if found else problem.strerror
         raise error(f"{path}: the configuration file cannot be read: {reason}") from None
     except UnicodeDecodeError as problem:
         line = content.count(b"\n", 0, problem.start) + 1
         raise error(
             f"{path}: not YAML: it is not UTF-8, found the byte 0x{content[problem.start]:02x} (line {line}); "
-            f"expected a text file, saved as UTF-8"
+            f"save it as UTF-8{' instead of UTF-16' if content[:2] in _UTF_16 else ''}"
         ) from None
 
 
@@ -122,11 +131,11 @@ def _read_mapping(loader: _Loader, node: yaml.MappingNode, *, is_text: Callable[
     for key, value in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            entries.problems.append(f"expected 'setting: value', found a {key.id} in place of a name (line {line})")
+            entries.problems.append((line, f"expected 'setting: value', found a {key.id} in place of the name"))
             continue
         name = key.value.replace("-", "_")
         if name in entries.values and id(key) in own:
-            entries.problems.append(f"{name}: given twice; leave one out (lines {entries.lines[name]} and {line})")
+            entries.problems.append((line, f"{name}: given before in line {entries.lines[name]}; leave one out"))
             continue
         is_plain_text = isinstance(value, yaml.ScalarNode) and value.tag != "tag:yaml.org,2002:null" and is_text(name)
         entries.values[name] = value.value if is_plain_text else loader.construct_object(value, deep=True)
@@ -149,14 +158,14 @@ def _explain(problem: yaml.MarkedYAMLError, text: str) -> str:
         return str(problem)
     lines = text.splitlines()
     line = lines[mark.line] if mark.line < len(lines) else ""
-    what = problem.problem or problem.context
+    what = ", ".join(part for part in (problem.context, problem.problem) if part)
     if "\t" in line[: mark.column + 1]:
         what = "a tab; YAML takes only spaces there"
-    elif "mapping values are not allowed" in str(what):
+    elif "mapping values are not allowed" in what:
         what = (
             "a second colon in the line, or a line before it that has no colon with a space after it; write "
             "'name: value', and text with a colon in quotes"
         )
-    elif "expected a single document" in str(what):
+    elif "expected a single document" in what:
         what = "a line of --- begins a second document; expected one"
     return f"{what} (line {mark.line + 1}, column {mark.column + 1})"
