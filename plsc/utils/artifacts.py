@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ _FORMATS = {
 _SUFFIXES = {
     ("pdparams", "pdopt"): "a file of parameters that Paddle wrote",
     ("pdmodel", "pdiparams"): "a file of an inference model that Paddle wrote",
-    ("pt", "pth", "ckpt", "bin"): "no file of PLSC's",
+    ("pt", "pth", "ckpt", "params"): "a file of parameters that is not PLSC's",
     ("onnx",): "an ONNX model",
     ("yaml", "yml"): "a file of settings",
 }
@@ -82,8 +83,11 @@ def _recognize_file(file: Path) -> Artifact | None:
 
 
 def _use_of_checkpoint(folder: Path) -> str:
-    export = either("Entry.convert_for_prediction", "plsc export")
-    return f"{setter('checkpoint_dir', folder)} takes it, and {export} makes a model of it"
+    command = f"plsc export --checkpoint-dir {shlex.quote(str(folder))}"
+    return either(
+        f"{setter('checkpoint_dir', folder)} takes it, and convert_for_prediction() makes a model of it",
+        f"{command} makes a model of it",
+    )
 
 
 def _use_of_parameters() -> str:

@@ -19,6 +19,7 @@ from plsc.utils.artifacts import recognize
 
 log = logging.getLogger("plsc")
 
+_NULL = "tag:yaml.org,2002:null"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # what such files begin with
 
 
@@ -68,9 +69,7 @@ _Loader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:null", re.compile(r"^(?:~|null|)$", re.IGNORECASE), ["~", "n", "N", ""]
-)
+_Loader.add_implicit_resolver(_NULL, re.compile(r"^(?:~|null|)$", re.IGNORECASE), ["~", "n", "N", ""])
 _Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
@@ -90,10 +89,10 @@ def read_entries(path: str | Path, error: type[PLSCError], *, is_text: Callable[
     text = _read_text(path, error)
     if Path(path).suffix == ".json" and (found := recognize(path)):  # JSON is YAML
         raise error(f"{path}: expected a file of settings; it is {found}")
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
-        if node is None:
+        if node is None or node.tag == _NULL:
             log.warning("%s: holds no setting", path)
             return Entries({}, {}, [])
         if not isinstance(node, yaml.MappingNode):
@@ -103,8 +102,6 @@ def read_entries(path: str | Path, error: type[PLSCError], *, is_text: Callable[
         raise error(f"{path}: not YAML: {_explain(problem, text)}") from None
     except (yaml.YAMLError, RecursionError) as problem:
         raise error(f"{path}: not YAML: {problem}") from None
-    finally:
-        loader.dispose()
 
 
 def _read_text(path: str | Path, error: type[PLSCError]) -> str:
@@ -126,7 +123,7 @@ def _read_text(path: str | Path, error: type[PLSCError]) -> str:
 
 def _read_mapping(loader: _Loader, node: yaml.MappingNode, *, is_text: Callable[[str], bool]) -> Entries:
     entries = Entries({}, {}, [])
-    own = {id(key) for key, _ in node.value}
+    own, given = {id(key) for key, _ in node.value}, set[str]()
     loader.flatten_mapping(node)  # '<<: *other'
     for key, value in node.value:
         line = key.start_mark.line + 1
@@ -134,12 +131,14 @@ def _read_mapping(loader: _Loader, node: yaml.MappingNode, *, is_text: Callable[
             entries.problems.append((line, f"expected 'setting: value', found a {key.id} in place of the name"))
             continue
         name = key.value.replace("-", "_")
-        if name in entries.values and id(key) in own:
+        if name in given and id(key) in own:
             entries.problems.append((line, f"{name}: given before in line {entries.lines[name]}; leave one out"))
             continue
-        is_plain_text = isinstance(value, yaml.ScalarNode) and value.tag != "tag:yaml.org,2002:null" and is_text(name)
+        is_plain_text = isinstance(value, yaml.ScalarNode) and value.tag != _NULL and is_text(name)
         entries.values[name] = value.value if is_plain_text else loader.construct_object(value, deep=True)
         entries.lines[name] = line
+        if id(key) in own:  # it replaces a merged one
+            given.add(name)
     return entries
 
 

@@ -54,6 +54,12 @@ def test_forked_processes_name_flags_too():
         assert pool.apply(setter, ("num_classes",)) == "--num-classes"
 
 
+@pytest.mark.parametrize("name", Config.object_fields())
+def test_a_python_object_is_set_in_a_script(name):
+    with command_line(FLAGS):
+        assert setter(name).endswith(" in a script") and "--" not in setter(name)
+
+
 @pytest.mark.parametrize("name", Config.model_fields)
 def test_the_setter_of_every_setting_exists(name):
     """Each is a method of Entry that sets it, or an assignment to an attribute."""
