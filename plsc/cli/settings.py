@@ -114,7 +114,8 @@ def merge_settings(settings: type[Settings], file: Path | None, *, flags: dict[s
 def _check_backbone(values: Mapping[str, Any], where: str) -> list[str]:
     """What is wrong with the name of a backbone, which `Config` takes as it is: it lies below the registry."""
     try:
-        find_backbone(values.get("model_name", Config().model_name))
+        if "model_name" in values:  # to look one up imports Paddle
+            find_backbone(values["model_name"])
     except ConfigError as error:
         return [f"{where}{error}"]
     return []

@@ -59,6 +59,13 @@ def test_every_command_names_its_flags(path, command):
     assert isinstance(command, Command), f"{' '.join(path)}: app.command(cls=Command)"
 
 
+def test_a_message_of_a_run_names_flags(tmp_path):
+    result = call("test", "--model-save-dir", tmp_path, "--dataset-dir", tmp_path)
+    assert "or name them with --val-targets" in str(result.exception)
+    result = call("train", "--num-classes", 0, "--lr", "x")
+    assert str(result.exception).startswith("--num-classes: got '0'") and "\n--lr: got 'x'" in str(result.exception)
+
+
 def test_messages_name_flags_only_while_a_command_runs():
     group = typer.Typer()
 
