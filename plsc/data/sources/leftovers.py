@@ -11,6 +11,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from plsc.utils.files import reading_error
+
 log = logging.getLogger("plsc")
 
 # In lower case. Names that begin with a dot need not be listed.
@@ -48,8 +50,15 @@ def is_leftover(name: str) -> bool:
 
 
 def matching_files(folder: Path, pattern: str) -> list[Path]:
-    """The files of a folder that match a pattern, in the order of their names, leftovers left out."""
-    return sorted(path for path in folder.glob(pattern) if not is_leftover(path.name))
+    """The files of a folder that match a pattern, in the order of their names, leftovers left out.
+
+    Raises:
+        StorageError: the system cannot list the folder.
+    """
+    try:
+        return sorted(path for path in folder.glob(pattern) if not is_leftover(path.name))
+    except OSError as error:
+        raise reading_error(f"{folder}: the folder cannot be read", error) from None
 
 
 def warn_of_leftovers(where: str | Path, paths: Sequence[str]) -> None:

@@ -91,7 +91,7 @@ def _mistake_in(line: str) -> str:
         return "; the line holds a zero byte: save the list as text in UTF-8, not in UTF-16"
     if line[0] == line[-1] and line[0] in "\"'":
         return "; leave the quotes out"
-    if _LABEL_FIRST.fullmatch(line) and not is_image_name(line.split()[0]):
+    if _LABEL_FIRST.fullmatch(line):
         return "; the label comes after the path"
     separator = _OTHER_SEPARATOR.fullmatch(line)
     if separator:

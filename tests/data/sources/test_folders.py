@@ -105,10 +105,9 @@ def test_a_class_whose_name_begins_with_a_dot_is_read_from_a_list_and_one_with_a
     (root / "a").rename(root / "#a")
     (root / "b").rename(root / ".net")
     assert open_records(root).class_names == ["#a", "c"]
-    (root / "label.txt").write_text(
-        "".join(f"{['#a', '.net', 'c'][LABELS[n]]}/{n}.png {LABELS[n]}\n" for n in range(6))
-    )
-    (root / "label.txt").write_text("./" + (root / "label.txt").read_text().replace("\n", "\n./").removesuffix("./"))
+    folders = ["./#a", ".net", "c"]  # a line that begins with # is a comment
+    lines = [f"{folders[label]}/{number}.png {label}\n" for number, label in enumerate(LABELS)]
+    (root / "label.txt").write_text("".join(lines))
     assert [record.image for record in open_records(root)] == IMAGES
 
 
@@ -164,9 +163,7 @@ def test_names_of_parts_among_others_are_classes_and_so_is_a_single_folder_of_im
 def test_parts_of_another_kind_are_named_where_there_are_no_class_folders(tmp_path):
     make_rec(tmp_path / "train")
     make_rec(tmp_path / "held_out")
-    with pytest.raises(
-        DataError, match="found no images .* it holds held_out, train: name one of them, as .*/held_out"
-    ):
+    with pytest.raises(DataError, match="found no images .* it holds held_out, train: name one .* as .*/held_out"):
         open_records(tmp_path)
 
 
