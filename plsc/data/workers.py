@@ -83,9 +83,9 @@ class WorkerPool:
     ) -> None:
         if multiprocessing.current_process().daemon:
             raise ConfigError(
-                f"num_workers is {num_workers}, but this process is a daemon, as those of multiprocessing.Pool are, and "
-                f"cannot start processes; set_num_workers(0) (--num-workers) to read training images in this process, "
-                f"or train in one that is made with multiprocessing.Process(daemon=False)"
+                f"num_workers is {num_workers}, but this process is a daemon, as those of multiprocessing.Pool are, "
+                f"which cannot start processes; set_num_workers(0) (--num-workers) to read training images in this "
+                f"process, or train in one that is made with multiprocessing.Process(daemon=False)"
             )
         context = multiprocessing.get_context("fork")
         self._describe, self._timeout = describe, timeout

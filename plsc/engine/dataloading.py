@@ -18,10 +18,10 @@ from plsc.data.sources import open_records
 from plsc.data.subset import with_min_images
 from plsc.data.transforms import Transform
 from plsc.data.verification_set import VerificationSet
-from plsc.distributed.agreement import agree
+from plsc.distributed.agreement import agree, explain
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, DataError, PLSCError
 
 log = logging.getLogger("plsc")
 
@@ -197,7 +197,12 @@ def _open_sets(config: Config) -> list[VerificationSet]:
     if config.test_dataset is not None:
         return _as_sets(config.test_dataset, "test_dataset")
     if config.test_reader is not None:
-        return _as_sets(config.test_reader(), "test_reader")
+        try:
+            return _as_sets(config.test_reader(), "test_reader")
+        except PLSCError:
+            raise
+        except Exception as error:  # a user's function may raise any
+            raise DataError(f"test_reader: calling it failed: {explain(error)}; correct the function") from error
     sets, folder = [], Path(config.dataset_dir)
     if not folder.is_dir():  # a file, a pattern
         folder = folder.parent
