@@ -15,18 +15,30 @@ from typing import Any
 import paddle
 
 from plsc.config import Config
-from plsc.data.loader import Batch, TrainLoader
+from plsc.data.class_identity import identify_classes
+from plsc.data.loader import Batch, ReaderLoader, TrainLoader
 from plsc.data.transforms import normalize
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import init_topology
 from plsc.engine import checkpoint
+from plsc.engine.agreement import (
+    check_ranks_agree,
+    describe_network,
+    describe_program,
+    describe_settings,
+    failing_together,
+)
 from plsc.engine.dataloading import (
     Loader,
+    agree_on_images,
     agreed_batches,
     build_dataloader,
     check_loader,
     count_steps_per_epoch,
+    data_folder,
+    num_classes_of,
     open_verification_sets,
+    warn_of_large_batch,
 )
 from plsc.engine.evaluator import evaluate
 from plsc.engine.observers import Observer, Run, Step, TrainingClock, Values
@@ -35,7 +47,16 @@ from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.precision import Precision
-from plsc.engine.resume import check_save_folder, saved_settings, warn_of_another_order
+from plsc.engine.resume import (
+    about_classes,
+    check_save_folder,
+    class_parts,
+    match_classes,
+    saved_objects,
+    saved_settings,
+    warn_of_another_order,
+    warn_of_other_steps,
+)
 from plsc.engine.schedules import build_schedule
 from plsc.engine.state import (
     average_statistics,
@@ -80,7 +101,9 @@ class Trainer:
     Raises:
         ConfigError: settings contradict each other, or an argument is not of the kind described above.
         DataError: the training data cannot be opened.
-        CheckpointError: `checkpoint_dir` does not fit the settings, or `model_save_dir` cannot be written to.
+        CheckpointError: `checkpoint_dir` does not fit the settings or the classes of the data, or `model_save_dir`
+            cannot be written to.
+        DistributedError: ranks have different settings or data. Every error here is raised on all ranks.
 
     Example:
         >>> config = Config(dataset_dir="./faces", num_classes=10575, train_epochs=20, lr_schedule="cosine")
@@ -99,39 +122,94 @@ class Trainer:
     ) -> None:
         if not isinstance(config, Config):
             raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
-        config.check()
-        if backbone is not None:
-            config = config.model_copy(update={"model": check_model(backbone)})
-        self.config = config
         self.topology = init_topology()
         show_log(self.topology.is_main)
         self.collectives = Collectives(self.topology)
+        self.observers: ObserverGroup
+        self.epoch, self.step_in_epoch, self.step = 0, 0, 0
+        self._resumed_from: Path | None = None
+        with failing_together(self.collectives):
+            saved = self._open(config, backbone, loader)
+            self.observers = ObserverGroup([Progress(), MetricsFile(), *observers], self.topology.is_main)
+        check_ranks_agree(self._facts_before(saved), self.collectives)
+        agree_on_images(self.loader, self.collectives)
+        self.network = paddle.DataParallel(self.backbone) if self.topology.world_size > 1 else self.backbone
+        with failing_together(self.collectives):
+            self._build(head, saved)
+            facts = self._facts_after()
+        check_ranks_agree(facts, self.collectives)
+        self._clock = TrainingClock()
+        self._verified_step: int | None = None
+        self._unchecked: tuple[int, paddle.Tensor] | None = None
+
+    def _open(
+        self, config: Config, backbone: paddle.nn.Layer | None, loader: Loader | None
+    ) -> checkpoint.Checkpoint | None:
+        """Open the data and the checkpoint to resume from, and make the backbone: what ranks are compared by."""
+        config.check()
+        if backbone is not None:
+            config = config.model_copy(update={"model": check_model(backbone)})
+        saved = checkpoint.Checkpoint(config.checkpoint_dir) if config.checkpoint_dir else None
+        trained = None if saved is None else int(saved.about["settings"]["num_classes"])
+        if loader is None:
+            loader = build_dataloader(config, self.topology, classes_trained=trained)
+        self.loader = check_loader(loader, config, topology=self.topology)
+        num_classes = num_classes_of(self.loader, config, classes_trained=trained)
+        self.config = config = config.model_copy(update={"num_classes": num_classes})
+        self.records = self.loader.records if isinstance(self.loader, TrainLoader) else None
+        self.classes = None if self.records is None else identify_classes(self.records, data_folder(config))
         paddle.seed(config.seed)
         self.backbone = build_backbone(config)
-        self.network = paddle.DataParallel(self.backbone) if self.topology.world_size > 1 else self.backbone
+        return saved
+
+    def _build(self, head: Head | None, saved: checkpoint.Checkpoint | None) -> None:
+        """Make everything else, and load the checkpoint."""
+        config = self.config
         self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
         if head is None:
             head = Classifier(config, self.collectives, make_optimizer=lambda named: NamedOptimizer(config, named))
         self.head = check_head(head, config.num_classes)
         self.precision = Precision(config, self.topology)
-        if loader is None:
-            loader = build_dataloader(config, self.topology)
-        self.loader = check_loader(loader, config, topology=self.topology)
         self.verification_sets = open_verification_sets(config) if config.with_test else []
         self.global_batch = config.train_batch_size * self.topology.world_size
         self.steps_per_epoch = count_steps_per_epoch(self.loader, self.global_batch)
-        self.observers = ObserverGroup([Progress(), MetricsFile(), *observers], self.topology.is_main)
-        self.epoch, self.step_in_epoch, self.step = 0, 0, 0
-        self._resumed_from: Path | None = None
-        if config.checkpoint_dir:
-            self._resume(checkpoint.Checkpoint(config.checkpoint_dir))
+        if self.topology.is_main:
+            warn_of_large_batch(self.loader, config, global_batch=self.global_batch)
+        if saved is not None:
+            self._resume(saved)
         self.schedule = build_schedule(
             config, self.global_batch, steps_per_epoch=self.steps_per_epoch, total_steps=self.total_steps
         )
         check_save_folder(config, epoch=self.epoch, step_in_epoch=self.step_in_epoch, is_done=self.is_done)
-        self._clock = TrainingClock()
-        self._verified_step: int | None = None
-        self._unchecked: tuple[int, paddle.Tensor] | None = None
+
+    def _facts_before(self, saved: checkpoint.Checkpoint | None) -> dict[str, object]:
+        """What ranks must have in common before the first collective of tensors."""
+        if self.topology.world_size == 1:
+            return {}
+        return {
+            **describe_program(),
+            "device": "GPU" if self.topology.on_gpu else "CPU",
+            **describe_settings(self.config),
+            "network": describe_network(self.backbone),
+            "loader": type(self.loader).__qualname__,
+            "number of training images": None if isinstance(self.loader, ReaderLoader) else self.loader.num_images,
+            "classes of the training data": self.classes and f"known by {self.classes.by}, {self.classes.digest[:12]}",
+            "checkpoint": saved and f"{saved.path.name} ({saved.digest[:12]})",
+        }
+
+    def _facts_after(self) -> dict[str, object]:
+        """What came out of settings, data and checkpoint, and must be the same on all ranks."""
+        if self.topology.world_size == 1:
+            return {}
+        shapes = {name: list(parameter.shape)[1:] for name, parameter in self.head.parameters.items()}
+        return {
+            "head": f"{type(self.head).__qualname__} {shapes}",
+            "optimizer of the head": self.head.optimizer_kind,
+            "steps per epoch": self.steps_per_epoch,
+            "position": f"epoch {self.epoch}, step {self.step_in_epoch} of it, {self.step} in all",
+            "next learning rate": None if self.is_done else self.schedule(self.step),
+            "verification sets": [f"{pairs.name} of {len(pairs)} pairs" for pairs in self.verification_sets],
+        }
 
     def train(self) -> dict[str, float]:
         """Train to the end, verify and save after each epoch.
@@ -302,7 +380,7 @@ class Trainer:
     def _parts(self, extra: list[checkpoint.Part]) -> list[checkpoint.Part]:
         """What this rank writes: whole tensors on rank 0, and its class centers."""
         is_main = self.topology.is_main
-        whole = [*backbone_parts(self.backbone, self.optimizer), *extra] if is_main else []
+        whole = [*backbone_parts(self.backbone, self.optimizer), *class_parts(self.classes), *extra] if is_main else []
         return whole + head_parts(self.head, is_main, num_classes=self.config.num_classes)
 
     def _about(self) -> dict[str, Any]:
@@ -316,12 +394,18 @@ class Trainer:
             "head_optimizer": self.head.optimizer_kind,
             "loss_scaling": self.precision.state(),
             "settings": saved_settings(self.config),
+            "objects": saved_objects(self.config),
+            "global_batch": self.global_batch,
+            "classes": about_classes(self.classes),
         }
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
+        rows = match_classes(
+            saved, self.classes, records=self.records, folder=data_folder(self.config), config=self.config
+        )
         load_backbone(self.backbone, saved, config=self.config)
         load_statistics(self.backbone, saved, topology=self.topology)
-        load_training(self.head, self.optimizer, saved=saved, config=self.config)
+        load_training(self.head, self.optimizer, saved=saved, config=self.config, rows=rows)
         about = saved.about
         self.precision.load(about["loss_scaling"])
         self.epoch, self.step = about["epoch"], about["step"]
@@ -329,6 +413,7 @@ class Trainer:
         self._resumed_from = saved.path
         if self.topology.is_main:
             log.info("resumed from %s: epoch %d, step %d", saved.path, self.epoch, self.step)
+            warn_of_other_steps(saved, self.config, global_batch=self.global_batch)
         # The order of the images of another loader is its own, and how many it has may be a guess.
         if about["images_in_epoch"] and isinstance(self.loader, TrainLoader):
             if self.topology.is_main:
