@@ -37,6 +37,7 @@ class VerificationSet:
     Attributes:
         images: the 2P images, as bytes or pixels.
         is_same: [P] bool array.
+        path: the file that the set was read from; None for a set that was made otherwise.
 
     Raises:
         DataError: no pairs, not two images per flag, or an image or a flag of another kind.
@@ -48,6 +49,8 @@ class VerificationSet:
         >>> len(VerificationSet.load("train_data/mine.bin"))
         2
     """
+
+    path: Path | None = None
 
     def __init__(self, name: str, images: Sequence[Image], *, is_same: Sequence[bool] | npt.NDArray[np.bool_]) -> None:
         self.name = name
@@ -62,6 +65,11 @@ class VerificationSet:
     def __len__(self) -> int:
         """The number of pairs, P."""
         return len(self.is_same)
+
+    @property
+    def label(self) -> str:
+        """The set as messages name it: by its file, else by its name."""
+        return f"verification set {self.name if self.path is None else self.path}"
 
     @classmethod
     def load(cls, path: str | Path, name: str | None = None) -> VerificationSet:
@@ -96,9 +104,11 @@ class VerificationSet:
             )
         images = [image.array if isinstance(image, PickledArray) else image for image in images]
         try:
-            return cls(path.stem if name is None else name, images, is_same=flags)
+            loaded = cls(path.stem if name is None else name, images, is_same=flags)
         except DataError as error:
             raise DataError(f"verification set {path}: {error}") from None
+        loaded.path = path
+        return loaded
 
     @classmethod
     def from_pair_list(cls, list_path: str | Path, root: str | Path, *, name: str | None = None) -> VerificationSet:

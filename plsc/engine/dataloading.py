@@ -18,6 +18,7 @@ from plsc.data.sources import open_records
 from plsc.data.subset import with_min_images
 from plsc.data.transforms import Transform
 from plsc.data.verification_set import VerificationSet
+from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.errors import ConfigError, DataError
@@ -290,12 +291,27 @@ def agreed_batches(batches: Iterator[Batch], collectives: Collectives) -> Iterat
         )
 
 
-def open_verification_sets(config: Config) -> list[VerificationSet]:
-    """The user's `test_dataset` or `test_reader`, else `<name>.bin` of each of `val_targets`.
+def open_verification_sets(config: Config, collectives: Collectives) -> list[VerificationSet]:
+    """The verification sets of a configuration, the same on all ranks. Every rank must call this.
+
+    These are the user's `test_dataset` or `test_reader`, else `<name>.bin` of each of `val_targets`.
 
     Raises:
-        DataError: a set that was asked for by name is missing or damaged.
+        DataError: a set that was asked for by name is missing or damaged, `test_reader` fails, or ranks have different
+            sets; the same on every rank.
     """
+    sets = agree(lambda: _open_sets(config), collectives, error=DataError)
+    found = collectives.gather_objects([f"{pairs.name} ({len(pairs)} pairs)" for pairs in sets])
+    for rank, names in enumerate(found):
+        if names != found[0]:
+            raise DataError(
+                f"ranks have different verification sets, which they verify together: rank 0 has {found[0] or 'none'}, "
+                f"rank {rank} has {names or 'none'}; give every rank the same files"
+            )
+    return sets
+
+
+def _open_sets(config: Config) -> list[VerificationSet]:
     if config.test_dataset is not None:
         return _as_sets(config.test_dataset, "test_dataset")
     if config.test_reader is not None:

@@ -9,6 +9,7 @@ N batch on this rank, R ranks, G = N R gathered batch, D embedding, C classes, S
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -49,7 +50,8 @@ class Classifier:
         make_optimizer: {name: parameter} -> the optimizer of these parameters.
 
     Raises:
-        ConfigError: `sample_ratio`, `momentum_storage` or `head_optimizer` does not fit the loss or the optimizer.
+        ConfigError: `sample_ratio`, `momentum_storage` or `head_optimizer` does not fit the loss or the optimizer, or
+            the class centers do not fit into memory.
 
     Example:
         >>> config = Config(num_classes=1000, emb_dim=64)
@@ -228,7 +230,15 @@ class Classifier:
         return weight
 
     def _create(self, shape: list[int], attr: Any, *, is_bias: bool = False) -> paddle.Tensor:
-        return paddle.nn.Layer().create_parameter(shape, attr or None, "float32", is_bias=is_bias)
+        try:
+            return paddle.nn.Layer().create_parameter(shape, attr or None, "float32", is_bias=is_bias)
+        except (IndexError, MemoryError) as error:  # beyond what Paddle can index, or what this machine has
+            gigabytes = 4 * math.prod(shape) / 2**30
+            raise ConfigError(
+                f"num_classes: the class centers of this rank, {shape} of float32 ({gigabytes:.1f} GiB), cannot be made: "
+                f"{str(error).splitlines()[0]}; train on more ranks with a dist_ loss, which shards the class centers, "
+                f"or set fewer classes (set_class_num, --num-classes)"
+            ) from None
 
 
 class _GlobalBatchMargin:

@@ -6,20 +6,20 @@ a seed or a learning rate train on in silence.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import logging
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import paddle
 
-from plsc import errors
 from plsc.config import Config
+from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
-from plsc.errors import DistributedError, PLSCError
+from plsc.distributed.topology import Topology
+from plsc.errors import DistributedError
 from plsc.version import __version__
 
 log = logging.getLogger("plsc")
@@ -41,72 +41,34 @@ OWN_SETTINGS = frozenset(
 # Of these objects only the class is compared: their attributes may be paths or the rank. `describe_network` is the
 # comparison of the backbone.
 _DATA_OBJECTS = frozenset({"train_dataset", "test_dataset", "train_reader", "test_reader"})
-_OWN_FACTS = frozenset({"Python"})  # a difference is a warning
+_HARMLESS = frozenset({"version of Python"})  # a difference is a warning
 _LONGEST = 120  # characters of a value in a message
 
 
-@contextlib.contextmanager
-def failing_together(collectives: Collectives) -> Iterator[None]:
-    """A `with` block that fails on all ranks where it fails on one. The block must hold no collective.
-
-    Without this, the other ranks would wait in their next collective for a rank that has ended.
+def check_ranks_agree(facts: Callable[[], Mapping[str, object]], collectives: Collectives) -> None:
+    """Compare what ranks must have in common. Every rank must call this; a single rank has nothing to compare.
 
     Args:
-        collectives: over the ranks that run the block.
-
-    Raises:
-        Exception: on a rank whose block failed, what its block raised.
-        PLSCError: on the other ranks, an error of the same class that names the first rank that failed; for an
-            exception that is not of this library, a `DistributedError`.
-
-    Example:
-        >>> with failing_together(collectives):
-        ...     records = open_records(config.dataset_dir)
-    """
-    failure = None
-    try:
-        yield
-    except Exception as error:
-        failure = error
-    failures = collectives.gather_objects(None if failure is None else _describe_failure(failure))
-    if failure is not None:
-        raise failure
-    for rank, described in enumerate(failures):
-        if described is not None:
-            name, message = described
-            raise getattr(errors, name)(f"rank {rank}: {message}")
-
-
-def _describe_failure(error: Exception) -> tuple[str, str]:
-    """The name of the library's class of an error, and its message."""
-    for kind in type(error).__mro__:
-        if issubclass(kind, PLSCError) and getattr(errors, kind.__name__, None) is kind:
-            return kind.__name__, str(error)
-    return DistributedError.__name__, f"{type(error).__name__}: {error}"
-
-
-def check_ranks_agree(facts: Mapping[str, object], collectives: Collectives) -> None:
-    """Compare what each rank found under each name. Every rank must call this.
-
-    Args:
-        facts: small values by name, compared by their text.
+        facts: returns small values by name, which are compared by their text.
         collectives: over the ranks.
 
     Raises:
         DistributedError: ranks differ; names each fact with its values and their ranks. The same on all ranks.
     """
-    gathered = collectives.gather_objects({name: str(value) for name, value in facts.items()})
+    if collectives.topology.world_size == 1:
+        return
+    own = agree(lambda: {name: str(value) for name, value in facts().items()}, collectives, error=DistributedError)
+    gathered = collectives.gather_objects(own)
     names = dict.fromkeys(name for found in gathered for name in found)
-    differences = {name: _by_rank([found.get(name, "not there") for found in gathered]) for name in names}
-    differences = {name: values for name, values in differences.items() if len(values) > 1}
-    own = {name: values for name, values in differences.items() if name in _OWN_FACTS}
-    if own and collectives.topology.is_main:
-        log.warning("the ranks differ: %s", _list_differences(own))
-    if len(differences) > len(own):
-        wrong = {name: values for name, values in differences.items() if name not in own}
+    by_rank = {name: _by_rank([found.get(name, "not there") for found in gathered]) for name in names}
+    differences = {name: values for name, values in by_rank.items() if len(values) > 1}
+    harmless = {name: differences.pop(name) for name in _HARMLESS & differences.keys()}
+    if harmless and collectives.topology.is_main:
+        log.warning("the ranks differ: %s", _list_differences(harmless))
+    if differences:
         raise DistributedError(
-            f"the ranks do not agree: {_list_differences(wrong)}; start every rank with the same settings on the same "
-            f"data (only {', '.join(sorted(OWN_SETTINGS))} may differ)"
+            f"the ranks do not agree: {_list_differences(differences)}; start every rank with the same settings on the "
+            f"same data (only {', '.join(sorted(OWN_SETTINGS))} may differ)"
         )
 
 
@@ -135,12 +97,13 @@ def _name_ranks(ranks: list[int]) -> str:
     return f"ranks {shown}" + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
 
 
-def describe_program() -> dict[str, str]:
-    """The versions of the library, of Paddle and of Python."""
+def describe_program(topology: Topology) -> dict[str, str]:
+    """The versions of the library, of Paddle and of Python, and the kind of device."""
     return {
         "version of plsc": __version__,
         "version of Paddle": paddle.__version__,
-        "Python": ".".join(platform.python_version_tuple()[:2]),
+        "device": "GPU" if topology.on_gpu else "CPU",
+        "version of Python": ".".join(platform.python_version_tuple()[:2]),
     }
 
 
