@@ -485,10 +485,9 @@ class Entry(_Attributes):
         return str(export_checkpoint(self.config, topology, directory=directory, formats=formats, bake=bake, bgr=bgr))
 
     def _start(self) -> Topology:
-        """Set up ranks, log and device, and check the settings against each other."""
+        """Set up ranks, log and device."""
         from plsc.distributed.topology import init_topology
 
         topology = init_topology()
         show_log(topology.is_main)
-        self.config.check()
         return topology

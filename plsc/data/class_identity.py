@@ -178,11 +178,12 @@ def _moved_images(before: ClassIdentity, now: ClassIdentity, records: Records, f
     pairs = enumerate(zip(before.table, now.table))
     sought = {old: number for number, (old, new) in pairs if old and old != new}
     sought.update({old: number for number, old in enumerate(before.table) if number >= len(now.table) and old})
-    moved = []
+    classes: dict[str, set[int]] = {}  # of the images that are sought
     for index, label in enumerate(records.labels.tolist() if sought else ()):
-        number = sought.get(path := _path(records, index, folder))
-        if number is not None and number != label:
-            moved.append((number, label, path))
+        path = _path(records, index, folder)
+        if path in sought:
+            classes.setdefault(path, set()).add(label)
+    moved = [(sought[path], min(found), path) for path, found in classes.items() if sought[path] not in found]
     if not moved:
         return None
     number, label, path = min(moved)

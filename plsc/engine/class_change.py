@@ -64,18 +64,18 @@ def match_classes(
         return None
     named = rows_by_name(before, identity)
     if config.class_change == "stop" or isinstance(named, str):
-        raise CheckpointError(_explain_change(saved, change, named, config.class_change))
+        raise CheckpointError(_explain_change(saved, change, named))
     rows = np.arange(max(config.num_classes, len(named)), dtype=np.int64)
     rows[: len(named)] = named
     log.info("%s: class centers are moved to the classes of their names: %s", saved.path, change)
     return rows
 
 
-def _explain_change(saved: Checkpoint, change: str, named: NDArray[np.int64] | str, action: str) -> str:
+def _explain_change(saved: Checkpoint, change: str, named: NDArray[np.int64] | str) -> str:
     advice = ["Resume on the earlier data", "train a new run without set_checkpoint_dir"]
     if not isinstance(named, str):
         advice.append("set_class_change('by_name') (--class-change by_name) to move each center to its class")
-    elif action == "by_name":
+    else:
         change = f"{change}. {named}"
     return (
         f"{saved.path}: class numbers mean other classes than when it was written, and class centers would belong to "

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import logging
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import paddle
@@ -19,6 +19,7 @@ from plsc.config import Config
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
+from plsc.engine.checkpoint import Checkpoint
 from plsc.errors import DistributedError
 from plsc.version import __version__
 
@@ -107,9 +108,15 @@ def describe_program(topology: Topology) -> dict[str, str]:
     }
 
 
-def describe_settings(config: Config) -> dict[str, object]:
-    """The settings that all ranks must share; of a Python object its class and its plain attributes."""
-    values = {name: getattr(config, name) for name in type(config).model_fields if name not in {*OWN_SETTINGS, "model"}}
+def describe_settings(config: Config, only: Collection[str] | None = None) -> dict[str, object]:
+    """The settings that all ranks must share; of a Python object its class and its plain attributes.
+
+    Args:
+        config: the settings.
+        only: their names; by default all but those that may differ.
+    """
+    names = only or [name for name in type(config).model_fields if name not in {*OWN_SETTINGS, "model"}]
+    values = {name: getattr(config, name) for name in names}
     return {
         name: _name_of(value) if name in _DATA_OBJECTS else describe_object(value) for name, value in values.items()
     }
@@ -148,6 +155,11 @@ def _name_of(value: Any) -> str:
 def _plain_attributes(value: Any) -> dict[str, object]:
     attributes: Mapping[str, object] = getattr(value, "__dict__", {})
     return {name: item for name, item in attributes.items() if isinstance(item, (bool, int, float, str))}
+
+
+def describe_checkpoint(saved: Checkpoint | None) -> str | None:
+    """The name of a checkpoint, and a digest of what its manifest says of the run."""
+    return None if saved is None else f"{saved.path.name} ({saved.digest[:12]})"
 
 
 def describe_network(backbone: paddle.nn.Layer) -> str:

@@ -10,8 +10,8 @@ from plsc.config import Config
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.engine.about import About
-from plsc.engine.rank_check import describe_object
 from plsc.engine.checkpoint import is_checkpoint_name, list_checkpoints, order, try_folder
+from plsc.engine.rank_check import describe_object
 from plsc.errors import CheckpointError, ConfigError
 
 log = logging.getLogger("plsc")

@@ -23,7 +23,7 @@ from plsc.utils.ranges import Range
 
 log = logging.getLogger("plsc")
 
-_DESCRIBE_NETWORK = ("emb_dim", "image_shape", "model_name", "flip", "pixel_mean", "pixel_std")
+NETWORK_SETTINGS = ("emb_dim", "image_shape", "model_name", "flip", "pixel_mean", "pixel_std")
 
 
 def backbone_parts(backbone: paddle.nn.Layer, optimizer: NamedOptimizer) -> list[Part]:
@@ -155,7 +155,7 @@ def open_backbone(config: Config) -> tuple[paddle.nn.Layer, Config, Checkpoint]:
     unset = {
         name: value
         for name, value in About.of(saved).settings.model_dump().items()
-        if name in _DESCRIBE_NETWORK and not config.is_given(name)
+        if name in NETWORK_SETTINGS and not config.is_given(name)
     }
     config = config.model_copy()
     try:

@@ -23,12 +23,6 @@ from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import init_topology
 from plsc.engine import checkpoint
 from plsc.engine.about import About, saved_settings
-from plsc.engine.rank_check import (
-    check_ranks_agree,
-    describe_network,
-    describe_program,
-    describe_settings,
-)
 from plsc.engine.class_change import about_classes, class_parts, match_classes
 from plsc.engine.dataloading import (
     Loader,
@@ -49,6 +43,13 @@ from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.precision import Precision
+from plsc.engine.rank_check import (
+    check_ranks_agree,
+    describe_checkpoint,
+    describe_network,
+    describe_program,
+    describe_settings,
+)
 from plsc.engine.resume import check_save_folder, saved_objects, warn_of_another_order, warn_of_other_steps
 from plsc.engine.schedules import build_schedule, try_schedule
 from plsc.engine.state import (
@@ -178,7 +179,7 @@ class Trainer:
             "loader": type(self.loader).__qualname__,
             "number of training images": None if isinstance(self.loader, ReaderLoader) else self.loader.num_images,
             "classes of the training data": self.classes and f"known by {self.classes.by}, {self.classes.digest[:12]}",
-            "checkpoint": saved and f"{saved.path.name} ({saved.digest[:12]})",
+            "checkpoint": describe_checkpoint(saved),
         }
 
     def train(self) -> dict[str, float]:
