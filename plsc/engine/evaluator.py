@@ -104,7 +104,7 @@ def verify(embedder: Embedder, pairs: VerificationSet, *, collectives: Collectiv
         if message is not None:
             raise DataError(message)
     return verification_report(
-        _gather_rows(embeddings, count, collectives=collectives), pairs.is_same, folds=min(10, len(pairs))
+        _gather_rows(embeddings, count, collectives=collectives), pairs.is_same, folds=pairs.folds
     )
 
 
