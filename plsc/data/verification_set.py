@@ -292,9 +292,15 @@ def _image(image: Any, name: str, index: int) -> Image:
             raise DataError(f"{name}: image {index} is empty (0 bytes), expected an encoded image")
         return bytes(image)
     found = f"array {list(image.shape)} of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+    hint = ""
+    if isinstance(image, (str, os.PathLike)):
+        hint = (
+            "; give the content of a file and not its path, and bytes of Python 2 as bytes (pickle.load(file, "
+            "encoding='bytes'))"
+        )
     raise DataError(
         f"{name}: image {index} is of type {found}, expected encoded bytes, a 1-D uint8 array of them, or "
-        f"pixels [H, W, 3] uint8 RGB"
+        f"pixels [H, W, 3] uint8 RGB{hint}"
     )
 
 

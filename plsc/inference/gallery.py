@@ -261,12 +261,12 @@ def read_threshold(report: str | Path, name: str | None = None) -> float:
     if name not in found:
         raise ServingError(f"{report}: got the set {name!r}, expected one of {', '.join(sorted(found)) or 'none'}")
     threshold = found[name]
-    if threshold is None or not -1 <= threshold <= 1:
+    if threshold is None or not -1 <= threshold <= 1 + 1e-9:  # NaN is refused too
         raise ServingError(
             f"{report}: the set {name!r} has the threshold {threshold}, expected a cosine of -1 to 1; a set without "
             f"both same and different pairs gives none"
         )
-    return threshold
+    return min(threshold, 1.0)  # earlier versions wrote 1.0000000000000002 for 1
 
 
 def _faiss() -> Any:
