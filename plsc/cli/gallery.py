@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 from plsc.data.images import IMAGE_SUFFIXES, is_image_name
 from plsc.errors import ConfigError
 from plsc.utils.atomic import restore_folder
+from plsc.utils.json_text import to_json
 
 if TYPE_CHECKING:
     from plsc.inference.gallery import Gallery
@@ -82,7 +82,7 @@ def search(
     cosine = read_threshold(threshold, report, report_set=report_set)
     for file, found in zip(files, gallery.search(loaded.embed(files), count, threshold=cosine)):
         matches = [match.as_dict() for match in found]
-        typer.echo(json.dumps({"image": str(file), "matches": matches, "threshold": cosine}, ensure_ascii=False))
+        typer.echo(to_json({"image": str(file), "matches": matches, "threshold": cosine}, ensure_ascii=False))
 
 
 def read_threshold(threshold: float | None, report: Path | None, *, report_set: str | None) -> float | None:
