@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +14,7 @@ from plsc.data.sources.folders import check_parts, image_files
 from plsc.data.sources.leftovers import warn_of_leftovers
 from plsc.errors import ConfigError
 from plsc.utils.atomic import restore_folder
+from plsc.utils.json_text import to_json
 
 if TYPE_CHECKING:
     from plsc.inference.gallery import Gallery
@@ -97,7 +97,7 @@ def search(
     cosine = read_threshold(threshold, report, report_set=report_set)
     for file, found in zip(files, gallery.search(loaded.embed(files), count, threshold=cosine)):
         matches = [match.as_dict() for match in found]
-        typer.echo(json.dumps({"image": str(file), "matches": matches, "threshold": cosine}, ensure_ascii=False))
+        typer.echo(to_json({"image": str(file), "matches": matches, "threshold": cosine}, ensure_ascii=False))
 
 
 def read_threshold(threshold: float | None, report: Path | None, *, report_set: str | None) -> float | None:

@@ -104,6 +104,16 @@ class Records(abc.ABC):
         except Exception as error:  # a user's own source may raise any
             raise DataError(f"{self.describe(index)}: reading its label failed: {error!r}") from error
 
+    def known_labels(self) -> Labels | None:
+        """`labels` where the source has them without reading its records, else None."""
+        is_known = "labels" in vars(self) or not isinstance(type(self).labels, functools.cached_property)
+        return self.labels if is_known else None
+
+    def labels_at(self, indices: npt.NDArray[np.int64]) -> Labels | None:
+        """The classes of some records, [k] int64, or None where that would take reading their images."""
+        labels = self.known_labels()
+        return None if labels is None else labels[indices]
+
     def count_classes(self) -> int:
         """`num_classes`, or where that is None one more than the largest of `labels`."""
         return int(self.labels.max()) + 1 if self.num_classes is None else self.num_classes
@@ -144,7 +154,8 @@ class DatasetRecords(Records):
     Args:
         dataset: has `len(dataset)`, and `dataset[i]` is (image, label). The image is encoded bytes, pixels
             [H, W, 3] uint8 RGB, or a finished image [3, H, W] float32; as an array, a tensor, or an image of Pillow.
-            Where the data set has an attribute `num_classes`, that is the number of classes.
+            Where the data set has an attribute `num_classes`, that is the number of classes; where it has a list of
+            texts `class_names` or `classes`, these are their names.
 
     Raises:
         DataError: the object has no len() or [i]; on reading, an item is not (image, label).
@@ -166,7 +177,11 @@ class DatasetRecords(Records):
         self._dataset = dataset
         self.format = f"data set {type(dataset).__name__}"
         # Counting the classes would read every image.
-        self.num_classes = getattr(dataset, "num_classes", None)
+        self.num_classes, self.class_names = getattr(dataset, "num_classes", None), _names_of(dataset)
+        if self.num_classes is None and self.class_names:
+            self.num_classes = len(self.class_names)
+        elif len(self.class_names or ()) != self.num_classes:
+            self.class_names = None
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -185,6 +200,15 @@ class DatasetRecords(Records):
 
     def describe(self, index: int) -> str:
         return f"item {index} of {type(self._dataset).__name__}"
+
+
+def _names_of(dataset: Any) -> list[str] | None:
+    """The names of the classes in a data set that has them as those of Paddle and others do."""
+    for attribute in ("class_names", "classes"):
+        names = getattr(dataset, attribute, None)
+        if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+            return list(names)
+    return None
 
 
 def as_records(dataset: Any) -> Records:

@@ -115,6 +115,13 @@ class RecordIORecords(Records):
             labels[index] = _to_class(self.read(int(index)).labels, self.describe(int(index)))
         return labels
 
+    def labels_at(self, indices: npt.NDArray[np.int64]) -> Labels | None:
+        """The classes of some records, [k] int64; None where one of them is damaged."""
+        try:
+            return np.asarray([self[int(index)].label for index in indices], np.int64)
+        except DataError:
+            return None
+
     def __len__(self) -> int:
         return len(self._offsets)
 
