@@ -26,6 +26,7 @@ from plsc.errors import DataError
 from plsc.metrics.pairs import FOLDS, FoldNumbers, as_flags, as_folds, make_folds, why_no_accuracy
 from plsc.metrics.verification import FARS
 from plsc.utils.atomic import write_file
+from plsc.utils.files import text_lines
 from plsc.utils.threads import thread_map
 
 log = logging.getLogger("plsc")
@@ -156,11 +157,13 @@ class VerificationSet:
 
         Raises:
             DataError: the list or an image cannot be read, or a line is something else; names file and line.
+            StorageError: the system cannot read the list or an image.
         """
         list_path = Path(list_path)
         images: list[Image] = []
         flags: list[bool] = []
-        for number, line in enumerate(_lines(list_path), start=1):
+        for number, line in enumerate(text_lines(list_path, "the pair list"), start=1):
+            line = line.rstrip("\n")
             if not line.strip():
                 continue
             fields = _fields(line)
@@ -312,16 +315,6 @@ def _image(image: Any, name: str, index: int) -> Image:
         f"{name}: image {index} is of type {found}, expected encoded bytes, a 1-D uint8 array of them, or "
         f"pixels [H, W, 3] uint8 RGB{hint}"
     )
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        # Not splitlines(): it also splits at U+0085, U+2028 and others, which a path may hold.
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: the pair list is not UTF-8 text (byte {error.start})") from None
-    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
-        raise DataError(f"{path}: the pair list cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _fields(line: str) -> list[str]:

@@ -250,7 +250,7 @@ def test_pair_list_names_the_line(tmp_path, line, found):
 
 def test_pair_list_that_is_no_text_or_not_there(tmp_path):
     (tmp_path / "pairs.txt").write_bytes(b"a \xff 1")
-    with pytest.raises(DataError, match=r"pairs\.txt: the pair list is not UTF-8 text \(byte 2\)"):
+    with pytest.raises(DataError, match=r"pairs\.txt, line 1: found b'a \\xff 1', which is not UTF-8 text"):
         VerificationSet.from_pair_list(tmp_path / "pairs.txt", tmp_path)
     with pytest.raises(DataError, match=r"none\.txt: the pair list cannot be read: No such file"):
         VerificationSet.from_pair_list(tmp_path / "none.txt", tmp_path)
