@@ -141,9 +141,11 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
     """
     sets = open_verification_sets(config)
     if not sets:
+        lacking = f"{config.dataset_dir} holds no {DEFAULT_VAL_TARGETS}.bin"
         raise DataError(
-            f"nothing to test on: no verification set is given, and {config.dataset_dir} holds no "
-            f"{DEFAULT_VAL_TARGETS}.bin; make one with plsc data pairs, or set_val_targets (--val-targets)"
+            f"nothing to test on: no verification set is given, and "
+            f"{lacking if config.val_targets is None else 'val_targets is empty'}; make one with plsc data pairs, or "
+            f"set_val_targets (--val-targets)"
         )
     backbone, config, _ = open_backbone(config)
     return evaluate(config, backbone, sets=sets, collectives=Collectives(topology))
