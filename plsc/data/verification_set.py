@@ -51,6 +51,7 @@ class VerificationSet:
     Attributes:
         images: the 2P images, as bytes or pixels.
         is_same: [P] bool array.
+        path: the file that the set was read from; None for a set that was made otherwise.
         folds: [P] int64 array, the folds that were given or made.
         has_own_folds: whether they were given.
 
@@ -64,6 +65,8 @@ class VerificationSet:
         >>> len(VerificationSet.load("train_data/mine.bin"))
         2
     """
+
+    path: Path | None = None
 
     def __init__(
         self,
@@ -95,6 +98,11 @@ class VerificationSet:
     def __len__(self) -> int:
         """The number of pairs, P."""
         return len(self.is_same)
+
+    @property
+    def label(self) -> str:
+        """The set as messages name it: by its file, else by its name."""
+        return f"verification set {self.name if self.path is None else self.path}"
 
     @classmethod
     def load(cls, path: str | Path, name: str | None = None) -> VerificationSet:
@@ -130,9 +138,11 @@ class VerificationSet:
             )
         images, flags = ([_plain(item) for item in part] for part in (images, flags))
         try:
-            return cls(path.stem if name is None else name, images, is_same=flags, folds=_described_folds(rest, path))
+            loaded = cls(path.stem if name is None else name, images, is_same=flags, folds=_described_folds(rest, path))
         except DataError as error:
             raise DataError(f"verification set {path}: {error}") from None
+        loaded.path = path
+        return loaded
 
     @classmethod
     def from_pair_list(cls, list_path: str | Path, root: str | Path, *, name: str | None = None) -> VerificationSet:
