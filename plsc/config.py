@@ -161,8 +161,8 @@ class Config(Settings):
     )
     val_targets: str | None = Field(
         default=None,
-        description="Verification sets, as lfw,cfp_fp: the files NAME.bin in the data folder. By default lfw, if that "
-        "file exists.",
+        description="Verification sets, as lfw,cfp_fp: the files NAME.bin in the data folder. A name that ends in .bin "
+        "is a file. By default lfw, if that file exists.",
     )
     train_batch_size: int = Field(default=128, ge=1, description="Training images per rank and step (N).")
     test_batch_size: int = Field(

@@ -12,7 +12,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from plsc.data.guarded_pickle import PickledArray, guarded_loads
-from plsc.data.images import decode, encode
+from plsc.data.images import encode
 from plsc.data.records import read_image
 from plsc.errors import DataError
 from plsc.metrics.pairs import FOLDS, FoldNumbers, as_flags, as_folds, make_folds, why_no_accuracy
 from plsc.metrics.verification import FARS
 from plsc.utils.atomic import write_file
 from plsc.utils.files import text_lines
-from plsc.utils.threads import thread_map
 
 log = logging.getLogger("plsc")
 
@@ -225,24 +224,6 @@ class VerificationSet:
                 f"each kind or more, and better 1,000; each pair weighs {100 / len(self):.1f} %"
             ]
         return []
-
-    def check(self, indices: Iterable[int] | None = None) -> None:
-        """Decode images once, so that a damaged one is found before a run and not after its first epoch.
-
-        Args:
-            indices: of images, each 0 to 2P - 1; by default all.
-
-        Raises:
-            DataError: an image cannot be decoded; names the set, the image and its pair.
-        """
-        for _ in thread_map(self._check_image, range(len(self.images)) if indices is None else indices):
-            pass
-
-    def _check_image(self, index: int) -> None:
-        try:
-            decode(self.images[index])
-        except DataError as error:
-            raise DataError(f"verification set {self.name}, image {index} (pair {index // 2}): {error}") from None
 
 
 def find_bin(name: str, folder: Path, *, setting: str = "val_targets") -> tuple[Path, str]:

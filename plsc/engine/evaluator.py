@@ -196,9 +196,11 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
     agree(config.check, collectives, error=ConfigError)
     sets = open_verification_sets(config, collectives)
     if not sets:
+        lacking = f"{config.dataset_dir} holds no {DEFAULT_VAL_TARGETS}.bin"
         raise DataError(
-            f"nothing to test on: no verification set is given, and {config.dataset_dir} holds no "
-            f"{DEFAULT_VAL_TARGETS}.bin; make one with plsc data pairs, or set_val_targets (--val-targets)"
+            f"nothing to test on: no verification set is given, and "
+            f"{lacking if config.val_targets is None else 'val_targets is empty'}; make one with plsc data pairs, or "
+            f"set_val_targets (--val-targets)"
         )
     for pairs in sets:
         _report(pairs, np.zeros([2 * len(pairs), 1], np.float32))

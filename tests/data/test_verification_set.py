@@ -350,15 +350,6 @@ def test_sets_that_give_no_accuracy_or_a_coarse_one_say_so():
     assert not VerificationSet("own", images, is_same=[True] * 10 + [False] * 10).shortcomings()
 
 
-def test_check_decodes_each_image_and_names_the_damaged_one():
-    images = [*IMAGES[:5], IMAGES[5][:40]]
-    pairs = VerificationSet("own", images, is_same=SAME)
-    pairs.check(range(5))
-    with pytest.raises(DataError, match=r"verification set own, image 5 \(pair 2\): 40 bytes that are no image"):
-        pairs.check()
-    VerificationSet("own", IMAGES, is_same=SAME).check()
-
-
 # Sets by name.
 
 

@@ -247,6 +247,13 @@ def test_sets_of_one_name_would_hide_each_other(entry, data_dir):
         open_verification_sets(entry.config, Collectives())
 
 
+@pytest.mark.parametrize("value", [None, 5, "lfw.bin", [b"lfw"]])
+def test_what_is_no_verification_set_is_named(entry, value):
+    entry.test_reader = lambda: value
+    with pytest.raises(ConfigError, match="test_reader: got (NoneType|int|str|bytes), expected .*VerificationSet"):
+        open_verification_sets(entry.config, Collectives())
+
+
 def test_what_the_pairs_of_a_set_do_not_give_is_said_when_it_is_opened(entry, data_dir, caplog):
     whole = VerificationSet.load(data_dir / "lfw.bin")
     open_verification_sets(entry.config, Collectives())
