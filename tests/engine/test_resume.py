@@ -81,6 +81,15 @@ def test_an_epoch_that_resumes_with_other_images_or_settings_is_warned_of(entry,
     ) in caplog.text
 
 
+def test_an_epoch_that_resumes_on_classes_in_another_order_is_warned_of(entry, data_dir, caplog):
+    (data_dir / "classes.txt").write_text("a\nb\nc\nd\ne\nf\n")
+    within_an_epoch(entry, data_dir)
+    (data_dir / "classes.txt").write_text("b\na\nc\nd\ne\nf\n")
+    entry.set_class_change("by_name")
+    entry.train()
+    assert "epoch 0 was started with different settings (other classes, or in another order)" in caplog.text
+
+
 def test_an_epoch_without_images_left_is_complete(entry, data_dir, tmp_path, caplog):
     listed = within_an_epoch(entry, data_dir)
     listed.write_text("".join(listed.read_text().splitlines(keepends=True)[:12]))
