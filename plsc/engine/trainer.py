@@ -123,14 +123,11 @@ class Trainer:
         agree(config.check, self.collectives, error=ConfigError)
         saved = agree(lambda: self._open(config, loader), self.collectives, error=DataError)
         agree(lambda: self._make_parts(backbone, observers), self.collectives, error=ConfigError)
-        check_ranks_agree(lambda: self._facts(saved), self.collectives)
+        check_ranks_agree(lambda: self._facts(saved, head), self.collectives)
         agree_on_images(self.loader, self.collectives)
         config = self.config
         self.network = paddle.DataParallel(self.backbone) if self.topology.world_size > 1 else self.backbone
-        self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
-        if head is None:
-            head = Classifier(config, self.collectives, make_optimizer=lambda named: NamedOptimizer(config, named))
-        self.head = check_head(head, config.num_classes)
+        agree(lambda: self._make_head(head), self.collectives, error=ConfigError)
         self.precision = Precision(config, self.topology)
         self.verification_sets = open_verification_sets(config, self.collectives) if config.with_test else []
         self.global_batch = config.train_batch_size * self.topology.world_size
@@ -158,8 +155,8 @@ class Trainer:
         self.loader = check_loader(loader, config, topology=self.topology)
         num_classes = num_classes_of(self.loader, config, classes_trained=trained)
         self.config = config.model_copy(update={"num_classes": num_classes})
-        self.records = self.loader.records if isinstance(self.loader, TrainLoader) else None
-        self.classes = None if self.records is None else identify_classes(self.records, data_folder(config))
+        self._records = self.loader.records if isinstance(self.loader, TrainLoader) else None
+        self._classes = None if self._records is None else identify_classes(self._records, data_folder(config))
         return saved
 
     def _make_parts(self, backbone: paddle.nn.Layer | None, observers: Iterable[Observer]) -> None:
@@ -170,15 +167,25 @@ class Trainer:
         self.backbone = build_backbone(self.config)
         self.observers = ObserverGroup([Progress(), MetricsFile(), *observers], self.topology.is_main)
 
-    def _facts(self, saved: checkpoint.Checkpoint | None) -> dict[str, object]:
+    def _make_head(self, head: Head | None) -> None:
+        """Make the head, unless it is given, and the optimizers. Only this rank's memory may not hold them."""
+        config = self.config
+        self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
+        if head is None:
+            head = Classifier(config, self.collectives, make_optimizer=lambda named: NamedOptimizer(config, named))
+        self.head = check_head(head, config.num_classes)
+
+    def _facts(self, saved: checkpoint.Checkpoint | None, head: Head | None) -> dict[str, object]:
         """What ranks must have in common, in addition to settings: compared before any collective depends on it."""
         return {
             **describe_program(self.topology),
             **describe_settings(self.config),
             "network": describe_network(self.backbone),
             "loader": type(self.loader).__qualname__,
+            "head": "that of loss_type" if head is None else type(head).__qualname__,
             "number of training images": None if isinstance(self.loader, ReaderLoader) else self.loader.num_images,
-            "classes of the training data": self.classes and f"known by {self.classes.by}, {self.classes.digest[:12]}",
+            "classes of the training data": self._classes
+            and f"known by {self._classes.by}, {self._classes.digest[:12]}",
             "checkpoint": describe_checkpoint(saved),
         }
 
@@ -377,7 +384,7 @@ class Trainer:
         is_main = self.topology.is_main
         if is_main:
             yield from backbone_parts(self.backbone, self.optimizer)
-            yield from class_parts(self.classes)
+            yield from class_parts(self._classes)
             yield from extra
         yield from head_parts(self.head, is_main, num_classes=self.config.num_classes)
 
@@ -394,7 +401,7 @@ class Trainer:
             "settings": saved_settings(self.config),
             "objects": saved_objects(self.config),
             "global_batch": self.global_batch,
-            "classes": about_classes(self.classes),
+            "classes": about_classes(self._classes),
         }
 
     def _check_start(self) -> None:
@@ -436,14 +443,18 @@ class Trainer:
         if about.images_in_epoch and isinstance(self.loader, TrainLoader):
             if self.topology.is_main:
                 warn_of_another_order(
-                    about, self.config, num_images=self.loader.num_images, global_batch=self.global_batch
+                    about,
+                    self.config,
+                    num_images=self.loader.num_images,
+                    classes=self._classes,
+                    global_batch=self.global_batch,
                 )
             if self.step_in_epoch >= self.loader.steps_per_epoch:
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
 
     def _load(self, saved: checkpoint.Checkpoint) -> About:
         about, config = About.of(saved), self.config
-        rows = match_classes(saved, self.classes, records=self.records, folder=data_folder(config), config=config)
+        rows = match_classes(saved, self._classes, records=self._records, folder=data_folder(config), config=config)
         load_backbone(self.backbone, saved, config=config)
         load_statistics(self.backbone, saved, topology=self.topology)
         load_training(self.head, self.optimizer, saved=saved, config=config, rows=rows)
