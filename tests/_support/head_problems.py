@@ -12,6 +12,7 @@ from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
 from plsc.utils.ranges import shard_ranges
 from tests._support.head_oracle import LockstepReducer
+from tests._support.workers.cases import CENTER_LENGTHS, FEATURE_LENGTHS, shortened
 
 ARCFACE = (1.0, 0.5, 0.0)
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
@@ -29,6 +30,12 @@ def make_problem(classes, samples, size=16, dtype="float64", seed=0, with_bias=F
     features = (3.0 * weight[labels] + rng.standard_normal((samples, size))).astype(dtype)
     bias = rng.standard_normal(classes).astype(dtype) if with_bias else None
     return features, labels, weight, bias
+
+
+def with_short_vectors(problem):
+    """The problem with some features and class centers of length zero or nearly so, the others as they are."""
+    features, labels, weight, bias = problem
+    return shortened(features, FEATURE_LENGTHS), labels, shortened(weight, CENTER_LENGTHS), bias
 
 
 def own_rows(problem, ranges, rank):

@@ -17,7 +17,7 @@ from plsc.errors import CheckpointError, ConfigError
 from plsc.losses.classifier import Classifier
 from plsc.losses.row_optimizers import AdamW, Momentum, RowOptimizer
 from plsc.utils.ranges import shard_ranges
-from tests._support.head_oracle import oracle, relative_error
+from tests._support.head_oracle import oracle, relative_error, worst_row_error
 from tests._support.ranks import launch
 from tests._support.workers.cases import HEAD_CASES, NormMargin, RunningMargin, head_problem
 
@@ -41,8 +41,10 @@ def test_loss_and_gradients_match_the_oracle(played, name, head):
     key = f"{name}/{head}"
     for rank in range(ranks):
         assert relative_error(found[rank][f"{key}/loss"], loss) < tolerance
-    assert relative_error(np.concatenate([f[f"{key}/features"] for f in found]), d_x) < tolerance
-    assert relative_error(np.concatenate([f[f"{key}/weight"] for f in found]), d_w) < tolerance
+    # The gradients of short vectors differ by orders of magnitude, so each row is compared by itself.
+    error, tolerance = (worst_row_error, 10 * tolerance) if case.short else (relative_error, tolerance)
+    assert error(np.concatenate([f[f"{key}/features"] for f in found]), d_x) < tolerance
+    assert error(np.concatenate([f[f"{key}/weight"] for f in found]), d_w) < tolerance
     if case.with_bias:
         assert relative_error(np.concatenate([f[f"{key}/bias"] for f in found]), d_b) < tolerance
     sizes = [len(f[f"{key}/weight"]) for f in found]
