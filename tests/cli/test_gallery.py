@@ -81,7 +81,7 @@ def test_a_folder_gives_every_kind_of_image_that_data_sets_may_hold(tmp_path):
     folder = tmp_path / "ann"
     folder.mkdir()
     (folder / "notes.txt").write_bytes(b"x")
-    with pytest.raises(ConfigError, match="no image in it, expected files of .jpg, .jpeg, .jfif, .png, .*.gif"):
+    with pytest.raises(ConfigError, match="no image in it, expected files of .jpg, .jpeg, .jpe, .jfif, .png, .*.gif"):
         _named_files([folder])
     for name in ("1.JPG", "2.tif", "3.gif", "4.webp"):
         (folder / name).write_bytes(b"x")
