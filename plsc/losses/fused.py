@@ -241,6 +241,8 @@ class FusedSoftmax:
         losses = paddle.clip(excess, min=0.0) + paddle.log1p(paddle.exp(-excess.abs()))
         shift.center(others, gradient=gradient)
         t = paddle.exp(shift.value - logit - losses) / samples * sample_weights(features, self._margin)
+        # Without other classes there is no gradient; the exponential may be infinite then, which times 0 is not 0.
+        t = paddle.where(others == 0.0, paddle.zeros_like(t), t)
 
         target_term = -others * target.derivative * target.owned
         gradient += target_term.unsqueeze(1) * target.rows

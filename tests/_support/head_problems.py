@@ -114,7 +114,7 @@ def train_fused(problem, ranks, margin, scale, *, optimizer, steps, learning_rat
     return reducer.run(play)
 
 
-def run_sampled(problem, ranks, ratio, margin, scale, *, optimizer=None, learning_rate=1.0, seed=5):
+def run_sampled(problem, ranks, ratio, margin, scale, *, optimizer=None, learning_rate=1.0, seed=5, precision=None):
     """(state, dX summed over ranks, full shards, sampled global classes) of one step."""
     reducer, ranges = LockstepReducer(ranks), shard_ranges(len(problem[2]), ranks)
 
@@ -123,7 +123,8 @@ def run_sampled(problem, ranks, ratio, margin, scale, *, optimizer=None, learnin
         full = Shard(weight, optimizer or SGD(), bias=bias, first_class=ranges[rank].start)
         sampled = SampledShard(full, ratio=ratio, samples=len(labels))
         sampled.draw(labels, seed=seed + rank)
-        state = train_step(FusedSoftmax(margin, scale, reducer=reducer), features, labels, sampled, learning_rate)
+        softmax = FusedSoftmax(margin, scale, reducer=reducer, precision=precision)
+        state = train_step(softmax, features, labels, sampled, learning_rate)
         return state, full, sampled.rows.numpy() + ranges[rank].start
 
     states, shards, rows = zip(*reducer.run(play))

@@ -196,6 +196,30 @@ def test_the_step_count_of_1_0_checkpoints_is_read():
     assert train(other, 2, first=3) == train(head, 2, first=3)
 
 
+def plain_sgd(learning_rate, parameters):
+    return paddle.optimizer.SGD(learning_rate, parameters)
+
+
+def clipped_sgd(learning_rate, parameters):
+    return paddle.optimizer.SGD(learning_rate, parameters, grad_clip=paddle.nn.ClipGradByValue(1e9))
+
+
+@pytest.mark.parametrize("loss_type", ["dist_arcface", "arcface", "dist_softmax"])
+@pytest.mark.parametrize(
+    "settings", [{"optimizer": plain_sgd}, {"optimizer": clipped_sgd}, {"optimizer": plain_sgd, "sample_ratio": 0.5}]
+)
+def test_one_class_is_warned_of_and_moves_nothing(loss_type, settings, caplog):
+    with caplog.at_level(logging.WARNING):
+        head = make_head(num_classes=1, loss_type=loss_type, **settings)
+    assert caplog.text.count("num_classes is 1: the softmax over one class has a loss of 0 and no gradient") == 1
+    before = saved(head)
+    for labels in ([0, 0, 0], [0]):
+        loss = head.forward(-paddle.ones([len(labels), 8]), paddle.to_tensor(labels))
+        assert loss.item() == 0.0 and not head.backward(0.1).any()
+    for name, value in saved(head).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
 PADDLE_OPTIMIZERS = ["Adam", "Adamax", "NAdam", "RAdam", "Lamb", "RMSProp", "Adagrad", "Adadelta", "Rprop"]
 
 
