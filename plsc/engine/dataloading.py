@@ -147,6 +147,12 @@ def _choose_num_classes(config: Config, found: int | None, trained: int | None, 
             found,
             chosen - found,
         )
+        if found == 1:
+            log.log(
+                level,
+                "all training images are of one class: the network learns to tell no two images apart; training needs "
+                "images of two classes or more",
+            )
     return chosen
 
 
