@@ -88,11 +88,14 @@ class Settings(pydantic.BaseModel):
     @pydantic.field_validator("*", mode="before")
     @classmethod
     def _read_text(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        """Split '3,112,112' where several values are expected, and refuse True for a number."""
-        kind = cls.model_fields[str(info.field_name)].annotation
+        """Split '3,112,112' where several values are expected, and refuse True and bytes for a number."""
+        field = cls.model_fields[str(info.field_name)]
+        kind = field.annotation
+        if not field.exclude:
+            value = _plain_value(value)
         if isinstance(value, str) and plain_type(kind) is tuple:
             return [part for part in value.split(",") if part.strip()]
-        if isinstance(value, bool) and kind in _NUMBERS:
+        if isinstance(value, (bool, bytes)) and kind in _NUMBERS:
             raise ValueError("expected a number")
         return value
 
@@ -254,6 +257,15 @@ class Settings(pydantic.BaseModel):
         if isinstance(given, tuple) and len(given) > 8:
             given = given[:8] + ("...",)
         return f"{label(name)}: got {given!r} ({type(given).__name__}); {message}"
+
+
+def _plain_value(value: Any) -> Any:
+    """Scalars and arrays of NumPy and Paddle as Python numbers and lists of these, also in a tuple or a list."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain_value, value)) if type(value) in (list, tuple) else value
+    if hasattr(value, "ndim") and hasattr(value, "tolist"):
+        return value.tolist()
+    return value
 
 
 def plain_type(annotation: Any) -> Any:
