@@ -35,6 +35,7 @@ from plsc.errors import CheckpointError, PLSCError
 from plsc.utils.artifacts import recognize
 from plsc.utils.atomic import partial_path, write_folder
 from plsc.utils.files import sync_path
+from plsc.utils.hints import setter
 from plsc.utils.ranges import Range
 
 FORMAT, VERSION = "plsc-checkpoint", 1
@@ -44,7 +45,6 @@ MODEL_FILE = "model.safetensors"
 _NAME = re.compile(r"[0-9]+(\.[0-9]+)?")
 # The name of the checkpoint that `try_folder` writes and removes.
 _TRIAL = ".plsc-trial"
-_SHARED = "set_model_save_dir must name a folder that all machines share"
 # Rows that `Checkpoint.read_rows` reads at a time.
 _BLOCK_ROWS = 1 << 16
 # What NumPy and safetensors both know.
@@ -401,15 +401,19 @@ def _check_size(file: Path, expected: int) -> None:
         )
 
 
+def _shared() -> str:
+    return f"{setter('model_save_dir')} must name a folder that all machines share"
+
+
 def _begin(folder: Path, stack: contextlib.ExitStack) -> None:
     if os.path.lexists(folder):
-        raise CheckpointError(f"{folder} exists and is never overwritten; choose another set_model_save_dir")
+        raise CheckpointError(f"{folder} exists and is never overwritten; choose another {setter('model_save_dir')}")
     stack.enter_context(write_folder(folder, CheckpointError, replace=False))
 
 
 def _write_parts(folder: Path, parts: list[Part]) -> list[_Described]:
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} was made by rank 0 but is not seen by this rank; {_SHARED}")
+        raise CheckpointError(f"{folder} was made by rank 0 but is not seen by this rank; {_shared()}")
     files: dict[str, dict[str, np.ndarray]] = {}
     for part in parts:
         if part.data.shape[:1] != (0,):
@@ -445,7 +449,9 @@ def _write_manifest(folder: Path, described: list[_Described], *, about: dict[st
     files = sorted({part.file for entry in tensors.values() for part in entry.parts})
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        raise CheckpointError(f"{folder / missing[0]} was written by another rank but is not seen by rank 0; {_SHARED}")
+        raise CheckpointError(
+            f"{folder / missing[0]} was written by another rank but is not seen by rank 0; {_shared()}"
+        )
     sizes = {file: (folder / file).stat().st_size for file in files}
     manifest = _Manifest(format=FORMAT, version=VERSION, about=about, files=sizes, tensors=tensors)
     (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1), encoding="utf-8")

@@ -83,10 +83,9 @@ def _recognize_file(file: Path) -> Artifact | None:
 
 
 def _use_of_checkpoint(folder: Path) -> str:
-    command = f"plsc export --checkpoint-dir {shlex.quote(str(folder))}"
     return either(
         f"{setter('checkpoint_dir', folder)} takes it, and convert_for_prediction() makes a model of it",
-        f"{command} makes a model of it",
+        f"plsc export --checkpoint-dir {shlex.quote(str(folder))} makes a model of it",
     )
 
 

@@ -76,13 +76,13 @@ def setter(name: str, value: Any = ...) -> str:
     return _in_python(name, value)
 
 
-def argument(name: str, value: Any = ..., *, of: str) -> str:
+def argument(name: str, value: Any = ..., *, of: str = "plsc data convert") -> str:
     """How to give an argument of a function that is also a command: 'parts=4' in Python, '--parts 4' as a flag.
 
     Args:
         name: the argument, as the function names it.
         value: the value to give; without it only the argument or the flag is named.
-        of: the command, as 'plsc data convert', to name where another command runs that has no such flag.
+        of: the command that has the flag. It is named where another command runs, which has no such flag.
     """
     if _command_flags is not None:
         return _flag(_FLAGS.get(name, name), value, of=of)

@@ -25,6 +25,7 @@ from plsc.data.sources.tables import CsvRecords, ParquetRecords
 from plsc.data.sources.tar_shards import TarRecords
 from plsc.errors import DataError
 from plsc.utils.files import reading_error
+from plsc.utils.hints import setter
 
 log = logging.getLogger("plsc")
 
@@ -175,7 +176,7 @@ def _source_of_file(path: Path) -> _Source:
     if name.endswith(".bin"):
         raise DataError(
             f"{path}: a .bin is a verification set (pairs of images, no classes), expected training data; "
-            f"verification sets are named with set_val_targets"
+            f"verification sets are named with {setter('val_targets')}"
         )
     return next(source for source in _SOURCES if source.accepts and not source.suffixes and source.accepts(path))
 
