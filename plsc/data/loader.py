@@ -19,7 +19,7 @@ import numpy.typing as npt
 from plsc.data.records import Labels, Records, to_class
 from plsc.data.transforms import Transform, random_keys
 from plsc.data.workers import WorkerPool
-from plsc.errors import DataError
+from plsc.errors import DataError, PLSCError
 
 log = logging.getLogger("plsc")
 
@@ -65,6 +65,7 @@ class TrainLoader:
     Raises:
         DataError: the source is empty. In `epoch`: an image cannot be decoded, a label is out of range, or a worker
             process died or hangs; names the record.
+        StorageError: in `epoch`, the system cannot read an image; also with `skip_bad_images`.
 
     Example:
         >>> records = open_records("synthetic:10:200")
@@ -150,7 +151,7 @@ class TrainLoader:
             )
         try:
             yield from self._pool.run(tasks)
-        except DataError:
+        except PLSCError:
             self.close()
             raise
 
@@ -163,7 +164,7 @@ class TrainLoader:
 
         try:
             return self._maker(task, pixels, hold)
-        except DataError:
+        except PLSCError:
             raise
         except Exception as error:  # a user's own data set may raise any
             raise DataError(f"{self._maker.records.describe(held)}: reading it failed: {error!r}") from error

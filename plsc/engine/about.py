@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from plsc.config import Config
 from plsc.engine.checkpoint import MANIFEST, Checkpoint, check_content
 
-_Count = Annotated[int, Field(ge=0)]
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class SavedSettings(BaseModel):

@@ -43,6 +43,7 @@ MODEL_FILE = "model.safetensors"
 _NAME = re.compile(r"[0-9]+(\.[0-9]+)?")
 # The name of the checkpoint that `try_folder` writes and removes.
 _TRIAL = ".plsc-trial"
+_SHARED = "set_model_save_dir must name a folder that all machines share"
 # Rows that `Checkpoint.read_rows` reads at a time.
 _BLOCK_ROWS = 1 << 16
 # What NumPy and safetensors both know.
@@ -167,7 +168,7 @@ def save_checkpoint(
         CheckpointError: `root/name` exists, or a rank could not write; the same error on every rank.
     """
     folder, is_main = Path(root) / name, collectives.topology.is_main
-    options: dict[str, Any] = {"error": CheckpointError, "prefix": "the checkpoint was not written: "}
+    options: dict[str, Any] = {"error": CheckpointError, "prefix": f"the checkpoint {folder} was not written: "}
     held = agree(lambda: list(parts), collectives, **options)
     with contextlib.ExitStack() as stack:
         agree(lambda: _begin(folder, stack) if is_main else None, collectives, **options)
@@ -395,16 +396,21 @@ def _begin(folder: Path, stack: contextlib.ExitStack) -> None:
 
 
 def _write_parts(folder: Path, parts: list[Part]) -> list[_Described]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} was made by rank 0 but is not seen by this rank; {_SHARED}")
     files: dict[str, dict[str, np.ndarray]] = {}
     for part in parts:
         if part.data.shape[:1] != (0,):
             files.setdefault(part.file, {})[part.name] = np.ascontiguousarray(part.data)
     for file, tensors in files.items():
-        safetensors.numpy.save_file(tensors, str(folder / file))
-        # safetensors lets only the owner read the file; here whoever may read the folder may read it.
-        (folder / file).chmod(folder.stat().st_mode & 0o666)
-        # Each rank flushes its own files: rank 0 cannot flush what another machine has not sent yet.
-        sync_path(folder / file)
+        try:
+            safetensors.numpy.save_file(tensors, str(folder / file))
+            # safetensors lets only the owner read the file; here whoever may read the folder may read it.
+            (folder / file).chmod(folder.stat().st_mode & 0o666)
+            # Each rank flushes its own files: rank 0 cannot flush what another machine has not sent yet.
+            sync_path(folder / file)
+        except Exception as error:  # safetensors names no file
+            raise CheckpointError(f"{folder / file}: cannot be written: {explain(error)}") from error
     return [_describe(part) for part in parts]
 
 
@@ -427,10 +433,7 @@ def _write_manifest(folder: Path, described: list[_Described], *, about: dict[st
     files = sorted({part.file for entry in tensors.values() for part in entry.parts})
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        raise CheckpointError(
-            f"{folder / missing[0]} was written by another rank but is not seen by rank 0; "
-            f"set_model_save_dir must name a folder that all machines share"
-        )
+        raise CheckpointError(f"{folder / missing[0]} was written by another rank but is not seen by rank 0; {_SHARED}")
     sizes = {file: (folder / file).stat().st_size for file in files}
     manifest = _Manifest(format=FORMAT, version=VERSION, about=about, files=sizes, tensors=tensors)
     (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1), encoding="utf-8")
@@ -465,7 +468,8 @@ def check_content(kind: type[_Model], content: Any, path: Path, *, inside: str =
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, [*([inside] if inside else []), *first["loc"]]))
+        where = ".".join(filter(None, [inside, *map(str, first["loc"])]))
+        message = first["msg"].removeprefix("Value error, ")
         raise CheckpointError(
-            f"{path}: the manifest is damaged: {where}: {first['msg']}; use another epoch's"
+            f"{path}: the manifest is damaged: {f'{where}: ' if where else ''}{message}; use another epoch's"
         ) from None

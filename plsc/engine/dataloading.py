@@ -10,18 +10,18 @@ from typing import Any, Protocol
 
 import paddle
 
-from plsc.config import Config, check_callable
+from plsc.config import DEFAULT_VAL_TARGETS, Config, check_callable
 from plsc.data.augment import Augment
 from plsc.data.loader import Batch, ReaderLoader, TrainLoader
 from plsc.data.records import DatasetRecords, Records, as_records
 from plsc.data.sources import open_records
 from plsc.data.subset import with_min_images
 from plsc.data.transforms import Transform
-from plsc.data.verification_set import VerificationSet
-from plsc.distributed.agreement import agree
+from plsc.data.verification_set import VerificationSet, find_bin
+from plsc.distributed.agreement import agree, explain
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, DataError, PLSCError
 
 log = logging.getLogger("plsc")
 
@@ -294,11 +294,13 @@ def agreed_batches(batches: Iterator[Batch], collectives: Collectives) -> Iterat
 def open_verification_sets(config: Config, collectives: Collectives) -> list[VerificationSet]:
     """The verification sets of a configuration, the same on all ranks. Every rank must call this.
 
-    These are the user's `test_dataset` or `test_reader`, else `<name>.bin` of each of `val_targets`.
+    These are the user's `test_dataset` or `test_reader`, else the files that `val_targets` names (see `find_bin`).
+    Rank 0 logs how many pairs each set has, and warns of metrics that these do not give.
 
     Raises:
         DataError: a set that was asked for by name is missing or damaged, `test_reader` fails, or ranks have different
             sets; the same on every rank.
+        ConfigError: two sets have the same name.
     """
     sets = agree(lambda: _open_sets(config), collectives, error=DataError)
     found = collectives.gather_objects([f"{pairs.name} ({len(pairs)} pairs)" for pairs in sets])
@@ -313,24 +315,41 @@ def open_verification_sets(config: Config, collectives: Collectives) -> list[Ver
 
 def _open_sets(config: Config) -> list[VerificationSet]:
     if config.test_dataset is not None:
-        return _as_sets(config.test_dataset, "test_dataset")
-    if config.test_reader is not None:
-        return _as_sets(config.test_reader(), "test_reader")
-    sets, folder = [], Path(config.dataset_dir)
+        sets = _as_sets(config.test_dataset, "test_dataset")
+    elif config.test_reader is not None:
+        try:
+            sets = _as_sets(config.test_reader(), "test_reader")
+        except PLSCError:
+            raise
+        except Exception as error:  # a user's function may raise any
+            raise DataError(f"test_reader: calling it failed: {explain(error)}; correct the function") from error
+    else:
+        sets = _named_sets(config)
+    names = [item.name for item in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"{names.count(name)} verification sets are named '{name}', expected a name of its own for each, by "
+                f"which its metrics are reported; rename one"
+            )
+    for item in sets:
+        log.info("verification set %s: %s", item.name, item.summary())
+        for shortcoming in item.shortcomings():
+            log.warning("verification set %s: %s", item.name, shortcoming)
+    return sets
+
+
+def _named_sets(config: Config) -> list[VerificationSet]:
+    folder = Path(config.dataset_dir)
     if not folder.is_dir():  # a file, a pattern
         folder = folder.parent
-    for name in config.val_names:
-        path = folder / f"{name}.bin"
-        if path.is_file():
-            sets.append(VerificationSet.load(path, name))
-        elif config.val_targets is not None:
-            raise DataError(
-                f"verification set '{name}' of val_targets: {path} does not exist; put it there, name "
-                f"others with set_val_targets, or set_with_test(False)"
-            )
-        else:
-            log.warning("no verification: %s (the default of val_targets) does not exist", path)
-    return sets
+    if config.val_targets is None and not (path := folder / f"{DEFAULT_VAL_TARGETS}.bin").exists():
+        log.warning("no verification: %s (the default of val_targets) does not exist", path)
+        return []
+    try:
+        return [VerificationSet.load(*find_bin(name, folder)) for name in config.val_names]
+    except DataError as error:
+        raise DataError(f"{error}; name others with set_val_targets, or set_with_test(False)") from None
 
 
 def _as_sets(value: Any, setting: str) -> list[VerificationSet]:

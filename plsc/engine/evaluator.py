@@ -146,7 +146,7 @@ def _share(pairs: VerificationSet, collectives: Collectives) -> Range:
 
 def _report(pairs: VerificationSet, embeddings: Embeddings) -> VerificationReport:
     try:
-        return verification_report(embeddings, pairs.is_same, folds=min(10, len(pairs)))
+        return verification_report(embeddings, pairs.is_same, folds=pairs.folds)
     except (ConfigError, DataError) as error:
         raise DataError(f"{pairs.label}: found {len(pairs)} pairs, which cannot be verified: {error}") from None
 

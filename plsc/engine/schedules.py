@@ -23,6 +23,7 @@ from typing import Any
 
 from plsc.config import Config
 from plsc.errors import ConfigError
+from plsc.utils.numbers import as_number
 
 Schedule = Callable[[int], float]
 
@@ -116,7 +117,7 @@ def _checked(function: Callable[[int], Any]) -> Schedule:
                 f"lr_schedule: the function raised {type(error).__name__} for step {step}: {error}; it is called with "
                 f"any step of the run, from 0 on"
             ) from error
-        number = _as_number(value)
+        number = as_number(value)
         if not 0 <= number < math.inf:
             raise ConfigError(
                 f"lr_schedule: the function returned {value!r} ({type(value).__name__}) for step {step}; expected a "
@@ -125,17 +126,6 @@ def _checked(function: Callable[[int], Any]) -> Schedule:
         return number
 
     return learning_rate
-
-
-def _as_number(value: Any) -> float:
-    """A number of any kind, or an array or a tensor of one element, as a float; NaN for everything else."""
-    try:
-        if hasattr(value, "item"):
-            value = value.item()
-        # float() also parses text and bytes, and counts True as 1.
-        return math.nan if isinstance(value, (bool, str, bytes, bytearray)) else float(value)
-    except Exception:  # an object of any kind may refuse in its own way
-        return math.nan
 
 
 def _progress(config: Config, warmup_steps: int, total_steps: int | None) -> Schedule:

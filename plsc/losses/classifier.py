@@ -235,9 +235,9 @@ class Classifier:
         except (IndexError, MemoryError) as error:  # beyond what Paddle can index, or what this machine has
             gigabytes = 4 * math.prod(shape) / 2**30
             raise ConfigError(
-                f"num_classes: the class centers of this rank, {shape} of float32 ({gigabytes:.1f} GiB), cannot be made: "
-                f"{str(error).splitlines()[0]}; train on more ranks with a dist_ loss, which shards the class centers, "
-                f"or set fewer classes (set_class_num, --num-classes)"
+                f"num_classes: the class centers of this rank, {shape} of float32 ({gigabytes:.1f} GiB), cannot be "
+                f"made: {str(error).splitlines()[0]}; train on more ranks with a dist_ loss, which shards the class "
+                f"centers, or set fewer classes (set_class_num, --num-classes)"
             ) from None
 
 
@@ -272,7 +272,7 @@ def _check_head_optimizer(config: Config, replicated: bool) -> RowOptimizer:
         raise ConfigError(
             f"head_optimizer {name}: state_names is {names!r}, expected a tuple of different names, as ('velocity',)"
         )
-    if isinstance(optimizer.l2, bool) or not isinstance(optimizer.l2, (int, float)):
+    if isinstance(optimizer.l2, bool) or not isinstance(optimizer.l2, (int, float, np.number)):
         raise ConfigError(f"head_optimizer {name}: l2 is {optimizer.l2!r}, expected a number")
     if optimizer.state_dtype not in (None, "float64", "float32", "bfloat16", "float16"):
         raise ConfigError(

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plsc.data import guarded_pickle
 from plsc.data.verification_set import VerificationSet
 from plsc.errors import DataError
 from tests._support.pairs import AS_ARRAYS, IMAGES, SAME, write_bin
@@ -73,6 +74,13 @@ def test_what_would_take_memory_or_time_without_end_is_refused(tmp_path):
     huge = pickle.dumps((AS_ARRAYS, SAME), 2).replace(struct.pack("<BB", 0x4B, len(IMAGES[0])), b"J\xff\xff\xff\x7f")
     with pytest.raises(DataError, match="cannot reshape"):
         VerificationSet.load(write_bin(tmp_path, huge))
+
+
+def test_arrays_that_share_a_list_of_objects_do_not_copy_it():
+    """A small file may refer to one long list from very many arrays."""
+    objects, array = [None] * 3, guarded_pickle.PickledArray(np.zeros(0))
+    array.__setstate__((1, (3,), guarded_pickle._Dtype("O8"), False, objects))
+    assert array.array is objects and array.elements() == objects
 
 
 @pytest.mark.parametrize("images", [IMAGES, AS_ARRAYS], ids=["bytes", "arrays"])

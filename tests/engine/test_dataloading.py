@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 import plsc
-from plsc import ConfigError, DataError, TrainingError
+from plsc import ConfigError, DataError, TrainingError, VerificationSet
 from plsc.data.convert.conversion import convert
 from plsc.data.sources import open_records
+from plsc.distributed.collectives import Collectives
 from plsc.engine.checkpoint import Checkpoint
+from plsc.engine.dataloading import open_verification_sets
 from plsc.engine.trainer import Trainer
 from tests._support.images import CLASSES, make_images
 from tests._support.ranks import launch
@@ -351,6 +353,35 @@ def test_missing_verification_set_is_named(entry, data_dir):
     entry.set_val_targets("lfw,cfp_fp")
     with pytest.raises(DataError, match=r"'cfp_fp' of val_targets: .*cfp_fp\.bin does not exist"):
         entry.train()
+
+
+def test_a_verification_set_is_named_by_its_file_too(entry, data_dir):
+    for targets in ("lfw", "lfw.bin", f"{data_dir}/lfw.bin", " lfw ,"):
+        entry.set_val_targets(targets)
+        assert [pairs.name for pairs in open_verification_sets(entry.config, Collectives())] == ["lfw"]
+    entry.set_val_targets("Lfw")
+    with pytest.raises(DataError, match=r"Lfw\.bin does not exist; .*data holds lfw\.bin; name others with set_val"):
+        open_verification_sets(entry.config, Collectives())
+
+
+def test_sets_of_one_name_would_hide_each_other(entry, data_dir):
+    entry.set_val_targets("lfw,lfw.bin")
+    with pytest.raises(ConfigError, match="2 verification sets are named 'lfw', expected a name of its own for each"):
+        open_verification_sets(entry.config, Collectives())
+    entry.test_dataset = [VerificationSet.load(data_dir / "lfw.bin")] * 2
+    with pytest.raises(ConfigError, match="2 verification sets are named 'lfw'"):
+        open_verification_sets(entry.config, Collectives())
+
+
+def test_what_the_pairs_of_a_set_do_not_give_is_said_when_it_is_opened(entry, data_dir, caplog):
+    whole = VerificationSet.load(data_dir / "lfw.bin")
+    open_verification_sets(entry.config, Collectives())
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert "verification set lfw: 20 pairs, 10 of them same, in 10 contiguous folds; TAR at FAR 0.1" in caplog.text
+    entry.test_reader = lambda: VerificationSet("own", whole.images, is_same=[True] * 20)
+    open_verification_sets(entry.config, Collectives())
+    assert caplog.records[-1].levelname == "WARNING"
+    assert "verification set own: no accuracy: found 20 same and 0 different pairs" in caplog.text
 
 
 def test_the_default_verification_set_may_be_missing_but_not_silently(entry, data_dir, caplog):
