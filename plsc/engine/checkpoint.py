@@ -30,6 +30,7 @@ from plsc.distributed.collectives import Collectives
 from plsc.errors import CheckpointError
 from plsc.utils.atomic import partial_path, write_folder
 from plsc.utils.files import sync_path
+from plsc.utils.finite import find_nonfinite
 from plsc.utils.ranges import Range
 
 FORMAT, VERSION = "plsc-checkpoint", 1
@@ -49,6 +50,8 @@ class Part:
         data: the whole tensor; or with `offset` and `rows` this rank's rows of it, [this rank's rows, ...].
         offset: index in the global tensor of the first row of `data`. By default `data` is the whole tensor.
         rows: rows of the global tensor; given together with `offset`.
+        is_finite: a number that is not finite is refused when a checkpoint is written. False for a constant that
+            holds such numbers, as a mask does.
 
     Example:
         >>> Part("backbone.conv1.weight", weight)
@@ -59,6 +62,7 @@ class Part:
     data: np.ndarray
     offset: int | None = field(default=None, kw_only=True)
     rows: int | None = field(default=None, kw_only=True)
+    is_finite: bool = field(default=True, kw_only=True)
 
     @property
     def file(self) -> str:
@@ -124,12 +128,15 @@ def save_checkpoint(
         The folder written.
 
     Raises:
-        CheckpointError: `root/name` exists, or a rank could not write; the same error on every rank.
+        CheckpointError: a number is not finite, `root/name` exists, or a rank could not write; the same error on every
+            rank.
     """
+    parts = list(parts)
+    _agree(lambda: _check_parts(parts), collectives)
     folder, is_main = Path(root) / name, collectives.topology.is_main
     with contextlib.ExitStack() as stack:
         _agree(lambda: _begin(folder, stack) if is_main else None, collectives)
-        described = _agree(lambda: _write_parts(partial_path(folder), list(parts)), collectives)
+        described = _agree(lambda: _write_parts(partial_path(folder), parts), collectives)
 
         def finish() -> None:
             _write_manifest(partial_path(folder), [part for rank in described for part in rank], about=about)
@@ -273,6 +280,30 @@ def _agree(action: Callable[[], _Result], collectives: Collectives) -> list[_Res
         if failure is not None:
             raise CheckpointError(f"the checkpoint was not written: {failure}")
     return [value for _, values in outcomes for value in values]
+
+
+def _check_parts(parts: Iterable[Part]) -> None:
+    for part in parts:
+        if part.is_finite:
+            check_finite(part.name, part.data, first_row=part.offset or 0)
+
+
+def check_finite(name: str, array: np.ndarray, *, first_row: int = 0) -> None:
+    """Refuse a tensor that holds a number that is not finite.
+
+    Args:
+        name: for the message.
+        array: [rows, ...].
+        first_row: index in the global tensor of the first row.
+
+    Raises:
+        CheckpointError: names the tensor, the row and the number.
+    """
+    found = find_nonfinite(array)
+    if found is not None:
+        index, value = found
+        where = f" in row {first_row + index[0]}" if index else ""
+        raise CheckpointError(f"{name} holds {value:g}{where}, expected finite numbers; use an earlier checkpoint")
 
 
 def _begin(folder: Path, stack: contextlib.ExitStack) -> None:

@@ -129,7 +129,8 @@ def train(head, steps, first=0):
         rng = np.random.default_rng(step)
         features = paddle.to_tensor(rng.standard_normal((6, 8)).astype("float32"))
         losses.append(head.forward(features, paddle.to_tensor(rng.integers(0, 30, 6)), step=step).item())
-        head.backward(0.05)
+        head.backward()
+        head.update(0.05)
     return losses
 
 
@@ -281,7 +282,7 @@ def test_what_a_margin_must_return_is_said(returned, message, settings):
 def test_accuracy_and_backward_need_a_forward():
     head = make_head()
     with pytest.raises(RuntimeError, match="no forward"):
-        head.backward(0.1)
+        head.backward()
     head.forward(paddle.ones([1, 8]), paddle.to_tensor([0]))
     with pytest.raises(RuntimeError, match="count_above"):
         head.accuracy()
