@@ -145,7 +145,7 @@ class Evidence:
         if entry.stage is Stage.CENTERS or (not is_updated and entry.stage > Stage.CENTERS_BEFORE):
             text = find_center(head)
             if text is not None:
-                return Stage.CENTERS if is_updated else Stage.CENTERS_BEFORE, text
+                return (Stage.CENTERS, f"after the update {text}") if is_updated else (Stage.CENTERS_BEFORE, text)
         return entry.stage, _explain(entry, float(sums[index]), describe)
 
 
