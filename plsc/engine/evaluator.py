@@ -24,6 +24,7 @@ from plsc.errors import ConfigError, DataError
 from plsc.inference.embedding import EmbeddingPath, Embeddings, to_unit_length
 from plsc.metrics.verification import VerificationReport, verification_report
 from plsc.models.base_model import check_embedding
+from plsc.utils.finite import find_nonfinite
 from plsc.utils.ranges import shard_range, shard_ranges
 from plsc.utils.threads import thread_map
 
@@ -55,12 +56,21 @@ class Embedder:
             images: encoded bytes, pixels [H, W, 3] uint8 RGB, or normalized [3, H, W] float32 arrays.
 
         Raises:
-            DataError: an image cannot be decoded; the message has its place in the sequence.
+            DataError: an image cannot be decoded, or its embedding is not finite; the message has its place in the
+                sequence.
         """
         prepared = thread_map(self._prepare, enumerate(images), threads=_THREADS, ahead=2 * self._batch_size)
-        embeddings = []
+        embeddings, done = [], 0
         while batch := list(itertools.islice(prepared, self._batch_size)):
             embeddings.append(self._embed(np.stack(batch)))
+            found = find_nonfinite(embeddings[-1])
+            if found is not None:
+                (row, _), value = found
+                raise DataError(
+                    f"image {done + row}: its embedding holds {value:g}, expected finite numbers; the network has "
+                    f"diverged, or the image is beyond what it was trained on"
+                )
+            done += len(batch)
         return np.concatenate(embeddings) if embeddings else np.zeros([0, self.emb_dim], np.float32)
 
     def _prepare(self, numbered: tuple[int, Any]) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ N batch on this rank, R ranks, G = N R gathered batch, D embedding, C classes, S
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -282,8 +283,8 @@ def _check_head_optimizer(config: Config, replicated: bool) -> RowOptimizer:
         raise ConfigError(
             f"head_optimizer {name}: state_names is {names!r}, expected a tuple of different names, as ('velocity',)"
         )
-    if isinstance(optimizer.l2, bool) or not isinstance(optimizer.l2, (int, float)):
-        raise ConfigError(f"head_optimizer {name}: l2 is {optimizer.l2!r}, expected a number")
+    if isinstance(optimizer.l2, bool) or not isinstance(optimizer.l2, (int, float)) or not math.isfinite(optimizer.l2):
+        raise ConfigError(f"head_optimizer {name}: l2 is {optimizer.l2!r}, expected a finite number")
     if optimizer.state_dtype not in (None, "float64", "float32", "bfloat16", "float16"):
         raise ConfigError(
             f"head_optimizer {name}: state_dtype is {optimizer.state_dtype!r}, expected None, 'float32', 'bfloat16', "

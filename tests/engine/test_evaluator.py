@@ -88,3 +88,14 @@ def test_predict_says_what_is_missing_and_overwrites_nothing(entry, tmp_path, da
         entry.predict([data_dir / "images/00000000.png"], save_to=tmp_path / "there.npy")
     with pytest.raises(DataError, match="image cannot be read: No such file"):
         entry.predict(["/no/such.png"])
+
+
+def test_an_image_or_an_embedding_that_is_not_finite_is_named():
+    bad = PATH.normalize(PATH.prepare(IMAGES[0]))
+    bad[0, 0, 0] = np.nan
+    with pytest.raises(DataError, match=r"image 2: got an image of float32 that holds nan, expected finite numbers"):
+        embedder(network(), 2)([*IMAGES[:2], bad])
+    net = network()
+    net.register_forward_post_hook(lambda layer, inputs, outputs: outputs / (len(inputs[0]) - 1.0))
+    with pytest.raises(DataError, match=r"image 3: its embedding holds -?(inf|nan), expected finite numbers"):
+        embedder(net, 3)(IMAGES)  # the last batch has one image

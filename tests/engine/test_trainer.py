@@ -334,6 +334,20 @@ class FewRows(Head):
         pass
 
 
+class NoUpdate(Head):
+    classes, parameters = Range(0, CLASSES), {}
+
+    def forward(self, features, labels, *, step=0, count_above=False): ...
+
+    def backward(self): ...
+
+
+class Before(NoUpdate):
+    """Of a release in which `backward` moved the parameters."""
+
+    def backward(self, learning_rate): ...
+
+
 class Bare:
     def forward(self): ...
 
@@ -348,6 +362,11 @@ class Bare:
             Bare(),
             "head Bare has no update, discard, sum_of_squares, accuracy, state, load, has_row_per_class, classes, "
             "parameters, optimizer_kind; plsc",
+        ),
+        (NoUpdate(), "head NoUpdate has no update; plsc.losses.Head is a base class that has all but .* and update"),
+        (
+            Before(),
+            r"head Before: backward cannot be called without an argument: .*'learning_rate'; backward\(\) returns",
         ),
         (FewRows(classes=(0, 10)), r"head FewRows: classes is \(0, 10\), expected a Range within 0 to 6"),
         (FewRows(classes=Range(0, 7)), r"classes is Range\(start=0, stop=7\), expected a Range within 0 to 6"),
