@@ -45,7 +45,7 @@ def recognize(path: str | Path) -> Artifact | None:
     path = Path(path)
     try:
         return _recognize_folder(path) if path.is_dir() else _recognize_file(path) if path.is_file() else None
-    except OSError:
+    except (OSError, ValueError):  # a zero byte in the path is a ValueError
         return None
 
 

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from plsc import CheckpointError, ServingError, load_inference_model
+from plsc import CheckpointError, DataError, ServingError, load_inference_model, open_records
 from plsc.engine.checkpoint import Checkpoint
 from plsc.utils.artifacts import recognize
 from plsc.utils.hints import command_line
@@ -87,6 +87,21 @@ def test_another_thing_in_place_of_a_checkpoint(folder, path, words):
     with pytest.raises(CheckpointError) as error:
         Checkpoint(path)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "path, what",
+    [
+        ("output", "a folder of checkpoints"),
+        ("output/3", "a checkpoint"),
+        ("model", "an exported model"),
+        ("own.pdparams", "a file of parameters that Paddle wrote"),
+        ("output/run.yaml", "a file of settings"),
+    ],
+)
+def test_another_thing_in_place_of_training_data(folder, path, what):
+    with pytest.raises(DataError, match=f"; {path} is {what}; "):
+        open_records(path)
 
 
 @pytest.mark.parametrize("path", ["output", "output/3", "output/3/manifest.json"])
