@@ -6,9 +6,20 @@ import logging
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from plsc.errors import DataError
+
 log = logging.getLogger("plsc")
 
 _MOST_NAMED = 20
+
+
+def refuse(damage: str) -> None:
+    """Make a damaged image an unreadable one: what is called on damage in a strict mode.
+
+    Raises:
+        DataError: always.
+    """
+    raise DataError(f"the image is damaged, a part of its pixels may be wrong: {damage}")
 
 
 class DamageLog:

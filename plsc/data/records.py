@@ -45,6 +45,8 @@ class Records(abc.ABC):
         class_names: the C names of the classes, or None.
         root: the folder whose class folders were walked to find the images, or None.
         damage: what is wrong with the source as a whole, where it could be opened in spite of that, or None.
+        uses_global_random: whether reading a record may draw from the global generators of NumPy, Python or Paddle.
+            The loader then seeds them before each record, which takes 10 to 20 microseconds.
 
     `records[i]` raises `IndexError` where i is out of range, and `DataError` where the record cannot be read. The
     loader then names the record by `describe(i)`.
@@ -67,6 +69,7 @@ class Records(abc.ABC):
     class_names: list[str] | None = None
     root: Path | None = None
     damage: str | None = None
+    uses_global_random: bool = True
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plsc.data.damage import DamageLog
 from plsc.data.guarded_pickle import PickledArray, guarded_loads
 from plsc.data.images import encode
 from plsc.data.records import read_image
@@ -37,6 +38,7 @@ class VerificationSet:
     Attributes:
         images: the 2P images, as bytes or pixels.
         is_same: [P] bool array.
+        damaged: the images, by index, that decoding found damaged but usable in part.
 
     Raises:
         DataError: no pairs, not two images per flag, or an image or a flag of another kind.
@@ -58,10 +60,15 @@ class VerificationSet:
                 f"per flag and at least one pair"
             )
         self.images: list[Image] = [_image(image, name, index) for index, image in enumerate(images)]
+        self.damaged = DamageLog(self.describe)
 
     def __len__(self) -> int:
         """The number of pairs, P."""
         return len(self.is_same)
+
+    def describe(self, index: int) -> str:
+        """Which image `images[index]` is, for messages."""
+        return f"verification set {self.name}, image {index}"
 
     @classmethod
     def load(cls, path: str | Path, name: str | None = None) -> VerificationSet:

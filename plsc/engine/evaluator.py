@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ import paddle
 from numpy.typing import NDArray
 
 from plsc.config import DEFAULT_VAL_TARGETS, Config
+from plsc.data.damage import DamageLog
 from plsc.data.records import read_image
 from plsc.data.verification_set import VerificationSet
 from plsc.distributed.collectives import Collectives
@@ -46,28 +48,33 @@ class Embedder:
         self.emb_dim = emb_dim
         self._backbone, self._path, self._batch_size = backbone, path, batch_size
 
-    def __call__(self, images: Iterable[Any]) -> Embeddings:
+    def __call__(self, images: Iterable[Any], *, first: int = 0, damaged: DamageLog | None = None) -> Embeddings:
         """Embed images: [n, D] float32, not of unit length.
 
         The next batch is decoded on threads while the backbone computes. Memory holds two batches and the embeddings.
 
         Args:
             images: encoded bytes, pixels [H, W, 3] uint8 RGB, or normalized [3, H, W] float32 arrays.
+            first: number of the first image in `damaged`.
+            damaged: warns of images that are damaged but can be decoded in part.
 
         Raises:
             DataError: an image cannot be decoded; the message has its place in the sequence.
         """
-        prepared = thread_map(self._prepare, enumerate(images), threads=_THREADS, ahead=2 * self._batch_size)
+        damaged = damaged or DamageLog(lambda number: f"image {number}")
+        prepare = functools.partial(self._prepare, first=first, damaged=damaged)
+        prepared = thread_map(prepare, enumerate(images), threads=_THREADS, ahead=2 * self._batch_size)
         embeddings = []
         while batch := list(itertools.islice(prepared, self._batch_size)):
             embeddings.append(self._embed(np.stack(batch)))
         return np.concatenate(embeddings) if embeddings else np.zeros([0, self.emb_dim], np.float32)
 
-    def _prepare(self, numbered: tuple[int, Any]) -> NDArray[np.float32]:
+    def _prepare(self, numbered: tuple[int, Any], *, first: int, damaged: DamageLog) -> NDArray[np.float32]:
         index, image = numbered
         try:
             # Normalized one by one, so that finished float32 images and pixels fit into one batch.
-            return self._path.normalize(self._path.prepare(image))
+            on_damage = functools.partial(damaged.warn, first + index)
+            return self._path.normalize(self._path.prepare(image, on_damage=on_damage))
         except DataError as error:
             raise DataError(f"image {index}: {error}") from None
 
@@ -96,7 +103,7 @@ def verify(embedder: Embedder, pairs: VerificationSet, *, collectives: Collectiv
     own = shard_range(count, topology.world_size, shard=topology.rank)
     embeddings, failure = np.zeros([0, embedder.emb_dim], np.float32), None
     try:
-        embeddings = embedder(pairs.images[own.start : own.stop])
+        embeddings = embedder(pairs.images[own.start : own.stop], first=own.start, damaged=pairs.damaged)
     except DataError as error:
         failure = f"{pairs.name}, from image {own.start} on: {error}"
     # All ranks learn of a failure before the next collective: without this the others would wait there forever.

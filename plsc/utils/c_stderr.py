@@ -68,6 +68,8 @@ class _Memory:
         self._lock, self.one_reader = threading.Lock(), threading.Lock()
         if self._users:
             self._users, self._variable.value = 0, self._terminal
+            self._flush(self._stream)
+            self._seek(self._stream, self._start, 0)
 
 
 @functools.cache
