@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import os
 import threading
@@ -26,17 +27,36 @@ _KEPT = (
 
 
 class _Memory:
-    """A C stream in memory that takes the place of `stderr` while at least one thread is in the `with` block."""
+    """A C stream to a file in memory. It is `stderr` while at least one thread is in the `with` block."""
 
     def __init__(self, libc: ctypes.CDLL) -> None:
-        self._flush, self._seek = libc.fflush, libc.fseek
-        self._variable = ctypes.c_void_p.in_dll(libc, "stderr")
-        self._text, self._size, self._start = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_long(0)
-        libc.open_memstream.restype = ctypes.c_void_p
-        self._stream = ctypes.c_void_p(libc.open_memstream(ctypes.byref(self._text), ctypes.byref(self._size)))
+        self._libc, self._variable = libc, ctypes.c_void_p.in_dll(libc, "stderr")
+        libc.fdopen.restype = ctypes.c_void_p
+        self._begin()
+        os.register_at_fork(before=self._acquire, after_in_parent=self._release, after_in_child=self._begin_again)
+
+    def _begin(self) -> None:
         self._terminal, self._users = self._variable.value, 0
         self._lock, self.one_reader = threading.Lock(), threading.Lock()
-        os.register_at_fork(before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._reset)
+        # Not one of the first three descriptors: where these were closed, C libraries write to whatever has taken them.
+        file = os.memfd_create("stderr")
+        self._file = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 3)
+        os.close(file)
+        self._stream = ctypes.c_void_p(self._libc.fdopen(self._file, b"a"))
+        self._libc.setbuf(self._stream, None)
+
+    def _begin_again(self) -> None:
+        """In a forked process: its parent shares the file, and another thread there may have held the locks."""
+        if self._users:
+            self._variable.value = self._terminal
+        os.close(self._file)
+        self._begin()
+
+    def _acquire(self) -> None:
+        self._lock.acquire()
+
+    def _release(self) -> None:
+        self._lock.release()
 
     def __enter__(self) -> None:
         with self._lock:
@@ -52,31 +72,24 @@ class _Memory:
                 self._variable.value = self._terminal
                 if lines := self.lines():
                     others = [f"{line}\n" for line in lines if line and not line.startswith(_KEPT)]
-                    self._seek(self._stream, self._start, 0)
+                    os.ftruncate(self._file, 0)
         if others:
             with contextlib.suppress(OSError):
                 os.write(2, "".join(others).encode())
 
     def lines(self) -> list[str]:
         """What was printed since the first thread entered."""
-        self._flush(self._stream)
-        size = self._size.value
-        return ctypes.string_at(self._text, size).decode(errors="replace").splitlines() if size else []
-
-    def _reset(self) -> None:
-        """In a forked process, where no other thread exists."""
-        self._lock, self.one_reader = threading.Lock(), threading.Lock()
-        if self._users:
-            self._users, self._variable.value = 0, self._terminal
-            self._flush(self._stream)
-            self._seek(self._stream, self._start, 0)
+        size = os.lseek(self._file, 0, os.SEEK_END)
+        return os.pread(self._file, size, 0).decode(errors="replace").splitlines() if size else []
 
 
 @functools.cache
 def _memory() -> _Memory | None:
     libc = ctypes.CDLL(None)
-    # In other C libraries `stderr` is no variable.
-    return _Memory(libc) if hasattr(libc, "gnu_get_libc_version") else None
+    with contextlib.suppress(OSError):  # no file descriptor is left
+        # In other C libraries `stderr` is no variable.
+        return _Memory(libc) if hasattr(libc, "gnu_get_libc_version") else None
+    return None
 
 
 def quiet_c_stderr() -> contextlib.AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 CLASSES, SIDE = 6, 16
@@ -14,3 +15,11 @@ def make_images(classes=CLASSES, per_class=5, side=SIDE):
     labels = np.arange(classes * per_class) % classes
     images = np.clip(patterns[labels] + rng.normal(0, 20, (len(labels), side, side, 3)), 0, 255)
     return images.astype(np.uint8), labels
+
+
+def damaged_jpeg(side=SIDE, seed=0):
+    """A JPEG of which libjpeg decodes a part and says 'Corrupt JPEG data: ...'."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
+    image = cv2.imencode(".jpg", pixels)[1].tobytes()
+    middle = image.rindex(b"\xff\xda") // 2 + len(image) // 2
+    return image[:middle] + b"\xff\xd3" + image[middle + 2 :]

@@ -51,9 +51,12 @@ def test_an_exception_leaves_standard_error_as_it_was(capfd):
 
 def test_threads_and_forked_processes_do_not_disturb_each_other(capfd):
     wrong: list[str] = []
+    is_over = threading.Event()
 
     def work(number: int) -> None:
-        for count in range(200):
+        count = 0
+        while not is_over.is_set() and not (number < 0 and count == 200):
+            count += 1
             line = f"Corrupt JPEG data: {number} {count}"
             if number % 2:
                 with quiet_c_stderr():
@@ -68,14 +71,15 @@ def test_threads_and_forked_processes_do_not_disturb_each_other(capfd):
     for thread in threads:
         thread.start()
     children = []
-    while any(thread.is_alive() for thread in threads) and len(children) < 20:
+    for _ in range(20):
         child = os.fork()
         if child == 0:
-            work(0)  # hangs where a lock was taken over from a thread that is not in this process
+            work(-2)  # hangs where a lock was taken over from a thread that is not in this process
             os._exit(len(wrong) > 0)
         children.append(child)
         time.sleep(0.001)
+    is_over.set()
     for thread in threads:
         thread.join()
-    assert children and all(os.waitpid(child, 0)[1] == 0 for child in children)
+    assert all(os.waitpid(child, 0)[1] == 0 for child in children)
     assert not wrong and capfd.readouterr().err == ""
