@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from plsc.errors import DataError
+from plsc.utils.logging import progress_bar
 
 Labels = npt.NDArray[np.int64]
 
@@ -88,7 +88,7 @@ class Records(abc.ABC):
         Raises:
             DataError: a record cannot be read, or its label is no class; names the record.
         """
-        reading = tqdm(range(len(self)), "reading labels", disable=None, leave=False)
+        reading = progress_bar(range(len(self)), "reading labels", leave=False)
         return np.asarray([self._read_label(index) for index in reading], np.int64)
 
     def _read_label(self, index: int) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from plsc.data.convert.preprocessing import Preprocessing
 from plsc.data.convert.resumable import ResumableFolder, resumable_folder
@@ -22,6 +21,7 @@ from plsc.data.records import Record, Records
 from plsc.data.sources import open_records
 from plsc.data.subset import split_identities
 from plsc.errors import ConfigError, DataError
+from plsc.utils.logging import progress_bar
 from plsc.utils.threads import thread_map
 
 log = logging.getLogger("plsc")
@@ -151,7 +151,7 @@ class _Copy:
         progress, count = self._output.progress, len(self._records)
         samples = thread_map(self._read, range(progress.index, count))
         noted = time.monotonic()
-        for sample in tqdm(samples, title, count, initial=progress.index, unit="images", disable=None):
+        for sample in progress_bar(samples, title, total=count, initial=progress.index, unit="images"):
             self._write(sample)
             progress.index += 1
             if progress.index % every == 0 or time.monotonic() - noted > _SECONDS_BETWEEN_NOTES:

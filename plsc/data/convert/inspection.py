@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from plsc.data.images import decode, encode, resize, suffix_of
 from plsc.data.records import Records
 from plsc.errors import DataError
 from plsc.utils.lazy import require
+from plsc.utils.logging import progress_bar
 from plsc.utils.threads import thread_map
 
 # The contact sheet: classes, images of each class, pixels of a tile and of the image in it.
@@ -97,7 +97,7 @@ def inspect(records: Records, limit: int | None = None) -> Inspection:
     damaged: list[str] = []
     num_damaged = num_unreadable = 0
     looks = thread_map(lambda index: _look(records, int(index)), chosen)
-    for index, (encoding, size, fault) in zip(chosen, tqdm(looks, "decoding", len(chosen), disable=None, leave=False)):
+    for index, (encoding, size, fault) in zip(chosen, progress_bar(looks, "decoding", total=len(chosen), leave=False)):
         if encoding:
             encodings[encoding] += 1
             sizes[size] += 1
