@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from plsc.errors import DataError
+from plsc.errors import ConfigError, DataError, StorageError
 
 # Batches prefetched per worker.
 _AHEAD = 2
@@ -58,6 +58,10 @@ class WorkerPool:
         describe: names a record by its index, for messages.
         timeout: seconds that one record may take before its worker counts as hanging; 0 waits forever.
 
+    Raises:
+        ConfigError: this process is a daemon, which cannot start processes.
+        DataError: the system cannot start as many processes.
+
     Example:
         >>> def fill(task, batch, hold):
         ...     batch[:] = task
@@ -77,6 +81,12 @@ class WorkerPool:
         describe: Callable[[int], str],
         timeout: float = 300.0,
     ) -> None:
+        if multiprocessing.current_process().daemon:
+            raise ConfigError(
+                f"num_workers is {num_workers}, but this process is a daemon, as those of multiprocessing.Pool are, "
+                f"which cannot start processes; set_num_workers(0) (--num-workers) to read training images in this "
+                f"process, or train in one that is made with multiprocessing.Process(daemon=False)"
+            )
         context = multiprocessing.get_context("fork")
         self._describe, self._timeout = describe, timeout
         self._shape, self._size = tuple(batch_shape), int(np.prod(batch_shape))
@@ -106,7 +116,14 @@ class WorkerPool:
                     describe,
                 ),
             )
-            process.start()
+            try:
+                process.start()
+            except OSError as error:
+                self.close()
+                raise DataError(
+                    f"process {number + 1} of {num_workers} that read training images cannot be started: "
+                    f"{error.strerror}; lower set_num_workers (--num-workers)"
+                ) from None
             theirs.close()
             poll = select.poll()
             for source in (ours, process.sentinel):
@@ -125,6 +142,7 @@ class WorkerPool:
 
         Raises:
             DataError: a worker raised it, or a worker died or hangs; the message names the record.
+            StorageError: a worker raised it.
         """
         self._runs += 1
         mine = self._runs
@@ -190,7 +208,7 @@ class WorkerPool:
                     self._fail(number)
                 if error is not None:
                     self.close()
-                    raise DataError(error)
+                    raise error if isinstance(error, StorageError) else DataError(error)
                 return reply
             if ready:
                 self._fail(number)
@@ -244,11 +262,13 @@ def _serve(
     while True:
         try:
             slot, task = pickle.loads(pipe.recv_bytes())
-            reply: tuple[Any, str | None]
+            reply: tuple[Any, str | StorageError | None]
             try:
                 reply = work(task, slots[slot], hold), None
             except DataError as error:
                 reply = None, str(error)
+            except StorageError as error:
+                reply = None, error
             except Exception:  # a user's own data set may raise any
                 where = describe(int(held[0])) if held[0] >= 0 else "before the first record"
                 reply = None, f"{where}: reading it failed:\n{traceback.format_exc()}"

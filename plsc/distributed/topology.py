@@ -59,7 +59,7 @@ def init_topology() -> Topology:
     Ranks communicate by NCCL on GPUs, else by Gloo. Further calls return the same topology without connecting again.
 
     Raises:
-        DistributedError: the launcher's environment variables contradict each other.
+        DistributedError: the launcher's environment variables contradict each other, or the ranks cannot be reached.
         MissingDependencyError: paddle is not installed.
     """
     paddle = require_paddle()
@@ -72,7 +72,7 @@ def init_topology() -> Topology:
         if not on_gpu:
             os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
         if not paddle.distributed.is_initialized():
-            paddle.distributed.init_parallel_env()
+            _connect()
     elif asked := devices_asked_of_launcher():
         log.warning(
             "The launcher was asked for %s but started one process: Paddle finds no GPU here. "
@@ -82,6 +82,21 @@ def init_topology() -> Topology:
             asked[1],
         )
     return topology
+
+
+def _connect() -> None:
+    import paddle
+
+    names = ("PADDLE_MASTER", "PADDLE_TRAINER_ENDPOINTS")
+    where = ", ".join(f"{name} is {os.environ[name]!r}" for name in names if name in os.environ)
+    try:
+        paddle.distributed.init_parallel_env()
+    except Exception as error:  # Paddle raises ValueError, RuntimeError and others
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise DistributedError(
+            f"the ranks cannot be connected: {reason}; {where or 'no address is in the environment'}; every machine "
+            f"must resolve and reach the addresses: correct --master or --ips of python -m paddle.distributed.launch"
+        ) from error
 
 
 def place_from_environment() -> tuple[int, int]:

@@ -12,22 +12,26 @@ A checkpoint does not depend on how many ranks wrote it, so any number of ranks 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import safetensors
 import safetensors.numpy
-from pydantic import BaseModel, ValidationError, model_validator
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from plsc.distributed.agreement import agree, explain
 from plsc.distributed.collectives import Collectives
-from plsc.errors import CheckpointError
+from plsc.errors import CheckpointError, PLSCError
 from plsc.utils.atomic import partial_path, write_folder
 from plsc.utils.files import sync_path
 from plsc.utils.ranges import Range
@@ -36,8 +40,18 @@ FORMAT, VERSION = "plsc-checkpoint", 1
 MANIFEST = "manifest.json"
 MODEL_FILE = "model.safetensors"
 # '7' after epoch 7, '7.120' after step 120 of the epoch that follows.
-_NAME = re.compile(r"\d+(\.\d+)?")
-_Result = TypeVar("_Result")
+_NAME = re.compile(r"[0-9]+(\.[0-9]+)?")
+# The name of the checkpoint that `try_folder` writes and removes.
+_TRIAL = ".plsc-trial"
+_SHARED = "set_model_save_dir must name a folder that all machines share"
+# Rows that `Checkpoint.read_rows` reads at a time.
+_BLOCK_ROWS = 1 << 16
+# What NumPy and safetensors both know.
+_DTYPES = frozenset(np.dtype(code).name for code in "?bBhHiIqQefdF")
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+log = logging.getLogger("plsc")
 
 
 @dataclass(frozen=True)
@@ -77,23 +91,49 @@ class _Described(NamedTuple):
     rows: int  # in this part
 
 
-class _PartEntry(BaseModel):
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _PartEntry(_Entry):
     file: str
-    offset: int
-    rows: int
+    offset: _Count
+    rows: _Count
 
 
-class _TensorEntry(BaseModel):
-    shape: list[int]
+class _TensorEntry(_Entry):
+    shape: list[_Count]
     dtype: str
     parts: list[_PartEntry]
 
+    @field_validator("dtype")
+    @classmethod
+    def _is_known(cls, dtype: str) -> str:
+        if dtype not in _DTYPES:
+            raise ValueError(f"found {dtype!r}, expected one of {', '.join(sorted(_DTYPES))}")
+        return dtype
 
-class _Manifest(BaseModel):
+    @model_validator(mode="after")
+    def _rows_follow_each_other(self) -> _TensorEntry:
+        reached, end = 0, self.shape[0] if self.shape else 1
+        for part in self.parts:
+            stop = part.offset + part.rows
+            if part.offset < reached or stop > end:
+                raise ValueError(
+                    f"found rows {part.offset} to {stop} in {part.file!r}, expected rows from {reached} on, up to {end}"
+                )
+            reached = stop
+        return self
+
+
+class _Manifest(_Entry):
     format: str
     version: int
     about: dict[str, Any]
-    files: dict[str, int]  # bytes by name
+    files: dict[str, _Count]  # bytes by name
     tensors: dict[str, _TensorEntry]
 
     @model_validator(mode="after")
@@ -116,7 +156,8 @@ def save_checkpoint(
     Args:
         root: a folder that all ranks share; made where it does not exist.
         name: '7' after epoch 7, '7.120' after step 120 of the epoch that follows.
-        parts: what this rank holds. Only rank 0 passes whole tensors.
+        parts: what this rank holds, made here where it is an iterator: a failure to make them reaches all ranks. Only
+            rank 0 passes whole tensors.
         about: values that JSON can hold, the same on all ranks; read back as `Checkpoint.about`.
         collectives: over the ranks that write.
 
@@ -127,26 +168,56 @@ def save_checkpoint(
         CheckpointError: `root/name` exists, or a rank could not write; the same error on every rank.
     """
     folder, is_main = Path(root) / name, collectives.topology.is_main
+    options: dict[str, Any] = {"error": CheckpointError, "prefix": f"the checkpoint {folder} was not written: "}
+    held = agree(lambda: list(parts), collectives, **options)
     with contextlib.ExitStack() as stack:
-        _agree(lambda: _begin(folder, stack) if is_main else None, collectives)
-        described = _agree(lambda: _write_parts(partial_path(folder), list(parts)), collectives)
+        agree(lambda: _begin(folder, stack) if is_main else None, collectives, **options)
+        own = agree(lambda: _write_parts(partial_path(folder), held), collectives, **options)
+        described = [part for rank in collectives.gather_objects(own) for part in rank]
 
         def finish() -> None:
-            _write_manifest(partial_path(folder), [part for rank in described for part in rank], about=about)
+            _write_manifest(partial_path(folder), described, about=about)
             stack.close()  # renames the folder
 
-        _agree(lambda: finish() if is_main else None, collectives)
+        agree(lambda: finish() if is_main else None, collectives, **options)
     return folder
 
 
+def try_folder(root: str | Path, collectives: Collectives) -> None:
+    """Write a small checkpoint to `root`, read it and remove it, each on all ranks. Every rank must call this.
+
+    Raises:
+        CheckpointError: a rank cannot write to `root`, or cannot read what another rank wrote; the same on every rank.
+    """
+    folder, topology = Path(root) / _TRIAL, collectives.topology
+
+    def remove() -> None:
+        if topology.is_main and folder.exists():
+            shutil.rmtree(folder)
+
+    agree(remove, collectives, error=CheckpointError)  # a killed process may have left one
+    part = Part("rank", np.array([topology.rank]), offset=topology.rank, rows=topology.world_size)
+    save_checkpoint(root, _TRIAL, parts=[part], about={}, collectives=collectives)
+    try:
+        agree(lambda: Checkpoint(folder).read("rank"), collectives, error=CheckpointError)
+    finally:
+        agree(remove, collectives, error=CheckpointError)
+
+
 def prune_checkpoints(root: str | Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints in `root`, 1 or more. Folders without a manifest stay."""
-    for path in list_checkpoints(root)[:-keep]:
-        # Renamed first, so that a deletion that is interrupted leaves no folder that looks like a checkpoint.
-        doomed = partial_path(path)
-        shutil.rmtree(doomed, ignore_errors=True)
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+    """Delete all but the `keep` newest checkpoints in `root`, 1 or more. Folders without a manifest stay.
+
+    A checkpoint that cannot be deleted costs space and nothing else: a warning names it.
+    """
+    try:
+        for path in list_checkpoints(root)[:-keep]:
+            # Renamed first, so that a deletion that is interrupted leaves no folder that looks like a checkpoint.
+            doomed = partial_path(path)
+            shutil.rmtree(doomed, ignore_errors=True)
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+    except OSError as error:
+        log.warning("%s: an old checkpoint cannot be deleted: %s; delete it, or its disk fills up", root, error)
 
 
 def list_checkpoints(root: str | Path) -> list[Path]:
@@ -155,8 +226,13 @@ def list_checkpoints(root: str | Path) -> list[Path]:
     if not root.is_dir():
         return []
     return sorted(
-        (path for path in root.iterdir() if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file()), key=order
+        (path for path in root.iterdir() if is_checkpoint_name(path.name) and (path / MANIFEST).is_file()), key=order
     )
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder of this name counts as a checkpoint: '7', '7.120'."""
+    return _NAME.fullmatch(name) is not None
 
 
 def order(path: Path) -> tuple[int, int]:
@@ -184,27 +260,18 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path)
-        if not (path / MANIFEST).is_file():
-            found = list_checkpoints(path)
-            if not found:
-                what = "holds no checkpoint" if path.is_dir() else "does not exist"
-                raise CheckpointError(
-                    f"checkpoint_dir {str(path)!r} {what}; expected a folder with {MANIFEST}, "
-                    f"or one that holds such folders (output/0, output/1, ...)"
-                )
-            path = found[-1]
-        self.path = path
-        manifest = _read_manifest(path / MANIFEST)
+        with reading(path):
+            self.path = _find(Path(path))
+            manifest = _read_manifest(self.path / MANIFEST)
+            for file, expected in manifest.files.items():
+                _check_size(self.path / file, expected)
         self.about = manifest.about
         self._tensors = manifest.tensors
-        for file, expected in manifest.files.items():
-            size = (path / file).stat().st_size if (path / file).is_file() else None
-            if size != expected:
-                raise CheckpointError(
-                    f"{path / file}: found {'no such file' if size is None else f'{size} bytes'}, "
-                    f"expected {expected} bytes; the checkpoint is damaged, use another epoch's"
-                )
+
+    @property
+    def digest(self) -> str:
+        """Of what the manifest says of the run."""
+        return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()
 
     def names(self, prefix: str) -> list[str]:
         """The names of the tensors that begin with `prefix`."""
@@ -232,24 +299,46 @@ class Checkpoint:
             own = Range(part.offset, part.offset + part.rows)
             wanted = own.overlap(rows)
             if wanted.size and wanted.start == reached:
-                pieces.append(self._read_part(name, part.file, None if wanted == own else wanted.shift(-own.start)))
+                inside = None if wanted == own else wanted.shift(-own.start)
+                pieces.append(self._read_part(name, part, rows=inside))
                 reached = wanted.stop
         if rows.size and reached != rows.stop:
             raise CheckpointError(f"{self.path}: row {reached} of tensor '{name}' is in no file; use another epoch's")
-        if not pieces:
-            return np.zeros([0, *entry.shape[1:]], entry.dtype)
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        with reading(self.path):
+            if not pieces:
+                return np.zeros([0, *entry.shape[1:]], entry.dtype)
+            return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def _read_part(self, name: str, file: str, rows: Range | None) -> np.ndarray:
+    def read_rows(self, name: str, rows: NDArray[np.int64]) -> np.ndarray:
+        """Chosen global rows of a tensor, in the order of `rows`; read block by block, so that little is held at once.
+
+        Raises:
+            CheckpointError: as for `read`.
+        """
+        total, order = self.shape(name)[0], np.argsort(rows, kind="stable")
+        found = np.zeros([len(rows), *self.shape(name)[1:]], self.read(name, Range(0, min(total, 1))).dtype)
+        starts = np.unique(rows // _BLOCK_ROWS) * _BLOCK_ROWS
+        for start in starts.tolist():
+            stop = min(start + _BLOCK_ROWS, total)
+            first, last = np.searchsorted(rows, [start, stop], sorter=order)
+            places = order[first:last]
+            found[places] = self.read(name, Range(start, stop))[rows[places] - start]
+        return found
+
+    def _read_part(self, name: str, part: _PartEntry, *, rows: Range | None) -> np.ndarray:
         """Rows of a tensor in one file, counted from the file's first row; None for all."""
-        try:
-            with safetensors.safe_open(str(self.path / file), framework="numpy") as opened:
-                tensor = opened.get_tensor(name) if rows is None else opened.get_slice(name)[rows.start : rows.stop]
-        except (safetensors.SafetensorError, OSError) as error:
+        file, entry = self.path / part.file, self._entry(name)
+        with reading(file, f"tensor '{name}' "), safetensors.safe_open(str(file), framework="numpy") as opened:
+            tensor = opened.get_tensor(name) if rows is None else opened.get_slice(name)[rows.start : rows.stop]
+            tensor = np.asarray(tensor)
+        # A scalar is written as one row.
+        shape = [part.rows if rows is None else rows.size, *entry.shape[1:]]
+        if list(tensor.shape) != shape or tensor.dtype != entry.dtype:
             raise CheckpointError(
-                f"{self.path / file}: tensor '{name}' cannot be read: {error}; use another epoch's"
-            ) from None
-        return np.asarray(tensor)
+                f"{file}: tensor '{name}' is {list(tensor.shape)} of {tensor.dtype}, but {MANIFEST} says {shape} of "
+                f"{entry.dtype}; the checkpoint is damaged, use another epoch's"
+            )
+        return tensor
 
     def _entry(self, name: str) -> _TensorEntry:
         if name not in self._tensors:
@@ -257,22 +346,47 @@ class Checkpoint:
         return self._tensors[name]
 
 
-def _agree(action: Callable[[], _Result], collectives: Collectives) -> list[_Result]:
-    """Run `action` on every rank and return all ranks' results in rank order.
+@contextlib.contextmanager
+def reading(path: str | Path, what: str = "") -> Iterator[None]:
+    """Make whatever stops the reading of a checkpoint a `CheckpointError` that names the file and the reason.
 
-    Where it fails on any rank, the first failure is raised on all, so that no rank waits for one that has stopped.
+    Args:
+        path: the file or the folder.
+        what: what is read, for the message; ends in a blank.
+
+    Raises:
+        PLSCError: one raised in the `with` block, unchanged.
+        CheckpointError: for any other exception.
     """
-    result: list[_Result] = []
-    failure = None
     try:
-        result.append(action())
-    except (CheckpointError, OSError, safetensors.SafetensorError) as error:
-        failure = f"rank {collectives.topology.rank}: {error}"
-    outcomes: list[tuple[str | None, list[_Result]]] = collectives.gather_objects((failure, result))
-    for failure, _ in outcomes:
-        if failure is not None:
-            raise CheckpointError(f"the checkpoint was not written: {failure}")
-    return [value for _, values in outcomes for value in values]
+        yield
+    except PLSCError:
+        raise
+    except Exception as error:  # a damaged file may raise anything in the libraries that read it
+        raise CheckpointError(f"{path}: {what}cannot be read: {explain(error)}; use another epoch's") from error
+
+
+def _find(path: Path) -> Path:
+    """The checkpoint at `path`, or the newest one in it."""
+    if (path / MANIFEST).is_file():
+        return path
+    found = list_checkpoints(path)
+    if not found:
+        what = "holds no checkpoint" if path.is_dir() else "does not exist"
+        raise CheckpointError(
+            f"checkpoint_dir {str(path)!r} {what}; expected a folder with {MANIFEST}, "
+            f"or one that holds such folders (output/0, output/1, ...)"
+        )
+    return found[-1]
+
+
+def _check_size(file: Path, expected: int) -> None:
+    size = file.stat().st_size if file.is_file() else None
+    if size != expected:
+        raise CheckpointError(
+            f"{file}: found {'no such file' if size is None else f'{size} bytes'}, "
+            f"expected {expected} bytes; the checkpoint is damaged, use another epoch's"
+        )
 
 
 def _begin(folder: Path, stack: contextlib.ExitStack) -> None:
@@ -282,16 +396,21 @@ def _begin(folder: Path, stack: contextlib.ExitStack) -> None:
 
 
 def _write_parts(folder: Path, parts: list[Part]) -> list[_Described]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} was made by rank 0 but is not seen by this rank; {_SHARED}")
     files: dict[str, dict[str, np.ndarray]] = {}
     for part in parts:
         if part.data.shape[:1] != (0,):
             files.setdefault(part.file, {})[part.name] = np.ascontiguousarray(part.data)
     for file, tensors in files.items():
-        safetensors.numpy.save_file(tensors, str(folder / file))
-        # safetensors lets only the owner read the file; here whoever may read the folder may read it.
-        (folder / file).chmod(folder.stat().st_mode & 0o666)
-        # Each rank flushes its own files: rank 0 cannot flush what another machine has not sent yet.
-        sync_path(folder / file)
+        try:
+            safetensors.numpy.save_file(tensors, str(folder / file))
+            # safetensors lets only the owner read the file; here whoever may read the folder may read it.
+            (folder / file).chmod(folder.stat().st_mode & 0o666)
+            # Each rank flushes its own files: rank 0 cannot flush what another machine has not sent yet.
+            sync_path(folder / file)
+        except Exception as error:  # safetensors names no file
+            raise CheckpointError(f"{folder / file}: cannot be written: {explain(error)}") from error
     return [_describe(part) for part in parts]
 
 
@@ -314,10 +433,7 @@ def _write_manifest(folder: Path, described: list[_Described], *, about: dict[st
     files = sorted({part.file for entry in tensors.values() for part in entry.parts})
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        raise CheckpointError(
-            f"{folder / missing[0]} was written by another rank but is not seen by rank 0; "
-            f"set_model_save_dir must name a folder that all machines share"
-        )
+        raise CheckpointError(f"{folder / missing[0]} was written by another rank but is not seen by rank 0; {_SHARED}")
     sizes = {file: (folder / file).stat().st_size for file in files}
     manifest = _Manifest(format=FORMAT, version=VERSION, about=about, files=sizes, tensors=tensors)
     (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1), encoding="utf-8")
@@ -327,17 +443,33 @@ def _read_manifest(path: Path) -> _Manifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = content["format"], content["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint's manifest: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint's manifest: {error}; use another epoch's") from None
     if found != (FORMAT, VERSION):
         raise CheckpointError(
             f"{path}: found format {found[0]!r} version {found[1]!r}, expected {FORMAT!r} version {VERSION}"
         )
+    return check_content(_Manifest, content, path)
+
+
+def check_content(kind: type[_Model], content: Any, path: Path, *, inside: str = "") -> _Model:
+    """What a manifest holds as an object of a pydantic model.
+
+    Args:
+        kind: the model.
+        content: what was read.
+        path: the manifest.
+        inside: the key of the manifest that `content` is the value of.
+
+    Raises:
+        CheckpointError: a value is missing or of another kind; names the first.
+    """
     try:
-        return _Manifest.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(filter(None, [inside, *map(str, first["loc"])]))
+        message = first["msg"].removeprefix("Value error, ")
         raise CheckpointError(
-            f"{path}: the manifest is damaged: {where}: {first['msg']}; use another epoch's"
+            f"{path}: the manifest is damaged: {f'{where}: ' if where else ''}{message}; use another epoch's"
         ) from None

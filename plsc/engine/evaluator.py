@@ -6,7 +6,8 @@ import contextlib
 import functools
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,28 @@ from plsc.config import DEFAULT_VAL_TARGETS, Config
 from plsc.data.damage import DamageLog
 from plsc.data.records import read_image
 from plsc.data.verification_set import VerificationSet
+from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.dataloading import open_verification_sets
-from plsc.engine.state import open_backbone
-from plsc.errors import ConfigError, DataError
+from plsc.engine.rank_check import (
+    check_ranks_agree,
+    describe_checkpoint,
+    describe_network,
+    describe_program,
+    describe_settings,
+)
+from plsc.engine.state import NETWORK_SETTINGS, open_backbone
+from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.inference.embedding import EmbeddingPath, Embeddings, to_unit_length
 from plsc.metrics.verification import VerificationReport, verification_report
 from plsc.models.base_model import check_embedding
-from plsc.utils.ranges import shard_range, shard_ranges
+from plsc.utils.ranges import Range, shard_range, shard_ranges
 from plsc.utils.threads import thread_map
 
 log = logging.getLogger("plsc")
 
+_NOTED_SECONDS = 10.0  # of decoding before training, after which the log says what takes long
 _THREADS = 2  # decoding; they keep ahead of a forward pass even on small images
 
 
@@ -55,28 +65,23 @@ class Embedder:
 
         Args:
             images: encoded bytes, pixels [H, W, 3] uint8 RGB, or normalized [3, H, W] float32 arrays.
-            first: number of the first image in `damaged`.
+            first: number of the first image, for messages.
             damaged: warns of images that are damaged but can be decoded in part.
 
         Raises:
-            DataError: an image cannot be decoded; the message has its place in the sequence.
+            DataError: an image cannot be decoded; the message has its number.
         """
         damaged = damaged or DamageLog(lambda number: f"image {number}")
-        prepare = functools.partial(self._prepare, first=first, damaged=damaged)
-        prepared = thread_map(prepare, enumerate(images), threads=_THREADS, ahead=2 * self._batch_size)
+        prepare = functools.partial(self._prepare, damaged=damaged)
+        prepared = thread_map(prepare, enumerate(images, first), threads=_THREADS, ahead=2 * self._batch_size)
         embeddings = []
         while batch := list(itertools.islice(prepared, self._batch_size)):
             embeddings.append(self._embed(np.stack(batch)))
         return np.concatenate(embeddings) if embeddings else np.zeros([0, self.emb_dim], np.float32)
 
-    def _prepare(self, numbered: tuple[int, Any], *, first: int, damaged: DamageLog) -> NDArray[np.float32]:
-        index, image = numbered
-        try:
-            # Normalized one by one, so that finished float32 images and pixels fit into one batch.
-            on_damage = functools.partial(damaged.warn, first + index)
-            return self._path.normalize(self._path.prepare(image, on_damage=on_damage))
-        except DataError as error:
-            raise DataError(f"image {index}: {error}") from None
+    def _prepare(self, numbered: tuple[int, Any], *, damaged: DamageLog) -> NDArray[np.float32]:
+        # Normalized one by one, so that finished float32 images and pixels fit into one batch.
+        return self._path.normalize(_prepare(self._path, numbered, damaged=damaged))
 
     def _embed(self, images: NDArray[np.float32]) -> Embeddings:
         rows, count = self._path.to_input(images), len(images)
@@ -99,20 +104,64 @@ def verify(embedder: Embedder, pairs: VerificationSet, *, collectives: Collectiv
     Raises:
         DataError: an image cannot be decoded; the message names the set. It is raised on all ranks.
     """
-    topology, count = collectives.topology, len(pairs.images)
-    own = shard_range(count, topology.world_size, shard=topology.rank)
-    embeddings, failure = np.zeros([0, embedder.emb_dim], np.float32), None
-    try:
-        embeddings = embedder(pairs.images[own.start : own.stop], first=own.start, damaged=pairs.damaged)
-    except DataError as error:
-        failure = f"{pairs.name}, from image {own.start} on: {error}"
-    # All ranks learn of a failure before the next collective: without this the others would wait there forever.
-    for message in collectives.gather_objects(failure):
-        if message is not None:
-            raise DataError(message)
-    return verification_report(
-        _gather_rows(embeddings, count, collectives=collectives), pairs.is_same, folds=min(10, len(pairs))
+    own = _share(pairs, collectives)
+    embeddings = agree(
+        lambda: embedder(pairs.images[own.start : own.stop], first=own.start, damaged=pairs.damaged),
+        collectives,
+        error=DataError,
+        prefix=f"{pairs.label}: ",
     )
+    return _report(pairs, _gather_rows(embeddings, len(pairs.images), collectives=collectives))
+
+
+def check_verification_sets(config: Config, sets: Sequence[VerificationSet], *, collectives: Collectives) -> None:
+    """Find out whether sets can be verified: decode each image once, and report on zero embeddings.
+
+    Ranks share the images as in verification. Every rank must call this. The log notes it where it takes long.
+
+    Raises:
+        DataError: an image cannot be decoded, or a set has too few pairs; names the set. The same on every rank.
+    """
+    path, begin, is_noted = _embedding_path(config), time.monotonic(), False
+    for pairs in sets:
+        _report(pairs, np.zeros([2 * len(pairs), 1], np.float32))
+        own = _share(pairs, collectives)
+
+        def decode(pairs: VerificationSet = pairs, own: Range = own) -> None:
+            nonlocal is_noted
+            images = enumerate(pairs.images[own.start : own.stop], own.start)
+            for done, _ in enumerate(thread_map(lambda image: _prepare(path, image, damaged=pairs.damaged), images)):
+                if not is_noted and time.monotonic() - begin > _NOTED_SECONDS:
+                    is_noted = True
+                    log.info(
+                        "decoding each image of the verification sets once before training: %s, image %d of %d on "
+                        "this rank",
+                        pairs.name,
+                        done + 1,
+                        own.size,
+                    )
+
+        agree(decode, collectives, error=DataError, prefix=f"{pairs.label}: ")
+
+
+def _share(pairs: VerificationSet, collectives: Collectives) -> Range:
+    """The images that this rank embeds."""
+    return shard_range(len(pairs.images), collectives.topology.world_size, shard=collectives.topology.rank)
+
+
+def _report(pairs: VerificationSet, embeddings: Embeddings) -> VerificationReport:
+    try:
+        return verification_report(embeddings, pairs.is_same, folds=pairs.folds)
+    except (ConfigError, DataError) as error:
+        raise DataError(f"{pairs.label}: found {len(pairs)} pairs, which cannot be verified: {error}") from None
+
+
+def _prepare(path: EmbeddingPath, numbered: tuple[int, Any], *, damaged: DamageLog) -> NDArray[Any]:
+    index, image = numbered
+    try:
+        return path.prepare(image, on_damage=functools.partial(damaged.warn, index))
+    except DataError as error:
+        raise DataError(f"image {index}: {error}") from None
 
 
 def _gather_rows(rows: Embeddings, count: int, *, collectives: Collectives) -> Embeddings:
@@ -143,17 +192,34 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
     """Verify a checkpoint on the verification sets of a configuration; returns the metrics as '<set>/<metric>'.
 
     Raises:
+        ConfigError: settings contradict each other.
         CheckpointError: there is no checkpoint, or it is of another network.
         DataError: there is no verification set, or an image of one cannot be decoded.
+        DistributedError: ranks have different networks or checkpoints.
     """
-    sets = open_verification_sets(config)
+    collectives = Collectives(topology)
+    agree(config.check, collectives, error=ConfigError)
+    sets = open_verification_sets(config, collectives)
     if not sets:
+        lacking = f"{config.dataset_dir} holds no {DEFAULT_VAL_TARGETS}.bin"
         raise DataError(
-            f"nothing to test on: no verification set is given, and {config.dataset_dir} holds no "
-            f"{DEFAULT_VAL_TARGETS}.bin; make one with plsc data pairs, or set_val_targets (--val-targets)"
+            f"nothing to test on: no verification set is given, and "
+            f"{lacking if config.val_targets is None else 'val_targets is empty'}; make one with plsc data pairs, or "
+            f"set_val_targets (--val-targets)"
         )
-    backbone, config, _ = open_backbone(config)
-    return evaluate(config, backbone, sets=sets, collectives=Collectives(topology))
+    for pairs in sets:
+        _report(pairs, np.zeros([2 * len(pairs), 1], np.float32))
+    backbone, config, saved = agree(lambda: open_backbone(config), collectives, error=CheckpointError)
+    check_ranks_agree(
+        lambda: {
+            **describe_program(topology),
+            **describe_settings(config, NETWORK_SETTINGS),
+            "network": describe_network(backbone),
+            "checkpoint": describe_checkpoint(saved),
+        },
+        collectives,
+    )
+    return evaluate(config, backbone, sets=sets, collectives=collectives)
 
 
 def predict(
@@ -172,6 +238,7 @@ def predict(
         CheckpointError: there is no checkpoint, or it is of another network.
         DataError: an image cannot be read.
     """
+    config.check()
     if images is None and config.predict_reader is None:
         raise ConfigError("predict: nothing to embed; give predict([...files...]) or set entry.predict_reader")
     if save_to is not None and Path(save_to).exists():
@@ -187,10 +254,14 @@ def predict(
 
 
 def _embedder(config: Config, backbone: paddle.nn.Layer) -> Embedder:
-    path = EmbeddingPath(
+    path = _embedding_path(config)
+    return Embedder(backbone, path, emb_dim=config.emb_dim, batch_size=config.test_batch_size)
+
+
+def _embedding_path(config: Config) -> EmbeddingPath:
+    return EmbeddingPath(
         image_shape=config.image_shape, flip=config.flip, pixel_mean=config.pixel_mean, pixel_std=config.pixel_std
     )
-    return Embedder(backbone, path, emb_dim=config.emb_dim, batch_size=config.test_batch_size)
 
 
 @contextlib.contextmanager

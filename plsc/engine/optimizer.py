@@ -88,7 +88,7 @@ class NamedOptimizer:
         """
         restored: dict[str, Any] = {}
         for key, value in state.items():
-            name, kind = key.rsplit(":", 1)
+            name, _, kind = key.rpartition(":")
             if name not in self._named:
                 raise CheckpointError(f"the checkpoint holds optimizer state of '{name}', which this network lacks")
             own_name, tensor = self._named[name].name, paddle.to_tensor(value)

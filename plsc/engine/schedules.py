@@ -17,13 +17,13 @@ They differ in the decay, with T the steps of the whole run and p = (step - W) /
 from __future__ import annotations
 
 import bisect
-import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
 
 from plsc.config import Config
 from plsc.errors import ConfigError
+from plsc.utils.numbers import as_number
 
 Schedule = Callable[[int], float]
 
@@ -65,7 +65,7 @@ def build_schedule(
         total_steps: steps of the whole run; None where unknown.
 
     Returns:
-        A schedule, which raises `ConfigError` where a function of the user returns no learning rate.
+        A schedule, which raises `ConfigError` where a function of the user fails or returns no learning rate.
 
     Raises:
         ConfigError: the schedule depends on a number of steps that is unknown.
@@ -90,15 +90,34 @@ def build_schedule(
     return learning_rate
 
 
+def try_schedule(schedule: Schedule, first_step: int, *, total_steps: int | None) -> None:
+    """Find out before the first step whether a schedule gives learning rates: at some steps, the last among them.
+
+    Args:
+        schedule: made by `build_schedule`.
+        first_step: where training begins.
+        total_steps: steps of the whole run; None where unknown.
+
+    Raises:
+        ConfigError: it gives none; names the step.
+    """
+    last = first_step + 1 if total_steps is None else max(first_step, total_steps - 1)
+    for step in sorted({first_step, min(first_step + 1, last), (first_step + last) // 2, last}):
+        schedule(step)
+
+
 def _checked(function: Callable[[int], Any]) -> Schedule:
     """A user's function whose values are numbers that a class center survives: NaN would stay in it for good."""
 
     def learning_rate(step: int) -> float:
-        value = function(step)
-        number = math.nan
-        if not isinstance(value, str):
-            with contextlib.suppress(TypeError, ValueError):
-                number = float(value)
+        try:
+            value = function(step)
+        except Exception as error:
+            raise ConfigError(
+                f"lr_schedule: the function raised {type(error).__name__} for step {step}: {error}; it is called with "
+                f"any step of the run, from 0 on"
+            ) from error
+        number = as_number(value)
         if not 0 <= number < math.inf:
             raise ConfigError(
                 f"lr_schedule: the function returned {value!r} ({type(value).__name__}) for step {step}; expected a "

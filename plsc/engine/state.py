@@ -5,21 +5,25 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import paddle
+from numpy.typing import NDArray
 
 from plsc.config import Config
+from plsc.distributed.agreement import explain
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
-from plsc.engine.checkpoint import Checkpoint, Part
+from plsc.engine.about import About
+from plsc.engine.checkpoint import Checkpoint, Part, reading
 from plsc.engine.optimizer import NamedOptimizer
-from plsc.errors import CheckpointError
+from plsc.errors import CheckpointError, ConfigError
 from plsc.losses import MARGIN_STATE, Head
 from plsc.models.base_model import build_backbone
 from plsc.utils.ranges import Range
 
 log = logging.getLogger("plsc")
 
-_DESCRIBE_NETWORK = ("emb_dim", "image_shape", "model_name", "flip", "pixel_mean", "pixel_std")
+NETWORK_SETTINGS = ("emb_dim", "image_shape", "model_name", "flip", "pixel_mean", "pixel_std")
 
 
 def backbone_parts(backbone: paddle.nn.Layer, optimizer: NamedOptimizer) -> list[Part]:
@@ -54,13 +58,14 @@ def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, *, config: Confi
     Raises:
         CheckpointError: the checkpoint has another embedding size, or is of another network.
     """
-    _check_setting(saved, "emb_dim", config.emb_dim, "embedding size", "set_emb_size")
+    settings = About.of(saved).settings
+    _check_setting(saved, settings.emb_dim, config.emb_dim, "embedding size", "set_emb_size")
     expected = backbone.state_dict()
     found = {name[len("backbone.") :] for name in saved.names("backbone.")}
     if found != set(expected):
         odd = sorted(found ^ set(expected))
         raise CheckpointError(
-            f"{saved.path}: its backbone ({saved.about['settings']['model_name']}) differs from this "
+            f"{saved.path}: its backbone ({settings.model_name}) differs from this "
             f"one in {len(odd)} tensors, the first '{odd[0]}'; set_model_name or set_model as in "
             f"training"
         )
@@ -69,43 +74,71 @@ def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, *, config: Confi
         if shape != list(tensor.shape):
             raise CheckpointError(
                 f"{saved.path}: backbone '{name}' is {shape}, expected {list(tensor.shape)}; it was "
-                f"trained with image_shape {tuple(saved.about['settings']['image_shape'])}"
+                f"trained with image_shape {tuple(settings.image_shape)}"
             )
-        tensor.set_value(saved.read(f"backbone.{name}"))
+        value = saved.read(f"backbone.{name}")
+        with reading(saved.path, f"tensor 'backbone.{name}' "):
+            tensor.set_value(value)
 
 
-def load_training(head: Head, optimizer: NamedOptimizer, *, saved: Checkpoint, config: Config) -> None:
+def load_training(
+    head: Head,
+    optimizer: NamedOptimizer,
+    *,
+    saved: Checkpoint,
+    config: Config,
+    rows: NDArray[np.int64] | None = None,
+) -> None:
     """Load the head and the state of both optimizers; any number of ranks may have written the checkpoint.
+
+    Args:
+        head: what to load.
+        optimizer: of the backbone.
+        saved: the checkpoint.
+        config: the settings.
+        rows: [C], for each class the checkpoint's row of it; by default row c is of class c.
 
     Raises:
         CheckpointError: the checkpoint has another number of classes, or is of another kind of loss.
     """
-    _check_setting(saved, "num_classes", config.num_classes, "class number", "set_class_num")
+    about = About.of(saved)
+    _check_setting(saved, about.settings.num_classes, config.num_classes, "class number", "set_class_num")
     kinds = {"optimizer": optimizer.kind, "head_optimizer": head.optimizer_kind}
-    same = {name: saved.about[name] == kind for name, kind in kinds.items()}
+    before = {"optimizer": about.optimizer, "head_optimizer": about.head_optimizer}
+    same = {name: before[name] == kind for name, kind in kinds.items()}
     for name, kind in kinds.items():
         if not same[name]:
             log.warning(
                 "%s was trained with another %s, %s: the state of %s starts from zero",
                 saved.path,
                 name.replace("_", " "),
-                saved.about[name],
+                before[name],
                 kind,
             )
     state = {}
     for name in saved.names("head."):
         key = name[len("head.") :]
         if key in head.parameters or key.startswith(MARGIN_STATE) or same["head_optimizer"]:
-            state[key] = saved.read(name, head.classes if head.has_row_per_class(key) else None)
+            state[key] = (
+                _read_state(saved, name, head=head, rows=rows) if head.has_row_per_class(key) else saved.read(name)
+            )
     missing = set(head.parameters) - set(state)
     if missing:
         raise CheckpointError(
-            f"{saved.path}: the checkpoint was trained with loss_type '{saved.about['settings']['loss_type']}' and "
+            f"{saved.path}: the checkpoint was trained with loss_type '{about.settings.loss_type}' and "
             f"holds no head {sorted(missing)[0]}, which '{config.loss_type}' needs"
         )
-    head.load(state)
+    with reading(saved.path, "the head "):
+        head.load(state)
     if same["optimizer"]:
-        optimizer.load({name[len("optimizer.") :]: saved.read(name) for name in saved.names("optimizer.")})
+        with reading(saved.path, "the state of the optimizer "):
+            optimizer.load({name[len("optimizer.") :]: saved.read(name) for name in saved.names("optimizer.")})
+
+
+def _read_state(saved: Checkpoint, name: str, *, head: Head, rows: NDArray[np.int64] | None) -> NDArray[Any]:
+    if rows is None:
+        return saved.read(name, head.classes)
+    return saved.read_rows(name, rows[head.classes.start : head.classes.stop])
 
 
 def open_backbone(config: Config) -> tuple[paddle.nn.Layer, Config, Checkpoint]:
@@ -114,17 +147,29 @@ def open_backbone(config: Config) -> tuple[paddle.nn.Layer, Config, Checkpoint]:
     Returns:
         The backbone; a copy of `config` in which the settings of the network that were not set are those of the
         checkpoint; the checkpoint.
+
+    Raises:
+        CheckpointError: there is no checkpoint, it is damaged, or it is of another network.
     """
     saved = Checkpoint(config.checkpoint_dir or config.model_save_dir)
     unset = {
         name: value
-        for name, value in saved.about["settings"].items()
-        if name in _DESCRIBE_NETWORK and not config.is_given(name)
+        for name, value in About.of(saved).settings.model_dump().items()
+        if name in NETWORK_SETTINGS and not config.is_given(name)
     }
     config = config.model_copy()
-    for name, value in unset.items():
-        setattr(config, name, value)
-    backbone = build_backbone(config)
+    try:
+        config.assign(**unset)
+    except ConfigError as error:
+        raise CheckpointError(f"{saved.path}: its settings are damaged: {error}; use another epoch's") from None
+    try:
+        backbone = build_backbone(config)
+    except Exception as error:
+        if config.model is not None or "model_name" not in unset:  # not the checkpoint's network
+            raise
+        raise CheckpointError(
+            f"{saved.path}: its network, {config.model_name}, cannot be made: {explain(error)}"
+        ) from error
     load_backbone(backbone, saved, config=config)
     return backbone, config, saved
 
@@ -150,8 +195,9 @@ def load_statistics(backbone: paddle.nn.Layer, saved: Checkpoint, *, topology: T
     """Load this rank's own running statistics, where the checkpoint has them and as many ranks wrote it."""
     for name, tensor in _statistics(backbone).items():
         key = f"statistics.{name}"
-        if saved.names(key) and saved.shape(key)[0] == topology.world_size:
-            tensor.set_value(saved.read(key, Range(topology.rank, topology.rank + 1))[0])
+        if saved.names(key) and saved.shape(key)[:1] == [topology.world_size]:
+            with reading(saved.path, f"tensor '{key}' "):
+                tensor.set_value(saved.read(key, Range(topology.rank, topology.rank + 1))[0])
 
 
 def _statistics(backbone: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
@@ -163,8 +209,7 @@ def _statistics(backbone: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
     }
 
 
-def _check_setting(saved: Checkpoint, setting: str, value: Any, what: str, setter: str) -> None:
-    found = saved.about["settings"][setting]
+def _check_setting(saved: Checkpoint, found: Any, value: Any, what: str, setter: str) -> None:
     if found != value:
         raise CheckpointError(
             f"{saved.path}: its {what} is {found}, this run's is {value}; {setter}({found}), or "

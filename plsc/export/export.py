@@ -24,6 +24,7 @@ import paddle
 from numpy.typing import NDArray
 
 from plsc.config import Config
+from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.state import open_backbone
@@ -69,13 +70,16 @@ def export_checkpoint(
         ConfigError, ExportError: see `export_backbone`.
     """
     directory = Path(directory or Path(config.model_save_dir) / "inference_model")
-    if topology.is_main:
-        backbone, config, saved = open_backbone(config)
+
+    def export() -> None:
+        config.check()
+        backbone, opened, saved = open_backbone(config)
         export_backbone(
-            backbone, config, directory=directory, origin=str(saved.path), formats=formats, bake=bake, bgr=bgr
+            backbone, opened, directory=directory, origin=str(saved.path), formats=formats, bake=bake, bgr=bgr
         )
         log.info("exported %s to %s", saved.path, directory)
-    Collectives(topology).barrier()
+
+    agree(lambda: export() if topology.is_main else None, Collectives(topology), error=ExportError)
     return directory
 
 

@@ -9,6 +9,7 @@ N batch on this rank, R ranks, G = N R gathered batch, D embedding, C classes, S
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -49,7 +50,8 @@ class Classifier:
         make_optimizer: {name: parameter} -> the optimizer of these parameters.
 
     Raises:
-        ConfigError: `sample_ratio`, `momentum_storage` or `head_optimizer` does not fit the loss or the optimizer.
+        ConfigError: `sample_ratio`, `momentum_storage` or `head_optimizer` does not fit the loss or the optimizer, or
+            the class centers do not fit into memory.
 
     Example:
         >>> config = Config(num_classes=1000, emb_dim=64)
@@ -69,6 +71,11 @@ class Classifier:
         self._ranks, rank = collectives.topology.world_size, collectives.topology.rank
         every = Range(0, config.num_classes)
         self.classes = shard_range(config.num_classes, self._ranks, shard=rank) if self._sharded else every
+        if config.num_classes == 1 and collectives.topology.is_main:
+            log.warning(
+                "num_classes is 1: the softmax over one class has a loss of 0 and no gradient, so the network learns "
+                "nothing; training needs two classes or more"
+            )
         self._seed = config.seed
         self._margin = build_margin(config)
         self.parameters = {"weight": self._create_weight(config)}
@@ -228,7 +235,15 @@ class Classifier:
         return weight
 
     def _create(self, shape: list[int], attr: Any, *, is_bias: bool = False) -> paddle.Tensor:
-        return paddle.nn.Layer().create_parameter(shape, attr or None, "float32", is_bias=is_bias)
+        try:
+            return paddle.nn.Layer().create_parameter(shape, attr or None, "float32", is_bias=is_bias)
+        except (IndexError, MemoryError) as error:  # beyond what Paddle can index, or what this machine has
+            gigabytes = 4 * math.prod(shape) / 2**30
+            raise ConfigError(
+                f"num_classes: the class centers of this rank, {shape} of float32 ({gigabytes:.1f} GiB), cannot be "
+                f"made: {str(error).splitlines()[0]}; train on more ranks with a dist_ loss, which shards the class "
+                f"centers, or set fewer classes (set_class_num, --num-classes)"
+            ) from None
 
 
 class _GlobalBatchMargin:
@@ -262,7 +277,7 @@ def _check_head_optimizer(config: Config, replicated: bool) -> RowOptimizer:
         raise ConfigError(
             f"head_optimizer {name}: state_names is {names!r}, expected a tuple of different names, as ('velocity',)"
         )
-    if isinstance(optimizer.l2, bool) or not isinstance(optimizer.l2, (int, float)):
+    if isinstance(optimizer.l2, bool) or not isinstance(optimizer.l2, (int, float, np.number)):
         raise ConfigError(f"head_optimizer {name}: l2 is {optimizer.l2!r}, expected a number")
     if optimizer.state_dtype not in (None, "float64", "float32", "bfloat16", "float16"):
         raise ConfigError(

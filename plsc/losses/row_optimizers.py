@@ -6,13 +6,16 @@ differs: state is kept in tensors shaped like the parameter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import paddle
 
+from plsc.errors import ConfigError
 from plsc.losses.ops import adamw_, add_, momentum_, sgd_
+from plsc.utils.numbers import as_number
 
 
 @runtime_checkable
@@ -69,12 +72,19 @@ class RowOptimizer(Protocol):
 
 @dataclass(frozen=True)
 class SGD(RowOptimizer):
-    """rows -= learning_rate * (gradient + l2 * rows)."""
+    """rows -= learning_rate * (gradient + l2 * rows).
+
+    Raises:
+        ConfigError: here as in the other row optimizers: an argument that is to be a number is none.
+    """
 
     l2: float = 0.0
     state_names: tuple[str, ...] = ()
     state_dtype: str | None = None
     uses_step: bool = False
+
+    def __post_init__(self) -> None:
+        _set_floats(self, "l2")
 
     def prepare(self, learning_rate: float, *, step: int, dtype: paddle.dtype) -> paddle.Tensor:
         return paddle.to_tensor([learning_rate], dtype=dtype)
@@ -94,6 +104,9 @@ class Momentum(RowOptimizer):
     state_names: tuple[str, ...] = ("velocity",)
     state_dtype: str | None = None
     uses_step: bool = False
+
+    def __post_init__(self) -> None:
+        _set_floats(self, "momentum", "l2")
 
     def prepare(self, learning_rate: float, *, step: int, dtype: paddle.dtype) -> Any:
         return paddle.to_tensor([learning_rate], dtype=dtype)
@@ -153,6 +166,9 @@ class AdamW(RowOptimizer):
     state_dtype: str | None = None
     uses_step: bool = True
 
+    def __post_init__(self) -> None:
+        _set_floats(self, "beta1", "beta2", "epsilon", "decay", "l2")
+
     def prepare(self, learning_rate: float, *, step: int, dtype: paddle.dtype) -> tuple[paddle.Tensor, ...]:
         values = (learning_rate, self.beta1**step, self.beta2**step)
         return tuple(paddle.to_tensor([value], dtype=dtype) for value in values)
@@ -179,6 +195,16 @@ class AdamW(RowOptimizer):
             epsilon=self.epsilon,
             decay=self.decay,
         )
+
+
+def _set_floats(optimizer: RowOptimizer, *names: str) -> None:
+    """Make numbers of any kind Python floats, which is all that Paddle's operators take."""
+    for name in names:
+        found = getattr(optimizer, name)
+        number = as_number(found)
+        if not math.isfinite(number):
+            raise ConfigError(f"{type(optimizer).__name__}: {name} is {found!r}, expected a finite number")
+        object.__setattr__(optimizer, name, number)  # the class is frozen
 
 
 def row_optimizer_of(optimizer: Any, parameters: Iterable[paddle.Tensor]) -> RowOptimizer | None:

@@ -75,11 +75,14 @@ class Settings(pydantic.BaseModel):
     @pydantic.field_validator("*", mode="before")
     @classmethod
     def _read_text(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        """Split '3,112,112' where several values are expected, and refuse True for a number."""
-        kind = cls.model_fields[str(info.field_name)].annotation
+        """Split '3,112,112' where several values are expected, and refuse True and bytes for a number."""
+        field = cls.model_fields[str(info.field_name)]
+        kind = field.annotation
+        if not field.exclude:
+            value = _plain_value(value)
         if isinstance(value, str) and plain_type(kind) is tuple:
             return [part for part in value.split(",") if part.strip()]
-        if isinstance(value, bool) and kind in _NUMBERS:
+        if isinstance(value, (bool, bytes)) and kind in _NUMBERS:
             raise ValueError("expected a number")
         return value
 
@@ -212,6 +215,15 @@ def _read_yaml(path: str | Path, error: type[PLSCError]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise error(f"{path}: expected one 'setting: value' per line, found {type(values).__name__}")
     return {str(name): value for name, value in values.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    """Scalars and arrays of NumPy and Paddle as Python numbers and lists of these, also in a tuple or a list."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain_value, value)) if type(value) in (list, tuple) else value
+    if hasattr(value, "ndim") and hasattr(value, "tolist"):
+        return value.tolist()
+    return value
 
 
 def plain_type(annotation: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import pytest
 
 CLASSES, SIDE = 6, 16
 
@@ -23,3 +24,18 @@ def damaged_jpeg(side=SIDE, seed=0):
     image = cv2.imencode(".jpg", pixels)[1].tobytes()
     middle = image.rindex(b"\xff\xda") // 2 + len(image) // 2
     return image[:middle] + b"\xff\xd3" + image[middle + 2 :]
+
+
+def encode_as(kind) -> bytes:
+    """An image of 40 x 60 pixels as a file of a kind of `IMAGE_KINDS`."""
+    suffix = kind.suffixes[0]
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (40, 60) if suffix in (".pgm", ".pbm") else (40, 60, 3), np.uint8
+    )
+    try:
+        done, encoded = cv2.imencode(suffix, pixels)
+    except cv2.error:
+        done = False
+    if not done:
+        pytest.skip(f"this OpenCV writes no {suffix}")
+    return encoded.tobytes()

@@ -20,7 +20,7 @@ from plsc.data.images import decode
 from plsc.data.records import Record, Records
 from plsc.data.sources import open_records
 from plsc.data.subset import split_identities
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, DataError, StorageError
 from plsc.utils.logging import progress_bar
 from plsc.utils.threads import thread_map
 
@@ -78,6 +78,7 @@ def convert(
     Raises:
         DataError: the target exists or lies in the class folders that are read, `<target>.partial` holds another
             conversion, or a sample cannot be read or written.
+        StorageError: the system cannot read a sample; also with `skip_bad_images`.
         ConfigError: the format is unknown, or `parts` is out of range.
         MissingDependencyError: the format needs a package that is not installed.
 
@@ -158,7 +159,7 @@ class _Copy:
                 self._note()
                 noted = time.monotonic()
 
-    def _read(self, index: int) -> _Sample | DataError:
+    def _read(self, index: int) -> _Sample | DataError | StorageError:
         faults: list[str] = []
         on_damage = refuse if self._is_strict else faults.append
         try:
@@ -168,15 +169,21 @@ class _Copy:
             pixels = decode(image, on_damage=on_damage)
             written = pixels if self._writer.takes_pixels else self._preprocessing.encode(image)
             return _Sample(Record(written, record.label), faults[0] if faults else None)
-        except DataError as error:
+        except (DataError, StorageError) as error:
             return error
 
-    def _write(self, sample: _Sample | DataError) -> None:
+    def _write(self, sample: _Sample | DataError | StorageError) -> None:
         progress = self._output.progress
         if isinstance(sample, DataError) and self._skips:
             log.warning("left out: %s: %s", self._records.describe(progress.index), sample)
             progress.skipped += 1
             return
+        if isinstance(sample, StorageError):
+            self._note()
+            raise StorageError(
+                f"{sample}; {progress.written} images are done, in {self._output.path}: run the same command again to "
+                f"continue"
+            )
         try:
             if isinstance(sample, DataError):
                 raise sample

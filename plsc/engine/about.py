@@ -1,0 +1,80 @@
+"""What a checkpoint says of the run that wrote it, in addition to its tensors."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from plsc.config import Config
+from plsc.engine.checkpoint import MANIFEST, Checkpoint, check_content
+
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class SavedSettings(BaseModel):
+    """The settings of that run. What loading needs has a field here; the others are kept as they are."""
+
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+
+    num_classes: int
+    emb_dim: int
+    image_shape: list[int]
+    model_name: str
+    loss_type: str
+
+
+class AboutClasses(BaseModel):
+    """The identity of the classes, whose tensors are in the checkpoint; see `plsc.data.class_identity`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    by: Literal["name", "image", "label"]
+    images: _Count
+    digest: str
+
+
+class About(BaseModel):
+    """`Checkpoint.about` as the trainer writes it. A key that older checkpoints lack has a default.
+
+    Attributes:
+        epoch: epochs done.
+        step: steps done.
+        images_in_epoch: images done of the epoch that follows.
+        num_images: images per epoch; None where unknown.
+        optimizer: class of the backbone's optimizer.
+        head_optimizer: class of the head's optimizer.
+        loss_scaling: state of `Precision`.
+        settings: of the run.
+        objects: the Python objects that decide what a step computes, by the names of their settings.
+        global_batch: images per step.
+        classes: None where not known.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    epoch: _Count
+    step: _Count
+    images_in_epoch: _Count
+    num_images: _Count | None = None
+    optimizer: str
+    head_optimizer: str
+    loss_scaling: dict[str, Any]
+    settings: SavedSettings
+    objects: dict[str, str] | None = None
+    global_batch: _Count | None = None
+    classes: AboutClasses | None = None
+
+    @classmethod
+    def of(cls, saved: Checkpoint) -> About:
+        """What a checkpoint says.
+
+        Raises:
+            CheckpointError: a key is missing, or its value is of another type.
+        """
+        return check_content(cls, saved.about, saved.path / MANIFEST, inside="about")
+
+
+def saved_settings(config: Config) -> dict[str, Any]:
+    """The settings as a checkpoint's manifest holds them, without those that only Python can hold."""
+    return config.model_dump(mode="json", exclude={"amp_lists"})
