@@ -257,6 +257,13 @@ class Entry(_Attributes):
         """Action at an unreadable training image: 'stop' (default), or 'skip' it, count it and take the next."""
         self.config.bad_images = action
 
+    def set_strict_images(self, flag: bool) -> None:
+        """Count a training image that is damaged but can be decoded in part as unreadable, see `set_bad_images`.
+
+        Default False: such an image is used, with a warning.
+        """
+        self.config.strict_images = flag
+
     # Schedule and optimization
 
     def set_train_epochs(self, num: int) -> None:
