@@ -238,6 +238,12 @@ def with_names(names):
     return optimizer
 
 
+def with_decay(l2):
+    optimizer = Lion()
+    optimizer.l2 = l2
+    return optimizer
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -247,7 +253,11 @@ def with_names(names):
         ({"head_optimizer": with_names(("a", "a"))}, r"state_names is \('a', 'a'\), expected a tuple of different"),
         ({"head_optimizer": with_names(("a:b",))}, r"state_names is \('a:b',\), expected a tuple of different"),
         ({"head_optimizer": with_names(None)}, "state_names is None, expected a tuple of different names"),
-        ({"head_optimizer": Momentum(l2="5e-4")}, "Momentum: l2 is '5e-4', expected a number"),
+        ({"head_optimizer": with_decay("5e-4")}, "Lion: l2 is '5e-4', expected a number"),
+        (
+            {"num_classes": 2**32},
+            r"num_classes: the class centers of this rank, \[2147483648, .*, cannot be made: .*int32",
+        ),
         ({"head_optimizer": Momentum(state_dtype="half")}, "Momentum: state_dtype is 'half', expected None, 'float32'"),
         ({"head_optimizer": Lion(), "loss_type": "arcface"}, "head_optimizer needs sharded centers"),
         ({"head_optimizer": Lion(), "momentum_storage": "bfloat16"}, "plain Momentum .* this run has .*, Lion"),
