@@ -24,6 +24,7 @@ from plsc.errors import (
     MissingDependencyError,
     PLSCError,
     ServingError,
+    StorageError,
     TrainingError,
 )
 from plsc.models.registry import create_backbone, list_backbones, register_backbone
@@ -49,6 +50,7 @@ __all__ = [
     "MissingDependencyError",
     "PLSCError",
     "ServingError",
+    "StorageError",
     "Trainer",
     "TrainingError",
     "VerificationSet",

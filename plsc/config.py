@@ -100,7 +100,12 @@ class Config(Settings):
                 values.setdefault("train_epochs", None)
             super().__init__(**values)
 
-    num_classes: int = Field(default=85742, ge=1, description="Number of classes C.")
+    num_classes: int = Field(
+        default=85742,
+        ge=1,
+        description="Number of classes C. Where it is not given, that of the training data; the default is for data "
+        "that does not say it.",
+    )
     emb_dim: int = Field(default=512, ge=1, description="Embedding size D.")
     image_shape: ImageShape = Field(
         default=(3, 112, 112), description="Shape of the network's input: 3 channels, height, width."
@@ -156,8 +161,8 @@ class Config(Settings):
     )
     val_targets: str | None = Field(
         default=None,
-        description="Verification sets, as lfw,cfp_fp: the files NAME.bin in the data folder. By default lfw, if that "
-        "file exists.",
+        description="Verification sets, as lfw,cfp_fp: the files NAME.bin in the data folder. A name that ends in .bin "
+        "is a file. By default lfw, if that file exists.",
     )
     train_batch_size: int = Field(default=128, ge=1, description="Training images per rank and step (N).")
     test_batch_size: int = Field(
@@ -262,6 +267,12 @@ class Config(Settings):
         default="",
         description="Checkpoint loaded before train, test, predict and export. Without one, "
         "test, predict and export load the newest in model_save_dir.",
+    )
+    class_change: Literal["stop", "by_name", "by_number"] = Field(
+        default="stop",
+        description="Action at resuming on data whose class numbers mean other classes than in the checkpoint: stop; "
+        "move each class center to the class of its name (by_name); or keep the numbers (by_number), for classes that "
+        "were only renamed.",
     )
     model_save_dir: str = Field(default="output", description="Folder of the run's checkpoints, one folder per epoch.")
     max_last_checkpoint_num: int = Field(default=5, ge=1, description="Number of newest checkpoints that are kept.")

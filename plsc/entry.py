@@ -92,7 +92,7 @@ class Entry(_Attributes):
     # Problem and backbone
 
     def set_class_num(self, num: int) -> None:
-        """Number of classes C, 1 or more. Default 85742."""
+        """Number of classes C, 1 or more. Default: that of the training data, or 85742 where that is not known."""
         self.config.num_classes = num
 
     def set_emb_size(self, size: int) -> None:
@@ -361,6 +361,16 @@ class Entry(_Attributes):
         """Checkpoint (output/7), or a folder of checkpoints, of which the newest is loaded before anything runs."""
         self.config.checkpoint_dir = str(directory)
 
+    def set_class_change(self, action: Literal["stop", "by_name", "by_number"]) -> None:
+        """Action at resuming on data whose class numbers mean other classes than in the checkpoint. Default 'stop'.
+
+        Args:
+            action: 'stop' with an error that names both; 'by_name' moves each class center, with its optimizer state,
+                to the class of its name, where the names are the same in another order; 'by_number' keeps the numbers,
+                for classes that were only renamed.
+        """
+        self.config.class_change = action
+
     def set_model_save_dir(self, directory: str | Path) -> None:
         """Folder of the run's checkpoints, one folder per epoch. Default 'output'."""
         self.config.model_save_dir = str(directory)
@@ -475,10 +485,9 @@ class Entry(_Attributes):
         return str(export_checkpoint(self.config, topology, directory=directory, formats=formats, bake=bake, bgr=bgr))
 
     def _start(self) -> Topology:
-        """Set up ranks, log and device, and check the settings against each other."""
+        """Set up ranks, log and device."""
         from plsc.distributed.topology import init_topology
 
         topology = init_topology()
         show_log(topology.is_main)
-        self.config.check()
         return topology

@@ -31,6 +31,12 @@ class DataError(PLSCError):
     """A data set, record, image or verification set is missing, damaged or of another kind than its name says."""
 
 
+class StorageError(PLSCError):
+    """The system cannot read data that may be sound: too many open files, no memory, a disk or network file system that
+    fails, a file that vanished after it was opened. It is never passed over as a bad image.
+    """
+
+
 class CheckpointError(PLSCError):
     """A checkpoint is missing, damaged, or belongs to another model."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +21,7 @@ from plsc.data.records import Records
 from plsc.data.sources import open_records
 from plsc.data.subset import shuffled, with_min_images, without_classes_of
 from plsc.errors import DataError
+from plsc.utils.json_text import to_json
 from plsc.utils.logging import show_log
 
 app = typer.Typer(
@@ -88,7 +88,7 @@ def inspect(
             raise error from None
         typer.echo(f"plsc: {error}", err=True)
         is_damaged, found = True, inspect_records(records, limit)
-    typer.echo(json.dumps(dataclasses.asdict(found), indent=1) if as_json else str(found))
+    typer.echo(to_json(dataclasses.asdict(found), indent=1) if as_json else str(found))
     if plot:
         typer.echo("saved " + " and ".join(map(str, plot_records(records, plot))), err=as_json)
     if is_damaged or found.num_damaged or found.damage:
@@ -187,7 +187,14 @@ def pairs(
     num_pairs: Annotated[
         int, typer.Option("--pairs", min=2, help="Number of pairs to make, half of them of the same identity.")
     ] = 6000,
-    folds: Annotated[int, typer.Option(min=1, help="Number of folds; no identity is in two folds.")] = 10,
+    folds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Number of folds, which the file describes; no identity is in two folds. With 1, evaluation divides "
+            "the pairs itself.",
+        ),
+    ] = 10,
     seed: Seed = 0,
     exclude: Annotated[
         str | None, typer.Option(help="Training set, file or folder, whose identities are left out of the pairs.")
@@ -210,6 +217,8 @@ def pairs(
     typer.echo(
         f"{output}: {len(made)} pairs in {folds} folds of {len(records)} images, {records.count_classes()} classes"
     )
+    for shortcoming in made.shortcomings():
+        typer.echo(f"{output}: {shortcoming}", err=True)
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from plsc.cli.serve import serve
 from plsc.cli.settings import SettingsCommand, make_entry, with_settings
 from plsc.config import Config
 from plsc.errors import ConfigError, PLSCError
+from plsc.utils.json_text import to_json
 from plsc.version import __version__
 
 app = typer.Typer(
@@ -42,9 +42,10 @@ def train(settings: dict[str, Any]) -> None:
 def test(settings: dict[str, Any]) -> None:
     """Verify a checkpoint on the verification sets of the data folder.
 
-    Settings of the network come from the checkpoint unless they are given. Settings of the training have no effect.
+    Prints JSON, with null for a metric that a set does not give. Settings of the network come from the checkpoint
+    unless they are given. Settings of the training have no effect.
     """
-    typer.echo(json.dumps(make_entry(settings).test(), indent=1))
+    typer.echo(to_json(make_entry(settings).test(), indent=1))
 
 
 @app.command(cls=SettingsCommand)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from plsc.data.loader import TrainLoader
 from plsc.data.sources import open_records
 from plsc.data.transforms import Transform, normalize
-from plsc.data.verification_set import VerificationSet
+from plsc.data.verification_set import VerificationSet, find_bin
 from plsc.distributed.topology import place_from_environment
 
 _IMAGE_SHAPE = (3, 112, 112)
@@ -53,4 +53,4 @@ def test(data_dir: str, datasets: str) -> Callable[[], list[VerificationSet]]:
         datasets: names, as 'lfw,cfp_fp'.
     """
     names = [name.strip() for name in datasets.split(",") if name.strip()]
-    return lambda: [VerificationSet.load(Path(data_dir) / f"{name}.bin", name) for name in names]
+    return lambda: [VerificationSet.load(*find_bin(name, Path(data_dir), setting="datasets")) for name in names]

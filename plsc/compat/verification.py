@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plsc.errors import ConfigError, DataError
+from plsc.metrics.pairs import as_flags
 
 FAR_TARGET = 1e-3
 
@@ -28,7 +29,7 @@ def evaluate(
 
     Args:
         embeddings: [2P, D] of unit length, used as they are; rows 2i and 2i + 1 are pair i.
-        issame: [P] bool.
+        issame: [P]: booleans, or numbers that are exactly 0 or 1.
         nrof_folds: contiguous folds, 2 to P.
         pca: number of principal components of the training folds to project on, with embeddings normalized again; 0 for
             no projection. Changes tpr, fpr and accuracy only.
@@ -41,10 +42,10 @@ def evaluate(
         far: false accept rate at that threshold, mean over folds.
 
     Raises:
-        DataError: shapes that do not fit, or an embedding that is not finite.
+        DataError: shapes that do not fit, a flag that is no flag, or an embedding that is not finite.
         ConfigError: more folds or components than the pairs allow.
     """
-    embeddings, same = np.asarray(embeddings, np.float64), np.asarray(issame, np.bool_).reshape(-1)
+    embeddings, same = np.asarray(embeddings, np.float64), as_flags(issame, "issame")
     if embeddings.ndim != 2 or len(embeddings) != 2 * len(same):
         raise DataError(
             f"embeddings: got shape {list(embeddings.shape)} for {len(same)} flags of issame, expected "

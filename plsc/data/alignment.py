@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from plsc.data.images import Pixels
 from plsc.errors import DataError
+from plsc.utils.files import text_lines
 
 log = logging.getLogger("plsc")
 
@@ -105,8 +106,8 @@ def read_landmarks(path: str | Path, count: int) -> npt.NDArray[np.float32]:
         if path.suffix == ".npy":
             points = np.load(path, allow_pickle=False)
         else:
-            lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-            points = np.array([_ten_numbers(path, number, line) for number, line in enumerate(lines, start=1)])
+            lines = enumerate(text_lines(path, "the landmarks"), start=1)
+            points = np.array([_ten_numbers(path, number, line.strip()) for number, line in lines if line.strip()])
             points = points.reshape(-1, 5, 2)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: the landmarks cannot be read: {getattr(error, 'strerror', None) or error}") from None

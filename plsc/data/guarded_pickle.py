@@ -8,7 +8,6 @@ memory are bounded by the size of the file.
 from __future__ import annotations
 
 import io
-import logging
 import pickle
 import pickletools
 import re
@@ -20,15 +19,12 @@ import numpy.typing as npt
 
 from plsc.errors import DataError
 
-log = logging.getLogger("plsc")
 
-
-def guarded_loads(data: bytes, where: str) -> Any:
-    """The content of a pickle, with each array as a `PickledArray`.
+def guarded_loads(data: bytes) -> tuple[Any, bytes]:
+    """(the content of a pickle, with each array as a `PickledArray`; the bytes that follow the pickle).
 
     Args:
-        data: the pickle.
-        where: the file, for messages.
+        data: the pickle, and what follows it.
 
     Raises:
         DataError: the pickle is damaged or asks for anything but numbers, bytes, lists and arrays. Nothing that it asks
@@ -46,9 +42,7 @@ def guarded_loads(data: bytes, where: str) -> Any:
         obstacle = obstacle or f"damaged ({type(error).__name__}: {str(error)[:120]})"
     if obstacle:
         raise DataError(f"{obstacle}; the file has {len(data)} bytes")
-    if end < len(data):
-        log.warning("%s: ignored %d bytes after the pickle's end", where, len(data) - end)
-    return content
+    return content, data[end:]
 
 
 def _readable(data: bytes) -> tuple[int, str]:
@@ -104,7 +98,7 @@ class _Dtype:
         self.order = _text(state[1])
 
     def numpy(self) -> np.dtype[Any]:
-        if not re.fullmatch(r"[biu][1248]|\?", self.code) or self.order not in ("|", "<", ">", "="):
+        if not re.fullmatch(r"[biu][1248]|f[248]|\?", self.code) or self.order not in ("|", "<", ">", "="):
             raise DataError(f"holds an array of dtype {self.code[:20]!r}")
         # The annotation of newbyteorder knows the codes as literals only.
         dtype: np.dtype[Any] = np.dtype(self.code).newbyteorder(self.order)  # type: ignore[arg-type]
@@ -112,20 +106,29 @@ class _Dtype:
 
 
 class PickledArray:
-    """A NumPy array as pickled. `array` is made once shape, dtype and bytes are known to agree."""
+    """A NumPy array as pickled. `array` is made once shape, dtype and bytes are known to agree.
+
+    The elements of a one-dimensional array of objects are a list: a copy of it for each array that refers to it could
+    take more memory than the file.
+    """
 
     __slots__ = ("array",)
 
     def __init__(self, array: npt.NDArray[Any]) -> None:
-        self.array = array
+        self.array: npt.NDArray[Any] | list[Any] = array
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
-        self.array = _to_array(data, dtype, shape, "F" if fortran else "C")
+        if isinstance(dtype, _Dtype) and dtype.code in ("O", "O4", "O8") and isinstance(data, list):
+            if shape != (len(data),):
+                raise DataError(f"holds an array of {len(data)} objects that states another shape")
+            self.array = data
+        else:
+            self.array = _to_array(data, dtype, shape, "F" if fortran else "C")
 
     def elements(self) -> list[Any]:
         """The rows of the array, or its one number."""
-        return list(np.atleast_1d(self.array))
+        return list(self.array if isinstance(self.array, list) else np.atleast_1d(self.array))
 
 
 def _to_array(data: Any, dtype: Any, shape: Any, order: Any) -> npt.NDArray[Any]:

@@ -30,40 +30,54 @@ Pixels = npt.NDArray[Any]
 
 
 class ImageKind(NamedTuple):
-    """One format of image files.
+    """One format of image files. The table has those that OpenCV decodes to 8 bits a color.
 
     Attributes:
         name: Pillow's name of the format.
         suffixes: of file names, in lower case; files that the library writes get the first.
         starts: first bytes of a file, any of them.
-        in_tar: whether a file with such a suffix is the image of a tar sample. A GIF beside a JPEG is a preview.
-        in_base64: whether base64 files may hold it; its first bytes tell the column of the image from the label.
+        beside: whether such a file beside an image of another kind is no image of the sample: a GIF beside a JPEG is a
+            preview, a PGM a mask.
         served: whether the HTTP server decodes it. The decoders of the other formats have a history of security holes.
     """
 
     name: str
     suffixes: tuple[str, ...]
     starts: tuple[bytes, ...]
-    in_tar: bool = False
-    in_base64: bool = False
+    beside: bool = False
     served: bool = False
 
 
+def _starts_of_pnm(digits: str) -> tuple[bytes, ...]:
+    return tuple(f"P{digit}{blank}".encode() for digit in digits for blank in "\n \t\r")
+
+
+# A box of 16 bytes and 4 for each brand, whose length comes first.
+_STARTS_OF_AVIF = tuple(
+    length.to_bytes(4, "big") + brand for length in range(16, 68, 4) for brand in (b"ftypavif", b"ftypavis")
+)
+
 IMAGE_KINDS = (
-    ImageKind("JPEG", (".jpg", ".jpeg", ".jfif"), (b"\xff\xd8\xff",), in_tar=True, in_base64=True, served=True),
-    ImageKind("PNG", (".png",), (b"\x89PNG",), in_tar=True, in_base64=True, served=True),
-    ImageKind("BMP", (".bmp",), (b"BM",), in_tar=True, in_base64=True, served=True),
-    ImageKind("WEBP", (".webp",), (b"RIFF",), in_tar=True, in_base64=True, served=True),
-    ImageKind("TIFF", (".tif", ".tiff"), (b"II*\0", b"MM\0*"), in_tar=True, in_base64=True),
-    ImageKind("GIF", (".gif",), (b"GIF8",), in_base64=True),
-    ImageKind("JPEG2000", (".jp2",), (b"\0\0\0\x0cjP",), in_base64=True),
-    ImageKind("PPM", (".pgm",), (b"P5",), served=True),  # Pillow calls gray images of this format PPM as well
-    ImageKind("PPM", (".ppm",), (b"P6",), served=True),
+    ImageKind("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), (b"\xff\xd8\xff",), served=True),
+    ImageKind("PNG", (".png", ".apng"), (b"\x89PNG",), served=True),
+    ImageKind("BMP", (".bmp", ".dib"), (b"BM",), served=True),
+    ImageKind("WEBP", (".webp",), (b"RIFF",), served=True),
+    ImageKind("TIFF", (".tif", ".tiff"), (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    ImageKind("GIF", (".gif",), (b"GIF8",), beside=True),
+    ImageKind("JPEG2000", (".jp2", ".j2k"), (b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51"), beside=True),
+    ImageKind("AVIF", (".avif",), _STARTS_OF_AVIF, beside=True),
+    # Pillow calls all three PPM.
+    ImageKind("PPM", (".pbm",), _starts_of_pnm("14"), beside=True, served=True),
+    ImageKind("PPM", (".pgm",), _starts_of_pnm("25"), beside=True, served=True),
+    ImageKind("PPM", (".ppm", ".pnm"), _starts_of_pnm("36"), beside=True, served=True),
+    ImageKind("PAM", (".pam",), (b"P7\n",), beside=True),
+    ImageKind("SUN", (".ras", ".sr"), (b"\x59\xa6\x6a\x95",), beside=True),
 )
 IMAGE_SUFFIXES = tuple(suffix for kind in IMAGE_KINDS for suffix in kind.suffixes)
-TAR_SUFFIXES = tuple(suffix for kind in IMAGE_KINDS if kind.in_tar for suffix in kind.suffixes)
-BASE64_STARTS = tuple(start for kind in IMAGE_KINDS if kind.in_base64 for start in kind.starts)
+BESIDE_SUFFIXES = tuple(suffix for kind in IMAGE_KINDS if kind.beside for suffix in kind.suffixes)
+IMAGE_STARTS = tuple(start for kind in IMAGE_KINDS for start in kind.starts)
 SERVED_FORMATS = tuple(dict.fromkeys(kind.name for kind in IMAGE_KINDS if kind.served))
+KIND_NAMES = ", ".join(dict.fromkeys(kind.name for kind in IMAGE_KINDS))
 
 
 def is_image_name(name: str) -> bool:

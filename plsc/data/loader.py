@@ -19,9 +19,12 @@ import numpy.typing as npt
 from plsc.data.records import Labels, Records, to_class
 from plsc.data.transforms import Transform, random_keys
 from plsc.data.workers import WorkerPool
-from plsc.errors import DataError
+from plsc.errors import DataError, PLSCError
 
 log = logging.getLogger("plsc")
+
+# Advice where a label equals C, the usual sign of labels 1 to C.
+_FROM_ONE = "if your labels begin at 1, subtract 1 from each; otherwise "
 
 
 class Batch(NamedTuple):
@@ -53,6 +56,8 @@ class TrainLoader:
         worker_timeout: seconds that one image may take before its process counts as hanging; 0 waits forever.
 
     Attributes:
+        records: the source.
+        num_classes: C.
         num_images: of the source.
         steps_per_epoch: the same on every rank.
         skipped: images replaced so far on this rank.
@@ -60,6 +65,7 @@ class TrainLoader:
     Raises:
         DataError: the source is empty. In `epoch`: an image cannot be decoded, a label is out of range, or a worker
             process died or hangs; names the record.
+        StorageError: in `epoch`, the system cannot read an image; also with `skip_bad_images`.
 
     Example:
         >>> records = open_records("synthetic:10:200")
@@ -86,6 +92,7 @@ class TrainLoader:
         if len(records) == 0:
             raise DataError("the training set is empty, expected at least one image")
         self._maker = _BatchMaker(records, transform, num_classes, seed, skip_bad_images)
+        self.records, self.num_classes = records, num_classes
         self.num_images = len(records)
         self.batch_size, self.rank, self.world_size, self.seed = batch_size, rank, world_size, seed
         self.steps_per_epoch: int = -(-self.num_images // (batch_size * world_size))
@@ -144,7 +151,7 @@ class TrainLoader:
             )
         try:
             yield from self._pool.run(tasks)
-        except DataError:
+        except PLSCError:
             self.close()
             raise
 
@@ -157,7 +164,7 @@ class TrainLoader:
 
         try:
             return self._maker(task, pixels, hold)
-        except DataError:
+        except PLSCError:
             raise
         except Exception as error:  # a user's own data set may raise any
             raise DataError(f"{self._maker.records.describe(held)}: reading it failed: {error!r}") from error
@@ -230,9 +237,10 @@ class _BatchMaker:
                 index, image, label = self._next_readable(epoch, index, out, skipped, hold)
             if not 0 <= label < self.num_classes:
                 more = f"set_class_num({label + 1}) (--num-classes) or more, or " if label > 0 else ""
+                begin = _FROM_ONE if label == self.num_classes else ""
                 raise DataError(
                     f"{records.describe(index)}: label {label} is out of range, expected 0 to "
-                    f"{self.num_classes - 1}; {more}correct the list"
+                    f"{self.num_classes - 1}; {begin}{more}correct the list"
                 )
             labels.append(label)
             if image is not out:
@@ -294,8 +302,8 @@ class ReaderLoader:
         num_images: int | None = None,
         world_size: int = 1,
     ) -> None:
-        self._reader, self._image_shape, self._num_classes = reader, tuple(image_shape), num_classes
-        self.num_images, self.world_size = num_images, world_size
+        self._reader, self._image_shape = reader, tuple(image_shape)
+        self.num_classes, self.num_images, self.world_size = num_classes, num_images, world_size
         self.skipped = 0
 
     def count(self) -> int:
@@ -320,10 +328,10 @@ class ReaderLoader:
                 f"label); {error}. A reader of single samples becomes one of batches by "
                 f"paddle.batch(reader, batch_size)"
             ) from None
-        if labels.min() < 0 or labels.max() >= self._num_classes:
+        if labels.min() < 0 or labels.max() >= self.num_classes:
             raise DataError(
                 f"train_reader, batch {step}: labels run from {labels.min()} to {labels.max()}, expected "
-                f"0 to {self._num_classes - 1}; see set_class_num"
+                f"0 to {self.num_classes - 1}; {_FROM_ONE if labels.max() == self.num_classes else ''}see set_class_num"
             )
         return Batch(images if images.dtype == np.uint8 else images.astype(np.float32), labels)
 

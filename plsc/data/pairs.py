@@ -1,7 +1,8 @@
 """Verification pairs chosen from a labeled set, as in the second view of LFW.
 
 Every fold has its own identities, and as many pairs of the same identity as of different identities. Huang et al.,
-"Labeled Faces in the Wild", 2007.
+"Labeled Faces in the Wild", 2007. Same and different pairs alternate, so that libraries that cut the pairs into ten
+contiguous folds find both kinds in each, however many folds were made.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from plsc.data.images import decode
 from plsc.data.records import Labels, Records
 from plsc.data.verification_set import VerificationSet
 from plsc.errors import DataError
+from plsc.metrics.pairs import FoldNumbers
 
 _Indices = npt.NDArray[np.int64]
 
@@ -25,11 +27,13 @@ class Pairs(NamedTuple):
     Attributes:
         first, second: [P] int64, indices of records.
         is_same: [P] bool.
+        folds: [P] int64, the fold of each pair.
     """
 
     first: _Indices
     second: _Indices
     is_same: npt.NDArray[np.bool_]
+    folds: FoldNumbers
 
 
 def choose_pairs(labels: Labels, num_pairs: int, *, folds: int = 10, seed: int = 0) -> Pairs:
@@ -63,15 +67,18 @@ def choose_pairs(labels: Labels, num_pairs: int, *, folds: int = 10, seed: int =
                 f"{sum(map(len, members))} images: {len(same)} same and {len(different)} different pairs, "
                 f"expected {per_kind} of each; ask for fewer pairs or folds, or give more identities"
             )
-        chosen += [same, different]
+        chosen.append(np.stack([same, different], 1).reshape(-1, 2))
     pairs = np.concatenate(chosen)
-    return Pairs(pairs[:, 0], pairs[:, 1], labels[pairs[:, 0]] == labels[pairs[:, 1]])
+    numbers = np.repeat(np.arange(folds), 2 * per_kind)
+    return Pairs(pairs[:, 0], pairs[:, 1], labels[pairs[:, 0]] == labels[pairs[:, 1]], numbers)
 
 
 def make_verification_set(
     records: Records, num_pairs: int, *, folds: int = 10, seed: int = 0, name: str = "pairs"
 ) -> VerificationSet:
     """A verification set of pairs chosen from `records`, with the images as they are in the source.
+
+    The set keeps its folds. Of one fold it keeps none: evaluation needs two or more, and makes them.
 
     Args:
         records: the source.
@@ -83,7 +90,8 @@ def make_verification_set(
     """
     pairs = choose_pairs(records.labels, num_pairs, folds=folds, seed=seed)
     order = np.stack([pairs.first, pairs.second], 1).reshape(-1)
-    return VerificationSet(name, [_readable(records, int(index)) for index in order], is_same=pairs.is_same)
+    images = [_readable(records, int(index)) for index in order]
+    return VerificationSet(name, images, is_same=pairs.is_same, folds=pairs.folds if folds > 1 else None)
 
 
 def _readable(records: Records, index: int) -> Any:

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from plsc.errors import DataError
+from plsc.errors import DataError, StorageError
+from plsc.utils.files import reading_error
 
 Labels = npt.NDArray[np.int64]
 
@@ -47,7 +48,8 @@ class Records(abc.ABC):
         damage: what is wrong with the source as a whole, where it could be opened in spite of that, or None.
 
     `records[i]` raises `IndexError` where i is out of range, and `DataError` where the record cannot be read. The
-    loader then names the record by `describe(i)`.
+    loader then names the record by `describe(i)`. It raises `StorageError` where the system fails, which
+    `set_bad_images('skip')` does not pass over.
 
     Example:
         >>> class Squares(Records):
@@ -97,8 +99,19 @@ class Records(abc.ABC):
             return label
         except DataError as error:
             raise DataError(f"{self.describe(index)}: {error}") from None
+        except StorageError:
+            raise
         except Exception as error:  # a user's own source may raise any
             raise DataError(f"{self.describe(index)}: reading its label failed: {error!r}") from error
+
+    def known_labels(self) -> Labels | None:
+        """`labels` where the source has them without reading its records, else None."""
+        return self.labels if "labels" in vars(self) or type(self).labels is not Records.labels else None
+
+    def labels_at(self, indices: npt.NDArray[np.int64]) -> Labels | None:
+        """The classes of some records, [k] int64, or None where that would take reading their images."""
+        labels = self.known_labels()
+        return None if labels is None else labels[indices]
 
     def count_classes(self) -> int:
         """`num_classes`, or where that is None one more than the largest of `labels`."""
@@ -140,7 +153,8 @@ class DatasetRecords(Records):
     Args:
         dataset: has `len(dataset)`, and `dataset[i]` is (image, label). The image is encoded bytes, pixels
             [H, W, 3] uint8 RGB, or a finished image [3, H, W] float32; as an array, a tensor, or an image of Pillow.
-            Where the data set has an attribute `num_classes`, that is the number of classes.
+            Where the data set has an attribute `num_classes`, that is the number of classes; where it has a list of
+            texts `class_names` or `classes`, these are their names.
 
     Raises:
         DataError: the object has no len() or [i]; on reading, an item is not (image, label).
@@ -162,7 +176,11 @@ class DatasetRecords(Records):
         self._dataset = dataset
         self.format = f"data set {type(dataset).__name__}"
         # Counting the classes would read every image.
-        self.num_classes = getattr(dataset, "num_classes", None)
+        self.num_classes, self.class_names = getattr(dataset, "num_classes", None), _names_of(dataset)
+        if self.num_classes is None and self.class_names:
+            self.num_classes = len(self.class_names)
+        elif len(self.class_names or ()) != self.num_classes:
+            self.class_names = None
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -181,6 +199,15 @@ class DatasetRecords(Records):
 
     def describe(self, index: int) -> str:
         return f"item {index} of {type(self._dataset).__name__}"
+
+
+def _names_of(dataset: Any) -> list[str] | None:
+    """The names of the classes in a data set that has them as those of Paddle and others do."""
+    for attribute in ("class_names", "classes"):
+        names = getattr(dataset, attribute, None)
+        if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+            return list(names)
+    return None
 
 
 def as_records(dataset: Any) -> Records:
@@ -206,6 +233,8 @@ def _to_image(image: Any) -> bytes | npt.NDArray[Any]:
     try:
         return np.asarray(image.convert("RGB"))  # the image may be gray, transparent or of a palette
     except Exception as error:  # Pillow reads the file at this point, and its readers raise many kinds of exceptions
+        if isinstance(error, OSError) and error.errno is not None:
+            raise reading_error("the image of Pillow cannot be read", error) from None
         raise DataError(f"the image of Pillow cannot be read: {error}") from None
 
 
@@ -230,7 +259,8 @@ def read_image(path: str | Path) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file is missing or unreadable.
+        StorageError: the system cannot read it.
     """
     try:
         # A file object takes half as long again. On a network disk a short piece need not be the last.
@@ -241,6 +271,22 @@ def read_image(path: str | Path) -> bytes:
         finally:
             os.close(file)
         return b"".join(pieces)
-    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{str(path)[:500]}: the image cannot be read: {reason}") from None
+    except ValueError as error:  # a zero byte
+        raise DataError(f"{str(path)[:500]}: the image cannot be read: {error}") from None
+    except OSError as error:
+        found = reading_error(f"{str(path)[:500]}: the image cannot be read", error)
+        raise type(found)(f"{found}{_mistake_in(str(path))}") from None
+
+
+def _mistake_in(path: str) -> str:
+    """A hint at what is probably wrong with the path of an image that cannot be read, or nothing."""
+    end = path.rstrip()[-1:]
+    if end in ('"', "'"):
+        return "; the quotes are read as a part of the path: leave them out"
+    if end in (",", ";"):
+        return f"; the path ends in {end!r}: a space or a tab separates it from the label"
+    if "\\" in path:
+        return "; the path has backslashes: write / between folders"
+    if "~" in path.split("/"):
+        return "; ~ is not replaced by a home folder: write the whole path"
+    return ""

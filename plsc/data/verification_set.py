@@ -1,12 +1,17 @@
 """Verification sets: pairs of images, each pair of the same identity or not.
 
 Public sets are published as `<name>.bin`, a pickle of (2P images, P flags). `guarded_pickle` reads it and runs nothing
-of what the file asks for.
+of what the file asks for. A set whose folds are known has their description behind the pickle, one line of JSON:
+readers of the pickle do not look behind its end.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import pickle
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +23,18 @@ from plsc.data.guarded_pickle import PickledArray, guarded_loads
 from plsc.data.images import encode
 from plsc.data.records import read_image
 from plsc.errors import DataError
+from plsc.metrics.pairs import FOLDS, FoldNumbers, as_flags, as_folds, make_folds, why_no_accuracy
+from plsc.metrics.verification import FARS
 from plsc.utils.atomic import write_file
+from plsc.utils.files import text_lines
+
+log = logging.getLogger("plsc")
 
 Image = bytes | npt.NDArray[np.uint8]
 
 _EXPECTED = "expected a pickle of (list of 2P images, list of P flags)"
+# How the line behind the pickle begins.
+_DESCRIPTION = b'\n{"format": "plsc-verification-set", "version": 1, '
 
 
 class VerificationSet:
@@ -32,15 +44,19 @@ class VerificationSet:
         name: of the set, for reports and messages.
         images: 2P images; images 2i and 2i + 1 are pair i. An image is encoded bytes, the same as a 1-D uint8 array, or
             pixels [H, W, 3] uint8 RGB.
-        is_same: [P] bool, whether a pair is of one identity.
+        is_same: [P], whether a pair is of one identity: booleans, or numbers that are exactly 0 or 1.
+        folds: [P], the number of each pair's fold in cross-validation, 0 or more; by default evaluation divides the
+            pairs itself (see `plsc.metrics.pairs.make_folds`).
 
     Attributes:
         images: the 2P images, as bytes or pixels.
         is_same: [P] bool array.
         path: the file that the set was read from; None for a set that was made otherwise.
+        folds: [P] int64 array, the folds that were given or made.
+        has_own_folds: whether they were given.
 
     Raises:
-        DataError: no pairs, not two images per flag, or an image or a flag of another kind.
+        DataError: no pairs, not two images or one fold per flag, or an image, a flag or a fold of another kind.
 
     Example:
         >>> files = ["ann/1.jpg", "ann/2.jpg", "ann/1.jpg", "bob/1.jpg"]
@@ -52,15 +68,32 @@ class VerificationSet:
 
     path: Path | None = None
 
-    def __init__(self, name: str, images: Sequence[Image], *, is_same: Sequence[bool] | npt.NDArray[np.bool_]) -> None:
+    def __init__(
+        self,
+        name: str,
+        images: Sequence[Image],
+        *,
+        is_same: Sequence[bool] | npt.NDArray[Any],
+        folds: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None,
+    ) -> None:
         self.name = name
-        self.is_same = _flags(is_same, name)
+        self.is_same = as_flags(is_same, name)
         if len(images) != 2 * len(self.is_same) or not len(images):
             raise DataError(
                 f"{name}: found {len(images)} images and {len(self.is_same)} flags, expected two images "
                 f"per flag and at least one pair"
             )
         self.images: list[Image] = [_image(image, name, index) for index, image in enumerate(images)]
+        self.has_own_folds = folds is not None
+        self.folds = self._folds(folds)
+
+    def _folds(self, folds: Any) -> FoldNumbers:
+        if folds is None:
+            return make_folds(self.is_same, min(FOLDS, len(self)))
+        try:
+            return as_folds(list(folds), self.is_same)
+        except (DataError, TypeError, ValueError) as error:
+            raise DataError(f"{self.name}: {error}") from None
 
     def __len__(self) -> int:
         """The number of pairs, P."""
@@ -86,12 +119,13 @@ class VerificationSet:
         path = Path(path)
         try:
             data = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"verification set {path} cannot be read: {error.strerror}; {_EXPECTED}") from None
+        except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"verification set {path} cannot be read: {reason}; {_EXPECTED}") from None
         if not data:
             raise DataError(f"verification set {path} is empty (0 bytes); {_EXPECTED}")
         try:
-            content = guarded_loads(data, f"verification set {path}")
+            content, rest = guarded_loads(data)
         except DataError as error:
             raise DataError(f"verification set {path}: {error}; {_EXPECTED}") from None
         if not (isinstance(content, (tuple, list)) and len(content) == 2):
@@ -102,9 +136,9 @@ class VerificationSet:
             raise DataError(
                 f"verification set {path}: found ({type(images).__name__}, {type(flags).__name__}); {_EXPECTED}"
             )
-        images = [image.array if isinstance(image, PickledArray) else image for image in images]
+        images, flags = ([_plain(item) for item in part] for part in (images, flags))
         try:
-            loaded = cls(path.stem if name is None else name, images, is_same=flags)
+            loaded = cls(path.stem if name is None else name, images, is_same=flags, folds=_described_folds(rest, path))
         except DataError as error:
             raise DataError(f"verification set {path}: {error}") from None
         loaded.path = path
@@ -115,36 +149,40 @@ class VerificationSet:
         """Read pairs from lines `imageA imageB 1` (same identity) or `imageA imageB 0`.
 
         Args:
-            list_path: the list, UTF-8. Tabs or other white space separate the fields. Blank lines are ignored.
+            list_path: the list, UTF-8, with or without a byte-order mark. Tabs or blanks separate the fields; a path
+                with blanks needs tabs. Blank lines are ignored.
             root: the folder that image paths are relative to.
             name: of the set; by default the name of the list without its suffix.
 
         Raises:
             DataError: the list or an image cannot be read, or a line is something else; names file and line.
+            StorageError: the system cannot read the list or an image.
         """
         list_path = Path(list_path)
         images: list[Image] = []
         flags: list[bool] = []
-        for number, line in enumerate(_lines(list_path), start=1):
+        for number, line in enumerate(text_lines(list_path, "the pair list"), start=1):
+            line = line.rstrip("\n")
             if not line.strip():
                 continue
-            fields = [field.strip() for field in (line.split("\t") if "\t" in line else line.split())]
+            fields = _fields(line)
             if len(fields) != 3 or fields[2] not in ("0", "1"):
                 raise DataError(
                     f"{list_path}, line {number}: got {line.strip()[:120]!r}, expected two image paths and "
-                    f"1 or 0, as 'a/1.jpg a/2.jpg 1'"
+                    f"1 or 0, as 'a/1.jpg a/2.jpg 1'{_pair_hint(line)}"
                 )
             try:
                 images += [read_image(Path(root) / field) for field in fields[:2]]
             except DataError as error:
-                raise DataError(f"{list_path}, line {number}: {error}") from None
+                raise DataError(f"{list_path}, line {number}: {error}{_pair_hint(line)}") from None
             flags.append(fields[2] == "1")
         return cls(list_path.stem if name is None else name, images, is_same=flags)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a `.bin`, a pickle of (encoded images, flags) that other libraries read too.
 
-        Pixels are encoded as PNG, which loses nothing. The file is written atomically.
+        Pixels are encoded as PNG, which loses nothing. Folds that the set was given follow the pickle, where other
+        libraries do not look. The file is written atomically.
 
         Raises:
             DataError: the file exists and `overwrite` is False, or cannot be written.
@@ -159,17 +197,82 @@ class VerificationSet:
             with write_file(path) as file:
                 # Python before 3.8 cannot read protocol 5.
                 pickle.dump(content, file, protocol=4)
+                if self.has_own_folds:
+                    file.write(_DESCRIPTION + b'"folds": ' + json.dumps(self.folds.tolist()).encode() + b"}\n")
         except OSError as error:
             raise DataError(f"verification set {path} cannot be written: {error.strerror}") from None
 
+    def summary(self) -> str:
+        """How many pairs there are, in which folds, and the lowest FAR of `FARS` that they tell, in one line."""
+        same, count = int(self.is_same.sum()), len(np.unique(self.folds))
+        is_contiguous = (np.diff(self.folds) >= 0).all()
+        kind = "described" if self.has_own_folds else "contiguous" if is_contiguous else "stratified"
+        told = [f"{far:g}" for far in FARS if far * (len(self) - same) >= 1]
+        return (
+            f"{len(self)} pairs, {same} of them same, in {count} {kind} folds; TAR at FAR {', '.join(told) or 'none'}"
+        )
 
-def _flags(is_same: Sequence[bool] | npt.NDArray[np.bool_], name: str) -> npt.NDArray[np.bool_]:
-    for index, flag in enumerate(is_same):
-        if not isinstance(flag, (bool, int, np.bool_, np.integer)):
-            raise DataError(f"{name}: flag {index} is of type {type(flag).__name__}, expected True or False")
-        if flag not in (0, 1):
-            raise DataError(f"{name}: flag {index} is a number other than 0 and 1, expected True or False")
-    return np.array([bool(flag) for flag in is_same], np.bool_)
+    def shortcomings(self) -> list[str]:
+        """What keeps the pairs from a sound accuracy, a sentence each; none in a set that has enough of both kinds."""
+        reason = why_no_accuracy(self.is_same, self.folds)
+        if reason is not None:
+            return [f"no accuracy: {reason}"]
+        fewest = min(int(self.is_same.sum()), int((~self.is_same).sum()))
+        if fewest < FOLDS:
+            return [
+                f"{len(self)} pairs, and {fewest} of one kind, are too few for a sound accuracy, expected {FOLDS} of "
+                f"each kind or more, and better 1,000; each pair weighs {100 / len(self):.1f} %"
+            ]
+        return []
+
+
+def find_bin(name: str, folder: Path, *, setting: str = "val_targets") -> tuple[Path, str]:
+    """(the file of a verification set, the name of the set).
+
+    Args:
+        name: `lfw` for `lfw.bin` in `folder`; or a file whose name ends in .bin, in `folder` or by its own path.
+        folder: of the data.
+        setting: what messages call the list of names.
+
+    Raises:
+        DataError: no such file; says which sets the folder holds.
+    """
+    path = folder / f"{name}.bin"
+    if path.exists():
+        return path, name
+    if name.lower().endswith(".bin"):
+        path = folder / name
+        for file in (path, Path(name)):
+            if file.exists():
+                return file, file.stem
+    held = sorted(file.name for file in folder.glob("*") if file.suffix.lower() == ".bin") if folder.is_dir() else []
+    blank = "; commas separate the names of several sets" if " " in name else ""
+    raise DataError(
+        f"verification set '{name}' of {setting}: {path} does not exist; {folder} holds "
+        f"{', '.join(held[:10]) or 'no .bin file'}{', ...' if held[10:] else ''}{blank}"
+    )
+
+
+def _plain(item: Any) -> Any:
+    return item.array if isinstance(item, PickledArray) else item
+
+
+def _described_folds(rest: bytes, path: Path) -> list[int] | None:
+    """The folds that the line behind the pickle describes, or None where there is no such line."""
+    if not rest.startswith(_DESCRIPTION):
+        if rest:
+            log.warning("verification set %s: ignored %d bytes after the pickle's end", path, len(rest))
+        return None
+    try:
+        folds = json.loads(rest)["folds"]
+    except (ValueError, KeyError, RecursionError):
+        folds = None
+    if not isinstance(folds, list) or not all(type(fold) is int for fold in folds):
+        raise DataError(
+            f"verification set {path}: the description of its folds is cut off or damaged ({len(rest)} bytes behind "
+            f"the pickle), expected one line of JSON; copy or make the file again"
+        )
+    return folds
 
 
 def _image(image: Any, name: str, index: int) -> Image:
@@ -183,16 +286,33 @@ def _image(image: Any, name: str, index: int) -> Image:
             raise DataError(f"{name}: image {index} is empty (0 bytes), expected an encoded image")
         return bytes(image)
     found = f"array {list(image.shape)} of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+    hint = ""
+    if isinstance(image, (str, os.PathLike)):
+        hint = (
+            "; give the content of a file and not its path, and bytes of Python 2 as bytes (pickle.load(file, "
+            "encoding='bytes'))"
+        )
     raise DataError(
         f"{name}: image {index} is of type {found}, expected encoded bytes, a 1-D uint8 array of them, or "
-        f"pixels [H, W, 3] uint8 RGB"
+        f"pixels [H, W, 3] uint8 RGB{hint}"
     )
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: the pair list cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: the pair list is not UTF-8 text (byte {error.start})") from None
+def _fields(line: str) -> list[str]:
+    """The fields of a line: between tabs where that gives three, else between tabs and blanks."""
+    # str.split() and strip() without an argument also take U+0085, U+00A0 and others, which a path may hold.
+    by_tabs = [field.strip(" ") for field in line.strip("\t ").split("\t")]
+    return by_tabs if len(by_tabs) == 3 else re.findall(r"[^\t ]+", line)
+
+
+def _pair_hint(line: str) -> str:
+    """What is likely wrong with a line of a pair list, or nothing."""
+    fields = line.split()
+    numbers = [field.isdecimal() for field in fields]
+    if numbers in ([True, True], [False, True, True], [False, True, False, True]):
+        return "; LFW's own pairs.txt gives names and numbers: write the paths of the files instead"
+    if any(mark in line for mark in ",;\"'"):
+        return "; separate the fields by tabs or blanks, without commas and quotation marks"
+    if "\\" in line and os.sep == "/":
+        return "; write / instead of \\ in paths"
+    return "; where a path has blanks, separate the fields by tabs" if len(fields) > 3 else ""

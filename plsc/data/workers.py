@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, DataError, StorageError
 
 # Batches prefetched per worker.
 _AHEAD = 2
@@ -142,6 +142,7 @@ class WorkerPool:
 
         Raises:
             DataError: a worker raised it, or a worker died or hangs; the message names the record.
+            StorageError: a worker raised it.
         """
         self._runs += 1
         mine = self._runs
@@ -207,7 +208,7 @@ class WorkerPool:
                     self._fail(number)
                 if error is not None:
                     self.close()
-                    raise DataError(error)
+                    raise error if isinstance(error, StorageError) else DataError(error)
                 return reply
             if ready:
                 self._fail(number)
@@ -261,11 +262,13 @@ def _serve(
     while True:
         try:
             slot, task = pickle.loads(pipe.recv_bytes())
-            reply: tuple[Any, str | None]
+            reply: tuple[Any, str | StorageError | None]
             try:
                 reply = work(task, slots[slot], hold), None
             except DataError as error:
                 reply = None, str(error)
+            except StorageError as error:
+                reply = None, error
             except Exception:  # a user's own data set may raise any
                 where = describe(int(held[0])) if held[0] >= 0 else "before the first record"
                 reply = None, f"{where}: reading it failed:\n{traceback.format_exc()}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,16 @@ class SavedSettings(BaseModel):
     loss_type: str
 
 
+class AboutClasses(BaseModel):
+    """The identity of the classes, whose tensors are in the checkpoint; see `plsc.data.class_identity`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    by: Literal["name", "image", "label"]
+    images: _Count
+    digest: str
+
+
 class About(BaseModel):
     """`Checkpoint.about` as the trainer writes it. A key that older checkpoints lack has a default.
 
@@ -36,6 +46,9 @@ class About(BaseModel):
         head_optimizer: class of the head's optimizer.
         loss_scaling: state of `Precision`.
         settings: of the run.
+        objects: the Python objects that decide what a step computes, by the names of their settings.
+        global_batch: images per step.
+        classes: None where not known.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -48,6 +61,9 @@ class About(BaseModel):
     head_optimizer: str
     loss_scaling: dict[str, Any]
     settings: SavedSettings
+    objects: dict[str, str] | None = None
+    global_batch: _Count | None = None
+    classes: AboutClasses | None = None
 
     @classmethod
     def of(cls, saved: Checkpoint) -> About:

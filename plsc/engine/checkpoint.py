@@ -12,6 +12,7 @@ A checkpoint does not depend on how many ranks wrote it, so any number of ranks 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import numpy as np
 import safetensors
 import safetensors.numpy
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from plsc.distributed.agreement import agree, explain
@@ -42,6 +44,8 @@ _NAME = re.compile(r"[0-9]+(\.[0-9]+)?")
 # The name of the checkpoint that `try_folder` writes and removes.
 _TRIAL = ".plsc-trial"
 _SHARED = "set_model_save_dir must name a folder that all machines share"
+# Rows that `Checkpoint.read_rows` reads at a time.
+_BLOCK_ROWS = 1 << 16
 # What NumPy and safetensors both know.
 _DTYPES = frozenset(np.dtype(code).name for code in "?bBhHiIqQefdF")
 
@@ -264,6 +268,11 @@ class Checkpoint:
         self.about = manifest.about
         self._tensors = manifest.tensors
 
+    @property
+    def digest(self) -> str:
+        """Of what the manifest says of the run."""
+        return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()
+
     def names(self, prefix: str) -> list[str]:
         """The names of the tensors that begin with `prefix`."""
         return [name for name in self._tensors if name.startswith(prefix)]
@@ -299,6 +308,22 @@ class Checkpoint:
             if not pieces:
                 return np.zeros([0, *entry.shape[1:]], entry.dtype)
             return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def read_rows(self, name: str, rows: NDArray[np.int64]) -> np.ndarray:
+        """Chosen global rows of a tensor, in the order of `rows`; read block by block, so that little is held at once.
+
+        Raises:
+            CheckpointError: as for `read`.
+        """
+        total, order = self.shape(name)[0], np.argsort(rows, kind="stable")
+        found = np.zeros([len(rows), *self.shape(name)[1:]], self.read(name, Range(0, min(total, 1))).dtype)
+        starts = np.unique(rows // _BLOCK_ROWS) * _BLOCK_ROWS
+        for start in starts.tolist():
+            stop = min(start + _BLOCK_ROWS, total)
+            first, last = np.searchsorted(rows, [start, stop], sorter=order)
+            places = order[first:last]
+            found[places] = self.read(name, Range(start, stop))[rows[places] - start]
+        return found
 
     def _read_part(self, name: str, part: _PartEntry, *, rows: Range | None) -> np.ndarray:
         """Rows of a tensor in one file, counted from the file's first row; None for all."""

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import paddle
 
-from plsc.config import Config, check_callable
+from plsc.config import DEFAULT_VAL_TARGETS, Config, check_callable
 from plsc.data.augment import Augment
 from plsc.data.loader import Batch, ReaderLoader, TrainLoader
 from plsc.data.records import DatasetRecords, Records, as_records
 from plsc.data.sources import open_records
 from plsc.data.subset import with_min_images
 from plsc.data.transforms import Transform
-from plsc.data.verification_set import VerificationSet
+from plsc.data.verification_set import VerificationSet, find_bin
 from plsc.distributed.agreement import agree, explain
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.errors import ConfigError, DataError, PLSCError
 
 log = logging.getLogger("plsc")
+
+# Labels of so many times more than there are images are taken for ids that are no class numbers.
+_SPARSE = 10
 
 
 class Loader(Protocol):
@@ -32,6 +35,8 @@ class Loader(Protocol):
     Attributes:
         num_images: images per epoch of all ranks; None where unknown.
         skipped: unreadable images left out so far.
+
+    A loader may have `num_classes`, C: a run whose settings do not give the number of classes takes it from there.
     """
 
     @property
@@ -49,19 +54,32 @@ class Loader(Protocol):
         ...
 
 
-def build_dataloader(config: Config, topology: Topology) -> TrainLoader | ReaderLoader:
+def build_dataloader(
+    config: Config, topology: Topology, *, classes_trained: int | None = None
+) -> TrainLoader | ReaderLoader:
     """A loader of the user's `train_reader`, else of `train_dataset`, else of `dataset_dir`.
+
+    Its `num_classes` is that of the settings if given there; else that of the checkpoint to resume from, unless the
+    data has more; else that of the data; else the default of the settings.
+
+    Args:
+        config: the settings.
+        topology: this rank.
+        classes_trained: number of classes in the checkpoint to resume from.
 
     Raises:
         ConfigError: `train_reader` is no function.
         DataError: the source cannot be opened, or has labels of `num_classes` or more.
     """
     if config.train_reader is not None:
-        return _reader_loader(config, topology)
+        num_classes = _choose_num_classes(config, None, classes_trained, is_main=topology.is_main)
+        return _reader_loader(config, topology, num_classes)
+    records = _training_records(config)
+    found = _count_known_classes(records)
     return TrainLoader(
-        _training_records(config),
+        records,
         Transform(config.image_shape, config.flip, augment=_augment(config)),
-        num_classes=config.num_classes,
+        num_classes=_choose_num_classes(config, found, classes_trained, is_main=topology.is_main),
         batch_size=config.train_batch_size,
         rank=topology.rank,
         world_size=topology.world_size,
@@ -97,6 +115,71 @@ def check_loader(loader: Loader, config: Config, *, topology: Topology) -> Loade
     return loader
 
 
+def num_classes_of(loader: Loader, config: Config, *, classes_trained: int | None) -> int:
+    """C of a run: that of the settings if given there, else of the loader, else of the checkpoint to resume from."""
+    if config.is_given("num_classes"):
+        return config.num_classes
+    return int(getattr(loader, "num_classes", None) or classes_trained or config.num_classes)
+
+
+def _choose_num_classes(config: Config, found: int | None, trained: int | None, *, is_main: bool) -> int:
+    """C by the settings, the number of classes `found` in the data, and that of the checkpoint; and say which."""
+    level = logging.WARNING if is_main else logging.DEBUG
+    chosen = config.num_classes
+    if not config.is_given("num_classes"):
+        if trained is not None and trained >= (found or 0):
+            chosen = trained
+        elif found is not None:
+            chosen = found
+            log.info("num_classes is not set: %d, as in the training data", found)
+        else:
+            log.log(
+                level,
+                "num_classes is not set, and the training data does not say how many classes it has: training %d, the "
+                "default; set_class_num(...) (--num-classes)",
+                chosen,
+            )
+    if found is not None and chosen > found:
+        log.log(
+            level,
+            "num_classes is %d, the training data has %d classes: %d class centers get no image",
+            chosen,
+            found,
+            chosen - found,
+        )
+        if found == 1:
+            log.log(
+                level,
+                "all training images are of one class: the network learns to tell no two images apart; training needs "
+                "images of two classes or more",
+            )
+    return chosen
+
+
+def _count_known_classes(records: Records) -> int | None:
+    """The number of classes of a source; None where only reading every record would tell."""
+    labels = records.known_labels()
+    if records.num_classes is None and labels is not None:
+        return records.count_classes()
+    return records.num_classes
+
+
+def warn_of_large_batch(loader: Loader, config: Config, *, global_batch: int) -> None:
+    """Warn of a global batch of more images than an epoch has: it holds images several times."""
+    if loader.num_images is None or global_batch <= loader.num_images:
+        return
+    log.warning(
+        "the global batch of %d images is larger than the training data of %d images: a step takes images several "
+        "times%s; set_train_batch_size(%d) or less (--train-batch-size)",
+        global_batch,
+        loader.num_images,
+        ""
+        if callable(config.lr_schedule)
+        else f", and the peak of the learning rate, lr * global batch / 1024, is {config.lr * global_batch / 1024:.3g}",
+        max(1, loader.num_images * config.train_batch_size // global_batch),
+    )
+
+
 def count_steps_per_epoch(loader: Loader, global_batch: int) -> int | None:
     """Steps per epoch; None where the number of training images is unknown."""
     if isinstance(loader, TrainLoader):
@@ -104,14 +187,28 @@ def count_steps_per_epoch(loader: Loader, global_batch: int) -> int | None:
     return None if loader.num_images is None else max(1, -(-loader.num_images // global_batch))
 
 
-def _reader_loader(config: Config, topology: Topology) -> ReaderLoader:
+def agree_on_images(loader: Loader, collectives: Collectives) -> None:
+    """Where each rank counted the images of its own `train_reader`, take the smallest count: an epoch ends with the
+    shortest reader, see `agreed_batches`. Every rank must call this, with the same kind of loader."""
+    if isinstance(loader, ReaderLoader):
+        counts = [count for count in collectives.gather_objects(loader.num_images) if count is not None]
+        loader.num_images = min(counts, default=None)
+
+
+def data_folder(config: Config) -> str:
+    """The folder that the training data lies in, where `dataset_dir` names it or a file or pattern in it."""
+    folder = Path(config.dataset_dir)
+    return str(folder if folder.is_dir() else folder.parent)
+
+
+def _reader_loader(config: Config, topology: Topology, num_classes: int) -> ReaderLoader:
     reader = check_callable(
         "train_reader", config.train_reader, expected="a function that returns an iterable of batches"
     )
     loader = ReaderLoader(
         reader,
         config.image_shape,
-        num_classes=config.num_classes,
+        num_classes=num_classes,
         num_images=config.train_image_num,
         world_size=topology.world_size,
     )
@@ -129,11 +226,7 @@ def _training_records(config: Config) -> Records:
     records = open_records(config.dataset_dir) if own is None else as_records(own)
     if config.min_images_per_class:
         records = with_min_images(records, config.min_images_per_class)
-    if records.num_classes is not None and records.num_classes > config.num_classes:
-        raise DataError(
-            f"{_first_beyond(records, config.num_classes)} is out of range, expected 0 to "
-            f"{config.num_classes - 1}; set_class_num({records.num_classes}) (--num-classes), or correct the label"
-        )
+    _check_labels(records, config)
     if config.train_image_num not in (None, len(records)):
         log.warning(
             "set_train_image_num says %d images, the data set has %d; training uses the data set's number",
@@ -141,6 +234,37 @@ def _training_records(config: Config) -> Records:
             len(records),
         )
     return records
+
+
+def _check_labels(records: Records, config: Config) -> None:
+    labels = records.known_labels() if len(records) else None
+    smallest = 0 if labels is None else int(labels.min())
+    found, given = records.num_classes, config.num_classes if config.is_given("num_classes") else None
+    if found is not None and given is not None and found > given:
+        begin = ""
+        if smallest == 1 and found == given + 1:
+            begin = f"the labels begin at 1: subtract 1 from each, so that they run from 0 to {given - 1}; or "
+        raise DataError(
+            f"{_first_beyond(records, given)} is out of range, expected 0 to "
+            f"{given - 1}; {begin}set_class_num({found}) (--num-classes), or correct the label"
+        )
+    if labels is None:
+        return
+    largest = int(labels.max())
+    if given is None and largest >= _SPARSE * max(len(records), 100):
+        raise DataError(
+            f"{records.describe(int(labels.argmax()))}: label {largest} of {len(records)} images means {largest + 1} "
+            f"classes, most of them without an image; number the classes from 0 without gaps: "
+            f"set_min_images_per_class(1) (--min-images-per-class) does so; or set_class_num({largest + 1}) "
+            f"(--num-classes)"
+        )
+    if smallest > 0:
+        log.warning(
+            "the labels begin at %d, expected 0: %d class centers get no image; subtract %d from each label",
+            smallest,
+            smallest,
+            smallest,
+        )
 
 
 def _augment(config: Config) -> Augment:
@@ -176,11 +300,13 @@ def agreed_batches(batches: Iterator[Batch], collectives: Collectives) -> Iterat
 def open_verification_sets(config: Config, collectives: Collectives) -> list[VerificationSet]:
     """The verification sets of a configuration, the same on all ranks. Every rank must call this.
 
-    These are the user's `test_dataset` or `test_reader`, else `<name>.bin` of each of `val_targets`.
+    These are the user's `test_dataset` or `test_reader`, else the files that `val_targets` names (see `find_bin`).
+    Rank 0 logs how many pairs each set has, and warns of metrics that these do not give.
 
     Raises:
         DataError: a set that was asked for by name is missing or damaged, `test_reader` fails, or ranks have different
             sets; the same on every rank.
+        ConfigError: two sets have the same name.
     """
     sets = agree(lambda: _open_sets(config), collectives, error=DataError)
     found = collectives.gather_objects([f"{pairs.name} ({len(pairs)} pairs)" for pairs in sets])
@@ -195,33 +321,45 @@ def open_verification_sets(config: Config, collectives: Collectives) -> list[Ver
 
 def _open_sets(config: Config) -> list[VerificationSet]:
     if config.test_dataset is not None:
-        return _as_sets(config.test_dataset, "test_dataset")
-    if config.test_reader is not None:
+        sets = _as_sets(config.test_dataset, "test_dataset")
+    elif config.test_reader is not None:
         try:
-            return _as_sets(config.test_reader(), "test_reader")
+            sets = _as_sets(config.test_reader(), "test_reader")
         except PLSCError:
             raise
         except Exception as error:  # a user's function may raise any
             raise DataError(f"test_reader: calling it failed: {explain(error)}; correct the function") from error
-    sets, folder = [], Path(config.dataset_dir)
-    if not folder.is_dir():  # a file, a pattern
-        folder = folder.parent
-    for name in config.val_names:
-        path = folder / f"{name}.bin"
-        if path.is_file():
-            sets.append(VerificationSet.load(path, name))
-        elif config.val_targets is not None:
-            raise DataError(
-                f"verification set '{name}' of val_targets: {path} does not exist; put it there, name "
-                f"others with set_val_targets, or set_with_test(False)"
+    else:
+        sets = _named_sets(config)
+    names = [item.name for item in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"{names.count(name)} verification sets are named '{name}', expected a name of its own for each, by "
+                f"which its metrics are reported; rename one"
             )
-        else:
-            log.warning("no verification: %s (the default of val_targets) does not exist", path)
+    for item in sets:
+        log.info("verification set %s: %s", item.name, item.summary())
+        for shortcoming in item.shortcomings():
+            log.warning("verification set %s: %s", item.name, shortcoming)
     return sets
 
 
+def _named_sets(config: Config) -> list[VerificationSet]:
+    folder = Path(config.dataset_dir)
+    if not folder.is_dir():  # a file, a pattern
+        folder = folder.parent
+    if config.val_targets is None and not (path := folder / f"{DEFAULT_VAL_TARGETS}.bin").exists():
+        log.warning("no verification: %s (the default of val_targets) does not exist", path)
+        return []
+    try:
+        return [VerificationSet.load(*find_bin(name, folder)) for name in config.val_names]
+    except DataError as error:
+        raise DataError(f"{error}; name others with set_val_targets, or set_with_test(False)") from None
+
+
 def _as_sets(value: Any, setting: str) -> list[VerificationSet]:
-    sets = [value] if isinstance(value, VerificationSet) else list(value)
+    sets = list(value) if isinstance(value, Iterable) else [value]  # a set has no iterator
     for item in sets:
         if not isinstance(item, VerificationSet):
             raise ConfigError(

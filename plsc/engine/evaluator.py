@@ -21,7 +21,14 @@ from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.dataloading import open_verification_sets
-from plsc.engine.state import open_backbone
+from plsc.engine.rank_check import (
+    check_ranks_agree,
+    describe_checkpoint,
+    describe_network,
+    describe_program,
+    describe_settings,
+)
+from plsc.engine.state import NETWORK_SETTINGS, open_backbone
 from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.inference.embedding import EmbeddingPath, Embeddings, to_unit_length
 from plsc.metrics.verification import VerificationReport, verification_report
@@ -139,7 +146,7 @@ def _share(pairs: VerificationSet, collectives: Collectives) -> Range:
 
 def _report(pairs: VerificationSet, embeddings: Embeddings) -> VerificationReport:
     try:
-        return verification_report(embeddings, pairs.is_same, folds=min(10, len(pairs)))
+        return verification_report(embeddings, pairs.is_same, folds=pairs.folds)
     except (ConfigError, DataError) as error:
         raise DataError(f"{pairs.label} ({len(pairs)} pairs) cannot be verified: {error}") from None
 
@@ -180,19 +187,33 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
     """Verify a checkpoint on the verification sets of a configuration; returns the metrics as '<set>/<metric>'.
 
     Raises:
+        ConfigError: settings contradict each other.
         CheckpointError: there is no checkpoint, or it is of another network.
         DataError: there is no verification set, or an image of one cannot be decoded.
+        DistributedError: ranks have different networks or checkpoints.
     """
     collectives = Collectives(topology)
+    agree(config.check, collectives, error=ConfigError)
     sets = open_verification_sets(config, collectives)
     if not sets:
+        lacking = f"{config.dataset_dir} holds no {DEFAULT_VAL_TARGETS}.bin"
         raise DataError(
-            f"nothing to test on: no verification set is given, and {config.dataset_dir} holds no "
-            f"{DEFAULT_VAL_TARGETS}.bin; make one with plsc data pairs, or set_val_targets (--val-targets)"
+            f"nothing to test on: no verification set is given, and "
+            f"{lacking if config.val_targets is None else 'val_targets is empty'}; make one with plsc data pairs, or "
+            f"set_val_targets (--val-targets)"
         )
     for pairs in sets:
         _report(pairs, np.zeros([2 * len(pairs), 1], np.float32))
-    backbone, config, _ = agree(lambda: open_backbone(config), collectives, error=CheckpointError)
+    backbone, config, saved = agree(lambda: open_backbone(config), collectives, error=CheckpointError)
+    check_ranks_agree(
+        lambda: {
+            **describe_program(topology),
+            **describe_settings(config, NETWORK_SETTINGS),
+            "network": describe_network(backbone),
+            "checkpoint": describe_checkpoint(saved),
+        },
+        collectives,
+    )
     return evaluate(config, backbone, sets=sets, collectives=collectives)
 
 
@@ -212,6 +233,7 @@ def predict(
         CheckpointError: there is no checkpoint, or it is of another network.
         DataError: an image cannot be read.
     """
+    config.check()
     if images is None and config.predict_reader is None:
         raise ConfigError("predict: nothing to embed; give predict([...files...]) or set entry.predict_reader")
     if save_to is not None and Path(save_to).exists():

@@ -4,28 +4,50 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from plsc.config import Config
+from plsc.data.class_identity import ClassIdentity
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.engine.about import About
 from plsc.engine.checkpoint import is_checkpoint_name, list_checkpoints, order, try_folder
-from plsc.errors import CheckpointError
+from plsc.engine.rank_check import describe_object
+from plsc.errors import CheckpointError, ConfigError
 
 log = logging.getLogger("plsc")
 
 # The settings that decide the order of the images in an epoch, in addition to the images themselves.
 _ORDER_SETTINGS = ("seed", "class_balanced", "min_images_per_class")
+# The settings that decide what a step computes, and the learning rate; those of the images are above.
+_STEP_SETTINGS = (
+    "loss_type",
+    "scale",
+    "sample_ratio",
+    "lr",
+    "lr_schedule",
+    "lr_steps",
+    "lr_decay_factor",
+    "warmup_epochs",
+    "pixel_mean",
+    "pixel_std",
+    "flip",
+)
+# Python objects that decide it.
+_STEP_OBJECTS = ("optimizer", "head_optimizer", "margin_function")
 _OTHER_FOLDER = "choose another folder (set_model_save_dir, --model-save-dir)"
 
 
-def warn_of_another_order(about: About, config: Config, *, num_images: int, global_batch: int) -> None:
+def warn_of_another_order(
+    about: About, config: Config, *, num_images: int, classes: ClassIdentity | None, global_batch: int
+) -> None:
     """Warn where the rest of an epoch is not what it would have been without the interruption.
 
     Args:
         about: what the checkpoint says of the run that wrote it.
         config: the settings of this run.
         num_images: images per epoch of this run.
+        classes: the identity of the classes of this run's data.
         global_batch: images per step of this run.
     """
     before = {"images": about.num_images, **about.settings.model_dump()}
@@ -33,6 +55,8 @@ def warn_of_another_order(about: About, config: Config, *, num_images: int, glob
     changes = [
         f"{name} {before[name]} -> {value}" for name, value in now.items() if before.get(name) not in (None, value)
     ]
+    if about.classes is not None and classes is not None and about.classes.digest != classes.digest:
+        changes.append("other classes, or in another order")
     if about.images_in_epoch % global_batch:
         changes.append(f"global batch {global_batch}, which does not divide the {about.images_in_epoch} images done")
     if changes:
@@ -42,6 +66,49 @@ def warn_of_another_order(about: About, config: Config, *, num_images: int, glob
             about.epoch,
             "; ".join(changes),
         )
+
+
+def saved_objects(config: Config) -> dict[str, str]:
+    """The Python objects that decide what a step computes, as a checkpoint's manifest names them."""
+    return {name: str(describe_object(getattr(config, name))) for name in _STEP_OBJECTS}
+
+
+def warn_of_other_steps(about: About, config: Config, *, path: Path, global_batch: int) -> None:
+    """Warn where a step computes something else than in the run that wrote the checkpoint, with both values.
+
+    Args:
+        about: what the checkpoint says of the run that wrote it.
+        config: the settings of this run.
+        path: the checkpoint, for the message.
+        global_batch: images per step of this run.
+    """
+    settings, objects = about.settings.model_dump(), about.objects
+    now: dict[str, Any] = config.model_dump(mode="json", include=set(_STEP_SETTINGS))
+    before: dict[str, Any] = {name: settings[name] for name in _STEP_SETTINGS if name in settings}
+    before["margins"], now["margins"] = _saved_margins(settings), config.margins
+    before["global batch"], now["global batch"] = about.global_batch, global_batch
+    if config.lr_schedule in ("cosine", "poly"):
+        before["end"], now["end"] = _end_of(settings), _end_of(config.model_dump())
+    if objects is not None:
+        before, now = {**before, **objects}, {**now, **saved_objects(config)}
+    changes = [
+        f"{name} {before[name]} -> {value}" for name, value in now.items() if before.get(name) not in (None, value)
+    ]
+    if changes:
+        log.warning("%s was trained with other settings than this run: %s", path, "; ".join(changes))
+
+
+def _saved_margins(settings: dict[str, Any]) -> tuple[float, float, float] | None:
+    names = ("loss_type", "margin", "margin1", "margin2", "margin3")
+    try:
+        return Config(**{name: settings[name] for name in names if name in settings}).margins
+    except ConfigError:  # settings of another version
+        return None
+
+
+def _end_of(settings: dict[str, Any]) -> str:
+    epochs, steps = settings.get("train_epochs"), settings.get("train_steps")
+    return f"{epochs} epochs" if epochs is not None else f"{steps} steps"
 
 
 def check_save_folder(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import paddle
+from numpy.typing import NDArray
 
 from plsc.config import Config
 from plsc.distributed.agreement import explain
@@ -21,7 +23,7 @@ from plsc.utils.ranges import Range
 
 log = logging.getLogger("plsc")
 
-_DESCRIBE_NETWORK = ("emb_dim", "image_shape", "model_name", "flip", "pixel_mean", "pixel_std")
+NETWORK_SETTINGS = ("emb_dim", "image_shape", "model_name", "flip", "pixel_mean", "pixel_std")
 
 
 def backbone_parts(backbone: paddle.nn.Layer, optimizer: NamedOptimizer) -> list[Part]:
@@ -79,8 +81,22 @@ def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, *, config: Confi
             tensor.set_value(value)
 
 
-def load_training(head: Head, optimizer: NamedOptimizer, *, saved: Checkpoint, config: Config) -> None:
+def load_training(
+    head: Head,
+    optimizer: NamedOptimizer,
+    *,
+    saved: Checkpoint,
+    config: Config,
+    rows: NDArray[np.int64] | None = None,
+) -> None:
     """Load the head and the state of both optimizers; any number of ranks may have written the checkpoint.
+
+    Args:
+        head: what to load.
+        optimizer: of the backbone.
+        saved: the checkpoint.
+        config: the settings.
+        rows: [C], for each class the checkpoint's row of it; by default row c is of class c.
 
     Raises:
         CheckpointError: the checkpoint has another number of classes, or is of another kind of loss.
@@ -103,7 +119,9 @@ def load_training(head: Head, optimizer: NamedOptimizer, *, saved: Checkpoint, c
     for name in saved.names("head."):
         key = name[len("head.") :]
         if key in head.parameters or key.startswith(MARGIN_STATE) or same["head_optimizer"]:
-            state[key] = saved.read(name, head.classes if head.has_row_per_class(key) else None)
+            state[key] = (
+                _read_state(saved, name, head=head, rows=rows) if head.has_row_per_class(key) else saved.read(name)
+            )
     missing = set(head.parameters) - set(state)
     if missing:
         raise CheckpointError(
@@ -115,6 +133,12 @@ def load_training(head: Head, optimizer: NamedOptimizer, *, saved: Checkpoint, c
     if same["optimizer"]:
         with reading(saved.path, "the state of the optimizer "):
             optimizer.load({name[len("optimizer.") :]: saved.read(name) for name in saved.names("optimizer.")})
+
+
+def _read_state(saved: Checkpoint, name: str, *, head: Head, rows: NDArray[np.int64] | None) -> NDArray[Any]:
+    if rows is None:
+        return saved.read(name, head.classes)
+    return saved.read_rows(name, rows[head.classes.start : head.classes.stop])
 
 
 def open_backbone(config: Config) -> tuple[paddle.nn.Layer, Config, Checkpoint]:
@@ -131,7 +155,7 @@ def open_backbone(config: Config) -> tuple[paddle.nn.Layer, Config, Checkpoint]:
     unset = {
         name: value
         for name, value in About.of(saved).settings.model_dump().items()
-        if name in _DESCRIBE_NETWORK and not config.is_given(name)
+        if name in NETWORK_SETTINGS and not config.is_given(name)
     }
     config = config.model_copy()
     try:

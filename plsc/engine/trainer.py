@@ -15,20 +15,26 @@ from typing import Any
 import paddle
 
 from plsc.config import Config
-from plsc.data.loader import Batch, TrainLoader
+from plsc.data.class_identity import identify_classes
+from plsc.data.loader import Batch, ReaderLoader, TrainLoader
 from plsc.data.transforms import normalize
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import init_topology
 from plsc.engine import checkpoint
 from plsc.engine.about import About, saved_settings
+from plsc.engine.class_change import about_classes, class_parts, match_classes
 from plsc.engine.dataloading import (
     Loader,
+    agree_on_images,
     agreed_batches,
     build_dataloader,
     check_loader,
     count_steps_per_epoch,
+    data_folder,
+    num_classes_of,
     open_verification_sets,
+    warn_of_large_batch,
 )
 from plsc.engine.evaluator import check_verification_sets, evaluate
 from plsc.engine.observers import Observer, Run, Step, TrainingClock, Values
@@ -37,7 +43,14 @@ from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.precision import Precision
-from plsc.engine.resume import check_save_folder, warn_of_another_order
+from plsc.engine.rank_check import (
+    check_ranks_agree,
+    describe_checkpoint,
+    describe_network,
+    describe_program,
+    describe_settings,
+)
+from plsc.engine.resume import check_save_folder, saved_objects, warn_of_another_order, warn_of_other_steps
 from plsc.engine.schedules import build_schedule, try_schedule
 from plsc.engine.state import (
     average_statistics,
@@ -48,7 +61,7 @@ from plsc.engine.state import (
     load_statistics,
     load_training,
 )
-from plsc.errors import CheckpointError, ConfigError, PLSCError, TrainingError
+from plsc.errors import CheckpointError, ConfigError, DataError, PLSCError, TrainingError
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model
@@ -83,8 +96,9 @@ class Trainer:
         ConfigError: settings contradict each other, or an argument is not of the kind described above.
         DataError: the training data or a verification set cannot be opened, or an image of a verification set cannot
             be decoded: all are decoded once.
-        CheckpointError: `checkpoint_dir` is damaged or does not fit the settings, or `model_save_dir` cannot be written
-            to.
+        CheckpointError: `checkpoint_dir` is damaged or does not fit the settings or the classes of the data, or
+            `model_save_dir` cannot be written to.
+        DistributedError: ranks have different settings or data.
 
     Example:
         >>> config = Config(dataset_dir="./faces", num_classes=10575, train_epochs=20, lr_schedule="cosine")
@@ -103,32 +117,25 @@ class Trainer:
     ) -> None:
         if not isinstance(config, Config):
             raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
-        config.check()
-        if backbone is not None:
-            config = config.model_copy(update={"model": check_model(backbone)})
-        self.config = config
         self.topology = init_topology()
         show_log(self.topology.is_main)
         self.collectives = Collectives(self.topology)
-        paddle.seed(config.seed)
-        self.backbone = build_backbone(config)
+        agree(config.check, self.collectives, error=ConfigError)
+        saved = agree(lambda: self._open(config, loader), self.collectives, error=DataError)
+        agree(lambda: self._make_parts(backbone, observers), self.collectives, error=ConfigError)
+        check_ranks_agree(lambda: self._facts(saved, head), self.collectives)
+        agree_on_images(self.loader, self.collectives)
+        config = self.config
         self.network = paddle.DataParallel(self.backbone) if self.topology.world_size > 1 else self.backbone
-        self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
-        if head is None:
-            head = Classifier(config, self.collectives, make_optimizer=lambda named: NamedOptimizer(config, named))
-        self.head = check_head(head, config.num_classes)
+        agree(lambda: self._make_head(head), self.collectives, error=ConfigError)
         self.precision = Precision(config, self.topology)
-        if loader is None:
-            loader = build_dataloader(config, self.topology)
-        self.loader = check_loader(loader, config, topology=self.topology)
         self.verification_sets = open_verification_sets(config, self.collectives) if config.with_test else []
         self.global_batch = config.train_batch_size * self.topology.world_size
         self.steps_per_epoch = count_steps_per_epoch(self.loader, self.global_batch)
-        self.observers = ObserverGroup([Progress(), MetricsFile(), *observers], self.topology.is_main)
         self.epoch, self.step_in_epoch, self.step = 0, 0, 0
         self._resumed_from: Path | None = None
-        if config.checkpoint_dir:
-            self._resume(config.checkpoint_dir)
+        if saved is not None:
+            self._resume(saved)
         self.schedule = build_schedule(
             config, self.global_batch, steps_per_epoch=self.steps_per_epoch, total_steps=self.total_steps
         )
@@ -138,6 +145,49 @@ class Trainer:
         self._averaged_step: int | None = None
         self._verified_step: int | None = None
         self._unchecked: tuple[int, paddle.Tensor] | None = None
+
+    def _open(self, config: Config, loader: Loader | None) -> checkpoint.Checkpoint | None:
+        """Open the checkpoint to resume from and the training data, and complete the settings by them."""
+        saved = checkpoint.Checkpoint(config.checkpoint_dir) if config.checkpoint_dir else None
+        trained = None if saved is None else About.of(saved).settings.num_classes
+        if loader is None:
+            loader = build_dataloader(config, self.topology, classes_trained=trained)
+        self.loader = check_loader(loader, config, topology=self.topology)
+        num_classes = num_classes_of(self.loader, config, classes_trained=trained)
+        self.config = config.model_copy(update={"num_classes": num_classes})
+        self._records = self.loader.records if isinstance(self.loader, TrainLoader) else None
+        self._classes = None if self._records is None else identify_classes(self._records, data_folder(config))
+        return saved
+
+    def _make_parts(self, backbone: paddle.nn.Layer | None, observers: Iterable[Observer]) -> None:
+        """Make what takes no other rank: the backbone and the observers."""
+        if backbone is not None:
+            self.config = self.config.model_copy(update={"model": check_model(backbone)})
+        paddle.seed(self.config.seed)
+        self.backbone = build_backbone(self.config)
+        self.observers = ObserverGroup([Progress(), MetricsFile(), *observers], self.topology.is_main)
+
+    def _make_head(self, head: Head | None) -> None:
+        """Make the head, unless it is given, and the optimizers. Only this rank's memory may not hold them."""
+        config = self.config
+        self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
+        if head is None:
+            head = Classifier(config, self.collectives, make_optimizer=lambda named: NamedOptimizer(config, named))
+        self.head = check_head(head, config.num_classes)
+
+    def _facts(self, saved: checkpoint.Checkpoint | None, head: Head | None) -> dict[str, object]:
+        """What ranks must have in common, in addition to settings: compared before any collective depends on it."""
+        return {
+            **describe_program(self.topology),
+            **describe_settings(self.config),
+            "network": describe_network(self.backbone),
+            "loader": type(self.loader).__qualname__,
+            "head": "that of loss_type" if head is None else type(head).__qualname__,
+            "number of training images": None if isinstance(self.loader, ReaderLoader) else self.loader.num_images,
+            "classes of the training data": self._classes
+            and f"known by {self._classes.by}, {self._classes.digest[:12]}",
+            "checkpoint": describe_checkpoint(saved),
+        }
 
     def train(self) -> dict[str, float]:
         """Train to the end, save and verify after each epoch.
@@ -335,6 +385,7 @@ class Trainer:
         is_main = self.topology.is_main
         if is_main:
             yield from backbone_parts(self.backbone, self.optimizer)
+            yield from class_parts(self._classes)
             yield from extra
         yield from head_parts(self.head, is_main, num_classes=self.config.num_classes)
 
@@ -349,10 +400,15 @@ class Trainer:
             "head_optimizer": self.head.optimizer_kind,
             "loss_scaling": self.precision.state(),
             "settings": saved_settings(self.config),
+            "objects": saved_objects(self.config),
+            "global_batch": self.global_batch,
+            "classes": about_classes(self._classes),
         }
 
     def _check_start(self) -> None:
         """Find out before the first step what training would find out later, on all ranks together."""
+        if self.topology.is_main:
+            warn_of_large_batch(self.loader, self.config, global_batch=self.global_batch)
 
         def try_learning_rates() -> None:
             try_schedule(self.schedule, self.step, total_steps=self.total_steps)
@@ -376,36 +432,36 @@ class Trainer:
             return None
         return self.epoch + (self.step_in_epoch + self.total_steps - self.step) // self.steps_per_epoch
 
-    def _resume(self, path: str) -> None:
-        about, saved = agree(lambda: self._load(checkpoint.Checkpoint(path)), self.collectives, error=CheckpointError)
-        names = self.collectives.gather_objects(saved.path.name)
-        if len(set(names)) > 1:
-            raise CheckpointError(
-                f"checkpoint_dir {path!r}: ranks find different checkpoints in it, {', '.join(names)} in the order of "
-                f"ranks; name one (set_checkpoint_dir, --checkpoint-dir)"
-            )
+    def _resume(self, saved: checkpoint.Checkpoint) -> None:
+        about = agree(lambda: self._load(saved), self.collectives, error=CheckpointError)
         self.epoch, self.step = about.epoch, about.step
         self.step_in_epoch = about.images_in_epoch // self.global_batch
         self._resumed_from = saved.path
         if self.topology.is_main:
             log.info("resumed from %s: epoch %d, step %d", saved.path, self.epoch, self.step)
+            warn_of_other_steps(about, self.config, path=saved.path, global_batch=self.global_batch)
         # The order of the images of another loader is its own, and how many it has may be a guess.
         if about.images_in_epoch and isinstance(self.loader, TrainLoader):
             if self.topology.is_main:
                 warn_of_another_order(
-                    about, self.config, num_images=self.loader.num_images, global_batch=self.global_batch
+                    about,
+                    self.config,
+                    num_images=self.loader.num_images,
+                    classes=self._classes,
+                    global_batch=self.global_batch,
                 )
             if self.step_in_epoch >= self.loader.steps_per_epoch:
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
 
-    def _load(self, saved: checkpoint.Checkpoint) -> tuple[About, checkpoint.Checkpoint]:
-        about = About.of(saved)
-        load_backbone(self.backbone, saved, config=self.config)
+    def _load(self, saved: checkpoint.Checkpoint) -> About:
+        about, config = About.of(saved), self.config
+        rows = match_classes(saved, self._classes, records=self._records, folder=data_folder(config), config=config)
+        load_backbone(self.backbone, saved, config=config)
         load_statistics(self.backbone, saved, topology=self.topology)
-        load_training(self.head, self.optimizer, saved=saved, config=self.config)
+        load_training(self.head, self.optimizer, saved=saved, config=config, rows=rows)
         with checkpoint.reading(saved.path, "the loss scale "):
             self.precision.load(about.loss_scaling)
-        return about, saved
+        return about
 
     def _check_finite(self) -> None:
         """Stop at a loss that is not finite, one step later, so that the device need not be waited for."""

@@ -72,6 +72,7 @@ def export_checkpoint(
     directory = Path(directory or Path(config.model_save_dir) / "inference_model")
 
     def export() -> None:
+        config.check()
         backbone, opened, saved = open_backbone(config)
         export_backbone(
             backbone, opened, directory=directory, origin=str(saved.path), formats=formats, bake=bake, bgr=bgr

@@ -244,20 +244,29 @@ def read_threshold(report: str | Path, name: str | None = None) -> float:
         name: name of the verification set. It may be left out if the report has one set.
 
     Raises:
-        ServingError: the file is no such report, has no set of this name, or has several sets and `name` is left out.
+        ServingError: the file is no such report, has no set of this name, or has several sets and `name` is left out;
+            or the set has no threshold.
     """
     try:
         metrics = json.loads(Path(report).read_text(encoding="utf-8"))
         found = {
-            key[: -len("/threshold")]: float(value) for key, value in metrics.items() if key.endswith("/threshold")
+            key[: -len("/threshold")]: None if value is None else float(value)
+            for key, value in metrics.items()
+            if key.endswith("/threshold")
         }
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ServingError(f"{report}: no report of plsc test: {error}") from None
     if name is None and len(found) == 1:
-        return next(iter(found.values()))
+        name = next(iter(found))
     if name not in found:
         raise ServingError(f"{report}: got the set {name!r}, expected one of {', '.join(sorted(found)) or 'none'}")
-    return found[name]
+    threshold = found[name]
+    if threshold is None or not -1 <= threshold <= 1 + 1e-9:  # NaN is refused too
+        raise ServingError(
+            f"{report}: the set {name!r} has the threshold {threshold}, expected a cosine of -1 to 1; a set without "
+            f"both same and different pairs gives none"
+        )
+    return min(threshold, 1.0)  # earlier versions wrote 1.0000000000000002 for 1
 
 
 def _faiss() -> Any:

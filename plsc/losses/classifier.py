@@ -71,6 +71,11 @@ class Classifier:
         self._ranks, rank = collectives.topology.world_size, collectives.topology.rank
         every = Range(0, config.num_classes)
         self.classes = shard_range(config.num_classes, self._ranks, shard=rank) if self._sharded else every
+        if config.num_classes == 1 and collectives.topology.is_main:
+            log.warning(
+                "num_classes is 1: the softmax over one class has a loss of 0 and no gradient, so the network learns "
+                "nothing; training needs two classes or more"
+            )
         self._seed = config.seed
         self._margin = build_margin(config)
         self.parameters = {"weight": self._create_weight(config)}

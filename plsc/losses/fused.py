@@ -2,18 +2,19 @@
 
 G gathered batch, D embedding, S classes of this shard, B classes of a chunk, b of a block. For sample n with label y:
 
-    x_n    feature divided by its norm                   w_c    class center as stored
+    x_n    unit feature                                  w_c    class center as stored; |w_c| read as 1e-4 at least
     r_cn = <w_c, x_n>                                    z_cn = s r_cn / |w_c|
     z_yn = s psi_n, the logit with margin                shift_n: see plsc.losses.shift
 
     e_cn     = exp(z_cn - shift_n) / |w_c|               for every class but the sample's own, where e_yn = 0
     others_n = sum_c |w_c| e_cn                          the exponentials of all classes but the own
     Z_n      = others_n + exp(z_yn - shift_n)
-    t_n      = 1 / (G Z_n)
+    t_n      = omega_n / (G Z_n)                         omega_n: 1, less for short features; see `reference`
     loss_n   = log(others_n + exp(z_yn - shift_n)) + shift_n - z_yn
 
-The own class enters once, exactly. Its gradient dL/dz_yn = (p_yn - 1) / G = -others_n t_n is a sum of positive numbers,
-so nothing cancels however small the loss is. With dpsi = d psi_n / d cos and y's entry of e set to the target term
+The own class enters once, exactly. Its gradient dL/dz_yn = omega_n (p_yn - 1) / G = -others_n t_n is a sum of positive
+numbers, so nothing cancels however small the loss is. With dpsi = d psi_n / d cos and y's entry of e set to the target
+term
 
     e_yn     = -others_n dpsi / |w_y|
 
@@ -45,17 +46,19 @@ from plsc.losses.margins import Margin
 from plsc.losses.ops import add, add_, add_at_, exp_, matmul, multiply, no_grad, scale_rows, split_rows
 from plsc.losses.precision import Precision
 from plsc.losses.reference import (
-    NORM_EPSILON,
+    CENTER_FLOOR,
     Directions,
     Reducer,
     SingleRank,
     Targets,
     as_directions,
     by_rows,
+    sample_weights,
     target_logits,
 )
 from plsc.losses.shard import Block, Chunk, Shard
 from plsc.losses.shift import Shift, choose_shift
+from plsc.metrics.embeddings import EPSILON
 
 # Added to r where the class is the sample's own: its exponential is 0, and so is that times this.
 _EXCLUDED = -1e20
@@ -220,7 +223,7 @@ class FusedSoftmax:
             shard: the class centers.
             count_above: also count `num_greater`, for acc1 and acc5.
         """
-        directions, targets = as_directions(features, self._margin), shard.locate(labels)
+        directions, targets = as_directions(features, self._margin, floor=EPSILON), shard.locate(labels)
         x, samples = directions.rows, features.shape[0]
         shift = self._shift(samples, x.dtype)
         target = self._target_terms(directions, labels, targets, shard)
@@ -237,7 +240,9 @@ class FusedSoftmax:
         excess = paddle.log(others) + shift.value - logit
         losses = paddle.clip(excess, min=0.0) + paddle.log1p(paddle.exp(-excess.abs()))
         shift.center(others, gradient=gradient)
-        t = paddle.exp(shift.value - logit - losses) / samples
+        t = paddle.exp(shift.value - logit - losses) / samples * sample_weights(features, self._margin)
+        # Without other classes there is no gradient; the exponential may be infinite then, which times 0 is not 0.
+        t = paddle.where(others == 0.0, paddle.zeros_like(t), t)
 
         target_term = -others * target.derivative * target.owned
         gradient += target_term.unsqueeze(1) * target.rows
@@ -300,7 +305,7 @@ class FusedSoftmax:
     ) -> TargetTerms:
         rows, owned = shard.target_rows(targets), targets.owned.astype(directions.rows.dtype)
         # Their norms as they are now, not those kept from the update: the margin is steep where a cosine is near 1.
-        w = as_directions(rows, self._margin)
+        w = as_directions(rows, self._margin, floor=CENTER_FLOOR)
         product = (rows * directions.rows).sum(axis=1)
         inverse_norm = paddle.ones_like(product) if w.inverse_norms is None else w.inverse_norms.squeeze(1)
         plain = product * inverse_norm
@@ -369,7 +374,7 @@ def _where_owned(values: paddle.Tensor, targets: Targets) -> paddle.Tensor:
 
 
 def _cosine_row_terms(shard: Shard, scale: float, shift: float) -> RowTerms:
-    minus_log_norm = -0.5 * paddle.log(shard.squared_norms() + NORM_EPSILON)
+    minus_log_norm = -0.5 * paddle.log(paddle.clip(shard.squared_norms(), min=CENTER_FLOOR**2))
     inverse_norm = paddle.exp(minus_log_norm)
     split = shard.split_by_chunk
     return RowTerms(

@@ -7,11 +7,30 @@ Shapes: G gathered batch, D embedding, C classes, S classes of this shard.
     L = 1/G * sum_n [ logsumexp_c(z_nc) - z_ny ]
 
 The gradient convention: L is the mean over all G gathered samples and the same number on every rank; what is returned
-as a gradient is the exact gradient of that L. A rank sees only its own S classes, so its feature gradient is a partial
-sum: the sum over ranks is dL/dX. Weight and bias gradients are complete.
+as a gradient is the exact gradient of that L, but for very short features and centers (see below). A rank sees only its
+own S classes, so its feature gradient is a partial sum: the sum over ranks is dL/dX. Weight and bias gradients are
+complete.
 
 L is computed as logsumexp minus target. Paddle's own softmax kernels floor probabilities at e^-64 on CPU, and a scale
 of 64 reaches that.
+
+Unit length. cos(x, w) is the product of two directions:
+
+    x / max(|x|, 1e-12)    of a feature: the rule of inference, see plsc/inference/embedding.py; zero stays zero
+    w / max(|w|, 1e-4)     of a class center
+
+The derivative of a direction u is (I - u u^T) over the same denominator. For a center it is 1e4 at most, at zero too.
+For a feature it grows as 1 / |x|, and the direction of a feature near zero is rounding noise. Such features are usual:
+batch normalization makes all features of a batch of equal images zero, or noise with a root mean square of up to 1e-3.
+In all gradients of a loss with a margin, the term of sample n is therefore multiplied by its weight
+
+    omega_n = min(1, |x_n| / (0.01 sqrt(D)))^6
+
+which is exactly 1 from a root mean square of 0.01 on; that of ordinary features is about 1. The gradients are bounded
+and continuous in x, and 0 where x is 0. The sixth power separates noise from features that are short but meant: with a
+root mean square of 1e-3, a step turns a feature as far as an ordinary one; below, less. With the second or the fourth
+power, several batches of equal images in a row still make the weights diverge, since batch normalization multiplies the
+gradient by noise by several hundred. L itself has no weights.
 
 `ReferenceSoftmax` and `plsc.losses.fused.FusedSoftmax` compute the same numbers with the same two methods:
 `loss_and_feature_gradient`, then `row_gradients` if the weight is to be updated; a trainer may look at the loss in
@@ -27,9 +46,12 @@ import paddle
 
 from plsc.losses.margins import Margin, MarginOutput, apply_margin
 from plsc.losses.ops import no_grad
+from plsc.metrics.embeddings import EPSILON
 
-# Added to squared norms: x / sqrt(<x, x> + this) is smooth everywhere, at a vector of zeros too.
-NORM_EPSILON = 1e-12
+# The least divisor of a class center. Initial centers have a length of 0.01 sqrt(D).
+CENTER_FLOOR = 1e-4
+# Root mean square of a feature's numbers from which on its sample has its full weight in the gradients.
+FULL_WEIGHT_RMS = 1e-2
 
 
 class Reducer(Protocol):
@@ -67,7 +89,7 @@ class Directions(NamedTuple):
 
     Attributes:
         rows: unit rows with a margin, the rows as they are for softmax.
-        inverse_norms: [M, 1], 1 / |row|; None for softmax.
+        inverse_norms: [M, 1], 1 / max(|row|, floor); None for softmax.
     """
 
     rows: paddle.Tensor
@@ -145,7 +167,8 @@ class ReferenceSoftmax:
             count_above: also count `State.num_greater`, for acc1 and acc5.
         """
         targets = locate(labels, self.first_class, num_classes=weight.shape[0])
-        x, w = as_directions(features, self.margin), as_directions(weight, self.margin)
+        x = as_directions(features, self.margin, floor=EPSILON)
+        w = as_directions(weight, self.margin, floor=CENTER_FLOOR)
         scale = 1.0 if self.margin is None else self.scale
         logits = paddle.matmul(x.rows, w.rows, transpose_y=True)
         if bias is not None:
@@ -163,7 +186,7 @@ class ReferenceSoftmax:
         loss = (paddle.log(total) + shift - self.reducer.all_reduce_sum(owned_logit)).mean()
 
         # dL/dz_nc = (p_nc - [c = y]) / G, and a cosine or psi is z / s.
-        factor = scale / len(labels)
+        factor = sample_weights(features, self.margin) * (scale / len(labels))
         by_psi = (_pick(exponential, targets) / total - 1.0) * factor
         d_logits = _place(exponential * (factor / total).unsqueeze(1), targets, by_psi * target.by_cosine)
         gradient = by_rows(paddle.matmul(d_logits, w.rows), x)
@@ -192,21 +215,28 @@ def locate(labels: paddle.Tensor, first_class: int, *, num_classes: int) -> Targ
     return Targets(owned, paddle.clip(row, 0, max(num_classes - 1, 0)))
 
 
-def unit_rows(rows: paddle.Tensor) -> Directions:
-    """Rows [M, D] divided by their norms, and the inverse norms."""
-    inverse_norms = paddle.rsqrt((rows * rows).sum(axis=1, keepdim=True) + NORM_EPSILON)
+def as_directions(rows: paddle.Tensor, margin: Margin | None, *, floor: float) -> Directions:
+    """Rows [M, D] divided by max(norm, floor) if there is a margin; unchanged rows for softmax."""
+    if margin is None:
+        return Directions(rows, None)
+    inverse_norms = paddle.rsqrt(paddle.clip((rows * rows).sum(axis=1, keepdim=True), min=floor * floor))
     return Directions(rows * inverse_norms, inverse_norms)
 
 
-def as_directions(rows: paddle.Tensor, margin: Margin | None) -> Directions:
-    """Rows divided by their norms if there is a margin; unchanged rows for softmax."""
-    return Directions(rows, None) if margin is None else unit_rows(rows)
+def sample_weights(features: paddle.Tensor, margin: Margin | None) -> paddle.Tensor:
+    """omega [G]: the weights of the samples in the gradients; 1 for softmax, which takes features as they are."""
+    samples, size = features.shape
+    if margin is None:
+        return paddle.ones([samples], features.dtype)
+    share = paddle.clip((features * features).sum(axis=1) / (size * FULL_WEIGHT_RMS**2), max=1.0)
+    return share * share * share
 
 
 def by_rows(gradient: paddle.Tensor, directions: Directions) -> paddle.Tensor:
     """The gradient by rows [M, D], from the gradient by their directions.
 
-    For unit rows, the part of the gradient along the row is removed: it cannot change the row's direction.
+    For unit rows, the part of the gradient along the row is removed: it cannot change the row's direction. Of rows
+    shorter than the floor a part of it stays.
     """
     unit, inverse_norms = directions
     if inverse_norms is None:

@@ -20,12 +20,16 @@ from plsc.losses.ops import add_at_, highest, no_grad, put_rows, take_rows
 from plsc.losses.reference import Targets
 from plsc.losses.shard import Block, Shard
 
+# With one class in the softmax the loss is 0, whatever the features are.
+_LEAST_ROWS = 2
+
 
 class SampledShard(Shard):
     """K rows of a shard. In each step: `draw`, then the loss on this shard, then `update`.
 
     K is the ratio's part of the shard, or the batch size where that is more, so that all positives are among them; it
-    is the same in every step, so that a step never waits for the device to learn a size.
+    is 2 at least, where the shard has 2 rows. It is the same in every step, so that a step never waits for the device
+    to learn a size.
 
     Args:
         shard: the shard to draw from.
@@ -39,7 +43,7 @@ class SampledShard(Shard):
     def __init__(self, shard: Shard, *, ratio: float, samples: int) -> None:
         if not 0.0 < ratio <= 1.0:
             raise ConfigError(f"sample ratio {ratio}; expected over 0, and 1 at most")
-        count = min(shard.size, max(math.ceil(ratio * shard.size), samples))
+        count = min(shard.size, max(math.ceil(ratio * shard.size), samples, _LEAST_ROWS))
         weight = paddle.empty([min(count, shard.chunk_rows), shard.weight.shape[1]], shard.weight.dtype)
         bias = None if shard.bias is None else paddle.empty([count], shard.bias.dtype)
         super().__init__(weight, shard.optimizer, bias=bias, state=self._state_buffers(shard, count))

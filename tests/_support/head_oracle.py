@@ -9,11 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import paddle
 
-NORM_EPSILON = 1e-12
+
+def norm(vector, floor):
+    """The length, or the floor where that is more: 1e-12 of features, 1e-4 of class centers."""
+    return max(math.sqrt(sum(float(a) ** 2 for a in vector)), floor)
 
 
-def norm(vector):
-    return math.sqrt(sum(float(a) ** 2 for a in vector) + NORM_EPSILON)
+def gradient_weight(feature):
+    """What the gradients of a sample are multiplied by: 1, less for a feature with a root mean square below 0.01."""
+    length = math.sqrt(sum(float(a) ** 2 for a in feature))
+    return min(1.0, length / (0.01 * math.sqrt(len(feature)))) ** 6
 
 
 def psi(cosine, m1, m2, m3):
@@ -27,7 +32,7 @@ def psi(cosine, m1, m2, m3):
 
 
 def oracle(features, labels, weight, bias=None, *, margins=None, margin=None, scale=64.0, rows=None):
-    """(loss, dX, dW, dbias) of the mean loss, in plain loops.
+    """(loss, dX, dW, dbias) of the mean loss, in plain loops; the gradients of short vectors as the library has them.
 
     margins: (m1, m2, m3) of the combined margin; margin: instead of it, a function (cosine, norm, label) -> (value,
     derivative by the cosine, derivative by the norm). Neither: softmax. rows: the only classes in the sum, if given.
@@ -50,24 +55,28 @@ def oracle(features, labels, weight, bias=None, *, margins=None, margin=None, sc
             if margin is None:
                 logit[c], slope[c] = product + (0.0 if bias is None else float(bias[c])), 1.0
                 continue
-            cosine[c] = product / (norm(x) * norm(w))
+            cosine[c] = product / (norm(x, 1e-12) * norm(w, 1e-4))
             value, derivative = cosine[c], 1.0
             if c == label:
-                value, derivative, by_norm = margin(cosine[c], norm(x), label)
+                value, derivative, by_norm = margin(cosine[c], norm(x, 1e-12), label)
             logit[c], slope[c] = scale * value, scale * derivative
         peak = max(logit.values())
-        total = sum(math.exp(z - peak) for z in logit.values())
+        exponential = {c: math.exp(z - peak) for c, z in logit.items()}
+        total = sum(exponential.values())
+        # Summed, since the difference of 1 and a probability near 1 has lost its digits.
+        others = sum(e for c, e in exponential.items() if c != label)
         loss += math.log(total) + peak - logit[label]
         for c in rows:
             w = weight[c].astype(np.float64)
-            by_logit = (math.exp(logit[c] - peak) / total - (c == label)) / count
+            by_logit = (-others if c == label else exponential[c]) / total / count
+            by_logit *= 1.0 if margin is None else gradient_weight(x)
             d_b[c] += by_logit
             by_cosine = by_logit * slope[c]
             if margin is None:
                 d_x[n] += by_cosine * w
                 d_w[c] += by_cosine * x
             else:
-                x_norm, w_norm = norm(x), norm(w)
+                x_norm, w_norm = norm(x, 1e-12), norm(w, 1e-4)
                 d_x[n] += by_cosine * (w / w_norm - cosine[c] * x / x_norm) / x_norm
                 d_w[c] += by_cosine * (x / x_norm - cosine[c] * w / w_norm) / w_norm
                 if c == label:
@@ -105,6 +114,14 @@ class LockstepReducer:
 
     def all_reduce_max(self, tensor):
         return self._reduce(tensor, lambda stack: stack.max(axis=0))
+
+
+def worst_row_error(found, expected):
+    """The largest error of a row relative to that row's own largest number, so that small rows count as large ones."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    size = np.abs(expected).max(axis=1, initial=0.0)
+    # The floor is the range of float32, in which the weight of a feature of length 1e-10 is 0.
+    return float((np.abs(found - expected).max(axis=1, initial=0.0) / np.maximum(size, 1e-25)).max(initial=0.0))
 
 
 def relative_error(found, expected):

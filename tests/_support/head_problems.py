@@ -12,6 +12,7 @@ from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
 from plsc.utils.ranges import shard_ranges
 from tests._support.head_oracle import LockstepReducer
+from tests._support.workers.cases import CENTER_LENGTHS, FEATURE_LENGTHS, shortened
 
 ARCFACE = (1.0, 0.5, 0.0)
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
@@ -29,6 +30,12 @@ def make_problem(classes, samples, size=16, dtype="float64", seed=0, with_bias=F
     features = (3.0 * weight[labels] + rng.standard_normal((samples, size))).astype(dtype)
     bias = rng.standard_normal(classes).astype(dtype) if with_bias else None
     return features, labels, weight, bias
+
+
+def with_short_vectors(problem):
+    """The problem with some features and class centers of length zero or nearly so, the others as they are."""
+    features, labels, weight, bias = problem
+    return shortened(features, FEATURE_LENGTHS), labels, shortened(weight, CENTER_LENGTHS), bias
 
 
 def own_rows(problem, ranges, rank):
@@ -107,7 +114,7 @@ def train_fused(problem, ranks, margin, scale, *, optimizer, steps, learning_rat
     return reducer.run(play)
 
 
-def run_sampled(problem, ranks, ratio, margin, scale, *, optimizer=None, learning_rate=1.0, seed=5):
+def run_sampled(problem, ranks, ratio, margin, scale, *, optimizer=None, learning_rate=1.0, seed=5, precision=None):
     """(state, dX summed over ranks, full shards, sampled global classes) of one step."""
     reducer, ranges = LockstepReducer(ranks), shard_ranges(len(problem[2]), ranks)
 
@@ -116,7 +123,8 @@ def run_sampled(problem, ranks, ratio, margin, scale, *, optimizer=None, learnin
         full = Shard(weight, optimizer or SGD(), bias=bias, first_class=ranges[rank].start)
         sampled = SampledShard(full, ratio=ratio, samples=len(labels))
         sampled.draw(labels, seed=seed + rank)
-        state = train_step(FusedSoftmax(margin, scale, reducer=reducer), features, labels, sampled, learning_rate)
+        softmax = FusedSoftmax(margin, scale, reducer=reducer, precision=precision)
+        state = train_step(softmax, features, labels, sampled, learning_rate)
         return state, full, sampled.rows.numpy() + ranges[rank].start
 
     states, shards, rows = zip(*reducer.run(play))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
+import pytest
 
 CLASSES, SIDE = 6, 16
 
@@ -14,3 +16,18 @@ def make_images(classes=CLASSES, per_class=5, side=SIDE):
     labels = np.arange(classes * per_class) % classes
     images = np.clip(patterns[labels] + rng.normal(0, 20, (len(labels), side, side, 3)), 0, 255)
     return images.astype(np.uint8), labels
+
+
+def encode_as(kind) -> bytes:
+    """An image of 40 x 60 pixels as a file of a kind of `IMAGE_KINDS`."""
+    suffix = kind.suffixes[0]
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (40, 60) if suffix in (".pgm", ".pbm") else (40, 60, 3), np.uint8
+    )
+    try:
+        done, encoded = cv2.imencode(suffix, pixels)
+    except cv2.error:
+        done = False
+    if not done:
+        pytest.skip(f"this OpenCV writes no {suffix}")
+    return encoded.tobytes()

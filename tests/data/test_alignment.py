@@ -83,6 +83,14 @@ def test_landmark_files(tmp_path):
         read_landmarks(tmp_path / "none.txt", 2)
 
 
+@pytest.mark.parametrize("odd", ["\x0c", "\x85", "\u2028"])
+def test_only_line_ends_end_a_line_of_landmarks(tmp_path, odd):
+    marks = " ".join(map(str, TEMPLATE.reshape(-1)))
+    (tmp_path / "marks.txt").write_bytes(f"\ufeffa{odd}b.jpg {marks}\r\n\r\n1 2\r\n".encode())
+    with pytest.raises(DataError, match="marks.txt, line 3: got '1 2'"):
+        read_landmarks(tmp_path / "marks.txt", 1)
+
+
 @pytest.mark.parametrize("shape", [(2, 2, 5), (5, 2, 2), (2, 10), (1, 5, 2)])
 def test_landmarks_of_another_shape_are_refused(tmp_path, shape):
     np.save(tmp_path / "marks.npy", np.zeros(shape, np.float32))

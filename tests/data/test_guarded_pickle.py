@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plsc.data import guarded_pickle
 from plsc.data.verification_set import VerificationSet
 from plsc.errors import DataError
 from tests._support.pairs import AS_ARRAYS, IMAGES, SAME, write_bin
@@ -75,6 +76,13 @@ def test_what_would_take_memory_or_time_without_end_is_refused(tmp_path):
         VerificationSet.load(write_bin(tmp_path, huge))
 
 
+def test_arrays_that_share_a_list_of_objects_do_not_copy_it():
+    """A small file may refer to one long list from very many arrays."""
+    objects, array = [None] * 3, guarded_pickle.PickledArray(np.zeros(0))
+    array.__setstate__((1, (3,), guarded_pickle._Dtype("O8"), False, objects))
+    assert array.array is objects and array.elements() == objects
+
+
 @pytest.mark.parametrize("images", [IMAGES, AS_ARRAYS], ids=["bytes", "arrays"])
 def test_a_file_cut_off_anywhere_says_so(tmp_path, images):
     data = pickle.dumps((images, SAME), 4)
@@ -90,6 +98,8 @@ def test_bytes_after_the_end_are_warned_of(tmp_path, caplog):
 
 
 WHOLE = [pickle.dumps((AS_ARRAYS, np.array(SAME)), protocol) for protocol in (0, 2, 4, 5)]
+WHOLE.append(pickle.dumps((np.array([*IMAGES, None], object)[:-1], np.array(SAME, np.float64)), 2))
+WHOLE[-1] += b'\n{"format": "plsc-verification-set", "version": 1, "folds": [0, 1, 1]}\n'
 
 
 @settings(max_examples=300, deadline=None)

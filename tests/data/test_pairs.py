@@ -11,6 +11,7 @@ from plsc.data.pairs import _unrank, choose_pairs, make_verification_set
 from plsc.data.sources import open_records
 from plsc.data.sources.arrays import ArrayRecords
 from plsc.errors import DataError
+from plsc.metrics.verification import verification_report
 from tests._support.sources import IMAGES, make_list
 
 
@@ -42,6 +43,8 @@ def test_pairs_are_distinct_and_balanced_with_identities_apart(sizes, folds, see
         return
     assert (labels[pairs.first] == labels[pairs.second]).tolist() == pairs.is_same.tolist()
     assert pairs.is_same.reshape(folds, 8).sum(1).tolist() == [4] * folds
+    assert pairs.folds.tolist() == np.repeat(np.arange(folds), 8).tolist()
+    assert pairs.is_same.tolist() == [True, False] * 4 * folds
     assert (pairs.first != pairs.second).all()
     assert len({frozenset(pair) for pair in zip(pairs.first.tolist(), pairs.second.tolist())}) == 8 * folds
     identities = [
@@ -87,3 +90,29 @@ def test_a_verification_set_holds_the_pairs_images():
     owner = [int(image[0, 0, 0]) // 5 for image in made.images]
     assert [a == b for a, b in zip(owner[0::2], owner[1::2])] == made.is_same.tolist()
     assert made.is_same.sum() == 8
+    assert made.has_own_folds and made.folds.tolist() == [0] * 8 + [1] * 8
+    identities = [{owner[2 * pair], owner[2 * pair + 1]} for pair in range(16)]
+    assert not set.union(*identities[:8]) & set.union(*identities[8:])
+
+
+def test_pairs_in_one_fold_leave_the_folds_to_the_evaluation():
+    """Ten contiguous folds, as other libraries cut, hold both kinds as well."""
+    made = make_verification_set(records_of(np.repeat(np.arange(8), 10)), 40, folds=1)
+    assert not made.has_own_folds and made.folds.tolist() == np.repeat(np.arange(10), 4).tolist()
+    assert made.is_same.reshape(10, 4).sum(1).tolist() == [2] * 10
+
+
+def test_the_folds_of_pairs_do_not_change_what_they_say_of_embeddings():
+    """Ten contiguous folds of pairs laid out in two would hold same pairs only, or different pairs only."""
+    labels = np.repeat(np.arange(40), 6)
+    rng = np.random.default_rng(0)
+    centers, noise = rng.normal(size=[40, 8]), rng.normal(size=[240, 8])
+    found = []
+    for folds in (1, 2, 5, 10):
+        pairs = choose_pairs(labels, 200, folds=folds)
+        order = np.stack([pairs.first, pairs.second], 1).reshape(-1)
+        rows = (0.5 * centers[labels] + noise)[order]
+        numbers = pairs.folds if folds > 1 else 10
+        found.append(verification_report(rows, pairs.is_same, folds=numbers).accuracy)
+        found.append(verification_report(rows, pairs.is_same).accuracy)
+    assert min(found) > 0.5 and max(found) - min(found) < 0.2

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
@@ -50,6 +50,15 @@ def test_any_range_is_read_from_any_sharding(tmp_path_factory, ranks, one, other
     rows = Range(min(one, other), max(one, other))
     saved = Checkpoint(save(tmp_path_factory.mktemp("any"), ranks=ranks))
     assert np.array_equal(saved.read("head.weight", rows), WEIGHT[rows.start : rows.stop])
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 9), st.lists(st.integers(0, 6), max_size=12), st.integers(1, 8))
+def test_any_rows_are_read_from_any_sharding_block_by_block(ranks, rows, block):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "_BLOCK_ROWS", block)
+        saved = Checkpoint(save(folder, ranks=ranks))
+        assert np.array_equal(saved.read_rows("head.weight", np.asarray(rows, np.int64)), WEIGHT[rows])
 
 
 def test_whole_tensors_scalars_and_progress_come_back(tmp_path):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import plsc
 from plsc import ConfigError, DataError, VerificationSet
+from plsc.cli.main import app
 from plsc.distributed.collectives import Collectives
+from plsc.distributed.topology import init_topology
 from plsc.engine import evaluator
-from plsc.engine.evaluator import Embedder, check_verification_sets
+from plsc.engine.evaluator import Embedder, check_verification_sets, verify
 from plsc.inference.embedding import EmbeddingPath
+from plsc.metrics.verification import verification_report
 from tests._support.exporting import EMB_DIM, IMAGES, SHAPE, eager, network
 from tests._support.images import make_images
 from tests._support.ranks import ThreadRanks
@@ -166,10 +171,14 @@ def test_an_image_that_cannot_be_read_is_named_with_its_set_on_every_rank(make, 
                 checked.result()
 
 
-def test_a_set_that_is_too_small_is_named():
-    with pytest.raises(DataError, match="verification set mine \\(1 pairs\\) cannot be verified: .*two folds"):
-        check([make_pairs(), make_pairs(1)])
-    check([make_pairs(2)])
+def test_a_set_that_gives_no_report_is_named():
+    check([make_pairs(1)])  # which is warned of where it is opened
+    pairs = make_pairs()
+    pairs.folds = pairs.folds[:-1]
+    with pytest.raises(
+        DataError, match=r"verification set mine \(6 pairs\) cannot be verified: folds: got shape \[5\]"
+    ):
+        check([make_pairs(), pairs])
 
 
 def test_decoding_that_takes_long_is_noted_once(caplog, monkeypatch):
@@ -180,9 +189,39 @@ def test_decoding_that_takes_long_is_noted_once(caplog, monkeypatch):
     assert caplog.text.count("decoding each image of the verification sets once before training: mine, image 1 of") == 1
 
 
-def test_a_checkpoint_is_not_tested_on_a_set_that_is_too_small(entry, data_dir):
+def test_the_folds_of_a_set_are_those_of_its_metrics(entry, data_dir):
+    """Whatever embeddings the network gives: a set of two described folds is judged over these two."""
+    whole = VerificationSet.load(data_dir / "lfw.bin")
+    order = [*range(0, 20, 2), *range(1, 20, 2)]
+    images = [whole.images[2 * pair + side] for pair in order for side in (0, 1)]
+    folds, same = np.tile(np.repeat([0, 1], 5), 2), whole.is_same[order]
+    pairs = VerificationSet("own", images, is_same=same, folds=folds)
+    net, collectives = network(), Collectives(init_topology())
+    found = verify(embedder(net, 8), pairs, collectives=collectives)
+    rows = embedder(net, 8)(pairs.images)
+    assert found == verification_report(rows, same, folds=folds)
+    assert found.metrics() != verification_report(rows, same, folds=5).metrics()
+
+
+def test_sets_that_give_no_accuracy_train_test_and_are_null_in_json(entry, data_dir, tmp_path, caplog):
+    """One pair, or pairs of one kind: a warning at the start, null and not NaN in every file."""
+    whole = VerificationSet.load(data_dir / "lfw.bin")
+    VerificationSet("same", whole.images, is_same=[True] * 20).save(data_dir / "same.bin")
+    VerificationSet("one", whole.images[:2], is_same=[False]).save(data_dir / "one.bin")
+    entry.set_val_targets("lfw,same,one.bin")
     entry.train()
-    make_pairs(1).save(data_dir / "one.bin")
-    entry.set_val_targets("lfw,one")
-    with pytest.raises(DataError, match="verification set .*data/one.bin \\(1 pairs\\) cannot be verified"):
-        entry.test()
+    assert "verification set same: no accuracy: found 20 same and 0 different pairs" in caplog.text
+    assert "verification set one: no accuracy: found 0 same and 1 different pairs" in caplog.text
+    metrics = ["accuracy", "accuracy_std", "threshold", "auc"]
+    arguments = ["test", "--model-save-dir", entry.model_save_dir, "--dataset-dir", data_dir]
+    printed = CliRunner().invoke(
+        app, [*map(str, arguments), "--val-targets", "lfw,same,one.bin"], catch_exceptions=False
+    )
+    lines = (tmp_path / "output" / "metrics.jsonl").read_text().splitlines()
+    for text in (printed.stdout[printed.stdout.index("{") :], lines[-1]):
+        found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        assert 0 <= found["lfw/accuracy"] <= 1
+        for name in ("same", "one"):
+            assert [found[f"{name}/{metric}"] for metric in metrics] == [None] * 4
+            assert found[f"{name}/xnorm"] > 0
+    assert found["same/pairs"] == 20 and found["one/pairs"] == 1

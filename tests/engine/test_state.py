@@ -10,6 +10,7 @@ import paddle
 import pytest
 
 from plsc import CheckpointError, Config
+from plsc.engine.checkpoint import Checkpoint
 from plsc.engine.state import head_parts, open_backbone
 from plsc.engine.trainer import Trainer
 from plsc.losses import Head
@@ -177,7 +178,7 @@ def test_a_checkpoint_damaged_anywhere_is_read_or_refused(entry, tmp_path):
         else:
             damaged = damaged_bytes(data, len(data), rng) if number % 2 else damaged_manifest(data, rng)
         (folder / name).write_bytes(damaged)
-        refused += is_refused(lambda: trainer._resume(str(folder)))
+        refused += is_refused(lambda: trainer._resume(Checkpoint(folder)))
         refused += is_refused(lambda: open_backbone(Config(checkpoint_dir=str(folder))))
         restore(folder, whole)
     assert refused > 100
@@ -192,9 +193,7 @@ def test_a_backbone_file_of_the_right_size_with_other_content_is_named_in_every_
     entry.set_checkpoint_dir(entry.model_save_dir)
     entry.set_train_epochs(2)
     for run in (entry.train, entry.test, lambda: entry.predict([]), entry.convert_for_prediction):
-        with pytest.raises(
-            CheckpointError, match="output/0/model.safetensors: tensor 'backbone.* cannot be read: Safet"
-        ):
+        with pytest.raises(CheckpointError, match="output/0/model.safetensors: tensor '.* cannot be read: Safet"):
             run()
 
 

@@ -88,6 +88,14 @@ def test_the_threshold_of_a_report(tmp_path):
         read_threshold(tmp_path / "r.json")
     with pytest.raises(ServingError, match="no report of plsc test"):
         read_threshold(tmp_path / "none.json")
+    # A set of same pairs only has no threshold, which does not concern other sets. Earlier versions wrote NaN.
+    for missing in ("null", "NaN", "7"):
+        (tmp_path / "r.json").write_text(f'{{"lfw/threshold": 0.31, "own/threshold": {missing}}}')
+        assert read_threshold(tmp_path / "r.json", "lfw") == 0.31
+        with pytest.raises(ServingError, match="the set 'own' has the threshold (None|nan|7.0), expected a cosine"):
+            read_threshold(tmp_path / "r.json", "own")
+    (tmp_path / "r.json").write_text('{"lfw/threshold": 1.0000000000000002}')
+    assert read_threshold(tmp_path / "r.json") == 1
 
 
 def test_a_gallery_whose_replacement_was_killed_is_found_and_not_overwritten(tmp_path):

@@ -13,7 +13,7 @@ from plsc.losses.precision import HalfPrecision
 from plsc.losses.row_optimizers import SGD
 from plsc.losses.shard import Shard
 from tests._support.head_oracle import oracle, relative_error
-from tests._support.head_problems import ARCFACE, collect, make_problem, run_fused
+from tests._support.head_problems import ARCFACE, collect, make_problem, run_fused, with_short_vectors
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
@@ -69,6 +69,19 @@ def test_a_loss_near_zero_has_finite_gradients():
         states, found_x, found_w, _ = run_fused(problem, 2, margin, 64.0, precision=HalfPrecision(dtype))
         assert 0.0 <= states[0].loss.item() < 1e-4
         assert np.isfinite(found_x).all() and np.isfinite(found_w).all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("classes, ranks", [(50, 2), (5, 4)])
+def test_short_vectors_are_near_the_oracle(dtype, classes, ranks):
+    problem = with_short_vectors(make_problem(classes, 12, dtype="float32"))
+    loss, d_x, d_w, _ = oracle(*problem, margins=ARCFACE, scale=16.0)
+    margin, precision = CombinedMargin(*ARCFACE), HalfPrecision(dtype)
+    states, found_x, found_w, _ = run_fused(problem, ranks, margin, 16.0, precision=precision)
+    assert abs(states[0].loss.item() - loss) < 16.0 / 2048 + 1e-3
+    assert relative_error(found_x, d_x) < TOLERANCE[dtype] * 2.0
+    assert relative_error(found_w, d_w) < TOLERANCE[dtype] * 2.0
+    assert not found_x[0].any()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

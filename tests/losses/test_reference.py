@@ -10,8 +10,8 @@ import pytest
 
 from plsc.losses.margins.combined import CombinedMargin
 from plsc.losses.reference import ReferenceSoftmax
-from tests._support.head_oracle import oracle, relative_error
-from tests._support.head_problems import ARCFACE, SHARDINGS, TOLERANCE, make_problem, run_reference
+from tests._support.head_oracle import oracle, relative_error, worst_row_error
+from tests._support.head_problems import ARCFACE, SHARDINGS, TOLERANCE, make_problem, run_reference, with_short_vectors
 from tests._support.workers.cases import NormMargin
 
 
@@ -93,10 +93,31 @@ def test_features_on_and_opposite_their_center_give_finite_gradients(scale, sign
     assert math.isfinite(states[0].loss.item()) and np.isfinite(d_x).all() and np.isfinite(d_w).all()
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("classes, ranks, samples", [*SHARDINGS, (11, 2, 12)])
+@pytest.mark.parametrize("margins, scale", [(ARCFACE, 64.0), ((1.0, 0.0, 0.35), 128.0), (None, 30.0)])
+def test_short_vectors_have_the_loss_and_the_bounded_gradients_of_the_oracle(
+    classes, ranks, samples, margins, scale, dtype
+):
+    """None of the margins stands for one that depends on the norm. Each row is compared by itself."""
+    problem = with_short_vectors(make_problem(classes, samples, dtype=dtype))
+    given = {"margins": margins} if margins else {"margin": NormMargin.of_one}
+    margin = CombinedMargin(*margins) if margins else NormMargin()
+    loss, d_x, d_w, _ = oracle(*problem, **given, scale=scale)
+    states, found_x, found_w, _ = run_reference(problem, ranks, margin, scale)
+    tolerance = 1e-9 if dtype == "float64" else 1e-4
+    assert relative_error(states[0].loss, loss) < tolerance
+    assert worst_row_error(found_x, d_x) < tolerance
+    assert worst_row_error(found_w, d_w) < tolerance
+    assert not found_x[0].any()
+
+
 def test_vectors_of_zeros_give_finite_gradients():
     problem = (np.zeros((2, 4), np.float32), np.array([0, 1]), np.zeros((3, 4), np.float32), None)
-    states, d_x, d_w, _ = run_reference(problem, 1, CombinedMargin(*ARCFACE), 64.0)
-    assert math.isfinite(states[0].loss.item()) and np.isfinite(d_x).all() and np.isfinite(d_w).all()
+    states, found_x, found_w, _ = run_reference(problem, 1, CombinedMargin(*ARCFACE), 64.0)
+    assert math.isfinite(states[0].loss.item())
+    np.testing.assert_array_equal(found_x, 0.0)
+    np.testing.assert_array_equal(found_w, 0.0)
 
 
 @pytest.mark.parametrize("ranks", [1, 3, 4])

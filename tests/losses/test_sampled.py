@@ -122,6 +122,20 @@ def test_norms_of_all_rows_follow_updates_and_an_invalidation():
         np.testing.assert_allclose(full.squared_norms().numpy(), norms, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "classes, ranks, sizes",
+    [(1, 1, [1]), (2, 1, [2]), (9, 1, [2]), (5, 2, [2, 2]), (3, 2, [2, 1]), (3, 4, [1, 1, 1, 0])],
+)
+def test_a_batch_of_one_has_a_negative_class_at_any_ratio(classes, ranks, sizes):
+    problem = make_problem(classes, 1)
+    margin = CombinedMargin(*ARCFACE)
+    state, d_x, shards, rows = run_sampled(problem, ranks, 1e-9, margin, 64.0)
+    assert [sum(1 for row in rows if 0 <= row - s.first_class < s.size) for s in shards] == sizes
+    loss, expected_x, *_ = oracle(*problem, margins=ARCFACE, rows=rows.tolist())
+    assert (state.loss.item() > 0.0) == (classes > 1) == bool(d_x.any())
+    assert relative_error(state.loss, loss) < 1e-10 and relative_error(d_x, expected_x) < 1e-10
+
+
 @pytest.mark.parametrize("ratio", [0.0, 1.5, float("nan")])
 def test_a_ratio_outside_its_range_is_refused(ratio):
     with pytest.raises(ConfigError, match="sample ratio"):

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from plsc.errors import ConfigError, DataError
 from plsc.metrics import embeddings, verification
+from plsc.metrics.pairs import make_folds
 from plsc.metrics.verification import verification_report
-from tests._support.verification import noisy_pairs, slow_folds, slow_scores
+from tests._support.verification import noisy_pairs, slow_folds, slow_make_folds, slow_scores
 
 
 def embeddings_with(cosines, rng=None):
@@ -29,10 +30,10 @@ def embeddings_with(cosines, rng=None):
 # Oracles.
 
 
-def slow_accuracy(scores, same, folds):
+def slow_accuracy(scores, same, parts):
     """Per fold: the accuracies that the best training thresholds reach, each distinct score being tried."""
     reached = []
-    for test in slow_folds(len(scores), folds):
+    for test in parts:
         train = [index for index in range(len(scores)) if index not in test]
         distinct = sorted({scores[index] for index in train})
         best, chosen = -1, None
@@ -78,7 +79,7 @@ def test_report_equals_the_oracles(pairs, folds, seed):
     rows, same = noisy_pairs(pairs, noise=2.5, seed=seed)
     report = verification_report(rows, same, folds=folds, fars=(0.5, 0.1, 0.05))
     scores = slow_scores(rows)
-    expected = slow_accuracy(scores, same, folds)
+    expected = slow_accuracy(scores, same, slow_make_folds(same, folds))
     assert report.accuracy == pytest.approx(np.mean(expected), abs=1e-12)
     assert report.accuracy_std == pytest.approx(np.std(expected), abs=1e-12)
     assert 0 < report.accuracy < 1
@@ -97,7 +98,9 @@ def test_tied_scores_are_never_parted(drawn):
     rows, same = embeddings_with([score for score, _ in drawn]), np.array([flag for _, flag in drawn])
     scores = verification._pair_cosines(rows)[0].tolist()
     report = verification_report(rows, same, folds=4, fars=(0.5, 0.2))
-    assert report.accuracy == pytest.approx(np.mean(slow_accuracy(scores, same, 4)))
+    assert math.isnan(report.accuracy) == (min(same.sum(), (~same).sum()) < 2)
+    if not math.isnan(report.accuracy):
+        assert report.accuracy == pytest.approx(np.mean(slow_accuracy(scores, same, slow_make_folds(same, 4))))
     if same.any() and not same.all():
         assert report.auc == pytest.approx(slow_auc(scores, same))
         for far, tar in report.tar_at_far.items():
@@ -150,11 +153,194 @@ def test_far_is_never_exceeded_by_rounding():
     assert report.tar_at_far == {0.28: 0.0, 0.29: 1.0}
 
 
-def test_zero_rows_and_one_sided_sets_have_metrics():
-    rows = np.concatenate([np.zeros([2, 3]), np.ones([38, 3])]).astype(np.float16)
-    report = verification_report(rows, np.ones(20, bool))
-    assert report.accuracy < 1 and math.isnan(report.auc) and report.tar_at_far == {}
-    assert math.isnan(verification_report(rows, np.zeros(20, bool)).auc)
+def test_zero_rows_have_cosine_0():
+    """The rule of unit length: a zero embedding stays zero."""
+    rows = np.concatenate([np.zeros([20, 3]), np.ones([20, 3])]).astype(np.float16)
+    rows[1::4, 0] = 1  # of every second pair of the first ten only one row is zero
+    same = np.arange(20) >= 10
+    report = verification_report(rows, same, folds=2)
+    assert report.accuracy == report.auc == 1 and report.threshold == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_pairs_of_one_kind_have_no_accuracy_and_say_so(flag):
+    report = verification_report(np.random.default_rng(0).normal(size=[40, 4]), np.full(20, flag))
+    found = report.metrics()
+    assert all(math.isnan(found[name]) for name in ("accuracy", "accuracy_std", "threshold", "auc"))
+    assert report.tar_at_far == {} and found["pairs"] == 20 and found["xnorm"] > 0
+    counts = "20 same and 0 different" if flag else "0 same and 20 different"
+    assert report.notes == (f"no accuracy, TAR or AUC: found {counts} pairs, expected both kinds",)
+    assert str(report).startswith("no accuracy, no AUC, XNorm")
+
+
+def test_one_pair_of_a_kind_leaves_nothing_to_choose_a_threshold_on():
+    rows, same = np.random.default_rng(0).normal(size=[40, 4]), np.arange(20) == 7
+    report = verification_report(rows, same)
+    assert math.isnan(report.accuracy) and not math.isnan(report.auc)
+    assert report.notes[0].startswith("no accuracy: the folds other than fold 0 hold different pairs only")
+    one_fold = verification_report(rows, np.arange(20) < 10, folds=np.zeros(20, int))
+    assert math.isnan(one_fold.accuracy) and one_fold.notes[0] == (
+        "no accuracy: all pairs are in one fold, expected two folds or more"
+    )
+
+
+def test_a_far_that_the_pairs_do_not_tell_is_said():
+    rows, same = noisy_pairs(2000)
+    report = verification_report(rows, same)
+    assert report.notes == ("no TAR at FAR 0.0001: found 1000 different pairs, expected 10000 or more",)
+    assert 0.001 in report.tar_at_far
+    assert verification_report(rows, same, fars=(1e-3,)).notes == ()
+
+
+@pytest.mark.parametrize("columns", [1, 4, 16])
+def test_the_threshold_is_a_cosine(columns):
+    """All scores are 1, or by rounding a little more, and with most pairs different the best threshold lies above."""
+    report = verification_report(np.ones([80, columns]), np.arange(40) % 4 == 0)
+    assert report.threshold == 1 and report.accuracy == pytest.approx(0.75)
+
+
+# Folds.
+
+
+def in_folds(same, folds):
+    """The order that lays pairs out fold after fold, each with its same pairs first, as LFW's second view."""
+    parts = [np.concatenate([np.flatnonzero(same)[k::folds], np.flatnonzero(~same)[k::folds]]) for k in range(folds)]
+    return np.concatenate(parts)
+
+
+def reordered(rows, same, order):
+    return np.stack([rows[0::2][order], rows[1::2][order]], 1).reshape(len(rows), -1), same[order]
+
+
+@pytest.mark.parametrize("pairs", [6000, 7000])
+def test_sets_by_the_protocol_keep_their_ten_contiguous_folds(pairs):
+    """LFW, CFP-FP and AgeDB-30: published figures are over these folds."""
+    rows, same = noisy_pairs(pairs, noise=1.5)
+    rows, same = reordered(rows, same, in_folds(same, 10))
+    report = verification_report(rows, same)
+    scores, reached = np.array(slow_scores(rows)), []
+    for part in slow_folds(pairs, 10):
+        train = np.setdiff1d(np.arange(pairs), part)
+        cuts = np.sort(scores[train])
+        cuts = np.append((cuts[1:] + cuts[:-1]) / 2, 2)
+        right = [(scores[train] >= cut).__eq__(same[train]).sum() for cut in cuts]
+        best = cuts[len(right) - 1 - np.argmax(right[::-1])]
+        reached.append(((scores[part] >= best) == same[part]).mean())
+    assert report.accuracy == pytest.approx(np.mean(reached), abs=1e-12)
+    assert report.accuracy_std == pytest.approx(np.std(reached), abs=1e-12)
+    assert make_folds(same, 10).tolist() == np.repeat(np.arange(10), pairs // 10).tolist()
+
+
+def test_a_large_set_whose_folds_are_nearly_even_keeps_them():
+    """So that its accuracy is the one that other libraries find."""
+    same = np.random.default_rng(0).random(6000) < 0.5
+    assert make_folds(same, 10).tolist() == np.repeat(np.arange(10), 600).tolist()
+    same[:240] = True  # the first fold has more same pairs than the others
+    assert make_folds(same, 10).tolist() != np.repeat(np.arange(10), 600).tolist()
+
+
+@pytest.mark.parametrize("laid_out_in", [1, 2, 5])
+def test_the_order_of_the_pairs_does_not_mislead(laid_out_in):
+    """Ten contiguous folds of pairs that lie in another number of folds hold one kind each: far below a half."""
+    rows, same = noisy_pairs(240, noise=12)
+    fair = verification_report(rows, same).accuracy
+    rows, same = reordered(rows, same, in_folds(same, laid_out_in))
+    contiguous = verification_report(rows, same, folds=np.repeat(np.arange(10), 24)).accuracy
+    assert verification_report(rows, same).accuracy == pytest.approx(fair, abs=0.06)
+    assert verification_report(rows, same).accuracy > contiguous + 0.1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.booleans(), min_size=2, max_size=60), st.integers(2, 12))
+def test_made_folds_equal_the_slow_ones_and_are_even(flags, folds):
+    folds, same = min(folds, len(flags)), np.array(flags)
+    made = make_folds(same, folds)
+    assert [np.flatnonzero(made == fold).tolist() for fold in range(folds)] == [
+        sorted(part) for part in slow_make_folds(flags, folds)
+    ]
+    assert np.bincount(made, minlength=folds).min() >= 1 and np.ptp(np.bincount(made)) <= 1
+
+
+def test_described_folds_are_taken_as_they_are():
+    rows, same = noisy_pairs(120, noise=2.5)
+    numbers = np.random.default_rng(0).permutation(np.repeat([3, 7, 8], 40))
+    parts = [np.flatnonzero(numbers == fold).tolist() for fold in (3, 7, 8)]
+    expected = slow_accuracy(slow_scores(rows), same, parts)
+    for folds in (numbers, numbers.tolist(), numbers.astype(np.uint8)):
+        report = verification_report(rows, same, folds=folds)
+        assert report.accuracy == pytest.approx(np.mean(expected), abs=1e-12)
+        assert report.accuracy_std == pytest.approx(np.std(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "folds, error, words",
+    [
+        ([0, 1] * 9, DataError, r"folds: got shape \[18\] for 20 pairs, expected one fold per pair"),
+        ([0.0, 1.0] * 10, ConfigError, "of float64, expected whole numbers, 0 or more"),
+        ([0, -1] * 10, ConfigError, "expected whole numbers, 0 or more"),
+        ([0, 2**63] * 10, ConfigError, "expected whole numbers, 0 or more"),
+        (["0", "1"] * 10, ConfigError, "expected whole numbers"),
+        (2.0, ConfigError, "folds: got 2.0, expected the number of folds"),
+        ("ten", ConfigError, "folds: got 'ten', expected the number of folds"),
+        (None, ConfigError, "folds: got None"),
+    ],
+)
+def test_folds_that_are_none_are_named(folds, error, words):
+    with pytest.raises(error, match=words):
+        verification_report(np.ones([40, 2]), np.arange(20) % 2 == 0, folds=folds)
+
+
+# Flags.
+
+
+@pytest.mark.parametrize(
+    "kind", [bool, int, float, np.uint8, np.float32, np.bool_, "array", "column", "mixed", "tensors"]
+)
+def test_flags_are_booleans_or_exactly_0_and_1(kind):
+    rows, same = noisy_pairs(40)
+    if kind == "array":
+        flags = same.astype(np.float16)
+    elif kind == "column":
+        flags = same.astype(np.int64)[:, None]
+    elif kind == "mixed":
+        flags = [bool(flag) if index % 2 else float(flag) for index, flag in enumerate(same)]
+    elif kind == "tensors":
+        flags = [np.array(flag) if index % 2 else np.array([int(flag)]) for index, flag in enumerate(same)]
+    else:
+        flags = [kind(flag) for flag in same]
+    assert verification_report(rows, flags) == verification_report(rows, same)
+
+
+@pytest.mark.parametrize(
+    "marks, words",
+    [
+        ((1, -1), "is_same: flag 1 is -1 of type int, expected True or False, or the number 1 or 0; compare"),
+        (("1", "0"), "flag 0 is '1' of type str"),
+        (("True", "False"), "flag 0 is 'True' of type str"),
+        ((2, 1), "flag 0 is 2 of type int"),
+        ((1.0, math.nan), "flag 1 is nan of type float"),
+        ((True, 0.5), "flag 1 is 0.5 of type float"),
+        ((True, None), "flag 1 is of type NoneType"),
+        ((b"1", b"0"), "flag 0 is b'1' of type bytes"),
+        ((True, 10**5000), "flag 1 is of type int"),
+        ((True, [False, True]), "flag 1 is of type list"),
+        ((True, 1j), "flag 1 is of type complex"),
+    ],
+)
+def test_other_marks_are_refused_by_name(marks, words):
+    rows = np.random.default_rng(0).normal(size=[40, 3])
+    for flags in (list(marks) * 10, np.array(list(marks) * 10, object)):
+        with pytest.raises(DataError, match=words):
+            verification_report(rows, flags)
+    with pytest.raises(DataError, match="is_same: got NoneType, expected a list of flags"):
+        verification_report(rows, None)
+
+
+def test_arrays_of_other_marks_are_refused_by_name():
+    rows = np.random.default_rng(0).normal(size=[40, 3])
+    for marks in ([1, -1], ["1", "0"], ["True", "False"], [2, 1], [1, np.nan]):
+        with pytest.raises(DataError, match="is_same: flag [01] is"):
+            verification_report(rows, np.array(marks * 10))
 
 
 def test_float32_of_great_length_does_not_overflow():
@@ -203,7 +389,7 @@ def broken(value):
         (np.ones(40), np.ones(20, bool), {}, DataError, r"got shape \[40\] of float64, expected \[rows, D\]"),
         (np.ones([4, 2], object), np.ones(2, bool), {}, DataError, r"got shape \[4, 2\] of object"),
         (np.ones([18, 2]), np.ones(9, bool), {}, DataError, "got 9 pairs for 10 folds"),
-        (np.ones([18, 2]), np.ones(9, bool), {"folds": 1}, ConfigError, "folds=1 .* expected two folds or more"),
+        (np.ones([18, 2]), np.ones(9, bool), {"folds": 1}, ConfigError, "folds=1, expected two folds or more"),
         (np.ones([40, 2]), np.ones(20, bool), {"fars": (0.0,)}, ConfigError, r"FARs in \(0, 1\]"),
     ],
 )

@@ -20,7 +20,7 @@ from plsc.data.images import decode
 from plsc.data.records import Record, Records
 from plsc.data.sources import open_records
 from plsc.data.subset import split_identities
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, DataError, StorageError
 from plsc.utils.threads import thread_map
 
 log = logging.getLogger("plsc")
@@ -72,6 +72,7 @@ def convert(
     Raises:
         DataError: the target exists or lies in the class folders that are read, `<target>.partial` holds another
             conversion, or a sample cannot be read or written.
+        StorageError: the system cannot read a sample; also with `skip_bad_images`.
         ConfigError: the format is unknown, or `parts` is out of range.
         MissingDependencyError: the format needs a package that is not installed.
 
@@ -136,22 +137,28 @@ class _Copy:
                 self._note()
                 noted = time.monotonic()
 
-    def _read(self, index: int) -> Record | DataError:
+    def _read(self, index: int) -> Record | DataError | StorageError:
         try:
             record = self._records[index]
             image = self._preprocessing.apply(index, record.image)
             # Images that are copied as bytes are decoded as well, so that no damaged image gets into the new set.
             pixels = decode(image)
             return Record(pixels if self._writer.takes_pixels else self._preprocessing.encode(image), record.label)
-        except DataError as error:
+        except (DataError, StorageError) as error:
             return error
 
-    def _write(self, sample: Record | DataError) -> None:
+    def _write(self, sample: Record | DataError | StorageError) -> None:
         progress = self._output.progress
         if isinstance(sample, DataError) and self._skips:
             log.warning("left out: %s: %s", self._records.describe(progress.index), sample)
             progress.skipped += 1
             return
+        if isinstance(sample, StorageError):
+            self._note()
+            raise StorageError(
+                f"{sample}; {progress.written} images are done, in {self._output.path}: run the same command again to "
+                f"continue"
+            )
         try:
             if isinstance(sample, DataError):
                 raise sample

@@ -18,10 +18,11 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
-from plsc.data.images import BASE64_STARTS, decode, encode, suffix_of
+from plsc.data.images import IMAGE_STARTS, KIND_NAMES, decode, encode, suffix_of
 from plsc.data.recordio import MAX_LABEL, FrameFile, RecordIOWriter, unpack
 from plsc.data.records import Record, Records
-from plsc.data.sources.folders import is_leftover
+from plsc.data.sources.folders import is_part_name
+from plsc.data.sources.leftovers import is_leftover
 from plsc.errors import DataError
 from plsc.utils.files import open_output, sync, sync_path
 from plsc.utils.lazy import require
@@ -214,8 +215,10 @@ class FolderWriter(Writer):
             raise DataError(f"{folder} was begun by an older version; remove it to start again")
         self._folder, self._num_classes = folder, plan.num_classes
         names = plan.class_names or []
-        # A reader numbers classes in the sorted order of the folders' names: other names would change the numbers.
-        if not names or names != sorted(set(names)) or not all(_is_folder_name(name) for name in names):
+        # A reader numbers classes in the sorted order of the folders' names: other names would change the numbers. It
+        # refuses folders that all have names of parts, as train and test.
+        is_readable = names == sorted(set(names)) and not all(map(is_part_name, names))
+        if not is_readable or not all(map(_is_folder_name, names)):
             width = len(str(plan.num_classes - 1))
             names = [str(label).zfill(width) for label in range(plan.num_classes)]
         self._names = names
@@ -306,10 +309,10 @@ class Base64Writer(_PartsWriter):
 
     def write(self, number: int, record: Record) -> None:
         image = encode(record.image)
-        if not image.startswith(BASE64_STARTS):
+        if not image.startswith(IMAGE_STARTS):
             raise DataError(
-                f"{len(image)} bytes that begin with {image[:8]!r} are none of JPEG, PNG, BMP, WebP, TIFF "
-                f"and GIF: in a base64 file no reader could tell the image from the label; choose another "
+                f"{len(image)} bytes that begin with {image[:8]!r} are none of {KIND_NAMES}: in a base64 "
+                f"file no reader could tell the image from the label; choose another "
                 f"format, or --encoding png"
             )
         self._part_of(number).write(base64.b64encode(image) + b"\t%d\n" % record.label)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import logging
 import os
@@ -18,12 +17,14 @@ from plsc.data.records import Records
 from plsc.data.sources.arrays import ArrayRecords
 from plsc.data.sources.base64_text import Base64Records, is_part_list, looks_like_base64
 from plsc.data.sources.folders import FolderRecords, has_images
+from plsc.data.sources.leftovers import is_leftover, matching_files
 from plsc.data.sources.lists import ListRecords
 from plsc.data.sources.recordio import RecordIORecords
 from plsc.data.sources.synthetic import SyntheticRecords
 from plsc.data.sources.tables import CsvRecords, ParquetRecords
 from plsc.data.sources.tar_shards import TarRecords
 from plsc.errors import DataError
+from plsc.utils.files import reading_error
 
 log = logging.getLogger("plsc")
 
@@ -127,6 +128,7 @@ def open_records(path: str | Path, recover: bool = False) -> Records:
 
     Raises:
         DataError: there is no such file or folder, or it is of no known kind or damaged.
+        StorageError: the system cannot read it.
 
     Example:
         >>> records = open_records("synthetic:10:200")
@@ -151,8 +153,8 @@ def _is_folder(name: str) -> bool:
     try:
         Path(name).stat()
     except (OSError, ValueError) as error:  # a zero byte is a ValueError
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EIO, errno.ELOOP, errno.ESTALE):
-            raise DataError(f"{name} cannot be read: {error.strerror}") from None
+        if isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise reading_error(f"{name} cannot be read", error) from None
         if not re.search(r"\{\d+\.\.\d+\}", name):
             raise DataError(
                 f"data folder {name!r} does not exist; expected a folder with label.txt and images/, "
@@ -205,7 +207,7 @@ def _sources_of_folder(folder: Path) -> list[tuple[_Source, Path]]:
     """The kinds of data in a folder, in order of choice, each with its file, or with the pattern of its files."""
     found: list[tuple[_Source, Path]] = []
     for source in _SOURCES:
-        files = sorted(folder.glob(source.in_folder)) if source.in_folder else []
+        files = matching_files(folder, source.in_folder) if source.in_folder else []
         if not files:
             continue
         if not source.preferred:
@@ -225,11 +227,18 @@ def _sources_of_folder(folder: Path) -> list[tuple[_Source, Path]]:
 def _warn_of_class_folders(folder: Path, taken: Path, records: Records) -> None:
     """Warn of class folders that are ignored because a file beside them was read, unless the file points into them."""
     root = os.path.join(os.path.realpath(folder), "")
-    first = os.path.realpath(records.path_of(0) or root)
+    try:
+        first = os.path.realpath(records.path_of(0) or root)
+    except (OSError, ValueError):  # the path cannot be that of a file, as reading the image will tell
+        return
     if first.startswith(root) and os.sep in first[len(root) :]:
         return
     try:
-        inside = (entry.name for entry in os.scandir(folder) if entry.is_dir() and has_images(entry.path))
+        inside = (
+            entry.name
+            for entry in os.scandir(folder)
+            if not is_leftover(entry.name) and entry.is_dir() and has_images(entry.path)
+        )
         others = list(itertools.islice(inside, 2))
     except OSError:
         return
@@ -250,7 +259,9 @@ def _name_classes(records: Records, folder: Path) -> None:
         return
     try:
         names = [line.rstrip("\r") for line in path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")]
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise reading_error(f"{path}: the names of the classes cannot be read", error) from None
+    except UnicodeDecodeError as error:
         log.warning("%s: the names of the classes cannot be read (%s)", path, error)
         return
     if len(names) >= (records.num_classes or 0):

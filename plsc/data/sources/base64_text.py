@@ -13,16 +13,15 @@ import os
 from array import array
 from codecs import BOM_UTF8
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from plsc.data.images import BASE64_STARTS, is_image_name
+from plsc.data.images import IMAGE_STARTS, KIND_NAMES, is_image_name
 from plsc.data.records import Record, Records
 from plsc.data.sources.offset_index import Arrays, load_or_build, save_index
 from plsc.data.sources.reading import check_index
 from plsc.errors import DataError
-from plsc.utils.files import map_file
+from plsc.utils.files import OpenFiles, map_file, text_lines
 
 _EXPECTED = "expected 'base64-image<TAB>label' or 'label<TAB>base64-image'"
 
@@ -41,6 +40,7 @@ class Base64Records(Records):
 
     Raises:
         DataError: a part is missing or empty, or a line has no label or no image; names file and line.
+        StorageError: the system cannot read a part.
 
     Example:
         >>> Base64Records("faces/file_list.txt").label_first
@@ -50,7 +50,7 @@ class Base64Records(Records):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.parts = _part_files(self.path)
-        self._maps: dict[int, mmap.mmap] = {}
+        self._maps = OpenFiles(self.parts, map_file)
         indexes = [load_or_build(part, "base64", build=_build_index) for part in self.parts]
         self._starts = np.concatenate([index["starts"] for index in indexes])
         self._lines = np.concatenate([index["lines"] for index in indexes])
@@ -65,17 +65,12 @@ class Base64Records(Records):
         """Write the index of each part beside it."""
         return [save_index(part, "base64", build=_build_index) for part in self.parts]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}
-
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> Record:
         check_index(index, len(self))
         part = self._part(index)
-        if part not in self._maps:
-            self._maps[part] = map_file(self.parts[part])
         data, start = self._maps[part], int(self._starts[index])
         line = data[start : _line_end(data, start)]
         columns = _columns(line)
@@ -126,18 +121,16 @@ def _part_files(path: Path) -> list[Path]:
         path = path / "file_list.txt"
     if looks_like_base64(path):
         return [path]
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except OSError as error:
-        raise DataError(f"{path}: the list of part files cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: neither a base64 part file ({_EXPECTED}) nor a list of such files") from None
-    if not names:
+    parts: list[Path] = []
+    for number, line in enumerate(text_lines(path, "the list of part files"), start=1):
+        name = line.strip()
+        if not name:
+            continue
+        parts.append(path.parent / name)
+        if not os.path.isfile(parts[-1]):  # Path.is_file raises where a name is too long
+            raise DataError(f"{path}, line {number}: there is no part file {str(parts[-1])[:200]!r}")
+    if not parts:
         raise DataError(f"{path}: the list is empty, expected the name of one part file per line")
-    parts = [path.parent / name for name in names]
-    for number, part in enumerate(parts, start=1):
-        if not os.path.isfile(part):  # Path.is_file raises where a name is too long
-            raise DataError(f"{path}, line {number}: there is no part file {str(part)[:200]!r}")
     return parts
 
 
@@ -151,7 +144,7 @@ def _build_index(path: Path) -> Arrays:
         end = _line_end(data, offset)
         if data[offset : min(end, offset + 256)].strip() or data[offset:end].strip():
             if label_first is None:
-                label_first = _order_of(data[offset:end], path)
+                label_first = _order_of(data[offset:end], path, number)
             labels.append(_label_of(data, offset, end, label_first, path, number))
             starts.append(offset)
             lines.append(number)
@@ -187,12 +180,12 @@ def _label_column(line: bytes) -> int | None:
     return None
 
 
-def _order_of(line: bytes, path: Path) -> bool:
+def _order_of(line: bytes, path: Path, number: int) -> bool:
     column = _label_column(line)
     if column is None:
         raise DataError(
-            f"{path}, line 1: got {line[:60]!r}..., {_EXPECTED}, and a JPEG, PNG, BMP, WebP, TIFF or GIF "
-            f"image; the first line tells which column is which"
+            f"{path}, line {number}: got {line[:60]!r}..., {_EXPECTED}, and an image of the kinds "
+            f"{KIND_NAMES}; the first line tells which column is which"
         )
     return column == 0
 
@@ -220,6 +213,6 @@ def _is_label(text: bytes) -> bool:
 
 def _is_image(text: bytes) -> bool:
     try:
-        return base64.b64decode(text[:64] if len(text) > 64 else text, validate=True).startswith(BASE64_STARTS)
+        return base64.b64decode(text[:64] if len(text) > 64 else text, validate=True).startswith(IMAGE_STARTS)
     except (binascii.Error, ValueError):
         return False

@@ -5,20 +5,26 @@ from __future__ import annotations
 import logging
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from plsc.data.images import is_image_name
 from plsc.data.records import Record, Records, read_image
+from plsc.data.sources.leftovers import is_leftover, warn_of_leftovers
 from plsc.data.sources.string_table import StringTable
 from plsc.errors import DataError
+from plsc.utils.files import reading_error
 
 log = logging.getLogger("plsc")
 
-# Folders that desktops, notebooks and network disks make, often with copies of images in them.
-_LEFTOVERS = ("__MACOSX", ".ipynb_checkpoints", "@eaDir", ".Trash", ".git")
+# Names of the parts of a data set, in lower case. A root that holds nothing else is a level too high.
+_PARTS = frozenset(
+    ["train", "training", "trainset", "train_set", "trainval", "val", "valid", "validation", "valset", "val_set"]
+    + ["test", "testing", "testset", "test_set", "dev", "eval", "evaluation", "held_out", "holdout"]
+    + ["images", "image", "imgs", "img"]
+)
 
 
 class FolderRecords(Records):
@@ -26,10 +32,13 @@ class FolderRecords(Records):
 
     Args:
         root: the folder. Images may also lie in folders inside a class folder. Files without the suffix of an image
-            are ignored, and counted in the log.
+            are ignored, and counted in the log. So is what is hidden or left behind by other programs, see
+            `plsc.data.sources.leftovers`.
 
     Raises:
-        DataError: no class folder holds an image, or a folder cannot be read.
+        DataError: no class folder holds an image, all class folders have the names of parts of a data set (train, val,
+            ...), or a folder cannot be read.
+        StorageError: the system cannot read a folder.
 
     Example:
         >>> FolderRecords("people").class_names[:2]
@@ -44,10 +53,13 @@ class FolderRecords(Records):
         counts = array("q")
         self._paths = StringTable(self._walk(counts))
         if not self.class_names:
+            parts = sorted(name for name in _entries(self.root, [])[0] if is_part_name(name))
             raise DataError(
                 f"{self.root}: found no images in class folders, expected "
                 f"{self.root}/<class>/<image>, or a label.txt beside images/"
+                + (f"; it holds {', '.join(parts)}: name one of them, as {self.root / parts[0]}" if parts else "")
             )
+        check_parts(self.root, self.class_names, flat=self._flat)
         if len(counts) == 1:
             log.warning(
                 "%s: there is one class only, %r; a list of the images is recognized by the name label.txt",
@@ -73,6 +85,7 @@ class FolderRecords(Records):
         """The paths of all images, class by class; the number of images of each class is appended to `counts`."""
         others = 0
         empty: list[str] = []
+        self._flat: list[str] = []  # class folders that hold images themselves, and not only folders of images
         left: list[str] = []
         folders, loose = _entries(self.root, left)
         for folder in sorted(folders):
@@ -81,19 +94,15 @@ class FolderRecords(Records):
             others += len(files) - len(images)
             if images:
                 self.class_names.append(folder)
+                if any(os.path.dirname(image) == os.path.join(self.root, folder) for image in images):
+                    self._flat.append(folder)
                 counts.append(len(images))
                 yield from (os.path.relpath(image, self.root) for image in images)
             else:
                 empty.append(folder)
         if others:
             log.info("%s: ignored %d files that are no images by their suffix", self.root, others)
-        if left:
-            log.warning(
-                "%s: ignored %d files and folders that other programs left behind, %s the first",
-                self.root,
-                len(left),
-                min(left),
-            )
+        warn_of_leftovers(self.root, [os.path.relpath(path, self.root) for path in left])
         if empty:
             log.warning("%s: %d folders hold no image and are no classes: %s", self.root, len(empty), empty[:6])
         loose = [name for name in loose if is_image_name(name)]
@@ -103,14 +112,60 @@ class FolderRecords(Records):
             )
 
 
+def check_parts(root: str | Path, names: Sequence[str], *, flat: Sequence[str] = ()) -> None:
+    """Refuse a root whose class folders are the parts of a data set.
+
+    Args:
+        root: the folder.
+        names: of its class folders, in order.
+        flat: those of them that hold images themselves, and not only folders of images.
+
+    Raises:
+        DataError: the names are those of parts, unless there is one and it holds images itself.
+    """
+    if not all(map(is_part_name, names)) or (len(names) == 1 and flat):
+        return
+    fault = f"{root}: holds {', '.join(names)}, which are parts of a data set and no classes"
+    if flat:
+        raise DataError(
+            f"{fault}, and {flat[0]} holds images without class folders; expected a folder per class, or a label.txt "
+            f"that gives the class of each image"
+        )
+    raise DataError(
+        f"{fault}: name one of them, as {Path(root) / names[0]}. Where they are classes, list the images in a label.txt"
+    )
+
+
+def is_part_name(name: str) -> bool:
+    """Whether a folder has the name of a part of a data set, as train or val."""
+    return name.lower() in _PARTS
+
+
+def image_files(folder: str | Path, left: list[str]) -> list[str]:
+    """The paths of all images in a folder and below it, in sorted order. The paths of leftovers go to `left`.
+
+    Links are followed, except to a folder that holds them.
+
+    Raises:
+        DataError: a folder cannot be read.
+        StorageError: the system cannot read a folder.
+    """
+    return sorted(file for file in _files_below(str(folder), (), left) if is_image_name(file))
+
+
 def _entries(folder: str | Path, left: list[str]) -> tuple[list[str], list[str]]:
     """The names of the folders and of the files in a folder, links included; the paths of leftovers go to `left`."""
     try:
         is_folder = {entry.name: entry.is_dir() for entry in os.scandir(folder)}
     except OSError as error:
-        raise DataError(f"{folder}: the folder cannot be read: {error.strerror}") from None
-    left += [os.path.join(folder, name) for name in is_folder if is_leftover(name)]
+        raise reading_error(f"{folder}: the folder cannot be read", error) from None
     names = [name for name in is_folder if not is_leftover(name)]
+    # Other files, as .DS_Store in each folder, would be no images under any name.
+    left += [
+        os.path.join(folder, name)
+        for name in is_folder
+        if is_leftover(name) and (is_folder[name] or is_image_name(name))
+    ]
     return [name for name in names if is_folder[name]], [name for name in names if not is_folder[name]]
 
 
@@ -126,14 +181,12 @@ def _files_below(folder: str, above: tuple[str, ...], left: list[str]) -> list[s
     return found
 
 
-def is_leftover(name: str) -> bool:
-    """Whether a file or folder is ignored for its name, which other programs give to files of their own."""
-    return name in _LEFTOVERS or name.startswith("._")
-
-
 def has_images(folder: str) -> bool:
     """Whether a folder itself, folders inside left out, holds an image."""
     try:
-        return any(is_image_name(entry.name) and entry.is_file() for entry in os.scandir(folder))
+        return any(
+            is_image_name(entry.name) and not is_leftover(entry.name) and entry.is_file()
+            for entry in os.scandir(folder)
+        )
     except OSError:
         return False

@@ -25,9 +25,8 @@ from plsc.data.images import Pixels
 from plsc.data.records import Labels, Record, Records
 from plsc.data.verification_set import VerificationSet
 from plsc.errors import ConfigError, DataError
+from plsc.metrics.pairs import FOLDS
 from plsc.utils.lazy import require
-
-FOLDS = 10
 
 _MIN_FACES = 4
 _KINDS = "LNPS"  # Unicode categories: letters, numbers, punctuation, symbols; no marks, blanks or private use
@@ -147,7 +146,7 @@ def glyph_verification_set(
     step = np.where(same, 0, rng.integers(1, num_identities, size=num_pairs))
     labels = np.stack([first, (first + step) % num_identities], axis=1).reshape(-1)
     images = [records.draw(int(label), number) for number, label in enumerate(labels)]
-    return VerificationSet("glyphs", images, is_same=same)
+    return VerificationSet("glyphs", images, is_same=same, folds=np.repeat(np.arange(FOLDS), num_pairs // FOLDS))
 
 
 def count_identities() -> int:

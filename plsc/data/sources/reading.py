@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from plsc.errors import DataError, PLSCError
+from plsc.utils.files import reading_error
 
 
 def check_index(index: int, count: int) -> None:
@@ -17,7 +18,8 @@ def check_index(index: int, count: int) -> None:
 
 @contextlib.contextmanager
 def own_errors(path: Path, fault: str) -> Iterator[None]:
-    """Raise `DataError` in place of any exception of the system or of a reader from another library.
+    """Raise `DataError` in place of any exception of a reader from another library, and `StorageError` or `DataError`
+    in place of one of the system.
 
     Args:
         path: the file, for the message.
@@ -28,7 +30,7 @@ def own_errors(path: Path, fault: str) -> Iterator[None]:
     except PLSCError:
         raise
     except Exception as error:  # a damaged file makes such readers raise exceptions of any kind
-        if isinstance(error, OSError) and error.strerror:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        if isinstance(error, OSError) and error.errno is not None:
+            raise reading_error(f"{path}: cannot be read", error) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: {fault}: {reason}") from None

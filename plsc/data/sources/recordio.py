@@ -19,6 +19,7 @@ import numpy.typing as npt
 from plsc.data.recordio import HEADER_SIZE, MAGIC, MAX_LABEL, MAX_LENGTH, FrameFile, ImageRecord, unpack
 from plsc.data.records import Labels, Record, Records
 from plsc.errors import DataError
+from plsc.utils.files import reading_error
 
 log = logging.getLogger("plsc")
 
@@ -51,6 +52,7 @@ class RecordIORecords(Records):
 
     Raises:
         DataError: the file is missing, empty, cut off or damaged, or the index does not fit the file.
+        StorageError: the system cannot read the file.
 
     Example:
         >>> records = RecordIORecords("faces/train.rec")
@@ -112,6 +114,17 @@ class RecordIORecords(Records):
         for index in np.flatnonzero(odd):
             labels[index] = _to_class(self.read(int(index)).labels, self.describe(int(index)))
         return labels
+
+    def known_labels(self) -> Labels | None:
+        """`labels` where they have been read: each costs a page of the disk."""
+        return self.labels if "labels" in vars(self) else None
+
+    def labels_at(self, indices: npt.NDArray[np.int64]) -> Labels | None:
+        """The classes of some records, [k] int64; None where one of them is damaged."""
+        try:
+            return np.asarray([self[int(index)].label for index in indices], np.int64)
+        except DataError:
+            return None
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -306,7 +319,7 @@ def _read_index(path: Path) -> tuple[_Offsets, _Offsets]:
         if pairs.shape[1] == 2:
             return pairs[:, 0], pairs[:, 1]
     except OSError as error:
-        raise DataError(f"{path}: the index cannot be read: {error.strerror}") from None
+        raise reading_error(f"{path}: the index cannot be read", error) from None
     except (ValueError, OverflowError, Warning):
         pass
     lines = path.read_bytes().splitlines()
@@ -321,8 +334,10 @@ def _read_property(path: Path) -> int | None:
     """The class count in the `property` file of a face set, as in '85742,112,112'; None without such a file."""
     try:
         text = path.read_bytes().removeprefix(BOM_UTF8)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise reading_error(f"{path}: the class count cannot be read", error) from None
     count = text.split(b",")[0].strip()
     if not count.isdigit() or len(count) > 12 or int(count) < 1:
         raise DataError(f"{path}: got {text[:80]!r}, expected the class count first, as in '85742,112,112'")

@@ -18,10 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from plsc.data.images import is_image_name
 from plsc.data.records import Labels, Record, Records, read_image
+from plsc.data.sources.leftovers import matching_files
 from plsc.data.sources.reading import check_index, own_errors
 from plsc.data.sources.string_table import StringTable, number_names
 from plsc.errors import DataError
+from plsc.utils.files import OpenFiles, text_lines
 from plsc.utils.lazy import require
 
 IMAGE_COLUMNS = ("image", "image_path", "path", "file", "filename", "file_name", "img")
@@ -42,6 +45,7 @@ class CsvRecords(Records):
 
     Raises:
         DataError: no such file or column, a row of another length, or a missing label; names the file and line.
+        StorageError: the system cannot read the table.
 
     Example:
         >>> CsvRecords("faces.csv", image_column="photo", label_column="person").class_names[:2]
@@ -74,29 +78,30 @@ class CsvRecords(Records):
         paths: list[str] = []
         labels: list[str] = []
         lines: list[int] = []
-        rows = None
+        delimiter = "\t" if self.path.suffix.lower() == ".tsv" else ","
+        rows = csv.reader(text_lines(self.path, "the table", newline=""), delimiter=delimiter, strict=True)
         try:
-            with open(self.path, encoding="utf-8-sig", newline="") as file:
-                rows = csv.reader(file, delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",", strict=True)
-                head = next(rows, [])
-                image = _column(self.path, head, IMAGE_COLUMNS, image_column, "image_column")
-                label = _column(self.path, head, LABEL_COLUMNS, label_column, "label_column")
-                for row in rows:
-                    if not row:
-                        continue
-                    if len(row) != len(head) or not row[image].strip() or not row[label].strip():
-                        raise DataError(
-                            f"{self.path}, line {rows.line_num}: got {str(row)[:200]}, expected "
-                            f"{len(head)} fields as in the first line, with an image and a label"
-                        )
-                    paths.append(row[image].strip())
-                    labels.append(row[label].strip())
-                    lines.append(rows.line_num)
-        except OSError as error:
-            raise DataError(f"{self.path}: the table cannot be read: {error.strerror}") from None
-        except (csv.Error, UnicodeDecodeError) as error:
-            line = f", line {rows.line_num}" if rows else ""
-            raise DataError(f"{self.path}{line}: no table in UTF-8 text: {error}") from None
+            head = next(rows, [])
+            image = _column(self.path, head, IMAGE_COLUMNS, image_column, "image_column")
+            label = _column(self.path, head, LABEL_COLUMNS, label_column, "label_column")
+            for row in rows:
+                if len(row) < 2 and not "".join(row).strip():
+                    continue
+                if len(row) != len(head) or not row[image].strip() or not row[label].strip():
+                    raise DataError(
+                        f"{self.path}, line {rows.line_num}: got {str(row)[:200]}, expected "
+                        f"{len(head)} fields as in the first line, with an image and a label"
+                    )
+                if "\0" in row[image] or "\0" in row[label]:
+                    raise DataError(
+                        f"{self.path}, line {rows.line_num}: got {str(row)[:200]}, which holds a zero byte; expected "
+                        f"text in UTF-8, not in UTF-16"
+                    )
+                paths.append(row[image].strip())
+                labels.append(row[label].strip())
+                lines.append(rows.line_num)
+        except csv.Error as error:
+            raise DataError(f"{self.path}, line {rows.line_num}: no table in UTF-8 text: {error}") from None
         return paths, labels, lines
 
 
@@ -113,6 +118,7 @@ class ParquetRecords(Records):
 
     Raises:
         DataError: no such file or column, a damaged file, or a missing label.
+        StorageError: the system cannot read a file.
         MissingDependencyError: pyarrow is not installed.
 
     Example:
@@ -129,18 +135,17 @@ class ParquetRecords(Records):
         kept_groups: int = 4,
     ) -> None:
         self.path = Path(path)
-        self.files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
+        self.files = matching_files(self.path, "*.parquet") if self.path.is_dir() else [self.path]
         self._kept_groups = kept_groups
         self._images_in: list[str] = []  # the image column of each file
         self._groups: collections.OrderedDict[int, Any] = collections.OrderedDict()
-        self._open: dict[int, Any] = {}
+        self._open = OpenFiles(self.files, _open_parquet)
         self._lock = threading.Lock()
-        parquet = _parquet()
         sizes: list[tuple[int, int, int]] = []  # (file, row group, rows)
         labels: list[Any] = []
         for number, file in enumerate(self.files):
             with own_errors(file, _FAULT):
-                table = parquet.ParquetFile(file)
+                table = _open_parquet(file)
                 names = table.schema_arrow.names
                 self._images_in.append(names[_column(file, names, IMAGE_COLUMNS, image_column, "image_column")])
                 label = names[_column(file, names, LABEL_COLUMNS, label_column, "label_column")]
@@ -159,7 +164,7 @@ class ParquetRecords(Records):
         self.format = f"Parquet, {len(self.files)} files, {len(self._group_of)} row groups"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}, "_groups": collections.OrderedDict(), "_lock": None}
+        return {**self.__dict__, "_groups": collections.OrderedDict(), "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
@@ -202,8 +207,6 @@ class ParquetRecords(Records):
     def _read(self, group: int) -> Any:
         number, inner, rows = (int(value) for value in self._group_of[group])
         with own_errors(self.files[number], _FAULT):
-            if number not in self._open:
-                self._open[number] = _parquet().ParquetFile(self.files[number])
             table = self._open[number].read_row_group(inner, columns=[self._images_in[number]], use_threads=False)
             if table.num_rows != rows:
                 raise DataError(
@@ -213,8 +216,10 @@ class ParquetRecords(Records):
         return table.column(0).combine_chunks()
 
 
-def _parquet() -> Any:
-    return require("pyarrow.parquet", "pyarrow", purpose="reading Parquet files")
+def _open_parquet(path: Path) -> Any:
+    parquet = require("pyarrow.parquet", "pyarrow", purpose="reading Parquet files")
+    with own_errors(path, _FAULT):
+        return parquet.ParquetFile(path)
 
 
 def _column(path: Path, head: Sequence[str], known: Sequence[str], given: str | None, setting: str) -> int:
@@ -222,12 +227,26 @@ def _column(path: Path, head: Sequence[str], known: Sequence[str], given: str | 
     found = [names.index(name) for name in ([given.lower()] if given else known) if name in names]
     if not found:
         expected = repr(given) if given else "one of " + ", ".join(known)
-        hint = "; separate its fields by commas" if len(head) == 1 and ";" in head[0] else ""
+        hint = _mistake_in(path, head)
         raise DataError(
             f"{path}: the columns are {str(list(head))[:200]}, expected {expected}: rename the column, or "
             f"in Python name it with {setting}{hint}"
         )
     return found[0]
+
+
+def _mistake_in(path: Path, head: Sequence[str]) -> str:
+    """A hint at what is probably wrong with the first line of a table, or nothing."""
+    if any(is_image_name(name.strip()) for name in head):
+        return "; the first line names the columns, as image,label: add it"
+    is_tsv, line = path.suffix.lower() == ".tsv", head[0] if len(head) == 1 else ""
+    if is_tsv and "," in line:
+        return "; a .tsv separates its fields by tabs: name the file .csv"
+    if not is_tsv and "\t" in line:
+        return "; a .csv separates its fields by commas: name the file .tsv"
+    if ";" in line or "|" in line:
+        return "; separate its fields by " + ("tabs" if is_tsv else "commas")
+    return ""
 
 
 _WHOLE = re.compile(r"([0-9]{1,15})(\.0*)?")

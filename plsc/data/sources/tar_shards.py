@@ -1,12 +1,14 @@
 """Tar shards in the WebDataset layout, read in random order.
 
 In a shard, the files of one sample follow one another and share a name up to the first dot of the base name:
-`dir/000017.jpg`, `dir/000017.cls`. The class is the text of `.cls` (a number), or `label` or `cls` in a `.json`. An
-uncompressed tar holds the bytes of each file in one piece, so random access needs offsets only.
+`dir/000017.jpg`, `dir/000017.cls`. The class is the text of `.cls` (a number), or `label` or `cls` in a `.json`. The
+image has the suffix of any kind of image; beside a JPEG, PNG, BMP, WebP or TIFF, a file of another kind is no image of
+the sample. An uncompressed tar holds the bytes of each file in one piece, so random access needs offsets only.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
@@ -17,17 +19,17 @@ import tarfile
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from plsc.data.images import TAR_SUFFIXES
+from plsc.data.images import BESIDE_SUFFIXES, IMAGE_SUFFIXES
 from plsc.data.records import Record, Records
+from plsc.data.sources.leftovers import is_leftover, matching_files, warn_of_leftovers
 from plsc.data.sources.offset_index import Arrays, load_or_build, save_index
 from plsc.data.sources.reading import check_index
 from plsc.data.sources.string_table import StringTable
 from plsc.errors import DataError
-from plsc.utils.files import map_file
+from plsc.utils.files import OpenFiles, map_file, reading_error
 
 log = logging.getLogger("plsc")
 
@@ -43,6 +45,7 @@ class TarRecords(Records):
 
     Raises:
         DataError: a shard is missing, compressed, cut off or damaged; a sample lacks its image or its class.
+        StorageError: the system cannot read a shard.
 
     Example:
         >>> records = TarRecords("shards/train-{000000..000119}.tar")
@@ -52,8 +55,11 @@ class TarRecords(Records):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.shards = _shards(str(path))
-        self._maps: dict[int, mmap.mmap] = {}
-        indexes = [load_or_build(shard, "tar", build=_build_index) for shard in self.shards]
+        self._maps = OpenFiles(self.shards, map_file)
+        left: list[str] = []
+        build = functools.partial(_build_index, left=left)
+        indexes = [load_or_build(shard, "tar", build=build) for shard in self.shards]
+        warn_of_leftovers(self.path, left)
         self._offsets, self._sizes, self.labels = (
             np.concatenate([index[name] for index in indexes]) for name in ("offsets", "sizes", "labels")
         )
@@ -66,10 +72,7 @@ class TarRecords(Records):
 
     def save_index(self) -> list[Path]:
         """Write the index of each shard beside it."""
-        return [save_index(shard, "tar", build=_build_index) for shard in self.shards]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}
+        return [save_index(shard, "tar", build=functools.partial(_build_index, left=[])) for shard in self.shards]
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -77,8 +80,6 @@ class TarRecords(Records):
     def __getitem__(self, index: int) -> Record:
         check_index(index, len(self))
         shard = self._shard(index)
-        if shard not in self._maps:
-            self._maps[shard] = map_file(self.shards[shard])
         start = int(self._offsets[index])
         return Record(self._maps[shard][start : start + int(self._sizes[index])], int(self.labels[index]))
 
@@ -107,7 +108,7 @@ def expand_range(pattern: str) -> list[str]:
 
 def _shards(path: str) -> list[Path]:
     if Path(path).is_dir():
-        shards = sorted(Path(path).glob("*.tar"))
+        shards = matching_files(Path(path), "*.tar")
         if not shards:
             raise DataError(f"{path}: found no .tar in the folder")
         return shards
@@ -118,10 +119,11 @@ def _shards(path: str) -> list[Path]:
     return shards
 
 
-def _build_index(path: Path) -> Arrays:
+def _build_index(path: Path, left: list[str]) -> Arrays:
+    """The arrays of a shard. The names of members that belong to no sample, being leftovers, go to `left`."""
     offsets, sizes, labels = array("q"), array("q"), array("q")
     names: list[str] = []
-    for key, members in itertools.groupby(_members(path), lambda member: _split(member[0])[0]):
+    for key, members in itertools.groupby(_members(path, left), lambda member: _split(member[0])[0]):
         samples: dict[str, _Sample] = {}
         for name, offset, size, data in members:
             _, stem, suffix = _split(name)
@@ -141,13 +143,18 @@ def _build_index(path: Path) -> Arrays:
     }
 
 
-def _members(path: Path) -> Iterator[tuple[str, int, int, mmap.mmap]]:
-    """Every file of a shard as (name, offset, size, map). Then checks that the walk has reached the shard's end."""
+def _members(path: Path, left: list[str]) -> Iterator[tuple[str, int, int, mmap.mmap]]:
+    """Every file of a shard as (name, offset, size, map), except leftovers, whose names go to `left`. Then checks that
+    the walk has reached the shard's end."""
     data = map_file(path)
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # a list of all members so far, which would grow
+                if any(map(is_leftover, member.name.split("/"))):
+                    if member.isfile():
+                        left.append(member.name)
+                    continue
                 if member.islnk() or member.issym():
                     raise tarfile.ReadError(
                         f"{member.name} is a link; pack the files themselves (tar --dereference --hard-dereference)"
@@ -157,7 +164,9 @@ def _members(path: Path) -> Iterator[tuple[str, int, int, mmap.mmap]]:
                         raise tarfile.ReadError(f"{member.name} runs past the end of the file or is sparse")
                     yield member.name, member.offset_data, member.size, data
             stopped = tar.offset
-    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
+    except OSError as error:
+        raise reading_error(f"{path}: the shard cannot be read", error) from None
+    except (tarfile.TarError, ValueError, EOFError, OverflowError, MemoryError) as error:
         hint = "; unpack a .tar.gz first: only plain tar can be read in random order" if _is_gzip(data) else ""
         raise DataError(f"{path}: the shard is damaged, cut off or no tar: {error}{hint}") from None
     # tarfile ends without an error at a header that it cannot read; the samples after it would be lost.
@@ -182,6 +191,7 @@ class _Sample:
     def __init__(self, key: str) -> None:
         self.key = key
         self.image: tuple[str, int, int] | None = None
+        self.has_beside = False  # the image is of a kind that beside another is none
         self.label: int | None = None
         self.has_cls = False
 
@@ -190,13 +200,17 @@ class _Sample:
         return self.image is not None and self.label is not None
 
     def add(self, path: Path, name: str, suffix: str, offset: int, size: int, data: mmap.mmap) -> None:
-        if suffix in TAR_SUFFIXES:
-            if self.image is not None:
+        if suffix in IMAGE_SUFFIXES:
+            is_beside = suffix in BESIDE_SUFFIXES
+            if self.image is not None and is_beside != self.has_beside:
+                if is_beside:
+                    return
+            elif self.image is not None:
                 raise DataError(
                     f"{path}: sample {self.key!r} has two images, {self.image[0]!r} and {name!r}; expected "
                     f"one per sample, or another name for each sample"
                 )
-            self.image = (name, offset, size)
+            self.image, self.has_beside = (name, offset, size), is_beside
         elif suffix == ".cls" or (suffix == ".json" and self.label is None):
             label = _parse_label(data[offset : offset + size], suffix)
             if label is None and suffix == ".cls":

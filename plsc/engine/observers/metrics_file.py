@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,6 +22,7 @@ from typing import Any, TextIO
 from plsc.engine.observers import Observer, Run, Step
 from plsc.utils.atomic import write_file
 from plsc.utils.files import sync
+from plsc.utils.json_text import to_json
 
 log = logging.getLogger("plsc")
 
@@ -76,10 +76,8 @@ class MetricsFile(Observer):
             return  # verified without a step of this run: the run before wrote it
         line: dict[str, Any] = {"event": event, "step": step.number, "epoch": step.epoch}
         # A user's head names its metrics; a run that resumes relies on the number of the step.
-        line.update(
-            {name: value if math.isfinite(value) else None for name, value in values.items() if name not in line}
-        )
-        self._file.write(json.dumps(line) + "\n")
+        line.update({name: value for name, value in values.items() if name not in line})
+        self._file.write(to_json(line) + "\n")
 
     def _open(self) -> TextIO:
         checkpoint = self._run.checkpoint

@@ -42,7 +42,7 @@ class Margin(Protocol):
 
         Args:
             cosine: [G] target cosines; rounding may put them a little outside -1 to 1.
-            norms: [G] Euclidean norms of the features before normalization, above 0.
+            norms: [G] Euclidean norms of the features before normalization; 1e-12 for shorter ones, so above 0.
             labels: [G] int64 class ids, 0 to C - 1.
 
         Returns:

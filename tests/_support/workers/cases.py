@@ -58,6 +58,7 @@ class HeadCase(NamedTuple):
     with_bias: bool = False
     dtype: str = "float64"
     by_norm: bool = False
+    short: bool = False
 
     @property
     def margin(self):
@@ -87,10 +88,28 @@ HEAD_CASES = {
     "softmax": HeadCase(10, None),
     "softmax with bias": HeadCase(6, None, with_bias=True),
     "float32": HeadCase(50, samples_per_rank=8, dtype="float32"),
+    "short vectors": HeadCase(10, samples_per_rank=7, short=True),
+    "short vectors, three": HeadCase(3, samples_per_rank=7, short=True),
+    "short vectors, margin by norm": HeadCase(10, samples_per_rank=7, by_norm=True, scale=16.0, short=True),
+    "short vectors, float32": HeadCase(11, samples_per_rank=7, dtype="float32", short=True),
     "margin by norm": HeadCase(10, by_norm=True),
     "margin by norm, three": HeadCase(3, by_norm=True, scale=128.0),
     "margin by norm, float32": HeadCase(50, by_norm=True, samples_per_rank=8, dtype="float32"),
 }
+
+
+# Both sides of what counts as short: 0.04 for a feature of 16 numbers, 1e-4 for a class center. None: as it is.
+FEATURE_LENGTHS = [0.0, 1e-20, 1e-6, 1e-3, 2e-2, None]
+CENTER_LENGTHS = [None, 0.0, 1e-7, 5e-5, 2e-4]
+
+
+def shortened(rows, lengths):
+    """Row n with the n-th of the lengths, which are taken in turns; None leaves it."""
+    rows = rows.copy()
+    for row, length in zip(rows, lengths * len(rows)):
+        if length is not None:
+            row *= length / np.linalg.norm(row)
+    return rows
 
 
 def head_problem(case, ranks):
@@ -101,5 +120,7 @@ def head_problem(case, ranks):
     labels = rng.integers(0, case.classes, samples)
     labels[-1] = labels[0]
     features = (3.0 * weight[labels] + rng.standard_normal((samples, 16))).astype(case.dtype)
+    if case.short:
+        features, weight = shortened(features, FEATURE_LENGTHS), shortened(weight, CENTER_LENGTHS)
     bias = rng.standard_normal(case.classes).astype(case.dtype) if case.with_bias else None
     return features, labels, weight, bias

@@ -59,7 +59,7 @@ def test_inspect_says_once_what_is_wrong_and_what_kind_images_are(tmp_path):
     result = run("inspect", tmp_path / "nosuch.rec")
     assert "nosuch.rec' does not exist" in str(result.exception) and not result.output
     source = make_list(tmp_path / "set")
-    (source / "images" / "0.png").write_bytes(cv2.imencode(".ras", np.full((8, 8, 3), 9, np.uint8))[1].tobytes())
+    (source / "images" / "0.png").write_bytes(cv2.imencode(".hdr", np.full((8, 8, 3), 9, np.uint8))[1].tobytes())
     (source / "images" / "1.png").write_bytes(b"P6 1 1 255\n\1\2\3")
     assert inspect(open_records(source)).encodings == {"other": 1, "ppm": 1, "png": 4}
 

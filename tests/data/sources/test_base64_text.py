@@ -98,3 +98,21 @@ def test_a_list_of_part_files_names_what_is_missing(tmp_path):
     (tmp_path / "set" / "file_list.txt").write_text("\n")
     with pytest.raises(DataError, match="the list is empty"):
         open_records(tmp_path / "set")
+
+
+@pytest.mark.parametrize("odd", ["\x0b", "\x85", "\u2028"])
+def test_only_line_ends_end_a_line_of_a_list_of_parts(tmp_path, odd):
+    make_base64(tmp_path / "set")
+    (tmp_path / "set" / "part-0").rename(tmp_path / "set" / f"a{odd}b")
+    (tmp_path / "set" / "file_list.txt").write_bytes(f"a{odd}b\r\n\r\n\ufeffpart-1".encode())
+    assert len(open_records(tmp_path / "set")) == 6
+    (tmp_path / "set" / "part-1").unlink()
+    with pytest.raises(DataError, match="file_list.txt, line 3: there is no part file"):
+        open_records(tmp_path / "set")
+
+
+def test_a_part_that_does_not_begin_with_an_image_is_named_by_its_line(tmp_path):
+    (tmp_path / "part").write_text("\n\nnothing here\n")
+    (tmp_path / "file_list.txt").write_text("part\n")
+    with pytest.raises(DataError, match="part, line 3: got b'nothing here'.* an image of the kinds JPEG, PNG, "):
+        Base64Records(tmp_path)

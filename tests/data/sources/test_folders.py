@@ -14,6 +14,7 @@ from tests._support.sources import (
     IMAGES,
     LABELS,
     make_folders,
+    make_rec,
 )
 
 
@@ -68,7 +69,102 @@ def test_what_other_programs_leave_behind_is_neither_class_nor_image(tmp_path, c
         (root / path).write_bytes(IMAGES[0])
     records = open_records(root)
     assert (len(records), records.class_names) == (6, ["a", "b", "c"])
-    assert f"ignored 4 files and folders that other programs left behind, {root / '.ipynb_che'}" in caplog.text
+    assert (
+        f"{root}: ignored 4 files and folders that are hidden or that other programs left behind: "
+        f".ipynb_checkpoints (2), __MACOSX (1), ._0.png (1); the first is .ipynb_checkpoints. If one is a class, list"
+    ) in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".Trash-1000", "#recycle", "#snapshot", ".thumbnails", ".cache", "lost+found", "$RECYCLE.BIN", ".AppleDouble"]
+    + ["System Volume Information", ".Spotlight-V100", "@eaDir", "@Recycle", ".snapshot", ".dvc", ".git", "__MACOSX"],
+)
+@pytest.mark.parametrize("parent", ["", "a", "a/deep"])
+def test_a_folder_of_another_program_is_no_class_at_any_depth(tmp_path, caplog, name, parent):
+    root = make_folders(tmp_path / "set")
+    rubbish = root / parent / name / "files"
+    rubbish.mkdir(parents=True)
+    (rubbish / "old.png").write_bytes(IMAGES[0])
+    records = open_records(root)
+    assert (records.class_names, records.labels.tolist()) == (["a", "b", "c"], LABELS)
+    assert f"ignored 1 files and folders that are hidden or that other programs left behind: {name} (1)" in caplog.text
+
+
+def test_a_hidden_image_is_ignored_and_other_hidden_files_are_not_worth_a_warning(tmp_path, caplog):
+    root = make_folders(tmp_path / "set")
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", ".0.png.Xy12"):
+        (root / "a" / name).write_bytes(b"x")
+    assert len(open_records(root)) == 6 and not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    (root / "a" / ".hidden.png").write_bytes(IMAGES[0])
+    assert len(open_records(root)) == 6 and ".hidden.png (1)" in caplog.text
+
+
+def test_a_class_whose_name_begins_with_a_dot_is_read_from_a_list_and_one_with_a_hash_from_folders(tmp_path):
+    root = make_folders(tmp_path / "set")
+    (root / "a").rename(root / "#a")
+    (root / "b").rename(root / ".net")
+    assert open_records(root).class_names == ["#a", "c"]
+    folders = ["./#a", ".net", "c"]  # a line that begins with # is a comment
+    lines = [f"{folders[label]}/{number}.png {label}\n" for number, label in enumerate(LABELS)]
+    (root / "label.txt").write_text("".join(lines))
+    assert [record.image for record in open_records(root)] == IMAGES
+
+
+def test_more_kinds_of_leftovers_than_the_warning_names_are_counted(tmp_path, caplog):
+    root = make_folders(tmp_path / "set")
+    for number in range(9):
+        (root / f".x{number}").mkdir()
+    open_records(root)
+    assert "ignored 9 files and folders" in caplog.text and ".x5 (1) and 3 other names" in caplog.text
+
+
+def test_a_root_of_nothing_but_leftovers_has_no_class(tmp_path):
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "0.png").write_bytes(IMAGES[0])
+    with pytest.raises(DataError, match="found no images in class folders"):
+        open_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "parts", [["train", "val"], ["Train", "Test", "val"], ["training", "validation"], ["images"], ["held_out", "train"]]
+)
+def test_the_parts_of_a_set_are_no_classes(tmp_path, parts):
+    for part in parts:
+        make_folders(tmp_path / part)
+    (tmp_path / "annotations").mkdir()
+    with pytest.raises(
+        DataError, match=f"holds {', '.join(sorted(parts))}, which are parts .* as .*/{sorted(parts)[0]}"
+    ):
+        open_records(tmp_path)
+    assert len(open_records(tmp_path / parts[0])) == 6
+
+
+def test_parts_without_class_folders_need_a_list(tmp_path):
+    for part in ("test", "train"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "0.png").write_bytes(IMAGES[0])
+    with pytest.raises(DataError, match="and test holds images without class folders; expected a folder per class"):
+        open_records(tmp_path)
+    (tmp_path / "label.txt").write_text("test/0.png 0\ntrain/0.png 1\n")
+    assert open_records(tmp_path).labels.tolist() == [0, 1]
+
+
+def test_names_of_parts_among_others_are_classes_and_so_is_a_single_folder_of_images(tmp_path):
+    for name in ("bus", "train"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "0.png").write_bytes(IMAGES[0])
+    assert open_records(tmp_path / "set").class_names == ["bus", "train"]
+    (tmp_path / "one" / "test").mkdir(parents=True)
+    (tmp_path / "one" / "test" / "0.png").write_bytes(IMAGES[0])
+    assert open_records(tmp_path / "one").class_names == ["test"]
+
+
+def test_parts_of_another_kind_are_named_where_there_are_no_class_folders(tmp_path):
+    make_rec(tmp_path / "train")
+    make_rec(tmp_path / "held_out")
+    with pytest.raises(DataError, match="found no images .* it holds held_out, train: name one .* as .*/held_out"):
+        open_records(tmp_path)
 
 
 def test_folders_below_class_folders_count_and_other_files_are_counted(tmp_path, caplog):

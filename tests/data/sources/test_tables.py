@@ -25,12 +25,35 @@ from tests._support.sources import IMAGES, LABELS, make_list, make_table
         ("image,label\na.png\n", r"line 2: got \['a.png'\], expected 2 fields"),
         ("image,label\n\na.png,\n", "line 3: got"),
         ('image,label\n"a.png,3\n', "no table in UTF-8 text"),
+        ("image,label\na\0.png,3\n", "t.csv, line 2"),
+        ("image,label\na.png,3\nb.png,\0\n", "t.csv, line 3"),
+        ("a.png,3\nb.png,4\n", "the first line names the columns, as image,label: add it"),
+        ("image\tlabel\na.png\t3\n", "a .csv separates its fields by commas: name the file .tsv"),
+        ("image;label\na.png;3\n", "separate its fields by commas"),
+        ("image,label\n数.png,3\n", r"line 2: found .* not UTF-8 text; in GBK the line is '数.png,3'"),
     ],
 )
 def test_malformed_tables_are_named_by_line(tmp_path, text, message):
-    (tmp_path / "t.csv").write_text(text)
+    (tmp_path / "t.csv").write_bytes(text.encode("gbk"))
     with pytest.raises(DataError, match=message):
         open_records(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("odd", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_only_line_ends_end_a_row(tmp_path, odd):
+    for end in ("\n", "\r\n"):
+        rows = ["\ufeffimage,label", f"a{odd}b.png,x{odd}y", "", "  ", "c.png,z"]
+        (tmp_path / "t.csv").write_bytes(end.join(rows).encode())
+        records = open_records(tmp_path / "t.csv")
+        assert records.class_names == [f"x{odd}y", "z"] and records.path_of(0) == str(tmp_path / f"a{odd}b.png")
+        assert records.describe(1).endswith("line 5)")
+
+
+def test_hidden_files_beside_shards_are_no_shards(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"image": IMAGES[:3], "label": LABELS[:3]}), tmp_path / "0.parquet")
+    (tmp_path / "._0.parquet").write_bytes(b"\0\5\x16\7")
+    assert len(open_records(tmp_path)) == 3
 
 
 def test_a_table_with_other_column_names_and_names_as_classes(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plsc.data.images import IMAGE_SUFFIXES
 from plsc.data.sources import open_records
 from plsc.data.sources.base64_text import Base64Records
 from plsc.data.sources.tar_shards import TarRecords, expand_range
@@ -78,6 +79,33 @@ def test_a_preview_in_a_tar_is_no_second_image(tmp_path):
         for suffix, data in (("png", IMAGES[0]), ("gif", b"GIF89a"), ("cls", b"3")):
             add(tar, f"a.{suffix}", data)
     assert open_records(tmp_path / "a.tar")[0] == (IMAGES[0], 3)
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_every_kind_of_image_is_the_image_of_a_sample(tmp_path, suffix):
+    pack_tar(
+        tmp_path / "a.tar", [(f"0{suffix}", IMAGES[0]), ("0.cls", b"3"), ("1.cls", b"4"), (f"1{suffix.upper()}", b"x")]
+    )
+    assert list(open_records(tmp_path / "a.tar")) == [(IMAGES[0], 3), (b"x", 4)]
+
+
+@pytest.mark.parametrize("beside", [".gif", ".pgm", ".jp2", ".avif"])
+@pytest.mark.parametrize("first", [True, False])
+def test_beside_a_jpeg_a_preview_or_mask_is_no_image_in_any_order(tmp_path, beside, first):
+    files = [("a.jpeg", IMAGES[0]), (f"a{beside}", IMAGES[1])]
+    pack_tar(tmp_path / "a.tar", [*(files if first else files[::-1]), ("a.cls", b"3")])
+    assert list(open_records(tmp_path / "a.tar")) == [(IMAGES[0], 3)]
+    pack_tar(tmp_path / "b.tar", [("a.gif", IMAGES[0]), ("a.pgm", IMAGES[1]), ("a.cls", b"3")])
+    with pytest.raises(DataError, match="sample 'a' has two images, 'a.gif' and 'a.pgm'"):
+        open_records(tmp_path / "b.tar")
+
+
+def test_what_macos_packs_beside_the_files_is_no_sample(tmp_path, caplog):
+    files = [("./0.png", IMAGES[0]), ("./._0.png", b"x"), ("./._0.cls", b"x"), ("./0.cls", b"3")]
+    pack_tar(tmp_path / "a.tar", [*files, ("__MACOSX/0.png", IMAGES[1]), ("#recycle/1.png", IMAGES[2])])
+    (tmp_path / "._a.tar").write_bytes(b"\0\5\x16\7")
+    assert list(open_records(tmp_path)) == [(IMAGES[0], 3)]
+    assert "ignored 4 files and folders that are hidden or that other programs left behind: #recycle (1)" in caplog.text
 
 
 @pytest.mark.parametrize("fields", [{"label": "3"}, {"label": 3.0}, {"label": None, "cls": 3}, {"cls": 3}])

@@ -1,0 +1,169 @@
+"""What all ranks of a run must have in common, compared before the first collective that depends on it.
+
+Ranks that differ in a shape wait for each other without end or abort in the communication library; ranks that differ in
+a seed or a learning rate train on in silence.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import platform
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import paddle
+
+from plsc.config import Config
+from plsc.distributed.agreement import agree
+from plsc.distributed.collectives import Collectives
+from plsc.distributed.topology import Topology
+from plsc.engine.checkpoint import Checkpoint
+from plsc.errors import DistributedError
+from plsc.version import __version__
+
+log = logging.getLogger("plsc")
+
+# Settings that may differ between ranks: paths, whose content is compared instead, and what concerns one process only.
+OWN_SETTINGS = frozenset(
+    {
+        "checkpoint_dir",
+        "dataset_dir",
+        "log_period",
+        "logits",
+        "max_last_checkpoint_num",
+        "num_workers",
+        "predict_reader",
+        "test_batch_size",
+        "worker_timeout",
+    }
+)
+# Of these objects only the class is compared: their attributes may be paths or the rank. `describe_network` is the
+# comparison of the backbone.
+_DATA_OBJECTS = frozenset({"train_dataset", "test_dataset", "train_reader", "test_reader"})
+_HARMLESS = frozenset({"version of Python"})  # a difference is a warning
+_LONGEST = 120  # characters of a value in a message
+
+
+def check_ranks_agree(facts: Callable[[], Mapping[str, object]], collectives: Collectives) -> None:
+    """Compare what ranks must have in common. Every rank must call this; a single rank has nothing to compare.
+
+    Args:
+        facts: returns small values by name, which are compared by their text.
+        collectives: over the ranks.
+
+    Raises:
+        DistributedError: ranks differ; names each fact with its values and their ranks. The same on all ranks.
+    """
+    if collectives.topology.world_size == 1:
+        return
+    own = agree(lambda: {name: str(value) for name, value in facts().items()}, collectives, error=DistributedError)
+    gathered = collectives.gather_objects(own)
+    names = dict.fromkeys(name for found in gathered for name in found)
+    by_rank = {name: _by_rank([found.get(name, "not there") for found in gathered]) for name in names}
+    differences = {name: values for name, values in by_rank.items() if len(values) > 1}
+    harmless = {name: differences.pop(name) for name in _HARMLESS & differences.keys()}
+    if harmless and collectives.topology.is_main:
+        log.warning("the ranks differ: %s", _list_differences(harmless))
+    if differences:
+        raise DistributedError(
+            f"the ranks do not agree: {_list_differences(differences)}; start every rank with the same settings on the "
+            f"same data (only {', '.join(sorted(OWN_SETTINGS))} may differ)"
+        )
+
+
+def _by_rank(values: list[str]) -> dict[str, list[int]]:
+    ranks: dict[str, list[int]] = {}
+    for rank, value in enumerate(values):
+        ranks.setdefault(value, []).append(rank)
+    return ranks
+
+
+def _list_differences(differences: Mapping[str, Mapping[str, list[int]]]) -> str:
+    return "; ".join(
+        f"{name} is " + " and ".join(f"{_shorten(value)} on {_name_ranks(ranks)}" for value, ranks in values.items())
+        for name, values in differences.items()
+    )
+
+
+def _shorten(value: str) -> str:
+    return value if len(value) <= _LONGEST else f"{value[:_LONGEST]}..."
+
+
+def _name_ranks(ranks: list[int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    shown = ", ".join(map(str, ranks[:8]))
+    return f"ranks {shown}" + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+
+
+def describe_program(topology: Topology) -> dict[str, str]:
+    """The versions of the library, of Paddle and of Python, and the kind of device."""
+    return {
+        "version of plsc": __version__,
+        "version of Paddle": paddle.__version__,
+        "device": "GPU" if topology.on_gpu else "CPU",
+        "version of Python": ".".join(platform.python_version_tuple()[:2]),
+    }
+
+
+def describe_settings(config: Config, only: Collection[str] | None = None) -> dict[str, object]:
+    """The settings that all ranks must share; of a Python object its class and its plain attributes.
+
+    Args:
+        config: the settings.
+        only: their names; by default all but those that may differ.
+    """
+    names = only or [name for name in type(config).model_fields if name not in {*OWN_SETTINGS, "model"}]
+    values = {name: getattr(config, name) for name in names}
+    return {
+        name: _name_of(value) if name in _DATA_OBJECTS else describe_object(value) for name, value in values.items()
+    }
+
+
+def describe_object(value: Any) -> object:
+    """A value as it is alike in every process: a number or a text itself, else the name of the class or function.
+
+    A `functools.partial` has its arguments added, another object its attributes that are numbers or texts.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return tuple(map(describe_object, value))
+    if isinstance(value, (set, frozenset)):
+        return sorted(str(describe_object(item)) for item in value)
+    if isinstance(value, Mapping):
+        return {str(key): describe_object(item) for key, item in value.items()}
+    arguments: list[str] = []
+    if isinstance(value, functools.partial):
+        arguments = [str(describe_object(item)) for item in value.args]
+        arguments += [f"{name}={describe_object(item)}" for name, item in value.keywords.items()]
+        value = value.func
+    elif not hasattr(value, "__qualname__"):  # neither a class nor a function
+        arguments = [f"{name}={item}" for name, item in _plain_attributes(value).items()]
+    return f"{_name_of(value)}({', '.join(arguments)})" if arguments else _name_of(value)
+
+
+def _name_of(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_name_of, value))}]"
+    kind = value if hasattr(value, "__qualname__") else type(value)
+    return f"{kind.__module__}.{kind.__qualname__}" if value is not None else "None"
+
+
+def _plain_attributes(value: Any) -> dict[str, object]:
+    attributes: Mapping[str, object] = getattr(value, "__dict__", {})
+    return {name: item for name, item in attributes.items() if isinstance(item, (bool, int, float, str))}
+
+
+def describe_checkpoint(saved: Checkpoint | None) -> str | None:
+    """The name of a checkpoint, and a digest of what its manifest says of the run."""
+    return None if saved is None else f"{saved.path.name} ({saved.digest[:12]})"
+
+
+def describe_network(backbone: paddle.nn.Layer) -> str:
+    """The class of a network, and a digest of the names, shapes and types of its tensors."""
+    tensors = [(name, list(value.shape), str(value.dtype)) for name, value in backbone.state_dict().items()]
+    digest = hashlib.sha256(repr(tensors).encode()).hexdigest()[:12]
+    return f"{type(backbone).__qualname__} of {len(tensors)} tensors ({digest})"

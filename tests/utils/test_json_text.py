@@ -1,0 +1,19 @@
+"""JSON without NaN and Infinity."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from plsc.utils.json_text import to_json
+
+
+def test_numbers_that_are_not_finite_are_null_at_any_depth():
+    value = {"a": math.nan, "b": [1.5, (-math.inf, {"c": np.float64("inf")})], "d": "NaN", "e": None, "f": True, "g": 3}
+    read = json.loads(to_json(value), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert read == {"a": None, "b": [1.5, [None, {"c": None}]], "d": "NaN", "e": None, "f": True, "g": 3}
+    assert to_json({"a": 1}, indent=1) == '{\n "a": 1\n}'
+    assert to_json("ü") == '"\\u00fc"' and to_json("ü", ensure_ascii=False) == '"ü"'
