@@ -84,6 +84,7 @@ SETTERS = [
     ("set_bad_images", "action", "skip", "bad_images"),
     ("set_class_change", "action", "by_name", "class_change"),
     ("set_on_nonfinite", "action", "skip", "on_nonfinite"),
+    ("set_max_skipped_steps", "num", 7, "max_skipped_steps"),
 ]
 
 

@@ -371,3 +371,33 @@ def test_a_trial_that_fails_on_one_rank_fails_on_all(tmp_path, monkeypatch, act)
             with pytest.raises(CheckpointError, match="rank [01]: .*000000001.safetensors: .*(No space|Stale file)"):
                 tried.result()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_what_is_not_finite_is_not_written(tmp_path, bad, ranks):
+    """All ranks fail with the tensor and its row; nothing is left behind."""
+    threads = ThreadRanks(ranks)
+    shards = [
+        Part("head.weight", WEIGHT[r.start : r.stop].copy(), offset=r.start, rows=7) for r in shard_ranges(7, ranks)
+    ]
+    shards[-1].data[-1, 2] = bad
+
+    def write(rank):
+        with pytest.raises(CheckpointError) as caught:
+            save_checkpoint(tmp_path, "0", parts=[shards[rank]], about={}, collectives=threads[rank])
+        return str(caught.value)
+
+    with ThreadPoolExecutor(ranks) as pool:
+        messages = set(pool.map(write, range(ranks)))
+    (message,) = messages
+    where = "" if ranks == 1 else f"rank {ranks - 1}: "  # a single rank is not named
+    assert f"was not written: {where}head.weight holds {bad:g} in row 6, expected finite numbers" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_constant_may_hold_infinity(tmp_path):
+    mask = np.array([0, -np.inf], np.float32)
+    part = Part("backbone.mask", mask, is_finite=False)
+    path = save_checkpoint(tmp_path, "0", parts=[part], about={}, collectives=Collectives())
+    np.testing.assert_array_equal(Checkpoint(path).read("backbone.mask"), mask)
