@@ -291,7 +291,8 @@ class Entry(_Attributes):
 
         Args:
             lr: the learning rate at a global batch of 1024 (default 0.1; the peak is lr times the global batch / 1024);
-                or a schedule: 'step' (default), 'cosine' or 'poly', or a function step -> learning rate.
+                or a schedule: 'step' (default), 'cosine' or 'poly', or a function step -> learning rate, a number of 0
+                or more that depends on the step alone.
         """
         if isinstance(lr, str) or callable(lr):
             self.config.lr_schedule = lr
@@ -439,7 +440,7 @@ class Entry(_Attributes):
     # Runs
 
     def train(self) -> dict[str, float]:
-        """Train, verify, and save a checkpoint each epoch.
+        """Train; save a checkpoint and verify each epoch.
 
         Returns:
             The last values by name, such as 'loss', 'lr' and 'lfw/accuracy'.

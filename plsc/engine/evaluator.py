@@ -162,7 +162,7 @@ def _report(pairs: VerificationSet, embeddings: Embeddings) -> VerificationRepor
     try:
         return verification_report(embeddings, pairs.is_same, folds=pairs.folds)
     except (ConfigError, DataError) as error:
-        raise DataError(f"{pairs.label}: found {len(pairs)} pairs, which cannot be verified: {error}") from None
+        raise DataError(f"{pairs.label} ({len(pairs)} pairs) cannot be verified: {error}") from None
 
 
 def _prepare(path: EmbeddingPath, numbered: tuple[int, Any], *, damaged: DamageLog) -> NDArray[Any]:
