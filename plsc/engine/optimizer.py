@@ -127,6 +127,12 @@ def _build(
             f"{setter('optimizer')}: the factory returned {type(optimizer).__name__}, expected a "
             f"paddle.optimizer.Optimizer"
         )
+    decay = getattr(optimizer, "regularization", None)
+    if decay is not None and not callable(decay):  # Paddle calls what is no float, at the first step
+        raise ConfigError(
+            f"{setter('optimizer')}: weight_decay is {decay!r} ({type(decay).__name__}), expected a float or a "
+            f"paddle.regularizer; give float(...)"
+        )
     if isinstance(optimizer._learning_rate, paddle.optimizer.lr.LRScheduler):
         raise ConfigError(
             f"{setter('optimizer')}: the optimizer has its own LRScheduler, which a resumed run cannot restore; give "
