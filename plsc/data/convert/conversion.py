@@ -193,7 +193,8 @@ class _Copy:
             leave_out = f", or with {argument('skip_bad_images', True)} to leave such images out"
             raise DataError(
                 f"{self._records.describe(progress.index)}: {error}; {progress.written} images are done, in "
-                f"{self._output.path}: fix the image and run the same command again to continue{leave_out if error is sample else ''}"
+                f"{self._output.path}: fix the image and run the same command again to "
+                f"continue{leave_out if error is sample else ''}"
             ) from None
         progress.written += 1
         if sample.damage is not None:
