@@ -23,6 +23,8 @@ LOSS_KINDS = ("softmax", *MARGINS, "combined")
 LOSS_TYPES = LOSS_KINDS + tuple("dist_" + kind for kind in LOSS_KINDS)
 ScheduleName = Literal["step", "cosine", "poly"]
 SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
+# The least and the greatest number that float32 holds in full precision.
+_LEAST, _GREATEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 # Read by every run that names no verification set, if it exists.
 DEFAULT_VAL_TARGETS = "lfw"
 
@@ -161,8 +163,8 @@ class Config(Settings):
     )
     val_targets: str | None = Field(
         default=None,
-        description="Verification sets, as lfw,cfp_fp: the files NAME.bin in the data folder. By default lfw, if that "
-        "file exists.",
+        description="Verification sets, as lfw,cfp_fp: the files NAME.bin in the data folder. A name that ends in .bin "
+        "is a file. By default lfw, if that file exists.",
     )
     train_batch_size: int = Field(default=128, ge=1, description="Training images per rank and step (N).")
     test_batch_size: int = Field(
@@ -241,7 +243,12 @@ class Config(Settings):
         default=0, ge=0, lt=2**31, description="Seed of initial weights, data order, class sampling and dropout."
     )
     on_nonfinite: Literal["stop", "skip"] = Field(
-        default="stop", description="Action at a loss that is not finite: stop, or skip the update of that step."
+        default="stop",
+        description="Action at a step in which an image, a feature, the loss, a gradient or a running statistic is not "
+        "finite: stop, or skip the step, which then leaves everything as it was.",
+    )
+    max_skipped_steps: int = Field(
+        default=100, ge=1, description="Steps in a row that may be skipped. After so many, training stops."
     )
 
     use_fp16: bool = Field(default=False, description="Mixed precision. Has no effect on CPU.")
@@ -337,6 +344,14 @@ class Config(Settings):
         exclude=True,
         description="Attributes of the bias of softmax losses: a paddle.ParamAttr, or False for no bias.",
     )
+
+    @field_validator("*")
+    @classmethod
+    def _fits_into_float32(cls, value: Any) -> Any:
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and number != 0 and not _LEAST <= abs(number) <= _GREATEST:
+                raise ValueError(f"expected 0, or a number that float32 holds: {_LEAST:.2g} to {_GREATEST:.2g}")
+        return value
 
     @field_validator("loss_type")
     @classmethod

@@ -313,8 +313,16 @@ class Entry(_Attributes):
         self.config.seed = seed
 
     def set_on_nonfinite(self, action: Literal["stop", "skip"]) -> None:
-        """Action at a loss that is not finite: 'stop' (default), or 'skip' the step (waits for the device)."""
+        """Action at a step with numbers that are not finite: 'stop' (default), or 'skip' it.
+
+        Judged are images, features, the loss, gradients and running statistics. A skipped step leaves everything as it
+        was, on all ranks. 'skip' waits for the device in every step.
+        """
         self.config.on_nonfinite = action
+
+    def set_max_skipped_steps(self, num: int) -> None:
+        """Steps in a row that may be skipped; after so many, training stops. Default 100."""
+        self.config.max_skipped_steps = num
 
     def set_mixed_precision(
         self,

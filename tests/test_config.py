@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
 from plsc import Config, ConfigError, Entry
+from plsc.cli.settings import make_entry
 from plsc.config import MARGINS
+from plsc.utils.settings import plain_type, text_of
 
 
 @pytest.mark.parametrize(
@@ -146,3 +149,48 @@ def test_a_new_kind_of_loss_needs_no_margins_of_the_common_formula(monkeypatch):
     assert config.margins is None and config.main_margin is None
     with pytest.raises(ConfigError, match="'linear' has no margin, but one is set"):
         Config(loss_type="linear", margin=0.3).check()
+
+
+FLOATS = [
+    name for name, field in Config.scalar_fields().items() if "float" in str(field.annotation) and name != "lr_schedule"
+]
+NONFINITE = [float("nan"), float("inf"), float("-inf"), np.float32("nan"), np.float64("inf"), "nan", "inf", "1e400"]
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_a_number_that_is_not_finite_or_beyond_float32_is_refused(name, tmp_path):
+    """By construction, assignment, a flag and a file."""
+    assert {"lr", "scale", "pixel_mean", "pixel_std", "margin"} <= set(FLOATS)
+    takes_three = plain_type(Config.model_fields[name].annotation) is tuple
+    for value in [*NONFINITE, 1e39, 1e-46]:
+        values = [value, [0.5, value, 0.5], f"0.5,{value},0.5"] if takes_three else [value]
+        for given in values:
+            for make in (
+                lambda given=given: Config(**{name: given}),
+                lambda given=given: setattr(Config(), name, given),
+            ):
+                with pytest.raises(ConfigError, match=rf"^{name}: got "):
+                    make()
+            with pytest.raises(ConfigError, match=rf"^{name}: got "):
+                make_entry({name: text_of(given)})
+    for text in (".nan", ".inf", "-.inf", "1.0e+39"):
+        (tmp_path / "run.yaml").write_text(f"{name}: {text}\n")
+        with pytest.raises(ConfigError, match=rf"run\.yaml: {name}: got "):
+            Config.from_file(tmp_path / "run.yaml")
+
+
+def test_setters_refuse_numbers_that_are_not_finite():
+    entry = Entry()
+    nan = float("nan")
+    for call in (
+        lambda: entry.set_lr(nan),
+        lambda: entry.set_scale(nan),
+        lambda: entry.set_margin(nan),
+        lambda: entry.set_loss_type("combined", 1.0, nan, 0.1),
+        lambda: entry.set_pixel_normalization(nan, 1.0),
+        lambda: entry.set_pixel_normalization(127.5, [1.0, nan, 1.0]),
+        lambda: entry.set_mixed_precision(True, init_loss_scaling=nan),
+    ):
+        with pytest.raises(ConfigError, match="got"):
+            call()
+    assert entry.config.lr == 0.1 and entry.config.scale == 64.0

@@ -112,16 +112,35 @@ class TrainLoader:
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from step `first_step` on."""
-        rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(self.num_images) if self._labels is None else balanced_order(self._labels, rng)
-        global_batch = self.batch_size * self.world_size
-        starts = (step * global_batch + self.rank * self.batch_size for step in range(first_step, self.steps_per_epoch))
-        tasks = ((epoch, order[np.arange(start, start + self.batch_size) % len(order)].tolist()) for start in starts)
+        order = self._order(epoch)
+        tasks = ((epoch, self._indices(order, step)) for step in range(first_step, self.steps_per_epoch))
         for batch, skipped in self._batches(tasks):
             for message in skipped:
                 log.warning("skipped an unreadable image: %s", message)
             self.skipped += len(skipped)
             yield batch
+
+    def describe(self, epoch: int, step: int, *, row: int) -> str:
+        """Where an image of this rank comes from, for messages: the source's description of its record.
+
+        Args:
+            epoch: of the batch.
+            step: of the batch, from 0 in each epoch.
+            row: of the image in the batch.
+        """
+        index = self._indices(self._order(epoch), step)[row]
+        return self._maker.records.describe(self._maker.read_index(epoch, index))
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """The order of all records in an epoch."""
+        rng = np.random.default_rng((self.seed, epoch))
+        return rng.permutation(self.num_images) if self._labels is None else balanced_order(self._labels, rng)
+
+    def _indices(self, order: npt.NDArray[np.int64], step: int) -> list[int]:
+        """This rank's records in a step of an epoch of that order."""
+        start = (step * self.world_size + self.rank) * self.batch_size
+        indices: list[int] = order[np.arange(start, start + self.batch_size) % len(order)].tolist()
+        return indices
 
     def close(self) -> None:
         """End the worker processes."""
@@ -252,6 +271,15 @@ class _BatchMaker:
             )
         return _Filled(labels, skipped, np.stack(finished) if finished else None)
 
+    def read_index(self, epoch: int, index: int) -> int:
+        """The record that a batch has in place of `index`: the same, but where unreadable images are skipped."""
+        out = np.empty(self.transform.image_shape, np.uint8)
+        try:
+            self.transform(self.records[index][0], out=out)
+            return index
+        except DataError:
+            return self._next_readable(epoch, index, out, [], lambda held: None)[0] if self.skip else index
+
     def _next_readable(
         self, epoch: int, index: int, out: npt.NDArray[np.uint8], skipped: list[str], hold: Callable[[int], None]
     ) -> tuple[int, npt.NDArray[Any], int]:
@@ -314,6 +342,10 @@ class ReaderLoader:
         """The batches of one call of the reader, from `first_step` on."""
         batches = itertools.islice(enumerate(self._reader()), first_step, None)
         return (self._to_batch(step, samples) for step, samples in batches)
+
+    def describe(self, epoch: int, step: int, *, row: int) -> str:
+        """Where an image of this rank comes from, for messages."""
+        return f"sample {row} of batch {step} of train_reader"
 
     def close(self) -> None:
         """Does nothing: the reader runs in this process."""

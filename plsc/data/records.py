@@ -106,8 +106,7 @@ class Records(abc.ABC):
 
     def known_labels(self) -> Labels | None:
         """`labels` where the source has them without reading its records, else None."""
-        is_known = "labels" in vars(self) or not isinstance(type(self).labels, functools.cached_property)
-        return self.labels if is_known else None
+        return self.labels if "labels" in vars(self) or type(self).labels is not Records.labels else None
 
     def labels_at(self, indices: npt.NDArray[np.int64]) -> Labels | None:
         """The classes of some records, [k] int64, or None where that would take reading their images."""

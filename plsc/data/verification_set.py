@@ -12,7 +12,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from plsc.data.guarded_pickle import PickledArray, guarded_loads
-from plsc.data.images import decode, encode
+from plsc.data.images import encode
 from plsc.data.records import read_image
 from plsc.errors import DataError
 from plsc.metrics.pairs import FOLDS, FoldNumbers, as_flags, as_folds, make_folds, why_no_accuracy
 from plsc.metrics.verification import FARS
 from plsc.utils.atomic import write_file
-from plsc.utils.threads import thread_map
+from plsc.utils.files import text_lines
 
 log = logging.getLogger("plsc")
 
@@ -156,11 +156,13 @@ class VerificationSet:
 
         Raises:
             DataError: the list or an image cannot be read, or a line is something else; names file and line.
+            StorageError: the system cannot read the list or an image.
         """
         list_path = Path(list_path)
         images: list[Image] = []
         flags: list[bool] = []
-        for number, line in enumerate(_lines(list_path), start=1):
+        for number, line in enumerate(text_lines(list_path, "the pair list"), start=1):
+            line = line.rstrip("\n")
             if not line.strip():
                 continue
             fields = _fields(line)
@@ -222,24 +224,6 @@ class VerificationSet:
                 f"each kind or more, and better 1,000; each pair weighs {100 / len(self):.1f} %"
             ]
         return []
-
-    def check(self, indices: Iterable[int] | None = None) -> None:
-        """Decode images once, so that a damaged one is found before a run and not after its first epoch.
-
-        Args:
-            indices: of images, each 0 to 2P - 1; by default all.
-
-        Raises:
-            DataError: an image cannot be decoded; names the set, the image and its pair.
-        """
-        for _ in thread_map(self._check_image, range(len(self.images)) if indices is None else indices):
-            pass
-
-    def _check_image(self, index: int) -> None:
-        try:
-            decode(self.images[index])
-        except DataError as error:
-            raise DataError(f"verification set {self.name}, image {index} (pair {index // 2}): {error}") from None
 
 
 def find_bin(name: str, folder: Path, *, setting: str = "val_targets") -> tuple[Path, str]:
@@ -312,16 +296,6 @@ def _image(image: Any, name: str, index: int) -> Image:
         f"{name}: image {index} is of type {found}, expected encoded bytes, a 1-D uint8 array of them, or "
         f"pixels [H, W, 3] uint8 RGB{hint}"
     )
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        # Not splitlines(): it also splits at U+0085, U+2028 and others, which a path may hold.
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: the pair list is not UTF-8 text (byte {error.start})") from None
-    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
-        raise DataError(f"{path}: the pair list cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _fields(line: str) -> list[str]:

@@ -27,7 +27,6 @@ entry.train_dataset = GlyphRecords(options.identities, options.images_per_identi
 entry.test_dataset = glyph_verification_set(
     options.identities, options.identities // 4, num_pairs=options.pairs, image_size=options.image_size, seed=1
 )
-entry.set_class_num(options.identities)
 entry.set_emb_size(128)
 entry.set_image_shape((3, options.image_size, options.image_size))
 entry.set_model_name("ResNetTiny")

@@ -34,6 +34,7 @@ from plsc.distributed.collectives import Collectives
 from plsc.errors import CheckpointError, PLSCError
 from plsc.utils.atomic import partial_path, write_folder
 from plsc.utils.files import sync_path
+from plsc.utils.finite import find_nonfinite
 from plsc.utils.ranges import Range
 
 FORMAT, VERSION = "plsc-checkpoint", 1
@@ -63,6 +64,8 @@ class Part:
         data: the whole tensor; or with `offset` and `rows` this rank's rows of it, [this rank's rows, ...].
         offset: index in the global tensor of the first row of `data`. By default `data` is the whole tensor.
         rows: rows of the global tensor; given together with `offset`.
+        is_finite: a number that is not finite is refused when a checkpoint is written. False for a constant that
+            holds such numbers, as a mask does.
 
     Example:
         >>> Part("backbone.conv1.weight", weight)
@@ -73,6 +76,7 @@ class Part:
     data: np.ndarray
     offset: int | None = field(default=None, kw_only=True)
     rows: int | None = field(default=None, kw_only=True)
+    is_finite: bool = field(default=True, kw_only=True)
 
     @property
     def file(self) -> str:
@@ -165,11 +169,13 @@ def save_checkpoint(
         The folder written.
 
     Raises:
-        CheckpointError: `root/name` exists, or a rank could not write; the same error on every rank.
+        CheckpointError: a number is not finite, `root/name` exists, or a rank could not write; the same error on every
+            rank.
     """
     folder, is_main = Path(root) / name, collectives.topology.is_main
     options: dict[str, Any] = {"error": CheckpointError, "prefix": f"the checkpoint {folder} was not written: "}
     held = agree(lambda: list(parts), collectives, **options)
+    agree(lambda: _check_parts(held), collectives, **options)
     with contextlib.ExitStack() as stack:
         agree(lambda: _begin(folder, stack) if is_main else None, collectives, **options)
         own = agree(lambda: _write_parts(partial_path(folder), held), collectives, **options)
@@ -387,6 +393,30 @@ def _check_size(file: Path, expected: int) -> None:
             f"{file}: found {'no such file' if size is None else f'{size} bytes'}, "
             f"expected {expected} bytes; the checkpoint is damaged, use another epoch's"
         )
+
+
+def _check_parts(parts: Iterable[Part]) -> None:
+    for part in parts:
+        if part.is_finite:
+            check_finite(part.name, part.data, first_row=part.offset or 0)
+
+
+def check_finite(name: str, array: np.ndarray, *, first_row: int = 0) -> None:
+    """Refuse a tensor that holds a number that is not finite.
+
+    Args:
+        name: for the message.
+        array: [rows, ...].
+        first_row: index in the global tensor of the first row.
+
+    Raises:
+        CheckpointError: names the tensor, the row and the number.
+    """
+    found = find_nonfinite(array)
+    if found is not None:
+        index, value = found
+        where = f" in row {first_row + index[0]}" if index else ""
+        raise CheckpointError(f"{name} holds {value:g}{where}, expected finite numbers; use an earlier checkpoint")
 
 
 def _begin(folder: Path, stack: contextlib.ExitStack) -> None:

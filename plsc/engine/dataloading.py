@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -359,7 +359,7 @@ def _named_sets(config: Config) -> list[VerificationSet]:
 
 
 def _as_sets(value: Any, setting: str) -> list[VerificationSet]:
-    sets = [value] if isinstance(value, VerificationSet) else list(value)
+    sets = list(value) if isinstance(value, Iterable) else [value]  # a set has no iterator
     for item in sets:
         if not isinstance(item, VerificationSet):
             raise ConfigError(

@@ -33,6 +33,7 @@ from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.inference.embedding import EmbeddingPath, Embeddings, to_unit_length
 from plsc.metrics.verification import VerificationReport, verification_report
 from plsc.models.base_model import check_embedding
+from plsc.utils.finite import find_nonfinite
 from plsc.utils.ranges import Range, shard_range, shard_ranges
 from plsc.utils.threads import thread_map
 
@@ -66,12 +67,20 @@ class Embedder:
             first: number of the first image, for messages.
 
         Raises:
-            DataError: an image cannot be decoded; the message has its number.
+            DataError: an image cannot be decoded, or its embedding is not finite; the message has its number.
         """
         prepared = thread_map(self._prepare, enumerate(images, first), threads=_THREADS, ahead=2 * self._batch_size)
-        embeddings = []
+        embeddings, done = [], first
         while batch := list(itertools.islice(prepared, self._batch_size)):
             embeddings.append(self._embed(np.stack(batch)))
+            found = find_nonfinite(embeddings[-1])
+            if found is not None:
+                (row, _), value = found
+                raise DataError(
+                    f"image {done + row}: its embedding holds {value:g}, expected finite numbers; the network has "
+                    f"diverged, or the image is beyond what it was trained on"
+                )
+            done += len(batch)
         return np.concatenate(embeddings) if embeddings else np.zeros([0, self.emb_dim], np.float32)
 
     def _prepare(self, numbered: tuple[int, Any]) -> NDArray[np.float32]:
@@ -196,9 +205,11 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
     agree(config.check, collectives, error=ConfigError)
     sets = open_verification_sets(config, collectives)
     if not sets:
+        lacking = f"{config.dataset_dir} holds no {DEFAULT_VAL_TARGETS}.bin"
         raise DataError(
-            f"nothing to test on: no verification set is given, and {config.dataset_dir} holds no "
-            f"{DEFAULT_VAL_TARGETS}.bin; make one with plsc data pairs, or set_val_targets (--val-targets)"
+            f"nothing to test on: no verification set is given, and "
+            f"{lacking if config.val_targets is None else 'val_targets is empty'}; make one with plsc data pairs, or "
+            f"set_val_targets (--val-targets)"
         )
     for pairs in sets:
         _report(pairs, np.zeros([2 * len(pairs), 1], np.float32))

@@ -52,7 +52,15 @@ class NamedOptimizer:
                 self._optimizer.step()
             else:
                 scaler.step(self._optimizer)
+        self.clear_gradients()
+
+    def clear_gradients(self) -> None:
+        """Drop the gradients of the parameters."""
         self._optimizer.clear_grad(set_to_zero=False)
+
+    def unscale(self, scaler: paddle.amp.GradScaler) -> None:
+        """Divide the gradients by the loss scale, and note in `scaler` whether one is not finite."""
+        scaler.unscale_(self._optimizer)
 
     def state(self) -> dict[str, paddle.Tensor]:
         """The tensors to save; none before the first step.

@@ -11,6 +11,7 @@ import paddle
 
 from plsc.config import Config
 from plsc.distributed.topology import Topology
+from plsc.engine.optimizer import NamedOptimizer
 
 log = logging.getLogger("plsc")
 
@@ -47,6 +48,21 @@ class Precision:
         if not self._enabled:
             return contextlib.nullcontext()
         return paddle.amp.auto_cast(dtype=self._dtype, **self._lists)  # type: ignore[no-any-return]  # Paddle is Any
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether the loss is scaled, so that a gradient that is not finite calls for a smaller scale."""
+        return bool(self.scaler.is_enable())
+
+    def overflows(self, optimizer: NamedOptimizer) -> bool:
+        """Whether a gradient overflowed, the same on all ranks; the gradients are then divided by the loss scale.
+
+        `GradScaler` leaves out the update of such a step and makes the scale smaller. Waits for the device.
+        """
+        if not self.scales_loss:
+            return False
+        optimizer.unscale(self.scaler)
+        return bool(self.scaler._found_inf)
 
     def state(self) -> dict[str, Any]:
         """The loss scale and its counters, JSON-able."""

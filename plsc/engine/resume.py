@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from plsc.config import Config
+from plsc.data.class_identity import ClassIdentity
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.engine.about import About
@@ -37,13 +38,16 @@ _STEP_OBJECTS = ("optimizer", "head_optimizer", "margin_function")
 _OTHER_FOLDER = "choose another folder (set_model_save_dir, --model-save-dir)"
 
 
-def warn_of_another_order(about: About, config: Config, *, num_images: int, global_batch: int) -> None:
+def warn_of_another_order(
+    about: About, config: Config, *, num_images: int, classes: ClassIdentity | None, global_batch: int
+) -> None:
     """Warn where the rest of an epoch is not what it would have been without the interruption.
 
     Args:
         about: what the checkpoint says of the run that wrote it.
         config: the settings of this run.
         num_images: images per epoch of this run.
+        classes: the identity of the classes of this run's data.
         global_batch: images per step of this run.
     """
     before = {"images": about.num_images, **about.settings.model_dump()}
@@ -51,6 +55,8 @@ def warn_of_another_order(about: About, config: Config, *, num_images: int, glob
     changes = [
         f"{name} {before[name]} -> {value}" for name, value in now.items() if before.get(name) not in (None, value)
     ]
+    if about.classes is not None and classes is not None and about.classes.digest != classes.digest:
+        changes.append("other classes, or in another order")
     if about.images_in_epoch % global_batch:
         changes.append(f"global batch {global_batch}, which does not divide the {about.images_in_epoch} images done")
     if changes:

@@ -22,6 +22,7 @@ from plsc.export.tracing import last_line
 from plsc.inference.embedding import EmbeddingPath
 from plsc.metrics.embeddings import EPSILON
 from plsc.models.base_model import check_embedding
+from plsc.utils.finite import find_nonfinite
 
 log = logging.getLogger("plsc")
 
@@ -76,7 +77,7 @@ def check_backbone(backbone: nn.Layer, config: Config) -> None:
 
     Raises:
         ConfigError: it returns something else than embeddings [2, D].
-        ExportError: it fails, or the second run's embeddings differ from the first's.
+        ExportError: it fails, its embeddings are not finite, or the second run's differ from the first's.
     """
     images = np.random.default_rng(0).uniform(-1, 1, [2, *config.image_shape]).astype(np.float32)
     name = type(backbone).__name__
@@ -89,6 +90,12 @@ def check_backbone(backbone: nn.Layer, config: Config) -> None:
             f"network must take one such tensor"
         ) from error
     check_embedding(first, backbone, images=2, emb_dim=config.emb_dim)
+    found = find_nonfinite(first.numpy())
+    if found is not None:
+        raise ExportError(
+            f"{name}: an embedding of a random image holds {found[1]:g}; the network has diverged or its weights are "
+            f"damaged; export an earlier checkpoint"
+        )
     difference = relative_difference(second.numpy(), first.numpy())
     if difference > TOLERANCE:
         raise ExportError(

@@ -26,7 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plsc.data.transforms import Channels, Transform, normalize
+from plsc.errors import DataError
 from plsc.metrics.embeddings import EPSILON
+from plsc.utils.finite import find_nonfinite
 
 Pixels = NDArray[np.uint8]
 Embeddings = NDArray[np.float32]
@@ -70,9 +72,13 @@ class EmbeddingPath:
                 is returned as it is.
 
         Raises:
-            DataError: the image cannot be decoded, or is an array of another shape or type.
+            DataError: the image cannot be decoded, is an array of another shape or type, or holds NaN or infinity.
         """
-        return Transform(self.image_shape)(image)
+        prepared = Transform(self.image_shape)(image)
+        found = find_nonfinite(prepared)
+        if found is not None:
+            raise DataError(f"got an image of float32 that holds {found[1]:g}, expected finite numbers")
+        return prepared
 
     def normalize(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """(pixels - mean) / std of [..., 3, H, W] uint8; float32 counts as normalized and is returned as it is."""

@@ -161,6 +161,8 @@ def text_lines(path: Path, what: str, *, newline: str | None = None) -> Iterator
         raise reading_error(f"{path}: {what} cannot be read", error) from None
     except UnicodeDecodeError:
         raise DataError(_describe_encoding(path)) from None
+    except ValueError as error:  # a path with a zero byte
+        raise DataError(f"{path}: {what} cannot be read: {error}") from None
 
 
 def _describe_encoding(path: Path) -> str:

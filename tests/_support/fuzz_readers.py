@@ -77,6 +77,7 @@ def seeds(kind: str, folder: Path) -> None:
         (folder / str(number)).write_bytes(data)
     if kind == "bin":
         VerificationSet("a", [PNG, PNG, PNG, PNG], is_same=[True, False]).save(folder / "a")
+        VerificationSet("b", [PNG, PNG, PNG, PNG], is_same=[True, False], folds=[0, 1]).save(folder / "b")
     if kind == "tar":
         import io
         import tarfile

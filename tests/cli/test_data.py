@@ -100,9 +100,24 @@ def test_split_then_pairs_of_identities_that_training_never_saw(source, tmp_path
     assert "24 pairs in 2 folds of 30 images, 6 classes" in out
     made = VerificationSet.load(tmp_path / "new.bin")
     assert made.is_same.sum() == 12
+    assert made.has_own_folds and made.folds.tolist() == [0] * 12 + [1] * 12
     assert set(map(shown, made.images)) <= set(held_out)
     with pytest.raises(DataError, match="new.bin exists already"):
         run("pairs", source, tmp_path / "new.bin")
+
+
+@pytest.mark.parametrize(
+    "pairs, folds, words",
+    [
+        (2, 1, "bin: no accuracy: the folds other than fold 0 hold different pairs only"),
+        (8, 1, "bin: 8 pairs, and 4 of one kind, are too few"),
+        (4, 2, "bin: 4 pairs, and 2 of one kind, are too few"),
+        (40, 1, ""),
+    ],
+)
+def test_pairs_that_are_too_few_for_an_accuracy_are_said(source, tmp_path, pairs, folds, words):
+    output = run("pairs", source, tmp_path / "new.bin", "--pairs", pairs, "--folds", folds).output
+    assert words in output and ("are too few" in output or "no accuracy" in output) == bool(words)
 
 
 def test_pairs_can_leave_out_the_identities_of_a_training_set(source, tmp_path):
@@ -112,6 +127,7 @@ def test_pairs_can_leave_out_the_identities_of_a_training_set(source, tmp_path):
         (training / f"person{number:02d}" / "x.png").write_bytes(b"x")
     run("pairs", source, tmp_path / "new.bin", "--pairs", 12, "--folds", 1, "--exclude", training)
     made = VerificationSet.load(tmp_path / "new.bin")
+    assert not made.has_own_folds  # evaluation needs two or more, and makes them
     assert {shown(image) % 12 for image in made.images} <= set(range(6, 12))
 
 

@@ -37,7 +37,8 @@ def named(*names) -> ClassIdentity:
 
 
 @pytest.mark.parametrize(
-    "make, by", [(make_folders, "name"), (make_csv, "name"), (make_list, "image"), (make_rec, "label"), (make_tar, "label")]
+    "make, by",
+    [(make_folders, "name"), (make_csv, "name"), (make_list, "image"), (make_rec, "label"), (make_tar, "label")],
 )
 def test_each_kind_of_source_is_known_by_what_it_has_and_the_same_twice(tmp_path, make, by):
     folder = make(tmp_path / "data")
@@ -60,7 +61,9 @@ def test_a_renamed_class_folder_shifts_the_others(tmp_path):
 def test_names_at_the_end_come_and_go_without_a_change():
     assert change(named("a", "b"), arrays([0, 1, 2], ["a", "b", "c"])) is None
     assert change(named("a", "b", "c"), arrays([0, 1], ["a", "b"])) is None
-    assert change(named("a", "c"), arrays([0, 1, 2], ["a", "b", "c"])).startswith("class 1 was 'c' and is 'b' now; 1 of 2")
+    assert change(named("a", "c"), arrays([0, 1, 2], ["a", "b", "c"])).startswith(
+        "class 1 was 'c' and is 'b' now; 1 of 2"
+    )
 
 
 def write_list(folder, labels):

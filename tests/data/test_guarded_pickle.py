@@ -98,6 +98,8 @@ def test_bytes_after_the_end_are_warned_of(tmp_path, caplog):
 
 
 WHOLE = [pickle.dumps((AS_ARRAYS, np.array(SAME)), protocol) for protocol in (0, 2, 4, 5)]
+WHOLE.append(pickle.dumps((np.array([*IMAGES, None], object)[:-1], np.array(SAME, np.float64)), 2))
+WHOLE[-1] += b'\n{"format": "plsc-verification-set", "version": 1, "folds": [0, 1, 1]}\n'
 
 
 @settings(max_examples=300, deadline=None)

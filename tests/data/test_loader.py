@@ -140,3 +140,26 @@ def test_a_source_has_as_many_labels_as_images():
     records.labels = np.arange(5)
     with pytest.raises(DataError, match="data set Numbered: has 35 images and 5 labels, expected one each"):
         TrainLoader(records, Transform((3, 16, 16)), num_classes=35, batch_size=4, class_balanced=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 1, "world_size": 2}, {"class_balanced": True, "seed": 3}])
+def test_an_image_of_a_batch_is_described(options):
+    """For messages: by (epoch, step, row), also on other ranks and in other orders."""
+    made = loader(**options)
+    for epoch, first in ((0, 0), (2, 3)):
+        for step, batch in enumerate(made.epoch(epoch, first), first):
+            for row, label in enumerate(batch.labels):
+                assert made.describe(epoch, step, row=row) == f"item {label} of Numbered"
+
+
+def test_the_image_that_replaces_an_unreadable_one_is_described():
+    class Holes(Numbered):
+        def __getitem__(self, index):
+            return (b"no image" if index % 3 == 0 else IMAGES[index]), index
+
+    made = TrainLoader(
+        DatasetRecords(Holes()), Transform((3, 16, 16)), num_classes=len(IMAGES), batch_size=5, skip_bad_images=True
+    )
+    for step, batch in enumerate(made.epoch(0)):
+        for row, label in enumerate(batch.labels):
+            assert made.describe(0, step, row=row) == f"item {label} of Holes"

@@ -10,8 +10,9 @@ from PIL import Image
 
 from plsc.data.loader import ReaderLoader
 from plsc.data.records import DatasetRecords, Record, Records, as_records, read_image
+from plsc.data.sources import open_records
 from plsc.errors import DataError
-from tests._support.sources import IMAGES
+from tests._support.sources import IMAGES, LABELS, make_list, make_rec
 
 
 @pytest.mark.parametrize("label", [[0, 0, 1], 1.7, np.float32("nan"), "b", ["1", "2"], None])
@@ -148,3 +149,43 @@ def test_only_a_subclass_is_taken_for_records():
     assert isinstance(records, DatasetRecords) and records.num_classes == 7 and as_records(records) is records
     assert records.describe(0) == "item 0 of Own" and records.labels.tolist() == [6]
     assert DatasetRecords([(b"x", 0)]).num_classes is None
+
+
+class Named:
+    """A data set whose class attributes a test gives."""
+
+    def __init__(self, **attributes):
+        self.__dict__.update(attributes)
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise AssertionError("read")
+
+
+@pytest.mark.parametrize(
+    "attributes, num_classes, names",
+    [
+        ({}, None, None),
+        ({"num_classes": 2}, 2, None),
+        ({"classes": ("a", "b")}, 2, ["a", "b"]),
+        ({"class_names": ["a", "b"], "num_classes": 2}, 2, ["a", "b"]),
+        ({"classes": ["a", "b"], "num_classes": 3}, 3, None),  # which two of the three is not known
+        ({"classes": [0, 1]}, None, None),
+    ],
+)
+def test_a_data_set_may_say_its_classes(attributes, num_classes, names):
+    records = DatasetRecords(Named(**attributes))
+    assert (records.num_classes, records.class_names, records.known_labels()) == (num_classes, names, None)
+
+
+def test_labels_are_known_where_no_record_has_to_be_read(tmp_path):
+    assert open_records(make_list(tmp_path / "list")).known_labels().tolist() == LABELS
+    assert open_records("synthetic:3:6").known_labels().tolist() == [0, 1, 2, 0, 1, 2]
+    (make_rec(tmp_path / "rec") / "property").write_text("3,4,5")
+    records = open_records(tmp_path / "rec")
+    assert records.known_labels() is None
+    assert records.labels_at(np.array([5, 0])).tolist() == [2, 0]
+    assert records.known_labels() is None
+    assert records.labels.tolist() == records.known_labels().tolist() == LABELS

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
@@ -62,6 +63,15 @@ def test_any_range_is_read_from_any_sharding(tmp_path_factory, ranks, one, other
     rows = Range(min(one, other), max(one, other))
     saved = Checkpoint(save(tmp_path_factory.mktemp("any"), ranks=ranks))
     assert np.array_equal(saved.read("head.weight", rows), WEIGHT[rows.start : rows.stop])
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 9), st.lists(st.integers(0, 6), max_size=12), st.integers(1, 8))
+def test_any_rows_are_read_from_any_sharding_block_by_block(ranks, rows, block):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "_BLOCK_ROWS", block)
+        saved = Checkpoint(save(folder, ranks=ranks))
+        assert np.array_equal(saved.read_rows("head.weight", np.asarray(rows, np.int64)), WEIGHT[rows])
 
 
 def test_whole_tensors_scalars_and_progress_come_back(tmp_path):
@@ -203,3 +213,32 @@ def test_a_file_with_damaged_content_is_named(tmp_path):
     file.write_bytes(bytes(len(file.read_bytes())))
     with pytest.raises(CheckpointError, match="classes-000000003.safetensors: tensor 'head.weight' cannot be read"):
         Checkpoint(tmp_path).read("head.weight")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_what_is_not_finite_is_not_written(tmp_path, bad, ranks):
+    """All ranks fail with the tensor and its row; nothing is left behind."""
+    threads = ThreadRanks(ranks)
+    shards = [
+        Part("head.weight", WEIGHT[r.start : r.stop].copy(), offset=r.start, rows=7) for r in shard_ranges(7, ranks)
+    ]
+    shards[-1].data[-1, 2] = bad
+
+    def write(rank):
+        with pytest.raises(CheckpointError) as caught:
+            save_checkpoint(tmp_path, "0", parts=[shards[rank]], about={}, collectives=threads[rank])
+        return str(caught.value)
+
+    with ThreadPoolExecutor(ranks) as pool:
+        messages = set(pool.map(write, range(ranks)))
+    (message,) = messages
+    assert f"rank {ranks - 1}: head.weight holds {bad:g} in row 6, expected finite numbers" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_constant_may_hold_infinity(tmp_path):
+    mask = np.array([0, -np.inf], np.float32)
+    part = Part("backbone.mask", mask, is_finite=False)
+    path = save_checkpoint(tmp_path, "0", parts=[part], about={}, collectives=Collectives())
+    np.testing.assert_array_equal(Checkpoint(path).read("backbone.mask"), mask)

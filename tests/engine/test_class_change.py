@@ -1,4 +1,4 @@
-"""Runs that resume on data whose class numbers mean other classes: stopped, moved to their names, or taken as they are."""
+"""Resuming on data whose class numbers mean other classes: stop, move by name, or keep the numbers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def test_a_renamed_class_stops_a_run_that_resumes_and_both_names_are_told(entry,
     ):
         entry.train()
     entry.set_class_change("by_name")
-    with pytest.raises(CheckpointError, match="cannot be matched by name: of the names 1 are gone, the first 'p0', and"):
+    with pytest.raises(
+        CheckpointError, match="cannot be matched by name: of the names 1 are gone, the first 'p0', and"
+    ):
         entry.train()
     entry.set_class_change("by_number")
     entry.train()

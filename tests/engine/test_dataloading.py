@@ -15,7 +15,9 @@ from plsc import ConfigError, DataError, TrainingError, VerificationSet
 from plsc.data.convert.conversion import convert
 from plsc.data.sources import open_records
 from plsc.distributed.collectives import Collectives
+from plsc.engine.checkpoint import Checkpoint
 from plsc.engine.dataloading import open_verification_sets
+from plsc.engine.trainer import Trainer
 from tests._support.images import CLASSES, make_images
 from tests._support.ranks import launch
 from tests._support.scripts import INTRODUCTION, SMALL
@@ -217,6 +219,130 @@ def test_label_out_of_range_names_file_and_line(entry, data_dir):
         entry.train()
 
 
+def number_from_one(data_dir):
+    lines = [line.split() for line in (data_dir / "label.txt").read_text().splitlines()]
+    (data_dir / "label.txt").write_text("".join(f"{name} {int(label) + 1}\n" for name, label in lines))
+
+
+def test_labels_that_begin_at_one_get_that_hint(entry, data_dir, caplog):
+    number_from_one(data_dir)
+    with pytest.raises(
+        DataError,
+        match=r"label\.txt, line 6.*: label 6 is out of range, expected 0 to 5; the labels begin at 1: subtract 1 from "
+        r"each, so that they run from 0 to 5; or set_class_num\(7\)",
+    ):
+        entry.train()
+    entry.set_class_num(7)
+    entry.train()
+    assert "the labels begin at 1, expected 0: 1 class centers get no image; subtract 1 from each label" in caplog.text
+
+
+def test_a_label_equal_to_the_number_of_classes_gets_that_hint_where_labels_are_read_late(entry):
+    hint = "if your labels begin at 1, subtract 1 from each"
+    entry.set_with_test(False)
+    entry.train_dataset = [(np.zeros((16, 16, 3), np.uint8), 1 + n % 6) for n in range(12)]
+    with pytest.raises(DataError, match=rf"item \d+ of list: label 6 is out of range, expected 0 to 5; {hint}"):
+        entry.train()
+    entry.train_reader = lambda: iter([[(np.zeros((3, 16, 16), np.float32), 6)]])
+    with pytest.raises(DataError, match=rf"labels run from 6 to 6, expected 0 to 5; {hint}"):
+        entry.train()
+    entry.train_reader = lambda: iter([[(np.zeros((3, 16, 16), np.float32), 7)]])
+    with pytest.raises(DataError, match="expected 0 to 5; see set_class_num"):
+        entry.train()
+
+
+def unset(entry):
+    """The entry without a number of classes."""
+    entry.config.model_fields_set.discard("num_classes")
+    entry.config.__dict__["num_classes"] = 85742
+    entry.set_with_test(False)
+    return entry
+
+
+def trained_classes(entry):
+    entry.train()
+    saved = Checkpoint(entry.model_save_dir)
+    return saved.shape("head.weight")[0], saved.about["settings"]["num_classes"]
+
+
+class Sixths:
+    """A data set of a user's own, which may say its number of classes."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return pixels(index), index % 6
+
+
+@pytest.mark.parametrize("to", [None, "rec", "folders"])
+def test_without_a_number_of_classes_it_is_that_of_the_data(entry, data_dir, tmp_path, caplog, to):
+    caplog.set_level("INFO", "plsc")
+    if to:
+        convert(open_records(data_dir), tmp_path / "other", to=to)
+        entry.set_dataset_dir(tmp_path / "other")
+    assert trained_classes(unset(entry)) == (6, 6)
+    assert caplog.text.count("num_classes is not set: 6, as in the training data") == 1
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    assert entry.predict([data_dir / "images" / "00000000.png"]).shape == (1, 16)
+
+
+@pytest.mark.parametrize(
+    "attribute", [{"num_classes": 6}, {"classes": list("abcdef")}, {"class_names": list("abcdef")}]
+)
+def test_a_data_set_of_a_users_own_says_its_number_of_classes_by_an_attribute(entry, attribute):
+    entry.train_dataset = type("Named", (Sixths,), attribute)()
+    assert trained_classes(unset(entry)) == (6, 6)
+
+
+def test_data_that_does_not_say_its_number_of_classes_is_trained_with_the_default_and_a_word(entry, caplog):
+    entry.train_dataset = Sixths()
+    assert Trainer(unset(entry).config).config.num_classes == 85742
+    entry.train_reader = lambda: iter([])
+    assert Trainer(entry.config).config.num_classes == 85742
+    assert caplog.text.count("does not say how many classes it has: training 85742, the default; set_class_num") == 2
+
+
+def test_a_resumed_run_without_a_number_of_classes_takes_that_of_the_checkpoint(entry, caplog):
+    """As a run of PLSC 1.0 that was trained with its default."""
+    entry.set_class_num(20)
+    entry.train()
+    assert caplog.text.count("num_classes is 20, the training data has 6 classes: 14 class centers get no image") == 1
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    entry.set_train_epochs(2)
+    assert trained_classes(unset(entry)) == (20, 20)
+    entry.train_reader = lambda: iter([[(np.zeros((3, 16, 16), np.float32), 20)]])
+    entry.set_train_epochs(3)
+    with pytest.raises(DataError, match="labels run from 20 to 20, expected 0 to 19"):
+        entry.train()
+
+
+def test_labels_that_are_no_numbers_of_classes_are_told_before_memory_is_taken(entry, data_dir):
+    with open(data_dir / "label.txt", "a") as file:
+        file.write("images/00000000.png 123456789\n")
+    with pytest.raises(
+        DataError,
+        match=r"line 31.*: label 123456789 of 31 images means 123456790 classes.*set_min_images_per_class\(1\)",
+    ):
+        unset(entry).train()
+    entry.set_min_images_per_class(1)
+    assert trained_classes(entry) == (7, 7)
+
+
+def test_a_batch_larger_than_the_data_is_said_with_its_learning_rate(entry, caplog):
+    entry.set_train_batch_size(64)
+    entry.train()
+    assert (
+        "the global batch of 64 images is larger than the training data of 30 images: a step takes images several "
+        "times, and the peak of the learning rate, lr * global batch / 1024, is 0.00625; set_train_batch_size(30) or "
+    ) in caplog.text
+    caplog.clear()
+    entry.set_train_batch_size(30)
+    entry.set_model_save_dir(f"{entry.model_save_dir}2")
+    entry.train()
+    assert "larger than" not in caplog.text
+
+
 @pytest.mark.parametrize("line", ["images/a.jpg", "images/a.jpg x", "images/a.jpg -1", "7"])
 def test_malformed_line_names_file_and_line(entry, data_dir, line):
     lines = (data_dir / "label.txt").read_text().splitlines()
@@ -265,6 +391,13 @@ def test_sets_of_one_name_would_hide_each_other(entry, data_dir):
         open_verification_sets(entry.config, Collectives())
     entry.test_dataset = [VerificationSet.load(data_dir / "lfw.bin")] * 2
     with pytest.raises(ConfigError, match="2 verification sets are named 'lfw'"):
+        open_verification_sets(entry.config, Collectives())
+
+
+@pytest.mark.parametrize("value", [None, 5, "lfw.bin", [b"lfw"]])
+def test_what_is_no_verification_set_is_named(entry, value):
+    entry.test_reader = lambda: value
+    with pytest.raises(ConfigError, match="test_reader: got (NoneType|int|str|bytes), expected .*VerificationSet"):
         open_verification_sets(entry.config, Collectives())
 
 

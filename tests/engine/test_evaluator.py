@@ -133,3 +133,14 @@ def test_sets_that_give_no_accuracy_train_test_and_are_null_in_json(entry, data_
             assert [found[f"{name}/{metric}"] for metric in metrics] == [None] * 4
             assert found[f"{name}/xnorm"] > 0
     assert found["same/pairs"] == 20 and found["one/pairs"] == 1
+
+
+def test_an_image_or_an_embedding_that_is_not_finite_is_named():
+    bad = PATH.normalize(PATH.prepare(IMAGES[0]))
+    bad[0, 0, 0] = np.nan
+    with pytest.raises(DataError, match=r"image 2: got an image of float32 that holds nan, expected finite numbers"):
+        embedder(network(), 2)([*IMAGES[:2], bad])
+    net = network()
+    net.register_forward_post_hook(lambda layer, inputs, outputs: outputs / (len(inputs[0]) - 1.0))
+    with pytest.raises(DataError, match=r"image 3: its embedding holds -?(inf|nan), expected finite numbers"):
+        embedder(net, 3)(IMAGES)  # the last batch has one image

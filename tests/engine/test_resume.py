@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import numpy as np
+import paddle
 import pytest
 
 from plsc import CheckpointError
+from plsc.losses.margins.combined import CombinedMargin
 
 
 def test_resume_goes_on_after_the_last_epoch(entry, tmp_path):
@@ -78,6 +81,15 @@ def test_an_epoch_that_resumes_with_other_images_or_settings_is_warned_of(entry,
     ) in caplog.text
 
 
+def test_an_epoch_that_resumes_on_classes_in_another_order_is_warned_of(entry, data_dir, caplog):
+    (data_dir / "classes.txt").write_text("a\nb\nc\nd\ne\nf\n")
+    within_an_epoch(entry, data_dir)
+    (data_dir / "classes.txt").write_text("b\na\nc\nd\ne\nf\n")
+    entry.set_class_change("by_name")
+    entry.train()
+    assert "epoch 0 was started with different settings (other classes, or in another order)" in caplog.text
+
+
 def test_an_epoch_without_images_left_is_complete(entry, data_dir, tmp_path, caplog):
     listed = within_an_epoch(entry, data_dir)
     listed.write_text("".join(listed.read_text().splitlines(keepends=True)[:12]))
@@ -102,3 +114,69 @@ def test_a_reader_resumes_whatever_its_batches_are(entry, tmp_path, caplog):
     entry.train()
     assert "was started with different settings" not in caplog.text
     assert sorted(path.name for path in (tmp_path / "output").iterdir() if path.is_dir()) == ["0.4", "0.6"]
+
+
+def resumed(entry):
+    entry.set_with_test(False)
+    entry.train()
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    entry.set_train_epochs(2)
+    return entry
+
+
+def test_another_loss_margin_learning_rate_or_optimizer_than_before_is_told_with_both_values(entry, caplog):
+    resumed(entry).set_loss_type("dist_cosface")
+    entry.set_lr(0.3)
+    entry.set_scale(32)
+    entry.set_train_batch_size(5)
+    entry.set_optimizer(functools.partial(paddle.optimizer.Momentum, momentum=0.8))
+    entry.train()
+    assert (
+        "output/0 was trained with other settings than this run: loss_type dist_arcface -> dist_cosface; scale 16.0 -> "
+        "32.0; lr 0.1 -> 0.3; margins (1.0, 0.5, 0.0) -> (1.0, 0.0, 0.35); global batch 10 -> 5; optimizer None -> "
+        "paddle.optimizer.momentum.Momentum(momentum=0.8)"
+    ) in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda entry: entry.set_margin(0.3), "margins (1.0, 0.5, 0.0) -> (1.0, 0.3, 0.0)"),
+        (lambda entry: entry.set_lr("cosine"), "lr_schedule step -> cosine"),
+        (lambda entry: entry.set_lr(Constant(0.1)), "lr_schedule step -> Constant"),
+        (
+            lambda entry: entry.set_pixel_normalization(120, 60),
+            "pixel_mean [127.5, 127.5, 127.5] -> [120.0, 120.0, 120.0]",
+        ),
+        (
+            lambda entry: entry.set_loss_type(CombinedMargin(1.0, 0.2, 0.0)),
+            "margin_function None -> plsc.losses.margins.",
+        ),
+    ],
+)
+def test_each_setting_that_decides_a_step_is_compared(entry, caplog, change, words):
+    change(resumed(entry))
+    entry.train()
+    assert words in caplog.text
+
+
+class Constant:
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, step):
+        return self.value
+
+
+def test_what_does_not_decide_a_step_is_not_compared(entry, caplog):
+    resumed(entry).set_loss_type("dist_arcface", margin2=0.5)  # the default, written out
+    entry.set_num_workers(1)
+    entry.set_log_period(1)
+    entry.train()
+    assert "other settings" not in caplog.text
+
+
+def test_another_end_of_a_schedule_that_depends_on_it_is_told(entry, caplog):
+    entry.set_lr("cosine")
+    resumed(entry).train()
+    assert "than this run: end 1 epochs -> 2 epochs" in caplog.text

@@ -183,19 +183,19 @@ class Blind(BaseModel):
         return self.fc(input.flatten(1)) * (float("nan") if is_train and self.calls == 3 else 1.0)
 
 
-def test_a_loss_that_is_not_finite_says_where(entry):
+def test_features_that_are_not_finite_say_where(entry):
     entry.set_model(Blind())
-    with pytest.raises(TrainingError, match=r"the loss is nan at epoch 0, step 3 .*set_on_nonfinite\('skip'\)"):
+    with pytest.raises(TrainingError, match=r"epoch 0, step 3: the features of .*holds nan.*set_on_nonfinite\('skip'"):
         entry.train()
     assert not os.path.exists(os.path.join(entry.model_save_dir, "0"))
 
 
-def test_a_loss_that_is_not_finite_is_skipped_when_asked(entry, caplog):
+def test_features_that_are_not_finite_are_skipped_when_asked(entry, caplog):
     entry.set_model(Blind())
     entry.set_on_nonfinite("skip")
     entry.set_train_epochs(2)
     assert np.isfinite(entry.train()["loss"])
-    assert "step 3 skipped: its loss is nan" in caplog.text
+    assert "step 3 skipped: the features of images/" in caplog.text
 
 
 @pytest.mark.slow
@@ -335,18 +335,22 @@ def test_a_head_of_a_users_own(entry):
 
     class Counting:
         def __init__(self):
-            self.backwards = 0
+            self.calls = []
 
         def __getattr__(self, name):
             return getattr(made, name)
 
-        def backward(self, learning_rate):
-            self.backwards += 1
-            return made.backward(learning_rate)
+        def backward(self):
+            self.calls.append("backward")
+            return made.backward()
+
+        def update(self, learning_rate):
+            self.calls.append("update")
+            made.update(learning_rate)
 
     head = Counting()
     Trainer(entry.config, head=head).train()
-    assert head.backwards == 3
+    assert head.calls == ["backward", "update"] * 3
 
 
 class FewRows(Head):
@@ -360,8 +364,25 @@ class FewRows(Head):
     def forward(self, features, labels, *, step=0, count_above=False):
         return features.sum()
 
-    def backward(self, learning_rate):
+    def backward(self):
         return self.gradient
+
+    def update(self, learning_rate):
+        pass
+
+
+class NoUpdate(Head):
+    classes, parameters = Range(0, CLASSES), {}
+
+    def forward(self, features, labels, *, step=0, count_above=False): ...
+
+    def backward(self): ...
+
+
+class Before(NoUpdate):
+    """Of a release in which `backward` moved the parameters."""
+
+    def backward(self, learning_rate): ...
 
 
 class Bare:
@@ -376,7 +397,13 @@ class Bare:
         (Bare, "head: got the class Bare, expected an object of it"),
         (
             Bare(),
-            "head Bare has no accuracy, state, load, has_row_per_class, classes, parameters, optimizer_kind; plsc",
+            "head Bare has no update, discard, sum_of_squares, accuracy, state, load, has_row_per_class, classes, "
+            "parameters, optimizer_kind; plsc",
+        ),
+        (NoUpdate(), "head NoUpdate has no update; plsc.losses.Head is a base class that has all but .* and update"),
+        (
+            Before(),
+            r"head Before: backward cannot be called without an argument: .*'learning_rate'; backward\(\) returns",
         ),
         (FewRows(classes=(0, 10)), r"head FewRows: classes is \(0, 10\), expected a Range within 0 to 6"),
         (FewRows(classes=Range(0, 7)), r"classes is Range\(start=0, stop=7\), expected a Range within 0 to 6"),

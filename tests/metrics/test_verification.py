@@ -231,6 +231,14 @@ def test_sets_by_the_protocol_keep_their_ten_contiguous_folds(pairs):
     assert make_folds(same, 10).tolist() == np.repeat(np.arange(10), pairs // 10).tolist()
 
 
+def test_a_large_set_whose_folds_are_nearly_even_keeps_them():
+    """So that its accuracy is the one that other libraries find."""
+    same = np.random.default_rng(0).random(6000) < 0.5
+    assert make_folds(same, 10).tolist() == np.repeat(np.arange(10), 600).tolist()
+    same[:240] = True  # the first fold has more same pairs than the others
+    assert make_folds(same, 10).tolist() != np.repeat(np.arange(10), 600).tolist()
+
+
 @pytest.mark.parametrize("laid_out_in", [1, 2, 5])
 def test_the_order_of_the_pairs_does_not_mislead(laid_out_in):
     """Ten contiguous folds of pairs that lie in another number of folds hold one kind each: far below a half."""

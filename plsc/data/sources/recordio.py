@@ -115,6 +115,10 @@ class RecordIORecords(Records):
             labels[index] = _to_class(self.read(int(index)).labels, self.describe(int(index)))
         return labels
 
+    def known_labels(self) -> Labels | None:
+        """`labels` where they have been read: each costs a page of the disk."""
+        return self.labels if "labels" in vars(self) else None
+
     def labels_at(self, indices: npt.NDArray[np.int64]) -> Labels | None:
         """The classes of some records, [k] int64; None where one of them is damaged."""
         try:

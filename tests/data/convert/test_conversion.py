@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import numpy as np
 import pytest
 
 from plsc.data.convert.conversion import convert, convert_split
+from plsc.data.convert.inspection import inspect
 from plsc.data.convert.preprocessing import Preprocessing
+from plsc.data.images import IMAGE_KINDS, decode
 from plsc.data.sources import open_records
 from plsc.data.sources.arrays import ArrayRecords
 from plsc.errors import ConfigError, DataError
 from tests._support import sources
 from tests._support.conversion import FORMATS, LABELS, Images, content, files_of
+from tests._support.images import encode_as
 from tests._support.sources import IMAGES, make_folders, make_list, run
 
 
@@ -41,6 +45,42 @@ def test_any_format_becomes_any_other(source, to, tmp_path):
     found = open_records(tmp_path / "other")
     assert content(found) == content(Images())
     assert found.class_names == list("abcde")
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_every_kind_of_image_comes_back_from_every_format(to, tmp_path):
+    images = {}
+    for kind in IMAGE_KINDS:
+        with contextlib.suppress(pytest.skip.Exception):  # this OpenCV may not write every kind
+            images[kind.suffixes[0]] = encode_as(kind)
+    assert len(images) >= 10
+    for number, (suffix, image) in enumerate(images.items()):
+        (tmp_path / "set" / f"{number:02d}").mkdir(parents=True)
+        (tmp_path / "set" / f"{number:02d}" / f"x{suffix.upper()}").write_bytes(image)
+    source = open_records(tmp_path / "set")
+    convert(source, tmp_path / "there", to=to)
+    there = open_records(tmp_path / "there")
+    convert(there, tmp_path / "back", to="folders")
+    back = open_records(tmp_path / "back")
+    for found in (there, back):
+        assert found.labels.tolist() == list(range(len(images)))
+        if to == "npy":
+            assert all((decode(found[n].image) == decode(source[n].image)).all() for n in range(len(source)))
+        else:
+            assert [record.image for record in found] == list(images.values())
+            kinds = {suffix[1:]: 1 for suffix in images}
+            assert inspect(found).encodings == kinds and inspect(found).num_damaged == 0
+
+
+def test_classes_named_as_parts_or_leftovers_become_numbered_folders(tmp_path):
+    for names in (
+        ["dev", "eval", "test", "train", "val"],
+        [".a", "b", "c", "d", "e"],
+        ["#recycle", "b", "c", "d", "e"],
+    ):
+        target = tmp_path / names[0]
+        convert(Images(class_names=names), target, to="folders")
+        assert open_records(target).class_names == names and content(open_records(target)) == content(Images())
 
 
 @pytest.mark.parametrize("to", FORMATS)
