@@ -8,10 +8,11 @@ The embedding of an image x under the network f is e / max(|e|, EPSILON), where
     e = f(x)                   otherwise
 
 The rule for zero length: an embedding of length EPSILON = 1e-12 or more is brought to length 1. The zero embedding
-stays zero, so that its cosine with every embedding is 0 and no NaN arises. The rule is written in four places that
+stays zero, so that its cosine with every embedding is 0 and no NaN arises. The rule is written in five places that
 share no code: `to_unit_length` here (NumPy), `BakedNetwork` in plsc/export/baking.py (Paddle operators), web_service.py
-of the Paddle Serving pipeline (runs without this library) and plsc/metrics/embeddings.py (float64, in blocks).
-tests/inference/test_embedding.py compares them. A gallery refuses the zero embedding, since it is similar to nothing.
+of the Paddle Serving pipeline (runs without this library), plsc/metrics/embeddings.py (float64, in blocks) and
+plsc/losses/reference.py (features in training, with a gradient of its own). tests/inference/test_embedding.py compares
+them. A gallery refuses an embedding shorter than EPSILON, since it is similar to nothing.
 """
 
 from __future__ import annotations

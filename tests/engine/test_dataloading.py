@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 
@@ -35,6 +36,26 @@ def test_training_takes_every_kind_of_source(entry, data_dir, tmp_path, to):
         assert np.isfinite(losses).all()
     else:
         assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    "num_classes, message",
+    [
+        (None, "num_classes is 1: the softmax over one class has a loss of 0 and no gradient"),
+        (3, "all training images are of one class: the network learns to tell no two images apart"),
+    ],
+)
+def test_images_of_one_class_are_warned_of_once(entry, data_dir, caplog, num_classes, message):
+    lines = (data_dir / "label.txt").read_text().splitlines()
+    (data_dir / "label.txt").write_text("".join(f"{line.split()[0]} 0\n" for line in lines))
+    given = {"num_classes": num_classes} if num_classes else {}
+    kept = ("dataset_dir", "image_shape", "model_name", "emb_dim", "train_batch_size", "num_workers", "model_save_dir")
+    settings = {name: getattr(entry.config, name) for name in kept}
+    config = plsc.Config(**settings, **given, train_epochs=None, train_steps=1, with_test=False)
+    with caplog.at_level(logging.WARNING):
+        results = plsc.Trainer(config).train()
+    assert caplog.text.count(message) == 1
+    assert (results["loss"] == 0.0) == (num_classes is None)
 
 
 def dataset(make):

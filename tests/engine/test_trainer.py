@@ -240,6 +240,43 @@ class Batches:
         self.closed += 1
 
 
+class EqualImagesFirst(Batches):
+    """The first batches hold one image over and over, with labels of all classes."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.count = count
+
+    def epoch(self, epoch, first_step=0):
+        for step, batch in enumerate(super().epoch(epoch, first_step), start=3 * epoch + first_step):
+            equal = np.repeat(batch.images[:1], len(batch.images), axis=0)
+            yield Batch(equal, batch.labels) if step < self.count else batch
+
+
+def clipped_momentum(learning_rate, parameters):
+    clip = paddle.nn.ClipGradByValue(1e9)  # clips nothing, but makes the head unfused
+    return paddle.optimizer.Momentum(learning_rate, 0.9, parameters, weight_decay=5e-4, grad_clip=clip)
+
+
+@pytest.mark.parametrize(
+    "count, settings",
+    [(1, {}), (4, {}), (4, {"optimizer": clipped_momentum}), (1, {"loss_type": "cosface"})],
+    ids=["one", "four", "unfused", "cosface"],
+)
+def test_the_loss_falls_after_batches_of_equal_images(entry, count, settings):
+    """Behind the last batch normalization their features are zero, or rounding noise."""
+    entry.set_with_test(False)
+    entry.set_train_steps(36)
+    entry.set_scale(64)
+    entry.set_lr(lambda step: 0.01)
+    for name, value in settings.items():
+        setattr(entry.config, name, value)
+    trainer = Trainer(entry.config, loader=EqualImagesFirst(count))
+    assert trainer.train()["loss"] < 1.0
+    bias = next(value for name, value in trainer.backbone.named_parameters() if name == "head.2.bias")
+    assert bias.abs().max() < 20.0
+
+
 def test_a_configuration_of_another_type_is_refused():
     with pytest.raises(ConfigError, match="config: got dict, expected a plsc.Config"):
         Trainer({"num_classes": 6})
