@@ -196,7 +196,7 @@ HARMS = {
     "gradient": (lambda network, x: Backward.apply(x), r"the gradient of the parameter '[a-z.]+' holds nan"),
     "features": (
         lambda network, x: x * 1e30,
-        r"the features of item \d+ of Finished holds -?\d.*e\+\d\d, whose square is",
+        r"the feature vector of item \d+ of Finished holds -?\d.*e\+\d\d, whose square is",
     ),
 }
 
