@@ -197,6 +197,11 @@ class Config(Settings):
     bad_images: Literal["stop", "skip"] = Field(
         default="stop", description="Action at an unreadable training image: stop, or skip it and count it."
     )
+    strict_images: bool = Field(
+        default=False,
+        description="A training image that is damaged but can be decoded in part counts as unreadable (bad_images). By "
+        "default it is used, with a warning.",
+    )
 
     augment_crop: float = Field(
         default=0.0, ge=0.0, le=0.99, description="Largest fraction of a side that a random crop removes."

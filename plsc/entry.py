@@ -257,6 +257,13 @@ class Entry(_Attributes):
         """Action at an unreadable training image: 'stop' (default), or 'skip' it, count it and take the next."""
         self.config.bad_images = action
 
+    def set_strict_images(self, flag: bool) -> None:
+        """Count a training image that is damaged but can be decoded in part as unreadable, see `set_bad_images`.
+
+        Default False: such an image is used, with a warning.
+        """
+        self.config.strict_images = flag
+
     # Schedule and optimization
 
     def set_train_epochs(self, num: int) -> None:
@@ -284,7 +291,8 @@ class Entry(_Attributes):
 
         Args:
             lr: the learning rate at a global batch of 1024 (default 0.1; the peak is lr times the global batch / 1024);
-                or a schedule: 'step' (default), 'cosine' or 'poly', or a function step -> learning rate.
+                or a schedule: 'step' (default), 'cosine' or 'poly', or a function step -> learning rate, a number of 0
+                or more that depends on the step alone.
         """
         if isinstance(lr, str) or callable(lr):
             self.config.lr_schedule = lr
@@ -432,7 +440,7 @@ class Entry(_Attributes):
     # Runs
 
     def train(self) -> dict[str, float]:
-        """Train, verify, and save a checkpoint each epoch.
+        """Train; save a checkpoint and verify each epoch.
 
         Returns:
             The last values by name, such as 'loss', 'lr' and 'lfw/accuracy'.

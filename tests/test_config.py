@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
+import paddle
 import pytest
 
 from plsc import Config, ConfigError, Entry
@@ -149,6 +152,33 @@ def test_a_new_kind_of_loss_needs_no_margins_of_the_common_formula(monkeypatch):
     assert config.margins is None and config.main_margin is None
     with pytest.raises(ConfigError, match="'linear' has no margin, but one is set"):
         Config(loss_type="linear", margin=0.3).check()
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.array, Fraction, Decimal, paddle.to_tensor])
+def test_the_learning_rate_is_a_number_of_any_kind_through_every_setter(kind):
+    entry = Entry()
+    entry.set_lr(kind(0.5))
+    assert (type(entry.lr), entry.lr) == (float, 0.5)
+    entry.lr = kind(0.25)
+    assert (type(entry.lr), entry.lr) == (float, 0.25)
+    assert Config(lr=kind(0.5)).lr == 0.5
+
+
+@pytest.mark.parametrize("value", [None, 1j, True, b"0.1", np.array([0.1, 0.2]), float("nan"), float("inf"), -0.1, 0])
+def test_what_is_no_learning_rate_is_refused_by_every_setter(value):
+    entry = Entry()
+    for assign in (entry.set_lr, lambda value: setattr(entry, "lr", value), lambda value: Config(lr=value)):
+        with pytest.raises(ConfigError, match="lr: got "):
+            assign(value)
+
+
+@pytest.mark.parametrize(
+    "value", [np.float32(100), np.array(100), np.array([100.0]), [np.int64(100)] * 3, np.full(3, 100)]
+)
+def test_pixel_normalization_takes_numbers_and_arrays_of_numpy(value):
+    entry = Entry()
+    entry.set_pixel_normalization(value, value)
+    assert entry.pixel_mean == entry.pixel_std == (100.0, 100.0, 100.0)
 
 
 FLOATS = [

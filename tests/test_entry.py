@@ -82,6 +82,7 @@ SETTERS = [
     ("set_momentum_storage", "dtype", "bfloat16", "momentum_storage"),
     ("set_pixel_normalization", "mean", (1.0, 2.0, 3.0), "pixel_mean"),
     ("set_bad_images", "action", "skip", "bad_images"),
+    ("set_strict_images", "flag", True, "strict_images"),
     ("set_class_change", "action", "by_name", "class_change"),
     ("set_on_nonfinite", "action", "skip", "on_nonfinite"),
     ("set_max_skipped_steps", "num", 7, "max_skipped_steps"),

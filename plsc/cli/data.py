@@ -53,6 +53,15 @@ SkipBad = Annotated[
     ),
 ]
 
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict-images",
+        help="Count images that are damaged but can be decoded in part as images that cannot be decoded; by default "
+        "there is a warning.",
+    ),
+]
+
 
 @app.callback()
 def _show_log() -> None:
@@ -116,6 +125,7 @@ def convert(
     parts: Parts = 1,
     min_images: MinImages = 0,
     skip_bad_images: SkipBad = False,
+    strict_images: Strict = False,
     recover: Recover = False,
 ) -> None:
     """Write a data set in another format. After an interruption, the same command continues where it stopped."""
@@ -135,6 +145,7 @@ def convert(
         preprocessing=Preprocessing(size, marks, encoding=encoding, quality=quality or 95),
         parts=parts,
         skip_bad_images=skip_bad_images,
+        strict_images=strict_images,
     )
     _print_result(done)
 
@@ -148,6 +159,7 @@ def shuffle(
     seed: Seed = 0,
     parts: Parts = 1,
     skip_bad_images: SkipBad = False,
+    strict_images: Strict = False,
     recover: Recover = False,
 ) -> None:
     """Write a data set in a random order. Needs sixteen bytes of memory per image."""
@@ -156,7 +168,11 @@ def shuffle(
             "--to folders: class folders have no order, they are read class by class; choose another format to shuffle"
         )
     records = shuffled(open_records(source, recover), seed)
-    _print_result(convert_records(records, target, to=to, parts=parts, skip_bad_images=skip_bad_images))
+    _print_result(
+        convert_records(
+            records, target, to=to, parts=parts, skip_bad_images=skip_bad_images, strict_images=strict_images
+        )
+    )
 
 
 @app.command()
@@ -171,11 +187,20 @@ def split(
     seed: Seed = 0,
     min_images: MinImages = 0,
     skip_bad_images: SkipBad = False,
+    strict_images: Strict = False,
     recover: Recover = False,
 ) -> None:
     """Write TARGET/train and TARGET/held_out, which have no class in common."""
     records = _without_small_classes(open_records(source, recover), min_images)
-    for done in convert_split(records, target, to=to, held_out=held_out, seed=seed, skip_bad_images=skip_bad_images):
+    for done in convert_split(
+        records,
+        target,
+        to=to,
+        held_out=held_out,
+        seed=seed,
+        skip_bad_images=skip_bad_images,
+        strict_images=strict_images,
+    ):
         _print_result(done)
 
 
@@ -237,5 +262,6 @@ def _without_small_classes(records: Records, min_images: int) -> Records:
 
 
 def _print_result(done: Converted) -> None:
+    damaged = f", {done.damaged} of them damaged" if done.damaged else ""
     left_out = f", {done.skipped} unreadable ones left out" if done.skipped else ""
-    typer.echo(f"{done.target}: {done.images} images{left_out}")
+    typer.echo(f"{done.target}: {done.images} images{damaged}{left_out}")

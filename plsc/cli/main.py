@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from plsc.cli.settings import SettingsCommand, make_entry, with_settings
 from plsc.config import Config
 from plsc.errors import ConfigError, PLSCError
 from plsc.utils.json_text import to_json
+from plsc.utils.logging import hold_standard_descriptors
 from plsc.version import __version__
 
 app = typer.Typer(
@@ -125,6 +127,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="Show the versi
 
 def main() -> None:
     """Run `plsc`. An error of the library is one message and status 1, not a traceback."""
+    hold_standard_descriptors()
+    if sys.stderr is None:  # closed, as by `2>&-`; then print would take standard output
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A file's name may hold characters that the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper):

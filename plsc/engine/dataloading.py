@@ -86,6 +86,7 @@ def build_dataloader(
         seed=config.seed,
         num_workers=config.num_workers,
         skip_bad_images=config.bad_images == "skip",
+        strict_images=config.strict_images,
         class_balanced=config.class_balanced,
         worker_timeout=config.worker_timeout,
     )

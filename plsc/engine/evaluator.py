@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import time
@@ -15,6 +16,7 @@ import paddle
 from numpy.typing import NDArray
 
 from plsc.config import DEFAULT_VAL_TARGETS, Config
+from plsc.data.damage import DamageLog
 from plsc.data.records import read_image
 from plsc.data.verification_set import VerificationSet
 from plsc.distributed.agreement import agree
@@ -57,7 +59,7 @@ class Embedder:
         self.emb_dim = emb_dim
         self._backbone, self._path, self._batch_size = backbone, path, batch_size
 
-    def __call__(self, images: Iterable[Any], *, first: int = 0) -> Embeddings:
+    def __call__(self, images: Iterable[Any], *, first: int = 0, damaged: DamageLog | None = None) -> Embeddings:
         """Embed images: [n, D] float32, not of unit length.
 
         The next batch is decoded on threads while the backbone computes. Memory holds two batches and the embeddings.
@@ -65,11 +67,14 @@ class Embedder:
         Args:
             images: encoded bytes, pixels [H, W, 3] uint8 RGB, or normalized [3, H, W] float32 arrays.
             first: number of the first image, for messages.
+            damaged: warns of images that are damaged but can be decoded in part.
 
         Raises:
             DataError: an image cannot be decoded, or its embedding is not finite; the message has its number.
         """
-        prepared = thread_map(self._prepare, enumerate(images, first), threads=_THREADS, ahead=2 * self._batch_size)
+        damaged = damaged or DamageLog(lambda number: f"image {number}")
+        prepare = functools.partial(self._prepare, damaged=damaged)
+        prepared = thread_map(prepare, enumerate(images, first), threads=_THREADS, ahead=2 * self._batch_size)
         embeddings, done = [], first
         while batch := list(itertools.islice(prepared, self._batch_size)):
             embeddings.append(self._embed(np.stack(batch)))
@@ -83,9 +88,9 @@ class Embedder:
             done += len(batch)
         return np.concatenate(embeddings) if embeddings else np.zeros([0, self.emb_dim], np.float32)
 
-    def _prepare(self, numbered: tuple[int, Any]) -> NDArray[np.float32]:
+    def _prepare(self, numbered: tuple[int, Any], *, damaged: DamageLog) -> NDArray[np.float32]:
         # Normalized one by one, so that finished float32 images and pixels fit into one batch.
-        return self._path.normalize(_prepare(self._path, numbered))
+        return self._path.normalize(_prepare(self._path, numbered, damaged=damaged))
 
     def _embed(self, images: NDArray[np.float32]) -> Embeddings:
         rows, count = self._path.to_input(images), len(images)
@@ -110,7 +115,7 @@ def verify(embedder: Embedder, pairs: VerificationSet, *, collectives: Collectiv
     """
     own = _share(pairs, collectives)
     embeddings = agree(
-        lambda: embedder(pairs.images[own.start : own.stop], first=own.start),
+        lambda: embedder(pairs.images[own.start : own.stop], first=own.start, damaged=pairs.damaged),
         collectives,
         error=DataError,
         prefix=f"{pairs.label}: ",
@@ -134,7 +139,7 @@ def check_verification_sets(config: Config, sets: Sequence[VerificationSet], *, 
         def decode(pairs: VerificationSet = pairs, own: Range = own) -> None:
             nonlocal is_noted
             images = enumerate(pairs.images[own.start : own.stop], own.start)
-            for done, _ in enumerate(thread_map(lambda image: _prepare(path, image), images)):
+            for done, _ in enumerate(thread_map(lambda image: _prepare(path, image, damaged=pairs.damaged), images)):
                 if not is_noted and time.monotonic() - begin > _NOTED_SECONDS:
                     is_noted = True
                     log.info(
@@ -157,13 +162,13 @@ def _report(pairs: VerificationSet, embeddings: Embeddings) -> VerificationRepor
     try:
         return verification_report(embeddings, pairs.is_same, folds=pairs.folds)
     except (ConfigError, DataError) as error:
-        raise DataError(f"{pairs.label}: found {len(pairs)} pairs, which cannot be verified: {error}") from None
+        raise DataError(f"{pairs.label} ({len(pairs)} pairs) cannot be verified: {error}") from None
 
 
-def _prepare(path: EmbeddingPath, numbered: tuple[int, Any]) -> NDArray[Any]:
+def _prepare(path: EmbeddingPath, numbered: tuple[int, Any], *, damaged: DamageLog) -> NDArray[Any]:
     index, image = numbered
     try:
-        return path.prepare(image)
+        return path.prepare(image, on_damage=functools.partial(damaged.warn, index))
     except DataError as error:
         raise DataError(f"image {index}: {error}") from None
 

@@ -124,6 +124,12 @@ def _build(
         raise ConfigError(
             f"set_optimizer: the factory returned {type(optimizer).__name__}, expected a paddle.optimizer.Optimizer"
         )
+    decay = getattr(optimizer, "regularization", None)
+    if decay is not None and not callable(decay):  # Paddle calls what is no float, at the first step
+        raise ConfigError(
+            f"set_optimizer: weight_decay is {decay!r} ({type(decay).__name__}), expected a float or a "
+            f"paddle.regularizer; give float(...)"
+        )
     if isinstance(optimizer._learning_rate, paddle.optimizer.lr.LRScheduler):
         raise ConfigError(
             "set_optimizer: the optimizer has its own LRScheduler, which a resumed run cannot restore; give the "

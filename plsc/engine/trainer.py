@@ -363,18 +363,19 @@ class Trainer:
         if step.number == self._verified_step:
             return {}
         self._verified_step = step.number
-        with self._clock.paused():
-            self._average_statistics(step)
-            try:
+        try:
+            with self._clock.paused():
+                self._average_statistics(step)
                 results = evaluate(
                     self.config, self.backbone, sets=self.verification_sets, collectives=self.collectives
                 )
-            except PLSCError as error:  # on all ranks
-                if saved is None:
-                    saved = self._save(step, f"{self.epoch}.{self.step_in_epoch}", [])
-                    self.observers.on_save(step, saved)
-                raise type(error)(f"{error}; training up to here is saved in {saved}") from error
-            if results:
+        except PLSCError as error:  # on all ranks
+            if saved is None:
+                saved = self._save(step, f"{self.epoch}.{self.step_in_epoch}", [])
+                self.observers.on_save(step, saved)
+            raise type(error)(f"{error}; training up to here is saved in {saved}") from error
+        if results:
+            with self._clock.paused():
                 self.observers.on_verify(step, results)
         return results
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plsc.data.images import OnDamage
 from plsc.data.transforms import Channels, Transform, normalize
 from plsc.errors import DataError
 from plsc.metrics.embeddings import EPSILON
@@ -64,17 +65,18 @@ class EmbeddingPath:
     gives_unit: bool = False
     bgr: bool = False
 
-    def prepare(self, image: Any) -> NDArray[Any]:
+    def prepare(self, image: Any, *, on_damage: OnDamage | None = None) -> NDArray[Any]:
         """Decode and resize one image to [3, H, W] uint8 RGB.
 
         Args:
             image: encoded bytes, or pixels [H', W', 3] uint8 RGB. A [3, H, W] float32 array counts as normalized and
                 is returned as it is.
+            on_damage: is called where the image is damaged but can be decoded, see `plsc.data.images.decode`.
 
         Raises:
             DataError: the image cannot be decoded, is an array of another shape or type, or holds NaN or infinity.
         """
-        prepared = Transform(self.image_shape)(image)
+        prepared = Transform(self.image_shape)(image, on_damage=on_damage)
         found = find_nonfinite(prepared)
         if found is not None:
             raise DataError(f"got an image of float32 that holds {found[1]:g}, expected finite numbers")

@@ -175,7 +175,12 @@ class Service:
         def decode() -> Pixels:
             images = read()
             request.scope["plsc.images"] = len(images)
-            return decode_images(images, self.card, max_pixels=self.settings.max_pixels)
+            return decode_images(
+                images,
+                self.card,
+                max_pixels=self.settings.max_pixels,
+                on_damage=lambda _: self.metrics.damaged_images.inc(),
+            )
 
         return await self.pool.run(IMAGES, await self._parse(request, decode))
 

@@ -18,7 +18,7 @@ from plsc.distributed.collectives import Collectives
 from plsc.engine.checkpoint import Checkpoint
 from plsc.engine.dataloading import open_verification_sets
 from plsc.engine.trainer import Trainer
-from tests._support.images import CLASSES, make_images
+from tests._support.images import CLASSES, damaged_jpeg, make_images
 from tests._support.ranks import launch
 from tests._support.scripts import INTRODUCTION, SMALL
 
@@ -368,6 +368,44 @@ def test_unreadable_image_is_skipped_and_counted_when_asked(entry, data_dir, cap
     assert "skipped an unreadable image: images/00000007.png" in caplog.text
     assert "skipped an unreadable image: images/00000009.png" in caplog.text
     assert "2 unreadable images skipped so far" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_images_are_warned_of_with_their_place_and_counted_and_nothing_else_is_printed(
+    entry, data_dir, caplog, capfd, workers
+):
+    for number in (7, 9):
+        (data_dir / f"images/0000000{number}.png").write_bytes(damaged_jpeg(seed=number))
+    entry.set_num_workers(workers)
+    entry.set_train_epochs(2)
+    entry.train()
+    warnings = [line for line in caplog.messages if "pixels may be wrong" in line]
+    assert len(warnings) == 3 and warnings[2].startswith("2 damaged images so far")
+    for line, place in zip(sorted(warnings[:2]), ("images/00000007.png", "images/00000009.png"), strict=True):
+        assert place in line and "label.txt, line" in line and "Corrupt JPEG data" in line
+    assert [line for line in capfd.readouterr().err.splitlines() if line.startswith("Corrupt JPEG")] == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_unreadable_where_images_are_strict(entry, data_dir, caplog, workers):
+    (data_dir / "images/00000007.png").write_bytes(damaged_jpeg())
+    entry.set_num_workers(workers)
+    entry.set_strict_images(True)
+    with pytest.raises(DataError, match=r"00000007\.png.*line 8.*damaged.*Corrupt JPEG data.*set_bad_images\('skip'\)"):
+        entry.train()
+    entry.set_bad_images("skip")
+    entry.train()
+    assert "1 unreadable images skipped so far" in caplog.text
+
+
+def test_damaged_images_of_a_verification_set_are_warned_of_once(entry, data_dir, caplog):
+    pairs = VerificationSet.load(data_dir / "lfw.bin")
+    images = [*pairs.images[:3], damaged_jpeg(), *pairs.images[4:]]
+    VerificationSet("lfw", images, is_same=pairs.is_same).save(data_dir / "lfw.bin", overwrite=True)
+    entry.set_train_epochs(2)
+    entry.train()
+    warnings = [line for line in caplog.messages if "pixels may be wrong" in line]
+    assert len(warnings) == 1 and f"{data_dir / 'lfw.bin'}, image 3: damaged" in warnings[0]
 
 
 def test_missing_verification_set_is_named(entry, data_dir):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import random
+from pathlib import Path
+
 import numpy as np
 import paddle
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from plsc import CheckpointError
+from plsc import CheckpointError, Config
 from plsc.distributed.collectives import Collectives
-from plsc.engine.checkpoint import save_checkpoint
-from plsc.engine.state import head_parts
+from plsc.engine.checkpoint import Checkpoint, save_checkpoint
+from plsc.engine.state import head_parts, open_backbone
+from plsc.engine.trainer import Trainer
 from plsc.losses import Head
 from plsc.utils.ranges import Range
 
@@ -64,6 +69,145 @@ def test_checkpoint_of_another_loss_or_network(entry):
     entry.set_loss_type("dist_arcface")
     entry.set_model_name("ResNet50")
     with pytest.raises(CheckpointError, match=r"its backbone \(ResNetTiny\) differs"):
+        entry.train()
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def restore(folder, files):
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+
+
+def damaged_bytes(data, end, rng):
+    """The same with one change in the first `end` bytes."""
+    at, changed = rng.randrange(end), bytearray(data)
+    kind = rng.choice(["bit", "byte", "zeros", "cut", "insert", "drop", "digit"])
+    if kind == "bit":
+        changed[at] ^= 1 << rng.randrange(8)
+    elif kind == "byte":
+        changed[at] = rng.randrange(256)
+    elif kind == "zeros":
+        changed[at : at + 16] = bytes(len(changed[at : at + 16]))
+    elif kind == "cut":
+        del changed[at:]
+    elif kind == "insert":
+        changed.insert(at, rng.choice(b'0123456789"{}[],:-. '))
+    elif kind == "drop":
+        del changed[at]
+    else:
+        changed[rng.choice([index for index in range(end) if chr(data[index]).isdigit()])] = rng.choice(b"0123456789")
+    return bytes(changed)
+
+
+ODD = [
+    None,
+    True,
+    -1,
+    0,
+    2,
+    2**31,
+    2**63,
+    10**30,
+    1.5,
+    float("nan"),
+    "",
+    "x",
+    "../x",
+    "float64",
+    [],
+    {},
+    [-1],
+    {"a": 1},
+]
+
+
+def nodes(value, path=()):
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inside in items:
+        yield (*path, key)
+        yield from nodes(inside, (*path, key))
+
+
+def damaged_manifest(data, rng):
+    """The same with one value replaced, left out or renamed; one that is not of a tensor as often as one that is."""
+    manifest = json.loads(data)
+    of_a_tensor = rng.random() < 0.5
+    path = rng.choice([path for path in nodes(manifest) if (path[0] == "tensors") == of_a_tensor])
+    inside = manifest
+    for key in path[:-1]:
+        inside = inside[key]
+    action = rng.choice(["replace", "replace", "drop", "rename"])
+    if action == "replace":
+        inside[path[-1]] = rng.choice(ODD)
+    elif action == "drop" or isinstance(inside, list):
+        del inside[path[-1]]
+    else:
+        inside["renamed"] = inside.pop(path[-1])
+    return json.dumps(manifest).encode()
+
+
+def is_refused(run):
+    """Whether a damaged checkpoint is refused, by the one error that is allowed."""
+    try:
+        run()
+    except CheckpointError as error:
+        assert "output/0" in str(error)
+        return True
+    return False
+
+
+def test_a_checkpoint_damaged_anywhere_is_read_or_refused(entry, tmp_path):
+    """Seeded damage to the headers of all files and to the manifest: no other error than CheckpointError leaves."""
+    entry.train()
+    folder, rng, refused = tmp_path / "output" / "0", random.Random(7), 0
+    whole = files_of(folder)
+    entry.set_checkpoint_dir(folder)
+    entry.set_train_epochs(2)
+    entry.set_model_save_dir(tmp_path / "resumed")
+    entry.set_with_test(False)
+    manifest = json.loads(whole["manifest.json"])
+    trainer = Trainer(entry.config)
+    for number in range(100):
+        name = sorted(whole)[number % len(whole)]
+        data = whole[name]
+        if name != "manifest.json":
+            damaged = damaged_bytes(data, 8 + int.from_bytes(data[:8], "little"), rng)
+            # The size that the manifest states fits, so that the file is opened.
+            sizes = {**manifest["files"], name: len(damaged)}
+            (folder / "manifest.json").write_text(json.dumps({**manifest, "files": sizes}))
+        else:
+            damaged = damaged_bytes(data, len(data), rng) if number % 2 else damaged_manifest(data, rng)
+        (folder / name).write_bytes(damaged)
+        refused += is_refused(lambda: trainer._resume(Checkpoint(folder)))
+        refused += is_refused(lambda: open_backbone(Config(checkpoint_dir=str(folder))))
+        restore(folder, whole)
+    assert refused > 100
+    assert Path(open_backbone(Config(checkpoint_dir=str(folder)))[2].path) == folder
+
+
+@pytest.mark.parametrize("damage", [lambda data: bytes(len(data)), lambda data: b"x" * len(data)])
+def test_a_backbone_file_of_the_right_size_with_other_content_is_named_in_every_command(entry, tmp_path, damage):
+    entry.train()
+    file = tmp_path / "output" / "0" / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    entry.set_train_epochs(2)
+    for run in (entry.train, entry.test, lambda: entry.predict([]), entry.convert_for_prediction):
+        with pytest.raises(CheckpointError, match="output/0/model.safetensors: tensor '.* cannot be read: Safet"):
+            run()
+
+
+def test_state_of_an_optimizer_that_does_not_fit_its_parameter_is_refused(entry, tmp_path):
+    entry.train()
+    path = tmp_path / "output" / "0" / "manifest.json"
+    text = path.read_text()
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    entry.set_train_epochs(2)
+    path.write_text(text.replace('"optimizer.body.0.weight:velocity"', '"optimizer.body.0.weight"'))
+    with pytest.raises(CheckpointError, match="model.safetensors: tensor 'optimizer.body.0.weight' cannot be read"):
         entry.train()
 
 

@@ -277,6 +277,10 @@ def with_decay(l2):
         ({"head_optimizer": with_names(("a:b",))}, r"state_names is \('a:b',\), expected a tuple of different"),
         ({"head_optimizer": with_names(None)}, "state_names is None, expected a tuple of different names"),
         ({"head_optimizer": with_decay("5e-4")}, "Lion: l2 is '5e-4', expected a finite number"),
+        (
+            {"num_classes": 2**32},
+            r"num_classes: the class centers of this rank, \[2147483648, .*, cannot be made: .*int32",
+        ),
         ({"head_optimizer": with_decay(float("nan"))}, "Lion: l2 is nan, expected a finite number"),
         ({"head_optimizer": Momentum(state_dtype="half")}, "Momentum: state_dtype is 'half', expected None, 'float32'"),
         ({"head_optimizer": Lion(), "loss_type": "arcface"}, "head_optimizer needs sharded centers"),

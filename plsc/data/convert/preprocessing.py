@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from plsc.data.alignment import TEMPLATE_SIZE, align
-from plsc.data.images import decode, encode, resize
+from plsc.data.images import OnDamage, decode, encode, resize
 from plsc.errors import ConfigError
 
 
@@ -47,17 +47,23 @@ class Preprocessing:
             raise ConfigError(f"image_size: got {image_size}, expected 1 or more; see --size (image_size=)")
         self.image_size, self.landmarks, self.encoding, self.quality = image_size, landmarks, encoding, quality
 
-    def apply(self, index: int, image: Any) -> Any:
+    def apply(self, index: int, image: Any, *, on_damage: OnDamage | None = None) -> Any:
         """Align, resize or decode the image of record `index`.
+
+        Args:
+            index: of the record.
+            image: encoded bytes, or pixels [H, W, 3] uint8 RGB.
+            on_damage: is called where the image is decoded, damaged, and usable in part, see `decode`.
 
         Returns:
             Pixels [H, W, 3] uint8 RGB; the image as it is where it needs no change.
         """
+        if self.landmarks is None and self.image_size is None and self.encoding is None:
+            return image
+        pixels = decode(image, on_damage=on_damage)
         if self.landmarks is not None:
-            return align(decode(image), self.landmarks[index], image_size=self.image_size or TEMPLATE_SIZE)
-        if self.image_size is not None:
-            return resize(decode(image), (self.image_size, self.image_size))
-        return image if self.encoding is None else decode(image)
+            return align(pixels, self.landmarks[index], image_size=self.image_size or TEMPLATE_SIZE)
+        return pixels if self.image_size is None else resize(pixels, (self.image_size, self.image_size))
 
     def encode(self, image: Any) -> bytes:
         """Pixels as JPEG or PNG; encoded bytes as they are."""
