@@ -435,8 +435,29 @@ class Config(Settings):
         targets = DEFAULT_VAL_TARGETS if self.val_targets is None else self.val_targets
         return tuple(name.strip() for name in targets.split(",") if name.strip())
 
+    def doubts(self) -> list[str]:
+        """What is right by type and range, and most likely a mistake: a sentence each."""
+        suspects = {
+            "pixel_mean": (self.pixel_mean, 0 < max(self.pixel_mean) <= 1),
+            "pixel_std": (self.pixel_std, max(self.pixel_std) < 1),
+        }
+        return [
+            f"{name} {_short(value)} looks like a value for pixels of 0 to 1, and pixels here are 0 to 255; "
+            f"{_short(tuple(255 * number for number in value))} is the same for those"
+            for name, (value, is_suspect) in suspects.items()
+            if is_suspect
+        ]
+
     def check(self) -> None:
         """Raise `ConfigError` where settings that are right alone contradict each other."""
+        self.check_margins()
+        if (self.train_epochs is None) == (self.train_steps is None):
+            raise ConfigError(
+                f"train_epochs is {self.train_epochs} and train_steps is {self.train_steps}; set one of them"
+            )
+
+    def check_margins(self) -> None:
+        """Raise `ConfigError` where margins are set that the loss does not have."""
         margins = self.margins
         if self.margin_function is not None:
             given = {"margin": self.margin, "margin1": self.margin1, "margin2": self.margin2, "margin3": self.margin3}
@@ -449,10 +470,11 @@ class Config(Settings):
                 raise ConfigError(
                     f"loss_type '{self.loss_type}' has no margin, but margin_function is set; choose another loss_type"
                 )
-        if (self.train_epochs is None) == (self.train_steps is None):
-            raise ConfigError(
-                f"train_epochs is {self.train_epochs} and train_steps is {self.train_steps}; set one of them"
-            )
+
+
+def _short(values: tuple[float, ...]) -> str:
+    """Three numbers as text; one, where they are equal."""
+    return f"{values[0]:g}" if len(set(values)) == 1 else ",".join(f"{value:g}" for value in values)
 
 
 def check_callable(name: str, value: Any, *, expected: str) -> Callable[..., Any]:

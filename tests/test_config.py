@@ -37,6 +37,67 @@ def test_margins_of_each_loss(loss, margins):
     assert entry.config.is_sharded == loss[0].startswith("dist_")
 
 
+@pytest.mark.parametrize("loss, trained", [("mine", "combined"), ("dist_arcfase", "dist_combined")])
+def test_an_unknown_loss_with_three_margins_is_combined_and_said(loss, trained, caplog):
+    entry = Entry()
+    entry.set_loss_type(loss, 1, 0.2, 0.3)
+    assert entry.loss_type == trained
+    assert f"loss_type '{loss}' is not known" in caplog.text
+    assert f"is trained as '{trained}': cos(1 theta + 0.2) - 0.3" in caplog.text
+    assert ("did you mean 'dist_arcface'?" in caplog.text) == (loss == "dist_arcfase")
+
+
+@pytest.mark.parametrize(
+    "loss, words",
+    [
+        (
+            ("triplet", 1, 0.2, 0.3),
+            "loss_type: got 'triplet', a loss that PLSC does not have; accepted: softmax, arcface",
+        ),
+        (("dist_AdaFace", 1, 0.2, 0.3), "got 'dist_AdaFace', a loss that PLSC does not have"),
+        (("triplet", 0.2), "got 'triplet' (str); accepted: softmax"),
+        (("am_softmax",), "did you mean 'cosface'?"),
+        (("cross-entropy",), "did you mean 'softmax'?"),
+        (("own", 1, 0.2), "got 'own' (str); accepted: softmax"),
+        (("softmax", 1, 0.2, 0.3), "loss_type 'softmax' has no margin, but one is set"),
+        (("dist_softmax", None, 0.2), "loss_type 'dist_softmax' has no margin, but one is set"),
+        (("combined", 1, 0.2), "loss_type 'combined' needs margin1, margin2 and margin3"),
+        ((max, 0.2), "margin_function replaces the margins of loss_type, but margin1 is set"),
+        (("arcface", -1), "margin1: got -1"),
+    ],
+)
+def test_a_loss_and_margins_that_do_not_fit_are_refused_at_once_and_change_nothing(loss, words):
+    entry = Entry()
+    entry.set_loss_type("cosface", margin3=0.2)
+    before = repr(entry)
+    with pytest.raises(ConfigError) as error:
+        entry.set_loss_type(*loss)
+    assert words in str(error.value)
+    assert repr(entry) == before
+
+
+@pytest.mark.parametrize(
+    "mean, std, doubts",
+    [
+        (0.5, 0.5, ["pixel_mean 0.5 looks", "pixel_std 0.5 looks"]),
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ["123.675,116.28,103.53 is", "58.395,57.12,57.375 is"]),
+        (
+            0,
+            1 / 255,
+            ["pixel_std 0.00392157 looks like a value for pixels of 0 to 1, and pixels here are 0 to 255; 1 is"],
+        ),
+        (1, 1, ["pixel_mean 1 looks"]),
+        (127.5, 128, []),
+        (0, 255, []),
+        (0, 1, []),
+        ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), []),
+    ],
+)
+def test_pixels_of_0_to_1_are_doubted(mean, std, doubts):
+    found = Config(pixel_mean=mean, pixel_std=std).doubts()
+    assert len(found) == len(doubts) and all(words in text for words, text in zip(doubts, found))
+
+
 def test_model_parallel_shards_whatever_the_prefix():
     entry = Entry()
     entry.set_model_parallel(True)

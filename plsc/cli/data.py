@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from plsc.cli.command import Command
 from plsc.data.alignment import read_landmarks
 from plsc.data.convert.conversion import Converted, convert_split
 from plsc.data.convert.conversion import convert as convert_records
@@ -68,7 +69,7 @@ def _show_log() -> None:
     show_log(is_main=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def inspect(
     source: Source,
     limit: Annotated[
@@ -104,7 +105,7 @@ def inspect(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def convert(
     source: Source,
     target: Target,
@@ -150,7 +151,7 @@ def convert(
     _print_result(done)
 
 
-@app.command()
+@app.command(cls=Command)
 def shuffle(
     source: Source,
     target: Target,
@@ -175,7 +176,7 @@ def shuffle(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def split(
     source: Source,
     target: Target,
@@ -204,7 +205,7 @@ def split(
         _print_result(done)
 
 
-@app.command()
+@app.command(cls=Command)
 def pairs(
     source: Source,
     output: Annotated[Path, typer.Argument(help="File to write, which must not exist yet; its name ends in .bin.")],
@@ -246,7 +247,7 @@ def pairs(
         typer.echo(f"{output}: {shortcoming}", err=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def index(source: Source) -> None:
     """Write the offsets of base64 parts or tar shards beside them, so that they open without being read through."""
     records = open_records(source)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from plsc.cli.command import Command
 from plsc.cli.data import app as data_app
 from plsc.cli.gallery import app as gallery_app
 from plsc.cli.serve import serve
@@ -74,7 +75,7 @@ def export(
     typer.echo(make_entry(settings).convert_for_prediction(to, formats, bake=parts, bgr=bgr))
 
 
-@app.command()
+@app.command(cls=Command)
 def embed(
     model: Annotated[Path, typer.Argument(help="Folder that plsc export wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
@@ -103,7 +104,7 @@ app.add_typer(gallery_app, name="gallery")
 app.add_typer(data_app, name="data")
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     output: Annotated[Path, typer.Option("--output", help="Folder to create.")] = Path("demo_output"),
     size: Annotated[

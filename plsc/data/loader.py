@@ -22,6 +22,7 @@ from plsc.data.records import Labels, Records, to_class
 from plsc.data.transforms import Transform, random_keys
 from plsc.data.workers import WorkerPool
 from plsc.errors import DataError, PLSCError
+from plsc.utils.hints import setter
 from plsc.utils.seeding import kept_global_generators, seed_global_generators
 
 log = logging.getLogger("plsc")
@@ -284,7 +285,7 @@ class _BatchMaker:
                 damaged += [(index, fault) for fault in faults]
                 faults.clear()
             if not 0 <= label < self.num_classes:
-                more = f"set_class_num({label + 1}) (--num-classes) or more, or " if label > 0 else ""
+                more = f"{setter('num_classes', label + 1)} or more, or " if label > 0 else ""
                 begin = _FROM_ONE if label == self.num_classes else ""
                 raise DataError(
                     f"{records.describe(index)}: label {label} is out of range, expected 0 to "
@@ -331,9 +332,7 @@ class _BatchMaker:
     def _unreadable(self, index: int, error: DataError) -> str:
         message = f"{self.records.describe(index)}: {error}"
         if not self.skip:
-            raise DataError(
-                f"{message}; to pass over such images: set_bad_images('skip') (--bad-images skip)"
-            ) from None
+            raise DataError(f"{message}; to pass over such images: {setter('bad_images', 'skip')}") from None
         return message
 
 
@@ -396,7 +395,8 @@ class ReaderLoader:
         if labels.min() < 0 or labels.max() >= self.num_classes:
             raise DataError(
                 f"train_reader, batch {step}: labels run from {labels.min()} to {labels.max()}, expected "
-                f"0 to {self.num_classes - 1}; {_FROM_ONE if labels.max() == self.num_classes else ''}see set_class_num"
+                f"0 to {self.num_classes - 1}; {_FROM_ONE if labels.max() == self.num_classes else ''}see "
+                f"{setter('num_classes')}"
             )
         return Batch(images if images.dtype == np.uint8 else images.astype(np.float32), labels)
 

@@ -36,6 +36,7 @@ from plsc.inference.embedding import EmbeddingPath, Embeddings, to_unit_length
 from plsc.metrics.verification import VerificationReport, verification_report
 from plsc.models.base_model import check_embedding
 from plsc.utils.finite import find_nonfinite
+from plsc.utils.hints import setter
 from plsc.utils.ranges import Range, shard_range, shard_ranges
 from plsc.utils.threads import thread_map
 
@@ -214,7 +215,7 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
         raise DataError(
             f"nothing to test on: no verification set is given, and "
             f"{lacking if config.val_targets is None else 'val_targets is empty'}; make one with plsc data pairs, or "
-            f"set_val_targets (--val-targets)"
+            f"name them with {setter('val_targets')}"
         )
     for pairs in sets:
         _report(pairs, np.zeros([2 * len(pairs), 1], np.float32))

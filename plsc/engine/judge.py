@@ -18,6 +18,7 @@ from plsc.engine.dataloading import Loader
 from plsc.engine.soundness import BackboneState, Evidence, Finding, Snapshot, Stage
 from plsc.errors import TrainingError
 from plsc.losses import Head
+from plsc.utils.hints import setter
 
 log = logging.getLogger("plsc")
 
@@ -192,7 +193,7 @@ class Judge:
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= self._config.max_skipped_steps:
-            number = f"{self.skipped_in_a_row} steps in a row were skipped (set_max_skipped_steps, --max-skipped-steps)"
+            number = f"{self.skipped_in_a_row} steps in a row were skipped ({setter('max_skipped_steps')})"
             raise self._error(place, finding._replace(text=f"{number}; in the last {finding.text}"))
 
     def _find(self, place: Place, evidence: Evidence, *, is_updated: bool) -> Finding:
@@ -210,10 +211,10 @@ class Judge:
         kept = f"the newest checkpoint is {saved[-1]}" if saved else f"no checkpoint was saved{self.started_from}"
         cure = "Correct or leave out that image"
         if finding.stage is not Stage.INPUT:
-            cure = "Lower the learning rate (set_lr, --lr), warm up (set_warmup_epochs, --warmup-epochs)"
+            cure = f"Lower the learning rate ({setter('lr')}), warm up ({setter('warmup_epochs')})"
         # What an update has broken, skipping cannot mend.
         if not self.skips and finding.stage not in (Stage.PARAMETER, Stage.CENTERS):
-            cure += ", or skip such steps: set_on_nonfinite('skip') (--on-nonfinite skip)"
+            cure += f", or skip such steps: {setter('on_nonfinite', 'skip')}"
         return TrainingError(
             f"epoch {place.epoch}, step {place.step + 1}: {finding.text} (learning rate {place.learning_rate:.3g}, "
             f"scale {self._config.scale:g}); {kept}. {cure}"

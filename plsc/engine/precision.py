@@ -12,6 +12,7 @@ import paddle
 from plsc.config import Config
 from plsc.distributed.topology import Topology
 from plsc.engine.optimizer import NamedOptimizer
+from plsc.utils.hints import setter
 
 log = logging.getLogger("plsc")
 
@@ -30,7 +31,7 @@ class Precision:
     def __init__(self, config: Config, topology: Topology) -> None:
         self._enabled, self._dtype = config.use_fp16 and topology.on_gpu, config.amp_dtype
         if config.use_fp16 and not topology.on_gpu and topology.is_main:
-            log.warning("set_mixed_precision has no effect on CPU: Paddle computes in float32 there")
+            log.warning("%s has no effect on CPU: Paddle computes in float32 there", setter("use_fp16"))
         lists = config.amp_lists or {}
         self._lists = {name: lists[name] for name in ("custom_white_list", "custom_black_list") if name in lists}
         self.scaler = paddle.amp.GradScaler(

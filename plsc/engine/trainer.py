@@ -65,7 +65,7 @@ from plsc.engine.state import (
 from plsc.errors import CheckpointError, ConfigError, DataError, PLSCError, TrainingError
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
-from plsc.models.base_model import build_backbone, check_embedding, check_model, warn_of_batch_of_one
+from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
 from plsc.utils.logging import show_log
 from plsc.utils.seeding import derive_seed
 
@@ -120,6 +120,8 @@ class Trainer:
             raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
         self.topology = init_topology()
         show_log(self.topology.is_main)
+        for doubt in config.doubts() if self.topology.is_main else ():
+            log.warning(doubt)
         self.collectives = Collectives(self.topology)
         agree(config.check, self.collectives, error=ConfigError)
         saved = agree(lambda: self._open(config, loader), self.collectives, error=DataError)
@@ -429,6 +431,7 @@ class Trainer:
             "optimizer": self.optimizer.kind,
             "head_optimizer": self.head.optimizer_kind,
             "loss_scaling": self.precision.state(),
+            "network": network_name(self.backbone),
             "settings": saved_settings(self.config),
             "objects": saved_objects(self.config),
             "global_batch": self.global_batch,

@@ -23,6 +23,7 @@ from plsc.inference.embedding import EmbeddingPath
 from plsc.metrics.embeddings import EPSILON
 from plsc.models.base_model import check_embedding
 from plsc.utils.finite import find_nonfinite
+from plsc.utils.hints import setter
 
 log = logging.getLogger("plsc")
 
@@ -61,7 +62,10 @@ def sample_inputs(
             "a single random image": rng.uniform(-1, 1, [1, *config.image_shape]).astype(np.float32),
         }
     if not real:
-        log.warning("no image found to compare the export on besides random values; set_dataset_dir to a data set")
+        log.warning(
+            "no image found to compare the export on besides random values; name a data set with %s",
+            setter("dataset_dir"),
+        )
     elif takes_pixels:
         inputs["real images"] = np.stack([resize(image, (height, width))[..., :: -1 if bgr else 1] for image in real])
     else:

@@ -20,6 +20,7 @@ from plsc.errors import DataError, ServingError
 from plsc.inference.embedding import Embeddings
 from plsc.inference.model_card import ModelCard
 from plsc.metrics.embeddings import EPSILON
+from plsc.utils.artifacts import recognize
 from plsc.utils.atomic import restore_folder, write_folder
 from plsc.utils.lazy import require
 
@@ -212,10 +213,10 @@ class Gallery:
             gallery._names = {int(number): name for number, name in about["names"].items()}
             gallery._next = about["next"]
             gallery._index = faiss.read_index(str(folder / INDEX_FILE))
-        except FileNotFoundError:
-            raise ServingError(
-                f"{folder}: no gallery there ({ABOUT_FILE} is missing); make one with plsc gallery build"
-            ) from None
+        except (FileNotFoundError, NotADirectoryError):
+            found = recognize(folder)
+            what = f"it is {found}" if found else "make one with plsc gallery build"
+            raise ServingError(f"{folder}: no gallery there ({ABOUT_FILE} is missing); {what}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise ServingError(f"{folder}: the gallery is damaged: {str(error)[:200]}; build it again") from None
         found = faiss.vector_to_array(gallery._index.id_map).tolist()

@@ -27,6 +27,7 @@ from plsc.losses.precision import HalfPrecision, Precision
 from plsc.losses.reference import ReferenceSoftmax
 from plsc.losses.row_optimizers import HalfMomentum, Momentum, RowOptimizer
 from plsc.losses.shard import Shard
+from plsc.utils.hints import setter
 from plsc.utils.ranges import Range, shard_range
 from plsc.utils.seeding import derive_seed
 
@@ -213,7 +214,7 @@ class Classifier:
             if type(row_optimizer) is not Momentum or config.emb_dim % 2:
                 kind = optimizer.kind if config.head_optimizer is None else type(row_optimizer).__name__
                 raise ConfigError(
-                    "set_momentum_storage('bfloat16') needs sharded centers ('dist_...'), plain Momentum "
+                    f"{setter('momentum_storage', 'bfloat16')} needs sharded centers ('dist_...'), plain Momentum "
                     f"and an even embedding size; this run has '{config.loss_type}', {kind} "
                     f"and {config.emb_dim}"
                 )
@@ -235,7 +236,7 @@ class Classifier:
                 else f"the state of {optimizer.kind} as it was set cannot be sampled with the classes; use "
                 f"Momentum, SGD or AdamW without gradient clipping, and no special param_attr"
             )
-            raise ConfigError(f"set_sample_ratio({config.sample_ratio}): {why}")
+            raise ConfigError(f"{setter('sample_ratio', config.sample_ratio)}: {why}")
         return UnfusedHead(
             ReferenceSoftmax(margin, config.scale, first_class=self.classes.start, reducer=reducer),
             self.parameters,
@@ -262,7 +263,7 @@ class Classifier:
             raise ConfigError(
                 f"num_classes: the class centers of this rank, {shape} of float32 ({gigabytes:.1f} GiB), cannot be "
                 f"made: {str(error).splitlines()[0]}; train on more ranks with a dist_ loss, which shards the class "
-                f"centers, or set fewer classes (set_class_num, --num-classes)"
+                f"centers, or fewer classes with {setter('num_classes')}"
             ) from None
 
 

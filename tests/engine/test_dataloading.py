@@ -300,7 +300,12 @@ def test_data_that_does_not_say_its_number_of_classes_is_trained_with_the_defaul
     assert Trainer(unset(entry).config).config.num_classes == 85742
     entry.train_reader = lambda: iter([])
     assert Trainer(entry.config).config.num_classes == 85742
-    assert caplog.text.count("does not say how many classes it has: training 85742, the default; set_class_num") == 2
+    assert (
+        caplog.text.count(
+            "does not say how many classes it has: training 85742, the default; give the number with set_class_num"
+        )
+        == 2
+    )
 
 
 def test_a_resumed_run_without_a_number_of_classes_takes_that_of_the_checkpoint(entry, caplog):

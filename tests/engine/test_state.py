@@ -11,12 +11,13 @@ import paddle
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from plsc import CheckpointError, Config
+from plsc import BaseModel, CheckpointError, Config, Entry
 from plsc.distributed.collectives import Collectives
 from plsc.engine.checkpoint import Checkpoint, save_checkpoint
 from plsc.engine.state import head_parts, open_backbone
 from plsc.engine.trainer import Trainer
 from plsc.losses import Head
+from plsc.utils.hints import command_line
 from plsc.utils.ranges import Range
 
 
@@ -68,8 +69,80 @@ def test_checkpoint_of_another_loss_or_network(entry):
         entry.train()
     entry.set_loss_type("dist_arcface")
     entry.set_model_name("ResNet50")
-    with pytest.raises(CheckpointError, match=r"its backbone \(ResNetTiny\) differs"):
+    with pytest.raises(CheckpointError, match=r"network is plsc.models.tiny:ResNetTiny, this .*'ResNetTiny'"):
         entry.train()
+
+
+class Own(BaseModel):
+    """A network of the user's own."""
+
+    def __init__(self, emb_dim=16, image_shape=(3, 16, 16)):
+        super().__init__(emb_dim)
+        self.body = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(3 * 16 * 16, emb_dim))
+
+    def forward(self, images):
+        return self.body(images)
+
+
+class SameTensors(Own):
+    """Another class of equal tensors."""
+
+
+def own_network(entry, network):
+    """An entry like `entry`, with a network of the user's own."""
+    made = Entry()
+    for name in ("dataset_dir", "num_classes", "image_shape", "emb_dim", "train_batch_size", "model_save_dir"):
+        setattr(made, name, getattr(entry, name))
+    made.num_workers, made.with_test, made.train_epochs = 0, False, 1
+    if network is not None:
+        made.set_model(network)
+    return made
+
+
+def test_a_network_of_ones_own_is_recorded_by_its_class(entry, tmp_path, caplog):
+    name = f"{__name__}:Own"
+    own_network(entry, Own()).train()
+    about = json.loads((tmp_path / "output" / "0" / "manifest.json").read_text())["about"]
+    assert about["network"] == name and "model_name" not in about["settings"]
+
+    with pytest.raises(
+        CheckpointError, match=f"network is an object of the class {name}, .*; set_model with an object"
+    ):
+        own_network(entry, None).convert_for_prediction()
+    with (
+        command_line(["--model-name"]),
+        pytest.raises(CheckpointError, match=f"; --model-name {name}, or set_model in"),
+    ):
+        own_network(entry, None).convert_for_prediction()
+    resumed = own_network(entry, None)
+    resumed.set_checkpoint_dir(entry.model_save_dir)
+    resumed.set_train_epochs(2)
+    with pytest.raises(
+        CheckpointError, match=f"its network is {name}, this run's is plsc.models.resnet:ResNet50; they"
+    ):
+        resumed.train()
+
+    folder = own_network(entry, Own()).convert_for_prediction(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "plsc_model.json").read_text())["network"] == name
+    assert folder == str(tmp_path / "model") and "have the same names" not in caplog.text
+    own_network(entry, SameTensors()).convert_for_prediction(tmp_path / "other")
+    assert (
+        f"its network is {name}, this run's is {__name__}:SameTensors; their tensors have the same names" in caplog.text
+    )
+
+
+def test_a_checkpoint_from_before_networks_were_recorded(entry, tmp_path):
+    own_network(entry, Own()).train()
+    path = tmp_path / "output" / "0" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["about"]["network"]
+    manifest["about"]["settings"]["model_name"] = "ResNet50"  # what every network of one's own was recorded as
+    path.write_text(json.dumps(manifest))
+    own_network(entry, Own()).convert_for_prediction()
+    with pytest.raises(
+        CheckpointError, match="its network is ResNet50, .*; set_model_name or set_model as in training"
+    ):
+        own_network(entry, None).convert_for_prediction()
 
 
 def files_of(folder):

@@ -21,13 +21,13 @@ from plsc.data.records import Record, Records
 from plsc.data.sources import open_records
 from plsc.data.subset import split_identities
 from plsc.errors import ConfigError, DataError, StorageError
+from plsc.utils.hints import argument
 from plsc.utils.logging import progress_bar
 from plsc.utils.threads import thread_map
 
 log = logging.getLogger("plsc")
 
 _SECONDS_BETWEEN_NOTES = 60
-_OR_SKIP = ", or with --skip-bad-images (skip_bad_images=True) to leave such images out"
 
 
 class Converted(NamedTuple):
@@ -190,10 +190,10 @@ class _Copy:
             self._writer.write(progress.written, sample.record)
         except DataError as error:
             self._note()
-            alternative = _OR_SKIP if error is sample else ""
+            leave_out = f", or with {argument('skip_bad_images', True)} to leave such images out"
             raise DataError(
                 f"{self._records.describe(progress.index)}: {error}; {progress.written} images are done, in "
-                f"{self._output.path}: fix the image and run the same command again to continue{alternative}"
+                f"{self._output.path}: fix the image and run the same command again to continue{leave_out if error is sample else ''}"
             ) from None
         progress.written += 1
         if sample.damage is not None:
@@ -271,14 +271,14 @@ def convert_split(
 def _check(records: Records, target: Path, *, to: str, parts: int) -> np.ndarray:
     """Raise what can be found wrong before the work; returns the labels [n]."""
     if to not in WRITERS:
-        raise ConfigError(f"format {to!r} is unknown, expected one of {', '.join(WRITERS)}; see --to (to=)")
+        raise ConfigError(f"format {to!r} is unknown, expected one of {', '.join(WRITERS)}; see {argument('to')}")
     if not 1 <= parts <= len(records):
         raise ConfigError(
-            f"got {parts} parts, expected 1 to {len(records)}, the number of images; see --parts (parts=)"
+            f"got {parts} parts, expected 1 to {len(records)}, the number of images; see {argument('parts')}"
         )
     if parts > 1 and not WRITERS[to].has_parts:
         able = " and ".join(name for name, writer in WRITERS.items() if writer.has_parts)
-        raise ConfigError(f"format {to!r} has no parts, only {able} have; leave --parts (parts=) out")
+        raise ConfigError(f"format {to!r} has no parts, only {able} have; leave {argument('parts')} out")
     _check_target(records, target)
     labels = np.ascontiguousarray(records.labels)
     records.check_labels()

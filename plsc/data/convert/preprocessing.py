@@ -11,6 +11,7 @@ import numpy as np
 from plsc.data.alignment import TEMPLATE_SIZE, align
 from plsc.data.images import OnDamage, decode, encode, resize
 from plsc.errors import ConfigError
+from plsc.utils.hints import argument
 
 
 class Preprocessing:
@@ -40,11 +41,11 @@ class Preprocessing:
         quality: int = 95,
     ) -> None:
         if encoding not in (None, "jpg", "png"):
-            raise ConfigError(f"encoding: got {encoding!r}, expected 'jpg' or 'png'; see --encoding (encoding=)")
+            raise ConfigError(f"encoding: got {encoding!r}, expected 'jpg' or 'png'; see {argument('encoding')}")
         if not 1 <= quality <= 100:
-            raise ConfigError(f"quality: got {quality}, expected 1 to 100; see --quality (quality=)")
+            raise ConfigError(f"quality: got {quality}, expected 1 to 100; see {argument('quality')}")
         if image_size is not None and image_size < 1:
-            raise ConfigError(f"image_size: got {image_size}, expected 1 or more; see --size (image_size=)")
+            raise ConfigError(f"image_size: got {image_size}, expected 1 or more; see {argument('image_size')}")
         self.image_size, self.landmarks, self.encoding, self.quality = image_size, landmarks, encoding, quality
 
     def apply(self, index: int, image: Any, *, on_damage: OnDamage | None = None) -> Any:
