@@ -15,7 +15,7 @@ import paddle
 from numpy.typing import NDArray
 
 from plsc.config import DEFAULT_VAL_TARGETS, Config
-from plsc.data.records import read_image
+from plsc.data.image_input import each_image, named_error, take_image
 from plsc.data.verification_set import VerificationSet
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
@@ -62,7 +62,7 @@ class Embedder:
         The next batch is decoded on threads while the backbone computes. Memory holds two batches and the embeddings.
 
         Args:
-            images: encoded bytes, pixels [H, W, 3] uint8 RGB, or normalized [3, H, W] float32 arrays.
+            images: each of a kind that `take_image` takes, or a normalized [3, H, W] float32 array.
             first: number of the first image, for messages.
 
         Raises:
@@ -154,9 +154,9 @@ def _report(pairs: VerificationSet, embeddings: Embeddings) -> VerificationRepor
 def _prepare(path: EmbeddingPath, numbered: tuple[int, Any]) -> NDArray[Any]:
     index, image = numbered
     try:
-        return path.prepare(image)
+        return path.prepare(take_image(image))
     except DataError as error:
-        raise DataError(f"image {index}: {error}") from None
+        raise named_error(error, image, index=index) from None
 
 
 def _gather_rows(rows: Embeddings, count: int, *, collectives: Collectives) -> Embeddings:
@@ -225,7 +225,7 @@ def predict(
     Args:
         config: names the checkpoint; `predict_reader` yields the images if `images` is None.
         topology: rank 0 writes `save_to`.
-        images: paths, encoded bytes, or pixels [H, W, 3] uint8 RGB.
+        images: one image or several, each of a kind that `take_image` takes, or a normalized [3, H, W] float32 array.
         save_to: .npy file to write as well; an existing file is not overwritten.
 
     Raises:
@@ -238,10 +238,9 @@ def predict(
         raise ConfigError("predict: nothing to embed; give predict([...files...]) or set entry.predict_reader")
     if save_to is not None and Path(save_to).exists():
         raise ConfigError(f"predict: {save_to} exists and is not overwritten; choose another file")
-    source = _flatten(config.predict_reader()) if images is None else images
-    encoded = (read_image(image) if isinstance(image, (str, Path)) else image for image in source)
+    source = _flatten(config.predict_reader()) if images is None else each_image(images)
     backbone, config, _ = open_backbone(config)
-    embeddings = to_unit_length(_embedder(config, backbone)(encoded))
+    embeddings = to_unit_length(_embedder(config, backbone)(source))
     if save_to is not None and topology.is_main:
         with open(save_to, "xb") as file:
             np.save(file, embeddings)

@@ -16,16 +16,16 @@ tests/inference/test_embedding.py compares them. A gallery refuses the zero embe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plsc.data.transforms import Channels, Transform, normalize
+from plsc.errors import DataError
 from plsc.metrics.embeddings import EPSILON
+from plsc.utils.finite import find_nonfinite
 
 Pixels = NDArray[np.uint8]
 Embeddings = NDArray[np.float32]
@@ -69,9 +69,19 @@ class EmbeddingPath:
                 is returned as it is.
 
         Raises:
-            DataError: the image cannot be decoded, or is an array of another shape or type.
+            DataError: the image cannot be decoded, is an array of another shape or type, or holds NaN or infinity; or
+                it is normalized, and the network normalizes by itself.
         """
-        return Transform(self.image_shape)(image)
+        prepared = Transform(self.image_shape)(image)
+        found = find_nonfinite(prepared)
+        if found is not None:
+            raise DataError(f"got an image of float32 that holds {found[1]:g}, expected finite numbers")
+        if self.takes_pixels and prepared.dtype != np.uint8:
+            raise DataError(
+                f"got a finished image {list(prepared.shape)} of {prepared.dtype}, expected pixels [H, W, 3] of uint8: "
+                f"the network was exported with bake='preprocess' and normalizes by itself"
+            )
+        return prepared
 
     def normalize(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """(pixels - mean) / std of [..., 3, H, W] uint8; float32 counts as normalized and is returned as it is."""
@@ -112,9 +122,3 @@ def to_unit_length(embeddings: Embeddings) -> Embeddings:
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     unit: Embeddings = embeddings / np.maximum(lengths, EPSILON)
     return unit
-
-
-def as_list_of_images(images: Any | Iterable[Any]) -> list[Any]:
-    """One image or several as a list. One image is a path, encoded bytes, or an array of three axes."""
-    is_single = isinstance(images, (str, Path, bytes)) or (isinstance(images, np.ndarray) and images.ndim == 3)
-    return [images] if is_single else list(images)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plsc.data.records import read_image
+from plsc.data.image_input import each_image, named_error, take_image
 from plsc.errors import DataError, ServingError
-from plsc.inference.embedding import Embeddings, Pixels, as_list_of_images
+from plsc.inference.embedding import Embeddings, Pixels
 from plsc.inference.model_card import ModelCard, read_model_card
 from plsc.inference.predictor import Predictor
+from plsc.utils.numbers import as_count
 
 
 def load_inference_model(directory: str | Path) -> InferenceModel:
@@ -36,7 +39,10 @@ def load_inference_model(directory: str | Path) -> InferenceModel:
 class InferenceModel:
     """An exported network with its pre-processing. It needs nothing of training.
 
-    Not for several threads at once: a thread makes an InferenceModel of its own.
+    Safe to share between threads: images are decoded side by side, and one forward pass runs at a time. More models
+    would not be faster, since Paddle holds Python's interpreter lock while it computes. A copy is the model itself. A
+    pickled model loads the export anew where it is unpickled. After a fork the model works in the child too on a CPU,
+    and raises an error on a GPU.
 
     Args:
         directory: the exported folder, or the `model_save_dir` that holds it as inference_model/.
@@ -48,7 +54,7 @@ class InferenceModel:
         emb_dim: D.
 
     Raises:
-        ServingError: the folder holds no export, or Paddle cannot load it.
+        ServingError: the folder holds no export, or Paddle cannot load it; or `threads` is no number of 1 or more.
 
     Example:
         >>> model = InferenceModel("output/inference_model", threads=4)
@@ -60,48 +66,99 @@ class InferenceModel:
         self.card: ModelCard = read_model_card(directory)
         self.image_shape, self.emb_dim = self.card.image_shape, self.card.emb_dim
         self._predictor = Predictor(self.card.model_file, threads, plain=self.card.plain_kernels)
+        # Where to load from in another process, whose current folder may be another.
+        self._source = (os.path.abspath(self.card.directory), threads, self.card.fingerprint)
 
     def embed(self, images: Any | Iterable[Any], batch_size: int = 32) -> Embeddings:
         """Embed images: [n, D] float32 of unit length, in the order of the images.
 
         Args:
-            images: one image or several; each a path, encoded bytes, or pixels [H, W, 3] uint8 RGB.
+            images: one image or several, also by a generator, of which one batch is in memory at a time. An image is a
+                path, encoded bytes, an open file, an image of Pillow, or pixels [H, W, 3] uint8 RGB as an array or a
+                tensor; see `plsc.data.image_input.take_image`. A normalized image [3, H, W] float32 is taken too,
+                unless the network normalizes by itself.
             batch_size: images per forward pass, 1 or more.
 
         Raises:
-            DataError: an image cannot be read; the message has its path, or its place in the sequence.
+            DataError: an image cannot be read, is of another kind, or holds NaN; the message has its path, or its
+                place in the sequence.
             ServingError: the batch size is below 1.
         """
-        if batch_size < 1:
-            raise ServingError(f"embed: got batch_size {batch_size}, expected 1 or more")
-        images = as_list_of_images(images)
-        embeddings = []
-        for start in range(0, len(images), batch_size):
-            chunk = enumerate(images[start : start + batch_size], start)
-            embeddings.append(self.embed_pixels(np.stack([self._prepare(index, image) for index, image in chunk])))
+        count = as_count(batch_size)
+        if count is None:
+            raise ServingError(f"embed: got batch_size {batch_size!r}, expected 1 or more, as a whole number")
+        numbered, embeddings = enumerate(each_image(images)), []
+        while batch := [self._prepare(*one) for one in itertools.islice(numbered, count)]:
+            if any(image.dtype != np.uint8 for image in batch):
+                # One by one, so that pixels and normalized images fit into one batch.
+                batch = [self.card.normalize(image) for image in batch]
+            embeddings.append(self._embed(np.stack(batch)))
         return np.concatenate(embeddings) if embeddings else np.zeros([0, self.emb_dim], np.float32)
 
     def embed_pixels(self, pixels: Pixels) -> Embeddings:
-        """Embed pixels [N, 3, H, W] uint8 RGB of the model's size: [N, D] float32 of unit length."""
-        return self.card.to_embeddings(self._predictor.run(self.card.to_input(pixels)), len(pixels))
+        """Embed pixels [N, 3, H, W] uint8 RGB of the model's size: [N, D] float32 of unit length.
+
+        Raises:
+            DataError: another type or shape.
+        """
+        pixels = np.asarray(pixels)
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != tuple(self.image_shape):
+            raise DataError(
+                f"embed_pixels: got {list(pixels.shape)} of {pixels.dtype}, expected {['N', *self.image_shape]} of "
+                f"uint8; embed() takes images of any size"
+            )
+        return self._embed(pixels)
 
     def run(self, batch: NDArray[Any]) -> Embeddings:
         """Run the network alone: normalized images [N, 3, H, W] float32 to outputs [N, D], not of unit length.
 
         What was baked in at export changes both. `card.takes_pixels` says that it takes pixels [N, H', W', 3] uint8,
         `card.gives_unit` that the outputs have unit length.
+
+        Raises:
+            DataError: another type or shape. Floats of any precision are taken where float32 is expected.
         """
-        return self._predictor.run(np.asarray(batch, self.card.input_dtype))
+        batch, expected, shape = np.asarray(batch), self.card.input_dtype, self.card.input_shape
+        fits = batch.dtype == expected or batch.dtype.kind == expected.kind == "f"
+        fits = fits and batch.ndim == 1 + len(shape)
+        if not (fits and all(size == want or (want == -1 and size > 0) for size, want in zip(batch.shape[1:], shape))):
+            axes = ["N", *("any" if want == -1 else want for want in shape)]
+            raise DataError(
+                f"run: got {list(batch.shape)} of {batch.dtype}, expected {axes} of {expected}: the network's own "
+                f"input, which card.to_input() makes of pixels"
+            )
+        return self._run(np.asarray(batch, expected))
 
     def warm_up(self) -> tuple[str, str]:
         """Run once on a black image, since the first pass is slow; returns the names of input and output."""
         self.embed_pixels(np.zeros([1, *self.image_shape], np.uint8))
         return self._predictor.input_name, self._predictor.output_name
 
-    def _prepare(self, index: int, image: Any) -> Pixels:
-        is_file = isinstance(image, (str, Path))
-        encoded = read_image(image) if is_file else image
+    def __copy__(self) -> InferenceModel:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> InferenceModel:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load_again, self._source
+
+    def _embed(self, images: NDArray[Any]) -> Embeddings:
+        return self.card.to_embeddings(self._run(self.card.to_input(images)), len(images))
+
+    def _run(self, batch: NDArray[Any]) -> Embeddings:
+        return self._predictor.run(batch) if len(batch) else np.zeros([0, self.emb_dim], np.float32)
+
+    def _prepare(self, index: int, image: Any) -> NDArray[Any]:
         try:
-            return self.card.prepare(encoded)
+            return self.card.prepare(take_image(image))
         except DataError as error:
-            raise DataError(f"{image if is_file else f'image {index}'}: {error}") from None
+            raise named_error(error, image, index=index) from None
+
+
+def _load_again(directory: str, threads: int | None, fingerprint: str) -> InferenceModel:
+    """The model of a pickle."""
+    model = InferenceModel(directory, threads)
+    if model.card.fingerprint != fingerprint:
+        raise ServingError(f"{directory}: another model has been exported there since the pickle was made; load it")
+    return model
