@@ -41,8 +41,8 @@ class InferenceModel:
 
     Safe to share between threads: images are decoded side by side, and one forward pass runs at a time. More models
     would not be faster, since Paddle holds Python's interpreter lock while it computes. A copy is the model itself. A
-    pickled model loads the export anew where it is unpickled. After a fork the model works in the child too on a CPU,
-    and raises an error on a GPU.
+    pickled model loads the export anew where it is unpickled. A forked process may use the model if only the thread
+    that forks has used models, and not on a GPU; else they raise an error there.
 
     Args:
         directory: the exported folder, or the `model_save_dir` that holds it as inference_model/.
@@ -93,7 +93,7 @@ class InferenceModel:
                 # One by one, so that pixels and normalized images fit into one batch.
                 batch = [self.card.normalize(image) for image in batch]
             embeddings.append(self._embed(np.stack(batch)))
-        return np.concatenate(embeddings) if embeddings else np.zeros([0, self.emb_dim], np.float32)
+        return np.concatenate(embeddings) if embeddings else self._no_rows()
 
     def embed_pixels(self, pixels: Pixels) -> Embeddings:
         """Embed pixels [N, 3, H, W] uint8 RGB of the model's size: [N, D] float32 of unit length.
@@ -127,7 +127,7 @@ class InferenceModel:
                 f"run: got {list(batch.shape)} of {batch.dtype}, expected {axes} of {expected}: the network's own "
                 f"input, which card.to_input() makes of pixels"
             )
-        return self._run(np.asarray(batch, expected))
+        return self._predictor.run(np.asarray(batch, expected)) if len(batch) else self._no_rows()
 
     def warm_up(self) -> tuple[str, str]:
         """Run once on a black image, since the first pass is slow; returns the names of input and output."""
@@ -144,10 +144,12 @@ class InferenceModel:
         return _load_again, self._source
 
     def _embed(self, images: NDArray[Any]) -> Embeddings:
-        return self.card.to_embeddings(self._run(self.card.to_input(images)), len(images))
+        if not len(images):
+            return self._no_rows()
+        return self.card.to_embeddings(self._predictor.run(self.card.to_input(images)), len(images))
 
-    def _run(self, batch: NDArray[Any]) -> Embeddings:
-        return self._predictor.run(batch) if len(batch) else np.zeros([0, self.emb_dim], np.float32)
+    def _no_rows(self) -> Embeddings:
+        return np.zeros([0, self.emb_dim], np.float32)
 
     def _prepare(self, index: int, image: Any) -> NDArray[Any]:
         try:

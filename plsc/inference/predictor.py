@@ -25,8 +25,10 @@ class Predictor:
     beside a predictor for each thread (Paddle's clones): Paddle holds Python's interpreter lock while it computes, so
     that clones do not run side by side either. A clone of ResNet50 takes 250 MB more.
 
-    After a fork on a CPU the child's predictor is its own. A GPU cannot be used in a forked process, so that `run`
-    raises an error there.
+    A forked process uses the predictors of its parent as they are, where no thread but the one that forked has computed
+    with one. Otherwise the memory that oneDNN keeps of each thread makes passes fail and processes crash, also with a
+    predictor that is loaded in the child. There, and after a fork from a process that uses a GPU, loading and `run`
+    raise an error that says so.
 
     Args:
         model_file: .json or .pdmodel; its weights are in the .pdiparams file of the same name.
@@ -40,12 +42,14 @@ class Predictor:
 
     Raises:
         MissingDependencyError: Paddle is not installed.
-        ServingError: a file is missing, Paddle cannot load the model, or `threads` is no number of 1 or more.
+        ServingError: a file is missing, Paddle cannot load the model, `threads` is no number of 1 or more, or this
+            process was forked from one that had used Paddle on several threads or on a GPU.
     """
 
     def __init__(
         self, model_file: Path, threads: int | None = None, *, plain: bool = False, use_gpu: bool = True
     ) -> None:
+        _check_fork()
         paddle = require_paddle()
         count = None if threads is None else as_count(threads)
         if threads is not None and count is None:
@@ -55,7 +59,6 @@ class Predictor:
                 raise ServingError(f"{path} is missing; export the model again")
         self._lock = threading.Lock()
         self._is_on_gpu = bool(use_gpu and paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count())
-        self._forked_from: int | None = None
         with utf8_folder(model_file.parent) as folder:
             self._predictor = self._load(folder / model_file.name, model_file, threads=count, plain=plain)
         self.input_name: str = self._predictor.get_input_names()[0]
@@ -90,15 +93,12 @@ class Predictor:
         """One forward pass: [N, ...] of the model's own type to outputs [N, D] float32.
 
         Raises:
-            ServingError: the model was loaded on a GPU before this process was forked.
+            ServingError: this process was forked from one that had used Paddle on several threads or on a GPU.
         """
-        if self._forked_from is not None and self._is_on_gpu:
-            raise ServingError(
-                f"the model was loaded on a GPU by process {self._forked_from}, and CUDA does not work in a process "
-                f"forked from it; load the model in this process, and start it by multiprocessing's 'spawn'"
-            )
         batch = np.ascontiguousarray(batch)
         with self._lock:
+            _check_fork()
+            _users.add(threading.get_ident())
             feed = self._predictor.get_input_handle(self.input_name)
             feed.reshape(batch.shape)
             feed.copy_from_cpu(batch)
@@ -108,15 +108,40 @@ class Predictor:
 
 
 _predictors: weakref.WeakSet[Predictor] = weakref.WeakSet()
+_users: set[int] = set()  # the threads of this process that have computed with a predictor
+_held: list[Predictor] = []  # while the process forks
+_unusable: list[str] = []  # why this process, which was forked, must not compute
+
+
+def _check_fork() -> None:
+    if _unusable:
+        raise ServingError(_unusable[0])
+
+
+def _before_fork() -> None:
+    """Wait for the passes of other threads, which do not exist in the child."""
+    for predictor in list(_predictors):
+        predictor._lock.acquire()
+        _held.append(predictor)
 
 
 def _after_fork() -> None:
-    """A thread of the parent may have held a lock, and it does not run in the child."""
-    for predictor in list(_predictors):
-        predictor._lock, predictor._forked_from = threading.Lock(), os.getppid()
+    while _held:
+        _held.pop()._lock.release()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+def _after_fork_in_child() -> None:
+    is_on_gpu = any(predictor._is_on_gpu for predictor in _held)
+    if is_on_gpu or _users - {threading.get_ident()}:
+        why = "on a GPU" if is_on_gpu else "by several threads, or by another than the one that forked"
+        _unusable.append(
+            f"this process is a fork of process {os.getppid()}, where Paddle was used {why}, which Paddle does not "
+            f"survive; start this process by multiprocessing's 'spawn' and load the model in it"
+        )
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 def keep_memory() -> None:

@@ -39,7 +39,9 @@ def write_onnx(network: paddle.nn.Layer, spec: paddle.static.InputSpec, *, folde
     with utf8_folder(folder) as folder:
         path = _convert(folder, type(network).__name__)
         model = onnx.load(str(path))
-        names = ["batch"] + [("height", "width")[index] for index, size in enumerate(spec.shape[1:3]) if size in (None, -1)]
+        names = ["batch"] + [
+            ("height", "width")[index] for index, size in enumerate(spec.shape[1:3]) if size in (None, -1)
+        ]
         for value in (model.graph.input[0], model.graph.output[0]):
             free = [axis for axis in value.type.tensor_type.shape.dim if axis.dim_value <= 0]
             for axis, name in zip(free, names):
