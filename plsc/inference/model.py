@@ -104,7 +104,7 @@ class InferenceModel:
         pixels = np.asarray(pixels)
         if pixels.dtype != np.uint8 or pixels.shape[1:] != tuple(self.image_shape):
             raise DataError(
-                f"embed_pixels: got {list(pixels.shape)} of {pixels.dtype}, expected {['N', *self.image_shape]} of "
+                f"embed_pixels: got {list(pixels.shape)} of {pixels.dtype}, expected {_axes(self.image_shape)} of "
                 f"uint8; embed() takes images of any size"
             )
         return self._embed(pixels)
@@ -122,9 +122,8 @@ class InferenceModel:
         fits = batch.dtype == expected or batch.dtype.kind == expected.kind == "f"
         fits = fits and batch.ndim == 1 + len(shape)
         if not (fits and all(size == want or (want == -1 and size > 0) for size, want in zip(batch.shape[1:], shape))):
-            axes = ["N", *("any" if want == -1 else want for want in shape)]
             raise DataError(
-                f"run: got {list(batch.shape)} of {batch.dtype}, expected {axes} of {expected}: the network's own "
+                f"run: got {list(batch.shape)} of {batch.dtype}, expected {_axes(shape)} of {expected}: the network's own "
                 f"input, which card.to_input() makes of pixels"
             )
         return self._predictor.run(np.asarray(batch, expected)) if len(batch) else self._no_rows()
@@ -156,6 +155,11 @@ class InferenceModel:
             return self.card.prepare(take_image(image))
         except DataError as error:
             raise named_error(error, image, index=index) from None
+
+
+def _axes(shape: tuple[int, ...]) -> str:
+    """The shape of several inputs of a shape, for messages."""
+    return f"[N, {', '.join('any' if size == -1 else str(size) for size in shape)}]"
 
 
 def _load_again(directory: str, threads: int | None, fingerprint: str) -> InferenceModel:

@@ -120,13 +120,13 @@ def test_a_normalized_image_that_is_not_finite_is_refused(loaded, number):
 def test_input_of_the_network_that_it_does_not_take_is_refused(loaded, pixels_model):
     pixels = np.zeros([2, 3, SIDE, SIDE], np.uint8)
     for wrong in (pixels.astype(np.float32), pixels.transpose(0, 2, 3, 1), pixels[0], pixels[..., :8]):
-        with pytest.raises(DataError, match=r"embed_pixels: got \[.*expected \['N', 3, 16, 16\] of uint8"):
+        with pytest.raises(DataError, match=r"embed_pixels: got \[.*expected \[N, 3, 16, 16\] of uint8"):
             loaded.embed_pixels(wrong)
     for wrong in (pixels, pixels.astype(np.float32)[..., :8], np.zeros([3, SIDE, SIDE], np.float32)):
-        with pytest.raises(DataError, match=r"run: got \[.*expected \['N', 3, 16, 16\] of float32"):
+        with pytest.raises(DataError, match=r"run: got \[.*expected \[N, 3, 16, 16\] of float32"):
             loaded.run(wrong)
     for wrong in (pixels, np.zeros([2, 9, 9, 3], np.float32), np.zeros([2, 0, 9, 3], np.uint8)):
-        with pytest.raises(DataError, match=r"run: got \[.*expected \['N', 'any', 'any', 3\] of uint8"):
+        with pytest.raises(DataError, match=r"run: got \[.*expected \[N, any, any, 3\] of uint8"):
             pixels_model.run(wrong)
     assert np.array_equal(loaded.run(pixels.astype(np.float64)), loaded.run(pixels.astype(np.float32)))
     assert loaded.embed_pixels(pixels[:0]).shape == loaded.run(np.zeros([0, 3, SIDE, SIDE])).shape == (0, EMB_DIM)
