@@ -85,9 +85,14 @@ def take_image(image: Any) -> bytes | npt.NDArray[Any]:
         raise DataError(f"the {type(image).__name__} cannot be read as an array: {error!s:.200}") from None
 
 
+def name_image(image: Any, index: int) -> str:
+    """What messages call one of several images: its path, or its place in the sequence."""
+    return str(image)[:500] if isinstance(image, _PATHS) else f"image {index}"
+
+
 def named_error(error: DataError, image: Any, *, index: int) -> DataError:
-    """An error about one of several images, with the image's path, or its place in the sequence."""
-    name = str(image)[:500] if isinstance(image, _PATHS) else f"image {index}"
+    """An error about one of several images, with what messages call the image."""
+    name = name_image(image, index)
     # What `read_image` says begins with the path.
     return error if str(error).startswith(name) else DataError(f"{name}: {error}")
 
@@ -140,7 +145,7 @@ def _is_file(image: Any) -> bool:
 
 
 def _is_of_pillow(image: Any) -> bool:
-    return hasattr(image, "convert") and hasattr(image, "getbands")
+    return hasattr(image, "convert")
 
 
 def _is_array_of_several(images: Any) -> bool:

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from plsc.errors import DataError, ServingError
 from plsc.inference.embedding import Embeddings
 from plsc.inference.model_card import ModelCard
+from plsc.metrics.embeddings import EPSILON
+from plsc.utils.artifacts import recognize
 from plsc.utils.atomic import restore_folder, write_folder
 from plsc.utils.lazy import require
 
@@ -211,10 +213,10 @@ class Gallery:
             gallery._names = {int(number): name for number, name in about["names"].items()}
             gallery._next = about["next"]
             gallery._index = faiss.read_index(str(folder / INDEX_FILE))
-        except FileNotFoundError:
-            raise ServingError(
-                f"{folder}: no gallery there ({ABOUT_FILE} is missing); make one with plsc gallery build"
-            ) from None
+        except (FileNotFoundError, NotADirectoryError):
+            found = recognize(folder)
+            what = f"it is {found}" if found else "make one with plsc gallery build"
+            raise ServingError(f"{folder}: no gallery there ({ABOUT_FILE} is missing); {what}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise ServingError(f"{folder}: the gallery is damaged: {str(error)[:200]}; build it again") from None
         found = faiss.vector_to_array(gallery._index.id_map).tolist()
@@ -230,8 +232,9 @@ class Gallery:
         if rows.ndim != 2 or rows.shape[1] != self.dimension:
             raise DataError(f"gallery: got embeddings {list(rows.shape)}, expected [n, {self.dimension}]")
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        if not (np.isfinite(lengths).all() and (lengths > 0).all()):
-            bad = int((~np.isfinite(lengths) | (lengths == 0)).argmax())
+        bad_rows = ~(np.isfinite(lengths) & (lengths >= EPSILON))
+        if bad_rows.any():
+            bad = int(bad_rows.argmax())
             raise DataError(f"gallery: embedding {bad} is zero or not finite")
         return np.ascontiguousarray(rows / lengths)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Iterable
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plsc.data.image_input import each_image, named_error, take_image
+from plsc.data.damage import DamageLog
+from plsc.data.image_input import each_image, name_image, named_error, take_image
 from plsc.errors import DataError, ServingError
-from plsc.inference.embedding import Embeddings, Pixels
+from plsc.inference.embedding import Embeddings, Pixels, check_finite
 from plsc.inference.model_card import ModelCard, read_model_card
 from plsc.inference.predictor import Predictor
 from plsc.utils.numbers import as_count
@@ -72,6 +74,8 @@ class InferenceModel:
     def embed(self, images: Any | Iterable[Any], batch_size: int = 32) -> Embeddings:
         """Embed images: [n, D] float32 of unit length, in the order of the images.
 
+        There is a warning of an image that is damaged but can be decoded in part.
+
         Args:
             images: one image or several, also by a generator, of which one batch is in memory at a time. An image is a
                 path, encoded bytes, an open file, an image of Pillow, or pixels [H, W, 3] uint8 RGB as an array or a
@@ -80,19 +84,23 @@ class InferenceModel:
             batch_size: images per forward pass, 1 or more.
 
         Raises:
-            DataError: an image cannot be read, is of another kind, or holds NaN; the message has its path, or its
-                place in the sequence.
+            DataError: an image cannot be read, is of another kind, or holds NaN, or its embedding does; the message has
+                its path, or its place in the sequence.
             ServingError: the batch size is below 1.
         """
         count = as_count(batch_size)
         if count is None:
             raise ServingError(f"embed: got batch_size {batch_size!r}, expected 1 or more, as a whole number")
-        numbered, embeddings = enumerate(each_image(images)), []
-        while batch := [self._prepare(*one) for one in itertools.islice(numbered, count)]:
+        numbered, damaged = enumerate(each_image(images)), DamageLog()
+        embeddings: list[Embeddings] = []
+        done = 0
+        while batch := [self._prepare(*one, damaged) for one in itertools.islice(numbered, count)]:
             if any(image.dtype != np.uint8 for image in batch):
                 # One by one, so that pixels and normalized images fit into one batch.
                 batch = [self.card.normalize(image) for image in batch]
             embeddings.append(self._embed(np.stack(batch)))
+            check_finite(embeddings[-1], first=done)
+            done += len(batch)
         return np.concatenate(embeddings) if embeddings else self._no_rows()
 
     def embed_pixels(self, pixels: Pixels) -> Embeddings:
@@ -123,8 +131,8 @@ class InferenceModel:
         fits = fits and batch.ndim == 1 + len(shape)
         if not (fits and all(size == want or (want == -1 and size > 0) for size, want in zip(batch.shape[1:], shape))):
             raise DataError(
-                f"run: got {list(batch.shape)} of {batch.dtype}, expected {_axes(shape)} of {expected}: the network's own "
-                f"input, which card.to_input() makes of pixels"
+                f"run: got {list(batch.shape)} of {batch.dtype}, expected {_axes(shape)} of {expected}: the network's "
+                f"own input, which card.to_input() makes of pixels"
             )
         return self._predictor.run(np.asarray(batch, expected)) if len(batch) else self._no_rows()
 
@@ -150,9 +158,10 @@ class InferenceModel:
     def _no_rows(self) -> Embeddings:
         return np.zeros([0, self.emb_dim], np.float32)
 
-    def _prepare(self, index: int, image: Any) -> NDArray[Any]:
+    def _prepare(self, index: int, image: Any, damaged: DamageLog) -> NDArray[Any]:
+        on_damage = functools.partial(damaged.warn, name_image(image, index))
         try:
-            return self.card.prepare(take_image(image))
+            return self.card.prepare(take_image(image), on_damage=on_damage)
         except DataError as error:
             raise named_error(error, image, index=index) from None
 

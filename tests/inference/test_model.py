@@ -16,6 +16,7 @@ import pytest
 from plsc import DataError, ServingError, load_inference_model
 from plsc.data.images import decode
 from plsc.inference.model import InferenceModel
+from tests._support.images import damaged_jpeg
 from tests._support.scripts import run_script
 from tests._support.servers import EMB_DIM, SIDE, make_image, make_model
 from tests._support.stress import compared, stress_threads
@@ -79,6 +80,12 @@ def test_images_that_cannot_be_read(loaded):
             loaded.embed(IMAGES, batch_size)
 
 
+def test_a_damaged_image_is_embedded_with_a_warning_that_names_it(loaded, tmp_path, caplog):
+    (tmp_path / "one.jpg").write_bytes(damaged_jpeg())
+    loaded.embed([IMAGES[0], tmp_path / "one.jpg", damaged_jpeg()])
+    assert [line.split(": damaged")[0] for line in caplog.messages] == [str(tmp_path / "one.jpg"), "image 2"]
+
+
 def test_no_exported_model(tmp_path):
     with pytest.raises(ServingError, match=r"plsc_model\.json is missing.*convert_for_prediction"):
         load_inference_model(tmp_path)
@@ -115,6 +122,13 @@ def test_a_normalized_image_that_is_not_finite_is_refused(loaded, number):
     finished[2, 1, 1] = number
     with pytest.raises(DataError, match=f"image 2: got an image of float32 that holds {number:g}"):
         loaded.embed([*IMAGES[:2], finished])
+
+
+def test_an_embedding_that_is_not_finite_is_refused(loaded, monkeypatch):
+    run = loaded._predictor.run
+    monkeypatch.setattr(loaded._predictor, "run", lambda batch: run(batch) * (np.inf if len(batch) == 2 else 1))
+    with pytest.raises(DataError, match="image 4: its embedding holds nan, expected finite numbers"):
+        loaded.embed(IMAGES[:5], 2)
 
 
 def test_input_of_the_network_that_it_does_not_take_is_refused(loaded, pixels_model):

@@ -46,6 +46,7 @@ class FolderRecords(Records):
         ['ann', 'bob']
     """
 
+    uses_global_random = False
     format = "class folders"
 
     def __init__(self, root: str | Path) -> None:
