@@ -17,7 +17,7 @@ from plsc.cli.serve import serve
 from plsc.cli.settings import SettingsCommand, make_entry, with_settings
 from plsc.config import Config
 from plsc.errors import ConfigError, PLSCError
-from plsc.utils.json_text import to_json
+from plsc.utils.json_text import JSON_ESCAPES, to_json
 from plsc.utils.logging import hold_standard_descriptors
 from plsc.version import __version__
 
@@ -134,7 +134,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A file's name may hold characters that the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=JSON_ESCAPES)
     try:
         app()
     except PLSCError as error:
