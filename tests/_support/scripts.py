@@ -24,7 +24,7 @@ SMALL = """ins.set_image_shape((3, 16, 16)); ins.set_model_name("ResNetTiny"); i
     ins.set_train_batch_size({batch}); ins.set_train_epochs(1)"""
 
 
-def run_script(text, seconds=900):
+def run_script(text, seconds=120):
     """Run Python in a process of its own, from the root of the repository; returns what `subprocess.run` does.
 
     Args:
