@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plsc.cli.command import Command
+from plsc.cli.command import Command, tell
 from plsc.data.images import IMAGE_SUFFIXES
 from plsc.data.sources.folders import check_parts, image_files
 from plsc.data.sources.leftovers import warn_of_leftovers
@@ -77,7 +77,7 @@ def remove(folder: Folder, names: Annotated[list[str], typer.Argument(help="Name
     gallery = Gallery.open(folder)
     count = sum(gallery.remove(name) for name in names)
     gallery.save(folder, replace=True)
-    typer.echo(f"{folder}: {count} entries removed, {len(gallery)} left")
+    tell(f"{folder}: {count} entries removed, {len(gallery)} left")
 
 
 @app.command(cls=Command)
@@ -134,8 +134,8 @@ def _print_enrolled(folder: Path, gallery: Gallery, found: list[tuple[str, Path]
     counts = collections.Counter(name for name, _ in found)
     named = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:_MOST_NAMED])
     others = f" and {len(counts) - _MOST_NAMED} more" if len(counts) > _MOST_NAMED else ""
-    typer.echo(f"enrolled {named}{others}")
-    typer.echo(f"{folder}: {len(gallery)} entries of {len(set(gallery.names))} names")
+    tell(f"enrolled {named}{others}")
+    tell(f"{folder}: {len(gallery)} entries of {len(set(gallery.names))} names")
 
 
 def _named_files(images: list[Path], name: str | None = None) -> list[tuple[str, Path]]:
