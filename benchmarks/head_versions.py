@@ -137,7 +137,7 @@ def work(options: argparse.Namespace) -> None:
             if hasattr(head, "update"):
                 head.backward()
                 head.update(0.01)
-            else:  # before 3.1
+            else:  # 3.0 and before
                 head.backward(0.01)
             ran = time.process_time() - begin_cpu
             answer = {"seconds": time.perf_counter() - begin, "cpu": ran, "loss": loss.item()}

@@ -31,7 +31,13 @@ def main() -> None:
     if options.worker:
         work(options)
         return
-    workers = {name: start(tree, options) for name, tree in (("old", options.old), ("new", options.new))}
+    with tempfile.TemporaryDirectory() as folder:
+        compare(options, Path(folder))
+
+
+def compare(options: argparse.Namespace, folder: Path) -> None:
+    trees = {"old": options.old, "new": options.new}
+    workers = {name: start(tree, folder / name, options=options) for name, tree in trees.items()}
     seconds: dict[str, list[float]] = {"old": [], "new": []}
     cpu: dict[str, list[float]] = {"old": [], "new": []}
     worst = 0.0
@@ -70,8 +76,9 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def start(tree: Path, options: argparse.Namespace) -> list[subprocess.Popen]:
-    """The ranks of one version."""
+def start(tree: Path, folder: Path, *, options: argparse.Namespace) -> list[subprocess.Popen]:
+    """The ranks of one version, which work in `folder`."""
+    folder.mkdir()
     command = [sys.executable, str(Path(__file__).resolve()), "--worker", *sys.argv[1:]]
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     ports = [free_port() for _ in range(options.ranks)]
@@ -87,7 +94,7 @@ def start(tree: Path, options: argparse.Namespace) -> list[subprocess.Popen]:
         environment = {**os.environ, **threads, **(ranks if options.ranks > 1 else {})}
         environment["PYTHONPATH"] = str(tree.resolve())
         process = subprocess.Popen(
-            command, env=environment, cwd=tempfile.mkdtemp(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            command, env=environment, cwd=folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         processes.append(process)
     return processes

@@ -53,9 +53,9 @@ class Stage(enum.IntEnum):
 
 # Stages whose tensors hold one row per sample.
 _PER_SAMPLE = {
-    Stage.INPUT: "the input, {sample},",
-    Stage.FEATURES: "the features of {sample}",
-    Stage.FEATURE_GRADIENT: "the gradient of the loss by the features of {sample}",
+    Stage.INPUT: "the input, {sample}, {holds}",
+    Stage.FEATURES: "the feature vector of {sample} {holds}",
+    Stage.FEATURE_GRADIENT: "the gradient of the loss by the features of {sample} {holds}",
 }
 
 
@@ -252,7 +252,7 @@ def _explain(entry: _Entry, total: float, describe: Describe) -> str:
         if math.isfinite(value) and value != 0:
             held += ", whose square is beyond float32"
     if entry.stage in _PER_SAMPLE and row is not None:
-        return f"{_PER_SAMPLE[entry.stage].format(sample=describe(row))} {held}"
+        return _PER_SAMPLE[entry.stage].format(sample=describe(row), holds=held)
     if entry.stage is Stage.LOSS:
         return f"the loss {held.replace('holds', 'is')}"
     what = {

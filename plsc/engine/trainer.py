@@ -65,7 +65,7 @@ from plsc.engine.state import (
 from plsc.errors import CheckpointError, ConfigError, DataError, PLSCError, TrainingError
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
-from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name
+from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
 from plsc.utils.logging import show_log
 from plsc.utils.seeding import derive_seed
 
@@ -442,6 +442,7 @@ class Trainer:
         """Find out before the first step what training would find out later, on all ranks together."""
         if self.topology.is_main:
             warn_of_large_batch(self.loader, self.config, global_batch=self.global_batch)
+            warn_of_batch_of_one(self.backbone, self.config.train_batch_size)
 
         def try_learning_rates() -> None:
             try_schedule(self.schedule, self.step, total_steps=self.total_steps)

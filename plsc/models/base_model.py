@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import paddle
 from paddle import nn
 
@@ -9,6 +11,8 @@ from plsc.config import Config
 from plsc.errors import ConfigError
 from plsc.models.registry import create_backbone, factory_name, list_backbones
 from plsc.utils.hints import setter
+
+log = logging.getLogger("plsc")
 
 
 class BaseModel(nn.Layer):
@@ -98,3 +102,16 @@ def check_embedding(embedding: object, model: nn.Layer, *, images: int, emb_dim:
             f"[{images}, {emb_dim}]; change the network or {setter('emb_dim')}"
         )
     return embedding
+
+
+def warn_of_batch_of_one(model: nn.Layer, batch_size: int) -> None:
+    """Warn of a batch of one image where the network ends in batch normalization: all of its features are equal."""
+    last = list(model.named_sublayers())[-1:]
+    if batch_size == 1 and last and isinstance(last[0][1], nn.BatchNorm1D):
+        log.warning(
+            "train_batch_size is 1, and '%s' of %s normalizes each number over the batch: all images have the same "
+            "features, so the network learns nothing; %s or more",
+            last[0][0],
+            type(model).__name__,
+            setter("train_batch_size", 2),
+        )

@@ -12,7 +12,8 @@ import pytest
 
 from tests._support.images import CLASSES, SIDE
 
-# Several commands in one process, since each would import Paddle. An error that sticks to a stream shows in a later one.
+# Several commands in one process, since each would import Paddle. An error that sticks to a stream shows in a later
+# command.
 PROGRAM = """
 import json, sys
 from plsc.cli.main import main
@@ -92,7 +93,8 @@ def test_a_result_that_cannot_be_written_is_an_error_and_a_line_on_what_was_done
 @pytest.mark.slow
 def test_a_script_trains_with_a_log_that_cannot_be_written(streams, entry, tmp_path):
     script = (
-        f"import sys; import plsc; e = plsc.Entry(); e.set_dataset_dir({str(entry.dataset_dir)!r}); e.set_class_num({CLASSES}); "
+        f"import sys; import plsc; e = plsc.Entry(); e.set_dataset_dir({str(entry.dataset_dir)!r}); "
+        f"e.set_class_num({CLASSES}); "
         f"e.set_image_shape((3, {SIDE}, {SIDE})); e.set_model_name('ResNetTiny'); e.set_emb_size(16); "
         f"e.set_train_batch_size(10); e.set_train_epochs(1); e.set_num_workers(1); "
         f"e.set_model_save_dir(sys.argv[1]); e.train()"

@@ -196,7 +196,7 @@ HARMS = {
     "gradient": (lambda network, x: Backward.apply(x), r"the gradient of the parameter '[a-z.]+' holds nan"),
     "features": (
         lambda network, x: x * 1e30,
-        r"the features of item \d+ of Finished holds -?\d.*e\+\d\d, whose square is",
+        r"the feature vector of item \d+ of Finished holds -?\d.*e\+\d\d, whose square is",
     ),
 }
 
@@ -495,7 +495,7 @@ def test_ranks_leave_out_a_step_together_and_name_the_rank(tmp_path):
         assert "SKIPPED 1 equal" in text and "UNFUSED 1 equal" in text
         assert "step 2 skipped: the input, " in text and ", holds nan (rank 1)" in text
         assert "STOPPED epoch 0, step 2: the input, " in text
-        assert "SAVED the checkpoint was not written: rank 1: head.weight holds nan in row 5" in text
+        assert "SAVED the checkpoint save/0 was not written: rank 1: head.weight holds nan in row 5" in text
         assert "FILES []" in text
 
 

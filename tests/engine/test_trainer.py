@@ -186,7 +186,9 @@ class Blind(BaseModel):
 
 def test_features_that_are_not_finite_say_where(entry):
     entry.set_model(Blind())
-    with pytest.raises(TrainingError, match=r"epoch 0, step 3: the features of .*holds nan.*set_on_nonfinite\('skip'"):
+    with pytest.raises(
+        TrainingError, match=r"epoch 0, step 3: the feature vector of .*holds nan.*set_on_nonfinite\('skip'"
+    ):
         entry.train()
     assert not os.path.exists(os.path.join(entry.model_save_dir, "0"))
 
@@ -196,7 +198,7 @@ def test_features_that_are_not_finite_are_skipped_when_asked(entry, caplog):
     entry.set_on_nonfinite("skip")
     entry.set_train_epochs(2)
     assert np.isfinite(entry.train()["loss"])
-    assert "step 3 skipped: the features of images/" in caplog.text
+    assert "step 3 skipped: the feature vector of images/" in caplog.text
 
 
 @pytest.mark.slow

@@ -190,10 +190,12 @@ class _Copy:
             self._writer.write(progress.written, sample.record)
         except DataError as error:
             self._note()
-            leave_out = f", or with {argument('skip_bad_images', True)} to leave such images out"
+            leave_out = (
+                f", or with {argument('skip_bad_images', True)} to leave such images out" if error is sample else ""
+            )
             raise DataError(
                 f"{self._records.describe(progress.index)}: {error}; {progress.written} images are done, in "
-                f"{self._output.path}: fix the image and run the same command again to continue{leave_out if error is sample else ''}"
+                f"{self._output.path}: fix the image and run the same command again to continue{leave_out}"
             ) from None
         progress.written += 1
         if sample.damage is not None:
