@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -165,23 +166,75 @@ def rename_folder(partial: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock on a folder. Yields False where another process holds it.
+def lock_folder(folder: Path, error: type[PLSCError]) -> Iterator[None]:
+    """Hold the lock of a folder while its content is read, changed and written. Waits while another thread or process
+    holds it, and logs that it waits.
 
-    Some network file systems support no locks; there two processes are not kept apart.
+    Some network file systems support no locks; there two writers are not kept apart.
+
+    Args:
+        folder: exists. Where another folder gets its name during the wait, that one is locked.
+        error: the class of the exception raised here.
+
+    Raises:
+        error: this thread holds the lock already, and would wait for itself.
+        OSError: the folder does not exist or cannot be opened.
     """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    me = (os.getpid(), threading.get_ident())
+    while True:
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            is_mine = True
-        except BlockingIOError:
-            is_mine = False
-        except OSError:
-            is_mine = True
-        yield is_mine
+            status = os.fstat(handle)
+            folder_id = (status.st_dev, status.st_ino)
+            if _HOLDERS.get(folder_id) == me:
+                raise error(f"{folder}: this thread is changing it already; finish that first")
+            if not _lock(handle, wait=False):
+                log.warning("%s: another process or thread is changing it; waiting until it is done", folder)
+                _lock(handle, wait=True)
+            if not os.path.samestat(status, os.stat(folder)):
+                continue
+            _HOLDERS[folder_id] = me
+            try:
+                yield
+            finally:
+                del _HOLDERS[folder_id]
+            return
+        finally:
+            _unlock(handle, me[0])
+
+
+# Which process and thread holds the lock of a folder, by device and inode; only those of `lock_folder`.
+_HOLDERS: dict[tuple[int, int], tuple[int, int]] = {}
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock on a folder. Yields False where another process holds it."""
+    handle, process = os.open(folder, os.O_RDONLY), os.getpid()
+    try:
+        yield _lock(handle, wait=wait)
     finally:
-        os.close(handle)
+        _unlock(handle, process)
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Whether the lock is held now. Some network file systems support none; there the answer is True."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _unlock(handle: int, process: int) -> None:
+    # A process that was forked meanwhile has the handle too: closing it here would not free the lock, and freeing it
+    # there would free it here.
+    if os.getpid() == process:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)
 
 
 def _empty(folder: Path) -> None:

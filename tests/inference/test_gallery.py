@@ -71,10 +71,10 @@ def test_mistakes_with_a_gallery(tmp_path):
     made.add(["a"], random_rows(1))
     made.save(tmp_path / "g")
     about = json.loads((tmp_path / "g" / "gallery.json").read_text())
-    (tmp_path / "g" / "gallery.json").write_text(json.dumps({**about, "names": {"5": "a"}}))
+    (tmp_path / "g" / about["names"]).write_text('["a", "b"]')
     with pytest.raises(ServingError, match="do not belong together"):
         Gallery.open(tmp_path / "g")
-    (tmp_path / "g" / "index.faiss").write_bytes(b"x")
+    (tmp_path / "g" / about["index"]).write_bytes(b"x")
     with pytest.raises(ServingError, match="damaged"):
         Gallery.open(tmp_path / "g")
 
@@ -117,7 +117,13 @@ def test_files_of_the_user_stay_in_a_gallery_that_is_replaced(tmp_path):
     gallery.save(tmp_path / "g")
     (tmp_path / "g" / "ann.jpg").write_text("mine")
     gallery.save(tmp_path / "g", replace=True)
-    assert sorted(path.name for path in (tmp_path / "g").iterdir()) == ["ann.jpg", "gallery.json", "index.faiss"]
+    about = json.loads((tmp_path / "g" / "gallery.json").read_text())
+    assert sorted(path.name for path in (tmp_path / "g").iterdir()) == [
+        "ann.jpg",
+        "gallery.json",
+        about["index"],
+        about["names"],
+    ]
     assert len(Gallery.open(tmp_path / "g")) == 1
 
 
