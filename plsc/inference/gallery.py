@@ -315,7 +315,7 @@ class Gallery:
         return len(self._index) - self._index.removed_count
 
     def _matches(self, probe: NDArray[np.float32], positions: Positions, threshold: float | None) -> list[Match]:
-        """The entries at `positions` in order of their cosines, which faiss computes in float32 and not always alike."""
+        """The entries at `positions`, by their cosines in float64; those of faiss depend on the number of probes."""
         found = [
             cosines(self._index.rows(positions[start : start + _BLOCK]), probe)
             for start in range(0, len(positions), _BLOCK)

@@ -214,9 +214,9 @@ def read_index(file: IO[bytes], kind: str) -> GalleryIndex:
     expected, found, numbers = index_class(kind), _describe(index), None
     if isinstance(index, faiss.IndexIDMap):
         numbers = faiss.vector_to_array(index.id_map).tolist()
-        numbered, index = index, faiss.downcast_index(index.index)
-        numbered.own_fields = False  # else it would delete the index inside
-        index.this.own(True)
+        # A copy, because the index inside is deleted with the outer one. Taking it over by own(True) unloads faiss's
+        # classes after some calls.
+        index = faiss.clone_index(index.index)
     if not expected.fits(index) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise ValueError(f"found {found}, expected the kind {kind!r} with inner products")
     made = expected(index.d, index)
