@@ -48,12 +48,12 @@ def main() -> None:
     for kind in options.kinds:
         gallery, figures = Gallery(options.dimension, index=kind), {}
         names = [f"person {number}" for number in range(options.entries)]
-        figures["build_s"] = measure(lambda: gallery.add(names, entries))
+        figures["build_s"] = measure(gallery.add, names, entries)
         with tempfile.TemporaryDirectory() as folder:
-            figures["save_s"] = measure(lambda: gallery.save(Path(folder, "g")))
-            figures["open_s"] = measure(lambda: Gallery.open(Path(folder, "g")))
+            figures["save_s"] = measure(gallery.save, Path(folder, "g"))
+            figures["open_s"] = measure(Gallery.open, Path(folder, "g"))
             figures["mb"] = sum(path.stat().st_size for path in Path(folder, "g").iterdir()) / 1e6
-        times = [1000 * measure(lambda: gallery.search(probe, 10)) for probe in probes[:100]]
+        times = [1000 * measure(gallery.search, probe, 10) for probe in probes[:100]]
         figures["ms"] = float(np.median(times))
         start, found = time.perf_counter(), []
         for first in range(0, PROBES, 100):
@@ -64,13 +64,15 @@ def main() -> None:
         figures["recall_1"] = np.mean([row[0].name == other[0].name for row, other in zip(found, exact)])
         figures["recall_10"] = np.mean([len(names_of(row) & names_of(other)) / 10 for row, other in zip(found, exact)])
         figures["error"] = max(abs(row[0].cosine - other[0].cosine) for row, other in zip(found, exact))
-        print(json.dumps({"kind": kind, **{name: round(float(value), 4) for name, value in figures.items()}}), flush=True)
+        print(
+            json.dumps({"kind": kind, **{name: round(float(value), 4) for name, value in figures.items()}}), flush=True
+        )
 
 
-def measure(function) -> float:
+def measure(function, *arguments) -> float:
     """Seconds that a call takes."""
     start = time.perf_counter()
-    function()
+    function(*arguments)
     return time.perf_counter() - start
 
 

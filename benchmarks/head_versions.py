@@ -134,7 +134,11 @@ def work(options: argparse.Namespace) -> None:
             labels = paddle.randint(0, options.classes, [options.batch])
             begin, begin_cpu = time.perf_counter(), time.process_time()
             loss = forward(head, features, labels, step)
-            head.backward(0.01)
+            if hasattr(head, "update"):
+                head.backward()
+                head.update(0.01)
+            else:  # 3.0 and before
+                head.backward(0.01)
             ran = time.process_time() - begin_cpu
             answer = {"seconds": time.perf_counter() - begin, "cpu": ran, "loss": loss.item()}
             step += 1

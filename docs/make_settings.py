@@ -32,7 +32,15 @@ lr_schedule: cosine
 ```
 
 In `test`, `predict` and `export`, a setting that describes the network (`emb_dim`, `image_shape`, `model_name`, `flip`,
-`pixel_mean`, `pixel_std`) is taken from the checkpoint unless it is given."""
+`pixel_mean`, `pixel_std`) is taken from the checkpoint unless it is given.
+
+All wrong names and values of a file and of the flags are reported at once, those of the file with their lines. A name
+that other libraries use, such as `batch_size`, `learning_rate` or `resume`, is an error that names the setting. In the
+file, numbers are those of YAML 1.2 (`1e-3` is a number, `010` is 10), `on`, `off`, `yes` and `no` are booleans, and the
+value of a setting that is text is taken as it is written: `val_targets: no` names a set `no`. A setting may be given
+once.
+
+A message names the flag in a command, and the setter of `Entry` in a script."""
 
 OBJECTS = """## Python objects
 

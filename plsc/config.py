@@ -23,6 +23,8 @@ LOSS_KINDS = ("softmax", *MARGINS, "combined")
 LOSS_TYPES = LOSS_KINDS + tuple("dist_" + kind for kind in LOSS_KINDS)
 ScheduleName = Literal["step", "cosine", "poly"]
 SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
+# The least and the greatest number that float32 holds in full precision.
+_LEAST, _GREATEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 # Read by every run that names no verification set, if it exists.
 DEFAULT_VAL_TARGETS = "lfw"
 
@@ -195,6 +197,11 @@ class Config(Settings):
     bad_images: Literal["stop", "skip"] = Field(
         default="stop", description="Action at an unreadable training image: stop, or skip it and count it."
     )
+    strict_images: bool = Field(
+        default=False,
+        description="A training image that is damaged but can be decoded in part counts as unreadable (bad_images). By "
+        "default it is used, with a warning.",
+    )
 
     augment_crop: float = Field(
         default=0.0, ge=0.0, le=0.99, description="Largest fraction of a side that a random crop removes."
@@ -241,7 +248,12 @@ class Config(Settings):
         default=0, ge=0, lt=2**31, description="Seed of initial weights, data order, class sampling and dropout."
     )
     on_nonfinite: Literal["stop", "skip"] = Field(
-        default="stop", description="Action at a loss that is not finite: stop, or skip the update of that step."
+        default="stop",
+        description="Action at a step in which an image, a feature, the loss, a gradient or a running statistic is not "
+        "finite: stop, or skip the step, which then leaves everything as it was.",
+    )
+    max_skipped_steps: int = Field(
+        default=100, ge=1, description="Steps in a row that may be skipped. After so many, training stops."
     )
 
     use_fp16: bool = Field(default=False, description="Mixed precision. Has no effect on CPU.")
@@ -338,6 +350,14 @@ class Config(Settings):
         description="Attributes of the bias of softmax losses: a paddle.ParamAttr, or False for no bias.",
     )
 
+    @field_validator("*")
+    @classmethod
+    def _fits_into_float32(cls, value: Any) -> Any:
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and number != 0 and not _LEAST <= abs(number) <= _GREATEST:
+                raise ValueError(f"expected 0, or a number that float32 holds: {_LEAST:.2g} to {_GREATEST:.2g}")
+        return value
+
     @field_validator("loss_type")
     @classmethod
     def _known_loss(cls, value: str) -> str:
@@ -415,8 +435,29 @@ class Config(Settings):
         targets = DEFAULT_VAL_TARGETS if self.val_targets is None else self.val_targets
         return tuple(name.strip() for name in targets.split(",") if name.strip())
 
+    def doubts(self) -> list[str]:
+        """What is right by type and range, and most likely a mistake: a sentence each."""
+        suspects = {
+            "pixel_mean": (self.pixel_mean, 0 < max(self.pixel_mean) <= 1),
+            "pixel_std": (self.pixel_std, max(self.pixel_std) < 1),
+        }
+        return [
+            f"{name} {_short(value)} looks like a value for pixels of 0 to 1, and pixels here are 0 to 255; "
+            f"{_short(tuple(255 * number for number in value))} is the same for those"
+            for name, (value, is_suspect) in suspects.items()
+            if is_suspect
+        ]
+
     def check(self) -> None:
         """Raise `ConfigError` where settings that are right alone contradict each other."""
+        self.check_margins()
+        if (self.train_epochs is None) == (self.train_steps is None):
+            raise ConfigError(
+                f"train_epochs is {self.train_epochs} and train_steps is {self.train_steps}; set one of them"
+            )
+
+    def check_margins(self) -> None:
+        """Raise `ConfigError` where margins are set that the loss does not have."""
         margins = self.margins
         if self.margin_function is not None:
             given = {"margin": self.margin, "margin1": self.margin1, "margin2": self.margin2, "margin3": self.margin3}
@@ -429,10 +470,11 @@ class Config(Settings):
                 raise ConfigError(
                     f"loss_type '{self.loss_type}' has no margin, but margin_function is set; choose another loss_type"
                 )
-        if (self.train_epochs is None) == (self.train_steps is None):
-            raise ConfigError(
-                f"train_epochs is {self.train_epochs} and train_steps is {self.train_steps}; set one of them"
-            )
+
+
+def _short(values: tuple[float, ...]) -> str:
+    """Three numbers as text; one, where they are equal."""
+    return f"{values[0]:g}" if len(set(values)) == 1 else ",".join(f"{value:g}" for value in values)
 
 
 def check_callable(name: str, value: Any, *, expected: str) -> Callable[..., Any]:

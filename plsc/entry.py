@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from plsc.config import DEFAULT_VAL_TARGETS, LOSS_TYPES, Config, ScheduleName, check_callable, config
 from plsc.errors import ConfigError
 from plsc.models.registry import find_backbone
+from plsc.utils.hints import setter
 from plsc.utils.lazy import require_paddle
 from plsc.utils.logging import show_log
+from plsc.utils.names import did_you_mean, meant_by, nearest_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +31,13 @@ else:
     _Attributes = object
 
 log = logging.getLogger("plsc")
+
+
+# Losses of other kinds: three margins with such a name do not mean the combined margin.
+_OTHER_LOSSES = (
+    *("triplet", "contrastive", "center", "circle", "npair", "ntxent", "proxy", "quadruplet", "focal", "bce", "mse"),
+    *("adaface", "magface", "curricular", "elastic", "vpl", "unified"),
+)
 
 
 class Entry(_Attributes):
@@ -68,6 +77,8 @@ class Entry(_Attributes):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
+            if name.startswith("set_"):
+                raise AttributeError(f"Entry has no method '{name}'{_setter_hint(name)}")
             name = Config.present_name(name, AttributeError)
             # Scripts for PLSC 0.x read the defaults of these two, which depend on the loss and on the data.
             if name == "margin" and self.config.margin is None:
@@ -82,6 +93,8 @@ class Entry(_Attributes):
             elif name == "model_name":
                 self.set_model_name(value)
             elif hasattr(type(self), name):
+                if name.startswith("set_") and not callable(value):
+                    raise ConfigError(f"{name} is a method, got {value!r} assigned to it; call it: {name}({value!r})")
                 object.__setattr__(self, name, value)
             else:
                 setattr(self.config, name, value)
@@ -123,22 +136,32 @@ class Entry(_Attributes):
 
         Args:
             loss_type: softmax, arcface, cosface, sphereface or combined, each also as `dist_...`, which shards
-                the class centers over ranks. Default 'dist_arcface'. Any other name together with all three
-                margins means combined, as in PLSC 0.2. Or a margin object of `plsc.losses.margins`, which replaces the
-                margins of the loss set before and leaves its sharding.
+                the class centers over ranks. Default 'dist_arcface'. An unknown name together with all three
+                margins means combined, as in PLSC 0.2, with a warning. Or a margin object of `plsc.losses.margins`,
+                which replaces the margins of the loss set before and leaves its sharding.
             margin1: factor on the angle. Default 1, for sphereface 1.35.
             margin2: added to the angle, in radians. Default 0, for arcface 0.5.
             margin3: subtracted from the cosine. Default 0, for cosface 0.35.
+
+        Raises:
+            ConfigError: an unknown loss, or margins that the loss does not have.
         """
-        margins = (margin1, margin2, margin3)
+        changed = self.config.model_copy()
+        changed.assign(margin=None, margin1=margin1, margin2=margin2, margin3=margin3)
         if not isinstance(loss_type, str):
             expected = "the name of a loss or a margin object, called with (cosine, norms, labels)"
-            self.config.margin_function = check_callable("set_loss_type", loss_type, expected=expected)
+            changed.margin_function = check_callable("set_loss_type", loss_type, expected=expected)
         else:
-            if loss_type not in LOSS_TYPES and None not in margins:
-                loss_type = "dist_combined" if loss_type.startswith("dist_") else "combined"
-            self.config.assign(loss_type=loss_type, margin_function=None)
-        self.config.assign(margin1=margin1, margin2=margin2, margin3=margin3)
+            changed.assign(loss_type=_known_loss(loss_type, (margin1, margin2, margin3)), margin_function=None)
+        if any(value is not None for value in (margin1, margin2, margin3)):
+            changed.check_margins()
+        self.config.assign(
+            loss_type=changed.loss_type,
+            margin_function=changed.margin_function,
+            margin1=changed.margin1,
+            margin2=changed.margin2,
+            margin3=changed.margin3,
+        )
 
     def set_margin(self, margin: float) -> None:
         """Main margin of the loss: m2 of arcface (radians), m3 of cosface (cosine), m1 of sphereface (factor)."""
@@ -257,6 +280,13 @@ class Entry(_Attributes):
         """Action at an unreadable training image: 'stop' (default), or 'skip' it, count it and take the next."""
         self.config.bad_images = action
 
+    def set_strict_images(self, flag: bool) -> None:
+        """Count a training image that is damaged but can be decoded in part as unreadable, see `set_bad_images`.
+
+        Default False: such an image is used, with a warning.
+        """
+        self.config.strict_images = flag
+
     # Schedule and optimization
 
     def set_train_epochs(self, num: int) -> None:
@@ -284,7 +314,8 @@ class Entry(_Attributes):
 
         Args:
             lr: the learning rate at a global batch of 1024 (default 0.1; the peak is lr times the global batch / 1024);
-                or a schedule: 'step' (default), 'cosine' or 'poly', or a function step -> learning rate.
+                or a schedule: 'step' (default), 'cosine' or 'poly', or a function step -> learning rate, a number of 0
+                or more that depends on the step alone.
         """
         if isinstance(lr, str) or callable(lr):
             self.config.lr_schedule = lr
@@ -313,8 +344,16 @@ class Entry(_Attributes):
         self.config.seed = seed
 
     def set_on_nonfinite(self, action: Literal["stop", "skip"]) -> None:
-        """Action at a loss that is not finite: 'stop' (default), or 'skip' the step (waits for the device)."""
+        """Action at a step with numbers that are not finite: 'stop' (default), or 'skip' it.
+
+        Judged are images, features, the loss, gradients and running statistics. A skipped step leaves everything as it
+        was, on all ranks. 'skip' waits for the device in every step.
+        """
         self.config.on_nonfinite = action
+
+    def set_max_skipped_steps(self, num: int) -> None:
+        """Steps in a row that may be skipped; after so many, training stops. Default 100."""
+        self.config.max_skipped_steps = num
 
     def set_mixed_precision(
         self,
@@ -424,7 +463,7 @@ class Entry(_Attributes):
     # Runs
 
     def train(self) -> dict[str, float]:
-        """Train, verify, and save a checkpoint each epoch.
+        """Train; save a checkpoint and verify each epoch.
 
         Returns:
             The last values by name, such as 'loss', 'lr' and 'lfw/accuracy'.
@@ -490,4 +529,39 @@ class Entry(_Attributes):
 
         topology = init_topology()
         show_log(topology.is_main)
+        for doubt in self.config.doubts() if topology.is_main else ():
+            log.warning(doubt)
         return topology
+
+
+def _known_loss(loss_type: str, margins: tuple[float | None, ...]) -> str:
+    """The name of the loss that a name and three margins mean.
+
+    Raises:
+        ConfigError: the name is that of a loss that there is not.
+    """
+    kind = loss_type.removeprefix("dist_")
+    if loss_type in LOSS_TYPES or None in margins:
+        return loss_type
+    if any(word in kind.lower() for word in _OTHER_LOSSES):
+        raise ConfigError(
+            f"loss_type: got {loss_type!r}, a loss that PLSC does not have; accepted: {', '.join(LOSS_TYPES)}, or a "
+            f"margin object of your own (docs/extending.md)"
+        )
+    combined = f"{'dist_' if loss_type != kind else ''}combined"
+    log.warning(
+        "loss_type %r is not known, %sand is trained as %r: cos(%g theta + %g) - %g",
+        loss_type,
+        did_you_mean(loss_type, LOSS_TYPES),
+        combined,
+        *margins,
+    )
+    return combined
+
+
+def _setter_hint(name: str) -> str:
+    """'; did you mean 'set_x'?' for a method that there is not, or ''."""
+    setting = meant_by(name.removeprefix("set_"), Config.model_fields)
+    methods = [method for method in vars(Entry) if method.startswith("set_")]
+    meant = setter(setting) if setting else nearest_name(name, methods)
+    return f"; did you mean '{meant}'?" if meant else ""

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
+import paddle
 import pytest
 
 from plsc import Config, ConfigError, Entry
+from plsc.cli.settings import make_entry
 from plsc.config import MARGINS
+from plsc.utils.settings import plain_type, text_of
 
 
 @pytest.mark.parametrize(
@@ -29,6 +35,67 @@ def test_margins_of_each_loss(loss, margins):
     entry.set_loss_type(*loss)
     assert entry.config.margins == margins
     assert entry.config.is_sharded == loss[0].startswith("dist_")
+
+
+@pytest.mark.parametrize("loss, trained", [("mine", "combined"), ("dist_arcfase", "dist_combined")])
+def test_an_unknown_loss_with_three_margins_is_combined_and_said(loss, trained, caplog):
+    entry = Entry()
+    entry.set_loss_type(loss, 1, 0.2, 0.3)
+    assert entry.loss_type == trained
+    assert f"loss_type '{loss}' is not known" in caplog.text
+    assert f"is trained as '{trained}': cos(1 theta + 0.2) - 0.3" in caplog.text
+    assert ("did you mean 'dist_arcface'?" in caplog.text) == (loss == "dist_arcfase")
+
+
+@pytest.mark.parametrize(
+    "loss, words",
+    [
+        (
+            ("triplet", 1, 0.2, 0.3),
+            "loss_type: got 'triplet', a loss that PLSC does not have; accepted: softmax, arcface",
+        ),
+        (("dist_AdaFace", 1, 0.2, 0.3), "got 'dist_AdaFace', a loss that PLSC does not have"),
+        (("triplet", 0.2), "got 'triplet' (str); accepted: softmax"),
+        (("am_softmax",), "did you mean 'cosface'?"),
+        (("cross-entropy",), "did you mean 'softmax'?"),
+        (("own", 1, 0.2), "got 'own' (str); accepted: softmax"),
+        (("softmax", 1, 0.2, 0.3), "loss_type 'softmax' has no margin, but one is set"),
+        (("dist_softmax", None, 0.2), "loss_type 'dist_softmax' has no margin, but one is set"),
+        (("combined", 1, 0.2), "loss_type 'combined' needs margin1, margin2 and margin3"),
+        ((max, 0.2), "margin_function replaces the margins of loss_type, but margin1 is set"),
+        (("arcface", -1), "margin1: got -1"),
+    ],
+)
+def test_a_loss_and_margins_that_do_not_fit_are_refused_at_once_and_change_nothing(loss, words):
+    entry = Entry()
+    entry.set_loss_type("cosface", margin3=0.2)
+    before = repr(entry)
+    with pytest.raises(ConfigError) as error:
+        entry.set_loss_type(*loss)
+    assert words in str(error.value)
+    assert repr(entry) == before
+
+
+@pytest.mark.parametrize(
+    "mean, std, doubts",
+    [
+        (0.5, 0.5, ["pixel_mean 0.5 looks", "pixel_std 0.5 looks"]),
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ["123.675,116.28,103.53 is", "58.395,57.12,57.375 is"]),
+        (
+            0,
+            1 / 255,
+            ["pixel_std 0.00392157 looks like a value for pixels of 0 to 1, and pixels here are 0 to 255; 1 is"],
+        ),
+        (1, 1, ["pixel_mean 1 looks"]),
+        (127.5, 128, []),
+        (0, 255, []),
+        (0, 1, []),
+        ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), []),
+    ],
+)
+def test_pixels_of_0_to_1_are_doubted(mean, std, doubts):
+    found = Config(pixel_mean=mean, pixel_std=std).doubts()
+    assert len(found) == len(doubts) and all(words in text for words, text in zip(doubts, found))
 
 
 def test_model_parallel_shards_whatever_the_prefix():
@@ -146,3 +213,75 @@ def test_a_new_kind_of_loss_needs_no_margins_of_the_common_formula(monkeypatch):
     assert config.margins is None and config.main_margin is None
     with pytest.raises(ConfigError, match="'linear' has no margin, but one is set"):
         Config(loss_type="linear", margin=0.3).check()
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.array, Fraction, Decimal, paddle.to_tensor])
+def test_the_learning_rate_is_a_number_of_any_kind_through_every_setter(kind):
+    entry = Entry()
+    entry.set_lr(kind(0.5))
+    assert (type(entry.lr), entry.lr) == (float, 0.5)
+    entry.lr = kind(0.25)
+    assert (type(entry.lr), entry.lr) == (float, 0.25)
+    assert Config(lr=kind(0.5)).lr == 0.5
+
+
+@pytest.mark.parametrize("value", [None, 1j, True, b"0.1", np.array([0.1, 0.2]), float("nan"), float("inf"), -0.1, 0])
+def test_what_is_no_learning_rate_is_refused_by_every_setter(value):
+    entry = Entry()
+    for assign in (entry.set_lr, lambda value: setattr(entry, "lr", value), lambda value: Config(lr=value)):
+        with pytest.raises(ConfigError, match="lr: got "):
+            assign(value)
+
+
+@pytest.mark.parametrize(
+    "value", [np.float32(100), np.array(100), np.array([100.0]), [np.int64(100)] * 3, np.full(3, 100)]
+)
+def test_pixel_normalization_takes_numbers_and_arrays_of_numpy(value):
+    entry = Entry()
+    entry.set_pixel_normalization(value, value)
+    assert entry.pixel_mean == entry.pixel_std == (100.0, 100.0, 100.0)
+
+
+FLOATS = [
+    name for name, field in Config.scalar_fields().items() if "float" in str(field.annotation) and name != "lr_schedule"
+]
+NONFINITE = [float("nan"), float("inf"), float("-inf"), np.float32("nan"), np.float64("inf"), "nan", "inf", "1e400"]
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_a_number_that_is_not_finite_or_beyond_float32_is_refused(name, tmp_path):
+    """By construction, assignment, a flag and a file."""
+    assert {"lr", "scale", "pixel_mean", "pixel_std", "margin"} <= set(FLOATS)
+    takes_three = plain_type(Config.model_fields[name].annotation) is tuple
+    for value in [*NONFINITE, 1e39, 1e-46]:
+        values = [value, [0.5, value, 0.5], f"0.5,{value},0.5"] if takes_three else [value]
+        for given in values:
+            for make in (
+                lambda given=given: Config(**{name: given}),
+                lambda given=given: setattr(Config(), name, given),
+            ):
+                with pytest.raises(ConfigError, match=rf"^{name}: got "):
+                    make()
+            with pytest.raises(ConfigError, match=rf"^{name}: got "):
+                make_entry({name: text_of(given)})
+    for text in (".nan", ".inf", "-.inf", "1.0e+39"):
+        (tmp_path / "run.yaml").write_text(f"{name}: {text}\n")
+        with pytest.raises(ConfigError, match=rf"run\.yaml: {name}: got "):
+            Config.from_file(tmp_path / "run.yaml")
+
+
+def test_setters_refuse_numbers_that_are_not_finite():
+    entry = Entry()
+    nan = float("nan")
+    for call in (
+        lambda: entry.set_lr(nan),
+        lambda: entry.set_scale(nan),
+        lambda: entry.set_margin(nan),
+        lambda: entry.set_loss_type("combined", 1.0, nan, 0.1),
+        lambda: entry.set_pixel_normalization(nan, 1.0),
+        lambda: entry.set_pixel_normalization(127.5, [1.0, nan, 1.0]),
+        lambda: entry.set_mixed_precision(True, init_loss_scaling=nan),
+    ):
+        with pytest.raises(ConfigError, match="got"):
+            call()
+    assert entry.config.lr == 0.1 and entry.config.scale == 64.0

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from plsc import ConfigError, Entry
+from plsc import CheckpointError, ConfigError, Entry
 
 DEFAULTS = {
     "num_classes": 85742,
@@ -82,8 +82,10 @@ SETTERS = [
     ("set_momentum_storage", "dtype", "bfloat16", "momentum_storage"),
     ("set_pixel_normalization", "mean", (1.0, 2.0, 3.0), "pixel_mean"),
     ("set_bad_images", "action", "skip", "bad_images"),
+    ("set_strict_images", "flag", True, "strict_images"),
     ("set_class_change", "action", "by_name", "class_change"),
     ("set_on_nonfinite", "action", "skip", "on_nonfinite"),
+    ("set_max_skipped_steps", "num", 7, "max_skipped_steps"),
 ]
 
 
@@ -131,6 +133,9 @@ def test_attributes_can_be_set_by_hand_and_entries_share_nothing():
         (lambda e: e.set_model("ResNet50"), r"set_model: got 'ResNet50' \(str\), expected an instance of .*BaseModel"),
         (lambda e: e.set_optimizer(0.1), r"set_optimizer: got 0.1 \(float\), expected a Paddle optimizer class"),
         (lambda e: e.set_bad_images("ignore"), r"bad_images: got 'ignore'.*'stop' or 'skip'"),
+        (lambda e: setattr(e, "batch_size", 3), "no setting named 'batch_size'; did you mean 'train_batch_size'"),
+        (lambda e: setattr(e, "learning_rate", 3), "no setting named 'learning_rate'; did you mean 'lr'"),
+        (lambda e: setattr(e, "epochs", 3), "no setting named 'epochs'; did you mean 'train_epochs'"),
         (
             lambda e: setattr(e, "train_batchsize", 3),
             r"no setting named 'train_batchsize'; did you mean 'train_batch_s",
@@ -212,6 +217,37 @@ def test_old_import_paths():
     assert all(issubclass(net, BaseModel) for net in (ResNet50, ResNet101, ResNet152))
     readers = (jpeg_reader.arc_train, jpeg_reader.test, base64_reader.train, base64_reader.test)
     assert all(map(callable, (*readers, evaluate)))
+
+
+@pytest.mark.parametrize(
+    "name, meant",
+    [
+        ("set_batch_size", "set_train_batch_size"),
+        ("set_num_classes", "set_class_num"),
+        ("set_emb_dim", "set_emb_size"),
+        ("set_learning_rate", "set_lr"),
+        ("set_epochs", "set_train_epochs"),
+        ("set_class_nums", "set_class_num"),
+        ("batch_size", "train_batch_size"),
+    ],
+)
+def test_an_unknown_method_leads_to_the_right_one(name, meant):
+    with pytest.raises(AttributeError, match=f"'{name}'; did you mean '{meant}'"):
+        getattr(Entry(), name)
+
+
+def test_a_setter_is_not_replaced_by_a_value():
+    with pytest.raises(ConfigError, match=r"set_lr is a method, got 0.1 assigned to it; call it: set_lr\(0.1\)"):
+        Entry().set_lr = 0.1
+
+
+@pytest.mark.parametrize("run", ["train", "test"])
+def test_doubts_are_logged_before_a_run(entry, run, caplog):
+    entry.set_pixel_normalization(0.5, 0.5)
+    entry.set_checkpoint_dir("none")
+    with pytest.raises(CheckpointError):
+        getattr(entry, run)()
+    assert "pixel_std 0.5 looks like a value for pixels of 0 to 1" in caplog.text
 
 
 def test_contradictions_are_found_before_work_begins(entry):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from plsc.cli.command import Command
 from plsc.data.alignment import read_landmarks
 from plsc.data.convert.conversion import Converted, convert_split
 from plsc.data.convert.conversion import convert as convert_records
@@ -53,13 +54,22 @@ SkipBad = Annotated[
     ),
 ]
 
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict-images",
+        help="Count images that are damaged but can be decoded in part as images that cannot be decoded; by default "
+        "there is a warning.",
+    ),
+]
+
 
 @app.callback()
 def _show_log() -> None:
     show_log(is_main=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def inspect(
     source: Source,
     limit: Annotated[
@@ -95,7 +105,7 @@ def inspect(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def convert(
     source: Source,
     target: Target,
@@ -116,6 +126,7 @@ def convert(
     parts: Parts = 1,
     min_images: MinImages = 0,
     skip_bad_images: SkipBad = False,
+    strict_images: Strict = False,
     recover: Recover = False,
 ) -> None:
     """Write a data set in another format. After an interruption, the same command continues where it stopped."""
@@ -135,11 +146,12 @@ def convert(
         preprocessing=Preprocessing(size, marks, encoding=encoding, quality=quality or 95),
         parts=parts,
         skip_bad_images=skip_bad_images,
+        strict_images=strict_images,
     )
     _print_result(done)
 
 
-@app.command()
+@app.command(cls=Command)
 def shuffle(
     source: Source,
     target: Target,
@@ -148,6 +160,7 @@ def shuffle(
     seed: Seed = 0,
     parts: Parts = 1,
     skip_bad_images: SkipBad = False,
+    strict_images: Strict = False,
     recover: Recover = False,
 ) -> None:
     """Write a data set in a random order. Needs sixteen bytes of memory per image."""
@@ -156,10 +169,14 @@ def shuffle(
             "--to folders: class folders have no order, they are read class by class; choose another format to shuffle"
         )
     records = shuffled(open_records(source, recover), seed)
-    _print_result(convert_records(records, target, to=to, parts=parts, skip_bad_images=skip_bad_images))
+    _print_result(
+        convert_records(
+            records, target, to=to, parts=parts, skip_bad_images=skip_bad_images, strict_images=strict_images
+        )
+    )
 
 
-@app.command()
+@app.command(cls=Command)
 def split(
     source: Source,
     target: Target,
@@ -171,15 +188,24 @@ def split(
     seed: Seed = 0,
     min_images: MinImages = 0,
     skip_bad_images: SkipBad = False,
+    strict_images: Strict = False,
     recover: Recover = False,
 ) -> None:
     """Write TARGET/train and TARGET/held_out, which have no class in common."""
     records = _without_small_classes(open_records(source, recover), min_images)
-    for done in convert_split(records, target, to=to, held_out=held_out, seed=seed, skip_bad_images=skip_bad_images):
+    for done in convert_split(
+        records,
+        target,
+        to=to,
+        held_out=held_out,
+        seed=seed,
+        skip_bad_images=skip_bad_images,
+        strict_images=strict_images,
+    ):
         _print_result(done)
 
 
-@app.command()
+@app.command(cls=Command)
 def pairs(
     source: Source,
     output: Annotated[Path, typer.Argument(help="File to write, which must not exist yet; its name ends in .bin.")],
@@ -221,7 +247,7 @@ def pairs(
         typer.echo(f"{output}: {shortcoming}", err=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def index(source: Source) -> None:
     """Write the offsets of base64 parts or tar shards beside them, so that they open without being read through."""
     records = open_records(source)
@@ -237,5 +263,6 @@ def _without_small_classes(records: Records, min_images: int) -> Records:
 
 
 def _print_result(done: Converted) -> None:
+    damaged = f", {done.damaged} of them damaged" if done.damaged else ""
     left_out = f", {done.skipped} unreadable ones left out" if done.skipped else ""
-    typer.echo(f"{done.target}: {done.images} images{left_out}")
+    typer.echo(f"{done.target}: {done.images} images{damaged}{left_out}")

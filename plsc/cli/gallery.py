@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from plsc.cli.command import Command
 from plsc.data.images import IMAGE_SUFFIXES
 from plsc.data.sources.folders import check_parts, image_files
 from plsc.data.sources.leftovers import warn_of_leftovers
@@ -51,7 +52,7 @@ _CAMERAS = "img|image|photo|pic|picture|face|frame|dsc|dscn|dscf|pxl"
 _MOST_NAMED = 20  # names of what was enrolled that are printed
 
 
-@app.command()
+@app.command(cls=Command)
 def build(model: Model, folder: Folder, images: Images, name: Name = None, index: Index = "flat") -> None:
     """Embed images and enroll them in a new gallery, under the names of their folders; single files under their own."""
     from plsc.inference.gallery import Gallery
@@ -67,7 +68,7 @@ def build(model: Model, folder: Folder, images: Images, name: Name = None, index
     _print_enrolled(folder, gallery, found)
 
 
-@app.command()
+@app.command(cls=Command)
 def add(model: Model, folder: Folder, images: Images, name: Name = None) -> None:
     """Embed images and enroll them in an existing gallery, under the same names as build."""
     from plsc.inference.gallery import Gallery
@@ -81,7 +82,7 @@ def add(model: Model, folder: Folder, images: Images, name: Name = None) -> None
     _print_enrolled(folder, gallery, found)
 
 
-@app.command()
+@app.command(cls=Command)
 def remove(folder: Folder, names: Annotated[list[str], typer.Argument(help="Names to remove.")]) -> None:
     """Remove all entries of some names from a gallery."""
     from plsc.inference.gallery import Gallery
@@ -91,7 +92,7 @@ def remove(folder: Folder, names: Annotated[list[str], typer.Argument(help="Name
     typer.echo(f"{folder}: {count} entries removed, {len(gallery)} left")
 
 
-@app.command()
+@app.command(cls=Command)
 def search(
     model: Model,
     folder: Folder,

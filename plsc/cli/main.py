@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from plsc.cli.command import Command
 from plsc.cli.data import app as data_app
 from plsc.cli.gallery import app as gallery_app
 from plsc.cli.serve import serve
@@ -16,6 +18,7 @@ from plsc.cli.settings import SettingsCommand, make_entry, with_settings
 from plsc.config import Config
 from plsc.errors import ConfigError, PLSCError
 from plsc.utils.json_text import to_json
+from plsc.utils.logging import hold_standard_descriptors
 from plsc.version import __version__
 
 app = typer.Typer(
@@ -72,7 +75,7 @@ def export(
     typer.echo(make_entry(settings).convert_for_prediction(to, formats, bake=parts, bgr=bgr))
 
 
-@app.command()
+@app.command(cls=Command)
 def embed(
     model: Annotated[Path, typer.Argument(help="Folder that plsc export wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
@@ -101,7 +104,7 @@ app.add_typer(gallery_app, name="gallery")
 app.add_typer(data_app, name="data")
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     output: Annotated[Path, typer.Option("--output", help="Folder to create.")] = Path("demo_output"),
     size: Annotated[
@@ -125,6 +128,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="Show the versi
 
 def main() -> None:
     """Run `plsc`. An error of the library is one message and status 1, not a traceback."""
+    hold_standard_descriptors()
+    if sys.stderr is None:  # closed, as by `2>&-`; then print would take standard output
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A file's name may hold characters that the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper):

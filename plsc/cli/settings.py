@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 from pydantic.fields import FieldInfo
-from typer.core import TyperCommand
 
+from plsc.cli.command import Command
+from plsc.config import Config
 from plsc.entry import Entry
+from plsc.errors import ConfigError
+from plsc.models.registry import find_backbone
+from plsc.utils.hints import flag_of
 from plsc.utils.settings import Settings, accepted_values, plain_type, text_of
 
-Command = Callable[..., None]
+_Function = Callable[..., None]
 
 # Columns that the tables of the help need. In fewer columns they cut the names of flags.
 _TABLE_COLUMNS = 120
 
 
-class SettingsCommand(TyperCommand):
+class SettingsCommand(Command):
     """A command of many flags. On a narrow terminal its help lists them without tables, so that no name is cut.
 
     Example:
@@ -51,7 +55,7 @@ class SettingsCommand(TyperCommand):
                 formatter.write_dl(records)
 
 
-def with_settings(settings: type[Settings], *, without: Collection[str] = ()) -> Callable[[Command], Command]:
+def with_settings(settings: type[Settings], *, without: Collection[str] = ()) -> Callable[[_Function], _Function]:
     """A decorator that gives a command `--config FILE` and a flag per setting.
 
     The first argument of the command is {name: value} of the settings in the file and of the flags, in order of
@@ -62,7 +66,7 @@ def with_settings(settings: type[Settings], *, without: Collection[str] = ()) ->
         without: names of fields for which no flag is made.
     """
 
-    def decorate(command: Command) -> Command:
+    def decorate(command: _Function) -> _Function:
         hints = get_type_hints(command, include_extras=True)
         _, *parameters = inspect.signature(command).parameters.values()
         own = [
@@ -92,13 +96,29 @@ def merge_settings(settings: type[Settings], file: Path | None, *, flags: dict[s
     """{name: value} of a YAML file, if any, then of the flags, under present names.
 
     Raises:
-        PLSCError: the settings' own error, for a wrong name or a wrong value in the file.
+        PLSCError: the settings' own error, with a line for each wrong name or value in the file and in the flags.
     """
-    values = settings.read_file(file) if file else {}
+    values, problems = settings.examine_file(file) if file else ({}, [])
+    problems += [problem.text for problem in settings.find_problems(flags, label=flag_of)]
+    if settings is Config:
+        problems += _check_backbone(values, f"{file}: ") + _check_backbone(flags, "")
+    if problems:
+        raise settings.error("\n".join(problems))
+    values = settings.present_names(values)
     for name, value in settings.present_names(flags).items():
         values.pop(name, None)  # so that a flag also follows the file's settings in order
         values[name] = value
     return values
+
+
+def _check_backbone(values: Mapping[str, Any], where: str) -> list[str]:
+    """What is wrong with the name of a backbone, which `Config` takes as it is: it lies below the registry."""
+    try:
+        if "model_name" in values:  # to look one up imports Paddle
+            find_backbone(values["model_name"])
+    except ConfigError as error:
+        return [f"{where}{error}"]
+    return []
 
 
 def make_entry(values: dict[str, Any]) -> Entry:
@@ -136,9 +156,9 @@ def _flags(settings: type[Settings], without: Collection[str]) -> list[inspect.P
 
 def _flag(name: str, field: FieldInfo, heading: str | None) -> inspect.Parameter:
     """An option for one setting, hidden where it has no heading."""
-    is_switch, flag = plain_type(field.annotation) is bool, name.replace("_", "-")
+    is_switch, flag = plain_type(field.annotation) is bool, flag_of(name)
     option = typer.Option(
-        f"--{flag}/--no-{flag}" if is_switch else f"--{flag}",
+        f"{flag}/{flag_of(f'no_{name}')}" if is_switch else flag,
         show_default=False,
         help=field.description if field.is_required() else describe_default(field),
         rich_help_panel=heading,

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plsc.errors import ConfigError, DataError
+from plsc.metrics.embeddings import to_unit_length
 from plsc.metrics.pairs import as_flags
 
 FAR_TARGET = 1e-3
@@ -128,8 +129,6 @@ def _project(first: _Floats, second: _Floats, train: _Indices, components: int) 
 
     def project(rows: _Floats) -> _Floats:
         projected = (rows - mean) @ axes.T
-        lengths = np.linalg.norm(projected, axis=1, keepdims=True)
-        normalized: _Floats = projected / np.where(lengths == 0, 1, lengths)
-        return normalized
+        return to_unit_length(projected)[0]
 
     return project(first), project(second)

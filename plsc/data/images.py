@@ -1,15 +1,7 @@
-"""Encoded images: the table of image kinds, decoding, resizing and encoding.
-
-JPEGs are decoded by libjpeg-turbo (simplejpeg) to the pixels that OpenCV gives, a fifth faster at 112 x 112. OpenCV
-uses the same library, but chooses where the pixels are written. The library's conversion to RGB writes each row that
-begins at a multiple of 32 bytes past the caches, so that the next step must read the row back from memory. At widths
-of 112, 160 or 224 pixels this concerns every second row or all rows. No row begins at such an address if the first
-row begins at an odd address and rows have an even length; simplejpeg lets the caller choose the address.
-"""
+"""Encoded images: the table of image kinds, decoding, resizing and encoding."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,16 +9,16 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
 
+from plsc.data.jpeg import OnDamage as OnDamage
+from plsc.data.jpeg import Pixels as Pixels
+from plsc.data.jpeg import decode_by_opencv, decode_jpeg
 from plsc.errors import DataError
+from plsc.utils.c_stderr import quiet_c_stderr
 
 # OpenCV's own messages about a damaged image name no file; the DataError does.
 if "OPENCV_LOG_LEVEL" not in os.environ:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_FATAL)
-
-# [H, W, 3] uint8 RGB. The annotations of OpenCV do not say that its results are uint8.
-Pixels = npt.NDArray[Any]
 
 
 class ImageKind(NamedTuple):
@@ -91,8 +83,13 @@ def suffix_of(image: bytes, unknown: str = ".jpg") -> str:
     return next((suffix for start, suffix in starts if image.startswith(start)), unknown)
 
 
-def decode(image: bytes | npt.NDArray[Any]) -> Pixels:
+def decode(image: bytes | npt.NDArray[Any], *, on_damage: OnDamage | None = None) -> Pixels:
     """Encoded bytes to pixels [H, W, 3] uint8 RGB; an array of such pixels is returned as it is.
+
+    Args:
+        image: the bytes of a file, or pixels.
+        on_damage: is called with the words of libjpeg where a JPEG is damaged but can be decoded, so that a part of the
+            pixels may be wrong. The decoders of other formats either refuse a damaged file or do not notice.
 
     Raises:
         DataError: no bytes, bytes that OpenCV cannot decode, or an array of another shape or type.
@@ -103,10 +100,11 @@ def decode(image: bytes | npt.NDArray[Any]) -> Pixels:
         raise DataError(f"got an array {list(image.shape)} of {image.dtype}, expected [H, W, 3] of uint8")
     if not image:
         raise DataError("the image is empty (0 bytes)")
-    pixels: Pixels | None = decode_jpeg(image)
-    if pixels is None:
-        with contextlib.suppress(cv2.error):
-            pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image[:2] == b"\xff\xd8":
+        pixels = decode_jpeg(image, on_damage=on_damage)
+    else:
+        with quiet_c_stderr():
+            pixels = decode_by_opencv(image)
     if pixels is None:
         raise DataError(
             f"{len(image)} bytes that are no image known to OpenCV, or a damaged one (they begin with "
@@ -148,41 +146,3 @@ def encode(image: bytes | Pixels, suffix: str = ".png", *, parameters: Sequence[
         )
     written: bytes = encoded.tobytes()
     return written
-
-
-# Larger images outgrow the caches wherever their rows begin, and OpenCV limits the number of pixels.
-_MAX_PIXELS = 1 << 20
-_FRAMES, _START_OF_SCAN = (0xC0, 0xC1, 0xC2), 0xDA
-# APP1, which holds Exif data; and markers that have no length.
-_NOT_WALKED = frozenset([0xE1, 0x00, 0x01, 0xFF, *range(0xD0, 0xDA)])
-
-
-def decode_jpeg(image: bytes) -> Pixels | None:
-    """The pixels [H, W, 3] uint8 RGB of a JPEG, or None where OpenCV must decode the image.
-
-    None: the bytes are no JPEG, or one that is damaged, larger than a megapixel, of four colors, or possibly rotated
-    by its Exif data.
-    """
-    try:
-        if image[:2] == b"\xff\xd8" and 0 < (count := _jpeg_pixels(image)) <= _MAX_PIXELS:
-            # NumPy's memory begins at a multiple of 16, so one byte further is an odd address.
-            pixels: Pixels = simplejpeg.decode_jpeg(image, buffer=np.empty(3 * count + 1, np.uint8)[1:])
-            return pixels
-    except (ValueError, LookupError):
-        pass
-    return None
-
-
-def _jpeg_pixels(image: bytes) -> int:
-    """The number of pixels of a JPEG; 0 where a segment may hold Exif data or is unknown to this walk."""
-    at, count = 2, 0
-    while image[at] == 0xFF:
-        marker = image[at + 1]
-        if marker == _START_OF_SCAN:
-            return count
-        if marker in _NOT_WALKED:
-            return 0
-        if marker in _FRAMES and image[at + 9] <= 3:
-            count = (image[at + 5] << 8 | image[at + 6]) * (image[at + 7] << 8 | image[at + 8])
-        at += 2 + (image[at + 2] << 8 | image[at + 3])
-    return 0

@@ -8,6 +8,7 @@ state: (epoch, step) is its whole position.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from plsc.data.damage import DamageLog, refuse
 from plsc.data.records import Labels, Records, to_class
 from plsc.data.transforms import Transform, random_keys
 from plsc.data.workers import WorkerPool
 from plsc.errors import DataError, PLSCError
+from plsc.utils.hints import setter
+from plsc.utils.seeding import kept_global_generators, seed_global_generators
 
 log = logging.getLogger("plsc")
 
@@ -52,6 +56,8 @@ class TrainLoader:
         num_workers: processes that read and transform; 0 reads and transforms in this process.
         skip_bad_images: replace an image that cannot be decoded by the next readable one and count it in `skipped`,
             instead of raising `DataError`.
+        strict_images: an image that is damaged but can be decoded in part counts as one that cannot be decoded. By
+            default it is used, with a warning.
         class_balanced: every class comes equally often, see `balanced_order`, instead of every image.
         worker_timeout: seconds that one image may take before its process counts as hanging; 0 waits forever.
 
@@ -61,6 +67,7 @@ class TrainLoader:
         num_images: of the source.
         steps_per_epoch: the same on every rank.
         skipped: images replaced so far on this rank.
+        damaged: different images used so far on this rank that are damaged but can be decoded in part.
 
     Raises:
         DataError: the source is empty. In `epoch`: an image cannot be decoded, a label is out of range, or a worker
@@ -86,17 +93,21 @@ class TrainLoader:
         seed: int = 0,
         num_workers: int = 0,
         skip_bad_images: bool = False,
+        strict_images: bool = False,
         class_balanced: bool = False,
         worker_timeout: float = 300.0,
     ) -> None:
         if len(records) == 0:
             raise DataError("the training set is empty, expected at least one image")
-        self._maker = _BatchMaker(records, transform, num_classes, seed, skip_bad_images)
+        self._maker = _BatchMaker(
+            records, transform, num_classes=num_classes, seed=seed, skip=skip_bad_images, strict=strict_images
+        )
         self.records, self.num_classes = records, num_classes
         self.num_images = len(records)
         self.batch_size, self.rank, self.world_size, self.seed = batch_size, rank, world_size, seed
         self.steps_per_epoch: int = -(-self.num_images // (batch_size * world_size))
         self.skipped = 0
+        self._damaged = DamageLog(records.describe)
         self._labels = records.labels if class_balanced else None
         if self._labels is not None and len(self._labels) != self.num_images:
             raise DataError(
@@ -110,29 +121,53 @@ class TrainLoader:
         """The ids of the worker processes; empty before the first batch and after `close`."""
         return [] if self._pool is None else self._pool.pids
 
+    @property
+    def damaged(self) -> int:
+        return self._damaged.count
+
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from step `first_step` on."""
+        order = self._order(epoch)
+        tasks = ((epoch, self._indices(order, step)) for step in range(first_step, self.steps_per_epoch))
+        try:
+            for filled, pixels in self._filled(tasks):
+                for message in filled.skipped:
+                    log.warning("skipped an unreadable image: %s", message)
+                self.skipped += len(filled.skipped)
+                for index, damage in filled.damaged:
+                    self._damaged.warn(index, damage)
+                images = pixels if filled.finished is None else filled.finished
+                yield Batch(images, np.array(filled.labels, np.int64))
+        finally:
+            self._damaged.summarize()
+
+    def describe(self, epoch: int, step: int, *, row: int) -> str:
+        """Where an image of this rank comes from, for messages: the source's description of its record.
+
+        Args:
+            epoch: of the batch.
+            step: of the batch, from 0 in each epoch.
+            row: of the image in the batch.
+        """
+        index = self._indices(self._order(epoch), step)[row]
+        return self._maker.records.describe(self._maker.read_index(epoch, index))
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """The order of all records in an epoch."""
         rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(self.num_images) if self._labels is None else balanced_order(self._labels, rng)
-        global_batch = self.batch_size * self.world_size
-        starts = (step * global_batch + self.rank * self.batch_size for step in range(first_step, self.steps_per_epoch))
-        tasks = ((epoch, order[np.arange(start, start + self.batch_size) % len(order)].tolist()) for start in starts)
-        for batch, skipped in self._batches(tasks):
-            for message in skipped:
-                log.warning("skipped an unreadable image: %s", message)
-            self.skipped += len(skipped)
-            yield batch
+        return rng.permutation(self.num_images) if self._labels is None else balanced_order(self._labels, rng)
+
+    def _indices(self, order: npt.NDArray[np.int64], step: int) -> list[int]:
+        """This rank's records in a step of an epoch of that order."""
+        start = (step * self.world_size + self.rank) * self.batch_size
+        indices: list[int] = order[np.arange(start, start + self.batch_size) % len(order)].tolist()
+        return indices
 
     def close(self) -> None:
         """End the worker processes."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
-
-    def _batches(self, tasks: Iterator[_Task]) -> Iterator[tuple[Batch, list[str]]]:
-        for filled, pixels in self._filled(tasks):
-            images = pixels if filled.finished is None else filled.finished
-            yield Batch(images, np.array(filled.labels, np.int64)), filled.skipped
 
     def _filled(self, tasks: Iterator[_Task]) -> Iterator[tuple[_Filled, npt.NDArray[np.uint8]]]:
         shape = (self.batch_size, *self._maker.transform.image_shape)
@@ -162,8 +197,10 @@ class TrainLoader:
             nonlocal held
             held = index
 
+        is_seeded = self._maker.records.uses_global_random
         try:
-            return self._maker(task, pixels, hold)
+            with kept_global_generators() if is_seeded else contextlib.nullcontext():
+                return self._maker(task, pixels, hold)
         except PLSCError:
             raise
         except Exception as error:  # a user's own data set may raise any
@@ -204,39 +241,51 @@ class _Filled(NamedTuple):
     Attributes:
         labels: [N].
         skipped: a message for each image that was replaced.
+        damaged: (index, what is wrong) of each image that is damaged but was used.
         finished: [N, 3, H, W] float32 where the source has finished images, else None.
     """
 
     labels: list[int]
     skipped: list[str]
+    damaged: list[tuple[int, str]]
     finished: npt.NDArray[np.float32] | None
 
 
 class _BatchMaker:
     """Makes a batch from indices; the function that worker processes run."""
 
-    def __init__(self, records: Records, transform: Transform, num_classes: int, seed: int, skip: bool) -> None:
+    def __init__(
+        self, records: Records, transform: Transform, *, num_classes: int, seed: int, skip: bool, strict: bool
+    ) -> None:
         self.records, self.transform = records, transform
         self.num_classes, self.seed, self.skip = num_classes, seed, skip
+        self._faults: list[str] = []  # of the image in work
+        self._on_damage = refuse if strict else self._faults.append
 
     def __call__(self, task: _Task, pixels: npt.NDArray[np.uint8], hold: Callable[[int], None]) -> _Filled:
         """Write to `pixels` [N, 3, H, W], unless the source has finished images; `hold(index)` before each record."""
         epoch, indices = task
         skipped: list[str] = []
+        damaged: list[tuple[int, str]] = []
         finished: list[npt.NDArray[Any]] = []
         labels = []
-        records, transform = self.records, self.transform
-        keys = random_keys(self.seed, epoch, indices=indices).tolist()
+        records, transform, faults, on_damage = self.records, self.transform, self._faults, self._on_damage
+        seeds, keys = records.uses_global_random, random_keys(self.seed, epoch, indices=indices).tolist()
         for index, key, out in zip(indices, keys, pixels):
             hold(index)
+            if seeds:
+                seed_global_generators(key)
             try:
                 encoded, label = records[index]
-                image = transform(encoded, key, out=out)
+                image = transform(encoded, key, out=out, on_damage=on_damage)
             except DataError as error:
                 skipped.append(self._unreadable(index, error))
                 index, image, label = self._next_readable(epoch, index, out, skipped, hold)
+            if faults:
+                damaged += [(index, fault) for fault in faults]
+                faults.clear()
             if not 0 <= label < self.num_classes:
-                more = f"set_class_num({label + 1}) (--num-classes) or more, or " if label > 0 else ""
+                more = f"{setter('num_classes', label + 1)} or more, or " if label > 0 else ""
                 begin = _FROM_ONE if label == self.num_classes else ""
                 raise DataError(
                     f"{records.describe(index)}: label {label} is out of range, expected 0 to "
@@ -250,7 +299,18 @@ class _BatchMaker:
                 f"a batch has {len(finished)} images that are finished float32 and "
                 f"{len(indices) - len(finished)} that are not; expected a data set of one kind"
             )
-        return _Filled(labels, skipped, np.stack(finished) if finished else None)
+        return _Filled(labels, skipped, damaged, np.stack(finished) if finished else None)
+
+    def read_index(self, epoch: int, index: int) -> int:
+        """The record that a batch has in place of `index`: the same, but where unreadable images are skipped."""
+        out = np.empty(self.transform.image_shape, np.uint8)
+        try:
+            self.transform(self.records[index][0], out=out, on_damage=self._on_damage)
+            return index
+        except DataError:
+            return self._next_readable(epoch, index, out, [], lambda held: None)[0] if self.skip else index
+        finally:
+            self._faults.clear()
 
     def _next_readable(
         self, epoch: int, index: int, out: npt.NDArray[np.uint8], skipped: list[str], hold: Callable[[int], None]
@@ -259,10 +319,12 @@ class _BatchMaker:
         count = len(self.records)
         for candidate in (other % count for other in range(index + 1, index + count)):
             hold(candidate)
+            key = int(random_keys(self.seed, epoch, indices=[candidate])[0])
+            if self.records.uses_global_random:
+                seed_global_generators(key)
             try:
                 image, label = self.records[candidate]
-                key = int(random_keys(self.seed, epoch, indices=[candidate])[0])
-                return candidate, self.transform(image, key, out=out), label
+                return candidate, self.transform(image, key, out=out, on_damage=self._on_damage), label
             except DataError as error:
                 skipped.append(self._unreadable(candidate, error))
         raise DataError(f"none of the {count} training images can be read; the last: {skipped[-1]}")
@@ -270,9 +332,7 @@ class _BatchMaker:
     def _unreadable(self, index: int, error: DataError) -> str:
         message = f"{self.records.describe(index)}: {error}"
         if not self.skip:
-            raise DataError(
-                f"{message}; to pass over such images: set_bad_images('skip') (--bad-images skip)"
-            ) from None
+            raise DataError(f"{message}; to pass over such images: {setter('bad_images', 'skip')}") from None
         return message
 
 
@@ -315,6 +375,10 @@ class ReaderLoader:
         batches = itertools.islice(enumerate(self._reader()), first_step, None)
         return (self._to_batch(step, samples) for step, samples in batches)
 
+    def describe(self, epoch: int, step: int, *, row: int) -> str:
+        """Where an image of this rank comes from, for messages."""
+        return f"sample {row} of batch {step} of train_reader"
+
     def close(self) -> None:
         """Does nothing: the reader runs in this process."""
 
@@ -331,7 +395,8 @@ class ReaderLoader:
         if labels.min() < 0 or labels.max() >= self.num_classes:
             raise DataError(
                 f"train_reader, batch {step}: labels run from {labels.min()} to {labels.max()}, expected "
-                f"0 to {self.num_classes - 1}; {_FROM_ONE if labels.max() == self.num_classes else ''}see set_class_num"
+                f"0 to {self.num_classes - 1}; {_FROM_ONE if labels.max() == self.num_classes else ''}see "
+                f"{setter('num_classes')}"
             )
         return Batch(images if images.dtype == np.uint8 else images.astype(np.float32), labels)
 

@@ -7,11 +7,13 @@ contiguous folds find both kinds in each, however many folds were made.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from plsc.data.damage import DamageLog
 from plsc.data.images import decode
 from plsc.data.records import Labels, Records
 from plsc.data.verification_set import VerificationSet
@@ -86,18 +88,20 @@ def make_verification_set(
         name: of the set.
 
     Raises:
-        DataError: see `choose_pairs`; or a chosen image cannot be decoded.
+        DataError: see `choose_pairs`; or a chosen image cannot be decoded. There is a warning of an image that can be
+            decoded only in part.
     """
+    damaged = DamageLog(records.describe)
     pairs = choose_pairs(records.labels, num_pairs, folds=folds, seed=seed)
     order = np.stack([pairs.first, pairs.second], 1).reshape(-1)
-    images = [_readable(records, int(index)) for index in order]
+    images = [_readable(records, int(index), damaged) for index in order]
     return VerificationSet(name, images, is_same=pairs.is_same, folds=pairs.folds if folds > 1 else None)
 
 
-def _readable(records: Records, index: int) -> Any:
+def _readable(records: Records, index: int, damaged: DamageLog) -> Any:
     image = records[index].image
     try:
-        decode(image)
+        decode(image, on_damage=functools.partial(damaged.warn, index))
     except DataError as error:
         raise DataError(f"{records.describe(index)}: {error}; replace or remove it") from None
     return image

@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from plsc.errors import DataError
 from plsc.utils.files import map_file, open_output, sync
+from plsc.utils.hints import argument
 
 MAGIC = 0xCED7230A
 MAX_LENGTH = (1 << 29) - 1
@@ -189,8 +190,8 @@ class FrameFile:
     def _damage(self, offset: int, found: str, expected: str) -> DataError:
         return DataError(
             f"{self.path}, offset {offset}: {found}, expected {expected}; the file is damaged, cut off or "
-            f"does not belong to its index. What lies before the damage can be read with recover=True, "
-            f"or --recover"
+            f"does not belong to its index. What lies before the damage can be read with "
+            f"{argument('recover', True)}"
         )
 
 

@@ -40,7 +40,7 @@ class SelectedRecords(Records):
                 f"records {self._indices.min()} to {self._indices.max()} were chosen, expected 0 to {len(records) - 1}"
             )
         self.format = f"{len(self._indices)} of {len(records)} images of {records.format}"
-        self.root = records.root
+        self.root, self.uses_global_random = records.root, records.uses_global_random
         self.labels = records.labels[self._indices]
         self.num_classes, self.class_names = records.num_classes, records.class_names
         if classes is not None:

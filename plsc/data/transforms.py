@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plsc.data.augment import Augment
-from plsc.data.images import decode, resize
+from plsc.data.images import OnDamage, decode, resize
 from plsc.errors import DataError
 
 # The values of PLSC 0.1: pixels 0 ... 255 become about -1 ... 1.
@@ -58,7 +58,12 @@ class Transform:
         self.augment = None if augment is None or augment.is_off else augment
 
     def __call__(
-        self, image: bytes | npt.NDArray[Any], key: int | None = None, *, out: npt.NDArray[np.uint8] | None = None
+        self,
+        image: bytes | npt.NDArray[Any],
+        key: int | None = None,
+        *,
+        out: npt.NDArray[np.uint8] | None = None,
+        on_damage: OnDamage | None = None,
     ) -> npt.NDArray[Any]:
         """Transform one image.
 
@@ -66,6 +71,7 @@ class Transform:
             image: encoded bytes, pixels [H, W, 3] uint8 RGB, or a finished [3, H, W] float32 array.
             key: an int of `random_keys`; equal keys give equal pixels. With None there is no random change.
             out: [3, H, W] uint8 to write to and return; by default a new array.
+            on_damage: is called where the image is damaged but can be decoded, see `decode`.
 
         Raises:
             DataError: the image cannot be decoded, or is finished and of another shape.
@@ -77,7 +83,7 @@ class Transform:
                 f"got a finished image {list(image.shape)} of float32, expected {list(self.image_shape)}, "
                 f"or pixels [H, W, 3] of uint8, which are resized"
             )
-        pixels = resize(decode(image), self._size)
+        pixels = resize(decode(image, on_damage=on_damage), self._size)
         if key is not None:
             if self.augment is not None:
                 pixels = self.augment(pixels, np.random.default_rng(key))

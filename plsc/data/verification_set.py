@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plsc.data.damage import DamageLog
 from plsc.data.guarded_pickle import PickledArray, guarded_loads
 from plsc.data.images import encode
 from plsc.data.records import read_image
@@ -51,6 +52,7 @@ class VerificationSet:
     Attributes:
         images: the 2P images, as bytes or pixels.
         is_same: [P] bool array.
+        damaged: the images, by index, that decoding found damaged but usable in part.
         path: the file that the set was read from; None for a set that was made otherwise.
         folds: [P] int64 array, the folds that were given or made.
         has_own_folds: whether they were given.
@@ -84,6 +86,7 @@ class VerificationSet:
                 f"per flag and at least one pair"
             )
         self.images: list[Image] = [_image(image, name, index) for index, image in enumerate(images)]
+        self.damaged = DamageLog(self.describe)
         self.has_own_folds = folds is not None
         self.folds = self._folds(folds)
 
@@ -98,6 +101,10 @@ class VerificationSet:
     def __len__(self) -> int:
         """The number of pairs, P."""
         return len(self.is_same)
+
+    def describe(self, index: int) -> str:
+        """Which image `images[index]` is, for messages."""
+        return f"{self.label}, image {index}"
 
     @property
     def label(self) -> str:

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plsc.errors import ConfigError, DataError, StorageError
+from plsc.utils.hints import setter
 
 # Batches prefetched per worker.
 _AHEAD = 2
@@ -84,7 +85,7 @@ class WorkerPool:
         if multiprocessing.current_process().daemon:
             raise ConfigError(
                 f"num_workers is {num_workers}, but this process is a daemon, as those of multiprocessing.Pool are, "
-                f"which cannot start processes; set_num_workers(0) (--num-workers) to read training images in this "
+                f"which cannot start processes; {setter('num_workers', 0)} to read training images in this "
                 f"process, or train in one that is made with multiprocessing.Process(daemon=False)"
             )
         context = multiprocessing.get_context("fork")
@@ -122,7 +123,7 @@ class WorkerPool:
                 self.close()
                 raise DataError(
                     f"process {number + 1} of {num_workers} that read training images cannot be started: "
-                    f"{error.strerror}; lower set_num_workers (--num-workers)"
+                    f"{error.strerror}; lower {setter('num_workers')}"
                 ) from None
             theirs.close()
             poll = select.poll()
@@ -224,7 +225,7 @@ class WorkerPool:
             self.close()
             raise DataError(
                 f"a process that reads training images hangs: it has held {which} for {seconds:.0f} s; "
-                f"replace or remove that image, check the disk, or allow more time with set_worker_timeout"
+                f"replace or remove that image, check the disk, or allow more time with {setter('worker_timeout')}"
             )
         process.join(10)
         code = process.exitcode
@@ -234,7 +235,7 @@ class WorkerPool:
         self.close()
         raise DataError(
             f"a process that reads training images died ({how}) while it held {which}; look at that image, "
-            f"lower set_num_workers if memory ran out, or set it to 0 to see the fault where it happens"
+            f"lower {setter('num_workers')} if memory ran out, or set it to 0 to see the fault where it happens"
         )
 
 

@@ -11,7 +11,6 @@ No collective multiplies or divides by the number of ranks R. With one rank each
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -53,30 +52,16 @@ class Collectives:
 
     def reduce_scatter_sum(self, rows: paddle.Tensor) -> paddle.Tensor:
         """Adjoint of `all_gather`: the sum over ranks, of which this rank keeps its rows: [G, ...] -> [N, ...]."""
-        return self.begin_reduce_scatter_sum(rows)()
-
-    def begin_reduce_scatter_sum(self, rows: paddle.Tensor) -> Callable[[], paddle.Tensor]:
-        """Start `reduce_scatter_sum` and return at once.
-
-        Returns:
-            A function that waits for the sum and returns it, [N, ...]. Other work may run before the call.
-        """
         if self._is_single:
-            return lambda: rows
+            return rows
         local = rows.shape[0] // self.topology.world_size
         if self.topology.on_gpu:
             own = paddle.empty([local, *rows.shape[1:]], rows.dtype)
-            task = dist.stream.reduce_scatter(own, rows.contiguous(), sync_op=False)
-        else:
-            # Gloo has no reduce_scatter.
-            task = dist.all_reduce(rows, sync_op=False)
-            own = rows[self.topology.rank * local : (self.topology.rank + 1) * local]
-
-        def finish() -> paddle.Tensor:
-            task.wait()
+            dist.stream.reduce_scatter(own, rows.contiguous())
             return own
-
-        return finish
+        # Gloo has no reduce_scatter.
+        dist.all_reduce(rows)
+        return rows[self.topology.rank * local : (self.topology.rank + 1) * local]
 
     def all_reduce_sum(self, tensor: paddle.Tensor) -> paddle.Tensor:
         """Element-wise sum over ranks, the same on every rank."""

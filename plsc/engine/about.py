@@ -20,7 +20,7 @@ class SavedSettings(BaseModel):
     num_classes: int
     emb_dim: int
     image_shape: list[int]
-    model_name: str
+    model_name: str | None = None
     loss_type: str
 
 
@@ -45,9 +45,11 @@ class About(BaseModel):
         optimizer: class of the backbone's optimizer.
         head_optimizer: class of the head's optimizer.
         loss_scaling: state of `Precision`.
-        settings: of the run.
+        settings: of the run. `model_name` is None where the network was an object of the user's own.
         objects: the Python objects that decide what a step computes, by the names of their settings.
         global_batch: images per step.
+        network: class of the network, as 'package.module:Class'; None in older checkpoints, whose `model_name` says
+            nothing about an object.
         classes: None where not known.
     """
 
@@ -63,6 +65,7 @@ class About(BaseModel):
     settings: SavedSettings
     objects: dict[str, str] | None = None
     global_batch: _Count | None = None
+    network: str | None = None
     classes: AboutClasses | None = None
 
     @classmethod
@@ -76,5 +79,9 @@ class About(BaseModel):
 
 
 def saved_settings(config: Config) -> dict[str, Any]:
-    """The settings as a checkpoint's manifest holds them, without those that only Python can hold."""
-    return config.model_dump(mode="json", exclude={"amp_lists"})
+    """The settings as a checkpoint's manifest holds them, without those that only Python can hold.
+
+    With a network of the user's own there is no `model_name`: the manifest's "network" says what class it is.
+    """
+    left_out = {"amp_lists"} if config.model is None else {"amp_lists", "model_name"}
+    return config.model_dump(mode="json", exclude=left_out)

@@ -32,8 +32,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from plsc.distributed.agreement import agree, explain
 from plsc.distributed.collectives import Collectives
 from plsc.errors import CheckpointError, PLSCError
+from plsc.utils.artifacts import recognize
 from plsc.utils.atomic import partial_path, write_folder
 from plsc.utils.files import sync_path
+from plsc.utils.finite import find_nonfinite
+from plsc.utils.hints import setter
 from plsc.utils.ranges import Range
 
 FORMAT, VERSION = "plsc-checkpoint", 1
@@ -43,7 +46,6 @@ MODEL_FILE = "model.safetensors"
 _NAME = re.compile(r"[0-9]+(\.[0-9]+)?")
 # The name of the checkpoint that `try_folder` writes and removes.
 _TRIAL = ".plsc-trial"
-_SHARED = "set_model_save_dir must name a folder that all machines share"
 # Rows that `Checkpoint.read_rows` reads at a time.
 _BLOCK_ROWS = 1 << 16
 # What NumPy and safetensors both know.
@@ -63,6 +65,8 @@ class Part:
         data: the whole tensor; or with `offset` and `rows` this rank's rows of it, [this rank's rows, ...].
         offset: index in the global tensor of the first row of `data`. By default `data` is the whole tensor.
         rows: rows of the global tensor; given together with `offset`.
+        is_finite: a number that is not finite is refused when a checkpoint is written. False for a constant that
+            holds such numbers, as a mask does.
 
     Example:
         >>> Part("backbone.conv1.weight", weight)
@@ -73,6 +77,7 @@ class Part:
     data: np.ndarray
     offset: int | None = field(default=None, kw_only=True)
     rows: int | None = field(default=None, kw_only=True)
+    is_finite: bool = field(default=True, kw_only=True)
 
     @property
     def file(self) -> str:
@@ -165,11 +170,13 @@ def save_checkpoint(
         The folder written.
 
     Raises:
-        CheckpointError: `root/name` exists, or a rank could not write; the same error on every rank.
+        CheckpointError: a number is not finite, `root/name` exists, or a rank could not write; the same error on every
+            rank.
     """
     folder, is_main = Path(root) / name, collectives.topology.is_main
     options: dict[str, Any] = {"error": CheckpointError, "prefix": f"the checkpoint {folder} was not written: "}
     held = agree(lambda: list(parts), collectives, **options)
+    agree(lambda: _check_parts(held), collectives, **options)
     with contextlib.ExitStack() as stack:
         agree(lambda: _begin(folder, stack) if is_main else None, collectives, **options)
         own = agree(lambda: _write_parts(partial_path(folder), held), collectives, **options)
@@ -346,6 +353,21 @@ class Checkpoint:
         return self._tensors[name]
 
 
+def _explain_absence(path: Path) -> str:
+    """What a path is that is neither a checkpoint nor a folder of checkpoints."""
+    expected = f"expected a folder with {MANIFEST}, or one that holds such folders (output/0, output/1, ...)"
+    found = recognize(path)
+    if found is not None:
+        return f"checkpoint_dir {str(path)!r} is {found.what}; {expected}; {found.use}"
+    if path.is_file():
+        return f"checkpoint_dir {str(path)!r} is a file; {expected}"
+    beside = [other.name for other in list_checkpoints(path.parent)]
+    what = "holds no checkpoint" if path.is_dir() else "does not exist"
+    return f"checkpoint_dir {str(path)!r} {what}; {expected}" + (
+        f"; {path.parent} holds the checkpoints {', '.join(beside)}" if beside else ""
+    )
+
+
 @contextlib.contextmanager
 def reading(path: str | Path, what: str = "") -> Iterator[None]:
     """Make whatever stops the reading of a checkpoint a `CheckpointError` that names the file and the reason.
@@ -372,11 +394,7 @@ def _find(path: Path) -> Path:
         return path
     found = list_checkpoints(path)
     if not found:
-        what = "holds no checkpoint" if path.is_dir() else "does not exist"
-        raise CheckpointError(
-            f"checkpoint_dir {str(path)!r} {what}; expected a folder with {MANIFEST}, "
-            f"or one that holds such folders (output/0, output/1, ...)"
-        )
+        raise CheckpointError(_explain_absence(path))
     return found[-1]
 
 
@@ -389,15 +407,43 @@ def _check_size(file: Path, expected: int) -> None:
         )
 
 
+def _shared() -> str:
+    return f"{setter('model_save_dir')} must name a folder that all machines share"
+
+
+def _check_parts(parts: Iterable[Part]) -> None:
+    for part in parts:
+        if part.is_finite:
+            check_finite(part.name, part.data, first_row=part.offset or 0)
+
+
+def check_finite(name: str, array: np.ndarray, *, first_row: int = 0) -> None:
+    """Refuse a tensor that holds a number that is not finite.
+
+    Args:
+        name: for the message.
+        array: [rows, ...].
+        first_row: index in the global tensor of the first row.
+
+    Raises:
+        CheckpointError: names the tensor, the row and the number.
+    """
+    found = find_nonfinite(array)
+    if found is not None:
+        index, value = found
+        where = f" in row {first_row + index[0]}" if index else ""
+        raise CheckpointError(f"{name} holds {value:g}{where}, expected finite numbers; use an earlier checkpoint")
+
+
 def _begin(folder: Path, stack: contextlib.ExitStack) -> None:
     if os.path.lexists(folder):
-        raise CheckpointError(f"{folder} exists and is never overwritten; choose another set_model_save_dir")
+        raise CheckpointError(f"{folder} exists and is never overwritten; choose another {setter('model_save_dir')}")
     stack.enter_context(write_folder(folder, CheckpointError, replace=False))
 
 
 def _write_parts(folder: Path, parts: list[Part]) -> list[_Described]:
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} was made by rank 0 but is not seen by this rank; {_SHARED}")
+        raise CheckpointError(f"{folder} was made by rank 0 but is not seen by this rank; {_shared()}")
     files: dict[str, dict[str, np.ndarray]] = {}
     for part in parts:
         if part.data.shape[:1] != (0,):
@@ -433,7 +479,9 @@ def _write_manifest(folder: Path, described: list[_Described], *, about: dict[st
     files = sorted({part.file for entry in tensors.values() for part in entry.parts})
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        raise CheckpointError(f"{folder / missing[0]} was written by another rank but is not seen by rank 0; {_SHARED}")
+        raise CheckpointError(
+            f"{folder / missing[0]} was written by another rank but is not seen by rank 0; {_shared()}"
+        )
     sizes = {file: (folder / file).stat().st_size for file in files}
     manifest = _Manifest(format=FORMAT, version=VERSION, about=about, files=sizes, tensors=tensors)
     (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1), encoding="utf-8")

@@ -13,6 +13,7 @@ from plsc.data.records import Records
 from plsc.engine.about import About, AboutClasses
 from plsc.engine.checkpoint import Checkpoint, Part
 from plsc.errors import CheckpointError
+from plsc.utils.hints import setter
 
 log = logging.getLogger("plsc")
 
@@ -72,15 +73,15 @@ def match_classes(
 
 
 def _explain_change(saved: Checkpoint, change: str, named: NDArray[np.int64] | str) -> str:
-    advice = ["Resume on the earlier data", "train a new run without set_checkpoint_dir"]
+    advice = ["Resume on the earlier data", f"train a new run without {setter('checkpoint_dir')}"]
     if not isinstance(named, str):
-        advice.append("set_class_change('by_name') (--class-change by_name) to move each center to its class")
+        advice.append(f"{setter('class_change', 'by_name')} to move each center to its class")
     else:
         change = f"{change}. {named}"
     return (
         f"{saved.path}: class numbers mean other classes than when it was written, and class centers would belong to "
         f"other classes: {change}. {'; or '.join(advice)}; or, where the numbers are right, "
-        f"set_class_change('by_number') (--class-change by_number)"
+        f"{setter('class_change', 'by_number')}"
     )
 
 
@@ -89,7 +90,8 @@ def _check_number(saved: Checkpoint, records: Records) -> None:
     if records.num_classes is not None and records.num_classes > trained:
         raise CheckpointError(
             f"{saved.path}: it has {trained} classes, the training data has {records.num_classes}; classes cannot be "
-            f"added to a checkpoint: resume on data of its classes, or train a new run without set_checkpoint_dir"
+            f"added to a checkpoint: resume on data of its classes, or train a new run without "
+            f"{setter('checkpoint_dir')}"
         )
 
 

@@ -22,6 +22,7 @@ from plsc.distributed.agreement import agree, explain
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.errors import ConfigError, DataError, PLSCError
+from plsc.utils.hints import setter
 
 log = logging.getLogger("plsc")
 
@@ -86,6 +87,7 @@ def build_dataloader(
         seed=config.seed,
         num_workers=config.num_workers,
         skip_bad_images=config.bad_images == "skip",
+        strict_images=config.strict_images,
         class_balanced=config.class_balanced,
         worker_timeout=config.worker_timeout,
     )
@@ -136,8 +138,9 @@ def _choose_num_classes(config: Config, found: int | None, trained: int | None, 
             log.log(
                 level,
                 "num_classes is not set, and the training data does not say how many classes it has: training %d, the "
-                "default; set_class_num(...) (--num-classes)",
+                "default; give the number with %s",
                 chosen,
+                setter("num_classes"),
             )
     if found is not None and chosen > found:
         log.log(
@@ -170,13 +173,13 @@ def warn_of_large_batch(loader: Loader, config: Config, *, global_batch: int) ->
         return
     log.warning(
         "the global batch of %d images is larger than the training data of %d images: a step takes images several "
-        "times%s; set_train_batch_size(%d) or less (--train-batch-size)",
+        "times%s; %s or less",
         global_batch,
         loader.num_images,
         ""
         if callable(config.lr_schedule)
         else f", and the peak of the learning rate, lr * global batch / 1024, is {config.lr * global_batch / 1024:.3g}",
-        max(1, loader.num_images * config.train_batch_size // global_batch),
+        setter("train_batch_size", max(1, loader.num_images * config.train_batch_size // global_batch)),
     )
 
 
@@ -214,8 +217,8 @@ def _reader_loader(config: Config, topology: Topology, num_classes: int) -> Read
     )
     if loader.num_images is None and config.warmup_epochs:
         log.info(
-            "warm-up in epochs needs the number of images: reading train_reader once to count them "
-            "(set_train_image_num saves this)"
+            "warm-up in epochs needs the number of images: reading train_reader once to count them (%s saves this)",
+            setter("train_image_num"),
         )
         loader.num_images = loader.count()
     return loader
@@ -229,7 +232,7 @@ def _training_records(config: Config) -> Records:
     _check_labels(records, config)
     if config.train_image_num not in (None, len(records)):
         log.warning(
-            "set_train_image_num says %d images, the data set has %d; training uses the data set's number",
+            "train_image_num is %d images, the data set has %d; training uses the data set's number",
             config.train_image_num,
             len(records),
         )
@@ -246,7 +249,7 @@ def _check_labels(records: Records, config: Config) -> None:
             begin = f"the labels begin at 1: subtract 1 from each, so that they run from 0 to {given - 1}; or "
         raise DataError(
             f"{_first_beyond(records, given)} is out of range, expected 0 to "
-            f"{given - 1}; {begin}set_class_num({found}) (--num-classes), or correct the label"
+            f"{given - 1}; {begin}{setter('num_classes', found)}, or correct the label"
         )
     if labels is None:
         return
@@ -255,8 +258,7 @@ def _check_labels(records: Records, config: Config) -> None:
         raise DataError(
             f"{records.describe(int(labels.argmax()))}: label {largest} of {len(records)} images means {largest + 1} "
             f"classes, most of them without an image; number the classes from 0 without gaps: "
-            f"set_min_images_per_class(1) (--min-images-per-class) does so; or set_class_num({largest + 1}) "
-            f"(--num-classes)"
+            f"{setter('min_images_per_class', 1)} does so; or {setter('num_classes', largest + 1)}"
         )
     if smallest > 0:
         log.warning(
@@ -355,7 +357,7 @@ def _named_sets(config: Config) -> list[VerificationSet]:
     try:
         return [VerificationSet.load(*find_bin(name, folder)) for name in config.val_names]
     except DataError as error:
-        raise DataError(f"{error}; name others with set_val_targets, or set_with_test(False)") from None
+        raise DataError(f"{error}; name others with {setter('val_targets')}, or {setter('with_test', False)}") from None
 
 
 def _as_sets(value: Any, setting: str) -> list[VerificationSet]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import time
@@ -15,6 +16,7 @@ import paddle
 from numpy.typing import NDArray
 
 from plsc.config import DEFAULT_VAL_TARGETS, Config
+from plsc.data.damage import DamageLog
 from plsc.data.records import read_image
 from plsc.data.verification_set import VerificationSet
 from plsc.distributed.agreement import agree
@@ -33,6 +35,8 @@ from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.inference.embedding import EmbeddingPath, Embeddings, to_unit_length
 from plsc.metrics.verification import VerificationReport, verification_report
 from plsc.models.base_model import check_embedding
+from plsc.utils.finite import find_nonfinite
+from plsc.utils.hints import setter
 from plsc.utils.ranges import Range, shard_range, shard_ranges
 from plsc.utils.threads import thread_map
 
@@ -56,7 +60,7 @@ class Embedder:
         self.emb_dim = emb_dim
         self._backbone, self._path, self._batch_size = backbone, path, batch_size
 
-    def __call__(self, images: Iterable[Any], *, first: int = 0) -> Embeddings:
+    def __call__(self, images: Iterable[Any], *, first: int = 0, damaged: DamageLog | None = None) -> Embeddings:
         """Embed images: [n, D] float32, not of unit length.
 
         The next batch is decoded on threads while the backbone computes. Memory holds two batches and the embeddings.
@@ -64,19 +68,30 @@ class Embedder:
         Args:
             images: encoded bytes, pixels [H, W, 3] uint8 RGB, or normalized [3, H, W] float32 arrays.
             first: number of the first image, for messages.
+            damaged: warns of images that are damaged but can be decoded in part.
 
         Raises:
-            DataError: an image cannot be decoded; the message has its number.
+            DataError: an image cannot be decoded, or its embedding is not finite; the message has its number.
         """
-        prepared = thread_map(self._prepare, enumerate(images, first), threads=_THREADS, ahead=2 * self._batch_size)
-        embeddings = []
+        damaged = damaged or DamageLog(lambda number: f"image {number}")
+        prepare = functools.partial(self._prepare, damaged=damaged)
+        prepared = thread_map(prepare, enumerate(images, first), threads=_THREADS, ahead=2 * self._batch_size)
+        embeddings, done = [], first
         while batch := list(itertools.islice(prepared, self._batch_size)):
             embeddings.append(self._embed(np.stack(batch)))
+            found = find_nonfinite(embeddings[-1])
+            if found is not None:
+                (row, _), value = found
+                raise DataError(
+                    f"image {done + row}: its embedding holds {value:g}, expected finite numbers; the network has "
+                    f"diverged, or the image is beyond what it was trained on"
+                )
+            done += len(batch)
         return np.concatenate(embeddings) if embeddings else np.zeros([0, self.emb_dim], np.float32)
 
-    def _prepare(self, numbered: tuple[int, Any]) -> NDArray[np.float32]:
+    def _prepare(self, numbered: tuple[int, Any], *, damaged: DamageLog) -> NDArray[np.float32]:
         # Normalized one by one, so that finished float32 images and pixels fit into one batch.
-        return self._path.normalize(_prepare(self._path, numbered))
+        return self._path.normalize(_prepare(self._path, numbered, damaged=damaged))
 
     def _embed(self, images: NDArray[np.float32]) -> Embeddings:
         rows, count = self._path.to_input(images), len(images)
@@ -101,7 +116,7 @@ def verify(embedder: Embedder, pairs: VerificationSet, *, collectives: Collectiv
     """
     own = _share(pairs, collectives)
     embeddings = agree(
-        lambda: embedder(pairs.images[own.start : own.stop], first=own.start),
+        lambda: embedder(pairs.images[own.start : own.stop], first=own.start, damaged=pairs.damaged),
         collectives,
         error=DataError,
         prefix=f"{pairs.label}: ",
@@ -125,7 +140,7 @@ def check_verification_sets(config: Config, sets: Sequence[VerificationSet], *, 
         def decode(pairs: VerificationSet = pairs, own: Range = own) -> None:
             nonlocal is_noted
             images = enumerate(pairs.images[own.start : own.stop], own.start)
-            for done, _ in enumerate(thread_map(lambda image: _prepare(path, image), images)):
+            for done, _ in enumerate(thread_map(lambda image: _prepare(path, image, damaged=pairs.damaged), images)):
                 if not is_noted and time.monotonic() - begin > _NOTED_SECONDS:
                     is_noted = True
                     log.info(
@@ -148,13 +163,13 @@ def _report(pairs: VerificationSet, embeddings: Embeddings) -> VerificationRepor
     try:
         return verification_report(embeddings, pairs.is_same, folds=pairs.folds)
     except (ConfigError, DataError) as error:
-        raise DataError(f"{pairs.label}: found {len(pairs)} pairs, which cannot be verified: {error}") from None
+        raise DataError(f"{pairs.label} ({len(pairs)} pairs) cannot be verified: {error}") from None
 
 
-def _prepare(path: EmbeddingPath, numbered: tuple[int, Any]) -> NDArray[Any]:
+def _prepare(path: EmbeddingPath, numbered: tuple[int, Any], *, damaged: DamageLog) -> NDArray[Any]:
     index, image = numbered
     try:
-        return path.prepare(image)
+        return path.prepare(image, on_damage=functools.partial(damaged.warn, index))
     except DataError as error:
         raise DataError(f"image {index}: {error}") from None
 
@@ -200,7 +215,7 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
         raise DataError(
             f"nothing to test on: no verification set is given, and "
             f"{lacking if config.val_targets is None else 'val_targets is empty'}; make one with plsc data pairs, or "
-            f"set_val_targets (--val-targets)"
+            f"name them with {setter('val_targets')}"
         )
     for pairs in sets:
         _report(pairs, np.zeros([2 * len(pairs), 1], np.float32))

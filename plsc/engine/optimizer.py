@@ -12,6 +12,7 @@ import paddle
 from plsc.config import Config
 from plsc.errors import CheckpointError, ConfigError
 from plsc.losses.row_optimizers import RowOptimizer, row_optimizer_of
+from plsc.utils.hints import setter
 
 MASTER = "master"  # the kind of a float32 copy of a parameter of lower precision
 
@@ -52,7 +53,15 @@ class NamedOptimizer:
                 self._optimizer.step()
             else:
                 scaler.step(self._optimizer)
+        self.clear_gradients()
+
+    def clear_gradients(self) -> None:
+        """Drop the gradients of the parameters."""
         self._optimizer.clear_grad(set_to_zero=False)
+
+    def unscale(self, scaler: paddle.amp.GradScaler) -> None:
+        """Divide the gradients by the loss scale, and note in `scaler` whether one is not finite."""
+        scaler.unscale_(self._optimizer)
 
     def state(self) -> dict[str, paddle.Tensor]:
         """The tensors to save; none before the first step.
@@ -110,15 +119,23 @@ def _build(
         optimizer = factory(learning_rate=learning_rate, parameters=parameters)
     except TypeError as error:
         raise ConfigError(
-            f"set_optimizer: {factory!r} could not be called as factory(learning_rate=..., parameters=[...]): {error}"
+            f"{setter('optimizer')}: {factory!r} could not be called as factory(learning_rate=..., parameters=[...]): "
+            f"{error}"
         ) from None
     if not isinstance(optimizer, paddle.optimizer.Optimizer):
         raise ConfigError(
-            f"set_optimizer: the factory returned {type(optimizer).__name__}, expected a paddle.optimizer.Optimizer"
+            f"{setter('optimizer')}: the factory returned {type(optimizer).__name__}, expected a "
+            f"paddle.optimizer.Optimizer"
+        )
+    decay = getattr(optimizer, "regularization", None)
+    if decay is not None and not callable(decay):  # Paddle calls what is no float, at the first step
+        raise ConfigError(
+            f"{setter('optimizer')}: weight_decay is {decay!r} ({type(decay).__name__}), expected a float or a "
+            f"paddle.regularizer; give float(...)"
         )
     if isinstance(optimizer._learning_rate, paddle.optimizer.lr.LRScheduler):
         raise ConfigError(
-            "set_optimizer: the optimizer has its own LRScheduler, which a resumed run cannot restore; give the "
-            "learning rate with set_lr(lr), set_lr('cosine') or set_lr(lambda step: ...)"
+            f"{setter('optimizer')}: the optimizer has its own LRScheduler, which a resumed run cannot restore; give "
+            f"the learning rate with {setter('lr')}: a number, 'cosine' or a function of the step"
         )
     return optimizer

@@ -11,6 +11,8 @@ import paddle
 
 from plsc.config import Config
 from plsc.distributed.topology import Topology
+from plsc.engine.optimizer import NamedOptimizer
+from plsc.utils.hints import setter
 
 log = logging.getLogger("plsc")
 
@@ -29,7 +31,7 @@ class Precision:
     def __init__(self, config: Config, topology: Topology) -> None:
         self._enabled, self._dtype = config.use_fp16 and topology.on_gpu, config.amp_dtype
         if config.use_fp16 and not topology.on_gpu and topology.is_main:
-            log.warning("set_mixed_precision has no effect on CPU: Paddle computes in float32 there")
+            log.warning("%s has no effect on CPU: Paddle computes in float32 there", setter("use_fp16"))
         lists = config.amp_lists or {}
         self._lists = {name: lists[name] for name in ("custom_white_list", "custom_black_list") if name in lists}
         self.scaler = paddle.amp.GradScaler(
@@ -47,6 +49,21 @@ class Precision:
         if not self._enabled:
             return contextlib.nullcontext()
         return paddle.amp.auto_cast(dtype=self._dtype, **self._lists)  # type: ignore[no-any-return]  # Paddle is Any
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether the loss is scaled, so that a gradient that is not finite calls for a smaller scale."""
+        return bool(self.scaler.is_enable())
+
+    def overflows(self, optimizer: NamedOptimizer) -> bool:
+        """Whether a gradient overflowed, the same on all ranks; the gradients are then divided by the loss scale.
+
+        `GradScaler` leaves out the update of such a step and makes the scale smaller. Waits for the device.
+        """
+        if not self.scales_loss:
+            return False
+        optimizer.unscale(self.scaler)
+        return bool(self.scaler._found_inf)
 
     def state(self) -> dict[str, Any]:
         """The loss scale and its counters, JSON-able."""

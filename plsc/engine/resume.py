@@ -14,6 +14,7 @@ from plsc.engine.about import About
 from plsc.engine.checkpoint import is_checkpoint_name, list_checkpoints, order, try_folder
 from plsc.engine.rank_check import describe_object
 from plsc.errors import CheckpointError, ConfigError
+from plsc.utils.hints import setter
 
 log = logging.getLogger("plsc")
 
@@ -35,7 +36,6 @@ _STEP_SETTINGS = (
 )
 # Python objects that decide it.
 _STEP_OBJECTS = ("optimizer", "head_optimizer", "margin_function")
-_OTHER_FOLDER = "choose another folder (set_model_save_dir, --model-save-dir)"
 
 
 def warn_of_another_order(
@@ -132,7 +132,7 @@ def check_save_folder(
     try:
         try_folder(root, collectives)
     except CheckpointError as error:
-        raise CheckpointError(f"{root}: checkpoints cannot be written there: {error}; {_OTHER_FOLDER}") from None
+        raise CheckpointError(f"{root}: checkpoints cannot be written there: {error}; {_other_folder()}") from None
 
 
 def _check_content(root: Path, position: tuple[int, int], *, last_epoch: int | None) -> None:
@@ -142,19 +142,19 @@ def _check_content(root: Path, position: tuple[int, int], *, last_epoch: int | N
         names = [path.name for path in root.iterdir()]
     except OSError as error:
         raise CheckpointError(
-            f"{root}: checkpoints cannot be written there: {error.strerror}; {_OTHER_FOLDER}"
+            f"{root}: checkpoints cannot be written there: {error.strerror}; {_other_folder()}"
         ) from None
     if newer:
         raise CheckpointError(
             f"{newer[-1]} is a checkpoint of later training than this run starts from; to resume from it: "
-            f"set_checkpoint_dir({str(root)!r}) (--checkpoint-dir {root}); to start a new run: choose another "
-            f"set_model_save_dir (--model-save-dir), or move the old folder away"
+            f"{setter('checkpoint_dir', root)}; to start a new run: choose another folder with "
+            f"{setter('model_save_dir')}, or move the old folder away"
         )
     taken = [name for name in names if _is_needed(name, position, last_epoch=last_epoch)]
     if taken:
         raise CheckpointError(
             f"{root / min(taken)} exists and is no checkpoint, and this run will save one under that name; nothing is "
-            f"overwritten: move it away, or {_OTHER_FOLDER}"
+            f"overwritten: move it away, or {_other_folder()}"
         )
 
 
@@ -164,3 +164,7 @@ def _is_needed(name: str, position: tuple[int, int], *, last_epoch: int | None) 
         return False
     epoch = int(name.partition(".")[0])
     return order(Path(name)) > position and (last_epoch is None or epoch <= last_epoch)
+
+
+def _other_folder() -> str:
+    return f"choose another folder with {setter('model_save_dir')}"

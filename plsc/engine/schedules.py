@@ -23,6 +23,7 @@ from typing import Any
 
 from plsc.config import Config
 from plsc.errors import ConfigError
+from plsc.utils.hints import setter
 from plsc.utils.numbers import as_number
 
 Schedule = Callable[[int], float]
@@ -75,7 +76,7 @@ def build_schedule(
     if config.warmup_epochs and steps_per_epoch is None:
         raise ConfigError(
             f"warmup_epochs is {config.warmup_epochs}, but the number of training images is unknown; "
-            f"set_train_image_num(...) (--train-image-num), or set_warmup_epochs(0)"
+            f"give it with {setter('train_image_num')}, or {setter('warmup_epochs', 0)}"
         )
     peak = config.lr * global_batch / 1024
     start = config.lr if peak > config.lr else 0.0
@@ -133,8 +134,8 @@ def _progress(config: Config, warmup_steps: int, total_steps: int | None) -> Sch
     if total_steps is None:
         raise ConfigError(
             f"lr_schedule is {config.lr_schedule!r}, which needs the number of training steps, but the length of "
-            f"train_reader is unknown; set_train_image_num(...) (--train-image-num), or train a number of steps: "
-            f"set_train_steps(...) (--train-steps)"
+            f"train_reader is unknown; give the number of images with {setter('train_image_num')}, or that of "
+            f"steps with {setter('train_steps')}"
         )
     steps = max(1, total_steps - warmup_steps)
     return lambda step: min(1.0, (step - warmup_steps) / steps)

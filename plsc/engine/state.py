@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from plsc.distributed.agreement import explain
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.about import About
-from plsc.engine.checkpoint import Checkpoint, Part, reading
+from plsc.engine.checkpoint import Checkpoint, Part, check_finite, reading
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.errors import CheckpointError, ConfigError
 from plsc.losses import MARGIN_STATE, Head
-from plsc.models.base_model import build_backbone
+from plsc.models.base_model import build_backbone, network_name
+from plsc.utils.finite import find_nonfinite
+from plsc.utils.hints import either, setter
 from plsc.utils.ranges import Range
 
 log = logging.getLogger("plsc")
@@ -26,11 +29,24 @@ log = logging.getLogger("plsc")
 NETWORK_SETTINGS = ("emb_dim", "image_shape", "model_name", "flip", "pixel_mean", "pixel_std")
 
 
-def backbone_parts(backbone: paddle.nn.Layer, optimizer: NamedOptimizer) -> list[Part]:
-    """The backbone and its optimizer state, for rank 0 to write."""
-    tensors = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
-    tensors.update({f"optimizer.{name}": value for name, value in optimizer.state().items()})
-    return [Part(name, value.numpy()) for name, value in tensors.items()]
+def backbone_parts(
+    backbone: paddle.nn.Layer, optimizer: NamedOptimizer, *, constants: Collection[str] = ()
+) -> list[Part]:
+    """The backbone and its optimizer state, for rank 0 to write.
+
+    Args:
+        backbone: the network.
+        optimizer: of its parameters.
+        constants: names of its tensors that may hold NaN or infinity, as a mask does.
+    """
+    state = optimizer.state().items()
+    return [
+        *(
+            Part(f"backbone.{name}", value.numpy(), is_finite=name not in constants)
+            for name, value in backbone.state_dict().items()
+        ),
+        *(Part(f"optimizer.{name}", value.numpy()) for name, value in state),
+    ]
 
 
 def head_parts(head: Head, is_main: bool, *, num_classes: int) -> list[Part]:
@@ -56,29 +72,38 @@ def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, *, config: Confi
     """Load the weights of a backbone.
 
     Raises:
-        CheckpointError: the checkpoint has another embedding size, or is of another network.
+        CheckpointError: the checkpoint has another embedding size, is of another network, or holds a number that is
+            not finite.
     """
-    settings = About.of(saved).settings
-    _check_setting(saved, settings.emb_dim, config.emb_dim, "embedding size", "set_emb_size")
+    about = About.of(saved)
+    _check_setting(saved, about.settings.emb_dim, config.emb_dim, "embedding size", "emb_dim")
     expected = backbone.state_dict()
-    found = {name[len("backbone.") :] for name in saved.names("backbone.")}
-    if found != set(expected):
-        odd = sorted(found ^ set(expected))
+    names = {name[len("backbone.") :] for name in saved.names("backbone.")}
+    if names != set(expected):
+        odd = sorted(names ^ set(expected))
         raise CheckpointError(
-            f"{saved.path}: its backbone ({settings.model_name}) differs from this "
-            f"one in {len(odd)} tensors, the first '{odd[0]}'; set_model_name or set_model as in "
-            f"training"
+            f"{saved.path}: its network is {_network_of(about)}, this run's is {network_name(backbone)}; they differ "
+            f"in {len(odd)} tensors, the first '{odd[0]}'; {_how_to_give_network(about)}"
         )
     for name, tensor in expected.items():
         shape = saved.shape(f"backbone.{name}")
         if shape != list(tensor.shape):
             raise CheckpointError(
                 f"{saved.path}: backbone '{name}' is {shape}, expected {list(tensor.shape)}; it was "
-                f"trained with image_shape {tuple(settings.image_shape)}"
+                f"trained with image_shape {tuple(about.settings.image_shape)}"
             )
         value = saved.read(f"backbone.{name}")
+        if find_nonfinite(tensor.numpy()) is None:  # else a constant, as a mask of -infinity
+            check_finite(f"{saved.path}: backbone.{name}", value)
         with reading(saved.path, f"tensor 'backbone.{name}' "):
             tensor.set_value(value)
+    if about.network not in (None, network_name(backbone)):
+        log.warning(
+            "%s: its network is %s, this run's is %s; their tensors have the same names and shapes, and are loaded",
+            saved.path,
+            about.network,
+            network_name(backbone),
+        )
 
 
 def load_training(
@@ -99,10 +124,11 @@ def load_training(
         rows: [C], for each class the checkpoint's row of it; by default row c is of class c.
 
     Raises:
-        CheckpointError: the checkpoint has another number of classes, or is of another kind of loss.
+        CheckpointError: the checkpoint has another number of classes, is of another kind of loss, or holds a number
+            that is not finite.
     """
     about = About.of(saved)
-    _check_setting(saved, about.settings.num_classes, config.num_classes, "class number", "set_class_num")
+    _check_setting(saved, about.settings.num_classes, config.num_classes, "class number", "num_classes")
     kinds = {"optimizer": optimizer.kind, "head_optimizer": head.optimizer_kind}
     before = {"optimizer": about.optimizer, "head_optimizer": about.head_optimizer}
     same = {name: before[name] == kind for name, kind in kinds.items()}
@@ -122,6 +148,8 @@ def load_training(
             state[key] = (
                 _read_state(saved, name, head=head, rows=rows) if head.has_row_per_class(key) else saved.read(name)
             )
+            first_row = head.classes.start if head.has_row_per_class(key) else 0
+            check_finite(f"{saved.path}: {name}", state[key], first_row=first_row)
     missing = set(head.parameters) - set(state)
     if missing:
         raise CheckpointError(
@@ -131,8 +159,11 @@ def load_training(
     with reading(saved.path, "the head "):
         head.load(state)
     if same["optimizer"]:
+        tensors = {name: saved.read(name) for name in saved.names("optimizer.")}
+        for name, value in tensors.items():
+            check_finite(f"{saved.path}: {name}", value)
         with reading(saved.path, "the state of the optimizer "):
-            optimizer.load({name[len("optimizer.") :]: saved.read(name) for name in saved.names("optimizer.")})
+            optimizer.load({name[len("optimizer.") :]: value for name, value in tensors.items()})
 
 
 def _read_state(saved: Checkpoint, name: str, *, head: Head, rows: NDArray[np.int64] | None) -> NDArray[Any]:
@@ -152,9 +183,15 @@ def open_backbone(config: Config) -> tuple[paddle.nn.Layer, Config, Checkpoint]:
         CheckpointError: there is no checkpoint, it is damaged, or it is of another network.
     """
     saved = Checkpoint(config.checkpoint_dir or config.model_save_dir)
+    about = About.of(saved)
+    if config.model is None and not config.is_given("model_name") and about.settings.model_name is None:
+        raise CheckpointError(
+            f"{saved.path}: its network is an object of the class {_network_of(about)}, which a checkpoint does not "
+            f"hold; {_how_to_give_network(about)}"
+        )
     unset = {
         name: value
-        for name, value in About.of(saved).settings.model_dump().items()
+        for name, value in about.settings.model_dump(exclude_none=True).items()
         if name in NETWORK_SETTINGS and not config.is_given(name)
     }
     config = config.model_copy()
@@ -181,14 +218,23 @@ def average_statistics(backbone: paddle.nn.Layer, collectives: Collectives) -> N
         tensor.set_value(collectives.all_reduce_sum(tensor.clone()) / ranks)
 
 
-def gather_statistics(backbone: paddle.nn.Layer, collectives: Collectives) -> list[Part]:
+def gather_statistics(
+    backbone: paddle.nn.Layer, collectives: Collectives, *, constants: Collection[str] = ()
+) -> list[Part]:
     """The running statistics of every rank, a row per rank, for a checkpoint within an epoch.
 
     At the end of an epoch all ranks continue with the average, which the backbone holds. Within an epoch a run that is
     not interrupted continues with each rank's own, so a resumed run needs these.
+
+    Args:
+        backbone: the network.
+        collectives: over all ranks.
+        constants: as for `backbone_parts`.
     """
     gathered = {name: collectives.all_gather(tensor.unsqueeze(0)) for name, tensor in _statistics(backbone).items()}
-    return [Part(f"statistics.{name}", rows.numpy()) for name, rows in gathered.items()]
+    return [
+        Part(f"statistics.{name}", rows.numpy(), is_finite=name not in constants) for name, rows in gathered.items()
+    ]
 
 
 def load_statistics(backbone: paddle.nn.Layer, saved: Checkpoint, *, topology: Topology) -> None:
@@ -209,9 +255,24 @@ def _statistics(backbone: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
     }
 
 
-def _check_setting(saved: Checkpoint, found: Any, value: Any, what: str, setter: str) -> None:
+def _network_of(about: About) -> str:
+    """The class of the network that was trained; of an older checkpoint the name, which is the default for any own."""
+    return about.network or str(about.settings.model_name)
+
+
+def _how_to_give_network(about: About) -> str:
+    if about.network is None:  # an older checkpoint
+        return f"{setter('model_name')} or {setter('model')} as in training"
+    if about.settings.model_name is not None:
+        return f"{setter('model_name', about.settings.model_name)} as in training"
+    own = f"{setter('model')} with an object of that class"
+    can_be_imported = not about.network.startswith("__main__:") and "<" not in about.network
+    return either(own, f"{setter('model_name', about.network)}, or {own}" if can_be_imported else own)
+
+
+def _check_setting(saved: Checkpoint, found: Any, value: Any, what: str, setting: str) -> None:
     if found != value:
         raise CheckpointError(
-            f"{saved.path}: its {what} is {found}, this run's is {value}; {setter}({found}), or "
+            f"{saved.path}: its {what} is {found}, this run's is {value}; {setter(setting, found)}, or "
             f"choose another checkpoint"
         )

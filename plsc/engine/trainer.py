@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from plsc.engine.dataloading import (
     warn_of_large_batch,
 )
 from plsc.engine.evaluator import check_verification_sets, evaluate
+from plsc.engine.judge import Judge, Made, Place
 from plsc.engine.observers import Observer, Run, Step, TrainingClock, Values
 from plsc.engine.observers.group import ObserverGroup
 from plsc.engine.observers.metrics_file import MetricsFile
@@ -52,6 +52,7 @@ from plsc.engine.rank_check import (
 )
 from plsc.engine.resume import check_save_folder, saved_objects, warn_of_another_order, warn_of_other_steps
 from plsc.engine.schedules import build_schedule, try_schedule
+from plsc.engine.soundness import Evidence
 from plsc.engine.state import (
     average_statistics,
     backbone_parts,
@@ -64,7 +65,7 @@ from plsc.engine.state import (
 from plsc.errors import CheckpointError, ConfigError, DataError, PLSCError, TrainingError
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
-from plsc.models.base_model import build_backbone, check_embedding, check_model
+from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
 from plsc.utils.logging import show_log
 from plsc.utils.seeding import derive_seed
 
@@ -85,7 +86,7 @@ class Trainer:
         observers: called after the progress bar and the file of metrics, which every run has.
 
     Attributes:
-        step: steps done in the whole run.
+        step: steps done in the whole run, those skipped included.
         epoch: epochs done.
         step_in_epoch: steps done of the epoch that follows.
         steps_per_epoch: None where the number of training images is unknown.
@@ -119,6 +120,8 @@ class Trainer:
             raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
         self.topology = init_topology()
         show_log(self.topology.is_main)
+        for doubt in config.doubts() if self.topology.is_main else ():
+            log.warning(doubt)
         self.collectives = Collectives(self.topology)
         agree(config.check, self.collectives, error=ConfigError)
         saved = agree(lambda: self._open(config, loader), self.collectives, error=DataError)
@@ -144,7 +147,6 @@ class Trainer:
         self._clock = TrainingClock()
         self._averaged_step: int | None = None
         self._verified_step: int | None = None
-        self._unchecked: tuple[int, paddle.Tensor] | None = None
 
     def _open(self, config: Config, loader: Loader | None) -> checkpoint.Checkpoint | None:
         """Open the checkpoint to resume from and the training data, and complete the settings by them."""
@@ -174,6 +176,7 @@ class Trainer:
         if head is None:
             head = Classifier(config, self.collectives, make_optimizer=lambda named: NamedOptimizer(config, named))
         self.head = check_head(head, config.num_classes)
+        self._judge = Judge(config, self.backbone, head=self.head, loader=self.loader, collectives=self.collectives)
 
     def _facts(self, saved: checkpoint.Checkpoint | None, head: Head | None) -> dict[str, object]:
         """What ranks must have in common, in addition to settings: compared before any collective depends on it."""
@@ -196,7 +199,8 @@ class Trainer:
             The last value of everything: 'loss', 'lr', 'lfw/accuracy', ...; on rank 0 also 'images/s'.
 
         Raises:
-            TrainingError: the loss is not finite, there is no training data, or an observer raised an exception.
+            TrainingError: a step is not sound, as `plsc.engine.soundness` says, or `max_skipped_steps` in a row were
+                not; there is no training data; or an observer raised an exception.
             DataError: a training image cannot be read.
             CheckpointError: a checkpoint cannot be written.
         """
@@ -214,17 +218,20 @@ class Trainer:
             checkpoint=self._resumed_from,
         )
         with contextlib.closing(self.loader), self.observers.running(run, results):
+            if not self.is_done:
+                self._judge.check_start()
             while not self.is_done:
                 step = self._make_step({})
                 for batch in self._batches():
                     step = self._make_step(self.train_step(batch))
                     self.observers.on_step(step)
                     if self.config.test_period and self.step % self.config.test_period == 0:
+                        self._judge.check()
                         results.update(self._verify(step))
                     if self.is_done:
                         break
                 results.update(step.values)
-                self._check_finite()
+                self._judge.check()
                 self._end_epoch(step, results)
             if self.topology.is_main:
                 images = (self.step - run.first_step) * self.global_batch
@@ -234,40 +241,54 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, Any]:
         """One step of every rank on its share of the global batch.
 
-        With float16, GradScaler leaves out the backbone's update where a gradient overflows. The head has then been
-        updated already: class centers move in such a step, the backbone does not.
+        A step that is not sound stops training: when the next one begins, so that the device need not be waited for.
+        With `on_nonfinite` 'skip' it is found before anything moves, and left out: everything stays as it was, but for
+        the number of steps. With float16, a step in which a gradient overflows moves nothing but the loss scale.
 
         Returns:
-            Numbers, and tensors of one element that the device may still be computing: 'loss', 'lr', and with
-            `calc_acc` 'acc1' and 'acc5'.
+            Numbers, and tensors of one element that the device may still be computing: 'loss', 'lr', with
+            `calc_acc` 'acc1' and 'acc5', and with `on_nonfinite` 'skip' 'skipped_steps'.
+
+        Raises:
+            TrainingError: the step before is not sound, or `max_skipped_steps` in a row were skipped.
         """
-        self._check_finite()
+        self._judge.check()
         paddle.seed(derive_seed(self.config.seed, self.step, self.topology.rank))
         learning_rate = self.schedule(self.step)
+        place = Place(epoch=self.epoch, step_in_epoch=self.step_in_epoch, step=self.step, learning_rate=learning_rate)
         images = normalize(paddle.to_tensor(batch.images), mean=self.config.pixel_mean, std=self.config.pixel_std)
         labels = paddle.to_tensor(batch.labels)
 
+        self._judge.before_forward()
         with self.precision.autocast():
             features = self.network(images)
         check_embedding(features, self.backbone, images=len(batch.labels), emb_dim=self.config.emb_dim)
-        loss = self.head.forward(
-            features.detach().astype("float32"), labels, step=self.step, count_above=self.config.calc_acc
-        )
+        head_features = features.detach().astype("float32")
+        loss = self.head.forward(head_features, labels, step=self.step, count_above=self.config.calc_acc)
         values = {"loss": loss, "lr": learning_rate}
         if self.config.calc_acc:
             values.update(self.head.accuracy())
-        if self.config.on_nonfinite == "skip" and not math.isfinite(loss.item()):
-            log.warning("step %d skipped: its loss is %s", self.step + 1, loss.item())
+        feature_gradient = self.head.backward()
+        check_gradient(feature_gradient, self.head, features=features)
+        # The head's gradient is exact for the mean over the global batch. DataParallel averages over ranks what must be
+        # summed, so that average is undone here, and nowhere else.
+        scaled = self.precision.scaler.scale(feature_gradient * self.topology.world_size)
+        features.backward(scaled.astype(features.dtype))
+
+        made = Made(
+            images=images if batch.images.dtype.kind == "f" else None,
+            features=head_features,
+            loss=loss,
+            feature_gradient=feature_gradient,
+        )
+        # A gradient times the loss scale may overflow in a sound step.
+        evidence = self._judge.collect(made, gradients=not self.precision.scales_loss)
+        if self._judge.leaves_out(place, evidence):
+            self.optimizer.clear_gradients()
         else:
-            feature_gradient = self.head.backward(learning_rate)
-            check_gradient(feature_gradient, self.head, features=features)
-            # The head's gradient is exact for the mean over the global batch. DataParallel averages over ranks what
-            # must be summed, so that average is undone here, and nowhere else.
-            scaled = self.precision.scaler.scale(feature_gradient * self.topology.world_size)
-            features.backward(scaled.astype(features.dtype))
-            self.optimizer.step(learning_rate, self.precision.scaler)
-            self.precision.scaler.update()
-            self._unchecked = (self.step, loss)
+            self._update(place, evidence)
+        if self._judge.skips:
+            values["skipped_steps"] = self._judge.skipped_steps
         self.step += 1
         self.step_in_epoch += 1
         return values
@@ -326,7 +347,7 @@ class Trainer:
         if self.is_done and self.step_in_epoch != self.steps_per_epoch:
             name = f"{self.epoch}.{self.step_in_epoch}"
             # Of each rank, before their average replaces them.
-            statistics = gather_statistics(self.backbone, self.collectives)
+            statistics = gather_statistics(self.backbone, self.collectives, constants=self._judge.constants)
         else:
             name = str(self.epoch)
             self.epoch, self.step_in_epoch = self.epoch + 1, 0
@@ -344,18 +365,19 @@ class Trainer:
         if step.number == self._verified_step:
             return {}
         self._verified_step = step.number
-        with self._clock.paused():
-            self._average_statistics(step)
-            try:
+        try:
+            with self._clock.paused():
+                self._average_statistics(step)
                 results = evaluate(
                     self.config, self.backbone, sets=self.verification_sets, collectives=self.collectives
                 )
-            except PLSCError as error:  # on all ranks
-                if saved is None:
-                    saved = self._save(step, f"{self.epoch}.{self.step_in_epoch}", [])
-                    self.observers.on_save(step, saved)
-                raise type(error)(f"{error}; training up to here is saved in {saved}") from error
-            if results:
+        except PLSCError as error:  # on all ranks
+            if saved is None:
+                saved = self._save(step, f"{self.epoch}.{self.step_in_epoch}", [])
+                self.observers.on_save(step, saved)
+            raise type(error)(f"{error}; training up to here is saved in {saved}") from error
+        if results:
+            with self._clock.paused():
                 self.observers.on_verify(step, results)
         return results
 
@@ -374,16 +396,27 @@ class Trainer:
                 folder, name, parts=self._parts(extra), about=self._about(), collectives=self.collectives
             )
             if self.topology.is_main:
-                checkpoint.prune_checkpoints(folder, self.config.max_last_checkpoint_num)
                 skipped = f"; {self.loader.skipped} unreadable images skipped so far" if self.loader.skipped else ""
+                skipped += f"; {self._judge.skipped_steps} steps skipped so far" if self._judge.skipped_steps else ""
                 log.info("saved %s%s", path, skipped)
+                self._prune()
         return path
+
+    def _prune(self) -> None:
+        """Delete the oldest checkpoints, unless the newest may be of no use: its last step was skipped."""
+        if not self._judge.skipped_in_a_row:
+            checkpoint.prune_checkpoints(self.config.model_save_dir, self.config.max_last_checkpoint_num)
+        else:
+            log.warning(
+                "the last %d steps were skipped: earlier checkpoints are kept until a step is sound again",
+                self._judge.skipped_in_a_row,
+            )
 
     def _parts(self, extra: list[checkpoint.Part]) -> Iterator[checkpoint.Part]:
         """What this rank writes: whole tensors on rank 0, and its class centers."""
         is_main = self.topology.is_main
         if is_main:
-            yield from backbone_parts(self.backbone, self.optimizer)
+            yield from backbone_parts(self.backbone, self.optimizer, constants=self._judge.constants)
             yield from class_parts(self._classes)
             yield from extra
         yield from head_parts(self.head, is_main, num_classes=self.config.num_classes)
@@ -398,6 +431,7 @@ class Trainer:
             "optimizer": self.optimizer.kind,
             "head_optimizer": self.head.optimizer_kind,
             "loss_scaling": self.precision.state(),
+            "network": network_name(self.backbone),
             "settings": saved_settings(self.config),
             "objects": saved_objects(self.config),
             "global_batch": self.global_batch,
@@ -408,6 +442,7 @@ class Trainer:
         """Find out before the first step what training would find out later, on all ranks together."""
         if self.topology.is_main:
             warn_of_large_batch(self.loader, self.config, global_batch=self.global_batch)
+            warn_of_batch_of_one(self.backbone, self.config.train_batch_size)
 
         def try_learning_rates() -> None:
             try_schedule(self.schedule, self.step, total_steps=self.total_steps)
@@ -436,6 +471,7 @@ class Trainer:
         self.epoch, self.step = about.epoch, about.step
         self.step_in_epoch = about.images_in_epoch // self.global_batch
         self._resumed_from = saved.path
+        self._judge.started_from = f" since the run was resumed from {saved.path}"
         if self.topology.is_main:
             log.info("resumed from %s: epoch %d, step %d", saved.path, self.epoch, self.step)
             warn_of_other_steps(about, self.config, path=saved.path, global_batch=self.global_batch)
@@ -462,16 +498,15 @@ class Trainer:
             self.precision.load(about.loss_scaling)
         return about
 
-    def _check_finite(self) -> None:
-        """Stop at a loss that is not finite, one step later, so that the device need not be waited for."""
-        if self._unchecked is None:
-            return
-        (step, loss), self._unchecked = self._unchecked, None
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at epoch {self.epoch}, step {step + 1} (learning rate {self.schedule(step):.3g}, "
-                f"scale {self.config.scale:g}); the last checkpoint in {self.config.model_save_dir} is valid. Lower "
-                f"the learning rate (set_lr), warm up (set_warmup_epochs), or leave such steps out: "
-                f"set_on_nonfinite('skip')"
-            )
+    def _update(self, place: Place, evidence: Evidence) -> None:
+        """Move the head and the backbone by their gradients; neither where a scaled gradient overflowed."""
+        overflows = self.precision.overflows(self.optimizer)
+        if overflows:
+            self.head.discard()
+        else:
+            self.head.update(place.learning_rate)
+        self.optimizer.step(place.learning_rate, self.precision.scaler)
+        self.precision.scaler.update()
+        if overflows:
+            self._judge.overflowed(place)
+        self._judge.after_update(place, evidence, moved=not overflows)

@@ -22,6 +22,8 @@ from plsc.export.tracing import last_line
 from plsc.inference.embedding import EmbeddingPath
 from plsc.metrics.embeddings import EPSILON
 from plsc.models.base_model import check_embedding
+from plsc.utils.finite import find_nonfinite
+from plsc.utils.hints import setter
 
 log = logging.getLogger("plsc")
 
@@ -60,7 +62,10 @@ def sample_inputs(
             "a single random image": rng.uniform(-1, 1, [1, *config.image_shape]).astype(np.float32),
         }
     if not real:
-        log.warning("no image found to compare the export on besides random values; set_dataset_dir to a data set")
+        log.warning(
+            "no image found to compare the export on besides random values; name a data set with %s",
+            setter("dataset_dir"),
+        )
     elif takes_pixels:
         inputs["real images"] = np.stack([resize(image, (height, width))[..., :: -1 if bgr else 1] for image in real])
     else:
@@ -76,7 +81,7 @@ def check_backbone(backbone: nn.Layer, config: Config) -> None:
 
     Raises:
         ConfigError: it returns something else than embeddings [2, D].
-        ExportError: it fails, or the second run's embeddings differ from the first's.
+        ExportError: it fails, its embeddings are not finite, or the second run's differ from the first's.
     """
     images = np.random.default_rng(0).uniform(-1, 1, [2, *config.image_shape]).astype(np.float32)
     name = type(backbone).__name__
@@ -89,6 +94,12 @@ def check_backbone(backbone: nn.Layer, config: Config) -> None:
             f"network must take one such tensor"
         ) from error
     check_embedding(first, backbone, images=2, emb_dim=config.emb_dim)
+    found = find_nonfinite(first.numpy())
+    if found is not None:
+        raise ExportError(
+            f"{name}: an embedding of a random image holds {found[1]:g}; the network has diverged or its weights are "
+            f"damaged; export an earlier checkpoint"
+        )
     difference = relative_difference(second.numpy(), first.numpy())
     if difference > TOLERANCE:
         raise ExportError(

@@ -18,6 +18,7 @@ from paddle import nn
 from plsc.config import Config
 from plsc.errors import ExportError
 from plsc.inference.model_card import ABOUT_FILE, FORMAT
+from plsc.models.base_model import network_name
 
 
 def describe_export(
@@ -48,6 +49,7 @@ def describe_export(
             "channels": "BGR" if bgr else "RGB",
         },
         "paddle": paddle.__version__,
+        "network": network_name(backbone),
         "checkpoint": origin,
         "weights": weights_digest(backbone),
         "plain_kernels": plain_kernels,

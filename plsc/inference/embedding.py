@@ -8,10 +8,11 @@ The embedding of an image x under the network f is e / max(|e|, EPSILON), where
     e = f(x)                   otherwise
 
 The rule for zero length: an embedding of length EPSILON = 1e-12 or more is brought to length 1. The zero embedding
-stays zero, so that its cosine with every embedding is 0 and no NaN arises. The rule is written in four places that
+stays zero, so that its cosine with every embedding is 0 and no NaN arises. The rule is written in five places that
 share no code: `to_unit_length` here (NumPy), `BakedNetwork` in plsc/export/baking.py (Paddle operators), web_service.py
-of the Paddle Serving pipeline (runs without this library) and plsc/metrics/embeddings.py (float64, in blocks).
-tests/inference/test_embedding.py compares them. A gallery refuses the zero embedding, since it is similar to nothing.
+of the Paddle Serving pipeline (runs without this library), plsc/metrics/embeddings.py (float64, in blocks) and
+plsc/losses/reference.py (features in training, with a gradient of its own). tests/inference/test_embedding.py compares
+them. A gallery refuses an embedding shorter than EPSILON, since it is similar to nothing.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plsc.data.images import OnDamage
 from plsc.data.transforms import Channels, Transform, normalize
+from plsc.errors import DataError
 from plsc.metrics.embeddings import EPSILON
+from plsc.utils.finite import find_nonfinite
 
 Pixels = NDArray[np.uint8]
 Embeddings = NDArray[np.float32]
@@ -62,17 +66,22 @@ class EmbeddingPath:
     gives_unit: bool = False
     bgr: bool = False
 
-    def prepare(self, image: Any) -> NDArray[Any]:
+    def prepare(self, image: Any, *, on_damage: OnDamage | None = None) -> NDArray[Any]:
         """Decode and resize one image to [3, H, W] uint8 RGB.
 
         Args:
             image: encoded bytes, or pixels [H', W', 3] uint8 RGB. A [3, H, W] float32 array counts as normalized and
                 is returned as it is.
+            on_damage: is called where the image is damaged but can be decoded, see `plsc.data.images.decode`.
 
         Raises:
-            DataError: the image cannot be decoded, or is an array of another shape or type.
+            DataError: the image cannot be decoded, is an array of another shape or type, or holds NaN or infinity.
         """
-        return Transform(self.image_shape)(image)
+        prepared = Transform(self.image_shape)(image, on_damage=on_damage)
+        found = find_nonfinite(prepared)
+        if found is not None:
+            raise DataError(f"got an image of float32 that holds {found[1]:g}, expected finite numbers")
+        return prepared
 
     def normalize(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """(pixels - mean) / std of [..., 3, H, W] uint8; float32 counts as normalized and is returned as it is."""

@@ -19,6 +19,7 @@ from plsc.inference.embedding import Embeddings, cosines, reaches
 from plsc.inference.gallery_files import StoredGallery, holds_gallery, read_gallery, read_revision, write_gallery
 from plsc.inference.gallery_index import Positions, index_class
 from plsc.inference.model_card import ModelCard
+from plsc.metrics.embeddings import EPSILON
 from plsc.utils.atomic import lock_folder, write_folder
 from plsc.utils.threads import SharedLock
 
@@ -333,8 +334,9 @@ class Gallery:
         if rows.ndim != 2 or rows.shape[1] != self.dimension:
             raise DataError(f"gallery: got embeddings {list(rows.shape)}, expected [n, {self.dimension}]")
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        if not (np.isfinite(lengths).all() and (lengths > 0).all()):
-            bad = int((~np.isfinite(lengths) | (lengths == 0)).argmax())
+        bad_rows = ~(np.isfinite(lengths) & (lengths >= EPSILON))
+        if bad_rows.any():
+            bad = int(bad_rows.argmax())
             raise DataError(f"gallery: embedding {bad} is zero or not finite")
         return np.ascontiguousarray(rows / lengths, np.float32)
 

@@ -27,6 +27,7 @@ import numpy as np
 
 from plsc.errors import ConfigError, ServingError
 from plsc.inference.gallery_index import GalleryIndex, GraphIndex, read_index
+from plsc.utils.artifacts import recognize
 from plsc.utils.atomic import restore_folder, write_file
 from plsc.utils.files import sync, sync_path
 
@@ -82,7 +83,9 @@ def read_gallery(folder: Path) -> StoredGallery:
         ServingError: the folder holds no gallery, it cannot be read, it is damaged, or it is of a newer version.
     """
     if not holds_gallery(folder):
-        raise ServingError(f"{folder}: no gallery there ({ABOUT_FILE} is missing); make one with plsc gallery build")
+        found = recognize(folder)
+        what = f"it is {found}" if found else "make one with plsc gallery build"
+        raise ServingError(f"{folder}: no gallery there ({ABOUT_FILE} is missing); {what}")
     fault: Exception | None = None
     for _ in range(_TRIES):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plsc.data.damage import DamageLog
 from plsc.data.records import read_image
 from plsc.errors import DataError, ServingError
 from plsc.inference.embedding import Embeddings, Pixels, as_list_of_images
@@ -64,6 +66,8 @@ class InferenceModel:
     def embed(self, images: Any | Iterable[Any], batch_size: int = 32) -> Embeddings:
         """Embed images: [n, D] float32 of unit length, in the order of the images.
 
+        There is a warning of an image that is damaged but can be decoded in part.
+
         Args:
             images: one image or several; each a path, encoded bytes, or pixels [H, W, 3] uint8 RGB.
             batch_size: images per forward pass, 1 or more.
@@ -74,11 +78,12 @@ class InferenceModel:
         """
         if batch_size < 1:
             raise ServingError(f"embed: got batch_size {batch_size}, expected 1 or more")
-        images = as_list_of_images(images)
+        images, damaged = as_list_of_images(images), DamageLog()
         embeddings = []
         for start in range(0, len(images), batch_size):
             chunk = enumerate(images[start : start + batch_size], start)
-            embeddings.append(self.embed_pixels(np.stack([self._prepare(index, image) for index, image in chunk])))
+            rows = [self._prepare(index, image, damaged) for index, image in chunk]
+            embeddings.append(self.embed_pixels(np.stack(rows)))
         return np.concatenate(embeddings) if embeddings else np.zeros([0, self.emb_dim], np.float32)
 
     def embed_pixels(self, pixels: Pixels) -> Embeddings:
@@ -98,10 +103,10 @@ class InferenceModel:
         self.embed_pixels(np.zeros([1, *self.image_shape], np.uint8))
         return self._predictor.input_name, self._predictor.output_name
 
-    def _prepare(self, index: int, image: Any) -> Pixels:
+    def _prepare(self, index: int, image: Any, damaged: DamageLog) -> Pixels:
         is_file = isinstance(image, (str, Path))
-        encoded = read_image(image) if is_file else image
+        encoded, name = (read_image(image), str(image)) if is_file else (image, f"image {index}")
         try:
-            return self.card.prepare(encoded)
+            return self.card.prepare(encoded, on_damage=functools.partial(damaged.warn, name))
         except DataError as error:
-            raise DataError(f"{image if is_file else f'image {index}'}: {error}") from None
+            raise DataError(f"{name}: {error}") from None

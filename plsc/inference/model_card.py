@@ -13,7 +13,9 @@ import numpy as np
 
 from plsc.errors import ServingError
 from plsc.inference.embedding import EmbeddingPath
+from plsc.utils.artifacts import recognize
 from plsc.utils.atomic import restore_folder
+from plsc.utils.hints import either
 
 FORMAT = "plsc-inference-model"
 ABOUT_FILE = "plsc_model.json"
@@ -101,11 +103,10 @@ def _read_about(directory: Path) -> dict[str, Any]:
     path = directory / ABOUT_FILE
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ServingError(
-            f"{directory}: no exported model there ({ABOUT_FILE} is missing); make one with "
-            f"convert_for_prediction() or plsc export"
-        ) from None
+    except (FileNotFoundError, NotADirectoryError):
+        found = recognize(directory)
+        what = f"it is {found}" if found else f"make one with {either('convert_for_prediction()', 'plsc export')}"
+        raise ServingError(f"{directory}: no exported model there ({ABOUT_FILE} is missing); {what}") from None
     except (OSError, ValueError) as error:
         raise ServingError(f"{path}: cannot be read: {error}") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT or about.get("version") != 1:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -26,8 +27,9 @@ MARGIN_STATE = "margin:"
 class Head(Protocol):
     """The last layer as the trainer uses it. A subclass inherits the methods that have a body here.
 
-    In every step the trainer calls `forward`, on every rank and outside autograd, then `backward` unless the step is
-    skipped. A head owns its parameters and updates them in `backward`: no gradient of them leaves it.
+    In every step the trainer calls `forward`, then `backward`, on every rank and outside autograd. Neither moves a
+    parameter. The trainer then judges the step, and calls exactly one of `update` and `discard`. A head owns its
+    parameters: no gradient of them leaves it.
 
     Shapes: N batch on this rank, R ranks, D embedding, C classes, S classes of this rank.
 
@@ -63,13 +65,25 @@ class Head(Protocol):
         """
         ...
 
-    def backward(self, learning_rate: float) -> paddle.Tensor:
-        """Update the parameters by the last `forward`.
-
-        Returns:
-            [N, D], the gradient of that loss by this rank's features.
-        """
+    def backward(self) -> paddle.Tensor:
+        """The gradient [N, D] of the last loss by this rank's features. No parameter moves."""
         ...
+
+    def update(self, learning_rate: float) -> None:
+        """Move the parameters by the gradient of the last loss."""
+        ...
+
+    def discard(self) -> None:
+        """Leave the last `forward` out: set back what it moved, such as a statistic. By default nothing."""
+
+    def sum_of_squares(self) -> paddle.Tensor | None:
+        """The sum of the squares of all parameters after the last `update`, of one element; None where it costs a
+        pass over them, as by default.
+
+        The trainer takes a number that is not finite for a parameter that is not. With None, such a parameter is
+        noticed by the loss of the step that uses it, and before a checkpoint is written.
+        """
+        return None
 
     def accuracy(self) -> dict[str, paddle.Tensor]:
         """Figures of the last `forward` with `count_above`, for example acc1 and acc5, 0-d; none by default."""
@@ -98,25 +112,29 @@ class Head(Protocol):
         return name in self.parameters
 
 
-_METHODS = ("forward", "backward", "accuracy", "state", "load", "has_row_per_class")
+_OWN = ("forward", "backward", "update")  # what every head defines
+_METHODS = (*_OWN, "discard", "sum_of_squares", "accuracy", "state", "load", "has_row_per_class")
 
 
 def check_head(head: Any, num_classes: int) -> Head:
     """Return `head` if it has what the trainer needs.
 
     Raises:
-        ConfigError: it is a class, lacks a method or an attribute, or a parameter does not have one row per class. It
-            is raised when the trainer is made, since a checkpoint would find it only at the end of an epoch.
+        ConfigError: it is a class, lacks a method or an attribute, its `backward` takes a learning rate, as before
+            `update` was a method of its own, or a parameter does not have one row per class. It is raised when the
+            trainer is made, since a checkpoint would find it only at the end of an epoch.
     """
     name = head.__name__ if isinstance(head, type) else type(head).__name__
     if isinstance(head, type):
         raise ConfigError(f"head: got the class {name}, expected an object of it")
     missing = [method for method in _METHODS if not callable(getattr(head, method, None))]
+    missing += [method for method in _OWN if getattr(type(head), method, None) is getattr(Head, method)]
+    _check_backward(head, name)
     missing += [attribute for attribute in ("classes", "parameters", "optimizer_kind") if not hasattr(head, attribute)]
     if missing:
         raise ConfigError(
             f"head {name} has no {', '.join(missing)}; plsc.losses.Head is a base class that has all but classes, "
-            f"parameters, forward and backward"
+            f"parameters, forward, backward and update"
         )
     classes = head.classes
     if not isinstance(classes, Range) or not 0 <= classes.start <= classes.stop <= num_classes:
@@ -129,6 +147,18 @@ def check_head(head: Any, num_classes: int) -> Head:
             )
     checked: Head = head
     return checked
+
+
+def _check_backward(head: Any, name: str) -> None:
+    try:
+        inspect.signature(head.backward).bind()
+    except TypeError as error:
+        raise ConfigError(
+            f"head {name}: backward cannot be called without an argument: {error}; backward() returns the gradient by "
+            f"the features, and a method update(learning_rate) moves the parameters"
+        ) from None
+    except (AttributeError, ValueError):  # no such method, which is said elsewhere, or one without a signature
+        pass
 
 
 def check_gradient(gradient: Any, head: Head, *, features: paddle.Tensor) -> None:

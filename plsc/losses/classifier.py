@@ -27,6 +27,7 @@ from plsc.losses.precision import HalfPrecision, Precision
 from plsc.losses.reference import ReferenceSoftmax
 from plsc.losses.row_optimizers import HalfMomentum, Momentum, RowOptimizer
 from plsc.losses.shard import Shard
+from plsc.utils.hints import setter
 from plsc.utils.ranges import Range, shard_range
 from plsc.utils.seeding import derive_seed
 
@@ -57,7 +58,8 @@ class Classifier:
         >>> config = Config(num_classes=1000, emb_dim=64)
         >>> head = Classifier(config, Collectives(), make_optimizer=lambda named: NamedOptimizer(config, named))
         >>> loss = head.forward(features, labels)
-        >>> feature_gradient = head.backward(learning_rate=0.1)
+        >>> feature_gradient = head.backward()
+        >>> head.update(learning_rate=0.1)
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Classifier:
             self.parameters["bias"] = self._create([self.classes.size], config.bias_attr, is_bias=True)
         self._head = self._choose_head(config, make_optimizer(self.parameters))
         self._output: HeadOutput | None = None
+        self._margin_before: dict[str, paddle.Tensor] = {}
 
     @property
     def optimizer_kind(self) -> str:
@@ -102,31 +105,49 @@ class Classifier:
         """
         if self._sharded:
             features, labels = self._collectives.all_gather(features), self._collectives.all_gather(labels)
+        if isinstance(self._margin, StatefulMargin):
+            self._margin_before = {name: value.clone() for name, value in self._margin.state().items()}
         seed = max(1, derive_seed(self._seed, step, self._collectives.topology.rank))
         self._output = self._head.forward(features, labels, count_above=count_above, seed=seed)
         loss = self._output.loss
         return loss if self._sharded else self._collectives.all_reduce_sum(loss.clone()) / self._ranks
 
-    def backward(self, learning_rate: float) -> paddle.Tensor:
-        """Update the centers and return the gradient [N, D] of the loss by this rank's features.
+    def backward(self) -> paddle.Tensor:
+        """The gradient [N, D] of the loss by this rank's features. Call it once per `forward`; no center moves.
 
         Raises:
             RuntimeError: there was no `forward` before.
         """
-        gradient, self._output = self._last_output().feature_gradient, None
-        if not self._sharded:
-            self._head.update(learning_rate)
-            # The mean over this rank's samples becomes the mean over all ranks' samples.
-            return gradient / self._ranks
-        finish = self._collectives.begin_reduce_scatter_sum(gradient)
+        gradient = self._last_output().feature_gradient
+        # In a replicated head, the mean over this rank's samples becomes the mean over all ranks' samples.
+        return self._collectives.reduce_scatter_sum(gradient) if self._sharded else gradient / self._ranks
+
+    def update(self, learning_rate: float) -> None:
+        """Move the centers by the gradient of the last loss.
+
+        Raises:
+            RuntimeError: there was no `forward` since the last `update` or `discard`.
+        """
+        self._last_output()
+        self._output = None
         self._head.update(learning_rate)
-        return finish()
+
+    def discard(self) -> None:
+        """Leave the last `forward` out: no center moves, and the margin's state is that of before."""
+        self._output = None
+        self._head.discard()
+        if isinstance(self._margin, StatefulMargin):
+            self._margin.load({name: value.numpy() for name, value in self._margin_before.items()})
+
+    def sum_of_squares(self) -> paddle.Tensor | None:
+        """The sum of the squares of this rank's centers after the last `update`, where their norms are known."""
+        return self._head.sum_of_squares()
 
     def accuracy(self) -> dict[str, paddle.Tensor]:
         """acc1 and acc5 of the last `forward` with `count_above`, by the logits without margin.
 
         Raises:
-            RuntimeError: there was no such `forward`, or `backward` came after it.
+            RuntimeError: there was no such `forward`, or `update` or `discard` came after it.
         """
         greater = self._last_output().num_greater
         if greater is None:
@@ -177,7 +198,7 @@ class Classifier:
 
     def _last_output(self) -> HeadOutput:
         if self._output is None:
-            raise RuntimeError("there was no forward() since the last backward()")
+            raise RuntimeError("there was no forward() since the last update() or discard()")
         return self._output
 
     def _choose_head(self, config: Config, optimizer: ParameterOptimizer) -> FusedHead | UnfusedHead:
@@ -193,7 +214,7 @@ class Classifier:
             if type(row_optimizer) is not Momentum or config.emb_dim % 2:
                 kind = optimizer.kind if config.head_optimizer is None else type(row_optimizer).__name__
                 raise ConfigError(
-                    "set_momentum_storage('bfloat16') needs sharded centers ('dist_...'), plain Momentum "
+                    f"{setter('momentum_storage', 'bfloat16')} needs sharded centers ('dist_...'), plain Momentum "
                     f"and an even embedding size; this run has '{config.loss_type}', {kind} "
                     f"and {config.emb_dim}"
                 )
@@ -215,7 +236,7 @@ class Classifier:
                 else f"the state of {optimizer.kind} as it was set cannot be sampled with the classes; use "
                 f"Momentum, SGD or AdamW without gradient clipping, and no special param_attr"
             )
-            raise ConfigError(f"set_sample_ratio({config.sample_ratio}): {why}")
+            raise ConfigError(f"{setter('sample_ratio', config.sample_ratio)}: {why}")
         return UnfusedHead(
             ReferenceSoftmax(margin, config.scale, first_class=self.classes.start, reducer=reducer),
             self.parameters,
@@ -242,7 +263,7 @@ class Classifier:
             raise ConfigError(
                 f"num_classes: the class centers of this rank, {shape} of float32 ({gigabytes:.1f} GiB), cannot be "
                 f"made: {str(error).splitlines()[0]}; train on more ranks with a dist_ loss, which shards the class "
-                f"centers, or set fewer classes (set_class_num, --num-classes)"
+                f"centers, or fewer classes with {setter('num_classes')}"
             ) from None
 
 
@@ -277,8 +298,9 @@ def _check_head_optimizer(config: Config, replicated: bool) -> RowOptimizer:
         raise ConfigError(
             f"head_optimizer {name}: state_names is {names!r}, expected a tuple of different names, as ('velocity',)"
         )
-    if isinstance(optimizer.l2, bool) or not isinstance(optimizer.l2, (int, float, np.number)):
-        raise ConfigError(f"head_optimizer {name}: l2 is {optimizer.l2!r}, expected a number")
+    is_number = isinstance(optimizer.l2, (int, float, np.number)) and not isinstance(optimizer.l2, bool)
+    if not is_number or not math.isfinite(optimizer.l2):
+        raise ConfigError(f"head_optimizer {name}: l2 is {optimizer.l2!r}, expected a finite number")
     if optimizer.state_dtype not in (None, "float64", "float32", "bfloat16", "float16"):
         raise ConfigError(
             f"head_optimizer {name}: state_dtype is {optimizer.state_dtype!r}, expected None, 'float32', 'bfloat16', "

@@ -239,10 +239,13 @@ class FusedSoftmax:
         # loss_n = log(1 + exp(excess)), written so that neither end overflows.
         excess = paddle.log(others) + shift.value - logit
         losses = paddle.clip(excess, min=0.0) + paddle.log1p(paddle.exp(-excess.abs()))
+        # A single class has neither loss nor gradient. Computed, t may be infinite, and infinity times 0 is NaN. The
+        # operator is <=, since Paddle compares floats for equality with a tolerance of 1e-8.
+        alone, zeros = others <= 0.0, paddle.zeros_like(others)
+        losses = paddle.where(alone, zeros, losses)
         shift.center(others, gradient=gradient)
         t = paddle.exp(shift.value - logit - losses) / samples * sample_weights(features, self._margin)
-        # Without other classes there is no gradient; the exponential may be infinite then, which times 0 is not 0.
-        t = paddle.where(others == 0.0, paddle.zeros_like(t), t)
+        t = paddle.where(alone, zeros, t)
 
         target_term = -others * target.derivative * target.owned
         gradient += target_term.unsqueeze(1) * target.rows

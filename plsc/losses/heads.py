@@ -1,7 +1,8 @@
 """The last layer on one rank, once the features are gathered: its loss, its feature gradient and its update.
 
 `FusedHead` updates each block of rows as soon as its gradient is made. `UnfusedHead` makes the gradient of the whole
-weight and passes it to a Paddle optimizer. Both take two steps, so that a trainer can check the loss before the update.
+weight and passes it to a Paddle optimizer. Both take two steps, so that a trainer can judge a step before the update:
+`forward`, then one of `update` and `discard`.
 `plsc.losses.classifier.Classifier` gathers the features and chooses one of the two.
 
 G gathered batch, D embedding, S classes of this shard.
@@ -113,6 +114,14 @@ class UnfusedHead:
             parameter.grad = self._reduce(gradients.pop(name))
         self._optimizer.step(learning_rate)
 
+    def discard(self) -> None:
+        """Leave the last `forward` out."""
+        self._state = None
+
+    def sum_of_squares(self) -> paddle.Tensor | None:
+        """None: it would take a pass over the parameters."""
+        return None
+
     def state(self) -> dict[str, paddle.Tensor]:
         """The optimizer's state."""
         return self._optimizer.state()
@@ -175,6 +184,14 @@ class FusedHead:
         state, self._state = self._state, None
         gradients = self._softmax.row_gradients(state, l2=self._shard.optimizer.l2)
         state.shard.update(gradients, learning_rate=learning_rate)
+
+    def discard(self) -> None:
+        """Leave the last `forward` out."""
+        self._state = None
+
+    def sum_of_squares(self) -> paddle.Tensor | None:
+        """The sum of the squares of the weight, 0-d, by the norms of its rows; None where these are not known."""
+        return self._shard.squared_norms().sum() if self._shard.has_norms else None
 
     def invalidate_norms(self) -> None:
         """Drop the rows' norms, after code other than `update` has written into the weight."""

@@ -24,6 +24,7 @@ _matmul, _addmm_, _exp_ = _C.matmul, _C.addmm_, _C.exp_
 _affine_channel, _reshape, _split = _C.affine_channel, _C.reshape, _C.split
 _index_add_, _scatter_ = _C.index_add_, _C.scatter_
 _sgd_, _momentum_, _adamw_ = _C.sgd_, _C.momentum_, _C.adamw_
+_squared_l2_norm = _C.squared_l2_norm
 
 # Element by element, of two tensors; a trailing underscore: into the first.
 add, add_, subtract_, multiply = _C.add, _C.add_, _C.subtract_, _C.multiply
@@ -131,6 +132,22 @@ def highest(scores: paddle.Tensor, count: int) -> paddle.Tensor:
 
 
 # Squared norms
+
+
+@no_grad
+def sums_of_squares(tensors: Sequence[paddle.Tensor]) -> paddle.Tensor:
+    """[K] float32: of each of K float tensors the sum of the squares of its elements, one pass without a temporary.
+
+    A sum is NaN where an element is NaN, else infinite where an element is, or where the sum is beyond float32.
+    """
+    sums = [
+        _squared_l2_norm(tensor)
+        if tensor.dtype == paddle.float32
+        # float16 and bfloat16 have no kernel on CPUs; the sum of float64 may be beyond float32.
+        else _squared_l2_norm(tensor if tensor.dtype == paddle.float64 else tensor.astype("float32")).astype("float32")
+        for tensor in tensors
+    ]
+    return paddle.concat(sums) if sums else paddle.zeros([0], "float32")
 
 
 def squared_norms(rows: paddle.Tensor, view: Array | None, *, ones: paddle.Tensor) -> SquaredNorms:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 import paddle
 from paddle import nn
 
 from plsc.config import Config
 from plsc.errors import ConfigError
-from plsc.models.registry import create_backbone, list_backbones
+from plsc.models.registry import create_backbone, factory_name, list_backbones
+from plsc.utils.hints import setter
+
+log = logging.getLogger("plsc")
 
 
 class BaseModel(nn.Layer):
@@ -66,18 +71,23 @@ def build_backbone(config: Config) -> nn.Layer:
         model = create_backbone(config.model_name, emb_dim=config.emb_dim, image_shape=config.image_shape)
     if not model.parameters():
         raise ConfigError(
-            f"set_model: {type(model).__name__} has no parameters; create its layers in "
+            f"the network {type(model).__name__} has no parameters; create its layers in "
             f"__init__ and only call them in build_network"
         )
     return model
+
+
+def network_name(network: nn.Layer) -> str:
+    """The class of a network as 'package.module:Class', by which checkpoints and exports record it."""
+    return factory_name(type(network))
 
 
 def check_model(model: object) -> nn.Layer:
     """Return `model` if it can be a backbone; otherwise raise `ConfigError`."""
     if not isinstance(model, nn.Layer):
         raise ConfigError(
-            f"set_model: got {model!r} ({type(model).__name__}), expected an instance of "
-            f"plsc.models.base_model.BaseModel; or name one with set_model_name: "
+            f"{setter('model')}: got {model!r} ({type(model).__name__}), expected an instance of "
+            f"plsc.models.base_model.BaseModel; or name one with {setter('model_name')}: "
             f"{', '.join(list_backbones())}"
         )
     return model
@@ -89,6 +99,19 @@ def check_embedding(embedding: object, model: nn.Layer, *, images: int, emb_dim:
     if shape != [images, emb_dim]:
         raise ConfigError(
             f"{type(model).__name__} returned {shape} for {images} images, expected "
-            f"[{images}, {emb_dim}]; change the network or set_emb_size"
+            f"[{images}, {emb_dim}]; change the network or {setter('emb_dim')}"
         )
     return embedding
+
+
+def warn_of_batch_of_one(model: nn.Layer, batch_size: int) -> None:
+    """Warn of a batch of one image where the network ends in batch normalization: all of its features are equal."""
+    last = list(model.named_sublayers())[-1:]
+    if batch_size == 1 and last and isinstance(last[0][1], nn.BatchNorm1D):
+        log.warning(
+            "train_batch_size is 1, and '%s' of %s normalizes each number over the batch: all images have the same "
+            "features, so the network learns nothing; %s or more",
+            last[0][0],
+            type(model).__name__,
+            setter("train_batch_size", 2),
+        )

@@ -112,13 +112,13 @@ def create_backbone(name: str, *, emb_dim: int = 512, image_shape: Sequence[int]
         inspect.signature(factory).bind(emb_dim=emb_dim, image_shape=image_shape)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"backbone '{name}' cannot be called as {_name_of(factory)}(emb_dim=..., image_shape=...): {error}; "
+            f"backbone '{name}' cannot be called as {factory_name(factory)}(emb_dim=..., image_shape=...): {error}; "
             f"give it these two parameters"
         ) from None
     backbone: nn.Layer = factory(emb_dim=emb_dim, image_shape=tuple(image_shape))
     if not isinstance(backbone, layer):
         raise ConfigError(
-            f"backbone '{name}': {_name_of(factory)} returned {type(backbone).__name__}, expected a paddle.nn.Layer"
+            f"backbone '{name}': {factory_name(factory)} returned {type(backbone).__name__}, expected a paddle.nn.Layer"
         )
     if ":" in name:
         log.info("backbone %s is from %s", name, getattr(sys.modules.get(factory.__module__), "__file__", None))
@@ -154,13 +154,14 @@ def _register(name: str, factory: F | str) -> F | str:
         )
     known = _BACKBONES.get(name)
     # The same definition, run again, replaces itself: a notebook's cell, a reloaded module.
-    if known is not None and _name_of(known) != _name_of(factory):
-        raise ConfigError(f"register_backbone('{name}'): the name belongs to {_name_of(known)}; choose another")
+    if known is not None and factory_name(known) != factory_name(factory):
+        raise ConfigError(f"register_backbone('{name}'): the name belongs to {factory_name(known)}; choose another")
     _BACKBONES[name] = factory
     return factory
 
 
-def _name_of(factory: Factory | str) -> str:
+def factory_name(factory: Factory | str) -> str:
+    """A class or function as 'package.module:Class'."""
     if isinstance(factory, str):
         return factory
     return f"{factory.__module__}:{getattr(factory, '__qualname__', type(factory).__qualname__)}"

@@ -30,6 +30,7 @@ from plsc.serving.openapi import openapi, page
 from plsc.serving.pool import PredictorPool
 from plsc.serving.settings import ServeSettings, available_cores
 from plsc.serving.worker import IMAGES, TENSORS
+from plsc.utils.hints import argument
 
 PROTO, JSON, NPY = "application/proto", "application/json", "application/x-npy"
 _SMALL_BODY = 1 << 18  # bytes; a smaller body of a lone request is parsed without a thread
@@ -115,7 +116,7 @@ class Service:
     async def identify(self, request: Request) -> Response:
         """Each image to the most similar entries of the gallery."""
         if self.gallery is None:
-            raise HTTPError(404, "this server has no gallery; start it with --gallery FOLDER")
+            raise HTTPError(404, f"this server has no gallery; start it with {argument('gallery', of='plsc serve')}")
         count, threshold = protocols.parse_count(request.query_params.multi_items()), self.settings.threshold
         embeddings = await self._embed(request, await self._image_reader(request))
         search = functools.partial(self.gallery.search, embeddings, count, threshold=threshold)
@@ -175,7 +176,12 @@ class Service:
         def decode() -> Pixels:
             images = read()
             request.scope["plsc.images"] = len(images)
-            return decode_images(images, self.card, max_pixels=self.settings.max_pixels)
+            return decode_images(
+                images,
+                self.card,
+                max_pixels=self.settings.max_pixels,
+                on_damage=lambda _: self.metrics.damaged_images.inc(),
+            )
 
         return await self.pool.run(IMAGES, await self._parse(request, decode))
 

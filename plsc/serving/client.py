@@ -6,6 +6,7 @@ import io
 import json
 import queue
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -115,7 +116,7 @@ class Client:
         for number in range(len(starts)):
             waiting.put(number)
         failures: list[Exception] = []
-        with tqdm(total=len(images), unit="image", disable=not progress) as bar:
+        with tqdm(total=len(images), unit="image", disable=not progress or sys.stderr is None) as bar:
 
             def work(first: int) -> None:
                 while not failures:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from plsc.data.images import SERVED_FORMATS
+from plsc.data.images import SERVED_FORMATS, OnDamage
 from plsc.errors import DataError
 from plsc.inference.embedding import Pixels
 from plsc.inference.model_card import ModelCard
@@ -22,13 +22,16 @@ _MAX_SEGMENTS = 100
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
-def decode_images(encoded: Sequence[bytes], card: ModelCard, *, max_pixels: int) -> Pixels:
+def decode_images(
+    encoded: Sequence[bytes], card: ModelCard, *, max_pixels: int, on_damage: OnDamage | None = None
+) -> Pixels:
     """Decode and resize images to pixels [N, 3, H, W] uint8 RGB of the model's size.
 
     Args:
         encoded: N encoded images.
         card: the model's.
         max_pixels: largest accepted height times width.
+        on_damage: is called for each image that is damaged but can be decoded in part.
 
     Raises:
         HTTPError: 400 one is no image or truncated, 413 one has more than `max_pixels` pixels.
@@ -37,7 +40,7 @@ def decode_images(encoded: Sequence[bytes], card: ModelCard, *, max_pixels: int)
     for index, image in enumerate(encoded):
         _check(index, image, max_pixels)
         try:
-            rows.append(card.prepare(image))
+            rows.append(card.prepare(image, on_damage=on_damage))
         except DataError as error:
             raise HTTPError(400, f"image {index}: {error}") from None
     return np.stack(rows)

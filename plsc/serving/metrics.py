@@ -30,6 +30,9 @@ class Metrics:
             "plsc_batch_seconds", "seconds per forward pass", buckets=_SECONDS, registry=registry
         )
         self.worker_restarts = Counter("plsc_worker_restarts", "predictor processes replaced", registry=registry)
+        self.damaged_images = Counter(
+            "plsc_damaged_images", "images that are damaged but were decoded in part and embedded", registry=registry
+        )
         self.queue_rows = Gauge("plsc_queue_rows", "images waiting for a predictor", registry=registry)
         self.workers_ready = Gauge(
             "plsc_workers_ready", "predictor processes that have loaded the model", registry=registry

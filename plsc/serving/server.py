@@ -24,6 +24,7 @@ import uvloop  # noqa: E402
 from plsc.serving.app import Service  # noqa: E402
 from plsc.serving.middleware import access_log  # noqa: E402
 from plsc.serving.uvicorn_protocol import awaits_first_request, protocol_factory  # noqa: E402
+from plsc.utils.hints import argument  # noqa: E402
 
 log = logging.getLogger("plsc")
 
@@ -142,7 +143,7 @@ def _listen(settings: ServeSettings) -> socket.socket:
     except OSError as error:
         raise ServingError(
             f"cannot listen on {settings.host}, port {settings.port}: {error.strerror or error}; choose "
-            f"another --port, or end what uses it"
+            f"another port with {argument('port', of='plsc serve')}, or end what uses it"
         ) from None
 
 

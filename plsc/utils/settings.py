@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin
 
 import pydantic
 from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
 from plsc.errors import ConfigError, PLSCError
-from plsc.utils.names import nearest_name
+from plsc.utils.names import meant_by, setting_hint
 
 _NUMBERS = (int, float, int | None, float | None)
+
+
+class Problem(NamedTuple):
+    """Something wrong with a setting.
+
+    Attributes:
+        name: the setting as given; '' where it is not given.
+        text: the setting, what was found, what was expected.
+    """
+
+    name: str
+    text: str
 
 
 class Settings(pydantic.BaseModel):
@@ -58,14 +70,15 @@ class Settings(pydantic.BaseModel):
         def __init__(self, **values: Any) -> None:
             try:
                 super().__init__(**self.present_names(values))
-            except pydantic.ValidationError as error:
-                raise self.error("\n".join(self._explain(error))) from None
+            except (pydantic.ValidationError, self.error):
+                problems = self.find_problems(values, complete=True)
+                raise self.error("\n".join(problem.text for problem in problems)) from None
 
         def __setattr__(self, name: str, value: Any) -> None:
             try:
                 super().__setattr__(self.present_name(name), value)
             except pydantic.ValidationError as error:
-                raise self.error("\n".join(self._explain(error))) from None
+                raise self.error("\n".join(self._explain(problem) for problem in error.errors())) from None
 
         def __getattr__(self, name: str) -> Any:
             if name.startswith("_"):
@@ -96,8 +109,7 @@ class Settings(pydantic.BaseModel):
         """
         name = cls.renamed.get(name, name)
         if name not in cls.model_fields:
-            near = nearest_name(name, cls.model_fields)
-            hint = f"; did you mean '{near}'?" if near else ""
+            hint = setting_hint(name, cls.model_fields)
             raise (error or cls.error)(f"there is no setting named '{name}'{hint}")
         return name
 
@@ -135,28 +147,73 @@ class Settings(pydantic.BaseModel):
         return grouped
 
     @classmethod
+    def find_problems(
+        cls, values: Mapping[str, Any], *, label: Callable[[str], str] = str, complete: bool = False
+    ) -> list[Problem]:
+        """Every unknown name and every wrong value, in the order of `values`.
+
+        Args:
+            values: under names as given.
+            label: what a message calls a setting, for example by its flag.
+            complete: settings without a default that are not given are problems too.
+        """
+        given: dict[str, str] = {}  # present name -> as given
+        problems = []
+        for name, value in values.items():
+            try:
+                present = cls.present_name(name)
+            except cls.error as error:
+                text = f"there is no setting named '{name}'; sections are not known, write settings without indentation"
+                problems.append(Problem(name, text if isinstance(value, dict) else str(error)))
+                continue
+            if present in given:
+                old = name if name in cls.renamed else given[present]
+                text = f"{label(old)} is the old name of {label(present)}, and both are given; leave out {label(old)}"
+                problems.append(Problem(name, text))
+            given.setdefault(present, name)
+        try:
+            pydantic.BaseModel.__init__(cls.__new__(cls), **{present: values[name] for present, name in given.items()})
+        except pydantic.ValidationError as error:
+            for found in error.errors():
+                if complete or found["type"] != "missing":
+                    problems.append(Problem(given.get(str(found["loc"][0]), ""), cls._explain(found, label)))
+        order = {name: number for number, name in enumerate(values)}
+        return sorted(problems, key=lambda problem: order.get(problem.name, len(order)))
+
+    @classmethod
+    def examine_file(cls, path: str | Path) -> tuple[dict[str, Any], list[str]]:
+        """The settings in a YAML file under their names as given, and a line of text for everything wrong in it.
+
+        Raises:
+            PLSCError: `error`: the file cannot be read, or is not YAML.
+        """
+        from plsc.utils.yaml_file import read_entries
+
+        entries = read_entries(path, cls.error, is_text=cls._is_text)
+        objects = cls.object_fields()
+        problems = list(entries.problems)
+        for name, text in cls.find_problems(entries.values):
+            if name not in objects:
+                problems.append((entries.lines[name], text))
+        for name in objects:
+            if name in entries.values:
+                meant = meant_by(name, set(cls.scalar_fields()))
+                hint = f"; did you mean '{meant}'?" if meant else ""
+                problems.append((entries.lines[name], f"'{name}' is a Python object; set it in a script{hint}"))
+        return entries.values, [f"{path}: {text} (line {line})" for line, text in sorted(problems)]
+
+    @classmethod
     def read_file(cls, path: str | Path) -> dict[str, Any]:
         """The settings in a YAML file, 'name: value' per line, under their present names. Names may have dashes.
 
         Raises:
-            PLSCError: `error`, which names the file: it cannot be read, is not YAML, or holds a wrong name or value.
+            PLSCError: `error`, with a line for each fault: the file cannot be read, is not YAML, or holds wrong names
+                or values.
         """
-        given = {name.replace("-", "_"): value for name, value in _read_yaml(path, cls.error).items()}
-        try:
-            values = cls.present_names(given)
-        except cls.error as error:
-            raise cls.error(f"{path}: {error}") from None
-        problems = [
-            f"'{name}' is a Python object; set it in a script" for name in cls.object_fields() if name in values
-        ]
-        try:
-            # Not cls(**values), because settings without a default may be given elsewhere.
-            pydantic.BaseModel.__init__(cls.__new__(cls), **values)
-        except pydantic.ValidationError as error:
-            problems += cls._explain(error, without={"missing"})
+        values, problems = cls.examine_file(path)
         if problems:
-            raise cls.error("\n".join(f"{path}: {problem}" for problem in problems))
-        return values
+            raise cls.error("\n".join(problems))
+        return cls.present_names(values)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -183,38 +240,23 @@ class Settings(pydantic.BaseModel):
                     yield name, value
 
     @classmethod
-    def _explain(cls, error: pydantic.ValidationError, without: Iterable[str] = ()) -> list[str]:
-        """One line per problem: the setting, what was found, what was expected."""
-        return [cls._explain_one(problem) for problem in error.errors() if problem["type"] not in without]
+    def _is_text(cls, name: str) -> bool:
+        field = cls.model_fields.get(cls.renamed.get(name, name))
+        return field is not None and plain_type(field.annotation) is str and get_origin(field.annotation) is not Literal
 
     @classmethod
-    def _explain_one(cls, problem: Any) -> str:
+    def _explain(cls, problem: Any, label: Callable[[str], str] = str) -> str:
+        """The setting, what was found, what was expected."""
         name = str(problem["loc"][0])
         message = problem["msg"].replace("Value error, ", "").replace("Input should be", "expected")
         given = problem["input"]
         if problem["type"] == "missing":
-            return f"{name}: not given, and it has no default"
+            return f"{label(name)}: not given, and it has no default"
         if not cls.model_fields[name].repr:
-            return f"{name}: {message}"
+            return f"{label(name)}: {message}"
         if isinstance(given, tuple) and len(given) > 8:
             given = given[:8] + ("...",)
-        return f"{name}: got {given!r} ({type(given).__name__}); {message}"
-
-
-def _read_yaml(path: str | Path, error: type[PLSCError]) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise error(f"{path}: the configuration file cannot be read: {problem.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise error(f"{path}: not YAML: {problem}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise error(f"{path}: expected one 'setting: value' per line, found {type(values).__name__}")
-    return {str(name): value for name, value in values.items()}
+        return f"{label(name)}: got {given!r} ({type(given).__name__}); {message}"
 
 
 def _plain_value(value: Any) -> Any:

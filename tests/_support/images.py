@@ -18,6 +18,14 @@ def make_images(classes=CLASSES, per_class=5, side=SIDE):
     return images.astype(np.uint8), labels
 
 
+def damaged_jpeg(side=SIDE, seed=0):
+    """A JPEG of which libjpeg decodes a part and says 'Corrupt JPEG data: ...'."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
+    image = cv2.imencode(".jpg", pixels)[1].tobytes()
+    middle = image.rindex(b"\xff\xda") // 2 + len(image) // 2
+    return image[:middle] + b"\xff\xd3" + image[middle + 2 :]
+
+
 def encode_as(kind) -> bytes:
     """An image of 40 x 60 pixels as a file of a kind of `IMAGE_KINDS`."""
     suffix = kind.suffixes[0]

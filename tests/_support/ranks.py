@@ -1,11 +1,15 @@
-"""Start real ranks: a worker script under Paddle's launcher, on gloo."""
+"""Ranks: real ones, a worker script under Paddle's launcher on gloo; and threads of the test's own process."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+
+from plsc.distributed.topology import Topology
 
 WORKERS = Path(__file__).parent / "workers"
 ROOT = Path(__file__).parents[2]
@@ -51,3 +55,22 @@ def run(command, log_dir=None, check=True, timeout=300, cwd=None):
     if check:
         assert done.returncode == 0, output[-8000:]
     return done.returncode, output
+
+
+class ThreadRanks:
+    """Collectives of several ranks that are threads of this process; index it for those of one rank."""
+
+    def __init__(self, size):
+        self.size, self.values, self.barrier = size, {}, threading.Barrier(size)
+
+    def __getitem__(self, rank):
+        topology = Topology(rank, self.size)
+
+        def gather_objects(value):
+            self.values[rank] = value
+            self.barrier.wait(10)
+            gathered = [self.values[other] for other in range(self.size)]
+            self.barrier.wait(10)
+            return gathered
+
+        return SimpleNamespace(topology=topology, gather_objects=gather_objects)

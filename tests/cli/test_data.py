@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -222,3 +226,21 @@ def test_every_help_text_stands_alone():
     for text in texts:
         assert re.match(r"[A-Z].*\.$", text, re.DOTALL), text
         assert not re.match(r"(?i)(which|what|how|these|those|it|they|as|the same|of)\b", text), text
+
+
+def test_commands_need_no_standard_error_and_print_no_log_elsewhere(tmp_path):
+    source = sources.make_list(tmp_path / "set")
+    program = "import sys; from plsc.cli.main import main; sys.argv[1:1] = ['data']; main()"
+
+    def call(*arguments, closing):
+        command = shlex.join([sys.executable, "-c", program, *map(str, arguments)])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.run(["sh", "-c", f"exec {command} {closing}"], stdout=subprocess.PIPE, env=environment)
+
+    done = call("inspect", source, "--json", closing="2>&-")
+    assert done.returncode == 0 and json.loads(done.stdout)["images"] == 6
+    done = call("convert", source, tmp_path / "new", "--to", "csv", closing="<&- 2>&-")
+    assert done.returncode == 0 and done.stdout.decode().endswith("new: 6 images\n")
+    done = call("inspect", tmp_path / "none", closing="2>&-")
+    assert done.returncode == 1 and done.stdout == b""
+    assert call("inspect", source, closing="2>/dev/full").returncode == 0

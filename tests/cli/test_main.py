@@ -66,7 +66,7 @@ def test_train_test_export_and_embed(entry, tmp_path, data_dir):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["train", "--num-classes", "0"], "plsc: num_classes: got '0'"),
+        (["train", "--num-classes", "0"], "plsc: --num-classes: got '0' (str); expected greater than"),
         (["train", "--config", "none.yaml"], "plsc: none.yaml: the configuration file cannot be read"),
         (["embed", "nowhere", "image.png"], "plsc: nowhere: no exported model there"),
         (["test", "--model-save-dir", "nowhere"], "plsc: nothing to test on"),

@@ -26,6 +26,22 @@ def test_unknown_settings_in_a_file_name_the_near_miss(tmp_path):
         merge_settings(Config, tmp_path / "run.yaml", flags={})
 
 
+def test_all_faults_of_a_file_and_of_the_flags_are_said_at_once(tmp_path):
+    (tmp_path / "run.yaml").write_text("batch_size: 3\nlr: -1\nmodel_name: resnet50\n")
+    with pytest.raises(plsc.ConfigError) as error:
+        merge_settings(
+            Config, tmp_path / "run.yaml", flags={"sample_ratio": "3", "train_epochs": "x", "model_name": "ResNet51"}
+        )
+    assert [line.split("; ")[0].removeprefix(f"{tmp_path}/") for line in str(error.value).splitlines()] == [
+        "run.yaml: there is no setting named 'batch_size'",
+        "run.yaml: lr: got -1 (int)",
+        "--sample-ratio: got '3' (str)",
+        "--train-epochs: got 'x' (str)",
+        "run.yaml: model_name: got 'resnet50' (str)",
+        "model_name: got 'ResNet51' (str)",
+    ]
+
+
 def test_every_setting_is_a_flag():
     _, output = run(
         [

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
+import random
 
 import numpy as np
 import pytest
 
+from plsc.data import sources
 from plsc.data.loader import ReaderLoader, TrainLoader, balanced_order
-from plsc.data.records import DatasetRecords
+from plsc.data.records import DatasetRecords, Records
+from plsc.data.sources import open_records
+from plsc.data.subset import SelectedRecords
 from plsc.data.transforms import Transform, normalize
 from plsc.errors import DataError
 from tests._support.images import make_images
@@ -140,3 +146,109 @@ def test_a_source_has_as_many_labels_as_images():
     records.labels = np.arange(5)
     with pytest.raises(DataError, match="data set Numbered: has 35 images and 5 labels, expected one each"):
         TrainLoader(records, Transform((3, 16, 16)), num_classes=35, batch_size=4, class_balanced=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 1, "world_size": 2}, {"class_balanced": True, "seed": 3}])
+def test_an_image_of_a_batch_is_described(options):
+    """For messages: by (epoch, step, row), also on other ranks and in other orders."""
+    made = loader(**options)
+    for epoch, first in ((0, 0), (2, 3)):
+        for step, batch in enumerate(made.epoch(epoch, first), first):
+            for row, label in enumerate(batch.labels):
+                assert made.describe(epoch, step, row=row) == f"item {label} of Numbered"
+
+
+def test_the_image_that_replaces_an_unreadable_one_is_described():
+    class Holes(Numbered):
+        def __getitem__(self, index):
+            return (b"no image" if index % 3 == 0 else IMAGES[index]), index
+
+    made = TrainLoader(
+        DatasetRecords(Holes()), Transform((3, 16, 16)), num_classes=len(IMAGES), batch_size=5, skip_bad_images=True
+    )
+    for step, batch in enumerate(made.epoch(0)):
+        for row, label in enumerate(batch.labels):
+            assert made.describe(0, step, row=row) == f"item {label} of Holes"
+
+
+class Drawing:
+    """Labels that are drawn from global generators."""
+
+    num_classes = 1 << 20
+
+    def __init__(self, draw):
+        self.draw = draw
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        return np.zeros((16, 16, 3), np.uint8), int(self.draw() * 2**20)
+
+
+def draw_of_paddle():
+    import paddle
+
+    return float(paddle.rand([1]).numpy()[0])
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda: np.random.rand(), random.random, draw_of_paddle], ids=["NumPy", "Python", "Paddle"]
+)
+def test_a_users_data_set_draws_other_numbers_for_each_image_whatever_the_workers(draw):
+    if draw is draw_of_paddle:
+        pytest.importorskip("paddle")
+    found = []
+    before = draw()
+    state = draw()
+    for workers in (0, 1, 2):
+        batches = TrainLoader(
+            DatasetRecords(Drawing(draw)),
+            Transform((3, 16, 16)),
+            num_classes=1 << 20,
+            batch_size=4,
+            num_workers=workers,
+        )
+        try:
+            found.append([sum(labels(batches.epoch(epoch)), []) for epoch in (0, 1)])
+        finally:
+            batches.close()
+    assert found[0] == found[1] == found[2]
+    assert len(set(found[0][0] + found[0][1])) == 48
+    assert len({before, state}) == 2
+
+
+def test_the_generators_of_the_training_process_are_left_as_they_were():
+    paddle = pytest.importorskip("paddle")
+
+    def draws():
+        return float(np.random.rand()), random.random(), float(paddle.rand([1]).numpy()[0])
+
+    def seed():
+        np.random.seed(1)
+        random.seed(1)
+        paddle.seed(1)
+
+    seed()
+    expected = draws()
+    seed()
+    batches = TrainLoader(
+        DatasetRecords(Drawing(lambda: sum(draws()) / 3)), Transform((3, 16, 16)), num_classes=1 << 20, batch_size=4
+    )
+    list(batches.epoch(0))
+    assert draws() == expected
+
+
+def test_the_librarys_own_sources_are_not_seeded_for():
+    assert DatasetRecords([]).uses_global_random
+    records = open_records("synthetic:5:20")
+    assert not records.uses_global_random and not SelectedRecords(records, [1, 2]).uses_global_random
+    assert SelectedRecords(DatasetRecords(Numbered()), [1, 2]).uses_global_random
+
+
+def test_all_sources_of_the_library_say_whether_they_draw():
+    for module in pkgutil.iter_modules(sources.__path__, "plsc.data.sources."):
+        found = vars(importlib.import_module(module.name)).values()
+        for kind in found:
+            if isinstance(kind, type) and issubclass(kind, Records) and kind.__module__ == module.name:
+                assert not kind.uses_global_random, kind

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plsc import DataError
+from plsc import ConfigError, DataError
 from plsc.data.augment import Augment
 from plsc.data.loader import TrainLoader
 from plsc.data.records import Record
@@ -74,6 +76,30 @@ def test_a_hanging_worker_is_reported_with_the_record_it_holds(loader):
     with pytest.raises(DataError, match=r"hangs: it has held synthetic image 23 for \d s; .*set_worker_timeout"):
         list(hanging.epoch(0))
     assert time.monotonic() - start < 10
+
+
+def test_a_daemon_cannot_start_workers_and_says_so(loader, monkeypatch):
+    """A process of multiprocessing.Pool is one."""
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    with pytest.raises(ConfigError, match=r"num_workers is 2, but this process is a daemon, .*set_num_workers\(0\)"):
+        list(loader(num_workers=2).epoch(0))
+    assert len(list(loader(num_workers=0).epoch(0))) == 10
+
+
+def test_processes_that_the_system_does_not_start_are_named(loader, monkeypatch):
+    real, made = os.fork, []
+
+    def fork():
+        if made:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        made.append(real())
+        return made[0]
+
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(DataError, match="process 2 of 3 .* cannot be started: Resource temp.*; lower set_num_workers"):
+        list(loader(num_workers=3).epoch(0))
+    with pytest.raises(ProcessLookupError):
+        os.kill(made[0], 0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

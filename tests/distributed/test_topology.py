@@ -6,9 +6,10 @@ import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import paddle
 import pytest
 
-from plsc.distributed.topology import Topology, devices_asked_of_launcher, place_from_environment
+from plsc.distributed.topology import Topology, devices_asked_of_launcher, init_topology, place_from_environment
 from plsc.errors import DistributedError
 from tests._support.images import CLASSES
 from tests._support.ranks import run
@@ -49,6 +50,21 @@ def test_the_launcher_sets_rank_and_world_size(monkeypatch):
 )
 def test_a_launcher_that_was_asked_for_devices_is_recognized(command, asked):
     assert devices_asked_of_launcher(command.split(" ")) == asked
+
+
+def test_an_address_that_does_not_resolve_is_named(monkeypatch):
+    def refuse():
+        raise ValueError("(InvalidArgument) IPv4 network nohost:6170 cannot be obtained. Name not known.\n  [Hint: n]")
+
+    monkeypatch.setattr(paddle.distributed, "init_parallel_env", refuse)
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "0")
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    monkeypatch.setenv("PADDLE_MASTER", "nohost:6170")
+    message = (
+        r"the ranks cannot be connected: .*nohost:6170 cannot .* known\.; PADDLE_MASTER is 'nohost:6170'; every mach"
+    )
+    with pytest.raises(DistributedError, match=message):
+        init_topology()
 
 
 @pytest.mark.ranks

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import shutil
 import tempfile
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +18,10 @@ from safetensors import SafetensorError
 
 from plsc import CheckpointError
 from plsc.distributed.collectives import Collectives
-from plsc.distributed.topology import Topology
 from plsc.engine import checkpoint
-from plsc.engine.checkpoint import Checkpoint, Part, list_checkpoints, prune_checkpoints, save_checkpoint
+from plsc.engine.checkpoint import Checkpoint, Part, list_checkpoints, prune_checkpoints, save_checkpoint, try_folder
 from plsc.utils.ranges import Range, shard_ranges
+from tests._support.ranks import ThreadRanks
 
 WEIGHT = np.arange(35, dtype=np.float32).reshape(7, 5)
 
@@ -33,29 +35,14 @@ def save(root, name="0", **options):
     return save_checkpoint(root, name, parts=parts(**options), about={"epoch": 1}, collectives=Collectives())
 
 
-class ThreadRanks:
-    """Collectives of several ranks that are threads of this process; index it for those of one rank."""
-
-    def __init__(self, size):
-        self.size, self.values, self.barrier = size, {}, threading.Barrier(size)
-
-    def __getitem__(self, rank):
-        topology = Topology(rank, self.size)
-
-        def gather_objects(value):
-            self.values[rank] = value
-            self.barrier.wait(10)
-            gathered = [self.values[other] for other in range(self.size)]
-            self.barrier.wait(10)
-            return gathered
-
-        return SimpleNamespace(topology=topology, gather_objects=gather_objects)
-
-
 def edit_manifest(folder, edit):
     manifest = json.loads((folder / "manifest.json").read_text())
     edit(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def weight(manifest):
+    return manifest["tensors"]["head.weight"]
 
 
 @given(st.integers(1, 9), st.integers(0, 7), st.integers(0, 7))
@@ -163,9 +150,24 @@ def test_a_file_cut_short_is_named(tmp_path):
         Checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", json.dumps({"format": "plsc-checkpoint", "version": 99})])
+KINDS = [
+    "",
+    "[]",
+    "{}",
+    "null",
+    '"text"',
+    "3",
+    "[" * 100_000,
+    "9" * 5000,
+    "\xff",
+    "\0",
+    '{"format": {}, "version": []}',
+]
+
+
+@pytest.mark.parametrize("text", [*KINDS, json.dumps({"format": "plsc-checkpoint", "version": 99})])
 def test_a_manifest_of_another_kind_is_named(tmp_path, text):
-    (save(tmp_path) / "manifest.json").write_text(text)
+    (save(tmp_path) / "manifest.json").write_bytes(text.encode("latin1"))
     with pytest.raises(CheckpointError, match="manifest"):
         Checkpoint(tmp_path)
 
@@ -192,6 +194,25 @@ def test_a_file_outside_of_the_folder_is_refused(tmp_path, name):
         (lambda m: m["tensors"]["head.weight"]["parts"][0].pop("rows"), r"head.weight.parts.0.rows: Field required"),
         (lambda m: m["tensors"]["head.weight"]["parts"][0].update(file="other"), "'other', which is not among the"),
         (lambda m: m.pop("about"), "about: Field required"),
+        (lambda m: m.update(about=[]), "about: Input should be a valid dictionary"),
+        (
+            lambda m: m["files"].update({"model.safetensors": "1"}),
+            "files.model.safetensors: Input should be a valid int",
+        ),
+        (lambda m: weight(m)["shape"].append(-1), "head.weight.shape.2: Input should be greater than or equal to 0"),
+        (lambda m: weight(m)["shape"].append(True), "head.weight.shape.2: Input should be a valid integer"),
+        (lambda m: weight(m).update(dtype="floqt32"), "head.weight.dtype: found 'floqt32', expected one of bool"),
+        (lambda m: weight(m).update(dtype="S5"), "dtype: found 'S5', expected one of bool"),
+        (
+            lambda m: weight(m)["parts"][1].update(offset=-3),
+            "parts.1.offset: Input should be greater than or equal to 0",
+        ),
+        (
+            lambda m: weight(m)["parts"][1].update(offset=2),
+            "found rows 2 to 4 in '.*3.safe.*', expected rows from 3 on",
+        ),
+        (lambda m: weight(m)["parts"][2].update(rows=9), "found rows 5 to 14 in .*, expected rows from 5 on, up to 7"),
+        (lambda m: weight(m)["parts"].reverse(), "found rows 3 to 5 in .*, expected rows from 7 on"),
     ],
 )
 def test_a_damaged_manifest_is_named(tmp_path, edit, message):
@@ -208,8 +229,175 @@ def test_rows_that_no_file_holds_are_named(tmp_path):
         saved.read("head.weight", Range(1, 7))
 
 
-def test_a_file_with_damaged_content_is_named(tmp_path):
+def zeros(data):
+    return bytes(len(data))
+
+
+def long_header(data):
+    return b"\xff" * 8 + data[8:]
+
+
+def other_name(data):
+    return data.replace(b"head.weight", b"head.weighs")
+
+
+def other_shape(data):
+    return data.replace(b"[2,5]", b"[5,2]")
+
+
+def other_dtype(data):
+    return data.replace(b"F32", b"I32")
+
+
+def unknown_to_numpy(data):
+    return data.replace(b'"F32","shape":[2,5]', b'"F16","shape":[4,5]').replace(b"F16", b"F8_E4M3")[: len(data)]
+
+
+@pytest.mark.parametrize("damage", [zeros, long_header, other_name, other_shape, other_dtype, unknown_to_numpy])
+@pytest.mark.parametrize("rows", [None, Range(3, 5), Range(4, 5)])
+def test_a_file_with_damaged_content_is_named(tmp_path, damage, rows):
     file = save(tmp_path) / "classes-000000003.safetensors"
-    file.write_bytes(bytes(len(file.read_bytes())))
-    with pytest.raises(CheckpointError, match="classes-000000003.safetensors: tensor 'head.weight' cannot be read"):
-        Checkpoint(tmp_path).read("head.weight")
+    before = file.read_bytes()
+    file.write_bytes(damage(before))
+    assert len(file.read_bytes()) == len(before) and file.read_bytes() != before
+    with pytest.raises(CheckpointError, match=r"classes-000000003.safetensors: tensor 'head.weight' (cannot be|is)"):
+        Checkpoint(tmp_path).read("head.weight", rows)
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_named(tmp_path):
+    save(tmp_path, "0")
+    saved = Checkpoint(tmp_path)
+    save(tmp_path, "1")
+    prune_checkpoints(tmp_path, 1)
+    with pytest.raises(CheckpointError, match=r"0/model.safetensors: tensor 'backbone.w' cannot be read: .*No such"):
+        saved.read("backbone.w")
+
+
+@pytest.fixture
+def as_nobody(tmp_path):
+    """Run as a user who owns no file, where the tests run as root, whom no permission stops."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+
+
+def test_a_folder_without_permission_is_named(tmp_path, as_nobody):
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        save(folder / "open")
+        (folder / "open" / "0").chmod(0)
+        for path in (folder / "open", folder / "open" / "0"):
+            with pytest.raises(CheckpointError, match="open.*: cannot be read: .*Permission denied: .*; use another"):
+                Checkpoint(path)
+        folder.chmod(0o500)
+        with pytest.raises(CheckpointError, match="Permission denied"):
+            save(folder / "new")
+    finally:
+        folder.chmod(0o700)
+        (folder / "open" / "0").chmod(0o700)
+        shutil.rmtree(folder)
+
+
+def test_a_full_disk_leaves_no_part_of_a_checkpoint(tmp_path):
+    """No file may grow beyond 100 bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"checkpoint .*/0 was not written: .*safetensors: cannot be written"):
+            save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), TypeError("not JSON"), MemoryError()])
+def test_whatever_stops_a_save_is_a_checkpoint_error_and_leaves_nothing(tmp_path, error):
+    def failing():
+        yield parts()[0]
+        raise error
+
+    with pytest.raises(CheckpointError, match="0 was not written: "):
+        save_checkpoint(tmp_path, "0", parts=failing(), about={}, collectives=Collectives())
+    with pytest.raises(CheckpointError, match="0 was not written: TypeError: .*not JSON serializable"):
+        save_checkpoint(tmp_path, "0", parts=parts(), about={"a": {1}}, collectives=Collectives())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_cannot_be_pruned_is_warned_of(tmp_path, monkeypatch, caplog):
+    for name in ("0", "1"):
+        save(tmp_path, name)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", refuse)
+    monkeypatch.setattr(Path, "rename", refuse)
+    prune_checkpoints(tmp_path, 1)
+    assert "an old checkpoint cannot be deleted: " in caplog.text
+    assert len(list_checkpoints(tmp_path)) == 2
+
+
+def test_a_trial_leaves_nothing(tmp_path):
+    ranks, root = ThreadRanks(3), tmp_path / "new" / "out"
+    (tmp_path / "new" / "out" / ".plsc-trial").mkdir(parents=True)  # of a process that was killed
+    with ThreadPoolExecutor(3) as pool:
+        for tried in [pool.submit(try_folder, root, ranks[rank]) for rank in range(3)]:
+            tried.result()
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize("act", ["write", "read"])
+def test_a_trial_that_fails_on_one_rank_fails_on_all(tmp_path, monkeypatch, act):
+    real_write, real_read = checkpoint.safetensors.numpy.save_file, checkpoint.safetensors.safe_open
+
+    def save_file(tensors, path):
+        if act == "write" and path.endswith("1.safetensors"):
+            raise OSError(28, "No space left")
+        real_write(tensors, path)
+
+    def safe_open(path, **options):
+        if act == "read" and path.endswith("1.safetensors"):
+            raise OSError(116, "Stale file handle")
+        return real_read(path, **options)
+
+    monkeypatch.setattr(checkpoint.safetensors.numpy, "save_file", save_file)
+    monkeypatch.setattr(checkpoint.safetensors, "safe_open", safe_open)
+    ranks = ThreadRanks(2)
+    with ThreadPoolExecutor(2) as pool:
+        for tried in [pool.submit(try_folder, tmp_path, ranks[rank]) for rank in range(2)]:
+            with pytest.raises(CheckpointError, match="rank [01]: .*000000001.safetensors: .*(No space|Stale file)"):
+                tried.result()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_what_is_not_finite_is_not_written(tmp_path, bad, ranks):
+    """All ranks fail with the tensor and its row; nothing is left behind."""
+    threads = ThreadRanks(ranks)
+    shards = [
+        Part("head.weight", WEIGHT[r.start : r.stop].copy(), offset=r.start, rows=7) for r in shard_ranges(7, ranks)
+    ]
+    shards[-1].data[-1, 2] = bad
+
+    def write(rank):
+        with pytest.raises(CheckpointError) as caught:
+            save_checkpoint(tmp_path, "0", parts=[shards[rank]], about={}, collectives=threads[rank])
+        return str(caught.value)
+
+    with ThreadPoolExecutor(ranks) as pool:
+        messages = set(pool.map(write, range(ranks)))
+    (message,) = messages
+    where = "" if ranks == 1 else f"rank {ranks - 1}: "  # a single rank is not named
+    assert f"was not written: {where}head.weight holds {bad:g} in row 6, expected finite numbers" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_constant_may_hold_infinity(tmp_path):
+    mask = np.array([0, -np.inf], np.float32)
+    part = Part("backbone.mask", mask, is_finite=False)
+    path = save_checkpoint(tmp_path, "0", parts=[part], about={}, collectives=Collectives())
+    np.testing.assert_array_equal(Checkpoint(path).read("backbone.mask"), mask)

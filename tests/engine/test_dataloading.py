@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 
@@ -17,7 +18,7 @@ from plsc.distributed.collectives import Collectives
 from plsc.engine.checkpoint import Checkpoint
 from plsc.engine.dataloading import open_verification_sets
 from plsc.engine.trainer import Trainer
-from tests._support.images import CLASSES, make_images
+from tests._support.images import CLASSES, damaged_jpeg, make_images
 from tests._support.ranks import launch
 from tests._support.scripts import INTRODUCTION, SMALL
 
@@ -35,6 +36,26 @@ def test_training_takes_every_kind_of_source(entry, data_dir, tmp_path, to):
         assert np.isfinite(losses).all()
     else:
         assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    "num_classes, message",
+    [
+        (None, "num_classes is 1: the softmax over one class has a loss of 0 and no gradient"),
+        (3, "all training images are of one class: the network learns to tell no two images apart"),
+    ],
+)
+def test_images_of_one_class_are_warned_of_once(entry, data_dir, caplog, num_classes, message):
+    lines = (data_dir / "label.txt").read_text().splitlines()
+    (data_dir / "label.txt").write_text("".join(f"{line.split()[0]} 0\n" for line in lines))
+    given = {"num_classes": num_classes} if num_classes else {}
+    kept = ("dataset_dir", "image_shape", "model_name", "emb_dim", "train_batch_size", "num_workers", "model_save_dir")
+    settings = {name: getattr(entry.config, name) for name in kept}
+    config = plsc.Config(**settings, **given, train_epochs=None, train_steps=1, with_test=False)
+    with caplog.at_level(logging.WARNING):
+        results = plsc.Trainer(config).train()
+    assert caplog.text.count(message) == 1
+    assert (results["loss"] == 0.0) == (num_classes is None)
 
 
 def dataset(make):
@@ -279,7 +300,12 @@ def test_data_that_does_not_say_its_number_of_classes_is_trained_with_the_defaul
     assert Trainer(unset(entry).config).config.num_classes == 85742
     entry.train_reader = lambda: iter([])
     assert Trainer(entry.config).config.num_classes == 85742
-    assert caplog.text.count("does not say how many classes it has: training 85742, the default; set_class_num") == 2
+    assert (
+        caplog.text.count(
+            "does not say how many classes it has: training 85742, the default; give the number with set_class_num"
+        )
+        == 2
+    )
 
 
 def test_a_resumed_run_without_a_number_of_classes_takes_that_of_the_checkpoint(entry, caplog):
@@ -347,6 +373,44 @@ def test_unreadable_image_is_skipped_and_counted_when_asked(entry, data_dir, cap
     assert "skipped an unreadable image: images/00000007.png" in caplog.text
     assert "skipped an unreadable image: images/00000009.png" in caplog.text
     assert "2 unreadable images skipped so far" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_images_are_warned_of_with_their_place_and_counted_and_nothing_else_is_printed(
+    entry, data_dir, caplog, capfd, workers
+):
+    for number in (7, 9):
+        (data_dir / f"images/0000000{number}.png").write_bytes(damaged_jpeg(seed=number))
+    entry.set_num_workers(workers)
+    entry.set_train_epochs(2)
+    entry.train()
+    warnings = [line for line in caplog.messages if "pixels may be wrong" in line]
+    assert len(warnings) == 3 and warnings[2].startswith("2 damaged images so far")
+    for line, place in zip(sorted(warnings[:2]), ("images/00000007.png", "images/00000009.png"), strict=True):
+        assert place in line and "label.txt, line" in line and "Corrupt JPEG data" in line
+    assert [line for line in capfd.readouterr().err.splitlines() if line.startswith("Corrupt JPEG")] == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_unreadable_where_images_are_strict(entry, data_dir, caplog, workers):
+    (data_dir / "images/00000007.png").write_bytes(damaged_jpeg())
+    entry.set_num_workers(workers)
+    entry.set_strict_images(True)
+    with pytest.raises(DataError, match=r"00000007\.png.*line 8.*damaged.*Corrupt JPEG data.*set_bad_images\('skip'\)"):
+        entry.train()
+    entry.set_bad_images("skip")
+    entry.train()
+    assert "1 unreadable images skipped so far" in caplog.text
+
+
+def test_damaged_images_of_a_verification_set_are_warned_of_once(entry, data_dir, caplog):
+    pairs = VerificationSet.load(data_dir / "lfw.bin")
+    images = [*pairs.images[:3], damaged_jpeg(), *pairs.images[4:]]
+    VerificationSet("lfw", images, is_same=pairs.is_same).save(data_dir / "lfw.bin", overwrite=True)
+    entry.set_train_epochs(2)
+    entry.train()
+    warnings = [line for line in caplog.messages if "pixels may be wrong" in line]
+    assert len(warnings) == 1 and f"{data_dir / 'lfw.bin'}, image 3: damaged" in warnings[0]
 
 
 def test_missing_verification_set_is_named(entry, data_dir):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +15,13 @@ from plsc import ConfigError, DataError, VerificationSet
 from plsc.cli.main import app
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import init_topology
-from plsc.engine.evaluator import Embedder, verify
+from plsc.engine import evaluator
+from plsc.engine.evaluator import Embedder, check_verification_sets, verify
 from plsc.inference.embedding import EmbeddingPath
 from plsc.metrics.verification import verification_report
 from tests._support.exporting import EMB_DIM, IMAGES, SHAPE, eager, network
 from tests._support.images import make_images
+from tests._support.ranks import ThreadRanks
 
 PATH = EmbeddingPath(image_shape=SHAPE, flip=True, pixel_mean=127.5, pixel_std=128.0)
 
@@ -97,6 +101,94 @@ def test_predict_says_what_is_missing_and_overwrites_nothing(entry, tmp_path, da
         entry.predict(["/no/such.png"])
 
 
+def make_pairs(count=6, name="mine"):
+    images = [IMAGES[index % len(IMAGES)] for index in range(2 * count)]
+    return VerificationSet(name, images, is_same=[index % 2 == 0 for index in range(count)])
+
+
+class Lazy:
+    """Images that are made when they are read, and counted."""
+
+    def __init__(self, make, count):
+        self.make, self.count, self.read = make, count, []
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return (self[place] for place in range(*index.indices(self.count)))
+        self.read.append(index)
+        return self.make(index)
+
+
+def lazy_pairs(make, count=6):
+    pairs = make_pairs(count)
+    pairs.images = Lazy(make, 2 * count)
+    return pairs
+
+
+CONFIG = plsc.Config(image_shape=SHAPE, emb_dim=EMB_DIM)
+
+
+def check(sets, collectives=None):
+    check_verification_sets(CONFIG, sets, collectives=collectives or Collectives())
+
+
+def test_each_image_is_decoded_once_and_ranks_share_the_work():
+    pairs = lazy_pairs(lambda index: IMAGES[index % len(IMAGES)])
+    check([pairs])
+    assert pairs.images.read == list(range(12))
+    pairs.images.read.clear()
+    ranks = ThreadRanks(3)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda rank: check([pairs], ranks[rank]), range(3)))
+    assert sorted(pairs.images.read) == list(range(12))
+
+
+def fail(index):
+    raise FileNotFoundError(2, "No such file", f"{index}.png")
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda index: b"hello" if index == 7 else IMAGES[0], "image 7: 5 bytes that are no image"),
+        (lambda index: np.zeros([4, 4]) if index == 9 else IMAGES[0], r"image 9: got an array \[4, 4\] of float64"),
+        (lambda index: fail(7) if index == 7 else IMAGES[0], r"\[Errno 2\] No such file: '7.png'"),
+        (lambda index: IMAGES[0] if index else 1 / 0, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_named_with_its_set_on_every_rank(make, message):
+    pairs = lazy_pairs(make)
+    with pytest.raises(DataError, match=f"verification set mine: {message}"):
+        check([make_pairs(), pairs])
+    pairs.path = Path("data/mine.bin")
+    ranks = ThreadRanks(2)
+    with ThreadPoolExecutor(2) as pool:
+        for checked in [pool.submit(check, [pairs], ranks[rank]) for rank in range(2)]:
+            with pytest.raises(DataError, match=f"verification set data/mine.bin: rank [01]: {message}"):
+                checked.result()
+
+
+def test_a_set_that_gives_no_report_is_named():
+    check([make_pairs(1)])  # which is warned of where it is opened
+    pairs = make_pairs()
+    pairs.folds = pairs.folds[:-1]
+    with pytest.raises(
+        DataError, match=r"verification set mine \(6 pairs\) cannot be verified: folds: got shape \[5\]"
+    ):
+        check([make_pairs(), pairs])
+
+
+def test_decoding_that_takes_long_is_noted_once(caplog, monkeypatch):
+    check([make_pairs()])
+    assert "decoding" not in caplog.text
+    monkeypatch.setattr(evaluator, "_NOTED_SECONDS", -1.0)
+    check([make_pairs(), make_pairs(name="other")])
+    assert caplog.text.count("decoding each image of the verification sets once before training: mine, image 1 of") == 1
+
+
 def test_the_folds_of_a_set_are_those_of_its_metrics(entry, data_dir):
     """Whatever embeddings the network gives: a set of two described folds is judged over these two."""
     whole = VerificationSet.load(data_dir / "lfw.bin")
@@ -133,3 +225,14 @@ def test_sets_that_give_no_accuracy_train_test_and_are_null_in_json(entry, data_
             assert [found[f"{name}/{metric}"] for metric in metrics] == [None] * 4
             assert found[f"{name}/xnorm"] > 0
     assert found["same/pairs"] == 20 and found["one/pairs"] == 1
+
+
+def test_an_image_or_an_embedding_that_is_not_finite_is_named():
+    bad = PATH.normalize(PATH.prepare(IMAGES[0]))
+    bad[0, 0, 0] = np.nan
+    with pytest.raises(DataError, match=r"image 2: got an image of float32 that holds nan, expected finite numbers"):
+        embedder(network(), 2)([*IMAGES[:2], bad])
+    net = network()
+    net.register_forward_post_hook(lambda layer, inputs, outputs: outputs / (len(inputs[0]) - 1.0))
+    with pytest.raises(DataError, match=r"image 3: its embedding holds -?(inf|nan), expected finite numbers"):
+        embedder(net, 3)(IMAGES)  # the last batch has one image

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
+import resource
+import shutil
+from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
 
 from plsc import CheckpointError
+from plsc.engine.trainer import Trainer
 from plsc.losses.margins.combined import CombinedMargin
 
 
@@ -52,6 +56,75 @@ def test_a_folder_that_checkpoints_cannot_be_written_to_is_found_before_the_firs
     entry.set_model_save_dir(str(tmp_path / "file"))
     with pytest.raises(CheckpointError, match="file: checkpoints cannot be written there: File exists"):
         entry.train()
+
+
+def foreign_file(path):
+    path.write_text("notes")
+
+
+def broken_link(path):
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, foreign_file, broken_link])
+@pytest.mark.parametrize("name", ["0", "1"])
+def test_what_stands_where_a_checkpoint_will_be_saved_is_found_before_the_first_step(entry, tmp_path, make, name):
+    entry.set_train_epochs(2)
+    (tmp_path / "output").mkdir()
+    make(tmp_path / "output" / name)
+    with pytest.raises(
+        CheckpointError, match=f"output/{name} exists and is no checkpoint, .*move it away, or choose an"
+    ):
+        Trainer(entry.config)
+
+
+@pytest.mark.parametrize("name", ["1", "0.3", "2.1"])
+def test_within_an_epoch_the_name_of_the_last_checkpoint_is_looked_at_too(entry, tmp_path, name):
+    """Seven steps of three per epoch: 0, 1 and 2.1."""
+    entry.set_train_steps(7)
+    (tmp_path / "output" / name).mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=f"output/{name} exists and is no checkpoint"):
+        Trainer(entry.config)
+
+
+def test_a_run_that_resumes_looks_at_the_names_that_it_will_need(entry, tmp_path):
+    entry.train()
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    entry.set_train_epochs(3)
+    output = tmp_path / "output"
+    for name in ("3", "2024", "notes", ".hidden"):
+        (output / name).mkdir()  # of no epoch of this run
+    Trainer(entry.config)
+    (output / "1").mkdir()
+    with pytest.raises(CheckpointError, match="output/1 exists and is no checkpoint"):
+        Trainer(entry.config)
+    shutil.copytree(output / "0", output / "1", dirs_exist_ok=True)
+    entry.set_checkpoint_dir(output / "0")
+    with pytest.raises(CheckpointError, match="output/1 is a checkpoint of later training than this run starts from"):
+        Trainer(entry.config)
+
+
+def test_a_folder_that_refuses_a_file_is_found_before_the_first_step(entry, tmp_path):
+    """No file may grow beyond 10 bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(
+            CheckpointError, match="output: checkpoints cannot be written there: .*choose another folder"
+        ):
+            Trainer(entry.config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "output").iterdir()) == []
+    Trainer(entry.config)
+    assert list((tmp_path / "output").iterdir()) == []
+
+
+def test_a_run_that_is_done_needs_no_folder_to_write_to(entry, tmp_path):
+    entry.train()
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    entry.set_model_save_dir("/proc/none")
+    entry.train()
 
 
 def within_an_epoch(entry, data_dir):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from fractions import Fraction
+
 import numpy as np
 import paddle
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from plsc.config import Config
 from plsc.engine.observers import Observer
 from plsc.engine.schedules import SCHEDULES, build_schedule
+from plsc.engine.trainer import Trainer
 from plsc.errors import ConfigError
 
 
@@ -64,18 +68,56 @@ def test_a_run_may_be_shorter_than_its_warm_up(name):
     assert [learning_rate(step) for step in range(8)] == pytest.approx([0.1 * (step + 1) / 20 for step in range(8)])
 
 
-@pytest.mark.parametrize("kind", [int, float, np.float32, np.array, paddle.to_tensor])
+@pytest.mark.parametrize("kind", [int, float, np.float32, np.array, paddle.to_tensor, Fraction, Decimal])
 def test_a_function_gives_the_learning_rate_itself(kind):
     learning_rate = schedule_of(Config(lr_schedule=lambda step: kind(2 * step)))
     assert [learning_rate(step) for step in (0, 3)] == [0.0, 6.0]
     assert type(learning_rate(3)) is float
 
 
-@pytest.mark.parametrize("value", ["0.1", None, float("nan"), float("inf"), -0.1, [0.1, 0.2], 1j])
+NO_NUMBERS = ["0.1", None, [0.1, 0.2], 1j, b"0.1", True, np.complex64(1)]
+
+
+@pytest.mark.parametrize("value", [*NO_NUMBERS, float("nan"), float("inf"), -0.1, 10**400])
 def test_a_function_that_gives_no_learning_rate_is_named_with_the_step(value):
     learning_rate = schedule_of(Config(lr_schedule=lambda step: value))
     with pytest.raises(ConfigError, match=r"the function returned .* for step 7; expected a number of 0 or more"):
         learning_rate(7)
+
+
+def test_a_function_that_fails_is_named_with_the_step_and_the_fault():
+    learning_rate = schedule_of(Config(lr_schedule=lambda step: 1 / (step - 7)))
+    with pytest.raises(
+        ConfigError, match="the function raised ZeroDivisionError for step 7: division by zero"
+    ) as error:
+        learning_rate(7)
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
+def fails_at(bad, value=None):
+    """A function that fails at a step, or returns `value` there."""
+    return lambda step: 0.1 if step != bad else 1 / 0 if value is None else value
+
+
+@pytest.mark.parametrize("bad", [0, 1, 4, 8])
+@pytest.mark.parametrize("value", [None, "0.1"])
+def test_a_function_is_tried_before_the_first_step(entry, bad, value):
+    entry.set_train_epochs(3)  # steps 0 to 8
+    entry.set_lr(fails_at(bad, value))
+    with pytest.raises(ConfigError, match=f"for step {bad}[:;]"):
+        Trainer(entry.config)
+    Trainer(entry.config.model_copy(update={"lr_schedule": fails_at(9)}))
+
+
+def test_a_resumed_run_tries_the_function_from_its_own_first_step_on(entry):
+    entry.train()  # steps 0 to 2
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    entry.set_train_epochs(2)
+    entry.set_lr(fails_at(2))
+    Trainer(entry.config)
+    entry.set_lr(fails_at(3))
+    with pytest.raises(ConfigError, match="ZeroDivisionError for step 3"):
+        Trainer(entry.config)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +166,6 @@ class LearningRates(Observer):
 
 @pytest.mark.parametrize("name", ["cosine", "poly"])
 def test_a_resumed_run_has_the_learning_rates_of_an_unbroken_one(name, entry, tmp_path):
-    from plsc.engine.trainer import Trainer
-
     entry.set_with_test(False)
     entry.set_warmup_epochs(1)
     entry.set_train_epochs(3)

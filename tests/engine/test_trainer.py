@@ -9,11 +9,12 @@ import numpy as np
 import paddle
 import pytest
 
-from plsc import ConfigError, TrainingError
+from plsc import CheckpointError, ConfigError, DataError, TrainingError, VerificationSet
 from plsc.data.loader import Batch
 from plsc.distributed.topology import Topology
 from plsc.engine.checkpoint import Checkpoint
 from plsc.engine.dataloading import build_dataloader
+from plsc.engine.observers import Observer
 from plsc.engine.trainer import Trainer
 from plsc.losses import Head
 from plsc.models.base_model import BaseModel
@@ -183,19 +184,21 @@ class Blind(BaseModel):
         return self.fc(input.flatten(1)) * (float("nan") if is_train and self.calls == 3 else 1.0)
 
 
-def test_a_loss_that_is_not_finite_says_where(entry):
+def test_features_that_are_not_finite_say_where(entry):
     entry.set_model(Blind())
-    with pytest.raises(TrainingError, match=r"the loss is nan at epoch 0, step 3 .*set_on_nonfinite\('skip'\)"):
+    with pytest.raises(
+        TrainingError, match=r"epoch 0, step 3: the feature vector of .*holds nan.*set_on_nonfinite\('skip'"
+    ):
         entry.train()
     assert not os.path.exists(os.path.join(entry.model_save_dir, "0"))
 
 
-def test_a_loss_that_is_not_finite_is_skipped_when_asked(entry, caplog):
+def test_features_that_are_not_finite_are_skipped_when_asked(entry, caplog):
     entry.set_model(Blind())
     entry.set_on_nonfinite("skip")
     entry.set_train_epochs(2)
     assert np.isfinite(entry.train()["loss"])
-    assert "step 3 skipped: its loss is nan" in caplog.text
+    assert "step 3 skipped: the feature vector of images/" in caplog.text
 
 
 @pytest.mark.slow
@@ -237,6 +240,43 @@ class Batches:
 
     def close(self):
         self.closed += 1
+
+
+class EqualImagesFirst(Batches):
+    """The first batches hold one image over and over, with labels of all classes."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.count = count
+
+    def epoch(self, epoch, first_step=0):
+        for step, batch in enumerate(super().epoch(epoch, first_step), start=3 * epoch + first_step):
+            equal = np.repeat(batch.images[:1], len(batch.images), axis=0)
+            yield Batch(equal, batch.labels) if step < self.count else batch
+
+
+def clipped_momentum(learning_rate, parameters):
+    clip = paddle.nn.ClipGradByValue(1e9)  # clips nothing, but makes the head unfused
+    return paddle.optimizer.Momentum(learning_rate, 0.9, parameters, weight_decay=5e-4, grad_clip=clip)
+
+
+@pytest.mark.parametrize(
+    "count, settings",
+    [(1, {}), (4, {}), (4, {"optimizer": clipped_momentum}), (1, {"loss_type": "cosface"})],
+    ids=["one", "four", "unfused", "cosface"],
+)
+def test_the_loss_falls_after_batches_of_equal_images(entry, count, settings):
+    """Behind the last batch normalization their features are zero, or rounding noise."""
+    entry.set_with_test(False)
+    entry.set_train_steps(36)
+    entry.set_scale(64)
+    entry.set_lr(lambda step: 0.01)
+    for name, value in settings.items():
+        setattr(entry.config, name, value)
+    trainer = Trainer(entry.config, loader=EqualImagesFirst(count))
+    assert trainer.train()["loss"] < 1.0
+    bias = next(value for name, value in trainer.backbone.named_parameters() if name == "head.2.bias")
+    assert bias.abs().max() < 20.0
 
 
 def test_a_configuration_of_another_type_is_refused():
@@ -298,18 +338,22 @@ def test_a_head_of_a_users_own(entry):
 
     class Counting:
         def __init__(self):
-            self.backwards = 0
+            self.calls = []
 
         def __getattr__(self, name):
             return getattr(made, name)
 
-        def backward(self, learning_rate):
-            self.backwards += 1
-            return made.backward(learning_rate)
+        def backward(self):
+            self.calls.append("backward")
+            return made.backward()
+
+        def update(self, learning_rate):
+            self.calls.append("update")
+            made.update(learning_rate)
 
     head = Counting()
     Trainer(entry.config, head=head).train()
-    assert head.backwards == 3
+    assert head.calls == ["backward", "update"] * 3
 
 
 class FewRows(Head):
@@ -323,8 +367,25 @@ class FewRows(Head):
     def forward(self, features, labels, *, step=0, count_above=False):
         return features.sum()
 
-    def backward(self, learning_rate):
+    def backward(self):
         return self.gradient
+
+    def update(self, learning_rate):
+        pass
+
+
+class NoUpdate(Head):
+    classes, parameters = Range(0, CLASSES), {}
+
+    def forward(self, features, labels, *, step=0, count_above=False): ...
+
+    def backward(self): ...
+
+
+class Before(NoUpdate):
+    """Of a release in which `backward` moved the parameters."""
+
+    def backward(self, learning_rate): ...
 
 
 class Bare:
@@ -339,7 +400,13 @@ class Bare:
         (Bare, "head: got the class Bare, expected an object of it"),
         (
             Bare(),
-            "head Bare has no accuracy, state, load, has_row_per_class, classes, parameters, optimizer_kind; plsc",
+            "head Bare has no update, discard, sum_of_squares, accuracy, state, load, has_row_per_class, classes, "
+            "parameters, optimizer_kind; plsc",
+        ),
+        (NoUpdate(), "head NoUpdate has no update; plsc.losses.Head is a base class that has all but .* and update"),
+        (
+            Before(),
+            r"head Before: backward cannot be called without an argument: .*'learning_rate'; backward\(\) returns",
         ),
         (FewRows(classes=(0, 10)), r"head FewRows: classes is \(0, 10\), expected a Range within 0 to 6"),
         (FewRows(classes=Range(0, 7)), r"classes is Range\(start=0, stop=7\), expected a Range within 0 to 6"),
@@ -366,3 +433,141 @@ def test_contradictions_are_found_when_a_trainer_is_made(entry):
     entry.config.train_steps = 5
     with pytest.raises(ConfigError, match="train_epochs is 1 and train_steps is 5; set one of them"):
         Trainer(entry.config)
+
+
+def pairs_of(images, name="mine"):
+    return VerificationSet(name, images, is_same=[index % 2 == 0 for index in range(len(images) // 2)])
+
+
+def write_pair(data_dir, *images):
+    """A verification set of these images, as a file of the data folder."""
+    path = data_dir / "mine.bin"
+    pairs_of(list(images)).save(path)
+    return path
+
+
+def test_a_verification_set_of_one_pair_is_told_before_the_first_step(entry, data_dir, caplog):
+    image = (data_dir / "images/00000000.png").read_bytes()
+    write_pair(data_dir, image, image)
+    entry.set_val_targets("lfw,mine")
+    trainer = Trainer(entry.config)
+    assert "verification set mine: no accuracy: found 1 same and 0 different pairs, expected both kinds" in caplog.text
+    assert trainer.train()["mine/pairs"] == 1
+
+
+def test_a_damaged_image_of_a_verification_set_is_found_before_the_first_step(entry, data_dir):
+    image = (data_dir / "images/00000000.png").read_bytes()
+    path = write_pair(data_dir, *[image] * 9, image[:40])
+    entry.set_val_targets("mine")
+    with pytest.raises(DataError, match=f"verification set {path}: image 9: 40 bytes that are no image"):
+        Trainer(entry.config)
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle"])
+def test_without_verification_no_set_is_opened(entry, data_dir, content):
+    (data_dir / "lfw.bin").write_bytes(content)
+    entry.test_reader = lambda: 1 / 0
+    entry.set_with_test(False)
+    entry.train()
+
+
+def failing_reader():
+    raise KeyError("pairs")
+
+
+@pytest.mark.parametrize("setting", ["test_dataset", "test_reader"])
+def test_sets_of_the_user_are_looked_at_before_the_first_step(entry, setting):
+    image = make_images()[0][0]
+    for sets, message in (
+        (pairs_of([image, b"x"]), "set mine: image 1: 1 bytes"),
+        (
+            [pairs_of([image] * 4), pairs_of([image, b"x", image, image], "odd")],
+            "verification set odd: image 1: 1 bytes",
+        ),
+    ):
+        setattr(entry, setting, sets if setting == "test_dataset" else lambda sets=sets: sets)
+        with pytest.raises(DataError, match=message):
+            Trainer(entry.config)
+
+
+def test_a_test_reader_that_fails_is_named(entry):
+    entry.test_reader = failing_reader
+    with pytest.raises(
+        DataError, match="test_reader: calling it failed: KeyError: 'pairs'; correct the function"
+    ) as found:
+        Trainer(entry.config)
+    assert isinstance(found.value.__cause__, KeyError)
+
+
+class Events(Observer):
+    def __init__(self):
+        self.found = []
+
+    def on_verify(self, step, results):
+        self.found.append(("verify", step.number))
+
+    def on_save(self, step, path):
+        assert Checkpoint(path).about["step"] == step.number
+        self.found.append(("save", step.number, path.name))
+
+    def on_end(self, results, error):
+        self.found.append(("end", type(error).__name__))
+
+
+class NotNumbers(BaseModel):
+    """Its embeddings are not numbers when it is verified, from the first verification on."""
+
+    def __init__(self):
+        super().__init__(16)
+        self.fc = paddle.nn.Linear(3 * 16 * 16, 16)
+
+    def build_network(self, input, label, is_train=True):
+        return self.fc(input.flatten(1)) * (1.0 if self.training else float("nan"))
+
+
+def test_a_verification_that_fails_costs_no_training(entry, tmp_path):
+    entry.set_model(NotNumbers())
+    entry.set_train_epochs(2)
+    events = Events()
+    with pytest.raises(
+        DataError, match="verification set .*lfw.bin.* holds nan.*training up to here is saved in .*output/0"
+    ) as found:
+        Trainer(entry.config, observers=[events]).train()
+    assert str(entry.dataset_dir) in str(found.value)
+    assert events.found == [("save", 3, "0"), ("end", "DataError")]
+    entry.set_checkpoint_dir(tmp_path / "output")
+    entry.set_with_test(False)
+    assert Trainer(entry.config).step == 3
+
+
+def test_a_verification_that_fails_within_an_epoch_costs_no_training(entry, tmp_path):
+    entry.set_model(NotNumbers())
+    entry.set_train_epochs(2)
+    entry.set_test_period(2)
+    events = Events()
+    with pytest.raises(DataError, match="training up to here is saved in .*output/0.2"):
+        Trainer(entry.config, observers=[events]).train()
+    assert events.found == [("save", 2, "0.2"), ("end", "DataError")]
+    entry.set_checkpoint_dir(tmp_path / "output")
+    entry.set_with_test(False)
+    trainer = Trainer(entry.config)
+    assert (trainer.step, trainer.epoch, trainer.step_in_epoch) == (2, 0, 2)
+    trainer.train()
+    assert sorted(path.name for path in (tmp_path / "output").iterdir() if path.is_dir()) == ["0", "0.2", "1"]
+
+
+def test_a_run_of_steps_that_ends_within_an_epoch_is_saved_before_it_is_verified(entry, tmp_path):
+    entry.set_model(NotNumbers())
+    entry.set_train_steps(2)
+    with pytest.raises(DataError, match="training up to here is saved in .*output/0.2"):
+        entry.train()
+
+
+def test_a_head_that_cannot_be_saved_is_a_checkpoint_error(entry, tmp_path):
+    trainer = Trainer(entry.config)
+    trainer.head.state = lambda: 1 / 0
+    with pytest.raises(
+        CheckpointError, match="checkpoint .*output/0 was not written: ZeroDivisionError: division by zero"
+    ):
+        trainer.train()
+    assert {path.name for path in (tmp_path / "output").iterdir()} == {"metrics.jsonl"}

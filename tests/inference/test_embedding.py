@@ -13,12 +13,17 @@ import pytest
 from plsc import DataError, load_inference_model
 from plsc.distributed.topology import Topology
 from plsc.engine import evaluator
+from plsc.export.baking import BakedNetwork
 from plsc.export.export import export_backbone
 from plsc.inference.embedding import EmbeddingPath, as_list_of_images, to_unit_length
 from plsc.inference.predictor import Predictor
+from plsc.losses.margins.combined import CombinedMargin
+from plsc.losses.reference import as_directions
+from plsc.metrics.embeddings import EPSILON
+from plsc.metrics.embeddings import to_unit_length as metrics_unit_length
 from plsc.metrics.verification import verification_report
 from tests._support.exporting import EMB_DIM, IMAGES, SHAPE, Flat, eager, network, settings, unit
-from tests._support.web_service import load_operator
+from tests._support.web_service import load_operator, write_service
 
 FORMATS = ("legacy", "serving")
 MODELS = ("model.json", "legacy/model.pdmodel", "serving/serving_server/model.pdmodel")
@@ -101,6 +106,22 @@ def test_unit_length_of_short_and_zero_embeddings():
     found = to_unit_length(rows)
     assert found.dtype == np.float32
     assert np.allclose(found, [(0.6, 0.8, 0), (0, -1, 0), (0, 0, 0)])
+
+
+def test_every_place_that_makes_unit_length_has_the_same_rule(tmp_path):
+    """At zero, on both sides of 1e-12, and where the squares of float32 numbers are 0."""
+    rows = np.random.default_rng(0).normal(size=[6, EMB_DIM]).astype(np.float32)
+    rows *= (np.asarray([0, 1e-25, 5e-13, 2e-12, 1e-3, 7]) / np.linalg.norm(rows, axis=1)).astype(np.float32)[:, None]
+    expected = to_unit_length(rows)
+    assert np.linalg.norm(expected, axis=1) == pytest.approx([0, 1e-13, 0.5, 1, 1, 1], abs=1e-5)
+    baked = BakedNetwork(paddle.nn.Identity(), settings(flip=False), bake=("normalize",), bgr=False)
+    write_service(tmp_path / "s", {"image_shape": list(SHAPE), "flip": False, "pixel_mean": 127.5, "pixel_std": 128.0})
+    reply, _, _ = load_operator(tmp_path / "s").postprocess({}, {"out": rows})
+    in_training = as_directions(paddle.to_tensor(rows), CombinedMargin(), floor=EPSILON).rows
+    assert np.abs(baked(paddle.to_tensor(rows)).numpy() - expected).max() < 1e-5
+    assert np.abs(np.frombuffer(base64.b64decode(reply["embedding"]), "<f4").reshape(6, -1) - expected).max() < 1e-5
+    assert np.abs(in_training.numpy() - expected).max() < 1e-5
+    assert np.abs(metrics_unit_length(rows)[0] - expected).max() < 1e-5
 
 
 def test_finished_images_pass_unchanged_and_images_of_another_shape_are_refused():

@@ -98,6 +98,7 @@ def test_mistakes_with_a_gallery(tmp_path):
         (["a"], random_rows(1)[:, :3], "expected"),
         ([""], random_rows(1), "name is empty"),
         (["a"], random_rows(1) * 0, "zero or not finite"),
+        (["a"], random_rows(1) * 1e-14, "zero or not finite"),
         (["a"], random_rows(1) * np.nan, "zero or not finite"),
     ):
         with pytest.raises(DataError, match=message):

@@ -8,6 +8,7 @@ import pytest
 from plsc import DataError, ServingError, load_inference_model
 from plsc.data.images import decode
 from plsc.inference.model import InferenceModel
+from tests._support.images import damaged_jpeg
 from tests._support.servers import EMB_DIM, SIDE, make_image
 
 IMAGES = [make_image(seed) for seed in range(7)]
@@ -60,6 +61,12 @@ def test_images_that_cannot_be_read(loaded):
     for batch_size in (0, -3):
         with pytest.raises(ServingError, match=f"got batch_size {batch_size}, expected 1 or more"):
             loaded.embed(IMAGES, batch_size)
+
+
+def test_a_damaged_image_is_embedded_with_a_warning_that_names_it(loaded, tmp_path, caplog):
+    (tmp_path / "one.jpg").write_bytes(damaged_jpeg())
+    loaded.embed([IMAGES[0], tmp_path / "one.jpg", damaged_jpeg()])
+    assert [line.split(": damaged")[0] for line in caplog.messages] == [str(tmp_path / "one.jpg"), "image 2"]
 
 
 def test_no_exported_model(tmp_path):

@@ -131,7 +131,8 @@ def train(head, steps, first=0):
         rng = np.random.default_rng(step)
         features = paddle.to_tensor(rng.standard_normal((6, 8)).astype("float32"))
         losses.append(head.forward(features, paddle.to_tensor(rng.integers(0, 30, 6)), step=step).item())
-        head.backward(0.05)
+        head.backward()
+        head.update(0.05)
     return losses
 
 
@@ -157,12 +158,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_head_that_was_saved_and_loaded_continues_bit_for_bit(name):
-    def fresh():
-        return make_head(
-            **{key: RunningMargin() if key == "margin_function" else v for key, v in SETTINGS[name].items()}
-        )
-
-    unbroken, first, second = fresh(), fresh(), fresh()
+    unbroken, first, second = fresh_head(name), fresh_head(name), fresh_head(name)
     expected = train(unbroken, 6)
     assert train(first, 3) == expected[:3]
     state = saved(first)
@@ -215,7 +211,8 @@ def test_one_class_is_warned_of_and_moves_nothing(loss_type, settings, caplog):
     before = saved(head)
     for labels in ([0, 0, 0], [0]):
         loss = head.forward(-paddle.ones([len(labels), 8]), paddle.to_tensor(labels))
-        assert loss.item() == 0.0 and not head.backward(0.1).any()
+        assert loss.item() == 0.0 and not head.backward().any()
+        head.update(0.1)
     for name, value in saved(head).items():
         np.testing.assert_array_equal(value, before[name])
 
@@ -264,6 +261,12 @@ def with_names(names):
     return optimizer
 
 
+def with_decay(l2):
+    optimizer = Lion()
+    optimizer.l2 = l2
+    return optimizer
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -273,7 +276,12 @@ def with_names(names):
         ({"head_optimizer": with_names(("a", "a"))}, r"state_names is \('a', 'a'\), expected a tuple of different"),
         ({"head_optimizer": with_names(("a:b",))}, r"state_names is \('a:b',\), expected a tuple of different"),
         ({"head_optimizer": with_names(None)}, "state_names is None, expected a tuple of different names"),
-        ({"head_optimizer": Momentum(l2="5e-4")}, "Momentum: l2 is '5e-4', expected a number"),
+        ({"head_optimizer": with_decay("5e-4")}, "Lion: l2 is '5e-4', expected a finite number"),
+        (
+            {"num_classes": 2**32},
+            r"num_classes: the class centers of this rank, \[2147483648, .*, cannot be made: .*int32",
+        ),
+        ({"head_optimizer": with_decay(float("nan"))}, "Lion: l2 is nan, expected a finite number"),
         ({"head_optimizer": Momentum(state_dtype="half")}, "Momentum: state_dtype is 'half', expected None, 'float32'"),
         ({"head_optimizer": Lion(), "loss_type": "arcface"}, "head_optimizer needs sharded centers"),
         ({"head_optimizer": Lion(), "momentum_storage": "bfloat16"}, "plain Momentum .* this run has .*, Lion"),
@@ -304,10 +312,53 @@ def test_what_a_margin_must_return_is_said(returned, message, settings):
         train(head, 1)
 
 
-def test_accuracy_and_backward_need_a_forward():
+def take_forward(head, step=0):
+    rng = np.random.default_rng(step)
+    features = paddle.to_tensor(rng.standard_normal((6, 8)).astype("float32"))
+    head.forward(features, paddle.to_tensor(rng.integers(0, 30, 6)), step=step)
+
+
+def fresh_head(name):
+    return make_head(**{key: RunningMargin() if key == "margin_function" else v for key, v in SETTINGS[name].items()})
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_forward_and_backward_move_nothing_that_discard_does_not_set_back(name):
+    head, other = fresh_head(name), fresh_head(name)
+    expected = train(other, 3)
+    assert train(head, 2) == expected[:2]
+    before = saved(head)
+    take_forward(head, step=9)
+    head.backward()
+    moved = {key for key, value in saved(head).items() if (value != before[key]).any()}
+    assert moved == ({"margin:mean"} if name == "margin with state" else set())
+    head.discard()
+    for key, value in saved(head).items():
+        np.testing.assert_array_equal(value, before[key])
+    assert train(head, 1, first=2) == expected[2:]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_sum_of_squares_is_that_of_the_weight_or_unknown(name):
+    head = fresh_head(name)
+    train(head, 2)
+    found = head.sum_of_squares()
+    if name in ("unfused", "sampled softmax", "lion, sampled softmax"):
+        assert found is None
+    else:
+        assert found.item() == pytest.approx((saved(head)["weight"] ** 2).sum(), rel=1e-5)
+
+
+def test_accuracy_backward_and_update_need_a_forward():
     head = make_head()
-    with pytest.raises(RuntimeError, match="no forward"):
-        head.backward(0.1)
+    for call in (head.backward, lambda: head.update(0.1)):
+        with pytest.raises(RuntimeError, match="no forward"):
+            call()
+    for leave in (head.discard, lambda: head.update(0.1)):
+        take_forward(head)
+        leave()
+        with pytest.raises(RuntimeError, match="no forward"):
+            head.update(0.1)
     head.forward(paddle.ones([1, 8]), paddle.to_tensor([0]))
     with pytest.raises(RuntimeError, match="count_above"):
         head.accuracy()

@@ -16,6 +16,26 @@ def place(request, monkeypatch):
         monkeypatch.setattr(ops, "host_view", lambda tensor: None)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_sums_of_squares_show_what_is_not_finite(dtype):
+    """As one number per tensor, for parameters, in all shapes; nothing is recorded for autograd."""
+    finite = paddle.to_tensor([[1.0, -2.0], [3.0, 0.0]], stop_gradient=False).astype(dtype)
+    values = [float("nan"), float("inf"), -float("inf")]
+    bad = [paddle.to_tensor([1.0, value, 2.0]).astype(dtype) for value in values]
+    found = ops.sums_of_squares([finite, paddle.zeros([0], dtype), paddle.full([], 2.0, dtype), *bad])
+    np.testing.assert_array_equal(found, [14.0, 0.0, 4.0, float("nan"), float("inf"), float("inf")])
+    assert found.stop_gradient and found.dtype == paddle.float32
+    assert ops.sums_of_squares([]).shape == [0]
+
+
+@pytest.mark.parametrize("value, is_finite", [(1.8e19, True), (1.9e19, False), (1e30, False)])
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_sum_of_squares_is_infinite_where_a_square_is(value, is_finite, size):
+    tensor = paddle.zeros([size])
+    tensor[size // 2] = value
+    assert np.isfinite(ops.sums_of_squares([tensor]).item()) == is_finite
+
+
 @pytest.mark.parametrize("count", [1, 4, 9, 10])
 def test_of_equal_scores_no_more_are_taken_than_asked_for(count):
     scores = np.array([0.5, 0.5, 2.5, 0.1, 0.5, 0.7, 0.5, 0.2, 0.5, 2.0], np.float32)

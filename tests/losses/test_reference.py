@@ -9,7 +9,7 @@ import paddle
 import pytest
 
 from plsc.losses.margins.combined import CombinedMargin
-from plsc.losses.reference import ReferenceSoftmax
+from plsc.losses.reference import ReferenceSoftmax, sample_weights
 from tests._support.head_oracle import oracle, relative_error, worst_row_error
 from tests._support.head_problems import ARCFACE, SHARDINGS, TOLERANCE, make_problem, run_reference, with_short_vectors
 from tests._support.workers.cases import NormMargin
@@ -110,6 +110,28 @@ def test_short_vectors_have_the_loss_and_the_bounded_gradients_of_the_oracle(
     assert worst_row_error(found_x, d_x) < tolerance
     assert worst_row_error(found_w, d_w) < tolerance
     assert not found_x[0].any()
+
+
+def test_the_gradient_by_a_feature_is_bounded_and_vanishes_with_its_length():
+    """At most that of a feature with a root mean square of 0.01, which is a hundred times that of an ordinary one."""
+    features, labels, weight, _ = make_problem(20, 1, size=64)
+    lengths, slopes = np.geomspace(1e-30, 8.0, 400), []
+    for length in lengths:
+        problem = (features * (length / np.linalg.norm(features)), labels, weight, None)
+        _, d_x, _, _ = run_reference(problem, 1, CombinedMargin(*ARCFACE), 64.0)
+        slopes.append(np.linalg.norm(d_x) / 64.0)
+    assert max(slopes) <= 2.0 / 0.08 and slopes[0] < 1e-30
+    assert np.argmax(slopes) == pytest.approx(np.searchsorted(lengths, 0.08), abs=1)
+    # Unchanged for ordinary features, whose gradient is in proportion to 1 / length.
+    ordinary = lengths >= 0.08
+    np.testing.assert_allclose(np.asarray(slopes)[ordinary] * lengths[ordinary], slopes[-1] * 8.0, rtol=1e-9)
+
+
+def test_samples_have_their_full_weight_from_a_root_mean_square_of_a_hundredth_on():
+    features = paddle.ones([5, 64]) * paddle.to_tensor([[0.0], [1e-3], [0.0101], [1.0], [50.0]])
+    weights = sample_weights(features, CombinedMargin()).numpy()
+    assert weights.tolist() == [0.0, pytest.approx(1e-6, rel=1e-4), 1.0, 1.0, 1.0]
+    assert (sample_weights(features, None) == 1.0).all()
 
 
 def test_vectors_of_zeros_give_finite_gradients():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from fractions import Fraction
+
 import numpy as np
 import paddle
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from plsc import ConfigError, Entry
 from plsc.data.sources.glyphs import GlyphRecords, glyph_verification_set
 from plsc.engine.checkpoint import Checkpoint
-from plsc.losses.row_optimizers import HalfMomentum, Momentum
+from plsc.losses.row_optimizers import SGD, AdamW, HalfMomentum, Momentum
 
 
 def updated(optimizer, draws, velocity):
@@ -83,3 +86,19 @@ def test_training_ends_within_the_noise_of_float32(tmp_path, extra):
 def test_bfloat16_momentum_of_other_optimizers_or_odd_sizes_is_refused(tmp_path, settings):
     with pytest.raises(ConfigError, match="needs sharded centers .* plain Momentum and an even embedding size"):
         train(tmp_path / "no", 0, momentum_storage="bfloat16", **settings)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.array, Decimal, paddle.to_tensor, lambda value: Fraction(value)])
+def test_numbers_of_any_kind_become_floats(kind):
+    for made in (Momentum(kind(0.5), kind(0.25)), HalfMomentum(kind(0.5), l2=kind(0.25))):
+        assert (made.momentum, made.l2) == (0.5, 0.25)
+        assert type(made.momentum) is type(made.l2) is float
+    assert AdamW(beta1=kind(0.5)).beta1 == SGD(kind(0.5)).l2 == 0.5
+
+
+@pytest.mark.parametrize("value", ["0.9", None, True, 1j, float("nan"), [0.9, 0.9]])
+def test_what_is_no_number_is_named(value):
+    with pytest.raises(ConfigError, match="Momentum: momentum is .*, expected a finite number"):
+        Momentum(value)
+    with pytest.raises(ConfigError, match="AdamW: epsilon is .*, expected a finite number"):
+        AdamW(epsilon=value)

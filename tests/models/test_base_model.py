@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import paddle
 import pytest
 
@@ -53,3 +55,14 @@ def test_a_wrong_embedding_size_names_both(entry):
     entry.set_emb_size(32)
     with pytest.raises(ConfigError, match=r"returned \[10, 16\] for 10 images, expected \[10, 32\]"):
         entry.train()
+
+
+@pytest.mark.parametrize("batch_size, warns", [(1, True), (2, False)])
+def test_a_batch_of_one_under_batch_normalization_is_warned_of(entry, caplog, batch_size, warns):
+    entry.set_train_batch_size(batch_size)
+    entry.set_train_steps(1)
+    entry.set_with_test(False)
+    with caplog.at_level(logging.WARNING):
+        entry.train()
+    message = "train_batch_size is 1, and 'head.2' of ResNetTiny normalizes each number over the batch"
+    assert (message in caplog.text) == warns

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests._support.http_calls import HTTP, encode, get, post, urllib3
+from tests._support.images import damaged_jpeg
 from tests._support.servers import EMB_DIM, SIDE, make_image, make_model, serving
 from tests._support.serving_fuzz import mutate
 
@@ -126,6 +127,9 @@ def test_health_metrics_and_documentation(server):
     lines = get(server, "/metrics").data.decode().splitlines()
     assert any(line.startswith('plsc_requests_total{path="/embed",status="200"}') for line in lines)
     assert "plsc_workers_ready 1.0" in lines
+    assert "plsc_damaged_images_total 0.0" in lines
+    assert post(server, "/embed", damaged_jpeg(), "image/jpeg").status == 200
+    assert b"plsc_damaged_images_total 1.0" in get(server, "/metrics").data
     document = json.loads(get(server, "/openapi.json").data)
     assert {"/embed", "/verify", "/GeneralModelService/inference"} <= set(document["paths"])
     assert "/identify" not in document["paths"]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests._support.images import damaged_jpeg
 from tests._support.servers import make_image
 from tests._support.serving_fuzz import QUICK, SHAPE, card, mutate, only_4xx, seeds
 
@@ -41,3 +42,9 @@ def test_a_jpeg_of_many_segments_is_refused_before_it_is_read(image):
     assert decode_images([progressive(0, 3)], card(False), max_pixels=10_000).shape == (1, *SHAPE)
     with pytest.raises(HTTPError, match="a JPEG of more than 100 scans or EXIF segments"):
         decode_images([image], card(False), max_pixels=10_000)
+
+
+def test_a_damaged_image_is_decoded_and_counted(caplog, capfd):
+    faults: list[str] = []
+    decode_images([damaged_jpeg(), make_image(0)], card(False), max_pixels=10_000, on_damage=faults.append)
+    assert len(faults) == 1 and not caplog.messages and capfd.readouterr() == ("", "")

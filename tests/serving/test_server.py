@@ -94,7 +94,7 @@ def test_it_listens_on_loopback_and_reports_a_port_in_use(model, tmp_path):
             [],
         )
         status, output = run([sys.executable, "-m", "plsc", "serve", model, "--port", server.port], check=False)
-    assert status == 1 and f"port {server.port}" in output and "choose another --port" in output
+    assert status == 1 and f"port {server.port}" in output and "choose another port with --port" in output
     assert "Traceback" not in output
 
 

@@ -11,22 +11,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from plsc.data.convert.preprocessing import Preprocessing
 from plsc.data.convert.resumable import ResumableFolder, resumable_folder
 from plsc.data.convert.writers import WRITERS, Plan, Writer
+from plsc.data.damage import DamageLog, refuse
 from plsc.data.images import decode
 from plsc.data.records import Record, Records
 from plsc.data.sources import open_records
 from plsc.data.subset import split_identities
 from plsc.errors import ConfigError, DataError, StorageError
+from plsc.utils.hints import argument
+from plsc.utils.logging import progress_bar
 from plsc.utils.threads import thread_map
 
 log = logging.getLogger("plsc")
 
 _SECONDS_BETWEEN_NOTES = 60
-_OR_SKIP = ", or with --skip-bad-images (skip_bad_images=True) to leave such images out"
 
 
 class Converted(NamedTuple):
@@ -36,11 +37,13 @@ class Converted(NamedTuple):
         target: the folder written.
         images: number of samples in it.
         skipped: number of unreadable images left out.
+        damaged: number of samples whose image is damaged but can be decoded in part.
     """
 
     target: Path
     images: int
     skipped: int
+    damaged: int = 0
 
 
 def convert(
@@ -51,6 +54,7 @@ def convert(
     preprocessing: Preprocessing | None = None,
     parts: int = 1,
     skip_bad_images: bool = False,
+    strict_images: bool = False,
     every: int = 10_000,
 ) -> Converted:
     """Write `records` as another format into the folder `target`.
@@ -67,6 +71,8 @@ def convert(
         parts: number of files to spread the samples over in equal shares (base64, tar).
         skip_bad_images: leave out images that cannot be decoded, with a warning each, instead of stopping. A
             conversion that stopped may be continued with this.
+        strict_images: an image that is damaged but can be decoded in part counts as one that cannot be decoded. By
+            default it is written, with a warning.
         every: largest number of samples between two notes.
 
     Raises:
@@ -78,7 +84,7 @@ def convert(
 
     Example:
         >>> convert(open_records("faces/label.txt"), "faces-rec", to="rec")
-        Converted(target=PosixPath('faces-rec'), images=60, skipped=0)
+        Converted(target=PosixPath('faces-rec'), images=60, skipped=0, damaged=0)
     """
     target, preprocessing = Path(target), preprocessing or Preprocessing()
     labels = _check(records, target, to=to, parts=parts)
@@ -98,7 +104,14 @@ def convert(
         progress = output.progress
         plan = Plan(len(records), records.count_classes(), class_names, parts)
         writer = WRITERS[to](output.path, plan, position=progress.position)
-        copy = _Copy(records, writer, output=output, preprocessing=preprocessing, skip_bad_images=skip_bad_images)
+        copy = _Copy(
+            records,
+            writer,
+            output=output,
+            preprocessing=preprocessing,
+            skip_bad_images=skip_bad_images,
+            strict_images=strict_images,
+        )
         copy.run(every, f"{target.name}: {to}")
         if not progress.written:
             raise DataError(f"none of the {len(records)} images could be read: nothing is written to {target}")
@@ -107,7 +120,14 @@ def convert(
             names = "".join(f"{name}\n" for name in class_names)
             (output.path / "classes.txt").write_text(names, encoding="utf-8")
         output.finish()
-    return Converted(target, progress.written, progress.skipped)
+    return Converted(target, progress.written, progress.skipped, progress.damaged)
+
+
+class _Sample(NamedTuple):
+    """A record as it is written, and what is wrong with its image if that is damaged."""
+
+    record: Record
+    damage: str | None
 
 
 class _Copy:
@@ -121,33 +141,38 @@ class _Copy:
         output: ResumableFolder,
         preprocessing: Preprocessing,
         skip_bad_images: bool,
+        strict_images: bool,
     ) -> None:
         self._records, self._writer, self._output = records, writer, output
-        self._preprocessing, self._skips = preprocessing, skip_bad_images
+        self._preprocessing, self._skips, self._is_strict = preprocessing, skip_bad_images, strict_images
+        self._damaged = DamageLog(records.describe)
 
     def run(self, every: int, title: str) -> None:
         """Read on threads, write in order, and note the progress."""
         progress, count = self._output.progress, len(self._records)
         samples = thread_map(self._read, range(progress.index, count))
         noted = time.monotonic()
-        for sample in tqdm(samples, title, count, initial=progress.index, unit="images", disable=None):
+        for sample in progress_bar(samples, title, total=count, initial=progress.index, unit="images"):
             self._write(sample)
             progress.index += 1
             if progress.index % every == 0 or time.monotonic() - noted > _SECONDS_BETWEEN_NOTES:
                 self._note()
                 noted = time.monotonic()
 
-    def _read(self, index: int) -> Record | DataError | StorageError:
+    def _read(self, index: int) -> _Sample | DataError | StorageError:
+        faults: list[str] = []
+        on_damage = refuse if self._is_strict else faults.append
         try:
             record = self._records[index]
-            image = self._preprocessing.apply(index, record.image)
-            # Images that are copied as bytes are decoded as well, so that no damaged image gets into the new set.
-            pixels = decode(image)
-            return Record(pixels if self._writer.takes_pixels else self._preprocessing.encode(image), record.label)
+            image = self._preprocessing.apply(index, record.image, on_damage=on_damage)
+            # Images that are copied as bytes are decoded as well, so that no unreadable image gets into the new set.
+            pixels = decode(image, on_damage=on_damage)
+            written = pixels if self._writer.takes_pixels else self._preprocessing.encode(image)
+            return _Sample(Record(written, record.label), faults[0] if faults else None)
         except (DataError, StorageError) as error:
             return error
 
-    def _write(self, sample: Record | DataError | StorageError) -> None:
+    def _write(self, sample: _Sample | DataError | StorageError) -> None:
         progress = self._output.progress
         if isinstance(sample, DataError) and self._skips:
             log.warning("left out: %s: %s", self._records.describe(progress.index), sample)
@@ -162,15 +187,20 @@ class _Copy:
         try:
             if isinstance(sample, DataError):
                 raise sample
-            self._writer.write(progress.written, sample)
+            self._writer.write(progress.written, sample.record)
         except DataError as error:
             self._note()
-            alternative = _OR_SKIP if error is sample else ""
+            leave_out = (
+                f", or with {argument('skip_bad_images', True)} to leave such images out" if error is sample else ""
+            )
             raise DataError(
                 f"{self._records.describe(progress.index)}: {error}; {progress.written} images are done, in "
-                f"{self._output.path}: fix the image and run the same command again to continue{alternative}"
+                f"{self._output.path}: fix the image and run the same command again to continue{leave_out}"
             ) from None
         progress.written += 1
+        if sample.damage is not None:
+            progress.damaged += 1
+            self._damaged.warn(progress.index, sample.damage)
 
     def _note(self) -> None:
         if self._output.progress.written:
@@ -186,6 +216,7 @@ def convert_split(
     seed: int = 0,
     parts: int = 1,
     skip_bad_images: bool = False,
+    strict_images: bool = False,
 ) -> list[Converted]:
     """Write `target/train` and `target/held_out`, which have no class in common.
 
@@ -199,7 +230,7 @@ def convert_split(
         held_out: classes to hold out: below 1 a share of the classes, else a number of classes.
         seed: 0 or more. The same seed holds out the same classes.
         parts: as for `convert`.
-        skip_bad_images: as for `convert`.
+        skip_bad_images, strict_images: as for `convert`.
 
     Raises:
         DataError: as for `convert`; or one of the two sets would have no class.
@@ -226,7 +257,14 @@ def convert_split(
                 found = len(open_records(folder))
                 done.append(Converted(target / name, found, len(subset) - found))
             else:
-                made = convert(subset, folder, to=to, parts=parts, skip_bad_images=skip_bad_images)
+                made = convert(
+                    subset,
+                    folder,
+                    to=to,
+                    parts=parts,
+                    skip_bad_images=skip_bad_images,
+                    strict_images=strict_images,
+                )
                 done.append(made._replace(target=target / name))
         output.finish()
     return done
@@ -235,14 +273,14 @@ def convert_split(
 def _check(records: Records, target: Path, *, to: str, parts: int) -> np.ndarray:
     """Raise what can be found wrong before the work; returns the labels [n]."""
     if to not in WRITERS:
-        raise ConfigError(f"format {to!r} is unknown, expected one of {', '.join(WRITERS)}; see --to (to=)")
+        raise ConfigError(f"format {to!r} is unknown, expected one of {', '.join(WRITERS)}; see {argument('to')}")
     if not 1 <= parts <= len(records):
         raise ConfigError(
-            f"got {parts} parts, expected 1 to {len(records)}, the number of images; see --parts (parts=)"
+            f"got {parts} parts, expected 1 to {len(records)}, the number of images; see {argument('parts')}"
         )
     if parts > 1 and not WRITERS[to].has_parts:
         able = " and ".join(name for name, writer in WRITERS.items() if writer.has_parts)
-        raise ConfigError(f"format {to!r} has no parts, only {able} have; leave --parts (parts=) out")
+        raise ConfigError(f"format {to!r} has no parts, only {able} have; leave {argument('parts')} out")
     _check_target(records, target)
     labels = np.ascontiguousarray(records.labels)
     records.check_labels()

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from plsc.data.images import decode, encode, resize, suffix_of
 from plsc.data.records import Records
 from plsc.errors import DataError
 from plsc.utils.lazy import require
+from plsc.utils.logging import progress_bar
 from plsc.utils.threads import thread_map
 
 # The contact sheet: classes, images of each class, pixels of a tile and of the image in it.
@@ -36,8 +36,9 @@ class Inspection:
         looked_at: number of images decoded for the fields below.
         encodings: number of images by kind: jpg, png, ..., or pixels.
         sizes: the most frequent (width, height, number of images), the most frequent first, 10 at most.
-        damaged: for each image that cannot be decoded where it is and what is wrong, 100 at most.
-        num_damaged: number of images that cannot be decoded.
+        damaged: for each image that cannot be decoded, or only in part, where it is and what is wrong; 100 at most.
+        num_damaged: number of such images.
+        num_unreadable: number of those that cannot be decoded.
         damage: what is wrong with the whole set, for example a file cut short or labels beyond C; or None.
     """
 
@@ -52,12 +53,14 @@ class Inspection:
     damaged: list[str]
     num_damaged: int
     damage: str | None
+    num_unreadable: int = 0
 
     def __str__(self) -> str:
         least, median, mean, most = self.images_per_class
         empty = f", {self.empty_classes} of them without an image" if self.empty_classes else ""
         encodings = ", ".join(f"{count} {kind}" for kind, count in self.encodings.items())
         sizes = ", ".join(f"{width} x {height} ({count})" for width, height, count in self.sizes)
+        unreadable = f", {self.num_unreadable} of them unreadable" if self.num_damaged else ""
         lines = [
             f"format            {self.format}",
             f"images            {self.images}",
@@ -65,7 +68,7 @@ class Inspection:
             f"images per class  {least} to {most}, median {median:g}, mean {mean:.1f}",
             f"looked at         {self.looked_at} images: {encodings}",
             f"width x height    {sizes}",
-            f"damaged images    {self.num_damaged}",
+            f"damaged images    {self.num_damaged}{unreadable}",
             *(f"  {line}" for line in self.damaged),
         ]
         if self.num_damaged > len(self.damaged):
@@ -92,13 +95,15 @@ def inspect(records: Records, limit: int | None = None) -> Inspection:
     encodings: collections.Counter[str] = collections.Counter()
     sizes: collections.Counter[tuple[int, int]] = collections.Counter()
     damaged: list[str] = []
-    num_damaged = 0
+    num_damaged = num_unreadable = 0
     looks = thread_map(lambda index: _look(records, int(index)), chosen)
-    for index, (encoding, size, fault) in zip(chosen, tqdm(looks, "decoding", len(chosen), disable=None, leave=False)):
-        if fault is None:
+    for index, (encoding, size, fault) in zip(chosen, progress_bar(looks, "decoding", total=len(chosen), leave=False)):
+        if encoding:
             encodings[encoding] += 1
             sizes[size] += 1
         else:
+            num_unreadable += 1
+        if fault is not None:
             num_damaged += 1
             if len(damaged) < _MOST_DAMAGED:
                 damaged.append(f"{records.describe(int(index))}: {fault}")
@@ -113,6 +118,7 @@ def inspect(records: Records, limit: int | None = None) -> Inspection:
         sizes=[(width, height, count) for (height, width), count in sizes.most_common(10)],
         damaged=damaged,
         num_damaged=num_damaged,
+        num_unreadable=num_unreadable,
         damage=_damage(records, labels),
     )
 
@@ -208,12 +214,13 @@ def _contact_sheet(records: Records, labels: np.ndarray, *, seed: int) -> np.nda
 
 
 def _look(records: Records, index: int) -> tuple[str, tuple[int, int], str | None]:
-    """(encoding, (height, width), None) of an image, or ("", (0, 0), what is wrong)."""
+    """(encoding, (height, width), what is wrong or None) of an image; ("", (0, 0), what is wrong) if unreadable."""
+    faults: list[str] = []
     try:
         image: Any = records[index].image
         encoding = "pixels" if isinstance(image, np.ndarray) else suffix_of(image, ".other")[1:]
-        height, width = decode(image).shape[:2]
-        return encoding, (height, width), None
+        height, width = decode(image, on_damage=faults.append).shape[:2]
+        return encoding, (height, width), f"damaged, can be decoded in part: {faults[0]}" if faults else None
     except DataError as error:
         return "", (0, 0), str(error)
 

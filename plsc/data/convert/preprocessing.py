@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 
 from plsc.data.alignment import TEMPLATE_SIZE, align
-from plsc.data.images import decode, encode, resize
+from plsc.data.images import OnDamage, decode, encode, resize
 from plsc.errors import ConfigError
+from plsc.utils.hints import argument
 
 
 class Preprocessing:
@@ -40,24 +41,30 @@ class Preprocessing:
         quality: int = 95,
     ) -> None:
         if encoding not in (None, "jpg", "png"):
-            raise ConfigError(f"encoding: got {encoding!r}, expected 'jpg' or 'png'; see --encoding (encoding=)")
+            raise ConfigError(f"encoding: got {encoding!r}, expected 'jpg' or 'png'; see {argument('encoding')}")
         if not 1 <= quality <= 100:
-            raise ConfigError(f"quality: got {quality}, expected 1 to 100; see --quality (quality=)")
+            raise ConfigError(f"quality: got {quality}, expected 1 to 100; see {argument('quality')}")
         if image_size is not None and image_size < 1:
-            raise ConfigError(f"image_size: got {image_size}, expected 1 or more; see --size (image_size=)")
+            raise ConfigError(f"image_size: got {image_size}, expected 1 or more; see {argument('image_size')}")
         self.image_size, self.landmarks, self.encoding, self.quality = image_size, landmarks, encoding, quality
 
-    def apply(self, index: int, image: Any) -> Any:
+    def apply(self, index: int, image: Any, *, on_damage: OnDamage | None = None) -> Any:
         """Align, resize or decode the image of record `index`.
+
+        Args:
+            index: of the record.
+            image: encoded bytes, or pixels [H, W, 3] uint8 RGB.
+            on_damage: is called where the image is decoded, damaged, and usable in part, see `decode`.
 
         Returns:
             Pixels [H, W, 3] uint8 RGB; the image as it is where it needs no change.
         """
+        if self.landmarks is None and self.image_size is None and self.encoding is None:
+            return image
+        pixels = decode(image, on_damage=on_damage)
         if self.landmarks is not None:
-            return align(decode(image), self.landmarks[index], image_size=self.image_size or TEMPLATE_SIZE)
-        if self.image_size is not None:
-            return resize(decode(image), (self.image_size, self.image_size))
-        return image if self.encoding is None else decode(image)
+            return align(pixels, self.landmarks[index], image_size=self.image_size or TEMPLATE_SIZE)
+        return pixels if self.image_size is None else resize(pixels, (self.image_size, self.image_size))
 
     def encode(self, image: Any) -> bytes:
         """Pixels as JPEG or PNG; encoded bytes as they are."""

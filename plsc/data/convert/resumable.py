@@ -29,6 +29,7 @@ class Progress:
         index: records of the source that are done: written or left out.
         written: samples written.
         skipped: records left out because they cannot be read.
+        damaged: samples written whose image is damaged but can be decoded in part.
         position: the writer's position after the last note, a JSON value; None before the first.
     """
 
@@ -36,6 +37,7 @@ class Progress:
     written: int = 0
     skipped: int = 0
     position: Any = None
+    damaged: int = 0
 
 
 class ResumableFolder:
@@ -95,7 +97,9 @@ class ResumableFolder:
         try:
             note = json.loads(path.read_text(encoding="utf-8"))
             differing = [name for name in self._job if note["job"].get(name) != self._job[name]]
-            progress = Progress(note["index"], note["written"], note["skipped"], note["position"])
+            # Notes of version 3.0 have no count of damaged images.
+            damaged = int(note.get("damaged", 0))
+            progress = Progress(note["index"], note["written"], note["skipped"], note["position"], damaged)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

@@ -25,6 +25,7 @@ from plsc.data.sources.folders import is_part_name
 from plsc.data.sources.leftovers import is_leftover
 from plsc.errors import DataError
 from plsc.utils.files import open_output, sync, sync_path
+from plsc.utils.hints import argument, either
 from plsc.utils.lazy import require
 from plsc.utils.ranges import shard_ranges
 
@@ -137,7 +138,8 @@ class RecWriter(Writer):
         if labels[index] > MAX_LABEL:
             raise DataError(
                 f"{records.describe(index)}: label {labels[index]} is beyond {MAX_LABEL}, the largest label that "
-                f"RecordIO's float32 labels hold exactly; choose another format with --to (to=...), for example tar"
+                f"RecordIO's float32 labels hold exactly; choose another format with "
+                f"{argument('to', 'tar')}, for example"
             )
 
     def __init__(self, folder: Path, plan: Plan, *, position: Any = None) -> None:
@@ -207,7 +209,7 @@ class FolderWriter(Writer):
             raise DataError(
                 f"{missing} of {num_classes} classes have no image, and class folders cannot hold them: read "
                 f"back, classes would have other numbers. Choose another format, or renumber them first with "
-                f"--min-images 1 (with_min_images)"
+                f"{either('with_min_images(records, 1)', '--min-images 1 of plsc data convert')}"
             )
 
     def __init__(self, folder: Path, plan: Plan, *, position: Any = None) -> None:
@@ -313,7 +315,7 @@ class Base64Writer(_PartsWriter):
             raise DataError(
                 f"{len(image)} bytes that begin with {image[:8]!r} are none of {KIND_NAMES}: in a base64 "
                 f"file no reader could tell the image from the label; choose another "
-                f"format, or --encoding png"
+                f"format, or {argument('encoding', 'png')}"
             )
         self._part_of(number).write(base64.b64encode(image) + b"\t%d\n" % record.label)
 
@@ -435,7 +437,7 @@ class ArrayWriter(Writer):
         if pixels.shape != expected:
             raise DataError(
                 f"the image is {list(pixels.shape)}, the first was {list(expected)}; an array needs images of one "
-                f"size: resize them with --size (image_size)"
+                f"size: resize them with {argument('image_size')}"
             )
         self._images[number], self._labels[number] = pixels, record.label
         self._written = number + 1

@@ -24,7 +24,9 @@ from plsc.data.sources.synthetic import SyntheticRecords
 from plsc.data.sources.tables import CsvRecords, ParquetRecords
 from plsc.data.sources.tar_shards import TarRecords
 from plsc.errors import DataError
+from plsc.utils.artifacts import recognize
 from plsc.utils.files import reading_error
+from plsc.utils.hints import setter
 
 log = logging.getLogger("plsc")
 
@@ -137,14 +139,22 @@ def open_records(path: str | Path, recover: bool = False) -> Records:
     """
     name, path = str(path), Path(path)
     source = next((source for source in _SOURCES if source.prefix and name.startswith(source.prefix)), None)
-    if source is not None:
-        records = _open(source, name, recover)
-    elif _is_folder(name):
-        records = _open_folder(path, recover)
-    else:
-        records = _open(_source_of_file(path), path, recover)
-        _name_classes(records, path.parent)
+    try:
+        records = _open_path(path, recover) if source is None else _open(source, name, recover)
+    except DataError as error:
+        found = recognize(path)
+        if found is None:
+            raise
+        raise DataError(f"{error}; {name} is {found}") from None
     log.info("%s: %s, %d images", name, records.format, len(records))
+    return records
+
+
+def _open_path(path: Path, recover: bool) -> Records:
+    if _is_folder(str(path)):
+        return _open_folder(path, recover)
+    records = _open(_source_of_file(path), path, recover)
+    _name_classes(records, path.parent)
     return records
 
 
@@ -175,7 +185,7 @@ def _source_of_file(path: Path) -> _Source:
     if name.endswith(".bin"):
         raise DataError(
             f"{path}: a .bin is a verification set (pairs of images, no classes), expected training data; "
-            f"verification sets are named with set_val_targets"
+            f"verification sets are named with {setter('val_targets')}"
         )
     return next(source for source in _SOURCES if source.accepts and not source.suffixes and source.accepts(path))
 

@@ -30,6 +30,7 @@ class ArrayRecords(Records):
         3
     """
 
+    uses_global_random = False
     format = "NumPy arrays"
 
     def __init__(self, images: npt.NDArray[Any], labels: npt.ArrayLike, *, name: str = "arrays") -> None:

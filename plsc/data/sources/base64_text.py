@@ -47,6 +47,8 @@ class Base64Records(Records):
         [False, False]
     """
 
+    uses_global_random = False
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.parts = _part_files(self.path)

@@ -45,6 +45,7 @@ class FolderRecords(Records):
         ['ann', 'bob']
     """
 
+    uses_global_random = False
     format = "class folders"
 
     def __init__(self, root: str | Path) -> None:

@@ -57,6 +57,7 @@ class GlyphRecords(Records):
         >>> held_out = GlyphRecords(num_identities=500, first_identity=1000)
     """
 
+    uses_global_random = False
     format = "glyph images"
 
     def __init__(

@@ -35,6 +35,7 @@ class ListRecords(Records):
         0
     """
 
+    uses_global_random = False
     format = "list of images"
 
     def __init__(self, list_path: str | Path) -> None:

@@ -60,6 +60,8 @@ class RecordIORecords(Records):
         'RecordIO, face-set layout, with index'
     """
 
+    uses_global_random = False
+
     def __init__(self, path: str | Path, recover: bool = False) -> None:
         self.path = Path(path)
         if self.path.suffix.lower() != ".rec":

@@ -31,6 +31,7 @@ class SyntheticRecords(Records):
         7
     """
 
+    uses_global_random = False
     format = "synthetic images"
 
     def __init__(self, num_classes: int, num_images: int, *, image_size: int = 112, seed: int = 0) -> None:

@@ -52,6 +52,8 @@ class CsvRecords(Records):
         ['ann', 'bob']
     """
 
+    uses_global_random = False
+
     def __init__(self, path: str | Path, *, image_column: str | None = None, label_column: str | None = None) -> None:
         self.path = Path(path)
         paths, labels, lines = self._read(image_column, label_column)
@@ -125,6 +127,8 @@ class ParquetRecords(Records):
         >>> ParquetRecords("shards/train-00000.parquet").format
         'Parquet, 1 files, 8 row groups'
     """
+
+    uses_global_random = False
 
     def __init__(
         self,

@@ -52,6 +52,8 @@ class TarRecords(Records):
         >>> image, label = records[41]
     """
 
+    uses_global_random = False
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.shards = _shards(str(path))

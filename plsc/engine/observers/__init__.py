@@ -54,7 +54,7 @@ class Observer:
         """
 
     def on_save(self, step: Step, path: Path) -> None:
-        """A checkpoint was saved.
+        """A checkpoint was saved. At the end of an epoch, after `on_verify`, also where the verification failed.
 
         Args:
             step: the last step in it.

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from plsc.engine.observers import Observer, Run, Step
+from plsc.utils.logging import is_terminal, progress_bar
 
 log = logging.getLogger("plsc")
 
@@ -35,8 +36,8 @@ class Progress(Observer):
         self._run = run
         self._start = time.perf_counter()
         self._shown_step, self._shown_seconds = run.first_step, 0.0
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=run.total_steps, initial=run.first_step, unit="step", dynamic_ncols=True)
+        if is_terminal(sys.stderr):
+            self._bar = progress_bar(total=run.total_steps, initial=run.first_step, unit="step", dynamic_ncols=True)
 
     def on_step(self, step: Step) -> None:
         if not self._is_due(step):

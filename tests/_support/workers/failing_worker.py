@@ -3,6 +3,7 @@
 Argument: a folder for the files of the runs. Lines: FAILED <name of the run> <rank> <class>: <message>.
 """
 
+import os
 import resource
 import sys
 from pathlib import Path
@@ -72,8 +73,10 @@ def damaged_image():
 
 
 def other_sets():
-    sets = [make_pairs("one"), make_pairs("two")] if IS_LAST else [make_pairs("one")]
-    make_entry("sets", with_test=True, test_dataset=sets).train()
+    def reader():
+        return [make_pairs("one"), make_pairs("two")] if IS_LAST else [make_pairs("one")]
+
+    make_entry("sets", with_test=True, test_reader=reader).train()
 
 
 def failing_reader():
@@ -86,8 +89,11 @@ def failing_reader():
 
 
 def unshared_folder():
-    root = ROOT / ("unshared" if IS_LAST else "shared")
-    make_entry(root).train()
+    """The same name on every rank, in folders of their own, as on machines that share no disk."""
+    folder = ROOT / ("unshared" if IS_LAST else "shared")
+    folder.mkdir()
+    os.chdir(folder)
+    make_entry("", model_save_dir="output").train()
 
 
 def failing_schedule():

@@ -26,7 +26,8 @@ for loss_type in ("dist_arcface", "arcface"):
         labels = rng.integers(0, CLASSES, SAMPLES)
         own = np.array_split(np.arange(SAMPLES), ranks)[rank]
         loss = head.forward(paddle.to_tensor(features[own]), paddle.to_tensor(labels[own]), step=step)
-        gradient = head.backward(0.5)
+        gradient = head.backward()
+        head.update(0.5)
         found[f"{loss_type}/loss {step}"] = loss.numpy()
         found[f"{loss_type}/features {step}"] = gradient.numpy()
     for name, value in head.state().items():

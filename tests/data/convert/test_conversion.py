@@ -17,7 +17,7 @@ from plsc.data.sources.arrays import ArrayRecords
 from plsc.errors import ConfigError, DataError
 from tests._support import sources
 from tests._support.conversion import FORMATS, LABELS, Images, content, files_of
-from tests._support.images import encode_as
+from tests._support.images import damaged_jpeg, encode_as
 from tests._support.sources import IMAGES, make_folders, make_list, run
 
 
@@ -184,3 +184,26 @@ def test_a_split_that_cannot_be_leaves_no_folder(tmp_path):
     with pytest.raises(DataError, match="held_out=7"):
         convert_split(records, tmp_path / "new", to="rec", held_out=7)
     assert not list(tmp_path.iterdir())
+
+
+def test_damaged_images_are_written_with_a_warning_and_counted_and_refused_where_images_are_strict(tmp_path, caplog):
+    source = Images(broken={3: damaged_jpeg(), 7: damaged_jpeg(seed=1)})
+    for preprocessing in (None, Preprocessing(image_size=4)):
+        caplog.clear()
+        done = convert(source, tmp_path / f"new {preprocessing}", to="rec", preprocessing=preprocessing)
+        assert (done.images, done.skipped, done.damaged) == (23, 0, 2)
+        assert [line[:16] for line in caplog.messages if "Corrupt JPEG data" in line] == [
+            "image 3: damaged",
+            "image 7: damaged",
+        ]
+    with pytest.raises(DataError, match="image 3: the image is damaged.*Corrupt JPEG data.*fix the image"):
+        convert(source, tmp_path / "strict", to="rec", strict_images=True)
+    done = convert(source, tmp_path / "strict", to="rec", strict_images=True, skip_bad_images=True)
+    assert (done.images, done.skipped, done.damaged) == (21, 2, 0)
+
+
+def test_a_continued_conversion_goes_on_counting_damaged_images(tmp_path):
+    source = Images(broken={3: damaged_jpeg(), 7: b"no image", 9: damaged_jpeg()})
+    with pytest.raises(DataError, match="image 7"):
+        convert(source, tmp_path / "new", to="rec")
+    assert convert(source, tmp_path / "new", to="rec", skip_bad_images=True).damaged == 2

@@ -14,6 +14,7 @@ from plsc.data.convert.inspection import inspect, plot
 from plsc.data.sources import open_records
 from plsc.errors import DataError
 from tests._support.conversion import Images
+from tests._support.images import damaged_jpeg
 from tests._support.sources import (
     make_list,
     make_rec,
@@ -91,3 +92,26 @@ def test_inspect_tells_of_a_damaged_frame_and_of_another_sets_index(tmp_path):
     (rec / "train.idx").write_text("\n".join(index[:-1]) + "\n")
     found = CliRunner().invoke(app, ["inspect", str(rec)])
     assert found.exit_code == 1 and "images            6" in found.stdout
+
+
+def test_images_that_can_be_decoded_in_part_are_damaged_and_not_unreadable(tmp_path, capfd):
+    source = make_list(tmp_path / "set")
+    (source / "images" / "0.png").write_bytes(damaged_jpeg())
+    (source / "images" / "1.png").write_bytes(b"no image")
+    found = inspect(open_records(source))
+    assert (found.num_damaged, found.num_unreadable, found.encodings) == (2, 1, {"jpg": 1, "png": 4})
+    assert "0.png" in found.damaged[0] and "decoded in part: Corrupt JPEG data" in found.damaged[0]
+    assert "damaged images    2, 1 of them unreadable" in str(found)
+    (source / "images" / "1.png").write_bytes((source / "images" / "2.png").read_bytes())
+    assert CliRunner().invoke(app, ["inspect", str(source)]).exit_code == 1
+    assert capfd.readouterr().err == ""
+
+
+def test_a_cut_png_is_named_and_its_decoders_message_is_not_printed(tmp_path, capfd):
+    source = make_list(tmp_path / "set")
+    whole = (source / "images" / "0.png").read_bytes()
+    (source / "images" / "0.png").write_bytes(whole[:-20])
+    assert inspect(open_records(source)).num_unreadable == 1
+    assert capfd.readouterr().err == ""
+    cv2.imdecode(np.frombuffer(whole[:-20], np.uint8), cv2.IMREAD_COLOR)
+    assert "libpng" in capfd.readouterr().err  # what OpenCV alone prints

@@ -77,3 +77,10 @@ def test_the_bar_reads_the_loss_twice_a_second(terminal, monkeypatch):
     progress.on_end({}, None)
     assert reads == [0.75, 1.5, 2.25]
     assert module._BAR_SECONDS == 0.5
+
+
+@pytest.mark.parametrize("stream", [None, object()], ids=["closed", "an object without isatty"])
+def test_training_needs_no_standard_error(entry, data_dir, monkeypatch, stream):
+    entry.set_num_workers(1)
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert "loss" in entry.train()

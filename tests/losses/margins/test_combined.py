@@ -97,6 +97,7 @@ def play(head, problem, ranks, margin, scale, precision):
 @example(1.0, 0.0, 2.0, 64.0, 1, 3, 2, "store", "float32", True)
 @example(1.0, 0.0, 1e30, 128.0, 1, 2, 1, "sampled", "float16", True)
 @example(1.0, 0.0, 0.35, 64.0, 3, 1, 1, "sampled", "float64", False)
+@example(1.0, 0.0, 1.0, 64.0, 2, 1, 3, "store", "float64", False)
 @given(
     m1=st.floats(0.1, 4.0),
     m2=st.floats(0.0, math.pi),

@@ -1,0 +1,221 @@
+"""The judgment of a run's steps: stop at one that is not sound, or leave it out.
+
+`plsc.engine.soundness` says what is sound.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import paddle
+
+from plsc.config import Config
+from plsc.distributed.collectives import Collectives
+from plsc.engine.checkpoint import list_checkpoints
+from plsc.engine.dataloading import Loader
+from plsc.engine.soundness import BackboneState, Evidence, Finding, Snapshot, Stage
+from plsc.errors import TrainingError
+from plsc.losses import Head
+from plsc.utils.hints import setter
+
+log = logging.getLogger("plsc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A step of a run.
+
+    Attributes:
+        epoch: from 0.
+        step_in_epoch: from 0.
+        step: of the whole run, from 0.
+        learning_rate: of the step.
+    """
+
+    epoch: int
+    step_in_epoch: int
+    step: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a step made before its update.
+
+    Attributes:
+        images: [N, 3, H, W], the network's input, where that came as floats; else None.
+        features: [N, D] float32.
+        loss: 0-d.
+        feature_gradient: [N, D].
+    """
+
+    images: paddle.Tensor | None
+    features: paddle.Tensor
+    loss: paddle.Tensor
+    feature_gradient: paddle.Tensor
+
+
+class Judge:
+    """The judgment of all steps of a run. Every rank makes one, and calls the same methods in the same order.
+
+    With `on_nonfinite` 'stop' the verdict on a step is read when the next one begins, so that the device need not be
+    waited for. With 'skip' it is read before anything moves.
+
+    Args:
+        config: the settings.
+        backbone: the network.
+        head: the last layer.
+        loader: its `describe(epoch, step, row=...)`, where it has one, names a sample.
+        collectives: over all ranks.
+
+    Attributes:
+        constants: names of tensors of the network that are not finite from the start, as a mask.
+        started_from: the checkpoint that the run resumed from, in words, for messages.
+        skipped_steps: steps that were skipped.
+        skipped_in_a_row: those since the last step that moved something.
+    """
+
+    def __init__(
+        self, config: Config, backbone: paddle.nn.Layer, *, head: Head, loader: Loader, collectives: Collectives
+    ) -> None:
+        self._config, self._head, self._loader, self._collectives = config, head, loader, collectives
+        self._state = BackboneState(backbone)
+        self.constants = self._state.constants
+        self.started_from = ""
+        self.skipped_steps, self.skipped_in_a_row = 0, 0
+        self._before: Snapshot = []
+        self._unread: tuple[Place, Evidence] | None = None
+
+    @property
+    def skips(self) -> bool:
+        """Whether steps that are not sound are left out."""
+        return self._config.on_nonfinite == "skip"
+
+    def check_start(self) -> None:
+        """Find a parameter that is not sound before the first step, so that it is not blamed on a step.
+
+        Raises:
+            TrainingError: there is one, on any rank.
+        """
+        evidence = Evidence(self._collectives)
+        evidence.add(Stage.PARAMETER, self._state.parameters)
+        evidence.add(Stage.CENTERS, self._head.parameters)
+        if not evidence.is_sound():
+            text = evidence.find(str, self._head, is_updated=True).text
+            raise TrainingError(
+                f"before the first step {text.removeprefix('after the update ')}; correct its initial value, or the "
+                f"checkpoint that it comes from"
+            )
+
+    def check(self) -> None:
+        """Read the verdict on the last step.
+
+        Raises:
+            TrainingError: it was not sound.
+        """
+        if self._unread is None:
+            return
+        (place, evidence), self._unread = self._unread, None
+        if not evidence.is_sound():
+            raise self._error(place, self._find(place, evidence, is_updated=True))
+
+    def before_forward(self) -> None:
+        """Where steps may be left out, copy what the forward pass may move."""
+        if self.skips:
+            self._before = self._state.copy()
+
+    def collect(self, made: Made, *, gradients: bool) -> Evidence:
+        """The evidence on a step before its update.
+
+        Args:
+            made: what it made.
+            gradients: whether the gradients of the backbone count.
+        """
+        evidence = Evidence(self._collectives)
+        if made.images is not None:
+            evidence.add(Stage.INPUT, {"input": made.images})
+        evidence.add(Stage.STATISTIC, self._state.statistics())
+        evidence.add(Stage.FEATURES, {"features": made.features})
+        evidence.add(Stage.LOSS, {"loss": made.loss})
+        evidence.add(Stage.FEATURE_GRADIENT, {"feature gradient": made.feature_gradient})
+        if gradients:
+            # They are gone when a verdict is read late.
+            evidence.add(Stage.GRADIENT, self._state.gradients(), keep=self.skips)
+        return evidence
+
+    def leaves_out(self, place: Place, evidence: Evidence) -> bool:
+        """Whether the step is left out. Backbone and head are then as before its forward pass.
+
+        Raises:
+            TrainingError: as many steps in a row were skipped as may be, or no step can be sound any more.
+        """
+        if not self.skips or evidence.is_sound():
+            return False
+        finding = self._find(place, evidence, is_updated=False)
+        self._state.restore(self._before)
+        self._head.discard()
+        if finding.stage is Stage.CENTERS_BEFORE:
+            raise self._error(place, finding)
+        log.warning("step %d skipped: %s", place.step + 1, finding.text)
+        self._count(place, finding)
+        return True
+
+    def overflowed(self, place: Place) -> None:
+        """Count a step in which a scaled gradient overflowed, so that nothing moved.
+
+        Raises:
+            TrainingError: as many steps in a row were skipped as may be.
+        """
+        self._count(place, Finding(Stage.GRADIENT, 0, "a gradient, times the loss scale, is beyond float16"))
+
+    def after_update(self, place: Place, evidence: Evidence, *, moved: bool) -> None:
+        """Judge what the update of a step left; `check` reads the verdict.
+
+        Args:
+            place: the step.
+            evidence: on the step before its update.
+            moved: whether anything was updated.
+        """
+        if moved:
+            self.skipped_in_a_row = 0
+        if self.skips:
+            evidence = Evidence(self._collectives)  # what was before the update was read already
+        evidence.add(Stage.PARAMETER, self._state.parameters)
+        centers = self._head.sum_of_squares()
+        if centers is not None:
+            evidence.add_sum(Stage.CENTERS, "class centers", sum_of_squares=centers)
+        evidence.close()
+        self._unread = place, evidence
+
+    def _count(self, place: Place, finding: Finding) -> None:
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self._config.max_skipped_steps:
+            number = f"{self.skipped_in_a_row} steps in a row were skipped ({setter('max_skipped_steps')})"
+            raise self._error(place, finding._replace(text=f"{number}; in the last {finding.text}"))
+
+    def _find(self, place: Place, evidence: Evidence, *, is_updated: bool) -> Finding:
+        describe: Callable[..., str] | None = getattr(self._loader, "describe", None)
+
+        def describe_row(row: int) -> str:
+            if describe is None:
+                return f"image {row} of the batch"
+            return describe(place.epoch, place.step_in_epoch, row=row)
+
+        return evidence.find(describe_row, self._head, is_updated=is_updated)
+
+    def _error(self, place: Place, finding: Finding) -> TrainingError:
+        saved = list_checkpoints(self._config.model_save_dir)
+        kept = f"the newest checkpoint is {saved[-1]}" if saved else f"no checkpoint was saved{self.started_from}"
+        cure = "Correct or leave out that image"
+        if finding.stage is not Stage.INPUT:
+            cure = f"Lower the learning rate ({setter('lr')}), warm up ({setter('warmup_epochs')})"
+        # What an update has broken, skipping cannot mend.
+        if not self.skips and finding.stage not in (Stage.PARAMETER, Stage.CENTERS):
+            cure += f", or skip such steps: {setter('on_nonfinite', 'skip')}"
+        return TrainingError(
+            f"epoch {place.epoch}, step {place.step + 1}: {finding.text} (learning rate {place.learning_rate:.3g}, "
+            f"scale {self._config.scale:g}); {kept}. {cure}"
+        )

@@ -1,0 +1,68 @@
+"""Steps that are bad on one rank only: skipped, stopped, and a broken center that is not saved."""
+
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from plsc import CheckpointError, Config, Trainer, TrainingError
+from plsc.data.loader import Batch
+from tests.engine.test_judge import Finished, assert_equal, clipped, everything
+
+CLASSES, SIDE = 6, 16
+
+
+def make(folder, **settings):
+    return Trainer(
+        Config(
+            train_dataset=Finished(count=40),
+            num_classes=CLASSES,
+            image_shape=(3, SIDE, SIDE),
+            model_name="ResNetTiny",
+            emb_dim=16,
+            train_batch_size=5,
+            num_workers=0,
+            with_test=False,
+            train_epochs=1,
+            lr_schedule=lambda step: 0.01,
+            model_save_dir=folder,
+            **settings,
+        )
+    )
+
+
+def two_steps(trainer):
+    """A sound step, then one with a NaN on rank 1; what was before it and the values of the second."""
+    first, second, third, *_ = trainer.loader.epoch(0)
+    trainer.train_step(first)
+    before = everything(trainer)
+    if trainer.topology.rank == 1:
+        images = second.images.copy()
+        images[3, 0, 0, 0] = np.nan
+        second = Batch(images, second.labels)
+    return before, trainer.train_step(second), third
+
+
+for word, settings in (("SKIPPED", {}), ("UNFUSED", {"optimizer": clipped, "loss_type": "arcface"})):
+    trainer = make("skip", on_nonfinite="skip", **settings)
+    before, values, third = two_steps(trainer)
+    assert_equal(everything(trainer), before)
+    trainer.train_step(third)
+    assert all(np.isfinite(value).all() for value in everything(trainer).values() if value.dtype.kind == "f")
+    print(word, values["skipped_steps"], "equal")
+
+trainer = make("stop")
+_, _, third = two_steps(trainer)
+try:
+    trainer.train_step(third)
+except TrainingError as error:
+    print("STOPPED", error)
+
+trainer = make("save")
+if trainer.topology.rank == 1:
+    trainer.head.parameters["weight"].detach()[2] = paddle.full([16], float("nan"))  # class 5
+try:
+    trainer._save(trainer._make_step({}), "0", [])
+except CheckpointError as error:
+    print("SAVED", error)
+print("FILES", [str(path) for path in Path().glob("s*/*")])

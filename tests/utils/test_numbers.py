@@ -1,0 +1,55 @@
+"""What counts as a number."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import paddle
+import pytest
+
+from plsc.utils.numbers import as_number
+
+
+class Own:
+    """A number of a user's own."""
+
+    def __float__(self):
+        return 0.5
+
+
+NUMBERS = [0.5, np.float32(0.5), np.float16(0.5), np.array(0.5), np.array([0.5]), np.longdouble(0.5), Fraction(1, 2)]
+
+
+@pytest.mark.parametrize("value", [*NUMBERS, Decimal("0.5"), Own(), paddle.to_tensor(0.5), paddle.to_tensor([0.5])])
+def test_numbers_of_any_kind(value):
+    assert as_number(value) == 0.5
+    assert type(as_number(value)) is float
+
+
+@pytest.mark.parametrize("value", [2, np.int64(2), np.uint8(2), paddle.to_tensor(2)])
+def test_integers(value):
+    assert as_number(value) == 2.0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        np.True_,
+        "0.5",
+        b"0.5",
+        1j,
+        np.complex64(1),
+        [0.5],
+        np.array([0.5, 0.5]),
+        np.array([]),
+        10**400,
+        object,
+    ],
+)
+def test_what_is_no_number(value):
+    assert math.isnan(as_number(value))
