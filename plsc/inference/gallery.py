@@ -23,7 +23,7 @@ from plsc.metrics.embeddings import EPSILON
 from plsc.utils.atomic import lock_folder, write_folder
 from plsc.utils.threads import SharedLock
 
-# Matches of one probe whose cosines are computed at a time.
+# Rows that are converted to float64 at a time.
 _BLOCK = 1 << 14
 
 
@@ -330,15 +330,19 @@ class Gallery:
 
     def _rows(self, embeddings: NDArray[Any]) -> Embeddings:
         """Embeddings [n, D] float32 of unit length."""
-        rows = np.array(embeddings, np.float64, ndmin=2)
-        if rows.ndim != 2 or rows.shape[1] != self.dimension:
-            raise DataError(f"gallery: got embeddings {list(rows.shape)}, expected [n, {self.dimension}]")
-        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        bad_rows = ~(np.isfinite(lengths) & (lengths >= EPSILON))
-        if bad_rows.any():
-            bad = int(bad_rows.argmax())
-            raise DataError(f"gallery: embedding {bad} is zero or not finite")
-        return np.ascontiguousarray(rows / lengths, np.float32)
+        given = np.atleast_2d(np.asarray(embeddings))
+        if given.ndim != 2 or given.shape[1] != self.dimension or given.dtype.kind not in "fiu":
+            found = f"{list(given.shape)} of {given.dtype}"
+            raise DataError(f"gallery: got embeddings {found}, expected [n, {self.dimension}] of numbers")
+        rows = np.empty(given.shape, np.float32)
+        for start in range(0, len(given), _BLOCK):
+            wide = given[start : start + _BLOCK].astype(np.float64)
+            lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+            bad_rows = ~(np.isfinite(lengths) & (lengths >= EPSILON))
+            if bad_rows.any():
+                raise DataError(f"gallery: embedding {start + int(bad_rows.argmax())} is zero or not finite")
+            rows[start : start + _BLOCK] = wide / lengths
+        return rows
 
 
 def check_names(names: Sequence[str]) -> list[str]:

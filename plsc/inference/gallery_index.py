@@ -23,7 +23,7 @@ Positions = NDArray[np.int64]
 # Rows that are decoded at a time.
 _BLOCK = 1 << 14
 # HNSW: links per node, and nodes that are looked at while a node is added and while a probe is searched.
-_LINKS, _EF_ADD, _EF_SEARCH = 32, 100, 256
+_LINKS, _EF_ADD, _EF_SEARCH = 32, 100, 1024
 # Share of removed rows from which the graph is made again.
 _MOST_REMOVED = 0.2
 
@@ -140,7 +140,7 @@ class QuantizedIndex(GalleryIndex):
 class GraphIndex(GalleryIndex):
     """The kind 'hnsw': a graph of near neighbors (Malkov and Yashunin, 2018). 4 D + 270 bytes per row.
 
-    A search looks at a few thousand rows of the graph and may miss a near one. The graph has no removal: the row of a
+    A search looks at a part of the rows and may miss a near one. The graph has no removal: the row of a
     removed position is set to zero and left out of results until the index is made again.
 
     Attributes:

@@ -50,7 +50,8 @@ def thread_map(
 
 
 class SharedLock:
-    """A lock that many readers hold at once, or one writer alone. A waiting writer comes before new readers.
+    """A lock that many readers hold at once, or one writer alone. Neither waits for ever for the other kind: a waiting
+    writer comes before readers that arrive later, and readers that wait for a writer come before the next one.
 
     It is not reentrant, and a thread that holds it takes no other lock of this class. A fork waits until no thread
     writes, so that what the lock guards is whole in the new process, where no thread holds the lock.
@@ -65,9 +66,11 @@ class SharedLock:
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
-        self._readers = 0
-        self._writers_waiting = 0
         self._is_writing = False
+        self._writers_waiting = 0
+        self._readers = 0
+        self._readers_waiting = 0
+        self._readers_admitted = 0  # of those waiting, may go before the next writer
         with _FORKING:
             _LOCKS.add(self)
 
@@ -75,8 +78,17 @@ class SharedLock:
     def reading(self) -> Iterator[None]:
         """Hold the lock beside other readers."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_writing and not self._writers_waiting)
-            self._readers += 1
+            self._readers_waiting += 1
+            try:
+                self._changed.wait_for(
+                    lambda: not self._is_writing and (self._readers_admitted > 0 or not self._writers_waiting)
+                )
+                self._readers += 1
+                self._readers_admitted = max(0, self._readers_admitted - 1)
+            finally:
+                self._readers_waiting -= 1
+                self._readers_admitted = min(self._readers_admitted, self._readers_waiting)
+                self._changed.notify_all()
         try:
             yield
         finally:
@@ -90,7 +102,9 @@ class SharedLock:
         with self._changed:
             self._writers_waiting += 1
             try:
-                self._changed.wait_for(lambda: not self._is_writing and not self._readers)
+                self._changed.wait_for(
+                    lambda: not self._is_writing and not self._readers and not self._readers_admitted
+                )
                 self._is_writing = True
             finally:
                 self._writers_waiting -= 1
@@ -100,6 +114,7 @@ class SharedLock:
         finally:
             with self._changed:
                 self._is_writing = False
+                self._readers_admitted = self._readers_waiting
                 self._changed.notify_all()
 
     def _stop_for_fork(self) -> None:
@@ -111,7 +126,7 @@ class SharedLock:
 
     def _forget_threads(self) -> None:
         self._changed = threading.Condition(threading.Lock())
-        self._readers = self._writers_waiting = 0
+        self._writers_waiting = self._readers = self._readers_waiting = self._readers_admitted = 0
 
 
 _LOCKS: weakref.WeakSet[SharedLock] = weakref.WeakSet()
