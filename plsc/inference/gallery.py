@@ -66,6 +66,8 @@ class Gallery:
             'hnsw': 4 D + 270 bytes per entry. A search looks at a part of the entries and may miss some; to enroll
             takes far longer. docs/serving.md has measurements.
 
+            After a fork, searches in the new process use one thread.
+
     Raises:
         ConfigError: there is no such index.
         MissingDependencyError: faiss is not installed.
@@ -152,9 +154,9 @@ class Gallery:
         """Remove all entries of a name, or of several names; returns their number.
 
         Raises:
-            DataError: no entry has this name, or one of these names; then nothing is removed.
+            DataError: no entry has this name, or one of these names, or one is no name; then nothing is removed.
         """
-        wanted = {name} if isinstance(name, str) else set(name)
+        wanted = set(check_names([name] if isinstance(name, str) else list(name)))
         with self._lock.writing():
             positions = [position for position, other in enumerate(self._names) if other in wanted]
             unknown = wanted - {self._names[position] for position in positions}

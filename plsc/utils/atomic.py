@@ -197,7 +197,7 @@ def lock_folder(folder: Path, error: type[PLSCError]) -> Iterator[None]:
             if _HOLDERS.get(folder_id) == me:
                 raise error(f"{folder}: this thread is changing it already; finish that first")
             if not _lock(handle, wait=False):
-                log.warning("%s: another process or thread is changing it; waiting until it is done", folder)
+                log.info("%s: another process or thread is changing it; waiting until it is done", folder)
                 _lock(handle, wait=True)
             if not os.path.samestat(status, os.stat(folder)):
                 continue

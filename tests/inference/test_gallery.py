@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests._support.killing import kill_at_each_step
 from tests._support.servers import EMB_DIM
 
 KINDS = ("flat", "sq8", "hnsw")
+SOAK_SECONDS = "PLSC_SOAK_SECONDS"
 
 
 def random_rows(count, seed=0, dimension=EMB_DIM):
@@ -313,6 +315,46 @@ def test_a_gallery_that_is_opened_while_a_process_saves_it_is_whole(tmp_path):
     assert len(set(seen)) > 5
 
 
+@pytest.mark.parametrize("index", KINDS)
+def test_one_folder_and_one_object_under_many_hands(tmp_path, index):
+    """A second; PLSC_SOAK_SECONDS sets another time. Every result is compared with the lone call's."""
+    folder, rows, end = tmp_path / "g", random_rows(40), time.monotonic() + float(os.environ.get(SOAK_SECONDS, 1))
+    shared = a_gallery(*[f"base {number}" for number in range(40)], index=index)
+    lone = [shared.search(row, 1)[0][0] for row in rows]
+    shared.save(folder)
+
+    def work(writer):
+        """Edit the folder and the object; what this writer has left in the folder is in a file of its own."""
+        draw, mine, turn = np.random.default_rng(writer), [], 0
+        while time.monotonic() < end or not turn:
+            at, turn = int(draw.integers(40)), turn + 1
+            name = f"{writer} {turn}"
+            with Gallery.editing(folder) as gallery:
+                gallery.add(name, random_rows(1, seed=100 + writer * 10_000 + turn))
+                mine.append(name)
+                if len(mine) > 3:
+                    assert gallery.remove(mine.pop(0)) == 1
+                assert gallery.search(rows[at], 1)[0][0] == lone[at]
+            opened = Gallery.open(folder)
+            assert opened.search(rows[at], 1)[0][0] == lone[at] and set(mine) <= set(opened.names)
+            shared.add([name, name], random_rows(2, seed=turn + 50))
+            assert shared.search(rows[[at, at]], 2)[1][0] == lone[at]
+            assert shared.remove(name) == 2
+        (tmp_path / f"left {writer}").write_text(json.dumps(mine))
+
+    def work_in_threads(first):
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(work, (first, first + 1)))
+
+    waits = [forked(lambda first=first: work_in_threads(first), timeout=0) for first in (2, 4)]
+    work_in_threads(0)
+    for wait in waits:
+        wait()
+    left = {name for path in tmp_path.glob("left *") for name in json.loads(path.read_text())}
+    assert len(left) >= 6 and set(names_in(folder)) == left | {match.name for match in lone}
+    assert len(os.listdir(folder)) == 3 and sorted(shared.names) == sorted(match.name for match in lone)
+
+
 # What a kill leaves
 
 
@@ -478,7 +520,10 @@ def test_names_that_are_no_list_of_texts_are_refused():
     assert gallery.names == ["ann", "bob"] and all(type(name) is str for name in gallery.names)
     with pytest.raises(DataError, match="no entry is named 'x'"):
         gallery.remove(["ann", "x"])
-    assert gallery.remove(["ann", "bob", "ann"]) == 2
+    for names in ([None], [""]):
+        with pytest.raises(DataError, match="no text"):
+            gallery.remove(names)
+    assert gallery.remove([]) == 0 and gallery.remove(["ann", "bob", "ann"]) == 2
 
 
 @pytest.mark.parametrize("dimension", [2, 16, 512])
