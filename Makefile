@@ -9,8 +9,10 @@ SIZE ?= full
 # Test processes, each with one thread; auto is one per core.
 WORKERS ?= auto
 TESTS ?= tests
+# Of `make soak`, divided among its tests.
+SECONDS ?= 600
 
-.PHONY: help demo test bench lint format serving-env clean
+.PHONY: help demo test soak bench lint format serving-env clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +31,11 @@ demo: $(VENV)/.installed  ## train, verify, resume, export and embed on the buil
 	$(BIN)/plsc demo --output $(OUTPUT) --size $(SIZE)
 
 test: $(VENV)/.installed  ## run the tests (PADDLE=3.2.2: with that Paddle; TESTS=tests/data: a part; WORKERS=1: one by one)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not alone" $(TESTS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone $(TESTS) || [ $$? -eq 5 ]  # 5: none of these is in TESTS
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not alone and not soak" $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "alone and not soak" $(TESTS) || [ $$? -eq 5 ]  # 5: none of these is in TESTS
+
+soak: $(VENV)/.installed  ## stress models and other shared objects by threads and processes (ten minutes; SECONDS=60: one)
+	OMP_NUM_THREADS=1 PLSC_SOAK_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m soak $(TESTS)
 
 bench: $(VENV)/.installed  ## measure the head beside the bare matrix products (five minutes)
 	$(BIN)/python benchmarks/head.py

@@ -488,7 +488,8 @@ class Entry(_Attributes):
         """Embeddings [n, D] float32, unit length, of image files or of `predict_reader`, by the checkpoint.
 
         Args:
-            images: paths, encoded bytes or [H, W, 3] uint8 arrays; by default what `predict_reader()` returns.
+            images: one or several, each a path, encoded bytes, an open file, an image of Pillow or pixels [H, W, 3]
+                uint8 RGB; by default what `predict_reader()` returns.
             save_to: also write the embeddings as a .npy file; an existing one is not overwritten.
         """
         topology = self._start()

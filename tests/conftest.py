@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import cv2
 import hypothesis
@@ -69,6 +70,15 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "m"
     make_model(folder)
     return folder
+
+
+@pytest.fixture(params=["short", pytest.param("long", marks=pytest.mark.soak)])
+def stress_seconds(request):
+    """How long a stress test runs: a second, or in `make soak` its share of the time; see tests/_support/stress.py."""
+    if request.param == "short":
+        return 1.0
+    tests = [item for item in request.session.items if item.get_closest_marker("soak")]
+    return float(os.environ.get("PLSC_SOAK_SECONDS", "600")) / len(tests)
 
 
 @pytest.fixture(autouse=True)

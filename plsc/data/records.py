@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from plsc.data.image_input import take_image
 from plsc.errors import DataError, StorageError
-from plsc.utils.files import reading_error
 from plsc.utils.logging import progress_bar
 
 Labels = npt.NDArray[np.int64]
@@ -154,8 +154,8 @@ class DatasetRecords(Records):
     """Another data set, for example a `paddle.io.Dataset`, as records.
 
     Args:
-        dataset: has `len(dataset)`, and `dataset[i]` is (image, label). The image is encoded bytes, pixels
-            [H, W, 3] uint8 RGB, or a finished image [3, H, W] float32; as an array, a tensor, or an image of Pillow.
+        dataset: has `len(dataset)`, and `dataset[i]` is (image, label). The image is what `take_image` takes
+            except a path, or a finished image [3, H, W] float32, as an array or a tensor.
             Where the data set has an attribute `num_classes`, that is the number of classes; where it has a list of
             texts `class_names` or `classes`, these are their names.
 
@@ -194,7 +194,9 @@ class DatasetRecords(Records):
             image, label = item
         except (TypeError, ValueError):
             raise DataError(f"got {type(item).__name__} {str(item)[:60]!r}, expected (image, label)") from None
-        image = _to_image(image)
+        if isinstance(image, (str, os.PathLike)):
+            raise DataError(f"got the path {str(image)[:120]!r}, expected the image: the file's bytes, or pixels")
+        image = take_image(image)
         try:
             return Record(image, to_class(label))
         except (TypeError, ValueError) as error:
@@ -218,29 +220,6 @@ def as_records(dataset: Any) -> Records:
     return dataset if isinstance(dataset, Records) else DatasetRecords(dataset)
 
 
-def _to_image(image: Any) -> bytes | npt.NDArray[Any]:
-    """An image as a data set gives it, to bytes or an array."""
-    if isinstance(image, (bytes, np.ndarray)):
-        return image
-    if isinstance(image, (bytearray, memoryview)):
-        return bytes(image)
-    if isinstance(image, (str, os.PathLike)):
-        raise DataError(f"got the path {str(image)[:120]!r}, expected the image: the file's bytes, or pixels")
-    if not hasattr(image, "convert"):  # Pillow's images have it
-        return np.asarray(image)
-    if getattr(image, "mode", "")[:1] in ("I", "F"):
-        raise DataError(
-            f"got an image of Pillow of mode {image.mode}, expected 8 bits a color: Pillow would cut its "
-            f"values off, so scale them first"
-        )
-    try:
-        return np.asarray(image.convert("RGB"))  # the image may be gray, transparent or of a palette
-    except Exception as error:  # Pillow reads the file at this point, and its readers raise many kinds of exceptions
-        if isinstance(error, OSError) and error.errno is not None:
-            raise reading_error("the image of Pillow cannot be read", error) from None
-        raise DataError(f"the image of Pillow cannot be read: {error}") from None
-
-
 def to_class(label: Any) -> int:
     """A label, a number or an array or tensor of one number, to an int.
 
@@ -252,44 +231,3 @@ def to_class(label: Any) -> int:
         if value.size == 1 and (isinstance(value[0], (str, bytes)) or value[0] == int(value[0])):
             return int(value[0])
     raise ValueError(f"label {label!r:.60} is no whole number")
-
-
-_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)  # Windows has O_BINARY
-_PIECE = 1 << 16  # bytes; most images are one piece
-
-
-def read_image(path: str | Path) -> bytes:
-    """The bytes of an image file.
-
-    Raises:
-        DataError: the file is missing or unreadable.
-        StorageError: the system cannot read it.
-    """
-    try:
-        # A file object takes half as long again. On a network disk a short piece need not be the last.
-        file, pieces = os.open(path, _READ), []
-        try:
-            while piece := os.read(file, _PIECE):
-                pieces.append(piece)
-        finally:
-            os.close(file)
-        return b"".join(pieces)
-    except ValueError as error:  # a zero byte
-        raise DataError(f"{str(path)[:500]}: the image cannot be read: {error}") from None
-    except OSError as error:
-        found = reading_error(f"{str(path)[:500]}: the image cannot be read", error)
-        raise type(found)(f"{found}{_mistake_in(str(path))}") from None
-
-
-def _mistake_in(path: str) -> str:
-    """A hint at what is probably wrong with the path of an image that cannot be read, or nothing."""
-    end = path.rstrip()[-1:]
-    if end in ('"', "'"):
-        return "; the quotes are read as a part of the path: leave them out"
-    if end in (",", ";"):
-        return f"; the path ends in {end!r}: a space or a tab separates it from the label"
-    if "\\" in path:
-        return "; the path has backslashes: write / between folders"
-    if "~" in path.split("/"):
-        return "; ~ is not replaced by a home folder: write the whole path"
-    return ""

@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from plsc.data.damage import DamageLog
 from plsc.data.guarded_pickle import PickledArray, guarded_loads
+from plsc.data.image_input import is_image, read_image, take_image
 from plsc.data.images import encode
-from plsc.data.records import read_image
 from plsc.errors import DataError
 from plsc.metrics.pairs import FOLDS, FoldNumbers, as_flags, as_folds, make_folds, why_no_accuracy
 from plsc.metrics.verification import FARS
@@ -43,8 +43,8 @@ class VerificationSet:
 
     Args:
         name: of the set, for reports and messages.
-        images: 2P images; images 2i and 2i + 1 are pair i. An image is encoded bytes, the same as a 1-D uint8 array, or
-            pixels [H, W, 3] uint8 RGB.
+        images: 2P images; images 2i and 2i + 1 are pair i. An image is what
+            `plsc.data.image_input.take_image` takes, except a path and images that are not of uint8.
         is_same: [P], whether a pair is of one identity: booleans, or numbers that are exactly 0 or 1.
         folds: [P], the number of each pair's fold in cross-validation, 0 or more; by default evaluation divides the
             pairs itself (see `plsc.metrics.pairs.make_folds`).
@@ -283,16 +283,20 @@ def _described_folds(rest: bytes, path: Path) -> list[int] | None:
 
 
 def _image(image: Any, name: str, index: int) -> Image:
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-        if image.ndim == 3 and image.shape[2] == 3 and image.size:
-            return image
-        if image.ndim == 1:
-            image = image.tobytes()
-    if isinstance(image, (bytes, bytearray)):
+    if is_image(image):
+        try:
+            image = take_image(image)
+        except DataError as error:
+            raise DataError(f"{name}: image {index}: {error}") from None
+    if isinstance(image, bytes):
         if not image:
             raise DataError(f"{name}: image {index} is empty (0 bytes), expected an encoded image")
-        return bytes(image)
-    found = f"array {list(image.shape)} of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+        return image
+    is_array = isinstance(image, np.ndarray)
+    if is_array and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+        pixels: npt.NDArray[np.uint8] = image
+        return pixels
+    found = f"array {list(image.shape)} of {image.dtype}" if is_array else type(image).__name__
     hint = ""
     if isinstance(image, (str, os.PathLike)):
         hint = (

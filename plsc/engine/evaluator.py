@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from plsc.config import DEFAULT_VAL_TARGETS, Config
 from plsc.data.damage import DamageLog
-from plsc.data.records import read_image
+from plsc.data.image_input import each_image, named_error, take_image
 from plsc.data.verification_set import VerificationSet
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
@@ -32,10 +32,9 @@ from plsc.engine.rank_check import (
 )
 from plsc.engine.state import NETWORK_SETTINGS, open_backbone
 from plsc.errors import CheckpointError, ConfigError, DataError
-from plsc.inference.embedding import EmbeddingPath, Embeddings, to_unit_length
+from plsc.inference.embedding import EmbeddingPath, Embeddings, check_finite, to_unit_length
 from plsc.metrics.verification import VerificationReport, verification_report
 from plsc.models.base_model import check_embedding
-from plsc.utils.finite import find_nonfinite
 from plsc.utils.hints import setter
 from plsc.utils.ranges import Range, shard_range, shard_ranges
 from plsc.utils.threads import thread_map
@@ -66,7 +65,7 @@ class Embedder:
         The next batch is decoded on threads while the backbone computes. Memory holds two batches and the embeddings.
 
         Args:
-            images: encoded bytes, pixels [H, W, 3] uint8 RGB, or normalized [3, H, W] float32 arrays.
+            images: each of a kind that `take_image` takes, or a normalized [3, H, W] float32 array.
             first: number of the first image, for messages.
             damaged: warns of images that are damaged but can be decoded in part.
 
@@ -79,13 +78,7 @@ class Embedder:
         embeddings, done = [], first
         while batch := list(itertools.islice(prepared, self._batch_size)):
             embeddings.append(self._embed(np.stack(batch)))
-            found = find_nonfinite(embeddings[-1])
-            if found is not None:
-                (row, _), value = found
-                raise DataError(
-                    f"image {done + row}: its embedding holds {value:g}, expected finite numbers; the network has "
-                    f"diverged, or the image is beyond what it was trained on"
-                )
+            check_finite(embeddings[-1], first=done)
             done += len(batch)
         return np.concatenate(embeddings) if embeddings else np.zeros([0, self.emb_dim], np.float32)
 
@@ -169,9 +162,9 @@ def _report(pairs: VerificationSet, embeddings: Embeddings) -> VerificationRepor
 def _prepare(path: EmbeddingPath, numbered: tuple[int, Any], *, damaged: DamageLog) -> NDArray[Any]:
     index, image = numbered
     try:
-        return path.prepare(image, on_damage=functools.partial(damaged.warn, index))
+        return path.prepare(take_image(image), on_damage=functools.partial(damaged.warn, index))
     except DataError as error:
-        raise DataError(f"image {index}: {error}") from None
+        raise named_error(error, image, index=index) from None
 
 
 def _gather_rows(rows: Embeddings, count: int, *, collectives: Collectives) -> Embeddings:
@@ -240,7 +233,7 @@ def predict(
     Args:
         config: names the checkpoint; `predict_reader` yields the images if `images` is None.
         topology: rank 0 writes `save_to`.
-        images: paths, encoded bytes, or pixels [H, W, 3] uint8 RGB.
+        images: one image or several, each of a kind that `take_image` takes, or a normalized [3, H, W] float32 array.
         save_to: .npy file to write as well; an existing file is not overwritten.
 
     Raises:
@@ -253,10 +246,9 @@ def predict(
         raise ConfigError("predict: nothing to embed; give predict([...files...]) or set entry.predict_reader")
     if save_to is not None and Path(save_to).exists():
         raise ConfigError(f"predict: {save_to} exists and is not overwritten; choose another file")
-    source = _flatten(config.predict_reader()) if images is None else images
-    encoded = (read_image(image) if isinstance(image, (str, Path)) else image for image in source)
+    source = _flatten(config.predict_reader()) if images is None else each_image(images)
     backbone, config, _ = open_backbone(config)
-    embeddings = to_unit_length(_embedder(config, backbone)(encoded))
+    embeddings = to_unit_length(_embedder(config, backbone)(source))
     if save_to is not None and topology.is_main:
         with open(save_to, "xb") as file:
             np.save(file, embeddings)

@@ -13,6 +13,7 @@ from paddle.jit.dy2static.program_translator import ProgramTranslator
 
 from plsc.errors import ExportError
 from plsc.export.baking import BakedNetwork
+from plsc.utils.files import utf8_folder
 
 # Functions that Paddle 3.3 cannot trace in the legacy representation, as function, method or layer: an expression that
 # computes the same and can be traced. F is paddle.nn.functional.
@@ -49,8 +50,8 @@ def save_traced(network: nn.Layer, spec: paddle.static.InputSpec, *, prefix: Pat
     guard = paddle.pir_utils.OldIrGuard() if legacy else contextlib.nullcontext()
     entered: list[str] = []
     try:
-        with guard, _names_of_entered_layers(network, entered):
-            paddle.jit.save(network, str(prefix), input_spec=[spec])
+        with guard, _names_of_entered_layers(network, entered), utf8_folder(prefix.parent) as folder:
+            paddle.jit.save(network, str(folder / prefix.name), input_spec=[spec])
     except Exception as error:
         # Paddle 3.3 keeps the parameters of a failed trace by the program's address, and uses them for a later program
         # at the same address.

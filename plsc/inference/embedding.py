@@ -17,9 +17,7 @@ them. A gallery refuses an embedding shorter than EPSILON, since it is similar t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,12 +73,18 @@ class EmbeddingPath:
             on_damage: is called where the image is damaged but can be decoded, see `plsc.data.images.decode`.
 
         Raises:
-            DataError: the image cannot be decoded, is an array of another shape or type, or holds NaN or infinity.
+            DataError: the image cannot be decoded, is an array of another shape or type, or holds NaN or infinity; or
+                it is normalized, and the network normalizes by itself.
         """
         prepared = Transform(self.image_shape)(image, on_damage=on_damage)
         found = find_nonfinite(prepared)
         if found is not None:
             raise DataError(f"got an image of float32 that holds {found[1]:g}, expected finite numbers")
+        if self.takes_pixels and prepared.dtype != np.uint8:
+            raise DataError(
+                f"got a finished image {list(prepared.shape)} of {prepared.dtype}, expected pixels [H, W, 3] of uint8: "
+                f"the network was exported with bake='preprocess' and normalizes by itself"
+            )
         return prepared
 
     def normalize(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
@@ -142,7 +146,16 @@ def reaches(cosine: float, threshold: float) -> bool:
     return cosine >= round(threshold, COSINE_DECIMALS)
 
 
-def as_list_of_images(images: Any | Iterable[Any]) -> list[Any]:
-    """One image or several as a list. One image is a path, encoded bytes, or an array of three axes."""
-    is_single = isinstance(images, (str, Path, bytes)) or (isinstance(images, np.ndarray) and images.ndim == 3)
-    return [images] if is_single else list(images)
+def check_finite(embeddings: Embeddings, *, first: int = 0) -> None:
+    """Check embeddings [n, D], of any length, of the images from number `first` on.
+
+    Raises:
+        DataError: one holds NaN or infinity; names the image by its number.
+    """
+    found = find_nonfinite(embeddings)
+    if found is not None:
+        (row, _), value = found
+        raise DataError(
+            f"image {first + row}: its embedding holds {value:g}, expected finite numbers; the network has "
+            f"diverged, or the image is beyond what it was trained on"
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plsc.data.damage import DamageLog
-from plsc.data.records import read_image
+from plsc.data.image_input import each_image, name_image, named_error, take_image
 from plsc.errors import DataError, ServingError
-from plsc.inference.embedding import Embeddings, Pixels, as_list_of_images
+from plsc.inference.embedding import Embeddings, Pixels, check_finite
 from plsc.inference.model_card import ModelCard, read_model_card
 from plsc.inference.predictor import Predictor
+from plsc.utils.numbers import as_count
 
 
 def load_inference_model(directory: str | Path) -> InferenceModel:
@@ -38,7 +41,10 @@ def load_inference_model(directory: str | Path) -> InferenceModel:
 class InferenceModel:
     """An exported network with its pre-processing. It needs nothing of training.
 
-    Not for several threads at once: a thread makes an InferenceModel of its own.
+    Safe to share between threads: images are decoded side by side, and one forward pass runs at a time. More models
+    would not be faster, since Paddle holds Python's interpreter lock while it computes. A copy is the model itself. A
+    pickled model loads the export anew where it is unpickled. A forked process may use the model if only the thread
+    that forks has used models, and not on a GPU; else they raise an error there.
 
     Args:
         directory: the exported folder, or the `model_save_dir` that holds it as inference_model/.
@@ -50,7 +56,7 @@ class InferenceModel:
         emb_dim: D.
 
     Raises:
-        ServingError: the folder holds no export, or Paddle cannot load it.
+        ServingError: the folder holds no export, or Paddle cannot load it; or `threads` is no number of 1 or more.
 
     Example:
         >>> model = InferenceModel("output/inference_model", threads=4)
@@ -62,6 +68,8 @@ class InferenceModel:
         self.card: ModelCard = read_model_card(directory)
         self.image_shape, self.emb_dim = self.card.image_shape, self.card.emb_dim
         self._predictor = Predictor(self.card.model_file, threads, plain=self.card.plain_kernels)
+        # Where to load from in another process, whose current folder may be another.
+        self._source = (os.path.abspath(self.card.directory), threads, self.card.fingerprint)
 
     def embed(self, images: Any | Iterable[Any], batch_size: int = 32) -> Embeddings:
         """Embed images: [n, D] float32 of unit length, in the order of the images.
@@ -69,44 +77,103 @@ class InferenceModel:
         There is a warning of an image that is damaged but can be decoded in part.
 
         Args:
-            images: one image or several; each a path, encoded bytes, or pixels [H, W, 3] uint8 RGB.
+            images: one image or several, also by a generator, of which one batch is in memory at a time. An image is a
+                path, encoded bytes, an open file, an image of Pillow, or pixels [H, W, 3] uint8 RGB as an array or a
+                tensor; see `plsc.data.image_input.take_image`. A normalized image [3, H, W] float32 is taken too,
+                unless the network normalizes by itself.
             batch_size: images per forward pass, 1 or more.
 
         Raises:
-            DataError: an image cannot be read; the message has its path, or its place in the sequence.
+            DataError: an image cannot be read, is of another kind, or holds NaN, or its embedding does; the message has
+                its path, or its place in the sequence.
             ServingError: the batch size is below 1.
         """
-        if batch_size < 1:
-            raise ServingError(f"embed: got batch_size {batch_size}, expected 1 or more")
-        images, damaged = as_list_of_images(images), DamageLog()
-        embeddings = []
-        for start in range(0, len(images), batch_size):
-            chunk = enumerate(images[start : start + batch_size], start)
-            rows = [self._prepare(index, image, damaged) for index, image in chunk]
-            embeddings.append(self.embed_pixels(np.stack(rows)))
-        return np.concatenate(embeddings) if embeddings else np.zeros([0, self.emb_dim], np.float32)
+        count = as_count(batch_size)
+        if count is None:
+            raise ServingError(f"embed: got batch_size {batch_size!r}, expected 1 or more, as a whole number")
+        numbered, damaged = enumerate(each_image(images)), DamageLog()
+        embeddings: list[Embeddings] = []
+        done = 0
+        while batch := [self._prepare(*one, damaged) for one in itertools.islice(numbered, count)]:
+            if any(image.dtype != np.uint8 for image in batch):
+                # One by one, so that pixels and normalized images fit into one batch.
+                batch = [self.card.normalize(image) for image in batch]
+            embeddings.append(self._embed(np.stack(batch)))
+            check_finite(embeddings[-1], first=done)
+            done += len(batch)
+        return np.concatenate(embeddings) if embeddings else self._no_rows()
 
     def embed_pixels(self, pixels: Pixels) -> Embeddings:
-        """Embed pixels [N, 3, H, W] uint8 RGB of the model's size: [N, D] float32 of unit length."""
-        return self.card.to_embeddings(self._predictor.run(self.card.to_input(pixels)), len(pixels))
+        """Embed pixels [N, 3, H, W] uint8 RGB of the model's size: [N, D] float32 of unit length.
+
+        Raises:
+            DataError: another type or shape.
+        """
+        pixels = np.asarray(pixels)
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != tuple(self.image_shape):
+            raise DataError(
+                f"embed_pixels: got {list(pixels.shape)} of {pixels.dtype}, expected {_axes(self.image_shape)} of "
+                f"uint8; embed() takes images of any size"
+            )
+        return self._embed(pixels)
 
     def run(self, batch: NDArray[Any]) -> Embeddings:
         """Run the network alone: normalized images [N, 3, H, W] float32 to outputs [N, D], not of unit length.
 
         What was baked in at export changes both. `card.takes_pixels` says that it takes pixels [N, H', W', 3] uint8,
         `card.gives_unit` that the outputs have unit length.
+
+        Raises:
+            DataError: another type or shape. Floats of any precision are taken where float32 is expected.
         """
-        return self._predictor.run(np.asarray(batch, self.card.input_dtype))
+        batch, expected, shape = np.asarray(batch), self.card.input_dtype, self.card.input_shape
+        fits = batch.dtype == expected or batch.dtype.kind == expected.kind == "f"
+        fits = fits and batch.ndim == 1 + len(shape)
+        if not (fits and all(size == want or (want == -1 and size > 0) for size, want in zip(batch.shape[1:], shape))):
+            raise DataError(
+                f"run: got {list(batch.shape)} of {batch.dtype}, expected {_axes(shape)} of {expected}: the network's "
+                f"own input, which card.to_input() makes of pixels"
+            )
+        return self._predictor.run(np.asarray(batch, expected)) if len(batch) else self._no_rows()
 
     def warm_up(self) -> tuple[str, str]:
         """Run once on a black image, since the first pass is slow; returns the names of input and output."""
         self.embed_pixels(np.zeros([1, *self.image_shape], np.uint8))
         return self._predictor.input_name, self._predictor.output_name
 
-    def _prepare(self, index: int, image: Any, damaged: DamageLog) -> Pixels:
-        is_file = isinstance(image, (str, Path))
-        encoded, name = (read_image(image), str(image)) if is_file else (image, f"image {index}")
+    def __copy__(self) -> InferenceModel:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> InferenceModel:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load_again, self._source
+
+    def _embed(self, images: NDArray[Any]) -> Embeddings:
+        if not len(images):
+            return self._no_rows()
+        return self.card.to_embeddings(self._predictor.run(self.card.to_input(images)), len(images))
+
+    def _no_rows(self) -> Embeddings:
+        return np.zeros([0, self.emb_dim], np.float32)
+
+    def _prepare(self, index: int, image: Any, damaged: DamageLog) -> NDArray[Any]:
+        on_damage = functools.partial(damaged.warn, name_image(image, index))
         try:
-            return self.card.prepare(encoded, on_damage=functools.partial(damaged.warn, name))
+            return self.card.prepare(take_image(image), on_damage=on_damage)
         except DataError as error:
-            raise DataError(f"{name}: {error}") from None
+            raise named_error(error, image, index=index) from None
+
+
+def _axes(shape: tuple[int, ...]) -> str:
+    """The shape of several inputs of a shape, for messages."""
+    return f"[N, {', '.join('any' if size == -1 else str(size) for size in shape)}]"
+
+
+def _load_again(directory: str, threads: int | None, fingerprint: str) -> InferenceModel:
+    """The model of a pickle."""
+    model = InferenceModel(directory, threads)
+    if model.card.fingerprint != fingerprint:
+        raise ServingError(f"{directory}: another model has been exported there since the pickle was made; load it")
+    return model

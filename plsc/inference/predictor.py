@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,22 @@ from numpy.typing import NDArray
 
 from plsc.errors import ServingError
 from plsc.inference.embedding import Embeddings
+from plsc.utils.files import utf8_folder
 from plsc.utils.lazy import require_paddle
+from plsc.utils.numbers import as_count
 
 
 class Predictor:
-    """A loaded model of one input and one output. Not for several threads at once.
+    """A loaded model of one input and one output. Safe to share between threads: one forward pass runs at a time.
+
+    Paddle's own predictor is not: two threads exchange their inputs and outputs without an error. A lock costs nothing
+    beside a predictor for each thread (Paddle's clones): Paddle holds Python's interpreter lock while it computes, so
+    that clones do not run side by side either. A clone of ResNet50 takes 250 MB more.
+
+    A forked process uses the predictors of its parent as they are, where no thread but the one that forked has computed
+    with one. Otherwise the memory that oneDNN keeps of each thread makes passes fail and processes crash, also with a
+    predictor that is loaded in the child. There, and after a fork from a process that uses a GPU, loading and `run`
+    raise an error that says so.
 
     Args:
         model_file: .json or .pdmodel; its weights are in the .pdiparams file of the same name.
@@ -28,22 +42,37 @@ class Predictor:
 
     Raises:
         MissingDependencyError: Paddle is not installed.
-        ServingError: a file is missing, or Paddle cannot load the model.
+        ServingError: a file is missing, Paddle cannot load the model, `threads` is no number of 1 or more, or this
+            process was forked from one that had used Paddle on several threads or on a GPU.
     """
 
     def __init__(
         self, model_file: Path, threads: int | None = None, *, plain: bool = False, use_gpu: bool = True
     ) -> None:
+        _check_fork()
         paddle = require_paddle()
-        params = model_file.with_suffix(".pdiparams")
-        for path in (model_file, params):
+        count = None if threads is None else as_count(threads)
+        if threads is not None and count is None:
+            raise ServingError(f"{model_file.parent}: got {threads!r} threads, expected 1 or more, as a whole number")
+        for path in (model_file, model_file.with_suffix(".pdiparams")):
             if not path.is_file():
                 raise ServingError(f"{path} is missing; export the model again")
-        config = paddle.inference.Config(str(model_file), str(params))
+        self._lock = threading.Lock()
+        self._is_on_gpu = bool(use_gpu and paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count())
+        with utf8_folder(model_file.parent) as folder:
+            self._predictor = self._load(folder / model_file.name, model_file, threads=count, plain=plain)
+        self.input_name: str = self._predictor.get_input_names()[0]
+        self.output_name: str = self._predictor.get_output_names()[0]
+        _predictors.add(self)
+
+    def _load(self, readable: Path, model_file: Path, *, threads: int | None, plain: bool) -> Any:
+        """Paddle's predictor of `model_file`, which Paddle reads by the path `readable`."""
+        paddle = require_paddle()
+        config = paddle.inference.Config(str(readable), str(readable.with_suffix(".pdiparams")))
         config.disable_glog_info()
         if threads is not None:
             config.set_cpu_math_library_num_threads(threads)
-        if use_gpu and paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count():
+        if self._is_on_gpu:
             config.enable_use_gpu(256, 0)
         if plain:
             config.switch_ir_optim(False)
@@ -53,23 +82,66 @@ class Predictor:
             # Paddle 3.3 crashes when it fuses a LeakyReLU with the convolution before it.
             config.delete_pass("conv_activation_onednn_fuse_pass")
         try:
-            self._predictor = paddle.inference.create_predictor(config)
+            return paddle.inference.create_predictor(config)
         except Exception as error:
             raise ServingError(
                 f"{model_file}: Paddle {paddle.__version__} cannot load it: {str(error).strip()[-300:]}"
                 f"; export the model again with this Paddle"
             ) from None
-        self.input_name: str = self._predictor.get_input_names()[0]
-        self.output_name: str = self._predictor.get_output_names()[0]
 
     def run(self, batch: NDArray[Any]) -> Embeddings:
-        """One forward pass: [N, ...] of the model's own type to outputs [N, D] float32."""
-        feed = self._predictor.get_input_handle(self.input_name)
-        feed.reshape(batch.shape)
-        feed.copy_from_cpu(np.ascontiguousarray(batch))
-        self._predictor.run()
-        outputs: Embeddings = self._predictor.get_output_handle(self.output_name).copy_to_cpu()
+        """One forward pass: [N, ...] of the model's own type to outputs [N, D] float32.
+
+        Raises:
+            ServingError: this process was forked from one that had used Paddle on several threads or on a GPU.
+        """
+        batch = np.ascontiguousarray(batch)
+        with self._lock:
+            _check_fork()
+            _users.add(threading.get_ident())
+            feed = self._predictor.get_input_handle(self.input_name)
+            feed.reshape(batch.shape)
+            feed.copy_from_cpu(batch)
+            self._predictor.run()
+            outputs: Embeddings = self._predictor.get_output_handle(self.output_name).copy_to_cpu()
         return outputs
+
+
+_predictors: weakref.WeakSet[Predictor] = weakref.WeakSet()
+_users: set[int] = set()  # the threads of this process that have computed with a predictor
+_held: list[Predictor] = []  # while the process forks
+_unusable: list[str] = []  # why this process, which was forked, must not compute
+
+
+def _check_fork() -> None:
+    if _unusable:
+        raise ServingError(_unusable[0])
+
+
+def _before_fork() -> None:
+    """Wait for the passes of other threads, which do not exist in the child."""
+    for predictor in list(_predictors):
+        predictor._lock.acquire()
+        _held.append(predictor)
+
+
+def _after_fork() -> None:
+    while _held:
+        _held.pop()._lock.release()
+
+
+def _after_fork_in_child() -> None:
+    is_on_gpu = any(predictor._is_on_gpu for predictor in _held)
+    if is_on_gpu or _users - {threading.get_ident()}:
+        why = "on a GPU" if is_on_gpu else "by several threads, or by another than the one that forked"
+        _unusable.append(
+            f"this process is a fork of process {os.getppid()}, where Paddle was used {why}, which Paddle does not "
+            f"survive; start this process by multiprocessing's 'spawn' and load the model in it"
+        )
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 def keep_memory() -> None:

@@ -11,17 +11,17 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
-from plsc.data.records import read_image
+from plsc.data.image_input import each_image, named_error, take_image
+from plsc.data.images import encode
 from plsc.errors import DataError, ServingError
-from plsc.inference.embedding import Embeddings, as_list_of_images
+from plsc.inference.embedding import Embeddings
 from plsc.utils.lazy import require
+from plsc.utils.numbers import as_count
 
 # Statuses after which another attempt, or another server, may succeed.
 _TRY_AGAIN = (429, 502, 503, 504)
@@ -99,7 +99,7 @@ class Client:
         """Embed images: [n, D] float32 of unit length, in the order of the images; [0, 0] without images.
 
         Args:
-            images: one image or several; each a path, encoded bytes, or pixels [H, W, 3] uint8 RGB.
+            images: one image or several, each of a kind that `plsc.data.image_input.take_image` takes.
             batch_size: images per request, 1 or more. Requests go to all servers at one time, `connections` to each.
             progress: show a progress bar.
 
@@ -107,10 +107,11 @@ class Client:
             DataError: an image cannot be read here.
             ServingError: the batch size is below 1, no server answers, or one refuses; the message has its reason.
         """
-        if batch_size < 1:
-            raise ServingError(f"client: got batch_size {batch_size}, expected 1 or more")
-        images = as_list_of_images(images)
-        starts = list(range(0, len(images), batch_size))
+        size = as_count(batch_size)
+        if size is None:
+            raise ServingError(f"client: got batch_size {batch_size!r}, expected 1 or more, as a whole number")
+        images = list(each_image(images))
+        starts = list(range(0, len(images), size))
         results: list[Embeddings] = [np.zeros([0, 0], np.float32)] * len(starts)
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in range(len(starts)):
@@ -125,7 +126,7 @@ class Client:
                     except queue.Empty:
                         return
                     try:
-                        chunk = images[starts[number] : starts[number] + batch_size]
+                        chunk = images[starts[number] : starts[number] + size]
                         results[number] = self._embed(starts[number], chunk, first)
                         bar.update(len(chunk))
                     except Exception as error:
@@ -162,7 +163,7 @@ class Client:
             DataError: an image cannot be read here.
             ServingError: the server has no gallery, no server answers, or one refuses; the message has its reason.
         """
-        reply = _json(self._post(f"/identify?k={count}", *self._form(as_list_of_images(images))))
+        reply = _json(self._post(f"/identify?k={count}", *self._form(list(each_image(images)))))
         results: list[list[dict[str, Any]]] = reply["results"]
         return results
 
@@ -268,18 +269,12 @@ def _url(server: str) -> str:
 
 
 def _encoded(index: int, image: Any) -> bytes:
-    if isinstance(image, (str, Path)):
-        return read_image(image)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise DataError(
-                f"image {index}: got an array {list(image.shape)} of {image.dtype}, expected [H, W, 3] of uint8"
-            )
+    try:
+        taken = take_image(image)
         # Uncompressed, because the network between services is faster than a compressor.
-        return cv2.imencode(".bmp", image[..., ::-1])[1].tobytes()
-    if not isinstance(image, (bytes, bytearray, memoryview)):
-        raise DataError(f"image {index}: got {type(image).__name__}, expected a path, encoded bytes or an array")
-    return bytes(image)
+        return taken if isinstance(taken, bytes) else encode(taken, ".bmp")
+    except DataError as error:
+        raise named_error(error, image, index=index) from None
 
 
 def _json(data: bytes) -> dict[str, Any]:

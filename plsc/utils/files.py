@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import errno
 import mmap
 import os
@@ -72,6 +73,25 @@ def map_file(path: Path) -> mmap.mmap:
         raise reading_error(f"{path}: the file cannot be read", error) from None
     except ValueError:
         raise DataError(f"{path}: the file is empty (0 bytes)") from None
+
+
+@contextlib.contextmanager
+def utf8_folder(folder: Path) -> Iterator[Path]:
+    """A path of an existing folder that libraries take which pass paths on as UTF-8, as Paddle and ONNX do.
+
+    The name of a folder may be bytes of another encoding, as GBK, which Python holds as surrogates. Such a folder has
+    the path of an open descriptor, for as long as the `with` block runs.
+    """
+    try:
+        str(folder).encode()
+        yield folder
+        return
+    except UnicodeEncodeError:
+        opened = os.open(folder, os.O_RDONLY)
+    try:
+        yield Path(f"/proc/{os.getpid()}/fd/{opened}")
+    finally:
+        os.close(opened)
 
 
 class OpenFiles(Generic[_Opened]):

@@ -1,8 +1,10 @@
-"""Numbers of any kind as Python floats."""
+"""Numbers of any kind as those of Python."""
 
 from __future__ import annotations
 
 import math
+import operator
+import sys
 from typing import Any
 
 
@@ -19,3 +21,15 @@ def as_number(value: Any) -> float:
         return math.nan if isinstance(value, (bool, str, bytes, bytearray)) else float(value)
     except Exception:  # an object of any kind may refuse in its own way
         return math.nan
+
+
+def as_count(value: Any) -> int | None:
+    """A whole number of 1 or more, of Python, NumPy or Paddle, as an int; None for everything else.
+
+    A number beyond what Python can count to becomes the largest that it can.
+    """
+    try:
+        count = operator.index(value)
+    except TypeError:
+        return None
+    return min(count, sys.maxsize) if count >= 1 and not isinstance(value, bool) else None

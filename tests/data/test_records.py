@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plsc.data.image_input import read_image
 from plsc.data.loader import ReaderLoader
-from plsc.data.records import DatasetRecords, Record, Records, as_records, read_image
+from plsc.data.records import DatasetRecords, Record, Records, as_records
 from plsc.data.sources import open_records
 from plsc.errors import DataError
 from tests._support.sources import IMAGES, LABELS, make_list, make_rec

@@ -105,7 +105,7 @@ def test_files_that_other_versions_of_python_and_numpy_wrote(name, pairs):
         ((IMAGES[:5], SAME), "found 5 images and 3 flags"),
         (([*IMAGES[:5], "text"], SAME), "image 5 is of type str, expected encoded bytes.*; give the content of a file"),
         (([*IMAGES[:5], b""], SAME), r"image 5 is empty \(0 bytes\)"),
-        (([*IMAGES[:5], np.zeros([4, 4], np.uint8)], SAME), r"image 5 is of type array \[4, 4\] of uint8"),
+        (([*IMAGES[:5], np.zeros([4, 4, 2], np.uint8)], SAME), r"image 5 is of type array \[4, 4, 2\] of uint8"),
         (([*IMAGES[:5], np.zeros(4, np.int32)], SAME), r"image 5 is of type array \[4\] of int32"),
         (([*IMAGES[:5], None], SAME), "image 5 is of type NoneType"),
         (([*IMAGES[:5], np.zeros(4, object)], SAME), "image 5 is of type list, expected encoded bytes"),

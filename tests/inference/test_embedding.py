@@ -15,7 +15,7 @@ from plsc.distributed.topology import Topology
 from plsc.engine import evaluator
 from plsc.export.baking import BakedNetwork
 from plsc.export.export import export_backbone
-from plsc.inference.embedding import EmbeddingPath, as_list_of_images, to_unit_length
+from plsc.inference.embedding import EmbeddingPath, to_unit_length
 from plsc.inference.predictor import Predictor
 from plsc.losses.margins.combined import CombinedMargin
 from plsc.losses.reference import as_directions
@@ -132,12 +132,3 @@ def test_finished_images_pass_unchanged_and_images_of_another_shape_are_refused(
     assert np.array_equal(batch, np.stack([finished, finished[..., ::-1]]))
     with pytest.raises(DataError, match=r"got an array \[16, 16\] of uint8"):
         path.prepare(np.zeros([16, 16], np.uint8))
-
-
-def test_one_image_or_several():
-    image = np.zeros([4, 4, 3], np.uint8)
-    for single in ("a.jpg", Path("a.jpg"), b"encoded", image):
-        assert as_list_of_images(single) == [single]
-    assert as_list_of_images(("a.jpg", b"b")) == ["a.jpg", b"b"]
-    assert len(as_list_of_images(np.stack([image, image]))) == 2
-    assert as_list_of_images(iter([])) == []

@@ -8,8 +8,8 @@ import os
 import pickle
 import signal
 import threading
-import time
 import traceback
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,9 +25,9 @@ from plsc.inference.gallery import Gallery, read_threshold
 from plsc.inference.model_card import ModelCard
 from tests._support.killing import kill_at_each_step
 from tests._support.servers import EMB_DIM
+from tests._support.stress import stress_processes, stress_threads
 
 KINDS = ("flat", "sq8", "hnsw")
-SOAK_SECONDS = "PLSC_SOAK_SECONDS"
 
 
 def random_rows(count, seed=0, dimension=EMB_DIM):
@@ -316,42 +316,35 @@ def test_a_gallery_that_is_opened_while_a_process_saves_it_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize("index", KINDS)
-def test_one_folder_and_one_object_under_many_hands(tmp_path, index):
-    """A second; PLSC_SOAK_SECONDS sets another time. Every result is compared with the lone call's."""
-    folder, rows, end = tmp_path / "g", random_rows(40), time.monotonic() + float(os.environ.get(SOAK_SECONDS, 1))
+def test_one_folder_and_one_object_under_many_hands(tmp_path, index, stress_seconds):
+    """Threads of several processes edit and read one folder and a gallery of the process, beside each other."""
+    folder, rows = tmp_path / "g", random_rows(40)
     shared = a_gallery(*[f"base {number}" for number in range(40)], index=index)
     lone = [shared.search(row, 1)[0][0] for row in rows]
     shared.save(folder)
 
-    def work(writer):
-        """Edit the folder and the object; what this writer has left in the folder is in a file of its own."""
-        draw, mine, turn = np.random.default_rng(writer), [], 0
-        while time.monotonic() < end or not turn:
-            at, turn = int(draw.integers(40)), turn + 1
-            name = f"{writer} {turn}"
-            with Gallery.editing(folder) as gallery:
-                gallery.add(name, random_rows(1, seed=100 + writer * 10_000 + turn))
-                mine.append(name)
-                if len(mine) > 3:
-                    assert gallery.remove(mine.pop(0)) == 1
-                assert gallery.search(rows[at], 1)[0][0] == lone[at]
-            opened = Gallery.open(folder)
-            assert opened.search(rows[at], 1)[0][0] == lone[at] and set(mine) <= set(opened.names)
-            shared.add([name, name], random_rows(2, seed=turn + 50))
-            assert shared.search(rows[[at, at]], 2)[1][0] == lone[at]
-            assert shared.remove(name) == 2
-        (tmp_path / f"left {writer}").write_text(json.dumps(mine))
+    own = threading.local()  # the entries that this thread has in the folder
 
-    def work_in_threads(first):
-        with ThreadPoolExecutor(2) as threads:
-            list(threads.map(work, (first, first + 1)))
+    def work(rng):
+        at, name = int(rng.integers(40)), uuid.uuid4().hex
+        own.names = [*getattr(own, "names", []), name]
+        own.file = getattr(own, "file", tmp_path / f"names of {name}")
+        with Gallery.editing(folder) as gallery:
+            gallery.add(name, random_rows(1, seed=int(rng.integers(1000, 1 << 32))))
+            if len(own.names) > 3:
+                assert gallery.remove(own.names.pop(0)) == 1
+            assert gallery.search(rows[at], 1)[0][0] == lone[at]
+        opened = Gallery.open(folder)
+        assert opened.search(rows[at], 1)[0][0] == lone[at] and set(own.names) <= set(opened.names)
+        own.file.write_text(json.dumps(own.names))
+        shared.add([name, name], random_rows(2, seed=int(rng.integers(1000, 1 << 32))))
+        assert shared.search(rows[[at, at]], 2)[1][0] == lone[at]
+        assert shared.remove(name) == 2
 
-    waits = [forked(lambda first=first: work_in_threads(first), timeout=0) for first in (2, 4)]
-    work_in_threads(0)
-    for wait in waits:
-        wait()
-    left = {name for path in tmp_path.glob("left *") for name in json.loads(path.read_text())}
-    assert len(left) >= 6 and set(names_in(folder)) == left | {match.name for match in lone}
+    assert stress_processes(work, stress_seconds / 2, processes=3, threads=2) > 6
+    assert stress_threads(work, stress_seconds / 2) > 4
+    left = {name for path in tmp_path.glob("names of *") for name in json.loads(path.read_text())}
+    assert len(left) > 6 and set(names_in(folder)) == left | {match.name for match in lone}
     assert len(os.listdir(folder)) == 3 and sorted(shared.names) == sorted(match.name for match in lone)
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from plsc.data.image_input import read_image
 from plsc.data.images import is_image_name
-from plsc.data.records import Record, Records, read_image
+from plsc.data.records import Record, Records
 from plsc.data.sources.leftovers import is_leftover, warn_of_leftovers
 from plsc.data.sources.string_table import StringTable
 from plsc.errors import DataError

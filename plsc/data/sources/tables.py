@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from plsc.data.image_input import read_image
 from plsc.data.images import is_image_name
-from plsc.data.records import Labels, Record, Records, read_image
+from plsc.data.records import Labels, Record, Records
 from plsc.data.sources.leftovers import matching_files
 from plsc.data.sources.reading import check_index, own_errors
 from plsc.data.sources.string_table import StringTable, number_names

@@ -12,6 +12,7 @@ import paddle
 from plsc.errors import ExportError
 from plsc.export.checking import Run
 from plsc.inference.model_card import MODEL_PREFIX
+from plsc.utils.files import utf8_folder
 from plsc.utils.lazy import require
 
 OPSET = 14
@@ -35,18 +36,21 @@ def write_onnx(network: paddle.nn.Layer, spec: paddle.static.InputSpec, *, folde
         require(name, "paddle2onnx onnx onnxruntime", purpose="the format 'onnx' (Python 3.12 at most)")
         for name in ("paddle2onnx", "onnx", "onnxruntime")
     )
-    path = _convert(folder, type(network).__name__)
-    model = onnx.load(str(path))
-    names = ["batch"] + [("height", "width")[index] for index, size in enumerate(spec.shape[1:3]) if size in (None, -1)]
-    for value in (model.graph.input[0], model.graph.output[0]):
-        free = [axis for axis in value.type.tensor_type.shape.dim if axis.dim_value <= 0]
-        for axis, name in zip(free, names):
-            axis.dim_param = name
-    onnx.checker.check_model(model)
-    onnx.save(model, str(path))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda batch: session.run(None, {name: batch})[0]
+    with utf8_folder(folder) as folder:
+        path = _convert(folder, type(network).__name__)
+        model = onnx.load(str(path))
+        names = ["batch"] + [
+            ("height", "width")[index] for index, size in enumerate(spec.shape[1:3]) if size in (None, -1)
+        ]
+        for value in (model.graph.input[0], model.graph.output[0]):
+            free = [axis for axis in value.type.tensor_type.shape.dim if axis.dim_value <= 0]
+            for axis, name in zip(free, names):
+                axis.dim_param = name
+        onnx.checker.check_model(model)
+        onnx.save(model, str(path))
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda batch: session.run(None, {name: batch})[0]
 
 
 def _convert(folder: Path, network: str) -> Path:

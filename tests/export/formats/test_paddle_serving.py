@@ -163,6 +163,8 @@ def test_from_training_to_the_real_pipeline_server(entry, tmp_path, paddle_servi
 @pytest.mark.server
 def test_a_baked_model_in_the_real_pipeline_server(tmp_path, paddle_serving):
     make_model(tmp_path / "m", formats=("serving",), bake=("normalize",))
+    settings = tmp_path / "m" / "serving" / "config.yml"
+    settings.write_text(settings.read_text().replace("concurrency: 1", "concurrency: 4"))
     inputs(tmp_path / "in.npz")
     run(
         private_network(
@@ -176,7 +178,9 @@ def test_a_baked_model_in_the_real_pipeline_server(tmp_path, paddle_serving):
         )
     )
     expected = load_inference_model(tmp_path / "m").embed(ENCODED)
-    assert np.abs(np.load(tmp_path / "out.npz")["http"] - expected).max() < 1e-5
+    found = np.load(tmp_path / "out.npz")
+    assert np.abs(found["http"] - expected).max() < 1e-5
+    assert len(found["in_threads"]) == 360 and found["in_threads"].max() < 1e-5
 
 
 @pytest.mark.slow

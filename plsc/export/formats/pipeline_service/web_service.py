@@ -47,6 +47,7 @@ EPSILON = 1e-12  # a shorter embedding is not brought to unit length; zero stays
 GRACE = 10  # seconds for requests in progress when the service stops
 LATE = 0.2  # seconds for requests that clients have sent and that have not arrived when the service stops
 STOPPING = threading.Event()
+PREDICTING = threading.Lock()
 
 try:
     import paddle_serving_client  # noqa: F401
@@ -110,6 +111,11 @@ class EmbedOp(Op):
         except (ValueError, TypeError, cv2.error) as error:
             return {}, True, BAD_REQUEST, str(error)[:300]
         return {self.feed_name: batch}, False, None, ""
+
+    def process(self, feed_batch, typical_logid=0):
+        """Run the predictor. The threads of an operator share one, which gives one thread the outputs of another."""
+        with PREDICTING:
+            return super().process(feed_batch, typical_logid)
 
     def postprocess(self, input_dicts, fetch_dict, data_id=0, log_id=0):
         outputs = np.asarray(next(iter(fetch_dict.values())), np.float32)
