@@ -365,9 +365,7 @@ def _open_sets(config: Config) -> list[VerificationSet]:
 
 
 def _named_sets(config: Config) -> list[VerificationSet]:
-    folder = Path(config.dataset_dir)
-    if not folder.is_dir():  # a file, a pattern
-        folder = folder.parent
+    folder = Path(data_folder(config))
     if config.val_targets is None and not (path := folder / f"{DEFAULT_VAL_TARGETS}.bin").exists():
         log.warning("no verification: %s (the default of val_targets) does not exist", path)
         return []
