@@ -60,8 +60,8 @@ class Made:
 class Judge:
     """The judgment of all steps of a run. Every rank makes one, and calls the same methods in the same order.
 
-    With `on_nonfinite` 'stop' the verdict on a step is read when the next one begins, so that the device need not be
-    waited for. With 'skip' it is read before anything moves.
+    With `on_nonfinite` 'stop' the verdict on a step is read when the next one begins, so that the device works while
+    the next batch is awaited. With 'skip' it is read before anything moves.
 
     Args:
         config: the settings.

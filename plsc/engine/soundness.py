@@ -8,8 +8,8 @@ of the backbone, its parameters after the update, and the class centers where th
 A tensor is sound where the sum of its squares is finite in float32: it holds no NaN, no infinity, and no number of
 1.8e19 or more, whose square no batch normalization and no norm can hold. The device makes the sums of all tensors,
 one operator per tensor, and brings them into one number, which is NaN where any tensor of any rank is not sound. That
-number is read when the next step begins, so that the device need not be waited for, or at once where a step may be left
-out.
+number is read when the next step begins, so that the device works while the next batch is awaited, or at once where a
+step may be left out.
 
 N batch on this rank, D embedding.
 """

@@ -241,9 +241,10 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, Any]:
         """One step of every rank on its share of the global batch.
 
-        A step that is not sound stops training: when the next one begins, so that the device need not be waited for.
-        With `on_nonfinite` 'skip' it is found before anything moves, and left out: everything stays as it was, but for
-        the number of steps. With float16, a step in which a gradient overflows moves nothing but the loss scale.
+        A step that is not sound stops training when the next one begins: the device works while the next batch is
+        awaited. With `on_nonfinite` 'skip' it is found before anything moves, and left out: everything stays as it was,
+        but for the number of steps. With float16, a step in which a gradient overflows moves nothing but the loss
+        scale.
 
         Returns:
             Numbers, and tensors of one element that the device may still be computing: 'loss', 'lr', with
