@@ -101,7 +101,7 @@ EXPECTED = {
     "contradiction": ("ConfigError", "rank 1: loss_type 'dist_softmax' has no margin, but one is set"),
     "observer": ("ConfigError", "rank 1: observer: got 'tensorboard' (str), expected an instance"),
     "broken data set": ("DataError", "rank 1: train_dataset: got int, expected an object with len() and [i]"),
-    "no checkpoint": ("CheckpointError", "rank 1: checkpoint_dir '"),
+    "no checkpoint": ("CheckpointError", "rank 1: checkpoint '"),
     "own": ("NoneType", "None"),
     "readers": ("NoneType", "None"),
     "broken reader": ("DataError", "the training data cannot be read: rank 1: ZeroDivisionError: "),
