@@ -455,9 +455,10 @@ class Trainer:
             return try_schedule(self.schedule, self.step, total_steps=self.total_steps)
 
         rates = agree(try_learning_rates, self.collectives, error=ConfigError)
-        # Functions of one name may return different numbers.
+        # Functions of one name may return different numbers. The last digits may differ with the machine.
         check_ranks_agree(
-            lambda: {f"the learning rate of step {step + 1}": value for step, value in rates.items()}, self.collectives
+            lambda: {f"the learning rate of step {step + 1}": f"{value:.6g}" for step, value in rates.items()},
+            self.collectives,
         )
         check_save_folder(
             self.config,
