@@ -181,7 +181,7 @@ class VerificationSet:
             try:
                 images += [read_image(Path(root) / field) for field in fields[:2]]
             except DataError as error:
-                raise DataError(f"{list_path}, line {number}: {error}{_pair_hint(line)}") from None
+                raise DataError(f"{list_path}, line {number}: {error}{_lfw_hint(line)}") from None
             flags.append(fields[2] == "1")
         return cls(list_path.stem if name is None else name, images, is_same=flags)
 
@@ -317,13 +317,19 @@ def _fields(line: str) -> list[str]:
 
 
 def _pair_hint(line: str) -> str:
-    """What is likely wrong with a line of a pair list, or nothing."""
+    """What is likely wrong with the fields of a line of a pair list, or nothing."""
     fields = line.split()
-    numbers = [field.isdecimal() for field in fields]
-    if numbers in ([True, True], [False, True, True], [False, True, False, True]):
-        return "; LFW's own pairs.txt gives names and numbers: write the paths of the files instead"
+    if hint := _lfw_hint(line):
+        return hint
     if any(mark in line for mark in ",;\"'"):
         return "; separate the fields by tabs or blanks, without commas and quotation marks"
-    if "\\" in line and os.sep == "/":
-        return "; write / instead of \\ in paths"
+    if len(fields) == 3 and fields[0] in ("0", "1"):
+        return "; the flag comes after the paths"
     return "; where a path has blanks, separate the fields by tabs" if len(fields) > 3 else ""
+
+
+def _lfw_hint(line: str) -> str:
+    numbers = [field.isdecimal() for field in line.split()]
+    if numbers in ([True, True], [False, True, True], [False, True, False, True]):
+        return "; LFW's own pairs.txt gives names and numbers: write the paths of the files instead"
+    return ""

@@ -356,16 +356,16 @@ class Checkpoint:
 def _explain_absence(path: Path) -> str:
     """What a path is that is neither a checkpoint nor a folder of checkpoints."""
     expected = f"expected a folder with {MANIFEST}, or one that holds such folders (output/0, output/1, ...)"
+    other = f"name another folder with {setter('checkpoint_dir')}"
     found = recognize(path)
     if found is not None:
-        return f"checkpoint_dir {str(path)!r} is {found.what}; {expected}; {found.use}"
+        return f"checkpoint {str(path)!r} is {found.what}; {expected}; {found.use}"
     if path.is_file():
-        return f"checkpoint_dir {str(path)!r} is a file; {expected}"
-    beside = [other.name for other in list_checkpoints(path.parent)]
+        return f"checkpoint {str(path)!r} is a file; {expected}; {other}"
+    beside = [checkpoint.name for checkpoint in list_checkpoints(path.parent)]
     what = "holds no checkpoint" if path.is_dir() else "does not exist"
-    return f"checkpoint_dir {str(path)!r} {what}; {expected}" + (
-        f"; {path.parent} holds the checkpoints {', '.join(beside)}" if beside else ""
-    )
+    held = f"; {path.parent} holds the checkpoints {', '.join(beside)}" if beside else ""
+    return f"checkpoint {str(path)!r} {what}; {expected}{held}; {other}"
 
 
 @contextlib.contextmanager

@@ -225,11 +225,11 @@ class Trainer:
                 for batch in self._batches():
                     step = self._make_step(self.train_step(batch))
                     self.observers.on_step(step)
-                    if self.config.test_period and self.step % self.config.test_period == 0:
-                        self._judge.check()
-                        results.update(self._verify(step))
                     if self.is_done:
                         break
+                    if self._is_verified_within_epoch():
+                        self._judge.check()
+                        results.update(self._verify(step))
                 results.update(step.values)
                 self._judge.check()
                 self._end_epoch(step, results)
@@ -241,9 +241,10 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, Any]:
         """One step of every rank on its share of the global batch.
 
-        A step that is not sound stops training: when the next one begins, so that the device need not be waited for.
-        With `on_nonfinite` 'skip' it is found before anything moves, and left out: everything stays as it was, but for
-        the number of steps. With float16, a step in which a gradient overflows moves nothing but the loss scale.
+        A step that is not sound stops training when the next one begins: the device works while the next batch is
+        awaited. With `on_nonfinite` 'skip' it is found before anything moves, and left out: everything stays as it was,
+        but for the number of steps. With float16, a step in which a gradient overflows moves nothing but the loss
+        scale.
 
         Returns:
             Numbers, and tensors of one element that the device may still be computing: 'loss', 'lr', with
@@ -332,6 +333,12 @@ class Trainer:
         batches = self.loader.epoch(self.epoch, self.step_in_epoch)
         # A TrainLoader has equally many batches on every rank; of another loader that is not known.
         return batches if isinstance(self.loader, TrainLoader) else agreed_batches(batches, self.collectives)
+
+    def _is_verified_within_epoch(self) -> bool:
+        """Whether `test_period` is over. After the last step of an epoch it is saved first, see `_end_epoch`."""
+        if isinstance(self.loader, TrainLoader) and self.step_in_epoch == self.steps_per_epoch:
+            return False
+        return self.config.test_period > 0 and self.step % self.config.test_period == 0
 
     def _end_epoch(self, step: Step, results: dict[str, float]) -> None:
         """Save `<epoch>`, or `<epoch>.<step>` where the run ended within an epoch; then verify.
@@ -444,10 +451,15 @@ class Trainer:
             warn_of_large_batch(self.loader, self.config, global_batch=self.global_batch)
             warn_of_batch_of_one(self.backbone, self.config.train_batch_size)
 
-        def try_learning_rates() -> None:
-            try_schedule(self.schedule, self.step, total_steps=self.total_steps)
+        def try_learning_rates() -> dict[int, float]:
+            return try_schedule(self.schedule, self.step, total_steps=self.total_steps)
 
-        agree(try_learning_rates, self.collectives, error=ConfigError)
+        rates = agree(try_learning_rates, self.collectives, error=ConfigError)
+        # Functions of one name may return different numbers. The last digits may differ with the machine.
+        check_ranks_agree(
+            lambda: {f"the learning rate of step {step + 1}": f"{value:.6g}" for step, value in rates.items()},
+            self.collectives,
+        )
         check_save_folder(
             self.config,
             epoch=self.epoch,

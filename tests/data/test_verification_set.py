@@ -218,8 +218,16 @@ def test_pair_lists_of_other_editors_and_unusual_names(tmp_path, name, end, mark
         ("Abel_Pacheco 4 1", "; LFW's own pairs.txt"),
         ("Abdel_Madi 5 Dean_Barkley 1", "; LFW's own pairs.txt"),
         ("a.png,a.png,1", "; separate the fields by tabs or blanks, without commas and quotation marks"),
-        ('"a.png" "a.png" 1', "without commas and quotation marks"),
-        ("x\\a.png x\\a.png 1", "; write / instead of \\\\ in paths"),
+        ('"my a.png" a.png 1', "without commas and quotation marks$"),
+        (
+            '"a.png" "a.png" 1',
+            "the image cannot be read: No such file or directory; the quotes are read .*: leave them out$",
+        ),
+        (
+            "x\\a.png x\\a.png 1",
+            "the image cannot be read: No such file or directory; the path has backslashes: [^;]*$",
+        ),
+        ("1 a.png a.png", "; the flag comes after the paths$"),
         ("my photos/a.png a.png 1", "; where a path has blanks, separate the fields by tabs"),
         ("a.png a.png True", "as 'a/1.jpg a/2.jpg 1'$"),
         ("a\0.png a.png 1", "the image cannot be read: embedded null byte$"),

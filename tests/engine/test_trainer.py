@@ -556,6 +556,14 @@ def test_a_verification_that_fails_within_an_epoch_costs_no_training(entry, tmp_
     assert sorted(path.name for path in (tmp_path / "output").iterdir() if path.is_dir()) == ["0", "0.2", "1"]
 
 
+def test_an_epoch_is_saved_before_a_verification_that_is_due_at_its_last_step(entry, tmp_path):
+    entry.set_model(NotNumbers())
+    entry.set_train_epochs(2)
+    entry.set_test_period(3)
+    with pytest.raises(DataError, match="training up to here is saved in .*output/0$"):
+        entry.train()
+
+
 def test_a_run_of_steps_that_ends_within_an_epoch_is_saved_before_it_is_verified(entry, tmp_path):
     entry.set_model(NotNumbers())
     entry.set_train_steps(2)

@@ -78,7 +78,7 @@ def test_what_a_path_is(folder, path, what):
         ("model", "plsc.load_inference_model takes it"),
         ("output/3/manifest.json", "set_checkpoint_dir('output/3') takes it"),
         ("output/7", "does not exist; expected a folder with manifest.json"),
-        ("output/7", "output holds the checkpoints 3"),
+        ("output/7", "output holds the checkpoints 3; name another folder with set_checkpoint_dir"),
         ("gallery", "is a gallery; expected"),
         ("other/manifest.json", "is a file; expected"),
     ],
