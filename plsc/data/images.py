@@ -69,6 +69,9 @@ IMAGE_SUFFIXES = tuple(suffix for kind in IMAGE_KINDS for suffix in kind.suffixe
 BESIDE_SUFFIXES = tuple(suffix for kind in IMAGE_KINDS if kind.beside for suffix in kind.suffixes)
 IMAGE_STARTS = tuple(start for kind in IMAGE_KINDS for start in kind.starts)
 SERVED_FORMATS = tuple(dict.fromkeys(kind.name for kind in IMAGE_KINDS if kind.served))
+# The last bytes of whole files by their first. Cameras and editors may append bytes, though rarely many.
+_ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}
+_TAIL = 1024
 KIND_NAMES = ", ".join(dict.fromkeys(kind.name for kind in IMAGE_KINDS))
 
 
@@ -108,9 +111,15 @@ def decode(image: bytes | npt.NDArray[Any], *, on_damage: OnDamage | None = None
     if pixels is None:
         raise DataError(
             f"{len(image)} bytes that are no image known to OpenCV, or a damaged one (they begin with "
-            f"{bytes(image[:8])!r})"
+            f"{bytes(image[:8])!r}){_what_is_missing(image)}"
         )
     return pixels
+
+
+def _what_is_missing(image: bytes) -> str:
+    """Says of a JPEG or PNG without the bytes that end one that it was cut short, else nothing."""
+    end = next((end for start, end in _ENDS.items() if image.startswith(start)), b"")
+    return "" if end in image[-_TAIL:] else "; it was cut short, as its end is missing: get the whole file"
 
 
 def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
