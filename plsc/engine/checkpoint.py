@@ -12,6 +12,7 @@ A checkpoint does not depend on how many ranks wrote it, so any number of ranks 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -441,6 +442,14 @@ def _begin(folder: Path, stack: contextlib.ExitStack) -> None:
     stack.enter_context(write_folder(folder, CheckpointError, replace=False))
 
 
+def _is_full(error: Exception) -> bool:
+    """Whether a disk or a quota is full. The error of safetensors has the number only in its text."""
+    return any(
+        getattr(error, "errno", None) == number or f"(os error {number})" in str(error)
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    )
+
+
 def _write_parts(folder: Path, parts: list[Part]) -> list[_Described]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} was made by rank 0 but is not seen by this rank; {_shared()}")
@@ -456,7 +465,8 @@ def _write_parts(folder: Path, parts: list[Part]) -> list[_Described]:
             # Each rank flushes its own files: rank 0 cannot flush what another machine has not sent yet.
             sync_path(folder / file)
         except Exception as error:  # safetensors names no file
-            raise CheckpointError(f"{folder / file}: cannot be written: {explain(error)}") from error
+            remedy = f"; free space there, or choose another {setter('model_save_dir')}" if _is_full(error) else ""
+            raise CheckpointError(f"{folder / file}: cannot be written: {explain(error)}{remedy}") from error
     return [_describe(part) for part in parts]
 
 
