@@ -66,6 +66,7 @@ from plsc.errors import CheckpointError, ConfigError, DataError, PLSCError, Trai
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
+from plsc.utils.hints import setter
 from plsc.utils.logging import show_log
 from plsc.utils.seeding import derive_seed
 
@@ -205,7 +206,10 @@ class Trainer:
             CheckpointError: a checkpoint cannot be written.
         """
         if self.is_done:
-            log.info("nothing is left to train: %d steps are done, as train_epochs or train_steps says", self.step)
+            length = "train_epochs" if self.config.train_steps is None else "train_steps"
+            log.info(
+                "nothing is left to train: all %d steps are done; to train on, give more: %s", self.step, setter(length)
+            )
         else:
             self._log_start()
         results: dict[str, float] = {}
