@@ -31,6 +31,7 @@ from plsc.engine.dataloading import (
     check_loader,
     count_steps_per_epoch,
     data_folder,
+    missing_default_set,
     num_classes_of,
     open_verification_sets,
     warn_of_large_batch,
@@ -134,6 +135,8 @@ class Trainer:
         agree(lambda: self._make_head(head), self.collectives, error=ConfigError)
         self.precision = Precision(config, self.topology)
         self.verification_sets = open_verification_sets(config, self.collectives) if config.with_test else []
+        if config.with_test and (path := missing_default_set(config)) is not None:
+            log.warning("no verification: %s (the default of val_targets) does not exist", path)
         self.global_batch = config.train_batch_size * self.topology.world_size
         self.steps_per_epoch = count_steps_per_epoch(self.loader, self.global_batch)
         self.epoch, self.step_in_epoch, self.step = 0, 0, 0
