@@ -359,7 +359,9 @@ def _explain_absence(path: Path) -> str:
     expected = f"expected a folder with {MANIFEST}, or one that holds such folders (output/0, output/1, ...)"
     found = recognize(path)
     if found is not None:
-        return f"checkpoint_dir {str(path)!r} is {found.what}; {expected}; {found.use}"
+        is_in_one = path.is_file() and (path.parent / MANIFEST).is_file()
+        use = f"{setter('checkpoint_dir', path.parent)} takes it" if is_in_one else found.use
+        return f"checkpoint_dir {str(path)!r} is {found.what}; {expected}; {use}"
     if path.is_file():
         return f"checkpoint_dir {str(path)!r} is a file; {expected}"
     beside = [other.name for other in list_checkpoints(path.parent)]
