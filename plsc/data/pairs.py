@@ -65,11 +65,12 @@ def choose_pairs(labels: Labels, num_pairs: int, *, folds: int = 10, seed: int =
     for number, members in enumerate(_folds(labels, folds, rng)):
         same, different = _same_pairs(members, per_kind, rng), _different_pairs(members, per_kind, rng)
         if len(same) < per_kind or len(different) < per_kind:
-            flags = " and ".join(argument(name, of="plsc data pairs") for name in ("num_pairs", "folds"))
+            fewer = argument("num_pairs", of="plsc data pairs"), argument("folds", of="plsc data pairs")
             raise DataError(
                 f"fold {number} of {folds} has {len(members)} identities with "
                 f"{sum(map(len, members))} images: {len(same)} same and {len(different)} different pairs, "
-                f"expected {per_kind} of each; ask for fewer pairs or folds ({flags}), or give more identities"
+                f"expected {per_kind} of each; ask for fewer pairs or folds ({' and '.join(fewer)}), or "
+                f"give more identities"
                 + ("; different pairs need two identities in each fold" if len(members) < 2 else "")
             )
         chosen.append(np.stack([same, different], 1).reshape(-1, 2))

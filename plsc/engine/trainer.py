@@ -209,10 +209,8 @@ class Trainer:
             CheckpointError: a checkpoint cannot be written.
         """
         if self.is_done:
-            length = "train_epochs" if self.config.train_steps is None else "train_steps"
-            log.info(
-                "nothing is left to train: all %d steps are done; to train on, give more: %s", self.step, setter(length)
-            )
+            more = setter("train_epochs") if self.config.train_steps is None else setter("train_steps")
+            log.info("nothing is left to train: all %d steps are done; to train on, give more: %s", self.step, more)
         else:
             self._log_start()
         results: dict[str, float] = {}
