@@ -238,7 +238,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     left: list[str] = []
     inside = [Path(file) for file in image_files(path, left)]
-    warn_of_leftovers(path, [os.path.relpath(other, path) for other in left])
+    warn_of_leftovers(path, [os.path.relpath(other, path) for other in left], remedy="To enroll one, rename it")
     if not inside:
         raise ConfigError(f"{path}: no image in it, expected files of {', '.join(IMAGE_SUFFIXES)}")
     return inside

@@ -215,9 +215,8 @@ class VerificationSet:
         is_contiguous = (np.diff(self.folds) >= 0).all()
         kind = "described" if self.has_own_folds else "contiguous" if is_contiguous else "stratified"
         told = [f"{far:g}" for far in FARS if far * (len(self) - same) >= 1]
-        return (
-            f"{len(self)} pairs, {same} of them same, in {count} {kind} folds; TAR at FAR {', '.join(told) or 'none'}"
-        )
+        lowest = f"TAR at FAR {', '.join(told)}" if told else "too few different pairs for a TAR"
+        return f"{len(self)} pairs, {same} of them same, in {count} {kind} folds; {lowest}"
 
     def shortcomings(self) -> list[str]:
         """What keeps the pairs from a sound accuracy, a sentence each; none in a set that has enough of both kinds."""

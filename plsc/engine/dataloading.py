@@ -364,11 +364,17 @@ def _open_sets(config: Config) -> list[VerificationSet]:
     return sets
 
 
+def missing_default_set(config: Config) -> Path | None:
+    """The path of the verification set that is taken where none is given, if it is taken and does not exist."""
+    is_given = any(value is not None for value in (config.val_targets, config.test_dataset, config.test_reader))
+    path = Path(data_folder(config), f"{DEFAULT_VAL_TARGETS}.bin")
+    return None if is_given or path.exists() else path
+
+
 def _named_sets(config: Config) -> list[VerificationSet]:
-    folder = Path(data_folder(config))
-    if config.val_targets is None and not (path := folder / f"{DEFAULT_VAL_TARGETS}.bin").exists():
-        log.warning("no verification: %s (the default of val_targets) does not exist", path)
+    if missing_default_set(config) is not None:
         return []
+    folder = Path(data_folder(config))
     try:
         return [VerificationSet.load(*find_bin(name, folder)) for name in config.val_names]
     except DataError as error:

@@ -31,6 +31,7 @@ from plsc.engine.dataloading import (
     check_loader,
     count_steps_per_epoch,
     data_folder,
+    missing_default_set,
     num_classes_of,
     open_verification_sets,
     warn_of_large_batch,
@@ -66,6 +67,7 @@ from plsc.errors import CheckpointError, ConfigError, DataError, PLSCError, Trai
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
+from plsc.utils.hints import setter
 from plsc.utils.logging import show_log
 from plsc.utils.seeding import derive_seed
 
@@ -133,6 +135,8 @@ class Trainer:
         agree(lambda: self._make_head(head), self.collectives, error=ConfigError)
         self.precision = Precision(config, self.topology)
         self.verification_sets = open_verification_sets(config, self.collectives) if config.with_test else []
+        if config.with_test and (path := missing_default_set(config)) is not None:
+            log.warning("no verification: %s (the default of val_targets) does not exist", path)
         self.global_batch = config.train_batch_size * self.topology.world_size
         self.steps_per_epoch = count_steps_per_epoch(self.loader, self.global_batch)
         self.epoch, self.step_in_epoch, self.step = 0, 0, 0
@@ -205,7 +209,8 @@ class Trainer:
             CheckpointError: a checkpoint cannot be written.
         """
         if self.is_done:
-            log.info("nothing is left to train: %d steps are done, as train_epochs or train_steps says", self.step)
+            more = setter("train_epochs") if self.config.train_steps is None else setter("train_steps")
+            log.info("nothing is left to train: all %d steps are done; to train on, give more: %s", self.step, more)
         else:
             self._log_start()
         results: dict[str, float] = {}

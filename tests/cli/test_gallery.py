@@ -128,6 +128,7 @@ def test_folders_give_the_names_that_training_gives(faces, caplog):
         (faces / place).parent.mkdir(parents=True, exist_ok=True)
         (faces / place).write_bytes(image)
     names = [name for name, _ in _named_files([faces])]
+    assert "To enroll one, rename it" in caplog.text and "label.txt" not in caplog.text
     records = open_records(faces)
     assert names == [records.class_names[label] for label in records.labels] == ["ann"] * 3 + ["bob"] * 2
     assert "ignored 4 files and folders that are hidden" in caplog.text
@@ -139,7 +140,7 @@ def test_folders_give_the_names_that_training_gives(faces, caplog):
     root = faces.parent / "set"
     root.mkdir()
     faces.rename(root / "train")
-    with pytest.raises(DataError, match="set: holds train, which are parts of a data set and no classes: name one"):
+    with pytest.raises(DataError, match="set: holds train, which is a part of a data set and no class: name it, as"):
         _named_files([root])
 
 

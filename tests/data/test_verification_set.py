@@ -343,7 +343,7 @@ def test_sets_that_give_no_accuracy_or_a_coarse_one_say_so():
     images = IMAGES[:2] * 20
     same_only = VerificationSet("own", images, is_same=[True] * 20)
     assert same_only.shortcomings() == ["no accuracy: found 20 same and 0 different pairs, expected both kinds"]
-    assert same_only.summary() == "20 pairs, 20 of them same, in 10 contiguous folds; TAR at FAR none"
+    assert same_only.summary() == "20 pairs, 20 of them same, in 10 contiguous folds; too few different pairs for a TAR"
     assert VerificationSet("own", IMAGES[:2], is_same=[False]).shortcomings() == [
         "no accuracy: found 0 same and 1 different pairs, expected both kinds"
     ]

@@ -89,6 +89,16 @@ def test_another_thing_in_place_of_a_checkpoint(folder, path, words):
     assert words in str(error.value)
 
 
+def test_a_file_of_a_checkpoint_leads_to_its_folder(folder):
+    with pytest.raises(CheckpointError, match=r"; set_checkpoint_dir\('output/3'\) takes it$"):
+        Checkpoint("output/3/model.safetensors")
+    with (
+        command_line(["--checkpoint-dir"]),
+        pytest.raises(CheckpointError, match="; --checkpoint-dir output/3 takes it$"),
+    ):
+        Checkpoint("output/3/model.safetensors")
+
+
 @pytest.mark.parametrize(
     "path, what",
     [
