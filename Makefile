@@ -31,8 +31,8 @@ demo: $(VENV)/.installed  ## train, verify, resume, export and embed on the buil
 	$(BIN)/plsc demo --output $(OUTPUT) --size $(SIZE)
 
 test: $(VENV)/.installed  ## run the tests (PADDLE=3.2.2: with that Paddle; TESTS=tests/data: a part; WORKERS=1: one by one)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not alone and not soak" $(TESTS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "alone and not soak" $(TESTS) || [ $$? -eq 5 ]  # 5: none of these is in TESTS
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not alone" $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone $(TESTS) || [ $$? -eq 5 ]  # 5: none of these is in TESTS
 
 soak: $(VENV)/.installed  ## stress models and other shared objects by threads and processes (ten minutes; SECONDS=60: one)
 	OMP_NUM_THREADS=1 PLSC_SOAK_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m soak $(TESTS)

@@ -19,6 +19,13 @@ hypothesis.settings.register_profile("plsc", deadline=None)
 hypothesis.settings.load_profile("plsc")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests that run for minutes, unless the expression of -m names them."""
+    if "soak" not in config.option.markexpr:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("soak")])
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu"):
         import paddle

@@ -110,7 +110,8 @@ def search(
     cosine = read_threshold(threshold, report, report_set=report_set)
     for file, found in zip(files, gallery.search(loaded.embed(files), count, threshold=cosine)):
         matches = [match.as_dict() for match in found]
-        typer.echo(to_json({"image": str(file), "matches": matches, "threshold": cosine}, ensure_ascii=False))
+        # Not typer.echo, which writes ? for characters that ASCII lacks; main() has set the stream to escape them.
+        print(to_json({"image": str(file), "matches": matches, "threshold": cosine}, ensure_ascii=False))
 
 
 def read_threshold(threshold: float | None, report: Path | None, *, report_set: str | None) -> float | None:

@@ -126,8 +126,6 @@ def read_image(path: str | os.PathLike[str]) -> bytes:
 
 def _mistake_in(path: str) -> str:
     """A hint at what is probably wrong with the path of an image that cannot be read, or nothing."""
-    if os.path.isdir(path):
-        return "; expected an image: name the images in the folder, as FOLDER/*.jpg"
     end = path.rstrip()[-1:]
     if end in ('"', "'"):
         return "; the quotes are read as a part of the path: leave them out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from typing import Any
@@ -28,3 +29,15 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What stands for characters that an encoding lacks: their escapes in JSON, which `backslashreplace` has not."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+# Name of this rule for the argument `errors` of streams.
+JSON_ESCAPES = "plsc_json_escapes"
+codecs.register_error(JSON_ESCAPES, _escape)

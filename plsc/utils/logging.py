@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from plsc.errors import PLSCError
+from plsc.utils.json_text import JSON_ESCAPES
 
 _Item = TypeVar("_Item")
 
@@ -116,7 +117,7 @@ def _reopened(stream: Any, file: type[io.FileIO]) -> Any:
         return stream
     is_line_buffered = file is _Lossy or stream.line_buffering
     # A file's name may hold characters that the terminal's encoding lacks.
-    return io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=is_line_buffered)
+    return io.TextIOWrapper(buffer, stream.encoding, JSON_ESCAPES, line_buffering=is_line_buffered)
 
 
 def lossy(stream: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from plsc.cli.main import main
 from plsc.data.sources import open_records
 from plsc.errors import ConfigError, DataError
 from plsc.inference.gallery import Gallery
-from plsc.inference.model import InferenceModel
+from plsc.inference.model import InferenceModel, load_inference_model
 from tests._support.ranks import run
 from tests._support.servers import make_image, make_model
 
@@ -114,6 +115,24 @@ def test_the_number_of_an_image_is_no_name_unless_it_is_asked_for(plsc_gallery, 
     found = plsc_gallery("search", model, gallery, image, "-k", 1)  # needs no name
     assert '"name": "ann' in found or '"name": "0"' in found
     assert "choose one of --name ann" in plsc_gallery("build", model, tmp_path / "other", image, status=1)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "gbk"])
+def test_the_result_of_a_search_is_json_on_a_terminal_of_any_encoding(model, faces, tmp_path, encoding):
+    gallery, files = tmp_path / "g", [tmp_path / "é 中 \U0001f600.png", tmp_path / os.fsdecode(b"\xd5\xd5.png")]
+    made = Gallery(load_inference_model(model).emb_dim)
+    made.add(["ann"], load_inference_model(model).embed(IMAGES[0]))
+    made.save(gallery)
+    for file in files:
+        file.write_bytes(IMAGES[0])
+    done = subprocess.run(
+        [sys.executable, "-m", "plsc", "gallery", "search", model, gallery, *files],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=True,
+    )
+    lines = done.stdout.decode(encoding).splitlines()
+    assert [json.loads(line)["image"] for line in lines] == [str(file) for file in files]
 
 
 def test_folders_give_the_names_that_training_gives(faces, caplog):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import plsc
@@ -22,6 +24,7 @@ from plsc.metrics.verification import verification_report
 from tests._support.exporting import EMB_DIM, IMAGES, SHAPE, eager, network
 from tests._support.images import make_images
 from tests._support.ranks import ThreadRanks
+from tests._support.stress import compared, stress_threads
 
 PATH = EmbeddingPath(image_shape=SHAPE, flip=True, pixel_mean=127.5, pixel_std=128.0)
 
@@ -88,6 +91,28 @@ def test_predict_reader_in_its_forms(entry):
     ):
         entry.predict_reader = reader
         assert np.array_equal(entry.predict(), expected)
+
+
+def test_predict_takes_images_of_every_kind_and_a_single_one(entry, data_dir):
+    entry.train()
+    files = [data_dir / f"images/{index:08d}.png" for index in range(3)]
+    expected = entry.predict(files)
+    kinds = [str(files[0]), Image.open(files[1]), io.BytesIO(files[2].read_bytes())]
+    assert np.array_equal(entry.predict(iter(kinds)), expected)
+    assert np.abs(entry.predict(str(files[1])) - expected[1:2]).max() < 1e-6
+    with pytest.raises(DataError, match=f"^{data_dir}: the image cannot be read: Is a directory; give the files"):
+        entry.predict([files[0], data_dir])
+    with pytest.raises(DataError, match="^image 1: got None"):
+        entry.predict([files[0], None])
+    with pytest.raises(DataError, match="got a set of images, expected them in an order"):
+        entry.predict(set(files))
+
+
+def test_predict_in_several_threads(entry, stress_seconds):
+    entry.train()
+    images, _ = make_images()
+    work = compared(lambda number: entry.predict(list(images[number : number + 1 + number % 3])), 6)
+    assert stress_threads(work, stress_seconds) > 3
 
 
 def test_predict_says_what_is_missing_and_overwrites_nothing(entry, tmp_path, data_dir):

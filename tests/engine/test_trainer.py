@@ -459,7 +459,7 @@ def test_a_damaged_image_of_a_verification_set_is_found_before_the_first_step(en
     image = (data_dir / "images/00000000.png").read_bytes()
     path = write_pair(data_dir, *[image] * 9, image[:40])
     entry.set_val_targets("mine")
-    with pytest.raises(DataError, match=f"verification set {path}: image 9: 40 bytes that are no image"):
+    with pytest.raises(DataError, match=f"verification set {path}: image 9: no image: a truncated PNG of 40 bytes"):
         Trainer(entry.config)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import numpy as np
 import paddle
@@ -131,3 +132,13 @@ def test_export_never_touches_a_folder_that_is_not_ours(entry, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
     with pytest.raises(ExportError):
         entry.convert_for_prediction(entry.model_save_dir)
+
+
+def test_every_format_in_a_folder_whose_name_is_no_utf8(tmp_path, onnxruntime):
+    folder = tmp_path / os.fsdecode("模型".encode("gbk"))
+    net = network()
+    export_backbone(net, settings(), directory=folder, formats=("onnx", "legacy", "serving"), images=IMAGES)
+    for file in ("onnx/model.onnx", "legacy/model.pdmodel", "serving/serving_server/model.pdmodel"):
+        assert (folder / file).is_file()
+    both = eager(net, np.stack(IMAGES)) + eager(net, np.stack(IMAGES)[:, :, ::-1])
+    assert np.abs(load_inference_model(folder).embed(IMAGES) - unit(both)).max() < 1e-5

@@ -17,11 +17,10 @@ from plsc import DataError, ServingError, load_inference_model
 from plsc.data.images import decode
 from plsc.inference.model import InferenceModel
 from tests._support.images import damaged_jpeg
+from tests._support.model_calls import IMAGES, every_call
 from tests._support.scripts import run_script
-from tests._support.servers import EMB_DIM, SIDE, make_image, make_model
-from tests._support.stress import compared, stress_threads
-
-IMAGES = [make_image(seed) for seed in range(7)]
+from tests._support.servers import EMB_DIM, SIDE, make_model
+from tests._support.stress import stress_threads
 
 
 @pytest.fixture(scope="module")
@@ -193,16 +192,6 @@ def test_a_number_of_threads_that_is_none(model, threads):
         InferenceModel(model, threads)
 
 
-def every_call(model):
-    """Calls on a model, for `compared`: every method, batches of every size, images of every kind."""
-    pixels = np.stack([decode(image).transpose(2, 0, 1) for image in IMAGES])
-    calls = [lambda image=image: model.embed(image) for image in IMAGES]
-    calls += [lambda size=size: model.embed(iter(IMAGES), size) for size in (1, 2, 3, 32)]
-    calls += [lambda count=count: model.embed_pixels(pixels[:count]) for count in (1, 3)]
-    calls += [lambda count=count: model.run(model.card.normalize(pixels[-count:])) for count in (1, 2)]
-    return compared(lambda number: calls[number](), len(calls))
-
-
 def test_one_model_in_several_threads(model, stress_seconds):
     assert stress_threads(every_call(load_inference_model(model)), stress_seconds) > 20
 
@@ -211,8 +200,8 @@ def test_one_model_in_forked_processes(model, stress_seconds):
     done = run_script(
         f"""
         from plsc import load_inference_model
+        from tests._support.model_calls import every_call
         from tests._support.stress import stress_processes
-        from tests.inference.test_model import every_call
 
         assert stress_processes(every_call(load_inference_model({str(model)!r})), {stress_seconds}) > 20
         """
@@ -227,7 +216,7 @@ def test_forks_of_a_process_whose_threads_have_used_models(model):
         import multiprocessing, os, threading, time
         import numpy as np
         import plsc
-        from tests.inference.test_model import IMAGES
+        from tests._support.model_calls import IMAGES
 
         def in_a_fork(call):
             receiver, sender = context.Pipe(duplex=False)

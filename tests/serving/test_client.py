@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 import time
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests._support.scripts import run_script
 from tests._support.servers import EMB_DIM, free_port, make_image, serving
@@ -62,6 +64,11 @@ def test_images_of_every_kind_are_embedded_in_order(servers, expected, batch_siz
         assert np.abs(found - expected).max() < 1e-5
         assert np.abs(client.embed(IMAGES[0]) - expected[:1]).max() < 1e-5
         assert client.embed([]).size == 0
+        gray = decode(IMAGES[3])[..., 1]
+        kinds = [Image.open(io.BytesIO(IMAGES[0])), bytearray(IMAGES[1]), io.BytesIO(IMAGES[2]), gray]
+        found = client.embed(kinds, batch_size=batch_size)
+        assert np.abs(found[:3] - expected[:3]).max() < 1e-5
+        assert np.abs(found[3] - client.embed(np.stack([gray] * 3, axis=2))[0]).max() < 1e-5
 
 
 def test_both_servers_work(servers):
@@ -92,6 +99,8 @@ def test_a_refused_request_raises_the_reason_and_is_not_repeated(servers):
             client.embed(IMAGES, batch_size=-3)
         with pytest.raises(DataError, match=r"image 0: got an array \[0, 0, 3\]"):
             client.embed(np.zeros((0, 0, 3), np.uint8))
+        with pytest.raises(ServingError, match="batch_size 2.5, expected 1 or more, as a whole number"):
+            client.embed(IMAGES, batch_size=2.5)
         with pytest.raises(DataError, match="image 1: got int"):
             client.embed([IMAGES[0], 3])
         with pytest.raises(DataError, match="/no/such.png"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from plsc.errors import DataError
-from plsc.utils.files import map_file, open_output, sync, sync_path
+from plsc.utils.files import map_file, open_output, sync, sync_path, utf8_folder
 
 
 def test_a_new_file_is_never_opened_over_an_old_one(tmp_path):
@@ -47,3 +50,21 @@ def test_files_and_folders_are_flushed_by_path(tmp_path):
     sync_path(tmp_path)
     with pytest.raises(FileNotFoundError):
         sync_path(tmp_path / "none")
+
+
+def test_a_folder_whose_name_is_no_utf8_has_a_path_that_is():
+    with utf8_folder(Path("a") / "中") as folder:
+        assert folder == Path("a") / "中"
+
+
+def test_files_are_read_and_written_under_a_name_that_is_no_utf8(tmp_path):
+    named = tmp_path / os.fsdecode("模型".encode("gbk"))
+    named.mkdir()
+    (named / "a").write_bytes(b"abc")
+    before = os.listdir("/proc/self/fd")
+    with utf8_folder(named) as folder:
+        assert str(folder).encode() and (folder / "a").read_bytes() == b"abc"
+        (folder / "b").write_bytes(b"new")
+    assert (named / "b").read_bytes() == b"new" and os.listdir("/proc/self/fd") == before
+    with pytest.raises(FileNotFoundError), utf8_folder(named / "none"):
+        pass

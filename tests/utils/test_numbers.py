@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from decimal import Decimal
 from fractions import Fraction
 
@@ -10,7 +11,7 @@ import numpy as np
 import paddle
 import pytest
 
-from plsc.utils.numbers import as_number
+from plsc.utils.numbers import as_count, as_number
 
 
 class Own:
@@ -53,3 +54,11 @@ def test_integers(value):
 )
 def test_what_is_no_number(value):
     assert math.isnan(as_number(value))
+
+
+def test_whole_numbers_of_one_or_more():
+    for value in (3, np.int8(3), np.uint64(3), np.array(3)):
+        assert as_count(value) == 3
+    assert as_count(10**30) == sys.maxsize
+    for none in (0, -1, 3.0, "3", None, True, [3], math.nan):
+        assert as_count(none) is None
