@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 from plsc.utils.hints import command_line, flag_of
+from plsc.utils.logging import lossy
 from plsc.utils.names import setting_hint
+
+
+def tell(what: Any) -> None:
+    """Print a line on what a command has written elsewhere. Unlike a result, it may be lost."""
+    typer.echo(what, file=lossy(sys.stdout))
 
 
 class Command(TyperCommand):

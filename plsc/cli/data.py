@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from plsc.cli.command import Command
+from plsc.cli.command import Command, tell
 from plsc.data.alignment import read_landmarks
 from plsc.data.convert.conversion import Converted, convert_split
 from plsc.data.convert.conversion import convert as convert_records
@@ -240,9 +240,7 @@ def pairs(
         records = without_classes_of(records, open_records(exclude))
     made = make_verification_set(records, num_pairs, folds=folds, seed=seed, name=output.stem)
     made.save(output)
-    typer.echo(
-        f"{output}: {len(made)} pairs in {folds} folds of {len(records)} images, {records.count_classes()} classes"
-    )
+    tell(f"{output}: {len(made)} pairs in {folds} folds of {len(records)} images, {records.count_classes()} classes")
     for shortcoming in made.shortcomings():
         typer.echo(f"{output}: {shortcoming}", err=True)
 
@@ -255,7 +253,7 @@ def index(source: Source) -> None:
     if not written:
         raise DataError(f"{source} is {records.format}, which needs no index: only base64 parts and tar shards do")
     for path in written:
-        typer.echo(path)
+        tell(path)
 
 
 def _without_small_classes(records: Records, min_images: int) -> Records:
@@ -265,4 +263,4 @@ def _without_small_classes(records: Records, min_images: int) -> Records:
 def _print_result(done: Converted) -> None:
     damaged = f", {done.damaged} of them damaged" if done.damaged else ""
     left_out = f", {done.skipped} unreadable ones left out" if done.skipped else ""
-    typer.echo(f"{done.target}: {done.images} images{damaged}{left_out}")
+    tell(f"{done.target}: {done.images} images{damaged}{left_out}")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import collections
 import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from plsc.cli.command import Command
+from plsc.cli.command import Command, tell
 from plsc.data.images import IMAGE_SUFFIXES
 from plsc.data.sources.folders import check_parts, image_files
 from plsc.data.sources.leftovers import warn_of_leftovers
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, DataError
 from plsc.utils.atomic import restore_folder
 from plsc.utils.json_text import to_json
 
@@ -33,6 +34,13 @@ Name = Annotated[
         "the image without its suffix. By default images in folders have the folders' names, and single ones their own."
     ),
 ]
+Index = Annotated[
+    Literal["flat", "sq8", "hnsw"],
+    typer.Option(
+        help="flat: exact search. sq8: a quarter of the memory, cosines off by about 0.001. hnsw: fast search of "
+        "millions, which may miss entries; slow to build."
+    ),
+]
 Report = Annotated[
     Path | None, typer.Option(help="JSON that plsc test printed. Its threshold of the best accuracy is used.")
 ]
@@ -40,11 +48,12 @@ ReportSet = Annotated[
     str | None, typer.Option(help="Verification set of the report. Needed if the report has several.")
 ]
 
+_CAMERAS = "img|image|photo|pic|picture|face|frame|dsc|dscn|dscf|pxl"
 _MOST_NAMED = 20  # names of what was enrolled that are printed
 
 
 @app.command(cls=Command)
-def build(model: Model, folder: Folder, images: Images, name: Name = None) -> None:
+def build(model: Model, folder: Folder, images: Images, name: Name = None, index: Index = "flat") -> None:
     """Embed images and enroll them in a new gallery, under the names of their folders; single files under their own."""
     from plsc.inference.gallery import Gallery
     from plsc.inference.model import load_inference_model
@@ -53,8 +62,8 @@ def build(model: Model, folder: Folder, images: Images, name: Name = None) -> No
         raise ConfigError(f"{folder} exists and is not overwritten; choose another name, or plsc gallery add")
     found = _named_files(images, name)
     loaded = load_inference_model(model)
-    gallery = Gallery(loaded.emb_dim, loaded.card.weights)
-    _enroll(gallery, loaded, found)
+    gallery = Gallery(loaded.emb_dim, loaded.card.weights, index=index)
+    gallery.add([name for name, _ in found], loaded.embed([file for _, file in found]))
     gallery.save(folder)
     _print_enrolled(folder, gallery, found)
 
@@ -62,10 +71,14 @@ def build(model: Model, folder: Folder, images: Images, name: Name = None) -> No
 @app.command(cls=Command)
 def add(model: Model, folder: Folder, images: Images, name: Name = None) -> None:
     """Embed images and enroll them in an existing gallery, under the same names as build."""
+    from plsc.inference.gallery import Gallery
+
     found = _named_files(images, name)
-    gallery, loaded = _open(folder, model)
-    _enroll(gallery, loaded, found)
-    gallery.save(folder, replace=True)
+    _, loaded = _open(folder, model)
+    embeddings = loaded.embed([file for _, file in found])
+    with Gallery.editing(folder) as gallery:  # what others have changed meanwhile is in it
+        gallery.check_model(loaded.card)
+        gallery.add([name for name, _ in found], embeddings)
     _print_enrolled(folder, gallery, found)
 
 
@@ -74,10 +87,9 @@ def remove(folder: Folder, names: Annotated[list[str], typer.Argument(help="Name
     """Remove all entries of some names from a gallery."""
     from plsc.inference.gallery import Gallery
 
-    gallery = Gallery.open(folder)
-    count = sum(gallery.remove(name) for name in names)
-    gallery.save(folder, replace=True)
-    typer.echo(f"{folder}: {count} entries removed, {len(gallery)} left")
+    with Gallery.editing(folder) as gallery:
+        count = gallery.remove(names)
+    tell(f"{folder}: {count} entries removed, {len(gallery)} left")
 
 
 @app.command(cls=Command)
@@ -127,51 +139,81 @@ def _open(folder: Path, model: Path) -> tuple[Gallery, InferenceModel]:
     return gallery, loaded
 
 
-def _enroll(gallery: Gallery, model: InferenceModel, found: list[tuple[str, Path]]) -> None:
-    gallery.add([name for name, _ in found], model.embed([file for _, file in found]))
-
-
 def _print_enrolled(folder: Path, gallery: Gallery, found: list[tuple[str, Path]]) -> None:
     counts = collections.Counter(name for name, _ in found)
     named = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:_MOST_NAMED])
     others = f" and {len(counts) - _MOST_NAMED} more" if len(counts) > _MOST_NAMED else ""
-    typer.echo(f"enrolled {named}{others}")
-    typer.echo(f"{folder}: {len(gallery)} entries of {len(set(gallery.names))} names")
+    tell(f"enrolled {named}{others}")
+    tell(f"{folder}: {len(gallery)} entries of {len(set(gallery.names))} names")
 
 
 def _named_files(images: list[Path], name: str | None = None) -> list[tuple[str, Path]]:
     """The name and path of each file, and of each image file in folders, in a fixed order.
 
     Raises:
-        ConfigError: a folder holds no image; or no name is given, and none follows from the path.
+        ConfigError: a folder holds no image; no name is given, and none follows from the path, or the same one from
+            different folders; or a name is not UTF-8.
         DataError: a folder holds the parts of a data set.
     """
     found: list[tuple[str, Path]] = []
+    sources: dict[str, Path] = {}  # the folder or the file that each name comes from
     for path in images:
         files = _files(path)
         if name is not None:
-            found += [
-                (name.replace("{folder}", _folder_name(file.parent)).replace("{file}", file.stem), file)
-                for file in files
-            ]
-        elif path.is_dir():
-            found += zip(_names_by_folder(path, files), files)
-        elif path.stem.isdecimal():
-            raise ConfigError(
-                f"{path}: got no name to enroll it under, and {path.stem!r} is the number of an image; choose one of "
-                f"--name {_folder_name(path.parent)}, --name '{{folder}}' (the name of each image's folder) and "
-                f"--name '{{file}}' (the number), or give the folder"
-            )
-        else:
-            found.append((path.stem, path))
-    return found
+            found += [(_fill_in(name, file), file) for file in files]
+            continue
+        for (file_name, source), file in zip(_names(path, files), files):
+            other = sources.setdefault(file_name, source)
+            if other != source and other.resolve() != source.resolve():
+                raise ConfigError(
+                    f"{file_name!r} is the name of {other} and of {source}, and the images of both would be enrolled "
+                    f"as one; if they are one, enroll them one by one with plsc gallery add, else give one a --name"
+                )
+            found.append((file_name, file))
+    _check_names([file_name for file_name, _ in found])
+    return list(dict.fromkeys(found))
 
 
-def _names_by_folder(folder: Path, files: list[Path]) -> list[str]:
+def _fill_in(name: str, file: Path) -> str:
+    """A --name with {folder} and {file} filled in."""
+    values = {"{folder}": _folder_name(file.parent), "{file}": file.stem}
+    return re.sub("{folder}|{file}", lambda found: values[found[0]], name)
+
+
+def _check_names(names: list[str]) -> None:
+    from plsc.inference.gallery import check_names
+
+    try:
+        check_names(names)
+    except DataError as error:
+        raise ConfigError(f"{error}; rename the folder or the file, or give a --name") from None
+
+
+def _names(path: Path, files: list[Path]) -> list[tuple[str, Path]]:
+    """For each of the files of a path, its name and the folder or file that the name comes from."""
+    if path.is_dir():
+        return _names_by_folder(path, files)
+    if path.stem.isdecimal():
+        raise ConfigError(
+            f"{path}: got no name to enroll it under, and {path.stem!r} is the number of an image; choose one of "
+            f"--name {_folder_name(path.parent)}, --name '{{folder}}' (the name of each image's folder) and "
+            f"--name '{{file}}' (the number), or give the folder"
+        )
+    return [(path.stem, path)]
+
+
+def _names_by_folder(folder: Path, files: list[Path]) -> list[tuple[str, Path]]:
     """The names of images as training gives them: of the class folder that is given, or of those in the root given."""
     direct = [file for file in files if file.parent == folder]
+    name = _folder_name(folder)
     if len(direct) == len(files):
-        return [_folder_name(folder)] * len(files)
+        named = [file.name for file in files if not _is_numbering(file.stem, name)]
+        if named:
+            raise ConfigError(
+                f"{folder}: holds images and no folders, {named[0]} the first; it cannot be told whether they are of "
+                f"one name or of one each: choose --name {name} or --name '{{file}}' (the name of each file)"
+            )
+        return [(name, folder)] * len(files)
     if direct:
         raise ConfigError(
             f"{folder}: holds images, {direct[0].name} the first, beside folders of images; expected a folder of one "
@@ -179,7 +221,12 @@ def _names_by_folder(folder: Path, files: list[Path]) -> list[str]:
         )
     names = [file.relative_to(folder).parts[0] for file in files]
     check_parts(folder, sorted(set(names)))
-    return names
+    return [(name, folder / name) for name in names]
+
+
+def _is_numbering(stem: str, folder: str) -> bool:
+    """Whether a file's name only tells it from other images of its folder: ann/0007, ann/ann_2, ann/IMG_1234."""
+    return re.fullmatch(rf"({re.escape(folder)}|{_CAMERAS})?[\W\d_]*", stem, re.IGNORECASE) is not None
 
 
 def _folder_name(folder: Path) -> str:
@@ -192,7 +239,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     left: list[str] = []
     inside = [Path(file) for file in image_files(path, left)]
-    warn_of_leftovers(path, [os.path.relpath(other, path) for other in left])
+    warn_of_leftovers(path, [os.path.relpath(other, path) for other in left], remedy="To enroll one, rename it")
     if not inside:
         raise ConfigError(f"{path}: no image in it, expected files of {', '.join(IMAGE_SUFFIXES)}")
     return inside

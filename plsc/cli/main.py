@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from pathlib import Path
@@ -10,15 +9,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from plsc.cli.command import Command
+from plsc.cli.command import Command, tell
 from plsc.cli.data import app as data_app
 from plsc.cli.gallery import app as gallery_app
 from plsc.cli.serve import serve
 from plsc.cli.settings import SettingsCommand, make_entry, with_settings
 from plsc.config import Config
 from plsc.errors import ConfigError, PLSCError
-from plsc.utils.json_text import JSON_ESCAPES, to_json
-from plsc.utils.logging import hold_standard_descriptors
+from plsc.utils.json_text import to_json
+from plsc.utils.logging import guard_standard_error, guard_standard_output
 from plsc.version import __version__
 
 app = typer.Typer(
@@ -72,7 +71,7 @@ def export(
     Settings of the network come from the checkpoint unless they are given. Settings of the training have no effect.
     """
     formats, parts = ([part.strip() for part in text.split(",") if part.strip()] for text in (format, bake))
-    typer.echo(make_entry(settings).convert_for_prediction(to, formats, bake=parts, bgr=bgr))
+    tell(make_entry(settings).convert_for_prediction(to, formats, bake=parts, bgr=bgr))
 
 
 @app.command(cls=Command)
@@ -96,7 +95,7 @@ def embed(
             np.save(file, embeddings)
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written: {error.strerror or error}") from None
-    typer.echo(f"{output}: {embeddings.shape[0]} embeddings of {embeddings.shape[1]}")
+    tell(f"{output}: {embeddings.shape[0]} embeddings of {embeddings.shape[1]}")
 
 
 app.command(cls=SettingsCommand)(serve)
@@ -128,13 +127,10 @@ def root(version: Annotated[bool, typer.Option("--version", help="Show the versi
 
 def main() -> None:
     """Run `plsc`. An error of the library is one message and status 1, not a traceback."""
-    hold_standard_descriptors()
+    guard_standard_error()
     if sys.stderr is None:  # closed, as by `2>&-`; then print would take standard output
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        # A file's name may hold characters that the terminal's encoding lacks.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=JSON_ESCAPES)
+    guard_standard_output()
     try:
         app()
     except PLSCError as error:

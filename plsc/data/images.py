@@ -13,6 +13,7 @@ import numpy.typing as npt
 from plsc.data.jpeg import OnDamage as OnDamage
 from plsc.data.jpeg import Pixels as Pixels
 from plsc.data.jpeg import decode_by_opencv, decode_jpeg
+from plsc.data.png import without_text
 from plsc.errors import DataError
 from plsc.utils.c_stderr import quiet_c_stderr
 
@@ -31,6 +32,7 @@ class ImageKind(NamedTuple):
         beside: whether such a file beside an image of another kind is no image of the sample: a GIF beside a JPEG is a
             preview, a PGM a mask.
         served: whether the HTTP server decodes it. The decoders of the other formats have a history of security holes.
+        end: bytes without which a file is truncated; empty where the format has none.
     """
 
     name: str
@@ -38,10 +40,11 @@ class ImageKind(NamedTuple):
     starts: tuple[bytes, ...]
     beside: bool = False
     served: bool = False
+    end: bytes = b""
 
 
 def _starts_of_pnm(digits: str) -> tuple[bytes, ...]:
-    return tuple(f"P{digit}{blank}".encode() for digit in digits for blank in "\n \t\r")
+    return tuple(f"P{digit}{blank}".encode() for digit in digits for blank in "\n \t\r\v\f")
 
 
 # A box of 16 bytes and 4 for each brand, whose length comes first.
@@ -50,8 +53,8 @@ _STARTS_OF_AVIF = tuple(
 )
 
 IMAGE_KINDS = (
-    ImageKind("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), (b"\xff\xd8\xff",), served=True),
-    ImageKind("PNG", (".png", ".apng"), (b"\x89PNG",), served=True),
+    ImageKind("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), (b"\xff\xd8\xff",), served=True, end=b"\xff\xd9"),
+    ImageKind("PNG", (".png", ".apng"), (b"\x89PNG",), served=True, end=b"IEND\xaeB`\x82"),
     ImageKind("BMP", (".bmp", ".dib"), (b"BM",), served=True),
     ImageKind("WEBP", (".webp",), (b"RIFF",), served=True),
     ImageKind("TIFF", (".tif", ".tiff"), (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
@@ -77,10 +80,15 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
+def kind_of(image: bytes) -> ImageKind | None:
+    """The format that fits an image's first bytes; readers decide by content, not by suffix."""
+    return next((kind for kind in IMAGE_KINDS if image.startswith(kind.starts)), None)
+
+
 def suffix_of(image: bytes, unknown: str = ".jpg") -> str:
-    """The file suffix that fits an image's first bytes, or `unknown`; readers decide by content, not by suffix."""
-    starts = ((start, kind.suffixes[0]) for kind in IMAGE_KINDS for start in kind.starts)
-    return next((suffix for start, suffix in starts if image.startswith(start)), unknown)
+    """The file suffix that fits an image's first bytes, or `unknown`."""
+    kind = kind_of(image)
+    return unknown if kind is None else kind.suffixes[0]
 
 
 def decode(image: bytes | npt.NDArray[Any], *, on_damage: OnDamage | None = None) -> Pixels:
@@ -104,13 +112,19 @@ def decode(image: bytes | npt.NDArray[Any], *, on_damage: OnDamage | None = None
         pixels = decode_jpeg(image, on_damage=on_damage)
     else:
         with quiet_c_stderr():
-            pixels = decode_by_opencv(image)
+            pixels = decode_by_opencv(without_text(image) if image.startswith(b"\x89PNG") else image)
     if pixels is None:
-        raise DataError(
-            f"{len(image)} bytes that are no image known to OpenCV, or a damaged one (they begin with "
-            f"{bytes(image[:8])!r})"
-        )
+        raise DataError(_refusal(image))
     return pixels
+
+
+def _refusal(image: bytes) -> str:
+    kind = kind_of(image)
+    if kind is not None and kind.end and kind.end not in image:
+        return f"no image: a truncated {kind.name} of {len(image)} bytes, whose end is missing"
+    return (
+        f"{len(image)} bytes that are no image known to OpenCV, or a damaged one (they begin with {bytes(image[:8])!r})"
+    )
 
 
 def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -39,8 +40,17 @@ _WARNINGS = (
 # A damaged header may state 65,535 x 65,535 pixels. OpenCV does not fill what it has no data for.
 _MAX_PIXELS = 1 << 26
 _FRAMES, _START_OF_SCAN, _APP1 = (0xC0, 0xC1, 0xC2), 0xDA, 0xE1
+_WITHOUT_LENGTH = frozenset([0x00, 0x01, 0xFF, *range(0xD0, 0xDA)])
 # APP1, which holds Exif data; and markers that have no length.
-_SPECIAL = frozenset([_APP1, 0x00, 0x01, 0xFF, *range(0xD0, 0xDA)])
+_SPECIAL = _WITHOUT_LENGTH | {_APP1}
+# Every frame that a decoder may know; of the numbers between, C4, C8 and CC are no frames.
+_ALL_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Most bytes of segments that may hold Exif data, as `_turn` keeps the last 64 of them. An Exif segment has 64 KiB.
+_MAX_EXIF = 1 << 17
+# Most segments before the image data that are looked at.
+_MAX_SEGMENTS = 10_000
+# A marker within or behind a scan: there, 0xff is followed by 0 or a restart marker.
+_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])")
 
 
 # Called with what is wrong with an image that can be decoded in part.
@@ -59,7 +69,7 @@ def decode_jpeg(image: bytes, *, on_damage: OnDamage | None = None) -> Pixels | 
     refusal = ""
     try:
         count, exif = _read_header(image)
-        if 0 < count <= _MAX_PIXELS:
+        if 0 < count <= _MAX_PIXELS and len(exif) <= _MAX_EXIF:
             # NumPy's memory begins at a multiple of 16, so one byte further is an odd address.
             pixels: Pixels = simplejpeg.decode_jpeg(image, buffer=np.empty(3 * count + 1, np.uint8)[1:])
             if not exif:
@@ -84,10 +94,39 @@ def decode_by_opencv(image: bytes) -> Pixels | None:
     return None
 
 
+def jpeg_size(image: bytes) -> tuple[int, int] | None:
+    """Height and width that a JPEG states; None where no frame comes within its first 10,000 segments."""
+    at = 2
+    with contextlib.suppress(IndexError):
+        for _ in range(_MAX_SEGMENTS):
+            # As libjpeg does: bytes that are no marker are passed over.
+            while not (image[at] == 0xFF and image[at + 1] not in _WITHOUT_LENGTH):
+                at = image.find(b"\xff", at + 1)
+                if at < 0:
+                    return None
+            if image[at + 1] in _ALL_FRAMES:
+                return image[at + 5] << 8 | image[at + 6], image[at + 7] << 8 | image[at + 8]
+            at += 2 + (image[at + 2] << 8 | image[at + 3])
+    return None
+
+
+def has_more_scans(image: bytes, most: int) -> bool:
+    """Whether a JPEG has more than `most` scans. What is behind the end of the image does not count."""
+    # The exact count takes longer, and is not needed where the bytes of the marker are rare.
+    if image.count(b"\xff\xda") <= most:
+        return False
+    at, count = 2, 0
+    while (found := _MARKER.search(image, at)) is not None and found[1] != b"\xd9":
+        count += found[1] == b"\xda"
+        at = found.end()
+        at += int.from_bytes(image[at : at + 2], "big")
+    return count > most
+
+
 def _read_header(image: bytes) -> tuple[int, bytes]:
     """The number of pixels, 0 where a segment is unknown to this walk; and the segments that may hold Exif data."""
     at, count, exif = 2, 0, b""
-    while image[at] == 0xFF:
+    while image[at] == 0xFF and len(exif) <= _MAX_EXIF:
         marker = image[at + 1]
         if marker == _START_OF_SCAN:
             return count, exif

@@ -19,6 +19,7 @@ from plsc.data.records import Labels, Records
 from plsc.data.verification_set import VerificationSet
 from plsc.errors import DataError
 from plsc.metrics.pairs import FoldNumbers
+from plsc.utils.hints import argument
 
 _Indices = npt.NDArray[np.int64]
 
@@ -64,10 +65,13 @@ def choose_pairs(labels: Labels, num_pairs: int, *, folds: int = 10, seed: int =
     for number, members in enumerate(_folds(labels, folds, rng)):
         same, different = _same_pairs(members, per_kind, rng), _different_pairs(members, per_kind, rng)
         if len(same) < per_kind or len(different) < per_kind:
+            fewer = argument("num_pairs", of="plsc data pairs"), argument("folds", of="plsc data pairs")
             raise DataError(
                 f"fold {number} of {folds} has {len(members)} identities with "
                 f"{sum(map(len, members))} images: {len(same)} same and {len(different)} different pairs, "
-                f"expected {per_kind} of each; ask for fewer pairs or folds, or give more identities"
+                f"expected {per_kind} of each; ask for fewer pairs or folds ({' and '.join(fewer)}), or "
+                f"give more identities"
+                + ("; different pairs need two identities in each fold" if len(members) < 2 else "")
             )
         chosen.append(np.stack([same, different], 1).reshape(-1, 2))
     pairs = np.concatenate(chosen)

@@ -181,7 +181,7 @@ class VerificationSet:
             try:
                 images += [read_image(Path(root) / field) for field in fields[:2]]
             except DataError as error:
-                raise DataError(f"{list_path}, line {number}: {error}{_pair_hint(line)}") from None
+                raise DataError(f"{list_path}, line {number}: {error}{_lfw_hint(line)}") from None
             flags.append(fields[2] == "1")
         return cls(list_path.stem if name is None else name, images, is_same=flags)
 
@@ -215,9 +215,8 @@ class VerificationSet:
         is_contiguous = (np.diff(self.folds) >= 0).all()
         kind = "described" if self.has_own_folds else "contiguous" if is_contiguous else "stratified"
         told = [f"{far:g}" for far in FARS if far * (len(self) - same) >= 1]
-        return (
-            f"{len(self)} pairs, {same} of them same, in {count} {kind} folds; TAR at FAR {', '.join(told) or 'none'}"
-        )
+        lowest = f"TAR at FAR {', '.join(told)}" if told else "too few different pairs for a TAR"
+        return f"{len(self)} pairs, {same} of them same, in {count} {kind} folds; {lowest}"
 
     def shortcomings(self) -> list[str]:
         """What keeps the pairs from a sound accuracy, a sentence each; none in a set that has enough of both kinds."""
@@ -317,13 +316,19 @@ def _fields(line: str) -> list[str]:
 
 
 def _pair_hint(line: str) -> str:
-    """What is likely wrong with a line of a pair list, or nothing."""
+    """What is likely wrong with the fields of a line of a pair list, or nothing."""
     fields = line.split()
-    numbers = [field.isdecimal() for field in fields]
-    if numbers in ([True, True], [False, True, True], [False, True, False, True]):
-        return "; LFW's own pairs.txt gives names and numbers: write the paths of the files instead"
+    if hint := _lfw_hint(line):
+        return hint
     if any(mark in line for mark in ",;\"'"):
         return "; separate the fields by tabs or blanks, without commas and quotation marks"
-    if "\\" in line and os.sep == "/":
-        return "; write / instead of \\ in paths"
+    if len(fields) == 3 and fields[0] in ("0", "1"):
+        return "; the flag comes after the paths"
     return "; where a path has blanks, separate the fields by tabs" if len(fields) > 3 else ""
+
+
+def _lfw_hint(line: str) -> str:
+    numbers = [field.isdecimal() for field in line.split()]
+    if numbers in ([True, True], [False, True, True], [False, True, False, True]):
+        return "; LFW's own pairs.txt gives names and numbers: write the paths of the files instead"
+    return ""

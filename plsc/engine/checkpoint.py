@@ -12,6 +12,7 @@ A checkpoint does not depend on how many ranks wrote it, so any number of ranks 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -356,16 +357,18 @@ class Checkpoint:
 def _explain_absence(path: Path) -> str:
     """What a path is that is neither a checkpoint nor a folder of checkpoints."""
     expected = f"expected a folder with {MANIFEST}, or one that holds such folders (output/0, output/1, ...)"
+    other = f"name another folder with {setter('checkpoint_dir')}"
     found = recognize(path)
     if found is not None:
-        return f"checkpoint_dir {str(path)!r} is {found.what}; {expected}; {found.use}"
+        is_in_one = path.is_file() and (path.parent / MANIFEST).is_file()
+        use = f"{setter('checkpoint_dir', path.parent)} takes it" if is_in_one else found.use
+        return f"checkpoint {str(path)!r} is {found.what}; {expected}; {use}"
     if path.is_file():
-        return f"checkpoint_dir {str(path)!r} is a file; {expected}"
-    beside = [other.name for other in list_checkpoints(path.parent)]
+        return f"checkpoint {str(path)!r} is a file; {expected}; {other}"
+    beside = [checkpoint.name for checkpoint in list_checkpoints(path.parent)]
     what = "holds no checkpoint" if path.is_dir() else "does not exist"
-    return f"checkpoint_dir {str(path)!r} {what}; {expected}" + (
-        f"; {path.parent} holds the checkpoints {', '.join(beside)}" if beside else ""
-    )
+    held = f"; {path.parent} holds the checkpoints {', '.join(beside)}" if beside else ""
+    return f"checkpoint {str(path)!r} {what}; {expected}{held}; {other}"
 
 
 @contextlib.contextmanager
@@ -441,6 +444,14 @@ def _begin(folder: Path, stack: contextlib.ExitStack) -> None:
     stack.enter_context(write_folder(folder, CheckpointError, replace=False))
 
 
+def _is_full(error: Exception) -> bool:
+    """Whether a disk or a quota is full. The error of safetensors has the number only in its text."""
+    return any(
+        getattr(error, "errno", None) == number or f"(os error {number})" in str(error)
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    )
+
+
 def _write_parts(folder: Path, parts: list[Part]) -> list[_Described]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} was made by rank 0 but is not seen by this rank; {_shared()}")
@@ -456,7 +467,8 @@ def _write_parts(folder: Path, parts: list[Part]) -> list[_Described]:
             # Each rank flushes its own files: rank 0 cannot flush what another machine has not sent yet.
             sync_path(folder / file)
         except Exception as error:  # safetensors names no file
-            raise CheckpointError(f"{folder / file}: cannot be written: {explain(error)}") from error
+            remedy = f"; free space there, or choose another {setter('model_save_dir')}" if _is_full(error) else ""
+            raise CheckpointError(f"{folder / file}: cannot be written: {explain(error)}{remedy}") from error
     return [_describe(part) for part in parts]
 
 

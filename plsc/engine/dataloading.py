@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -278,15 +279,26 @@ def agreed_batches(batches: Iterator[Batch], collectives: Collectives) -> Iterat
 
     Each batch is cut to the shortest over ranks, and the batches end when the first rank has none left. Otherwise ranks
     would wait for each other without end.
+
+    Raises:
+        PLSCError: the loader of a rank failed; the same on every rank.
     """
     if collectives.topology.world_size == 1:
         yield from batches
         return
     dropped = 0
     while True:
-        batch = next(batches, None)
-        own = 0 if batch is None else len(batch.labels)
+        reason: Exception | None = None
+        batch: Batch | None = None
+        try:
+            batch = next(batches, None)
+        except Exception as raised:  # whatever it is, the other ranks must learn of it
+            reason = raised
+        own = -1 if reason is not None else 0 if batch is None else len(batch.labels)
         shared = int(collectives.all_reduce_min(paddle.to_tensor([own], dtype="int64")).item())
+        if shared < 0:
+            text = "the training data cannot be read: "
+            agree(functools.partial(_raise, reason), collectives, error=DataError, prefix=text)
         dropped += own - shared
         if batch is None or shared == 0:
             break
@@ -297,6 +309,11 @@ def agreed_batches(batches: Iterator[Batch], collectives: Collectives) -> Iterat
             collectives.topology.rank,
             dropped,
         )
+
+
+def _raise(reason: Exception | None) -> None:
+    if reason is not None:
+        raise reason
 
 
 def open_verification_sets(config: Config, collectives: Collectives) -> list[VerificationSet]:
@@ -347,13 +364,17 @@ def _open_sets(config: Config) -> list[VerificationSet]:
     return sets
 
 
+def missing_default_set(config: Config) -> Path | None:
+    """The path of the verification set that is taken where none is given, if it is taken and does not exist."""
+    is_given = any(value is not None for value in (config.val_targets, config.test_dataset, config.test_reader))
+    path = Path(data_folder(config), f"{DEFAULT_VAL_TARGETS}.bin")
+    return None if is_given or path.exists() else path
+
+
 def _named_sets(config: Config) -> list[VerificationSet]:
-    folder = Path(config.dataset_dir)
-    if not folder.is_dir():  # a file, a pattern
-        folder = folder.parent
-    if config.val_targets is None and not (path := folder / f"{DEFAULT_VAL_TARGETS}.bin").exists():
-        log.warning("no verification: %s (the default of val_targets) does not exist", path)
+    if missing_default_set(config) is not None:
         return []
+    folder = Path(data_folder(config))
     try:
         return [VerificationSet.load(*find_bin(name, folder)) for name in config.val_names]
     except DataError as error:

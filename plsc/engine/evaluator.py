@@ -208,7 +208,7 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
         raise DataError(
             f"nothing to test on: no verification set is given, and "
             f"{lacking if config.val_targets is None else 'val_targets is empty'}; make one with plsc data pairs, or "
-            f"name them with {setter('val_targets')}"
+            f"name one with {setter('val_targets')}"
         )
     for pairs in sets:
         _report(pairs, np.zeros([2 * len(pairs), 1], np.float32))

@@ -60,8 +60,8 @@ class Made:
 class Judge:
     """The judgment of all steps of a run. Every rank makes one, and calls the same methods in the same order.
 
-    With `on_nonfinite` 'stop' the verdict on a step is read when the next one begins, so that the device need not be
-    waited for. With 'skip' it is read before anything moves.
+    With `on_nonfinite` 'stop' the verdict on a step is read when the next one begins, so that the device works while
+    the next batch is awaited. With 'skip' it is read before anything moves.
 
     Args:
         config: the settings.
@@ -194,7 +194,7 @@ class Judge:
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= self._config.max_skipped_steps:
             number = f"{self.skipped_in_a_row} steps in a row were skipped ({setter('max_skipped_steps')})"
-            raise self._error(place, finding._replace(text=f"{number}; in the last {finding.text}"))
+            raise self._error(place, finding._replace(text=f"{number}; in the last {finding.text}"), skipped=True)
 
     def _find(self, place: Place, evidence: Evidence, *, is_updated: bool) -> Finding:
         describe: Callable[..., str] | None = getattr(self._loader, "describe", None)
@@ -206,14 +206,14 @@ class Judge:
 
         return evidence.find(describe_row, self._head, is_updated=is_updated)
 
-    def _error(self, place: Place, finding: Finding) -> TrainingError:
+    def _error(self, place: Place, finding: Finding, *, skipped: bool = False) -> TrainingError:
         saved = list_checkpoints(self._config.model_save_dir)
         kept = f"the newest checkpoint is {saved[-1]}" if saved else f"no checkpoint was saved{self.started_from}"
         cure = "Correct or leave out that image"
         if finding.stage is not Stage.INPUT:
             cure = f"Lower the learning rate ({setter('lr')}), warm up ({setter('warmup_epochs')})"
         # What an update has broken, skipping cannot mend.
-        if not self.skips and finding.stage not in (Stage.PARAMETER, Stage.CENTERS):
+        if not (self.skips or skipped) and finding.stage not in (Stage.PARAMETER, Stage.CENTERS):
             cure += f", or skip such steps: {setter('on_nonfinite', 'skip')}"
         return TrainingError(
             f"epoch {place.epoch}, step {place.step + 1}: {finding.text} (learning rate {place.learning_rate:.3g}, "

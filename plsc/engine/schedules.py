@@ -91,7 +91,7 @@ def build_schedule(
     return learning_rate
 
 
-def try_schedule(schedule: Schedule, first_step: int, *, total_steps: int | None) -> None:
+def try_schedule(schedule: Schedule, first_step: int, *, total_steps: int | None) -> dict[int, float]:
     """Find out before the first step whether a schedule gives learning rates: at some steps, the last among them.
 
     Args:
@@ -99,12 +99,15 @@ def try_schedule(schedule: Schedule, first_step: int, *, total_steps: int | None
         first_step: where training begins.
         total_steps: steps of the whole run; None where unknown.
 
+    Returns:
+        The learning rates by step, from 0.
+
     Raises:
         ConfigError: it gives none; names the step.
     """
     last = first_step + 1 if total_steps is None else max(first_step, total_steps - 1)
-    for step in sorted({first_step, min(first_step + 1, last), (first_step + last) // 2, last}):
-        schedule(step)
+    steps = {first_step, min(first_step + 1, last), (first_step + last) // 2, last}
+    return {step: schedule(step) for step in sorted(steps)}
 
 
 def _checked(function: Callable[[int], Any]) -> Schedule:

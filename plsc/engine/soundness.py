@@ -7,8 +7,9 @@ of the backbone, its parameters after the update, and the class centers where th
 
 A tensor is sound where the sum of its squares is finite in float32: it holds no NaN, no infinity, and no number of
 1.8e19 or more, whose square no batch normalization and no norm can hold. The device makes the sums of all tensors,
-one operator per tensor, and are brought into one number, which is NaN where any tensor of any rank is not sound. It is
-read when the next step begins, so that the device need not be waited for, or at once where a step may be left out.
+one operator per tensor, and brings them into one number, which is NaN where any tensor of any rank is not sound. That
+number is read when the next step begins, so that the device works while the next batch is awaited, or at once where a
+step may be left out.
 
 N batch on this rank, D embedding.
 """
@@ -155,7 +156,7 @@ def find_center(head: Head) -> str | None:
         if not parameter.shape[0] or np.isfinite(sums_of_squares([parameter]).item()):
             continue
         index, value = _first_unsound(parameter)
-        return f"{name} of the head, class {head.classes.start + index[0]}, holds {value:g}"
+        return f"{name} of the head, class {head.classes.start + index[0]}, {_holds(value)}"
     return None
 
 
@@ -248,9 +249,7 @@ def _explain(entry: _Entry, total: float, describe: Describe) -> str:
     row = None
     if entry.tensor is not None:
         index, value = _first_unsound(entry.tensor)
-        held, row = f"holds {value:g}", index[0] if index else None
-        if math.isfinite(value) and value != 0:
-            held += ", whose square is beyond float32"
+        held, row = _holds(value), index[0] if index else None
     if entry.stage in _PER_SAMPLE and row is not None:
         return _PER_SAMPLE[entry.stage].format(sample=describe(row), holds=held)
     if entry.stage is Stage.LOSS:
@@ -262,6 +261,15 @@ def _explain(entry: _Entry, total: float, describe: Describe) -> str:
         Stage.CENTERS: "after the update the head's",
     }.get(entry.stage, "the")
     return f"{what} '{entry.name}' {held}"
+
+
+def _holds(value: float) -> str:
+    """What a tensor holds that `_first_unsound` has looked at."""
+    if not math.isfinite(value):
+        return f"holds {value:g}"
+    if abs(value) >= LIMIT:
+        return f"holds {value:g}, whose square is beyond float32"
+    return f"holds numbers up to {abs(value):g}, and the sum of their squares is beyond float32"
 
 
 def _first_unsound(tensor: paddle.Tensor) -> tuple[tuple[int, ...], float]:

@@ -154,7 +154,9 @@ def load_training(
     if missing:
         raise CheckpointError(
             f"{saved.path}: the checkpoint was trained with loss_type '{about.settings.loss_type}' and "
-            f"holds no head {sorted(missing)[0]}, which '{config.loss_type}' needs"
+            f"holds no head {sorted(missing)[0]}, which '{config.loss_type}' needs; "
+            f"{setter('loss_type', about.settings.loss_type)} as in training, or train a new run without "
+            f"{setter('checkpoint_dir')}"
         )
     with reading(saved.path, "the head "):
         head.load(state)
@@ -205,7 +207,8 @@ def open_backbone(config: Config) -> tuple[paddle.nn.Layer, Config, Checkpoint]:
         if config.model is not None or "model_name" not in unset:  # not the checkpoint's network
             raise
         raise CheckpointError(
-            f"{saved.path}: its network, {config.model_name}, cannot be made: {explain(error)}"
+            f"{saved.path}: its network, {config.model_name}, cannot be made: {explain(error)}. Where a script "
+            f"registered that name: {_how_to_find_registered(about)}"
         ) from error
     load_backbone(backbone, saved, config=config)
     return backbone, config, saved
@@ -268,6 +271,15 @@ def _how_to_give_network(about: About) -> str:
     own = f"{setter('model')} with an object of that class"
     can_be_imported = not about.network.startswith("__main__:") and "<" not in about.network
     return either(own, f"{setter('model_name', about.network)}, or {own}" if can_be_imported else own)
+
+
+def _how_to_find_registered(about: About) -> str:
+    """How a program finds a network that another program registered by name."""
+    name = about.settings.model_name
+    return either(
+        f"import the module that registers '{name}' first",
+        f"{setter('model_name', f'MODULE:{name}')}, with the name of the script's file for MODULE",
+    )
 
 
 def _check_setting(saved: Checkpoint, found: Any, value: Any, what: str, setting: str) -> None:

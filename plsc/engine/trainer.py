@@ -31,6 +31,7 @@ from plsc.engine.dataloading import (
     check_loader,
     count_steps_per_epoch,
     data_folder,
+    missing_default_set,
     num_classes_of,
     open_verification_sets,
     warn_of_large_batch,
@@ -66,6 +67,7 @@ from plsc.errors import CheckpointError, ConfigError, DataError, PLSCError, Trai
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
+from plsc.utils.hints import setter
 from plsc.utils.logging import show_log
 from plsc.utils.seeding import derive_seed
 
@@ -133,6 +135,8 @@ class Trainer:
         agree(lambda: self._make_head(head), self.collectives, error=ConfigError)
         self.precision = Precision(config, self.topology)
         self.verification_sets = open_verification_sets(config, self.collectives) if config.with_test else []
+        if config.with_test and (path := missing_default_set(config)) is not None:
+            log.warning("no verification: %s (the default of val_targets) does not exist", path)
         self.global_batch = config.train_batch_size * self.topology.world_size
         self.steps_per_epoch = count_steps_per_epoch(self.loader, self.global_batch)
         self.epoch, self.step_in_epoch, self.step = 0, 0, 0
@@ -205,7 +209,8 @@ class Trainer:
             CheckpointError: a checkpoint cannot be written.
         """
         if self.is_done:
-            log.info("nothing is left to train: %d steps are done, as train_epochs or train_steps says", self.step)
+            more = setter("train_epochs") if self.config.train_steps is None else setter("train_steps")
+            log.info("nothing is left to train: all %d steps are done; to train on, give more: %s", self.step, more)
         else:
             self._log_start()
         results: dict[str, float] = {}
@@ -225,11 +230,11 @@ class Trainer:
                 for batch in self._batches():
                     step = self._make_step(self.train_step(batch))
                     self.observers.on_step(step)
-                    if self.config.test_period and self.step % self.config.test_period == 0:
-                        self._judge.check()
-                        results.update(self._verify(step))
                     if self.is_done:
                         break
+                    if self._is_verified_within_epoch():
+                        self._judge.check()
+                        results.update(self._verify(step))
                 results.update(step.values)
                 self._judge.check()
                 self._end_epoch(step, results)
@@ -241,9 +246,10 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, Any]:
         """One step of every rank on its share of the global batch.
 
-        A step that is not sound stops training: when the next one begins, so that the device need not be waited for.
-        With `on_nonfinite` 'skip' it is found before anything moves, and left out: everything stays as it was, but for
-        the number of steps. With float16, a step in which a gradient overflows moves nothing but the loss scale.
+        A step that is not sound stops training when the next one begins: the device works while the next batch is
+        awaited. With `on_nonfinite` 'skip' it is found before anything moves, and left out: everything stays as it was,
+        but for the number of steps. With float16, a step in which a gradient overflows moves nothing but the loss
+        scale.
 
         Returns:
             Numbers, and tensors of one element that the device may still be computing: 'loss', 'lr', with
@@ -332,6 +338,12 @@ class Trainer:
         batches = self.loader.epoch(self.epoch, self.step_in_epoch)
         # A TrainLoader has equally many batches on every rank; of another loader that is not known.
         return batches if isinstance(self.loader, TrainLoader) else agreed_batches(batches, self.collectives)
+
+    def _is_verified_within_epoch(self) -> bool:
+        """Whether `test_period` is over. After the last step of an epoch it is saved first, see `_end_epoch`."""
+        if isinstance(self.loader, TrainLoader) and self.step_in_epoch == self.steps_per_epoch:
+            return False
+        return self.config.test_period > 0 and self.step % self.config.test_period == 0
 
     def _end_epoch(self, step: Step, results: dict[str, float]) -> None:
         """Save `<epoch>`, or `<epoch>.<step>` where the run ended within an epoch; then verify.
@@ -444,10 +456,15 @@ class Trainer:
             warn_of_large_batch(self.loader, self.config, global_batch=self.global_batch)
             warn_of_batch_of_one(self.backbone, self.config.train_batch_size)
 
-        def try_learning_rates() -> None:
-            try_schedule(self.schedule, self.step, total_steps=self.total_steps)
+        def try_learning_rates() -> dict[int, float]:
+            return try_schedule(self.schedule, self.step, total_steps=self.total_steps)
 
-        agree(try_learning_rates, self.collectives, error=ConfigError)
+        rates = agree(try_learning_rates, self.collectives, error=ConfigError)
+        # Functions of one name may return different numbers. The last digits may differ with the machine.
+        check_ranks_agree(
+            lambda: {f"the learning rate of step {step + 1}": f"{value:.6g}" for step, value in rates.items()},
+            self.collectives,
+        )
         check_save_folder(
             self.config,
             epoch=self.epoch,

@@ -31,6 +31,7 @@ from plsc.utils.finite import find_nonfinite
 
 Pixels = NDArray[np.uint8]
 Embeddings = NDArray[np.float32]
+COSINE_DECIMALS = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +126,24 @@ def to_unit_length(embeddings: Embeddings) -> Embeddings:
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     unit: Embeddings = embeddings / np.maximum(lengths, EPSILON)
     return unit
+
+
+def cosines(embeddings: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
+    """Cosine of each row of [n, D] with the embedding [D]: n numbers in [-1, 1], rounded to 7 decimals.
+
+    Embeddings in float32 give no more than 7 decimals. Rounded there, an embedding has cosine 1 with itself, and the
+    cosine of two does not depend on how many others are computed with it. 0 where an embedding is zero.
+    """
+    wide, probe = np.asarray(embeddings, np.float64), np.asarray(other, np.float64)
+    lengths = np.linalg.norm(wide, axis=1) * np.linalg.norm(probe)
+    rounded = np.round(wide @ probe / np.maximum(lengths, EPSILON), COSINE_DECIMALS)
+    found: NDArray[np.float64] = np.clip(rounded, -1, 1)
+    return found
+
+
+def reaches(cosine: float, threshold: float) -> bool:
+    """Whether a cosine reaches the threshold. The threshold is rounded as cosines are."""
+    return cosine >= round(threshold, COSINE_DECIMALS)
 
 
 def check_finite(embeddings: Embeddings, *, first: int = 0) -> None:

@@ -1,14 +1,12 @@
-"""A gallery of enrolled embeddings, searched exactly by faiss and saved as a folder.
-
-The folder holds `index.faiss`, the embeddings by number, and `gallery.json`, the name of each number. It is written
-under another name and then renamed, so that neither a server nor a crash sees a part of it.
-"""
+"""A gallery of enrolled embeddings, searched by faiss and saved as a folder; see `plsc.inference.gallery_files`."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
-from collections.abc import Sequence
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plsc.errors import DataError, ServingError
-from plsc.inference.embedding import Embeddings
+from plsc.inference.embedding import Embeddings, cosines, reaches
+from plsc.inference.gallery_files import StoredGallery, holds_gallery, read_gallery, read_revision, write_gallery
+from plsc.inference.gallery_index import Positions, index_class
 from plsc.inference.model_card import ModelCard
 from plsc.metrics.embeddings import EPSILON
-from plsc.utils.artifacts import recognize
-from plsc.utils.atomic import restore_folder, write_folder
-from plsc.utils.lazy import require
+from plsc.utils.atomic import lock_folder, write_folder
+from plsc.utils.threads import SharedLock
 
-ABOUT_FILE, INDEX_FILE = "gallery.json", "index.faiss"
-FORMAT = "plsc-gallery"
+# Rows that are converted to float64 at a time.
+_BLOCK = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,9 @@ class Match:
 
     Attributes:
         name: name of the entry; several entries may share one.
-        cosine: cosine of the entry's embedding and the probe's, -1 to 1.
-        same: whether the cosine reaches the threshold; None without a threshold.
+        cosine: cosine of the entry's embedding and the probe's, -1 to 1, rounded to 7 decimals: 1 for the entry's own
+            embedding, except in an index 'sq8'.
+        same: whether the cosine reaches the threshold, rounded alike; None without a threshold.
     """
 
     name: str
@@ -50,15 +50,26 @@ class Match:
 class Gallery:
     """Embeddings [n, D] of unit length, each under a name, searched by cosine.
 
-    The search is exact: it reads all n D numbers for each probe, which takes tens of milliseconds for a million entries
-    of 512 numbers.
+    Threads may share a gallery: searches run beside each other, and a change waits for them. Several processes and
+    objects may change one folder: `editing` lets one wait for the other, and `save` refuses to overwrite a change that
+    the object has not seen.
 
     Args:
         dimension: D.
         weights: digest of the network that the embeddings come from, `ModelCard.weights`. `check_model` refuses a model
             with another one. Empty, the default, if it is not known.
+        index: how the embeddings are held and searched.
+
+            'flat': 4 D bytes per entry. Each search reads all of them and is exact, which takes tens of milliseconds
+            for a million entries of 512 numbers.
+            'sq8': D bytes per entry. Each number is rounded to one of 256, which moves cosines by about 0.001.
+            'hnsw': 4 D + 270 bytes per entry. A search looks at a part of the entries and may miss some; to enroll
+            takes far longer. docs/serving.md has measurements.
+
+            After a fork, searches in the new process use one thread.
 
     Raises:
+        ConfigError: there is no such index.
         MissingDependencyError: faiss is not installed.
 
     Example:
@@ -66,64 +77,99 @@ class Gallery:
         >>> gallery = Gallery(model.emb_dim, model.card.weights)
         >>> gallery.add(["ann", "bob"], model.embed(["ann.jpg", "bob.jpg"]))
         >>> gallery.save("faces")
+        >>> with Gallery.editing("faces") as gallery:
+        ...     gallery.remove("ann")
         >>> Gallery.open("faces").search(model.embed("probe.jpg"), 1, threshold=0.3)
         [[Match(name='bob', cosine=0.71, same=True)]]
     """
 
-    def __init__(self, dimension: int, weights: str = "") -> None:
-        faiss = _faiss()
+    def __init__(self, dimension: int, weights: str = "", *, index: str = "flat") -> None:
         self.weights = weights
-        self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(dimension))
-        self._names: dict[int, str] = {}
-        self._next = 0
+        self._index = index_class(index)(dimension)
+        self._names: list[str | None] = []  # by position; None where the entry is removed
+        self._changes = 0
+        # By folder: the revision that was last read or written there, and the changes until then.
+        self._revisions: dict[str, tuple[str, int]] = {}
+        self._edited: tuple[str, int] | None = None  # the folder whose lock `editing` holds, and the thread
+        self._lock = SharedLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock.reading():
+            return {**self.__dict__, "_lock": None, "_edited": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = SharedLock()
 
     def __len__(self) -> int:
-        return int(self._index.ntotal)
+        with self._lock.reading():
+            return self._count()
 
     @property
     def dimension(self) -> int:
         """D."""
-        return int(self._index.d)
+        return self._index.dimension
+
+    @property
+    def index(self) -> str:
+        """How the embeddings are held: 'flat', 'sq8' or 'hnsw'."""
+        return self._index.kind
 
     @property
     def names(self) -> list[str]:
         """The name of each entry, in order of enrollment."""
-        return [self._names[number] for number in sorted(self._names)]
+        with self._lock.reading():
+            return [name for name in self._names if name is not None]
 
-    def add(self, names: Sequence[str], embeddings: NDArray[Any]) -> None:
+    def add(self, names: Sequence[str] | str, embeddings: NDArray[Any]) -> None:
         """Enroll embeddings.
 
         Args:
-            names: n names, none of them empty. A name may come several times.
+            names: n names, none of them empty. A name may come several times. A single text is the name of a single
+                embedding.
             embeddings: [n, D] of any length; each is brought to unit length.
 
         Raises:
             DataError: the number of names or the shape differs from what is expected, an embedding is zero or not
-                finite, or a name is empty.
+                finite, or a name is empty, no text, or cannot be written in UTF-8.
         """
         rows = self._rows(embeddings)
+        if isinstance(names, str) and len(rows) != 1:
+            raise DataError(
+                f"gallery: got the one name {names!r} for {len(rows)} embeddings, expected one each; for several "
+                f"embeddings of one name give [{names!r}] * {len(rows)}"
+            )
+        names = check_names([names] if isinstance(names, str) else names)
         if len(names) != len(rows):
             raise DataError(f"gallery: got {len(names)} names for {len(rows)} embeddings, expected one each")
-        if not all(isinstance(name, str) and name for name in names):
-            raise DataError("gallery: a name is empty or no text, expected what to call the entry")
-        numbers = np.arange(self._next, self._next + len(rows), dtype=np.int64)
-        self._index.add_with_ids(rows, numbers)
-        self._names.update(zip(numbers.tolist(), names))
-        self._next += len(rows)
+        with self._lock.writing():
+            self._names += names
+            try:
+                self._index.add(rows)
+            finally:
+                del self._names[len(self._index) :]  # those of rows that did not get in
+                self._changes += 1
 
-    def remove(self, name: str) -> int:
-        """Remove all entries of a name; returns their number.
+    def remove(self, name: str | Sequence[str]) -> int:
+        """Remove all entries of a name, or of several names; returns their number.
 
         Raises:
-            DataError: no entry has this name.
+            DataError: no entry has this name, or one of these names, or one is no name; then nothing is removed.
         """
-        numbers = [number for number, other in self._names.items() if other == name]
-        if not numbers:
-            raise DataError(f"gallery: no entry is named {name!r}; it has {len(set(self._names.values()))} names")
-        self._index.remove_ids(np.asarray(numbers, np.int64))
-        for number in numbers:
-            del self._names[number]
-        return len(numbers)
+        wanted = set(check_names([name] if isinstance(name, str) else list(name)))
+        with self._lock.writing():
+            positions = [position for position, other in enumerate(self._names) if other in wanted]
+            unknown = wanted - {self._names[position] for position in positions}
+            if unknown:
+                known = len(set(self._names) - {None})
+                raise DataError(f"gallery: no entry is named {min(unknown)!r}; it has {known} names")
+            self._changes += 1
+            self._index.remove(np.asarray(positions, np.int64))
+            if self._index.closes_gaps:
+                self._names = [other for other in self._names if other not in wanted]
+            else:
+                self._names = [None if other in wanted else other for other in self._names]
+        return len(positions)
 
     def search(self, probes: NDArray[Any], count: int = 5, *, threshold: float | None = None) -> list[list[Match]]:
         """For each probe its most similar entries, the most similar first.
@@ -135,18 +181,14 @@ class Gallery:
                 states it. Without it `Match.same` is None.
 
         Raises:
-            DataError: the probes are not [Q, D], or one is zero or not finite.
+            DataError: the probes are not [Q, D], one is zero or not finite, or the threshold is no cosine.
         """
         rows = self._rows(probes)
-        cosines, numbers = self._index.search(rows, max(1, min(count, len(self))))
-        return [
-            [
-                Match(self._names[number], float(cosine), None if threshold is None else bool(cosine >= threshold))
-                for cosine, number in zip(*row)
-                if number >= 0
-            ]
-            for row in zip(cosines.tolist(), numbers.tolist())
-        ]
+        if threshold is not None and not abs(threshold) <= 1 + 1e-7:
+            raise DataError(f"gallery: got the threshold {threshold}, expected a cosine of -1 to 1")
+        with self._lock.reading():
+            found = self._index.search(rows, max(1, min(count, self._count())))
+            return [self._matches(row, positions[positions >= 0], threshold) for row, positions in zip(rows, found)]
 
     def check_model(self, card: ModelCard) -> None:
         """Check that the gallery's embeddings come from this model.
@@ -166,77 +208,176 @@ class Gallery:
             )
 
     def save(self, folder: str | Path, *, replace: bool = False) -> None:
-        """Write the gallery to a folder.
+        """Write the gallery to a folder. Readers of the folder find the earlier gallery or the new one.
 
         Args:
             folder: a new folder.
-            replace: replace the gallery that the folder holds. A folder that holds no gallery is never replaced.
+            replace: replace the gallery that the folder holds. A folder that holds no gallery is never replaced, nor is
+                a gallery that this object has read from the folder, or written there, and that has been changed or
+                removed since.
 
         Raises:
-            ServingError: the folder exists and may not be replaced, or it cannot be written.
+            ServingError: the folder exists and may not be replaced, has been changed, or cannot be written.
         """
-        faiss = _faiss()
         folder = Path(folder)
-        restore_folder(folder)
-        if folder.exists() and not (replace and (folder / ABOUT_FILE).is_file()):
+        is_gallery, key = holds_gallery(folder), _key(folder)
+        if folder.exists() and not (replace and is_gallery):
             raise ServingError(f"{folder} exists and is not overwritten; choose another name")
-        about = {
-            "format": FORMAT,
-            "version": 1,
-            "dimension": self.dimension,
-            "weights": self.weights,
-            "next": self._next,
-            "names": {str(number): name for number, name in self._names.items()},
-        }
-        with write_folder(folder, ServingError, replace=replace) as write:
-            write.obsolete = {INDEX_FILE, ABOUT_FILE}
-            try:
-                faiss.write_index(self._index, str(write.path / INDEX_FILE))
-            except RuntimeError as error:
-                raise ServingError(f"{folder}: cannot be written: {str(error)[:200]}") from None
-            (write.path / ABOUT_FILE).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+        if replace and key in self._revisions and not is_gallery:
+            raise ServingError(
+                f"{folder}: the gallery there has been removed since it was opened; save under a new name"
+            )
+        try:
+            if not is_gallery:
+                with write_folder(folder, ServingError, replace=False) as write:
+                    self._write(write.path, key=key)
+            elif self._edited == (key, threading.get_ident()):
+                self._write(folder, key=key)
+            else:
+                with lock_folder(folder, ServingError):
+                    self._check_unchanged(folder)
+                    self._write(folder, key=key)
+        except OSError as error:
+            raise ServingError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
     @classmethod
     def open(cls, folder: str | Path) -> Gallery:
-        """Read a gallery that `save` wrote.
+        """Read a gallery that `save` wrote, also while it is saved again.
 
         Raises:
-            ServingError: the folder holds no gallery, or the gallery is damaged.
+            ServingError: the folder holds no gallery, or the gallery cannot be read or is damaged.
         """
-        faiss = _faiss()
         folder = Path(folder)
-        if not folder.exists():
-            restore_folder(folder)
-        try:
-            about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
-            gallery = cls(about["dimension"], about.get("weights", ""))
-            gallery._names = {int(number): name for number, name in about["names"].items()}
-            gallery._next = about["next"]
-            gallery._index = faiss.read_index(str(folder / INDEX_FILE))
-        except (FileNotFoundError, NotADirectoryError):
-            found = recognize(folder)
-            what = f"it is {found}" if found else "make one with plsc gallery build"
-            raise ServingError(f"{folder}: no gallery there ({ABOUT_FILE} is missing); {what}") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise ServingError(f"{folder}: the gallery is damaged: {str(error)[:200]}; build it again") from None
-        found = faiss.vector_to_array(gallery._index.id_map).tolist()
-        if about.get("format") != FORMAT or sorted(found) != sorted(gallery._names):
-            raise ServingError(
-                f"{folder}: {INDEX_FILE} and {ABOUT_FILE} do not belong together; build the gallery again"
-            )
+        stored = read_gallery(folder)
+        gallery = cls(stored.index.dimension, stored.weights, index=stored.index.kind)
+        gallery._index, gallery._names = stored.index, list(stored.names)
+        gallery._revisions[_key(folder)] = (stored.revision, 0)
         return gallery
+
+    @classmethod
+    @contextlib.contextmanager
+    def editing(cls, folder: str | Path) -> Iterator[Gallery]:
+        """Open a gallery, and save it at the end of the `with` block if it was changed there.
+
+        No other `editing` or `save` of the folder happens meanwhile: they wait. An exception in the block leaves the
+        folder as it was.
+
+        Raises:
+            ServingError: as `open` and `save`.
+
+        Example:
+            >>> embeddings = model.embed(["carl.jpg"])  # before, so that nobody waits for it
+            >>> with Gallery.editing("faces") as gallery:
+            ...     gallery.add(["carl"], embeddings)
+        """
+        folder = Path(folder)
+        if not holds_gallery(folder):
+            cls.open(folder)  # raises
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(lock_folder(folder, ServingError))
+            except OSError as error:
+                raise ServingError(f"{folder}: cannot be locked: {error.strerror or error}") from None
+            gallery = cls.open(folder)
+            key = _key(folder)
+            gallery._edited = (key, threading.get_ident())
+            try:
+                yield gallery
+                if gallery._revisions[key][1] != gallery._changes:
+                    gallery.save(folder, replace=True)
+            finally:
+                gallery._edited = None
+
+    def _check_unchanged(self, folder: Path) -> None:
+        """Refuse to replace what this object has read or written, and another has changed since."""
+        seen, _ = self._revisions.get(_key(folder), (None, 0))
+        if seen is not None and seen != read_revision(folder):
+            raise ServingError(
+                f"{folder}: the gallery has been changed since this one was opened or saved there, and saving would "
+                f"undo that; open it again and repeat your changes, in `with Gallery.editing(folder) as gallery:`"
+            )
+
+    def _write(self, folder: Path, *, key: str) -> None:
+        """Write to an existing folder, and remember its revision under the name `key`."""
+        with self._lock.writing():
+            if self._index.is_worn:
+                self._make_index_again()
+        with self._lock.reading():
+            revision = write_gallery(folder, StoredGallery(self._index, self._names, self.weights))
+            self._revisions[key] = (revision, self._changes)
+
+    def _make_index_again(self) -> None:
+        """Leave removed entries out of the index, where they were only marked."""
+        kept = np.asarray([position for position, name in enumerate(self._names) if name is not None], np.int64)
+        made = index_class(self.index)(self.dimension)
+        for start in range(0, len(kept), _BLOCK):
+            made.add(self._index.rows(kept[start : start + _BLOCK]))
+        self._index, self._names = made, [self._names[position] for position in kept]
+
+    def _count(self) -> int:
+        return len(self._index) - self._index.removed_count
+
+    def _matches(self, probe: NDArray[np.float32], positions: Positions, threshold: float | None) -> list[Match]:
+        """The entries at `positions`, by their cosines in float64; those of faiss depend on the number of probes."""
+        found = [
+            cosines(self._index.rows(positions[start : start + _BLOCK]), probe)
+            for start in range(0, len(positions), _BLOCK)
+        ]
+        values = np.concatenate(found) if found else np.empty(0)
+        order = np.lexsort((positions, -values))
+        return [
+            Match(str(self._names[positions[at]]), cosine, None if threshold is None else reaches(cosine, threshold))
+            for at, cosine in zip(order, values[order].tolist())
+        ]
 
     def _rows(self, embeddings: NDArray[Any]) -> Embeddings:
         """Embeddings [n, D] float32 of unit length."""
-        rows = np.array(embeddings, np.float32, ndmin=2)
-        if rows.ndim != 2 or rows.shape[1] != self.dimension:
-            raise DataError(f"gallery: got embeddings {list(rows.shape)}, expected [n, {self.dimension}]")
-        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        bad_rows = ~(np.isfinite(lengths) & (lengths >= EPSILON))
-        if bad_rows.any():
-            bad = int(bad_rows.argmax())
-            raise DataError(f"gallery: embedding {bad} is zero or not finite")
-        return np.ascontiguousarray(rows / lengths)
+        given = np.atleast_2d(np.asarray(embeddings))
+        if given.ndim != 2 or given.shape[1] != self.dimension or given.dtype.kind not in "fiu":
+            found = f"{list(given.shape)} of {given.dtype}"
+            raise DataError(f"gallery: got embeddings {found}, expected [n, {self.dimension}] of numbers")
+        rows = np.empty(given.shape, np.float32)
+        for start in range(0, len(given), _BLOCK):
+            wide = given[start : start + _BLOCK].astype(np.float64)
+            lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+            bad_rows = ~(np.isfinite(lengths) & (lengths >= EPSILON))
+            if bad_rows.any():
+                raise DataError(f"gallery: embedding {start + int(bad_rows.argmax())} is zero or not finite")
+            rows[start : start + _BLOCK] = wide / lengths
+        return rows
+
+
+def check_names(names: Sequence[str]) -> list[str]:
+    """Names to enroll as a list.
+
+    Raises:
+        DataError: they are in no order, or one is empty, no text, or cannot be written in UTF-8.
+    """
+    if isinstance(names, (Set, Mapping)):
+        raise DataError(
+            f"gallery: got the names as a {type(names).__name__}, expected a list, in the embeddings' order"
+        )
+    found = list(names)
+    for name in found:
+        if not isinstance(name, str) or not name:
+            raise DataError(f"gallery: a name is empty or no text ({name!r}), expected what to call the entry")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"gallery: the name {name!r} is not UTF-8{_in_gbk(name)}, expected text") from None
+    return [str(name) for name in found]
+
+
+def _in_gbk(name: str) -> str:
+    """What the bytes of a file's name mean in GBK, for a message; '' where they mean nothing."""
+    try:
+        return f" (in GBK it is {os.fsencode(name).decode('gbk')!r})"
+    except UnicodeError:
+        return ""
+
+
+def _key(folder: Path) -> str:
+    return os.path.realpath(folder)
 
 
 def read_threshold(report: str | Path, name: str | None = None) -> float:
@@ -270,9 +411,3 @@ def read_threshold(report: str | Path, name: str | None = None) -> float:
             f"both same and different pairs gives none"
         )
     return min(threshold, 1.0)  # earlier versions wrote 1.0000000000000002 for 1
-
-
-def _faiss() -> Any:
-    # faiss logs each library that it tries to load, and Paddle sets the root logger to show such messages.
-    logging.getLogger("faiss").setLevel(logging.WARNING)
-    return require("faiss", "faiss-cpu", purpose="a gallery")

@@ -14,6 +14,7 @@ import numpy as np
 from plsc.errors import ServingError
 from plsc.inference.embedding import EmbeddingPath
 from plsc.utils.artifacts import recognize
+from plsc.utils.atomic import restore_folder
 from plsc.utils.hints import either
 
 FORMAT = "plsc-inference-model"
@@ -73,6 +74,9 @@ def read_model_card(directory: str | Path) -> ModelCard:
         ServingError: the folder holds no export, or the card is damaged or of another format.
     """
     directory = Path(directory)
+    for folder in (directory, directory / "inference_model"):
+        if not folder.exists():
+            restore_folder(folder)  # the process that was replacing it was killed
     if not (directory / ABOUT_FILE).is_file() and (directory / "inference_model" / ABOUT_FILE).is_file():
         directory = directory / "inference_model"
     about = _read_about(directory)

@@ -77,7 +77,8 @@ def exp_(tensor: paddle.Tensor) -> paddle.Tensor:
     view = host_view(tensor)
     if view is None:
         return _exp_(tensor)
-    np.exp(view, out=view)
+    with np.errstate(over="ignore"):  # the judgment of the step finds it
+        np.exp(view, out=view)
     return tensor
 
 
@@ -160,8 +161,9 @@ def squared_norms(rows: paddle.Tensor, view: Array | None, *, ones: paddle.Tenso
     """
     if view is None:
         return _matmul(multiply(rows, rows), ones, False, False)
-    # NumPy 2.0 has vecdot, which needs half the time.
-    found: Array = np.vecdot(view, view) if hasattr(np, "vecdot") else np.einsum("ij,ij->i", view, view)
+    with np.errstate(over="ignore"):  # the judgment of the step finds it
+        # NumPy 2.0 has vecdot, which needs half the time.
+        found: Array = np.vecdot(view, view) if hasattr(np, "vecdot") else np.einsum("ij,ij->i", view, view)
     return found
 
 

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, Router
 
-from plsc.inference.embedding import Embeddings, Pixels
+from plsc.inference.embedding import Embeddings, Pixels, cosines, reaches
 from plsc.inference.gallery import Gallery
 from plsc.inference.model_card import read_model_card
 from plsc.serving import protocols
@@ -109,8 +109,8 @@ class Service:
             return images
 
         one, other = await self._embed(request, read_two)
-        cosine, threshold = float(one @ other), self.settings.threshold
-        same = None if threshold is None else cosine >= threshold
+        cosine, threshold = float(cosines(one[None], other)[0]), self.settings.threshold
+        same = None if threshold is None else reaches(cosine, threshold)
         return _reply(request, {"cosine": cosine, "same": same, "threshold": threshold})
 
     async def identify(self, request: Request) -> Response:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+import os
 import queue
 import re
-import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from plsc.data.images import encode
 from plsc.errors import DataError, ServingError
 from plsc.inference.embedding import Embeddings
 from plsc.utils.lazy import require
+from plsc.utils.logging import progress_bar
 from plsc.utils.numbers import as_count
 
 # Statuses after which another attempt, or another server, may succeed.
@@ -43,7 +45,7 @@ class Verdict:
 
 
 class Client:
-    """Sends images to one HTTP server or several. A client may be used by several threads.
+    """Sends images to one HTTP server or several. A client may be used by several threads, and by forked processes.
 
     A request that fails is sent again: after growing pauses or the server's Retry-After, and, with several servers, to
     the next one. A repetition is harmless, because the server keeps nothing of a request.
@@ -91,9 +93,15 @@ class Client:
         headers = {"Accept-Encoding": "identity"}
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
-        self._http = self._urllib3.PoolManager(
-            num_pools=len(self.servers) + 1, maxsize=connections, headers=headers, timeout=timeout, block=False
+        self._connect: Callable[[], Any] = functools.partial(
+            self._urllib3.PoolManager,
+            num_pools=len(self.servers) + 1,
+            maxsize=connections,
+            headers=headers,
+            timeout=timeout,
+            block=False,
         )
+        self._pools = {os.getpid(): self._connect()}
 
     def embed(self, images: Any | Iterable[Any], batch_size: int = 16, *, progress: bool = False) -> Embeddings:
         """Embed images: [n, D] float32 of unit length, in the order of the images; [0, 0] without images.
@@ -101,7 +109,7 @@ class Client:
         Args:
             images: one image or several, each of a kind that `plsc.data.image_input.take_image` takes.
             batch_size: images per request, 1 or more. Requests go to all servers at one time, `connections` to each.
-            progress: show a progress bar.
+            progress: show a progress bar on a terminal.
 
         Raises:
             DataError: an image cannot be read here.
@@ -116,8 +124,9 @@ class Client:
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in range(len(starts)):
             waiting.put(number)
-        failures: list[Exception] = []
-        with tqdm(total=len(images), unit="image", disable=not progress or sys.stderr is None) as bar:
+        failures, one_at_a_time = list[Exception](), threading.Lock()
+        shown = progress_bar if progress else functools.partial(tqdm, disable=True)
+        with shown(total=len(images), unit="image") as bar:
 
             def work(first: int) -> None:
                 while not failures:
@@ -128,7 +137,8 @@ class Client:
                     try:
                         chunk = images[starts[number] : starts[number] + size]
                         results[number] = self._embed(starts[number], chunk, first)
-                        bar.update(len(chunk))
+                        with one_at_a_time:
+                            bar.update(len(chunk))
                     except Exception as error:
                         failures.append(error)
 
@@ -178,8 +188,17 @@ class Client:
         return found
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections of this process."""
         self._http.clear()
+
+    @property
+    def _http(self) -> Any:
+        """The connections of this process. A forked process must not use its parent's: two would read one reply.
+
+        The parent's pool is kept, because at the time of the fork another thread may have held its locks.
+        """
+        found = self._pools.get(os.getpid())
+        return self._pools.setdefault(os.getpid(), self._connect()) if found is None else found
 
     def __enter__(self) -> Client:
         return self

@@ -43,6 +43,7 @@ class RequestMiddleware:
         paths: paths of the application; in metrics all other paths count as 'other'.
 
     Attributes:
+        loading: whether the predictors are not there yet. The server sets it; embeddings are refused with 503.
         draining: whether the server is shutting down. The server sets it.
         active_requests: number of requests that are not answered yet.
     """
@@ -50,7 +51,7 @@ class RequestMiddleware:
     def __init__(self, app: ASGIApp, settings: ServeSettings, *, metrics: Metrics, paths: Collection[str]) -> None:
         self._app, self._settings, self._metrics, self._paths = app, settings, metrics, paths
         self._inflight_bytes = 0
-        self.draining, self.active_requests = False, 0
+        self.loading, self.draining, self.active_requests = False, False, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,6 +72,8 @@ class RequestMiddleware:
             scope["app"] = self  # with this key the router raises HTTPException instead of replying in plain text
             self._check_key(scope["path"], exchange.headers)
             if scope["method"] == "POST":
+                if self.loading:
+                    raise HTTPError(503, "the model is being loaded; try again in 1 s", headers={"Retry-After": "1"})
                 scope["plsc.body"] = await self._read_body(exchange)
             await self._app(scope, exchange.receive, exchange.send)
         except HTTPError as error:

@@ -73,17 +73,20 @@ class _Worker:
             ServingError: the model cannot be loaded; the message is the process's.
         """
         threads = str(self._settings.threads_per_worker)
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            _START,
-            str(self._settings.model),
-            threads,
-            self._fingerprint,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": threads},
-        )
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                _START,
+                str(self._settings.model),
+                threads,
+                self._fingerprint,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env={**os.environ, "OMP_NUM_THREADS": threads},
+            )
+        except OSError as error:
+            raise ServingError(f"{sys.executable}: cannot be started: {error.strerror or error}") from None
         try:
             status, message = await asyncio.wait_for(self._read_reply(), _START_TIMEOUT)
         except asyncio.TimeoutError:
@@ -202,7 +205,7 @@ class PredictorPool:
             await self.stop()
             raise
         self.names, self.ready = found[0], len(found)
-        self._tasks = [asyncio.create_task(self._serve(worker)) for worker in self._workers]
+        self._tasks = [asyncio.create_task(self._keep_serving(worker)) for worker in self._workers]
 
     async def stop(self) -> None:
         """End the processes. Jobs that still wait are answered with 503."""
@@ -250,6 +253,15 @@ class PredictorPool:
             headers={"Retry-After": str(pause)},
         )
 
+    async def _keep_serving(self, worker: _Worker) -> None:
+        """As `_serve`; what it does not expect is logged and ends one process, not the service."""
+        while True:
+            try:
+                await self._serve(worker)
+            except Exception:
+                log.exception("a predictor process is replaced after a fault of the server")
+                await self._replace(worker, "a predictor process was given up")
+
     async def _serve(self, worker: _Worker) -> None:
         """Run batch after batch in one process until cancelled; replace the process when it ends."""
         while True:
@@ -270,6 +282,9 @@ class PredictorPool:
                 _fail(batch, error)
             except asyncio.CancelledError:
                 _fail(batch, HTTPError(503, _SHUTTING_DOWN, headers={"Retry-After": "1"}))
+                raise
+            except Exception as error:
+                _fail(batch, error)
                 raise
 
     async def _run_batch(self, worker: _Worker, batch: list[_Job]) -> None:
@@ -308,7 +323,7 @@ class PredictorPool:
             try:
                 await worker.start()
                 break
-            except ServingError as error:
+            except Exception as error:
                 log.error("a predictor process cannot start: %s; next attempt in %g s", error, pause)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _MAX_PAUSE)

@@ -25,6 +25,7 @@ from plsc.serving.app import Service  # noqa: E402
 from plsc.serving.middleware import access_log  # noqa: E402
 from plsc.serving.uvicorn_protocol import awaits_first_request, protocol_factory  # noqa: E402
 from plsc.utils.hints import argument  # noqa: E402
+from plsc.utils.logging import guard_standard_error, lossy  # noqa: E402
 
 log = logging.getLogger("plsc")
 
@@ -36,11 +37,12 @@ _FIRST_REQUEST_TIMEOUT = 2.0
 
 
 def serve(settings: ServeSettings) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM, SIGINT or SIGHUP.
 
     Raises:
         ServingError: the model or the gallery cannot be loaded, or the address cannot be listened on.
     """
+    guard_standard_error()
     service = Service(settings)
     if settings.access_log:
         _show_access_log()
@@ -49,7 +51,8 @@ def serve(settings: ServeSettings) -> None:
         if not host.startswith("127.") and host != "::1" and settings.api_key is None:
             log.warning("listening on %s without an API key: whoever reaches this port may use it", host)
         log.info(
-            "loading %s in %d predictor process(es) of %d thread(s)",
+            "listening on port %d, loading %s in %d predictor process(es) of %d thread(s)",
+            listener.getsockname()[1],
             settings.model,
             settings.workers,
             settings.threads_per_worker,
@@ -59,7 +62,6 @@ def serve(settings: ServeSettings) -> None:
 
 async def _run(service: Service, listener: socket.socket) -> None:
     try:
-        await service.pool.start()
         await _serve_until_drained(service, listener)
     finally:
         await service.stop()
@@ -69,8 +71,8 @@ async def _run(service: Service, listener: socket.socket) -> None:
 async def _serve_until_drained(service: Service, listener: socket.socket) -> None:
     """Answer requests until a signal arrives, then shut down without losing one.
 
-    First every reply asks its connection to close. After the drain no connection is accepted, and the requests in
-    progress are answered.
+    While the model is loaded, health checks are answered. At a signal, first every reply asks its connection to close.
+    After the drain no connection is accepted, and the requests in progress are answered.
     """
     settings, loop = service.settings, asyncio.get_running_loop()
     server = uvicorn.Server(
@@ -90,32 +92,63 @@ async def _serve_until_drained(service: Service, listener: socket.socket) -> Non
     running = asyncio.create_task(server.serve(sockets=[]))
     await asyncio.sleep(0)  # uvicorn sets its signal handlers, which _signals then replaces
     connect = protocol_factory(server)
-    # A descriptor of its own, because the event loop closes the one it is given.
-    accepting = await loop.create_server(connect, sock=listener.dup(), backlog=_BACKLOG)
     with _signals() as signals:
-        host, port = listener.getsockname()[:2]
-        log.info("serving on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-        number = await signals.get()
-        log.info("signal %d: draining for %g s, then shutting down", number, settings.drain)
-        service.app.draining = True
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(signals.get(), settings.drain)  # a second signal ends the drain
-        accepting.close()
-        for connection in _accepted(listener):
-            await loop.connect_accepted_socket(connect, connection)
-        deadline = loop.time() + _FIRST_REQUEST_TIMEOUT
-        await asyncio.sleep(0.2)  # a request that is on its way on a kept connection
-        while awaits_first_request(server) and loop.time() < deadline:
-            await asyncio.sleep(0.02)
-        server.should_exit = True
-        await running
+        # A descriptor of its own, because the event loop closes the one it is given.
+        accepting = await loop.create_server(connect, sock=listener.dup(), backlog=_BACKLOG)
+        try:
+            number = await _load(service, signals)
+            if number is None:
+                host, port = listener.getsockname()[:2]
+                log.info("serving on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+                number = await signals.get()
+                log.info("signal %d: draining for %g s, then shutting down", number, settings.drain)
+                service.app.draining = True
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(signals.get(), settings.drain)  # a second signal ends the drain
+            accepting.close()
+            for connection in _accepted(listener):
+                await loop.connect_accepted_socket(connect, connection)
+            deadline = loop.time() + _FIRST_REQUEST_TIMEOUT
+            await asyncio.sleep(0.2)  # a request that is on its way on a kept connection
+            while awaits_first_request(server) and loop.time() < deadline:
+                await asyncio.sleep(0.02)
+        finally:
+            accepting.close()
+            server.should_exit = True
+            await running
+
+
+async def _load(service: Service, signals: asyncio.Queue[int]) -> int | None:
+    """Start the predictors; returns the signal that arrived before they were ready, else None.
+
+    Raises:
+        ServingError: the model cannot be loaded.
+    """
+    service.app.loading = True
+    loading, signal_arrived = asyncio.create_task(service.pool.start()), asyncio.create_task(signals.get())
+    await asyncio.wait({loading, signal_arrived}, return_when=asyncio.FIRST_COMPLETED)
+    if not loading.done():
+        loading.cancel()
+        await asyncio.wait({loading})
+        number = signal_arrived.result()
+        log.info("signal %d: shutting down before the model is loaded", number)
+        return number
+    signal_arrived.cancel()
+    loading.result()
+    service.app.loading = False
+    return None
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[asyncio.Queue[int]]:
-    """A queue of the SIGTERM and SIGINT that arrive. Outside of the main thread none arrives."""
+    """A queue of the SIGTERM, SIGINT and SIGHUP that arrive. Outside of the main thread none arrives.
+
+    SIGHUP comes when a terminal is closed. Where it is ignored, as under `nohup`, it stays so.
+    """
     loop, arrived = asyncio.get_running_loop(), asyncio.Queue[int]()
-    handled = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    handled = [signal.SIGTERM, signal.SIGINT] if threading.current_thread() is threading.main_thread() else []
+    if handled and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        handled.append(signal.SIGHUP)
     for number in handled:
         loop.add_signal_handler(number, arrived.put_nowait, number)
     try:
@@ -149,7 +182,7 @@ def _listen(settings: ServeSettings) -> socket.socket:
 
 def _show_access_log() -> None:
     if not access_log.handlers:
-        handler = logging.StreamHandler(sys.stdout)
+        handler = logging.StreamHandler(lossy(sys.stdout))
         handler.setFormatter(logging.Formatter("%(message)s"))
         access_log.addHandler(handler)
         access_log.propagate = False

@@ -23,6 +23,7 @@ from typing import BinaryIO
 import numpy as np
 
 from plsc.errors import ServingError
+from plsc.utils.logging import guard_standard_error, lossy
 
 REQUEST, REPLY = struct.Struct("<5I"), struct.Struct("<3I")
 IMAGES, TENSORS = 0, 1
@@ -35,6 +36,9 @@ def main() -> None:
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     # Paddle prints to standard output; that goes to the log instead of between the replies.
     os.dup2(2, 1)
+    # A log that cannot be written, such as a pipe without a reader, must not end a predictor.
+    guard_standard_error()
+    sys.stdout = lossy(sys.stdout)
     try:
         from plsc.inference.model import InferenceModel
         from plsc.inference.predictor import keep_memory
@@ -69,8 +73,8 @@ def main() -> None:
 
 def _ignore_signals() -> None:
     # The server ends a worker by closing its input, after the last batch. A signal to the process group must not.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _send(replies: BinaryIO, status: int, message: bytes) -> None:

@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -76,7 +77,8 @@ def write_folder(folder: Path, error: type[PLSCError], *, replace: bool = True) 
     """Write a folder complete or not at all; see `FolderWrite` for what stays of an earlier folder of that name.
 
     An exception in the `with` block removes what was written and leaves the earlier folder as it was. Where the process
-    is killed while the folders change names, the next call for the same folder restores the earlier one.
+    is killed while the folders change names, the next call for the same folder or `restore_folder` puts the earlier one
+    back. Where it is killed after that, the next call moves what it had not yet carried over to NAME.old.
 
     Args:
         folder: may exist. The caller decides whether it may be replaced.
@@ -97,7 +99,7 @@ def write_folder(folder: Path, error: type[PLSCError], *, replace: bool = True) 
         raise error(f"{folder}: {reason}") from None
     if folder == Path.cwd() or folder.is_mount():
         raise error(f"{folder} is the current folder or a mount point and cannot be replaced; name one in it")
-    partial, old = partial_path(folder), _old_path(folder)
+    partial = partial_path(folder)
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with _locked(partial, wait=False) as is_mine:
@@ -106,13 +108,13 @@ def write_folder(folder: Path, error: type[PLSCError], *, replace: bool = True) 
             try:
                 _empty(partial)  # a killed process may have left files in it
                 with _locked(folder.parent):
-                    _restore(folder, old)
+                    _restore(folder)
                 write = FolderWrite(partial)
                 yield write
                 _sync_tree(partial)
                 with _locked(folder.parent):
                     if replace and folder.exists():
-                        _swap(folder, old, write)
+                        _swap(folder, write)
                     else:
                         rename_folder(partial, folder)
             except BaseException:
@@ -125,7 +127,8 @@ def write_folder(folder: Path, error: type[PLSCError], *, replace: bool = True) 
 def restore_folder(folder: Path) -> bool:
     """Put back a folder that a killed `write_folder` had renamed and not yet replaced.
 
-    A reader calls this where the folder does not exist, so that it finds the earlier one.
+    A reader calls this where the folder does not exist, so that it finds the earlier one. Where a process is replacing
+    the folder now, this waits for the new one.
 
     Returns:
         Whether there was one to put back.
@@ -138,7 +141,7 @@ def restore_folder(folder: Path) -> bool:
         with _locked(folder.parent):  # a process that is replacing the folder now holds the lock
             if folder.exists() or not old.exists():
                 return False
-            _restore(folder, old)
+            _restore(folder)
             return True
     except (OSError, RuntimeError) as reason:
         log.warning("%s: the earlier folder cannot be put back: %s", folder, reason)
@@ -146,7 +149,13 @@ def restore_folder(folder: Path) -> bool:
 
 
 def _old_path(folder: Path) -> Path:
+    """Where the earlier folder is until the new one has its name."""
     return folder.with_name(f".{folder.name}.plsc-old")
+
+
+def _rest_path(folder: Path) -> Path:
+    """Where the earlier folder is while its files are carried over and the others are deleted. It is never put back."""
+    return folder.with_name(f".{folder.name}.plsc-rest")
 
 
 def partial_path(folder: Path) -> Path:
@@ -165,23 +174,75 @@ def rename_folder(partial: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock on a folder. Yields False where another process holds it.
+def lock_folder(folder: Path, error: type[PLSCError]) -> Iterator[None]:
+    """Hold the lock of a folder while its content is read, changed and written. Waits while another thread or process
+    holds it, and logs that it waits.
 
-    Some network file systems support no locks; there two processes are not kept apart.
+    Some network file systems support no locks; there two writers are not kept apart.
+
+    Args:
+        folder: exists. Where another folder gets its name during the wait, that one is locked.
+        error: the class of the exception raised here.
+
+    Raises:
+        error: this thread holds the lock already, and would wait for itself.
+        OSError: the folder does not exist or cannot be opened.
     """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    me = (os.getpid(), threading.get_ident())
+    while True:
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            is_mine = True
-        except BlockingIOError:
-            is_mine = False
-        except OSError:
-            is_mine = True
-        yield is_mine
+            status = os.fstat(handle)
+            folder_id = (status.st_dev, status.st_ino)
+            if _HOLDERS.get(folder_id) == me:
+                raise error(f"{folder}: this thread is changing it already; finish that first")
+            if not _lock(handle, wait=False):
+                log.info("%s: another process or thread is changing it; waiting until it is done", folder)
+                _lock(handle, wait=True)
+            if not os.path.samestat(status, os.stat(folder)):
+                continue
+            _HOLDERS[folder_id] = me
+            try:
+                yield
+            finally:
+                del _HOLDERS[folder_id]
+            return
+        finally:
+            _unlock(handle, me[0])
+
+
+# Which process and thread holds the lock of a folder, by device and inode; only those of `lock_folder`.
+_HOLDERS: dict[tuple[int, int], tuple[int, int]] = {}
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock on a folder. Yields False where another process holds it."""
+    handle, process = os.open(folder, os.O_RDONLY), os.getpid()
+    try:
+        yield _lock(handle, wait=wait)
     finally:
-        os.close(handle)
+        _unlock(handle, process)
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Whether the lock is held now. Some network file systems support none; there the answer is True."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _unlock(handle: int, process: int) -> None:
+    # A process that was forked meanwhile has the handle too: closing it here would not free the lock, and freeing it
+    # there would free it here.
+    if os.getpid() == process:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)
 
 
 def _empty(folder: Path) -> None:
@@ -202,18 +263,20 @@ def _sync_tree(folder: Path) -> None:
         sync_path(Path(root))
 
 
-def _restore(folder: Path, old: Path) -> None:
-    """Undo a replacement that was interrupted: `old` is the earlier folder, or what was not yet moved out of it."""
-    if not old.exists():
-        return
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-    kept = old.rename(_free_name(folder))
-    sync_path(folder.parent)
-    log.warning("%s: replacing it was interrupted once; what had been set aside is in %s", folder, kept)
+def _restore(folder: Path) -> None:
+    """Undo or end a replacement that was interrupted, whichever its state asks for."""
+    for aside in (_old_path(folder), _rest_path(folder)):
+        if not aside.exists():
+            continue
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        kept = aside.rename(_free_name(folder, aside=aside == _rest_path(folder)))
+        sync_path(folder.parent)
+        log.warning("%s: replacing it was interrupted once; what had been set aside is in %s", folder, kept)
 
 
-def _swap(folder: Path, old: Path, write: FolderWrite) -> None:
+def _swap(folder: Path, write: FolderWrite) -> None:
+    old, rest = _old_path(folder), _rest_path(folder)
     folder.rename(old)
     try:
         write.path.rename(folder)
@@ -222,12 +285,13 @@ def _swap(folder: Path, old: Path, write: FolderWrite) -> None:
         raise
     try:
         sync_path(folder.parent)
-        _move_earlier_files(old, folder, "", write=write)
+        old.rename(rest)
+        _move_earlier_files(rest, folder, "", write=write)
     except OSError as reason:
-        kept = old.rename(_free_name(folder))
+        kept = (rest if rest.exists() else old).rename(_free_name(folder))
         log.error("%s: not all of the earlier one could be carried over (%s); the rest is in %s", folder, reason, kept)
     else:
-        shutil.rmtree(old)
+        shutil.rmtree(rest)
 
 
 def _move_earlier_files(old: Path, new: Path, inside: str, *, write: FolderWrite) -> None:
@@ -251,10 +315,10 @@ def _move_earlier_files(old: Path, new: Path, inside: str, *, write: FolderWrite
         sync_path(new)
 
 
-def _free_name(path: Path) -> Path:
-    """The path, or where it exists, the first of path.old, path.old.1, path.old.2, ... that does not."""
+def _free_name(path: Path, *, aside: bool = False) -> Path:
+    """The path, unless it exists or `aside` is set; else the first of path.old, path.old.1, ... that does not exist."""
     found, number = path, 0
-    while os.path.lexists(found):
+    while os.path.lexists(found) or (aside and found == path):
         found = path.with_name(f"{path.name}.old" + (f".{number}" if number else ""))
         number += 1
     return found

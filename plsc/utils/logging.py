@@ -7,6 +7,7 @@ ends a program: what cannot be shown is left out.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -15,6 +16,9 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+from plsc.errors import PLSCError
+from plsc.utils.json_text import JSON_ESCAPES
 
 _Item = TypeVar("_Item")
 
@@ -35,7 +39,7 @@ def show_log(is_main: bool) -> None:
     Args:
         is_main: True for rank 0, which shows all messages; other ranks show only warnings and errors.
     """
-    hold_standard_descriptors()
+    guard_standard_error()
     # Paddle warns of this at every first training step with batch normalization; it is no fault of the user's.
     warnings.filterwarnings("ignore", "When training, we now always track global mean and variance")
     logger = logging.getLogger("plsc")
@@ -75,7 +79,71 @@ def progress_bar(
         >>> for image in progress_bar(images, "decoding"):
         ...     decode(image)
     """
-    return tqdm(items, title, total, disable=not is_terminal(sys.stderr), **options)
+    return tqdm(items, title, total, disable=not is_terminal(sys.stderr), file=lossy(sys.stderr), **options)
+
+
+class _Lossy(io.FileIO):
+    """Writes to a descriptor. What cannot be written is lost."""
+
+    def write(self, data: Any) -> int:
+        with contextlib.suppress(OSError):
+            written = super().write(data)
+            if written is not None:
+                return written
+        return len(data)
+
+
+class _Result(io.FileIO):
+    """Writes to a descriptor. What cannot be written is an error of the library, once; then it is lost."""
+
+    has_failed = False
+
+    def write(self, data: Any) -> int:
+        try:
+            return len(data) if self.has_failed else super().write(data)
+        except BrokenPipeError:
+            raise  # a reader such as `head` has seen enough
+        except OSError as error:
+            self.has_failed = True
+            raise PLSCError(f"standard output cannot be written: {error.strerror}") from None
+
+
+def _reopened(stream: Any, file: type[io.FileIO]) -> Any:
+    if type(stream) is not io.TextIOWrapper or isinstance(getattr(stream.buffer, "raw", None), file):
+        return stream
+    try:
+        buffer = io.BufferedWriter(file(stream.fileno(), "w", closefd=False))
+    except (OSError, ValueError):  # closed, or no file
+        return stream
+    is_line_buffered = file is _Lossy or stream.line_buffering
+    # A file's name may hold characters that the terminal's encoding lacks.
+    return io.TextIOWrapper(buffer, stream.encoding, JSON_ESCAPES, line_buffering=is_line_buffered)
+
+
+def lossy(stream: Any) -> Any:
+    """A stream to the same file of which no call fails, or `stream` itself if Python did not open it as a file.
+
+    After a failure, a stream of Python's keeps the text and raises the same error at every later `flush`: when a
+    process is started, when another library prints, and at the end, where the exit status becomes 120.
+
+    Example:
+        >>> print("saved", file=lossy(sys.stdout))
+    """
+    return _reopened(stream, _Lossy)
+
+
+def guard_standard_output() -> None:
+    """Make a `PLSCError` of a result that cannot be written to standard output."""
+    sys.stdout = _reopened(sys.stdout, _Result)
+
+
+def guard_standard_error() -> None:
+    """Make all that Python prints to standard error harmless where it cannot be written; hold closed descriptors.
+
+    Paddle prints when it is imported, Python's `warnings` and many libraries do at any time.
+    """
+    hold_standard_descriptors()
+    sys.stderr = lossy(sys.stderr)
 
 
 def hold_standard_descriptors() -> None:

@@ -78,7 +78,9 @@ class Settings(pydantic.BaseModel):
             try:
                 super().__setattr__(self.present_name(name), value)
             except pydantic.ValidationError as error:
-                raise self.error("\n".join(self._explain(problem) for problem in error.errors())) from None
+                # A number that stands for three has the same problem three times.
+                texts = dict.fromkeys(self._explain(problem) for problem in error.errors())
+                raise self.error("\n".join(texts)) from None
 
         def __getattr__(self, name: str) -> Any:
             if name.startswith("_"):
@@ -178,7 +180,7 @@ class Settings(pydantic.BaseModel):
                 if complete or found["type"] != "missing":
                     problems.append(Problem(given.get(str(found["loc"][0]), ""), cls._explain(found, label)))
         order = {name: number for number, name in enumerate(values)}
-        return sorted(problems, key=lambda problem: order.get(problem.name, len(order)))
+        return sorted(dict.fromkeys(problems), key=lambda problem: order.get(problem.name, len(order)))
 
     @classmethod
     def examine_file(cls, path: str | Path) -> tuple[dict[str, Any], list[str]]:

@@ -1,8 +1,11 @@
-"""`map` on threads: results in order, a bounded number of items in work."""
+"""`map` on threads, in order and with a bounded number of items in work; and a lock for many readers or one writer."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,3 +47,112 @@ def thread_map(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class SharedLock:
+    """A lock that many readers hold at once, or one writer alone. Neither waits for ever for the other kind: a waiting
+    writer comes before readers that arrive later, and readers that wait for a writer come before the next one.
+
+    It is not reentrant, and a thread that holds it takes no other lock of this class. A fork waits until no thread
+    writes, so that what the lock guards is whole in the new process, where no thread holds the lock.
+
+    Example:
+        >>> lock = SharedLock()
+        >>> with lock.reading():
+        ...     found = search(probe)
+        >>> with lock.writing():
+        ...     entries.append(entry)
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._is_writing = False
+        self._writers_waiting = 0
+        self._readers = 0
+        self._readers_waiting = 0
+        self._readers_admitted = 0  # of those waiting, may go before the next writer
+        with _FORKING:
+            _LOCKS.add(self)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Hold the lock beside other readers."""
+        with self._changed:
+            self._readers_waiting += 1
+            try:
+                self._changed.wait_for(
+                    lambda: not self._is_writing and (self._readers_admitted > 0 or not self._writers_waiting)
+                )
+                self._readers += 1
+                self._readers_admitted = max(0, self._readers_admitted - 1)
+            finally:
+                self._readers_waiting -= 1
+                self._readers_admitted = min(self._readers_admitted, self._readers_waiting)
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._readers -= 1
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the lock alone."""
+        with self._changed:
+            self._writers_waiting += 1
+            try:
+                self._changed.wait_for(
+                    lambda: not self._is_writing and not self._readers and not self._readers_admitted
+                )
+                self._is_writing = True
+            finally:
+                self._writers_waiting -= 1
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_writing = False
+                self._readers_admitted = self._readers_waiting
+                self._changed.notify_all()
+
+    def _stop_for_fork(self) -> None:
+        self._changed.acquire()
+        self._changed.wait_for(lambda: not self._is_writing)
+
+    def _go_on_after_fork(self) -> None:
+        self._changed.release()
+
+    def _forget_threads(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._writers_waiting = self._readers = self._readers_waiting = self._readers_admitted = 0
+
+
+_LOCKS: weakref.WeakSet[SharedLock] = weakref.WeakSet()
+_FORKING = threading.Lock()  # held from before a fork until after it
+_STOPPED: list[SharedLock] = []
+
+
+def _before_fork() -> None:
+    _FORKING.acquire()
+    _STOPPED.extend(_LOCKS)
+    for lock in _STOPPED:
+        lock._stop_for_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for lock in _STOPPED:
+        lock._go_on_after_fork()
+    _STOPPED.clear()
+    _FORKING.release()
+
+
+def _after_fork_in_child() -> None:
+    for lock in _STOPPED:
+        lock._forget_threads()
+    _STOPPED.clear()
+    _FORKING.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

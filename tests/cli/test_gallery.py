@@ -9,16 +9,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from PIL import Image
 
 from plsc.cli.gallery import _named_files
 from plsc.cli.main import main
 from plsc.data.sources import open_records
 from plsc.errors import ConfigError, DataError
 from plsc.inference.gallery import Gallery
-from plsc.inference.model import load_inference_model
+from plsc.inference.model import InferenceModel, load_inference_model
 from tests._support.ranks import run
 from tests._support.servers import make_image, make_model
+
+GBK_NAME = os.fsdecode("张三".encode("gbk"))
 
 pytest.importorskip("faiss", reason="faiss-cpu is not installed")
 
@@ -142,6 +147,7 @@ def test_folders_give_the_names_that_training_gives(faces, caplog):
         (faces / place).parent.mkdir(parents=True, exist_ok=True)
         (faces / place).write_bytes(image)
     names = [name for name, _ in _named_files([faces])]
+    assert "To enroll one, rename it" in caplog.text and "label.txt" not in caplog.text
     records = open_records(faces)
     assert names == [records.class_names[label] for label in records.labels] == ["ann"] * 3 + ["bob"] * 2
     assert "ignored 4 files and folders that are hidden" in caplog.text
@@ -153,7 +159,7 @@ def test_folders_give_the_names_that_training_gives(faces, caplog):
     root = faces.parent / "set"
     root.mkdir()
     faces.rename(root / "train")
-    with pytest.raises(DataError, match="set: holds train, which are parts of a data set and no classes: name one"):
+    with pytest.raises(DataError, match="set: holds train, which is a part of a data set and no class: name it, as"):
         _named_files([root])
 
 
@@ -161,3 +167,150 @@ def test_a_folder_of_images_has_its_own_name_however_it_is_written(faces, monkey
     monkeypatch.chdir(faces / "ann")
     for path in (Path("."), Path("../ann"), faces / "ann", Path("../bob/../ann/")):
         assert [name for name, _ in _named_files([path])] == ["ann", "ann"]
+
+
+def touch(root, *places):
+    for place in places:
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_bytes(b"x")
+    return root
+
+
+def named(*paths, name=None):
+    return {str(file.relative_to(paths[0])): found for found, file in _named_files(list(paths), name)}
+
+
+def test_a_folder_of_one_file_per_person_needs_a_name(plsc_gallery, model, tmp_path):
+    flat = touch(tmp_path / "faces", "ann.jpg", "bob.jpg")
+    with pytest.raises(ConfigError, match="holds images and no folders, ann.jpg the first.*--name faces or --name '{f"):
+        _named_files([flat])
+    assert named(flat, name="{file}") == {"ann.jpg": "ann", "bob.jpg": "bob"}
+    assert set(named(flat, name="{folder}").values()) == {"faces"}
+    for alone in ("ann.jpg", "e1001.jpg"):  # the only image, or a number with a letter
+        with pytest.raises(ConfigError, match="cannot be told"):
+            _named_files([touch(tmp_path / alone / "faces", alone)])
+    # Files that are numbered belong to the folder's name, as in training.
+    for numbered in ("0.jpg", "2024-01-31 (2).jpg", "Ann_Lee_0001.jpg", "IMG_1234.jpg", "ann_lee.jpg"):
+        folder = touch(tmp_path / numbered / "Ann_Lee", numbered)
+        assert named(folder) == {numbered: "Ann_Lee"}
+    with pytest.raises(ConfigError, match="bob.jpg the first"):
+        _named_files([touch(tmp_path / "mixed", "1.jpg", "bob.jpg")])
+    assert "cannot be told" in plsc_gallery("build", model, tmp_path / "g", flat, status=1)
+    assert not (tmp_path / "g").exists()
+
+
+def test_folders_inside_a_persons_folder_belong_to_that_person(tmp_path):
+    root = touch(tmp_path / "faces", "ann/2024/1.jpg", "ann/2.jpg", "bob/2024/1.jpg", "a/john/1.jpg", "b/john/1.jpg")
+    assert named(root) == {
+        "a/john/1.jpg": "a",
+        "ann/2.jpg": "ann",
+        "ann/2024/1.jpg": "ann",
+        "b/john/1.jpg": "b",
+        "bob/2024/1.jpg": "bob",
+    }
+
+
+def test_two_folders_of_one_name_are_not_enrolled_as_one(tmp_path):
+    touch(tmp_path, "a/john/1.jpg", "b/john/1.jpg", "a/mary/1.jpg", "c/john.jpg", "d/john.jpg")
+    for paths in (("a", "b"), ("a/john", "b/john"), ("a", "c/john.jpg"), ("c/john.jpg", "d/john.jpg")):
+        with pytest.raises(ConfigError, match="'john' is the name of .*john.* and of .*john.*, and the images of both"):
+            _named_files([tmp_path / path for path in paths])
+    found = _named_files([tmp_path / "a", tmp_path / "b"], "{folder}")
+    assert [name for name, _ in found] == ["john", "mary", "john"]
+    # A folder that is given twice, or once by a link, is the same one; an image that is given twice counts once.
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert len(_named_files([tmp_path / "a", tmp_path / "a", tmp_path / "a" / "john"])) == 2
+    assert len(_named_files([tmp_path / "a", tmp_path / "link"])) == 4
+
+
+def test_names_of_folders_above_and_linked_folders(tmp_path, monkeypatch):
+    touch(tmp_path, "ann/sub/.keep", "ann/1.jpg", "store/bob/1.jpg", "faces/carl/1.jpg")
+    (tmp_path / "faces" / "bob").symlink_to(tmp_path / "store" / "bob")
+    (tmp_path / "linked").symlink_to(tmp_path / "faces")
+    (tmp_path / "faces" / "carl" / "loop").symlink_to(tmp_path / "faces")
+    assert [name for name, _ in _named_files([tmp_path / "linked"])] == ["bob", "carl"]
+    monkeypatch.chdir(tmp_path / "ann" / "sub")
+    assert [name for name, _ in _named_files([Path("..")])] == ["ann"]
+    monkeypatch.chdir(tmp_path / "ann")
+    assert [name for name, _ in _named_files([Path(".")])] == ["ann"]
+    with pytest.raises(ConfigError, match="a name is empty.*or give a --name"):
+        _named_files([Path("1.jpg")], "")
+
+
+def test_leftovers_are_no_people(tmp_path, caplog):
+    root = touch(
+        tmp_path / "faces",
+        "ann/1.png",
+        "ann/._1.png",
+        "ann/@eaDir/1.png",
+        "ann/.ipynb_checkpoints/1.png",
+        ".ipynb_checkpoints/1.png",
+        "@eaDir/ann/1.png",
+        "__MACOSX/ann/1.png",
+    )
+    assert named(root) == {"ann/1.png": "ann"} and named(root / "ann") == {"1.png": "ann"}
+    assert "ignored 6 files and folders" in caplog.text
+
+
+def test_a_name_in_bytes_that_are_not_utf8_is_refused_before_anything_is_embedded(plsc_gallery, model, faces, tmp_path):
+    image, gallery = (faces / "ann" / "0.png").read_bytes(), tmp_path / GBK_NAME / "g"
+    (tmp_path / GBK_NAME).mkdir()
+    plsc_gallery("build", model, gallery, faces)  # the gallery's own place may have any name
+    for place in (faces / GBK_NAME / "1.png", tmp_path / f"{GBK_NAME}.png"):
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(image)
+    (faces / "ann" / "0.png").write_bytes(b"no image")  # would be the first error of embedding
+    for path in (faces, tmp_path / f"{GBK_NAME}.png"):
+        for command in (("build", model, tmp_path / "other"), ("add", model, gallery)):
+            output = plsc_gallery(*command, path, status=1)
+            assert "is not UTF-8 (in GBK it is '张三'), expected text; rename the folder or the file, or give" in output
+    assert not (tmp_path / "other").exists()
+    assert "enrolled zhang (1)" in plsc_gallery("add", model, gallery, tmp_path / f"{GBK_NAME}.png", "--name", "zhang")
+    found = plsc_gallery("search", model, gallery, tmp_path / f"{GBK_NAME}.png", "-k", 5)
+    assert '"zhang"' in found and "1 entries removed" in plsc_gallery("remove", gallery, "zhang")
+
+
+def test_images_of_every_kind_are_enrolled(plsc_gallery, model, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    for name in ("gif", "tif", "jfif", "webp", "bmp", "ppm"):
+        (tmp_path / "faces" / name).mkdir(parents=True)
+        path = tmp_path / "faces" / name / f"1.{name}"
+        if name == "gif":
+            Image.fromarray(pixels).save(path)
+        else:
+            path.write_bytes(cv2.imencode(".jpg" if name == "jfif" else f".{name}", pixels)[1].tobytes())
+    output = plsc_gallery("build", model, tmp_path / "g", tmp_path / "faces", "--index", "sq8")
+    assert "enrolled bmp (1), gif (1), jfif (1), ppm (1), tif (1), webp (1)" in output
+    assert Gallery.open(tmp_path / "g").index == "sq8"
+
+
+def test_a_killed_replacement_is_restored_by_every_command(plsc_gallery, model, faces, tmp_path):
+    gallery = tmp_path / "g"
+    plsc_gallery("build", model, gallery, faces)
+    for command in (
+        ("search", model, gallery, tmp_path / "carl.png"),
+        ("remove", gallery, "bob"),
+        ("add", model, gallery, tmp_path / "carl.png"),
+    ):
+        gallery.rename(tmp_path / ".g.plsc-old")  # what an earlier version left when it was killed
+        plsc_gallery(*command)
+    gallery.rename(tmp_path / ".g.plsc-old")
+    assert "exists and is not overwritten" in plsc_gallery("build", model, gallery, faces, status=1)
+    assert Gallery.open(gallery).names == ["ann", "ann", "carl"]
+
+
+def test_what_another_command_does_meanwhile_lasts(plsc_gallery, model, faces, tmp_path, monkeypatch):
+    gallery, embed, enrolled = tmp_path / "g", InferenceModel.embed, []
+    plsc_gallery("build", model, gallery, faces)
+
+    def slow_embed(self, images, **options):
+        embeddings = embed(self, images, **options)
+        with Gallery.editing(gallery) as other:  # another command, which began later and is done earlier
+            other.remove("ann")
+            other.add("dora", embeddings[:1])
+        enrolled.append(other)
+        return embeddings
+
+    monkeypatch.setattr(InferenceModel, "embed", slow_embed)
+    assert "4 entries of 3 names" in plsc_gallery("add", model, gallery, tmp_path / "carl.png")
+    assert enrolled and Gallery.open(gallery).names == ["bob", "bob", "dora", "carl"]

@@ -43,6 +43,15 @@ def test_bytes_that_are_no_image_are_named(image, message):
         decode(image)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_file_that_was_cut_short_is_told_from_one_that_is_damaged(suffix):
+    encoded = cv2.imencode(suffix, np.asarray(noise()))[1].tobytes()
+    with pytest.raises(DataError, match=r"^no image: a truncated (JPEG|PNG) of 40 bytes, whose end is missing$"):
+        decode(encoded[:40])
+    with pytest.raises(DataError, match=r"or a damaged one \(they begin with [^)]*\)$"):
+        decode(encoded[:40] + encoded[-40:])
+
+
 def test_colors_come_out_in_rgb_order_from_any_encoding():
     red = np.zeros((8, 8, 3), np.uint8)
     red[..., 2] = 255  # OpenCV writes blue, green, red

@@ -12,6 +12,7 @@ from plsc.data.sources import open_records
 from plsc.data.sources.arrays import ArrayRecords
 from plsc.errors import DataError
 from plsc.metrics.verification import verification_report
+from plsc.utils.hints import command_line
 from tests._support.sources import IMAGES, make_list
 
 
@@ -19,7 +20,7 @@ def test_pairs_hold_no_image_that_cannot_be_decoded(tmp_path):
     folder = make_list(tmp_path / "set")
     for number in range(6):
         (folder / "images" / f"{number}.png").write_bytes(IMAGES[number][:40] if number == 3 else IMAGES[number])
-    with pytest.raises(DataError, match="3.png .*label.txt, line 4.: 40 bytes that are no image"):
+    with pytest.raises(DataError, match="3.png .*label.txt, line 4.: no image: a truncated PNG of 40 bytes"):
         for seed in range(20):
             make_verification_set(open_records(folder), 4, folds=1, seed=seed)
 
@@ -30,6 +31,17 @@ def records_of(labels, class_names=None) -> ArrayRecords:
     records = ArrayRecords(images, np.asarray(labels))
     records.class_names = class_names
     return records
+
+
+def test_too_few_identities_are_told_from_too_few_images():
+    """The error names the flags, and that a fold of one identity has no different pair."""
+    few = r"of each; ask for fewer pairs or folds \(num_pairs=... and folds=...\), or give more identities"
+    with pytest.raises(DataError, match=f"fold 0 of 2 has 1 identities.*{few}; different pairs need two identities"):
+        choose_pairs(np.repeat([0, 1], 9), 8, folds=2)
+    with pytest.raises(DataError, match=f"fold 0 of 2 has 2 identities.*{few}$"):
+        choose_pairs(np.repeat([0, 1, 2, 3], 2), 40, folds=2)
+    with command_line({"--pairs", "--folds"}), pytest.raises(DataError, match=r"\(--pairs and --folds\)"):
+        choose_pairs(np.repeat([0, 1], 9), 8, folds=2)
 
 
 @settings(deadline=None)

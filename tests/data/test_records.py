@@ -59,6 +59,8 @@ def test_large_files_are_read_whole(tmp_path):
     data = os.urandom(300_001)
     (tmp_path / "a.jpg").write_bytes(data)
     assert read_image(tmp_path / "a.jpg") == data
+    with pytest.raises(DataError, match="Is a directory; give the files in it one by one"):
+        read_image(tmp_path)
 
 
 class Counting(Records):

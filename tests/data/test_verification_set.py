@@ -218,8 +218,16 @@ def test_pair_lists_of_other_editors_and_unusual_names(tmp_path, name, end, mark
         ("Abel_Pacheco 4 1", "; LFW's own pairs.txt"),
         ("Abdel_Madi 5 Dean_Barkley 1", "; LFW's own pairs.txt"),
         ("a.png,a.png,1", "; separate the fields by tabs or blanks, without commas and quotation marks"),
-        ('"a.png" "a.png" 1', "without commas and quotation marks"),
-        ("x\\a.png x\\a.png 1", "; write / instead of \\\\ in paths"),
+        ('"my a.png" a.png 1', "without commas and quotation marks$"),
+        (
+            '"a.png" "a.png" 1',
+            "the image cannot be read: No such file or directory; the quotes are read .*: leave them out$",
+        ),
+        (
+            "x\\a.png x\\a.png 1",
+            "the image cannot be read: No such file or directory; the path has backslashes: [^;]*$",
+        ),
+        ("1 a.png a.png", "; the flag comes after the paths$"),
         ("my photos/a.png a.png 1", "; where a path has blanks, separate the fields by tabs"),
         ("a.png a.png True", "as 'a/1.jpg a/2.jpg 1'$"),
         ("a\0.png a.png 1", "the image cannot be read: embedded null byte$"),
@@ -335,7 +343,7 @@ def test_sets_that_give_no_accuracy_or_a_coarse_one_say_so():
     images = IMAGES[:2] * 20
     same_only = VerificationSet("own", images, is_same=[True] * 20)
     assert same_only.shortcomings() == ["no accuracy: found 20 same and 0 different pairs, expected both kinds"]
-    assert same_only.summary() == "20 pairs, 20 of them same, in 10 contiguous folds; TAR at FAR none"
+    assert same_only.summary() == "20 pairs, 20 of them same, in 10 contiguous folds; too few different pairs for a TAR"
     assert VerificationSet("own", IMAGES[:2], is_same=[False]).shortcomings() == [
         "no accuracy: found 0 same and 1 different pairs, expected both kinds"
     ]

@@ -83,8 +83,8 @@ RUNS = {
     "failing_part": "CheckpointError: the checkpoint {root}/part/0 was not written: rank 1: ZeroDivisionError: of a",
     "damaged_shard": "CheckpointError: rank 1: {root}/damaged/0/classes-000000032.safetensors: tensor 'head.weight'",
     "other_checkpoint": "DistributedError: the ranks do not agree: checkpoint is 1 (",
-    "failing_test": "CheckpointError: rank 1: checkpoint_dir '{root}/none' does not exist",
-    "failing_export": "CheckpointError: rank 0: checkpoint_dir '{root}/none' does not exist",
+    "failing_test": "CheckpointError: rank 1: checkpoint '{root}/none' does not exist",
+    "failing_export": "CheckpointError: rank 0: checkpoint '{root}/none' does not exist",
 }
 
 

@@ -61,7 +61,11 @@ def test_a_damaged_entry_is_named_in_every_command(saved, tmp_path, change, mess
         ("flip", "perhaps", "its settings are damaged: flip: got 'perhaps'"),
         ("pixel_std", [1, 0, 1], "its settings are damaged: pixel_std: "),
         ("image_shape", [3, -1, 16], "its settings are damaged: image_shape: "),
-        ("model_name", "ResNetNone", "its network, ResNetNone, cannot be made: "),
+        (
+            "model_name",
+            "ResNetNone",
+            "its network, ResNetNone, cannot be made: .* import the module that registers 'ResNetNone' first",
+        ),
         ("model_name", "", "its network, , cannot be made: "),
         ("model_name", "os:path", "its network, os:path, cannot be made: "),
     ],
@@ -73,6 +77,16 @@ def test_a_setting_that_cannot_be_is_named(saved, name, value, message):
     fresh.set_checkpoint_dir(entry.checkpoint_dir)
     with pytest.raises(CheckpointError, match=f"output/0: {message}"):
         fresh.predict([])
+
+
+def test_a_loss_that_needs_what_the_checkpoint_lacks_leads_back_to_its_loss(saved):
+    entry, _ = saved
+    before = entry.loss_type
+    entry.set_loss_type("softmax")
+    with pytest.raises(
+        CheckpointError, match=rf"no head bias.*set_loss_type\('{before}'\) as in training, or train a new"
+    ):
+        entry.train()
 
 
 def test_what_an_earlier_version_wrote_is_read(saved):

@@ -108,7 +108,10 @@ def test_data_sets_of_paddle_train_alike_whatever_they_hold_images_as(entry, tmp
             r"item \d+ of Twelve: got a finished image \[3, 8, 8\] of float32, "
             r"expected \[3, 16, 16\]",
         ),
-        (lambda n: np.zeros((16, 16), np.uint8), r"item \d+ of Twelve: got an array \[16, 16\] of uint8, expected"),
+        (
+            lambda n: np.zeros((16, 16, 2), np.uint8),
+            r"item \d+ of Twelve: got an array \[16, 16, 2\] of uint8, expected",
+        ),
     ],
 )
 def test_items_of_a_data_set_of_another_shape_are_named(entry, make, message):

@@ -61,7 +61,10 @@ def bad(shape, index, value=NAN):
             "the feature vector of sample 3 holds -1e+25, whose square is beyond float32",
         ),
         # No element alone: the largest is named.
-        ([(Stage.GRADIENT, {"w": paddle.to_tensor([1.5e19, 1.6e19, 1.5e19])})], "'w' holds 1.6e+19, whose square"),
+        (
+            [(Stage.GRADIENT, {"w": paddle.to_tensor([1.5e19, 1.6e19, 1.5e19])})],
+            "'w' holds numbers up to 1.6e+19, and the sum of their squares is beyond float32",
+        ),
         ([(Stage.LOSS, {"loss": paddle.full([], NAN)})], "the loss is nan"),
         (
             [(Stage.FEATURE_GRADIENT, {"g": bad([2, 3], (1, 1))})],

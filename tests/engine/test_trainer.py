@@ -459,7 +459,7 @@ def test_a_damaged_image_of_a_verification_set_is_found_before_the_first_step(en
     image = (data_dir / "images/00000000.png").read_bytes()
     path = write_pair(data_dir, *[image] * 9, image[:40])
     entry.set_val_targets("mine")
-    with pytest.raises(DataError, match=f"verification set {path}: image 9: 40 bytes that are no image"):
+    with pytest.raises(DataError, match=f"verification set {path}: image 9: no image: a truncated PNG of 40 bytes"):
         Trainer(entry.config)
 
 
@@ -554,6 +554,14 @@ def test_a_verification_that_fails_within_an_epoch_costs_no_training(entry, tmp_
     assert (trainer.step, trainer.epoch, trainer.step_in_epoch) == (2, 0, 2)
     trainer.train()
     assert sorted(path.name for path in (tmp_path / "output").iterdir() if path.is_dir()) == ["0", "0.2", "1"]
+
+
+def test_an_epoch_is_saved_before_a_verification_that_is_due_at_its_last_step(entry, tmp_path):
+    entry.set_model(NotNumbers())
+    entry.set_train_epochs(2)
+    entry.set_test_period(3)
+    with pytest.raises(DataError, match="training up to here is saved in .*output/0$"):
+        entry.train()
 
 
 def test_a_run_of_steps_that_ends_within_an_epoch_is_saved_before_it_is_verified(entry, tmp_path):

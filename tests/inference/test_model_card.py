@@ -51,6 +51,12 @@ def test_the_folder_that_holds_inference_model_is_accepted(tmp_path):
     assert read_model_card(tmp_path / "output").directory == tmp_path / "output" / "inference_model"
 
 
+def test_an_export_whose_replacement_was_killed_is_found(tmp_path):
+    for given, folder in ((tmp_path / "m", tmp_path / "m"), (tmp_path, tmp_path / "inference_model")):
+        write(folder).rename(folder.with_name(f".{folder.name}.plsc-old"))  # killed between the two changes of name
+        assert read_model_card(given).directory == folder and folder.is_dir()
+
+
 def test_the_fingerprint_does_not_depend_on_the_folder_or_its_spelling(tmp_path, monkeypatch):
     folder = write(tmp_path / "m", weights="abc")
     shutil.copytree(folder, tmp_path / "copy")

@@ -80,6 +80,14 @@ def test_exponentials_and_norms(place):
     assert found.data_ptr() == rows.data_ptr()
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_is_beyond_float32_is_infinite_without_a_warning(place):
+    assert np.isinf(ops.exp_(paddle.full([2, 3], 1e3)).numpy()).all()
+    rows = paddle.full([2, 3], 1e30)
+    found = ops.squared_norms(rows, ops.host_view(rows), ones=paddle.ones([3]))
+    assert np.isinf(np.asarray(found)).all()
+
+
 def test_values_are_added_at_flat_indices():
     target = paddle.zeros([2, 3])
     ops.add_at_(target, paddle.to_tensor([5, 0]), values=paddle.to_tensor([2.0, 3.0]))

@@ -12,8 +12,10 @@ import pytest
 
 from tests._support.http_calls import HTTP, encode, get, post, urllib3
 from tests._support.images import damaged_jpeg
+from tests._support.odd_images import ODD
 from tests._support.servers import EMB_DIM, SIDE, make_image, make_model, serving
 from tests._support.serving_fuzz import mutate
+from tests._support.stress import stress_threads
 
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
@@ -280,6 +282,20 @@ def test_a_wrong_request_is_answered_with_its_reason(server, path, body, kind, s
     assert reply.status == status, reply.data
     assert message in json.loads(reply.data)["error"]
     assert post(server, "/embed", IMAGES[0], "image/png").status == 200
+
+
+def test_unusual_images_at_once_are_served_as_the_library_embeds_them(server, model, stress_seconds):
+    images = [image for image in [*ODD.values(), damaged_jpeg(), *IMAGES] if len(image) < 150_000]
+    embeddings = load_inference_model(model).embed(images, batch_size=1)
+
+    def work(rng):
+        number = int(rng.integers(len(images)))
+        reply = post(server, "/embed", images[number], "application/octet-stream", Accept="application/x-npy")
+        assert reply.status == 200, reply.data
+        assert np.abs(np.load(io.BytesIO(reply.data)) - embeddings[number]).max() < 1e-5
+
+    assert len(images) > 30
+    assert stress_threads(work, stress_seconds) > 20
 
 
 def test_gzip_that_is_truncated_none_or_a_bomb(server):

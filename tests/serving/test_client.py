@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests._support.scripts import run_script
 from tests._support.servers import EMB_DIM, free_port, make_image, serving
+from tests._support.stress import compared, stress_threads
 
 pytest.importorskip("urllib3", reason="urllib3 is not installed")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")
@@ -161,9 +164,59 @@ def test_several_busy_servers_are_retried_after_their_pause():
 def test_verify_and_identify(servers):
     with Client(servers[0].url, api_key="k") as client:
         verdict = client.verify(IMAGES[0], IMAGES[0])
-        assert verdict.cosine == pytest.approx(1, abs=1e-5) and verdict.same and verdict.threshold == 0.9
+        assert verdict.cosine == 1 and verdict.same and verdict.threshold == 0.9
         (found,) = client.identify(IMAGES[3], count=2)
         assert found[0]["name"] == "id3" and found[0]["same"] is True and found[0]["cosine"] > 0.999
         assert len(found) == 2 and found[1]["cosine"] <= found[0]["cosine"]
         with pytest.raises(ServingError, match="k: got '0', expected a number from 1 to 100"):
             client.identify(IMAGES[3], count=0)
+
+
+def every_call(client):
+    """Each result beside the lone call's: one image, several requests, several images in one, two images."""
+    calls = [lambda image=image: client.embed(image) for image in IMAGES]
+    calls += [lambda: client.embed(IMAGES, batch_size=3), lambda: client.embed(IMAGES[::-1], batch_size=16)]
+    calls += [lambda: np.float32(client.verify(IMAGES[0], IMAGES[1]).cosine)]
+    return compared(lambda number: np.asarray(calls[number]()), len(calls))
+
+
+def test_one_client_in_several_threads(servers, stress_seconds):
+    with Client([server.url for server in servers], api_key="k") as client:
+        assert stress_threads(every_call(client), stress_seconds) > 20
+
+
+def test_one_client_in_forked_processes(servers, stress_seconds):
+    urls = [server.url for server in servers]
+    done = run_script(
+        f"""
+        from plsc.serving import Client
+        from tests._support.stress import stress_processes
+        from tests.serving.test_client import every_call
+
+        client = Client({urls!r}, api_key="k")
+        work = every_call(client)  # leaves connections open, which the processes inherit
+        assert stress_processes(work, {stress_seconds}) > 20
+        client.close()
+        """
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_fork_opens_connections_of_its_own_and_leaves_the_parents_open(servers, expected):
+    """Two processes on one connection read each other's replies, now and then."""
+    with Client(servers[0].url, api_key="k") as client:
+        client.embed(IMAGES[0])
+        parents = client._http
+        process = os.fork()
+        if not process:
+            try:
+                with client:
+                    is_own = client._http is not parents
+                    close = np.abs(client.embed(IMAGES[1]) - expected[1]).max() < 1e-5
+                os._exit(0 if is_own and close else 1)
+            except BaseException:
+                os._exit(2)
+        assert os.waitpid(process, 0)[1] == 0
+        assert client._http is parents
+        assert np.abs(client.embed(IMAGES[2]) - expected[2]).max() < 1e-5
+        assert parents.connection_from_url(servers[0].url).num_connections == 1

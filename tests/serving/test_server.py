@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import os
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -13,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests._support.http_calls import metric, post, urllib3
+from tests._support.http_calls import HTTP, get, metric, post, urllib3
 from tests._support.ranks import run
-from tests._support.servers import listens, make_image, serving
+from tests._support.servers import Server, free_port, listens, make_image, serving
 
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
@@ -119,3 +122,93 @@ def test_a_damaged_model_is_reported_before_the_server_listens(model, tmp_path):
     (tmp_path / "m" / "model.json").write_text("{}")
     status, output = run([sys.executable, "-m", "plsc", "serve", tmp_path / "m", "--port", 0], check=False)
     assert status != 0 and "serving on" not in output and "plsc: " in output
+
+
+def wait_for_port(log):
+    for _ in range(600):
+        found = re.search(r"listening on port (\d+)", Path(log).read_text())
+        if found:
+            return int(found[1])
+        time.sleep(0.02)
+    raise AssertionError(Path(log).read_text())
+
+
+def start(model, log, *flags):
+    path = os.pathsep.join(sys.path)
+    command = [sys.executable, "-m", "plsc", "serve", str(model), "--port", "0", "--drain", "0.1", *flags]
+    with open(log, "w") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, "PYTHONPATH": path})
+
+
+@pytest.mark.slow
+def test_while_the_model_is_loaded_health_is_answered_and_a_signal_ends_it(model, tmp_path):
+    process = start(model, tmp_path / "log")
+    try:
+        url = f"http://127.0.0.1:{wait_for_port(tmp_path / 'log')}"
+        found = {HTTP.request("GET", url + "/healthz").status}
+        ready = HTTP.request("GET", url + "/readyz")
+        refused = HTTP.request("POST", url + "/embed", body=IMAGES[0])
+        assert found == {200} and ready.status == 503 and json.loads(ready.data)["workers"] == 0
+        assert refused.status == 503 and "is being loaded" in json.loads(refused.data)["error"]
+        assert refused.headers["Retry-After"] == "1"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert "before the model is loaded" in (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_what_is_in_progress_at_sighup_is_answered(model, tmp_path):
+    with (
+        serving(model, "--no-access-log", log=tmp_path / "log") as running,
+        concurrent.futures.ThreadPoolExecutor(3) as pool,
+    ):
+        (worker,) = running.worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        replies = [pool.submit(post, running, "/embed", image, "image/png") for image in IMAGES]
+        time.sleep(0.3)
+        # As when a terminal is closed: the whole group gets it.
+        for pid in (worker, running.process.pid):
+            os.kill(pid, signal.SIGHUP)
+        time.sleep(0.3)
+        os.kill(worker, signal.SIGCONT)
+        assert [reply.result().status for reply in replies] == [200] * 3
+        assert running.process.wait(20) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["full", "gone"])
+def test_a_log_that_cannot_be_written_ends_neither_server_nor_predictor(model, tmp_path, name):
+    reader, gone = os.pipe()
+    stream = gone if name == "gone" else os.open("/dev/full", os.O_WRONLY)
+    port = free_port()
+    command = [sys.executable, "-m", "plsc", "serve", str(model), "--port", str(port), "--threads", "2"]
+    process = subprocess.Popen(
+        [*command, "--drain", "0.1", "--timeout", "20"],
+        stdout=stream,
+        stderr=stream,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    running = Server(process, f"http://127.0.0.1:{port}", tmp_path / "none")
+    try:
+        for _ in range(600):
+            assert process.poll() is None
+            if listens(running) and get(running, "/readyz").status == 200:
+                break
+            time.sleep(0.05)
+        os.close(reader)
+        expected = post(running, "/embed", IMAGES[0], "image/png").data
+        for _ in range(2):
+            (worker,) = running.worker_pids()
+            os.kill(worker, signal.SIGKILL)
+            assert post(running, "/embed", IMAGES[0], "image/png").data == expected
+        assert get(running, "/readyz").status == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        for descriptor in {gone, stream}:
+            os.close(descriptor)

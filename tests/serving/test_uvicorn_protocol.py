@@ -127,6 +127,35 @@ def test_requests_in_pieces_of_any_size_on_one_connection(server, size):
     assert reply.count(b'{"status":"ok"}') == 2
 
 
+def half_closed(server, data):
+    """The reply to a client that closes its sending side behind its data, as `nc -N` does."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=15) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        reply = b""
+        while piece := connection.recv(65536):
+            reply += piece
+    return reply
+
+
+def test_a_client_that_closes_its_sending_side_is_answered(server):
+    health = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    head = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
+    image = head % len(IMAGE) + IMAGE
+    for _ in range(5):
+        reply = half_closed(server, image)
+        assert reply.startswith(b"HTTP/1.1 200") and b"embeddings" in reply
+        # Several requests on the connection; the last is not whole, and gets no answer.
+        for rest in (b"", head % 100 + b"abc", b"GET / HT"):
+            reply = half_closed(server, health + image + health + rest)
+            assert reply.count(b'{"status":"ok"}') == 2 and reply.count(b"embeddings") == 1
+            assert reply.count(b"HTTP/1.1 200") == 3
+    begin = time.monotonic()
+    for data in (b"", b"GET / HT", head % 100 + b"abc"):
+        assert half_closed(server, data) == b""
+    assert time.monotonic() - begin < 5
+
+
 def test_undocumented_parts_of_uvicorn_are_used_in_one_file():
     for path in (ROOT / "plsc").rglob("*.py"):
         if path.name != "uvicorn_protocol.py":

@@ -78,7 +78,7 @@ def test_what_a_path_is(folder, path, what):
         ("model", "plsc.load_inference_model takes it"),
         ("output/3/manifest.json", "set_checkpoint_dir('output/3') takes it"),
         ("output/7", "does not exist; expected a folder with manifest.json"),
-        ("output/7", "output holds the checkpoints 3"),
+        ("output/7", "output holds the checkpoints 3; name another folder with set_checkpoint_dir"),
         ("gallery", "is a gallery; expected"),
         ("other/manifest.json", "is a file; expected"),
     ],
@@ -87,6 +87,16 @@ def test_another_thing_in_place_of_a_checkpoint(folder, path, words):
     with pytest.raises(CheckpointError) as error:
         Checkpoint(path)
     assert words in str(error.value)
+
+
+def test_a_file_of_a_checkpoint_leads_to_its_folder(folder):
+    with pytest.raises(CheckpointError, match=r"; set_checkpoint_dir\('output/3'\) takes it$"):
+        Checkpoint("output/3/model.safetensors")
+    with (
+        command_line(["--checkpoint-dir"]),
+        pytest.raises(CheckpointError, match="; --checkpoint-dir output/3 takes it$"),
+    ):
+        Checkpoint("output/3/model.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from plsc.errors import PLSCError
-from plsc.utils.atomic import rename_folder, restore_folder, write_file, write_folder
+from plsc.utils.atomic import lock_folder, rename_folder, restore_folder, write_file, write_folder
+from tests._support.killing import kill_at_each_step
 
 ROOT = Path(__file__).parents[2]
 
@@ -259,3 +262,112 @@ def test_files_that_cannot_be_carried_over_stay_in_a_folder_beside(tmp_path, mon
     assert contents(tmp_path) == {"f/new": "new", "f.old/mine": "precious"}
     assert "not all of the earlier one could be carried over" in caplog.text
     shutil.rmtree(tmp_path / "f.old")
+
+
+def replace_pair(root):
+    """Replace root/f, whose files a and b belong together."""
+    with write_folder(root / "f", PLSCError) as new:
+        write(new.path, a="new", b="new", **{"sub/c": "new"})
+        new.obsolete = {"a", "b", "sub/c"}
+
+
+def test_a_kill_at_any_step_leaves_the_earlier_folder_or_the_new_one(tmp_path, caplog):
+    ours = {"a": "old", "b": "old", "sub/c": "old"}
+    states = kill_at_each_step(
+        lambda root: write(root / "f", **ours, **{"mine": "precious", "sub/mine": "precious"}), replace_pair, tmp_path
+    )
+    found = []
+    for state in states:
+        if not (state / "f").exists():
+            assert restore_folder(state / "f")
+        here = contents(state / "f")
+        found.append({here[name] for name in ours})
+        assert found[-1] in ({"old"}, {"new"})
+        assert list(contents(state).values()).count("precious") == 2
+        replace_pair(state)
+        after = contents(state)
+        assert list(after.values()).count("precious") == 2 and after["f/a"] == after["f/b"] == "new"
+        assert not [name for name in os.listdir(state) if name.startswith(".")]
+    assert found[0] == {"old"} and found[-1] == {"new"}
+
+
+def test_a_kill_at_any_step_leaves_no_folder_or_a_whole_new_one(tmp_path):
+    for state in kill_at_each_step(lambda root: None, replace_pair, tmp_path):
+        assert not restore_folder(state / "f")
+        assert not (state / "f").exists() or set(contents(state / "f").values()) == {"new"}
+        replace_pair(state)
+        assert os.listdir(state) == ["f"] and contents(state / "f") == {"a": "new", "b": "new", "sub/c": "new"}
+
+
+def test_a_kill_at_any_step_leaves_the_earlier_file_or_the_new_one(tmp_path):
+    def replace(root):
+        with write_file(root / "a") as file:
+            file.write(b"new")
+
+    for state in kill_at_each_step(lambda root: write(root, a="old"), replace, tmp_path):
+        assert (state / "a").read_text() in ("old", "new")
+
+
+def test_what_is_left_of_a_finished_replacement_is_never_put_back(tmp_path):
+    states = kill_at_each_step(lambda root: write(root / "f", a="old", mine="old"), replace_pair, tmp_path)
+    finished = [state for state in states if (state / ".f.plsc-rest").exists()]
+    assert finished
+    for state in finished:
+        shutil.rmtree(state / "f")  # by the user
+        assert not restore_folder(state / "f") and not (state / "f").exists()
+        replace_pair(state)
+        assert contents(state / "f") == {"a": "new", "b": "new", "sub/c": "new"}
+
+
+# Locks
+
+
+def test_a_lock_is_waited_for_and_follows_the_name(tmp_path, caplog):
+    folder = tmp_path / "f"
+    folder.mkdir()
+    order, began = [], threading.Event()
+
+    def other():
+        began.set()
+        with lock_folder(folder, PLSCError):
+            order.append("other")
+
+    with lock_folder(folder, PLSCError):
+        with pytest.raises(PLSCError, match="f: this thread is changing it already"), lock_folder(folder, PLSCError):
+            pass
+        thread = threading.Thread(target=other)
+        thread.start()
+        began.wait()
+        thread.join(0.2)
+        assert thread.is_alive()
+        folder.rename(tmp_path / "moved")
+        folder.mkdir()
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "other"] and "another process or thread is changing it; waiting" in caplog.text
+    with pytest.raises(FileNotFoundError), lock_folder(tmp_path / "none", PLSCError):
+        pass
+
+
+def test_a_process_forked_under_a_lock_neither_keeps_it_nor_frees_it(tmp_path):
+    read, end = os.pipe()
+    with lock_folder(tmp_path, PLSCError):
+        child = os.fork()
+        if not child:
+            os.close(end)
+            os.read(read, 1)  # alive, with the lock's handle, until the parent closes its end
+            os._exit(0)
+        assert subprocess.run(["flock", "-n", tmp_path, "true"]).returncode == 1
+    assert subprocess.run(["flock", "-n", tmp_path, "true"]).returncode == 0
+    os.close(end)
+    os.waitpid(child, 0)
+    os.close(read)
+    lock = contextlib.ExitStack()
+    lock.enter_context(lock_folder(tmp_path, PLSCError))
+    child = os.fork()
+    if not child:
+        lock.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert subprocess.run(["flock", "-n", tmp_path, "true"]).returncode == 1
+    lock.close()

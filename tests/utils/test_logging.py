@@ -86,3 +86,26 @@ def test_no_file_takes_the_place_of_a_closed_descriptor(tmp_path):
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_text_that_cannot_be_written_does_not_stick_to_a_lossy_stream(unbuffered):
+    script = (
+        "import sys; from plsc.utils.logging import guard_standard_error as guard, lossy; guard(); guard()\n"
+        "print('lost', file=sys.stderr); sys.stderr.flush(); sys.stderr.write('a' * 100_000)\n"
+        "assert lossy(sys.stderr) is sys.stderr; print('kept', file=lossy(sys.stdout))"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            env={**environment(), "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert done.returncode == 0 and done.stdout == b"kept\n"
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_streams_that_are_no_files_stay_as_they_are(stream):
+    made = stream()
+    assert logs.lossy(made) is made

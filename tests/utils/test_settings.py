@@ -58,6 +58,19 @@ def test_wrong_names_and_values_are_the_class_s_own_error(act, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda: Config(pixel_mean=float("nan")),
+        lambda: setattr(Config(), "pixel_mean", float("nan")),
+    ],
+)
+def test_a_number_that_stands_for_three_has_one_problem(act):
+    with pytest.raises(PLSCError) as found:
+        act()
+    assert str(found.value) == "pixel_mean: got nan (float); expected a finite number"
+
+
 def test_a_secret_is_in_no_message_and_no_repr():
     with pytest.raises(ServingError) as error:
         Limits(model="m", key=12345)

@@ -127,15 +127,19 @@ def check_parts(root: str | Path, names: Sequence[str], *, flat: Sequence[str] =
     """
     if not all(map(is_part_name, names)) or (len(names) == 1 and flat):
         return
-    fault = f"{root}: holds {', '.join(names)}, which are parts of a data set and no classes"
+    which, remedy, exception = (
+        ("which is a part of a data set and no class", "name it", "it is a class")
+        if len(names) == 1
+        else ("which are parts of a data set and no classes", "name one of them", "they are classes")
+    )
+    best = next((name for name in names if name.lower().startswith("train")), names[0])
+    fault = f"{root}: holds {', '.join(names)}, {which}"
     if flat:
         raise DataError(
             f"{fault}, and {flat[0]} holds images without class folders; expected a folder per class, or a label.txt "
             f"that gives the class of each image"
         )
-    raise DataError(
-        f"{fault}: name one of them, as {Path(root) / names[0]}. Where they are classes, list the images in a label.txt"
-    )
+    raise DataError(f"{fault}: {remedy}, as {Path(root) / best}. Where {exception}, list the images in a label.txt")
 
 
 def is_part_name(name: str) -> bool:

@@ -61,21 +61,28 @@ def matching_files(folder: Path, pattern: str) -> list[Path]:
         raise reading_error(f"{folder}: the folder cannot be read", error) from None
 
 
-def warn_of_leftovers(where: str | Path, paths: Sequence[str]) -> None:
+def warn_of_leftovers(
+    where: str | Path,
+    paths: Sequence[str],
+    *,
+    remedy: str = "If one is a class, list the images with their classes in a label.txt or a table",
+) -> None:
     """Say how many files and folders were ignored for their names, and name them.
 
     Args:
         where: the data set.
         paths: of what was ignored, relative to the data set.
+        remedy: a sentence that says what to do where one of them belongs to the data.
     """
     if paths:
         names = collections.Counter(next(filter(is_leftover, path.split("/"))) for path in sorted(paths))
         log.warning(
             "%s: ignored %d files and folders that are hidden or that other programs left behind: %s%s; the first is "
-            "%s. If one is a class, list the images with their classes in a label.txt or a table",
+            "%s. %s",
             where,
             len(paths),
             ", ".join(f"{name} ({count})" for name, count in names.most_common(_MOST_NAMED)),
             f" and {len(names) - _MOST_NAMED} other names" if len(names) > _MOST_NAMED else "",
             min(paths),
+            remedy,
         )

@@ -48,6 +48,15 @@ def fast(step):
     return 0.2
 
 
+def constant(value):
+    return lambda step: value
+
+
+def broken_on_one_rank():
+    for step in range(4):
+        yield [(np.zeros((3, 16, 16), np.float32), step // (1 - rank))] * 5
+
+
 def one_image_less(batch=5):
     return lambda: iter([[(np.zeros((3, 16, 16), np.float32), 0)] * batch] * (4 - rank))
 
@@ -83,6 +92,7 @@ report("model_parallel", trainer(model_parallel=bool(rank)))
 report("with_test", trainer(with_test=bool(rank)))
 report("model_save_dir", trainer(model_save_dir=str(folder / f"output{rank}")))
 report("lr_schedule", trainer(lr_schedule=differ(slow, fast)))
+report("learning rate", trainer(lr_schedule=constant(differ(0.1, 0.2))))
 report("margin_function", trainer(margin_function=CombinedMargin(1.0, differ(0.5, 0.3), 0.0)))
 report("network", trainer(model=ResNetTiny(emb_dim=16, image_shape=(3, differ(16, 32), 16))))
 report("images", trainer(dataset_dir=str(folder / differ("data", "fewer"))))
@@ -100,6 +110,8 @@ report(
     "readers",
     lambda: entry(train_reader=one_image_less(), warmup_epochs=1, model_save_dir=str(folder / "readers")).train(),
 )
+broken = {"train_reader": broken_on_one_rank, "train_image_num": 40, "model_save_dir": str(folder / "broken")}
+report("broken reader", lambda: entry(**broken).train())
 # A resumed run: one rank starts anew; classes in another order.
 resume = {"checkpoint_dir": str(folder / "output"), "train_epochs": 2}
 report("checkpoint", trainer(**{**resume, "checkpoint_dir": differ(str(folder / "output"), "")}))
