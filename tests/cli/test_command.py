@@ -61,7 +61,7 @@ def test_every_command_names_its_flags(path, command):
 
 def test_a_message_of_a_run_names_flags(tmp_path):
     result = call("test", "--model-save-dir", tmp_path, "--dataset-dir", tmp_path)
-    assert "or name them with --val-targets" in str(result.exception)
+    assert "or name one with --val-targets" in str(result.exception)
     result = call("train", "--num-classes", 0, "--lr", "x")
     assert str(result.exception).startswith("--num-classes: got '0'") and "\n--lr: got 'x'" in str(result.exception)
 
