@@ -26,7 +26,8 @@ import numpy as np
 
 GRACE = 60  # seconds that a call may take beyond the time given, before it counts as a hang
 _SHOWN = 3
-_SWITCH = 1e-5  # seconds after which Python lets another thread run; by default 500 times as long, and races are rare
+# Seconds after which Python lets another thread run. By default it is 500 times as long, and races are rare.
+_SWITCH, _USUAL_SWITCH = 1e-5, sys.getswitchinterval()
 
 
 def compared(call, count, tolerance=1e-5):
@@ -76,7 +77,6 @@ def stress_threads(work, seconds, *, threads=4, seed=0):
             counts[number] += 1
 
     started = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(threads)]
-    interval = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH)
     try:
         for thread in started:
@@ -84,7 +84,7 @@ def stress_threads(work, seconds, *, threads=4, seed=0):
         for thread in started:
             thread.join(max(0, end + GRACE - time.monotonic()))
     finally:
-        sys.setswitchinterval(interval)
+        sys.setswitchinterval(_USUAL_SWITCH)
     if any(thread.is_alive() for thread in started):
         faulthandler.dump_traceback(sys.stderr)
         raise AssertionError(f"a call did not end within {seconds + GRACE:g} s; standard error shows where it is")
