@@ -159,8 +159,16 @@ def test_while_the_model_is_loaded_health_is_answered_and_a_signal_ends_it(model
         process.wait()
 
 
+@pytest.fixture
+def heeded_sighup():
+    """SIGHUP as a terminal starts programs: not ignored, as it is in tests that run under `nohup`."""
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, earlier)
+
+
 @pytest.mark.slow
-def test_what_is_in_progress_at_sighup_is_answered(model, tmp_path):
+def test_what_is_in_progress_at_sighup_is_answered(model, tmp_path, heeded_sighup):
     with (
         serving(model, "--no-access-log", log=tmp_path / "log") as running,
         concurrent.futures.ThreadPoolExecutor(3) as pool,
