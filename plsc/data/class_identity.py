@@ -218,7 +218,8 @@ def _first_of_each(labels: Labels) -> list[int]:
     """The index of the first record of each class, -1 for a class without one."""
     first = np.full([int(labels.max()) + 1], -1, np.int64)
     first[labels[::-1]] = np.arange(len(labels), dtype=np.int64)[::-1]
-    return first.tolist()  # type: ignore[no-any-return]
+    indices: list[int] = first.tolist()
+    return indices
 
 
 def _path(records: Records, index: int, folder: str) -> str:

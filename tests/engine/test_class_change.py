@@ -12,6 +12,7 @@ from plsc import CheckpointError, Trainer
 from plsc.engine.checkpoint import Checkpoint
 from plsc.losses import Head
 from plsc.utils.ranges import Range
+from tests._support.resuming import train_and_resume
 
 
 @pytest.fixture
@@ -27,10 +28,7 @@ def folders(entry, data_dir):
 
 
 def train_once(entry, data):
-    entry.set_with_test(False)
-    entry.train()
-    entry.set_checkpoint_dir(entry.model_save_dir)
-    entry.set_train_epochs(2)
+    train_and_resume(entry)
     return data
 
 

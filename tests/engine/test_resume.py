@@ -15,6 +15,7 @@ import pytest
 from plsc import CheckpointError
 from plsc.engine.trainer import Trainer
 from plsc.losses.margins.combined import CombinedMargin
+from tests._support.resuming import train_and_resume
 
 
 def test_resume_goes_on_after_the_last_epoch(entry, tmp_path):
@@ -189,16 +190,8 @@ def test_a_reader_resumes_whatever_its_batches_are(entry, tmp_path, caplog):
     assert sorted(path.name for path in (tmp_path / "output").iterdir() if path.is_dir()) == ["0.4", "0.6"]
 
 
-def resumed(entry):
-    entry.set_with_test(False)
-    entry.train()
-    entry.set_checkpoint_dir(entry.model_save_dir)
-    entry.set_train_epochs(2)
-    return entry
-
-
 def test_another_loss_margin_learning_rate_or_optimizer_than_before_is_told_with_both_values(entry, caplog):
-    resumed(entry).set_loss_type("dist_cosface")
+    train_and_resume(entry).set_loss_type("dist_cosface")
     entry.set_lr(0.3)
     entry.set_scale(32)
     entry.set_train_batch_size(5)
@@ -228,7 +221,7 @@ def test_another_loss_margin_learning_rate_or_optimizer_than_before_is_told_with
     ],
 )
 def test_each_setting_that_decides_a_step_is_compared(entry, caplog, change, words):
-    change(resumed(entry))
+    change(train_and_resume(entry))
     entry.train()
     assert words in caplog.text
 
@@ -242,7 +235,7 @@ class Constant:
 
 
 def test_what_does_not_decide_a_step_is_not_compared(entry, caplog):
-    resumed(entry).set_loss_type("dist_arcface", margin2=0.5)  # the default, written out
+    train_and_resume(entry).set_loss_type("dist_arcface", margin2=0.5)  # the default, written out
     entry.set_num_workers(1)
     entry.set_log_period(1)
     entry.train()
@@ -251,5 +244,5 @@ def test_what_does_not_decide_a_step_is_not_compared(entry, caplog):
 
 def test_another_end_of_a_schedule_that_depends_on_it_is_told(entry, caplog):
     entry.set_lr("cosine")
-    resumed(entry).train()
+    train_and_resume(entry).train()
     assert "than this run: end 1 epochs -> 2 epochs" in caplog.text
