@@ -12,9 +12,16 @@ A checkpoint does not depend on how many ranks wrote it, so any number of ranks 
 from plsc.checkpoint.layout import MANIFEST, is_checkpoint_name, list_checkpoints, order, prune_checkpoints
 from plsc.checkpoint.manifest import check_content
 from plsc.checkpoint.reader import Checkpoint, reading
+from plsc.checkpoint.shim import NotFiniteError, abandon, begin, complete, delete_checkpoint, write_parts
 from plsc.checkpoint.writer import Part, check_finite, save_checkpoint, try_folder
 
 __all__ = [
+    "NotFiniteError",
+    "abandon",
+    "begin",
+    "complete",
+    "delete_checkpoint",
+    "write_parts",
     "MANIFEST",
     "Checkpoint",
     "Part",

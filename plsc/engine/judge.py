@@ -70,6 +70,7 @@ class Judge:
         loader: its `describe(epoch, step, row=...)`, where it has one, names a sample.
         collectives: over all ranks.
         notices: called once per step: what this rank tells the others with the verdict, as many numbers on every rank.
+        settle: called on every rank before an error is raised, so that a checkpoint under way is complete.
 
     Attributes:
         constants: names of tensors of the network that are not finite from the start, as a mask.
@@ -87,8 +88,9 @@ class Judge:
         loader: Loader,
         collectives: Collectives,
         notices: Callable[[], Sequence[float]] = tuple,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
-        self._notices = notices
+        self._notices, self._settle = notices, settle
         self._told: list[float] = []
         self._config, self._head, self._loader, self._collectives = config, head, loader, collectives
         self._state = BackboneState(backbone)
@@ -229,6 +231,7 @@ class Judge:
         return evidence.find(describe_row, self._head, is_updated=is_updated)
 
     def _error(self, place: Place, finding: Finding, *, skipped: bool = False) -> TrainingError:
+        self._settle()
         saved = list_checkpoints(self._config.model_save_dir)
         kept = f"the newest checkpoint is {saved[-1]}" if saved else f"no checkpoint was saved{self.started_from}"
         cure = "Correct or leave out that image"

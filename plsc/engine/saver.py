@@ -6,21 +6,21 @@ A save goes through these phases, and ranks enter each together:
     writing    a thread on each rank writes the rank's files
     naming     a thread on rank 0 reads all files back, gives the folder its name, and deletes the oldest checkpoints
 
-Ranks learn that a phase is over from numbers that travel with the verdict on each step (`Notices`), so that no rank waits
-for another one's disk. Where memory does not allow the copy, training waits while the threads read the tensors
+Ranks learn that a phase is over from numbers that travel with the verdict on each step (`Notices`), so that no rank
+waits for another one's disk. Where memory does not allow the copy, training waits while the threads read the tensors
 themselves.
 """
 
 from __future__ import annotations
 
-import contextvars
+import contextlib
 import logging
 import math
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +43,8 @@ log = logging.getLogger("plsc")
 _RETRY_SECONDS = 60.0
 # Seconds between the tries at the end of a run: half an hour in all.
 _LAST_PAUSES = (5, 15, 40, 60, 120, 180, 300, 300, 300, 480)
+# The same where a signal asked to stop: what sent it kills after a while.
+STOP_PAUSES = (2, 5)
 # Share of the free memory that a copy may take.
 _MOST_MEMORY = 0.8
 # Seconds that rank 0 waits for other ranks' files where an error has ended the run.
@@ -86,8 +88,7 @@ class _Save:
             except Exception as error:  # whatever it is, the other ranks must learn of it
                 self.failure = error
 
-        context = contextvars.copy_context()  # messages name flags or setters as in this thread
-        self.thread = threading.Thread(target=context.run, args=(attempt,), name="plsc save", daemon=True)
+        self.thread = threading.Thread(target=attempt, name="plsc save", daemon=True)
         self.thread.start()
 
     @property
@@ -103,20 +104,20 @@ class Saver:
     Args:
         config: `model_save_dir`, and the settings of when to save and what to keep.
         collectives: over all ranks.
-        on_saved: called on every rank, in the main thread, with the step and the folder of each checkpoint, once it has
-            its name.
 
     Attributes:
         saved_step: the last step that is in a checkpoint, or in one under way; None where there is none.
         failure: why the last save failed; '' where it did not.
+        newest: the last checkpoint that got its name; None where none did.
     """
 
     config: Config
     collectives: Collectives
-    on_saved: Callable[[Step, Path], None]
     saved_step: int | None = None
     failure: str = ""
+    newest: Path | None = None
     _save: _Save | None = None
+    _completed: list[tuple[Step, Path]] = field(default_factory=list)
     _snapshot: Snapshot = field(default_factory=Snapshot)
     _copies: bool | None = None
     _is_owed: bool = False
@@ -137,10 +138,10 @@ class Saver:
             failed=float(save is not None and save.is_ready and save.failure is not None),
         )
 
-    def is_due(self, step: int, told: Notices) -> bool:
+    def is_due(self, step: int) -> bool:
         """Whether a checkpoint within the epoch is to be saved after a step; none while another one is under way."""
         steps = self.config.save_steps
-        self._is_owed |= told.save > 0 or (steps is not None and step % steps == 0)
+        self._is_owed |= steps is not None and step % steps == 0
         return self._is_owed and self._save is None and step != self.saved_step
 
     @property
@@ -184,11 +185,12 @@ class Saver:
             self.finish()
 
     def heed(self, told: Notices) -> None:
-        """Go on with the save under way, where all ranks have ended their work on its phase.
+        """Heed what ranks told each other with a step: go on with the save under way where all are ready for it.
 
         Raises:
             CheckpointError: numbers to save are not finite.
         """
+        self._is_owed |= told.save > 0
         if self._save is not None and told.ready == self.collectives.topology.world_size:
             self._enter_next_phase(self._save, failed=told.failed > 0)
 
@@ -226,8 +228,22 @@ class Saver:
         if self.failure:
             raise NotSavedError(f"{self.failure}; no further try")
 
-    def rescue(self) -> None:
-        """Bring the save under way to its end without the other ranks, where an error has ended the run."""
+    def take_completed(self) -> list[tuple[Step, Path]]:
+        """The last step and the folder of each checkpoint that has got its name since the last call."""
+        taken, self._completed = self._completed, []
+        return taken
+
+    @contextlib.contextmanager
+    def rescued(self) -> Iterator[None]:
+        """Where an error ends the run within a `with` block, bring the save under way to its end."""
+        try:
+            yield
+        except BaseException:
+            self._rescue()
+            raise
+
+    def _rescue(self) -> None:
+        """Write and name the checkpoint under way without the collectives: other ranks may have ended already."""
         save, self._save = self._save, None
         if save is None or save.thread is None:
             return
@@ -246,8 +262,8 @@ class Saver:
         free = shutil.disk_usage(folder.parent).free
         if free < size:
             raise CheckpointError(
-                f"{folder.parent} has {size_text(free)} of free space, and the checkpoint takes {size_text(size)}; free "
-                f"space there"
+                f"{folder.parent} has {size_text(free)} of free space, and the checkpoint takes {size_text(size)}; "
+                f"free space there"
             )
         begin(folder)
 
@@ -310,10 +326,8 @@ class Saver:
             if topology.is_main:
                 save.run(lambda: self._name(save))
         else:
-            self._save, self.failure = None, ""
-            if topology.is_main:
-                log.info("saved %s", save.folder)
-            self.on_saved(save.step, save.folder)
+            self._save, self.failure, self.newest = None, "", save.folder
+            self._completed.append((save.step, save.folder))
 
     def _note_failure(self, save: _Save, reason: str) -> None:
         """A save that failed costs no training: the next try is soon."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from types import FrameType
 
 from plsc.errors import Interrupted
+
+log = logging.getLogger("plsc")
 
 # A scheduler's warning, `kill`, Ctrl-C.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -59,6 +62,9 @@ class StopRequest:
             signal.signal(number, self._handle if handler in _DEFAULTS else handler)
         try:
             yield
+        except Interrupted as interruption:
+            log.warning("%s", interruption)
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)

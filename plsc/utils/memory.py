@@ -20,8 +20,8 @@ def available_memory() -> int:
 def _group_limits() -> list[int]:
     """What the memory limits of this process's control groups leave, of both versions of control groups."""
     left = []
-    for line in _lines("/proc/self/cgroup"):
-        _, kinds, path = line.split(":", 2)
+    for entry in _lines("/proc/self/cgroup"):
+        _, kinds, path = entry.split(":", 2)
         if not kinds:
             folder, limit, used = Path("/sys/fs/cgroup"), "memory.max", "memory.current"
         elif "memory" in kinds.split(","):
@@ -33,7 +33,9 @@ def _group_limits() -> list[int]:
             most = _number(group / limit)
             if most is not None and most < _NO_LIMIT:
                 # Pages of files that were read count as used, and are given up when memory is needed.
-                cached = [int(text.split()[1]) for text in _lines(group / "memory.stat") if text.startswith("inactive_file ")]
+                cached = [
+                    int(text.split()[1]) for text in _lines(group / "memory.stat") if text.startswith("inactive_file ")
+                ]
                 left.append(most - (_number(group / used) or 0) + sum(cached))
                 break
     return left
