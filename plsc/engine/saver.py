@@ -140,8 +140,6 @@ class Saver:
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint within the epoch is to be saved after a step; none while another one is under way."""
-        steps = self.config.save_steps
-        self._is_owed |= steps is not None and step % steps == 0
         return self._is_owed and self._save is None and step != self.saved_step
 
     @property
@@ -184,13 +182,14 @@ class Saver:
         if not self._copies:
             self.finish()
 
-    def heed(self, told: Notices) -> None:
-        """Heed what ranks told each other with a step: go on with the save under way where all are ready for it.
+    def heed(self, step: int, told: Notices) -> None:
+        """Heed what ranks told each other with a step, the last one of `step` steps: go on with the save under way where all are ready for it.
 
         Raises:
             CheckpointError: numbers to save are not finite.
         """
-        self._is_owed |= told.save > 0
+        steps = self.config.save_steps
+        self._is_owed |= told.save > 0 or (steps is not None and step % steps == 0)
         if self._save is not None and told.ready == self.collectives.topology.world_size:
             self._enter_next_phase(self._save, failed=told.failed > 0)
 

@@ -391,7 +391,7 @@ class Trainer:
         if not told:  # heeded before
             return False
         notices = Notices(*told)
-        self._saver.heed(notices)
+        self._saver.heed(self.step, notices)
         self._announce()
         return notices.stop > 0
 
@@ -443,8 +443,8 @@ class Trainer:
         rank, name = next((rank, name) for rank, name in enumerate(names) if name is not None)
         where = f" on rank {rank}" if len(names) > 1 else ""
         raise Interrupted(
-            f"stopped by {name}{where}: training up to step {self.step} is saved in {self._saver.newest}; start again to "
-            f"go on"
+            f"stopped by {name}{where}: training up to step {self.step} is saved in {self._saver.newest}; start "
+            f"again to go on"
         )
 
     def _verify(self, step: Step) -> dict[str, float]:
