@@ -418,7 +418,7 @@ class Entry(_Attributes):
         """Number of newest checkpoints of whole epochs that are kept. Default 5."""
         self.config.max_last_checkpoint_num = num
 
-    def set_save_period(self, steps: int | None = None, minutes: float | None = 30.0, keep: int = 2) -> None:
+    def set_save_period(self, steps: int | None = None, minutes: float | None = 30.0, *, keep: int = 2) -> None:
         """Save checkpoints within an epoch, as `<epoch>.<step>`, in addition to that at its end.
 
         Args:

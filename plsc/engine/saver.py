@@ -183,7 +183,9 @@ class Saver:
             self.finish()
 
     def heed(self, step: int, told: Notices) -> None:
-        """Heed what ranks told each other with a step, the last one of `step` steps: go on with the save under way where all are ready for it.
+        """Heed what ranks told each other with the last of `step` steps.
+
+        The save under way goes on where all ranks are ready for its next phase.
 
         Raises:
             CheckpointError: numbers to save are not finite.
@@ -329,11 +331,11 @@ class Saver:
             self._completed.append((save.step, save.folder))
 
     def _note_failure(self, save: _Save, reason: str) -> None:
-        """A save that failed costs no training: the next try is soon."""
+        """A save that failed ends nothing: the next try is soon."""
         self.failure = f"the checkpoint {save.folder} was not written: {reason}"
         self.saved_step, self._next_time = None, time.monotonic() + _RETRY_SECONDS
         if self.collectives.topology.is_main:
-            log.error("%s; training goes on, and the next try is in %g s", self.failure, _RETRY_SECONDS)
+            log.error("%s; another try follows", self.failure)
 
 
 def _bytes_of(parts: Iterable[Part]) -> int:

@@ -255,9 +255,9 @@ class Trainer:
         )
         with (
             contextlib.closing(self.loader),
+            self._stop.heeded(),
             self.observers.running(run, results),
             self._saver.rescued(),
-            self._stop.heeded(),
         ):
             if not self.is_done:
                 self._judge.check_start()
