@@ -57,7 +57,7 @@ def explain(reason: Exception) -> str:
 
 
 def _describe(reason: Exception, error: type[PLSCError]) -> _Failure:
-    # A class of the user's may need more than a message to be constructed.
-    if isinstance(reason, PLSCError) and type(reason).__module__ == errors.__name__:
-        return type(reason), str(reason)
-    return error, explain(reason)
+    if not isinstance(reason, PLSCError):
+        return error, explain(reason)
+    # Of this library's public classes the nearest: another one may need more than a message to be constructed.
+    return next(kind for kind in type(reason).__mro__ if kind.__module__ == errors.__name__), str(reason)

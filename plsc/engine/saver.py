@@ -126,6 +126,16 @@ class Saver:
     def __post_init__(self) -> None:
         self._next_time = time.monotonic() + self._seconds
 
+    def check_space(self, parts: Iterable[Part]) -> None:
+        """Find out before the first step whether the disk has room for a checkpoint.
+
+        Raises:
+            CheckpointError: it has not; the same on every rank.
+        """
+        size = sum(self.collectives.gather_objects(_bytes_of(parts)))
+        root = Path(self.config.model_save_dir)
+        agree(lambda: _check_space(root, size), self.collectives, error=CheckpointError)
+
     # When
 
     def notices(self) -> Notices:
@@ -260,12 +270,7 @@ class Saver:
         if not self.collectives.topology.is_main:
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder.parent).free
-        if free < size:
-            raise CheckpointError(
-                f"{folder.parent} has {size_text(free)} of free space, and the checkpoint takes {size_text(size)}; "
-                f"free space there"
-            )
+        _check_space(folder.parent, size)
         begin(folder)
 
     def _takes_copies(self, parts: Sequence[Part]) -> bool:
@@ -336,6 +341,15 @@ class Saver:
         self.saved_step, self._next_time = None, time.monotonic() + _RETRY_SECONDS
         if self.collectives.topology.is_main:
             log.error("%s; another try follows", self.failure)
+
+
+def _check_space(root: Path, size: int) -> None:
+    free = shutil.disk_usage(root).free
+    if free < size:
+        raise CheckpointError(
+            f"{root} has {size_text(free)} of free space, and a checkpoint takes {size_text(size)}; free space "
+            f"there, or choose another folder with {setter('model_save_dir')}"
+        )
 
 
 def _bytes_of(parts: Iterable[Part]) -> int:

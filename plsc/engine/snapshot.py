@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plsc.checkpoint import Part
-
-_BLOCK_BYTES = 16 << 20
+from plsc.checkpoint import Part, block_rows
 
 
 class Snapshot:
@@ -43,11 +41,8 @@ class Snapshot:
 
     def _fill(self, part: Part) -> NDArray[Any]:
         array = self._arrays[part.name]
-        if array.ndim == 0 or isinstance(part.data, np.ndarray):
-            array[...] = part.data if isinstance(part.data, np.ndarray) else part.data.read(0, 1)
-            return array
-        rows = max(1, _BLOCK_BYTES // max(array[:1].nbytes, 1))
-        for start in range(0, len(array), rows):
-            stop = min(start + rows, len(array))
-            array[start:stop] = part.data.read(start, stop)
+        rows, size = np.atleast_1d(array), block_rows(part.row_bytes)
+        for start in range(0, part.num_rows, size):
+            stop = min(start + size, part.num_rows)
+            rows[start:stop] = part.read(start, stop)
         return array

@@ -576,6 +576,7 @@ class Trainer:
             last_epoch=self._last_epoch,
             collectives=self.collectives,
         )
+        self._saver.check_space(self._parts(_NONE))
         check_verification_sets(self.config, self.verification_sets, collectives=self.collectives)
 
     @property

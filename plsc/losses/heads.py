@@ -18,6 +18,7 @@ import numpy as np
 import paddle
 
 from plsc.errors import CheckpointError
+from plsc.losses import load_tensor
 from plsc.losses.fused import FusedSoftmax, FusedState
 from plsc.losses.reference import ReferenceSoftmax, State
 from plsc.losses.row_optimizers import AdamW, RowOptimizer
@@ -217,10 +218,11 @@ class FusedHead:
                     f"the checkpoint holds no head.{name}, which {self.kind} needs; found {sorted(state)}. It was "
                     f"written by another optimizer of that name: rename this one's class, and its state starts anew"
                 )
-            tensor.set_value(state[name])
-        step = state.get(STEP, state.get(_STEP_BEFORE_3))
-        if step is not None:
-            self._shard.step = int(step[0])
+            load_tensor(tensor, state, name)
+        for name in (STEP, _STEP_BEFORE_3):
+            if name in state:
+                self._shard.step = int(state[name][0])
+                break
 
     def has_row_per_class(self, name: str) -> bool:
         """Whether the state tensor `name` has one row per class."""

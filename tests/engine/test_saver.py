@@ -188,13 +188,22 @@ def test_a_run_whose_last_save_fails_tries_again_and_has_a_status_of_its_own(by_
     assert names(by_steps.model_save_dir) == ["0"]
 
 
-def test_too_little_space_is_found_before_writing(by_steps, monkeypatch, caplog):
+def test_too_little_space_is_found_before_training_and_before_each_save(by_steps, monkeypatch, caplog):
     usage = shutil.disk_usage(by_steps.dataset_dir)
-    monkeypatch.setattr(saver.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    free = [1000]
+    monkeypatch.setattr(saver.shutil, "disk_usage", lambda path: usage._replace(free=free[0]))
+    with pytest.raises(CheckpointError, match=r"has 1000 bytes of free space, and a checkpoint takes .* MiB"):
+        Trainer(by_steps.config)
+    free[0] = usage.free
+
+    class Fills(Observer):
+        def on_step(self, step):
+            free[0] = 1000 if step.number < 6 else usage.free
+
     by_steps.set_train_epochs(1)
-    monkeypatch.setattr(saver.time, "sleep", lambda seconds: None)
-    with pytest.raises(NotSavedError, match=r"has 1000 bytes of free space, and the checkpoint takes .* MiB"):
-        by_steps.train()
+    Trainer(by_steps.config, observers=[Fills()]).train()
+    assert caplog.text.count("has 1000 bytes of free space") == 2
+    assert names(by_steps.model_save_dir) == ["0"]
 
 
 def test_an_error_loses_no_checkpoint_under_way(by_steps, monkeypatch):
