@@ -57,7 +57,7 @@ def explain(reason: Exception) -> str:
 
 
 def _describe(reason: Exception, error: type[PLSCError]) -> _Failure:
-    if not isinstance(reason, PLSCError):
+    # A class of the user's may need more than a message to be constructed.
+    if not isinstance(reason, PLSCError) or not type(reason).__module__.startswith("plsc."):
         return error, explain(reason)
-    # Of this library's public classes the nearest: another one may need more than a message to be constructed.
     return next(kind for kind in type(reason).__mro__ if kind.__module__ == errors.__name__), str(reason)
