@@ -212,20 +212,24 @@ def try_folder(root: str | Path, collectives: Collectives) -> None:
         agree(remove, collectives, error=CheckpointError)
 
 
-def prune_checkpoints(root: str | Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints in `root`, 1 or more. Folders without a manifest stay.
+def prune_checkpoints(root: str | Path, keep: int) -> list[Path]:
+    """Delete all but the `keep` newest checkpoints in `root`, 1 or more, and return them. Folders without a manifest
+    stay.
 
     A checkpoint that cannot be deleted costs space and nothing else: a warning names it.
     """
+    pruned: list[Path] = []
     try:
         for path in list_checkpoints(root)[:-keep]:
             # Renamed first, so that a deletion that is interrupted leaves no folder that looks like a checkpoint.
             doomed = partial_path(path)
             shutil.rmtree(doomed, ignore_errors=True)
             path.rename(doomed)
+            pruned.append(path)
             shutil.rmtree(doomed)
     except OSError as error:
         log.warning("%s: an old checkpoint cannot be deleted: %s; delete it, or its disk fills up", root, error)
+    return pruned
 
 
 def list_checkpoints(root: str | Path) -> list[Path]:

@@ -43,6 +43,7 @@ from plsc.engine.observers.group import ObserverGroup
 from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
 from plsc.engine.optimizer import NamedOptimizer
+from plsc.engine.places import places_of_training, remote_settings
 from plsc.engine.precision import Precision
 from plsc.engine.rank_check import (
     check_ranks_agree,
@@ -154,6 +155,8 @@ class Trainer:
 
     def _open(self, config: Config, loader: Loader | None) -> checkpoint.Checkpoint | None:
         """Open the checkpoint to resume from and the training data, and complete the settings by them."""
+        self._remote = remote_settings(config)
+        config, self._uploads = places_of_training(config)
         saved = checkpoint.Checkpoint(config.checkpoint_dir) if config.checkpoint_dir else None
         trained = None if saved is None else About.of(saved).settings.num_classes
         if loader is None:
@@ -222,7 +225,8 @@ class Trainer:
             global_batch=self.global_batch,
             checkpoint=self._resumed_from,
         )
-        with contextlib.closing(self.loader), self.observers.running(run, results):
+        uploads = self._uploads if self.topology.is_main and self._uploads else contextlib.nullcontext()
+        with uploads, contextlib.closing(self.loader), self.observers.running(run, results):
             if not self.is_done:
                 self._judge.check_start()
             while not self.is_done:
@@ -411,13 +415,18 @@ class Trainer:
                 skipped = f"; {self.loader.skipped} unreadable images skipped so far" if self.loader.skipped else ""
                 skipped += f"; {self._judge.skipped_steps} steps skipped so far" if self._judge.skipped_steps else ""
                 log.info("saved %s%s", path, skipped)
+                if self._uploads is not None:
+                    self._uploads.on_complete(path)
                 self._prune()
         return path
 
     def _prune(self) -> None:
         """Delete the oldest checkpoints, unless the newest may be of no use: its last step was skipped."""
         if not self._judge.skipped_in_a_row:
-            checkpoint.prune_checkpoints(self.config.model_save_dir, self.config.max_last_checkpoint_num)
+            pruned = checkpoint.prune_checkpoints(self.config.model_save_dir, self.config.max_last_checkpoint_num)
+            if self._uploads is not None:
+                for path in pruned:
+                    self._uploads.on_prune(path)
         else:
             log.warning(
                 "the last %d steps were skipped: earlier checkpoints are kept until a step is sound again",
@@ -444,7 +453,7 @@ class Trainer:
             "head_optimizer": self.head.optimizer_kind,
             "loss_scaling": self.precision.state(),
             "network": network_name(self.backbone),
-            "settings": saved_settings(self.config),
+            "settings": {**saved_settings(self.config), **self._remote},
             "objects": saved_objects(self.config),
             "global_batch": self.global_batch,
             "classes": about_classes(self._classes),
@@ -472,7 +481,12 @@ class Trainer:
             last_epoch=self._last_epoch,
             collectives=self.collectives,
         )
+        agree(self._check_uploads, self.collectives, error=CheckpointError)
         check_verification_sets(self.config, self.verification_sets, collectives=self.collectives)
+
+    def _check_uploads(self) -> None:
+        if self._uploads is not None and self.topology.is_main:
+            self._uploads.check((self.epoch, self.step_in_epoch))
 
     @property
     def _last_epoch(self) -> int | None:
