@@ -93,8 +93,9 @@ def export_place(url: str, config: Config, *, manifest: str, write: Callable[[Pa
     remote = RemoteFolder(url)
     remote.check_writable()
     place = stage_of(config, url)
-    place.mkdir(parents=True, exist_ok=True)
-    with lock_folder(place, DataError):
+    (place / "lock").mkdir(parents=True, exist_ok=True)
+    # `write` may lock the folder that holds the one it writes.
+    with lock_folder(place / "lock", DataError):
         folder = place / "export"
         shutil.rmtree(folder, ignore_errors=True)
         for name, file in remote.files().items():

@@ -26,8 +26,10 @@ _INSTALL = {
     "gs": "gcsfs",
     "gcs": "gcsfs",
 }
-# By s3fs and its libraries; seconds. Retries of requests are left to s3fs, those of files to `attempt`.
-_S3_LIMITS = {"connect_timeout": 20, "read_timeout": 60, "retries": {"max_attempts": 1}}
+# botocore and s3fs try a request again, a part of a file among them; `attempt` a whole file. The three multiply, so that
+# each has few attempts. In seconds.
+_S3_LIMITS = {"connect_timeout": 20, "read_timeout": 60, "retries": {"total_max_attempts": 3, "mode": "standard"}}
+_S3FS_ATTEMPTS = 2
 
 
 class RemoteFile(NamedTuple):
@@ -206,6 +208,8 @@ def _open(url: str, protocol: str) -> tuple[Any, str]:
         ) from None
     except Exception as error:  # the libraries of a protocol have exceptions of their own
         raise storage_error(error, url, "cannot be opened") from None
+    if protocol in ("s3", "s3a"):
+        system.retries = _S3FS_ATTEMPTS
     return system, str(root)
 
 

@@ -29,7 +29,9 @@ _LASTING = frozenset(
     }
 )
 # Classes of aiohttp and botocore, which need not be installed.
-_OF_THE_NETWORK = frozenset({"HTTPClientError", "ClientPayloadError", "ClientConnectionError", "ResponseParserError"})
+_OF_THE_NETWORK = frozenset(
+    {"HTTPClientError", "ConnectionError", "ClientPayloadError", "ClientConnectionError", "ResponseParserError"}
+)
 
 
 def is_transient(error: BaseException) -> bool:

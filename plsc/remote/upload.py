@@ -28,7 +28,7 @@ def upload_folder(source: Path, remote: RemoteFolder, *, last: str) -> None:
     """
     sizes = {name: (source / name).stat().st_size for name in _files_in(source)}
     earlier = remote.files()
-    remote.delete([name for name in (last, *earlier) if name in earlier and (name == last or name not in sizes)])
+    remote.delete([last, *(name for name in earlier if name not in sizes)] if earlier else ())
     others = [name for name in sizes if name != last]
     for _ in thread_map(lambda name: remote.upload(source / name, name), others, threads=_THREADS):
         pass
