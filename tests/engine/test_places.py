@@ -205,21 +205,54 @@ def test_set_hdfs_info_names_remote_folders_in_any_order(entry, root, tmp_path, 
 RUN = """
 import sys
 import plsc
-entry = plsc.Entry()
-entry.set_dataset_dir(sys.argv[1])
-entry.set_model_save_dir(sys.argv[2])
-entry.set_val_targets(sys.argv[3])
-entry.set_checkpoint_dir(sys.argv[4] if len(sys.argv) > 4 else "")
-entry.set_train_epochs(2 if len(sys.argv) > 4 else 1)
-entry.set_image_shape((3, 16, 16))
-entry.set_model_name("ResNetTiny")
-entry.set_emb_size(16)
-entry.set_train_batch_size(10)
-entry.set_num_workers(1)
-entry.set_scale(16)
-print(entry, entry.config)
-entry.train()
+
+def entry_of(faces, save, checkpoint="", epochs=1):
+    entry = plsc.Entry()
+    entry.set_dataset_dir(faces)
+    entry.set_model_save_dir(save)
+    entry.set_checkpoint_dir(checkpoint)
+    entry.set_train_epochs(epochs)
+    entry.set_image_shape((3, 16, 16))
+    entry.set_model_name("ResNetTiny")
+    entry.set_emb_size(16)
+    entry.set_train_batch_size(10)
+    entry.set_num_workers(1)
+    entry.set_scale(16)
+    print(entry, entry.config)
+    return entry
 """
+RANKS = (
+    RUN
+    + """
+entry_of(*sys.argv[1:-1], int(sys.argv[-1])).train()
+"""
+)
+SECRETS = (
+    RUN
+    + """
+root = sys.argv[1]
+entry = entry_of(root + "/faces", root + "/run")
+entry.set_val_targets(root + "/faces/lfw.bin")
+entry.train()
+faults = [
+    lambda: entry_of(root + "/faces", root + "/run").train(),  # there are later checkpoints
+    lambda: entry_of(root + "/faces", root + "/run", root + "/missing").train(),
+    lambda: entry_of(root + "/nothing", root + "/other").train(),
+    lambda: entry_of(root + "wrong/faces", root + "/other").train(),
+    lambda: entry_of(root + "wrong/faces", root + "wrong/run").convert_for_prediction(),
+]
+for fault in faults:
+    try:
+        fault()
+    except plsc.PLSCError as error:
+        print(type(error).__name__, error)
+    else:
+        sys.exit("no error")
+entry = entry_of(root + "/faces", root + "/run", root + "/run", 2)
+entry.train()
+print(entry.convert_for_prediction(root + "/model"))
+"""
+)
 
 
 @pytest.mark.slow
@@ -227,11 +260,11 @@ entry.train()
 def test_two_ranks_train_on_remote_data_and_resume(s3, data_dir, tmp_path, another_machine):
     copy_up(data_dir, f"{s3.url}/faces")
     script = tmp_path / "train.py"
-    script.write_text(RUN)
-    places = [f"{s3.url}/faces", f"{s3.url}/run", "lfw"]
-    launch(2, script, *places, log_dir=tmp_path / "logs")
+    script.write_text(RANKS)
+    places = [f"{s3.url}/faces", f"{s3.url}/run"]
+    launch(2, script, *places, "", 1, log_dir=tmp_path / "logs")
     another_machine()
-    launch(2, script, *places, f"{s3.url}/run", log_dir=tmp_path / "logs")
+    launch(2, script, *places, f"{s3.url}/run", 2, log_dir=tmp_path / "logs")
     assert list_remote_checkpoints(RemoteFolder(f"{s3.url}/run")) == ["0", "1"]
 
 
@@ -243,21 +276,19 @@ def test_credentials_of_urls_are_used_and_reach_nothing_that_is_written(s3, data
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     logging.getLogger("botocore").setLevel(logging.INFO)
     script, secret = tmp_path / "train.py", s3.url.replace("://", f"://{KEY}:{SECRET}@")
-    script.write_text(RUN)
-    command = ["python", script, f"{secret}/faces", f"{secret}/run", f"{secret}/faces/lfw.bin"]
-    command[0] = sys.executable
-    output = run(command, cwd=tmp_path)[1]
-    output += run([*command, f"{secret}/run"], cwd=tmp_path)[1]
-    refused = run(command, cwd=tmp_path, check=False)  # there are later checkpoints
-    assert refused[0] != 0
-    assert "is a checkpoint of later training" in refused[1]
-    missing = run([*command, f"{secret}/missing"], cwd=tmp_path, check=False)
-    assert "holds no whole checkpoint" in missing[1]
-    cli = [command[0], "-m", "plsc", "export", "--checkpoint-dir", f"{secret}/run", "--to", f"{secret}/model"]
-    output += run(cli, cwd=tmp_path)[1]
-    wrong = run([*cli[:-1], f"{secret}wrong/model"], cwd=tmp_path, check=False)
-    assert "does not exist" in wrong[1]
-    everything = (output + refused[1] + missing[1] + wrong[1]).encode()
+    script.write_text(SECRETS)
+    output = run([sys.executable, script, secret], cwd=tmp_path)[1]
+    for expected in (
+        "is a checkpoint of later training",
+        "holds no whole checkpoint",
+        "no such folder",
+        "wrong' does not",
+    ):
+        assert expected in output
+    command = [sys.executable, "-m", "plsc", "train", "--dataset-dir", f"{secret}wrong/faces", "--lr", "wrong"]
+    status, message = run(command, cwd=tmp_path, check=False)
+    assert status == 1
+    everything = (output + message).encode()
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path != script]
     everything += b"".join(path.read_bytes() for path in files)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
