@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from plsc.engine.checkpoint import MANIFEST, is_checkpoint_name, list_checkpoints, order
+from plsc.checkpoint import MANIFEST, is_checkpoint_name, list_checkpoints, order
 from plsc.engine.observers.metrics_file import METRICS_FILE, SUPERSEDED_FILE
 from plsc.errors import CheckpointError, PLSCError, StorageError
 from plsc.remote.cache import Cache
@@ -103,7 +103,7 @@ def _is_whole(checkpoint: RemoteFolder, files: dict[str, RemoteFile]) -> bool:
 def _listed_sizes(manifest: Any) -> dict[str, int]:
     """Bytes by file. Later versions of the manifest list more of a file than its size."""
     return {
-        name: int(listed["size"] if isinstance(listed, dict) else listed) for name, listed in manifest["files"].items()
+        name: int(listed["bytes"] if isinstance(listed, dict) else listed) for name, listed in manifest["files"].items()
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import plsc
-from plsc.engine.checkpoint import Checkpoint
+from plsc.checkpoint import Checkpoint
 from plsc.engine.uploads import list_remote_checkpoints
 from plsc.errors import CheckpointError, DataError, ExportError, StorageError
 from plsc.remote.folder import RemoteFolder

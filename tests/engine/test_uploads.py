@@ -15,10 +15,10 @@ import uuid
 import numpy as np
 import pytest
 
+from plsc.checkpoint import MANIFEST, Checkpoint, Part, save_checkpoint
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine import uploads as uploads_module
-from plsc.engine.checkpoint import MANIFEST, Checkpoint, Part, save_checkpoint
 from plsc.engine.uploads import Uploader, fetch_checkpoint, list_remote_checkpoints
 from plsc.errors import CheckpointError, StorageError
 from plsc.remote import retrying
