@@ -23,6 +23,7 @@ from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.dataloading import open_verification_sets
+from plsc.engine.places import places_of_use
 from plsc.engine.rank_check import (
     check_ranks_agree,
     describe_checkpoint,
@@ -237,6 +238,7 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
     """
     collectives = Collectives(topology)
     agree(config.check, collectives, error=ConfigError)
+    config = agree(lambda: places_of_use(config, sets=True), collectives, error=DataError)
     sets = open_verification_sets(config, collectives)
     if not sets:
         lacking = f"{config.dataset_dir} holds no {DEFAULT_VAL_TARGETS}.bin"
@@ -282,7 +284,7 @@ def predict(
     if save_to is not None and Path(save_to).exists():
         raise ConfigError(f"predict: {save_to} exists and is not overwritten; choose another file")
     source = _flatten(config.predict_reader()) if images is None else each_image(images)
-    backbone, config, _ = open_backbone(config)
+    backbone, config, _ = open_backbone(places_of_use(config))
     embeddings = to_unit_length(_embedder(config, backbone)(source))
     if save_to is not None and topology.is_main:
         with open(save_to, "xb") as file:

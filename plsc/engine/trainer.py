@@ -46,6 +46,7 @@ from plsc.engine.observers.group import ObserverGroup
 from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
 from plsc.engine.optimizer import NamedOptimizer
+from plsc.engine.places import places_of_training, remote_settings
 from plsc.engine.precision import Precision
 from plsc.engine.rank_check import (
     check_ranks_agree,
@@ -163,7 +164,7 @@ class Trainer:
         self._resumed_from: Path | None = None
         self._averaged_step: int | None = None
         self._verified_step: int | None = None
-        self._saver = Saver(config, self.collectives)
+        self._saver = Saver(config, self.collectives, uploads=self._uploads)
         if saved is not None:
             self._resume(saved)
         self.schedule = build_schedule(
@@ -175,6 +176,8 @@ class Trainer:
 
     def _open(self, config: Config, loader: Loader | None) -> checkpoint.Checkpoint | None:
         """Open the checkpoint to resume from and the training data, and complete the settings by them."""
+        self._remote = remote_settings(config)
+        config, self._uploads = places_of_training(config)
         saved = checkpoint.Checkpoint(config.checkpoint_dir) if config.checkpoint_dir else None
         trained = None if saved is None else About.of(saved).settings.num_classes
         if loader is None:
@@ -253,9 +256,11 @@ class Trainer:
             global_batch=self.global_batch,
             checkpoint=self._resumed_from,
         )
+        uploads = self._uploads if self.topology.is_main and self._uploads else contextlib.nullcontext()
         with (
             contextlib.closing(self.loader),
             self._stop.heeded(),
+            uploads,
             self.observers.running(run, results),
             self._saver.rescued(),
         ):
@@ -547,7 +552,7 @@ class Trainer:
             "head_optimizer": self.head.optimizer_kind,
             "loss_scaling": self.precision.state(),
             "network": network_name(self.backbone),
-            "settings": saved_settings(self.config),
+            "settings": {**saved_settings(self.config), **self._remote},
             "objects": saved_objects(self.config),
             "global_batch": self.global_batch,
             "averaged": self._is_averaged,
@@ -577,7 +582,12 @@ class Trainer:
             collectives=self.collectives,
         )
         self._saver.check_space(self._parts(_NONE))
+        agree(self._check_uploads, self.collectives, error=CheckpointError)
         check_verification_sets(self.config, self.verification_sets, collectives=self.collectives)
+
+    def _check_uploads(self) -> None:
+        if self._uploads is not None and self.topology.is_main:
+            self._uploads.check((self.epoch, self.step_in_epoch))
 
     @property
     def _last_epoch(self) -> int | None:
