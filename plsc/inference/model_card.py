@@ -73,7 +73,12 @@ def read_model_card(directory: str | Path) -> ModelCard:
     Raises:
         ServingError: the folder holds no export, or the card is damaged or of another format.
     """
-    directory = Path(directory)
+    try:
+        directory = Path(directory)
+    except TypeError:
+        raise ServingError(
+            f"got {type(directory).__name__} {str(directory)[:60]!r}, expected the folder of an exported model"
+        ) from None
     for folder in (directory, directory / "inference_model"):
         if not folder.exists():
             restore_folder(folder)  # the process that was replacing it was killed

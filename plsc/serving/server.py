@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import signal
 import socket
 import sys
@@ -174,10 +176,14 @@ def _listen(settings: ServeSettings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise ServingError(
-            f"cannot listen on {settings.host}, port {settings.port}: {error.strerror or error}; choose "
-            f"another port with {argument('port', of='plsc serve')}, or end what uses it"
-        ) from None
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            remedy = f"give an address of this machine with {argument('host', of='plsc serve')}; 0.0.0.0 stands for all"
+        elif error.errno == errno.EADDRINUSE:
+            remedy = f"choose another port with {argument('port', of='plsc serve')}, or end what uses it"
+        else:
+            remedy = f"choose another port with {argument('port', of='plsc serve')}"
+        raise ServingError(f"cannot listen on {settings.host}, port {settings.port}: {reason}; {remedy}") from None
 
 
 def _show_access_log() -> None:
