@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import signal
 import socket
 import sys
@@ -176,10 +175,11 @@ def _listen(settings: ServeSettings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
-        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        # Python adds the address to the text of the system, and gives the codes of an unknown host as negative numbers.
+        reason, number = str(error.strerror or error).partition(" (while attempting")[0], error.errno or 0
+        if number < 0 or number == errno.EADDRNOTAVAIL:
             remedy = f"give an address of this machine with {argument('host', of='plsc serve')}; 0.0.0.0 stands for all"
-        elif error.errno == errno.EADDRINUSE:
+        elif number == errno.EADDRINUSE:
             remedy = f"choose another port with {argument('port', of='plsc serve')}, or end what uses it"
         else:
             remedy = f"choose another port with {argument('port', of='plsc serve')}"
