@@ -302,7 +302,7 @@ class Client:
             reason = getattr(system, "strerror", None) or cause
             return f"no connection: {reason}; start the server, or correct the address"
         if isinstance(cause, errors.TimeoutError):
-            return f"no answer within {self._timeout:g} s; give a longer timeout, or fewer images at a time"
+            return f"no answer within {self._timeout} s; give a longer timeout, or fewer images at a time"
         return str(cause)
 
 
