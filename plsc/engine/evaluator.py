@@ -6,6 +6,8 @@ import contextlib
 import functools
 import itertools
 import logging
+import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -241,12 +243,7 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
     config = agree(lambda: places_of_use(config, sets=True), collectives, error=DataError)
     sets = open_verification_sets(config, collectives)
     if not sets:
-        lacking = f"{config.dataset_dir} holds no {DEFAULT_VAL_TARGETS}.bin"
-        raise DataError(
-            f"nothing to test on: no verification set is given, and "
-            f"{lacking if config.val_targets is None else 'val_targets is empty'}; make one with plsc data pairs, or "
-            f"name one with {setter('val_targets')}"
-        )
+        raise DataError(f"nothing to test on: no verification set is given, and {_lacking(config)}")
     for pairs in sets:
         _report(pairs, np.zeros([2 * len(pairs), 1], np.float32))
     backbone, config, saved = agree(lambda: open_backbone(config), collectives, error=CheckpointError)
@@ -260,6 +257,17 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
         collectives,
     )
     return evaluate(config, backbone, sets=sets, collectives=collectives) or {}
+
+
+def _lacking(config: Config) -> str:
+    """Why there is no verification set where none is given, and what to do."""
+    data, naming = config.dataset_dir, f"name one with {setter('val_targets')}"
+    if config.val_targets is not None:
+        return f"val_targets is empty; make one with plsc data pairs, or {naming}"
+    is_path = re.fullmatch(r"[^:*?\[{]+", data) is not None  # no pattern and no synthetic:...
+    if is_path and not os.path.exists(data):
+        return f"{data} does not exist; name the data with {setter('dataset_dir')}, or {naming}"
+    return f"{data} holds no {DEFAULT_VAL_TARGETS}.bin; make one with plsc data pairs, or {naming}"
 
 
 def predict(
