@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -228,9 +229,9 @@ def pairs(
     recover: Recover = False,
 ) -> None:
     """Make a verification set from a labeled data set. Half the pairs are of the same identity."""
-    if output.exists():
+    if os.path.exists(output):
         raise DataError(f"{output} exists already; nothing is overwritten: choose another name")
-    if output.suffix != ".bin" or not output.parent.is_dir():
+    if output.suffix != ".bin" or not os.path.isdir(output.parent):
         raise DataError(
             f"{output}: expected a name that ends in .bin, by which training finds verification sets, in an existing "
             f"folder"

@@ -15,7 +15,7 @@ from plsc.data.images import IMAGE_SUFFIXES
 from plsc.data.sources.folders import check_parts, image_files
 from plsc.data.sources.leftovers import warn_of_leftovers
 from plsc.errors import ConfigError, DataError
-from plsc.utils.atomic import restore_folder
+from plsc.utils.atomic import check_new_folder, restore_folder
 from plsc.utils.json_text import to_json
 
 if TYPE_CHECKING:
@@ -58,9 +58,10 @@ def build(model: Model, folder: Folder, images: Images, name: Name = None, index
     from plsc.inference.gallery import Gallery
     from plsc.inference.model import load_inference_model
 
-    if folder.exists() or restore_folder(folder):
+    if os.path.lexists(folder) or restore_folder(folder):
         raise ConfigError(f"{folder} exists and is not overwritten; choose another name, or plsc gallery add")
     found = _named_files(images, name)
+    check_new_folder(folder, ConfigError)
     loaded = load_inference_model(model)
     gallery = Gallery(loaded.emb_dim, loaded.card.weights, index=index)
     gallery.add([name for name, _ in found], loaded.embed([file for _, file in found]))
@@ -177,6 +178,9 @@ def _named_files(images: list[Path], name: str | None = None) -> list[tuple[str,
 def _fill_in(name: str, file: Path) -> str:
     """A --name with {folder} and {file} filled in."""
     values = {"{folder}": _folder_name(file.parent), "{file}": file.stem}
+    unknown = [part for part in re.findall(r"{\w*}?", name) if part not in values]
+    if unknown:
+        raise ConfigError(f"--name {name}: got {unknown[0]}, expected {{folder}}, {{file}} or text without braces")
     return re.sub("{folder}|{file}", lambda found: values[found[0]], name)
 
 
@@ -191,7 +195,7 @@ def _check_names(names: list[str]) -> None:
 
 def _names(path: Path, files: list[Path]) -> list[tuple[str, Path]]:
     """For each of the files of a path, its name and the folder or file that the name comes from."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return _names_by_folder(path, files)
     if path.stem.isdecimal():
         raise ConfigError(
@@ -235,7 +239,7 @@ def _folder_name(folder: Path) -> str:
 
 def _files(path: Path) -> list[Path]:
     """A single file; or the images of a folder, leftovers of other programs left out."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return [path]
     left: list[str] = []
     inside = [Path(file) for file in image_files(path, left)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plsc.errors import DataError, ServingError
+from plsc.errors import ConfigError, DataError, ServingError
 from plsc.inference.embedding import Embeddings, cosines, reaches
 from plsc.inference.gallery_files import StoredGallery, holds_gallery, read_gallery, read_revision, write_gallery
 from plsc.inference.gallery_index import Positions, index_class
 from plsc.inference.model_card import ModelCard
 from plsc.metrics.embeddings import EPSILON
 from plsc.utils.atomic import lock_folder, write_folder
+from plsc.utils.numbers import as_array, as_count, as_number
 from plsc.utils.threads import SharedLock
 
 # Rows that are converted to float64 at a time.
 _BLOCK = 1 << 14
+_LARGEST_DIMENSION = 1 << 24  # faiss takes larger ones for others
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Gallery:
     the object has not seen.
 
     Args:
-        dimension: D.
+        dimension: D, 1 or more.
         weights: digest of the network that the embeddings come from, `ModelCard.weights`. `check_model` refuses a model
             with another one. Empty, the default, if it is not known.
         index: how the embeddings are held and searched.
@@ -69,7 +72,7 @@ class Gallery:
             After a fork, searches in the new process use one thread.
 
     Raises:
-        ConfigError: there is no such index.
+        ConfigError: there is no such index, or the dimension is no number of 1 or more.
         MissingDependencyError: faiss is not installed.
 
     Example:
@@ -84,8 +87,13 @@ class Gallery:
     """
 
     def __init__(self, dimension: int, weights: str = "", *, index: str = "flat") -> None:
+        size = as_count(dimension)
+        if size is None or size > _LARGEST_DIMENSION:
+            raise ConfigError(
+                f"gallery: got embeddings of {dimension!r}, expected the model's emb_dim, 1 to {_LARGEST_DIMENSION}"
+            )
         self.weights = weights
-        self._index = index_class(index)(dimension)
+        self._index = index_class(index)(size)
         self._names: list[str | None] = []  # by position; None where the entry is removed
         self._changes = 0
         # By folder: the revision that was last read or written there, and the changes until then.
@@ -100,6 +108,9 @@ class Gallery:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = SharedLock()
+
+    def __copy__(self) -> Gallery:
+        return copy.deepcopy(self)  # two objects on one index would change each other's entries
 
     def __len__(self) -> int:
         with self._lock.reading():
@@ -156,7 +167,7 @@ class Gallery:
         Raises:
             DataError: no entry has this name, or one of these names, or one is no name; then nothing is removed.
         """
-        wanted = set(check_names([name] if isinstance(name, str) else list(name)))
+        wanted = set(check_names([name] if isinstance(name, str) or not isinstance(name, Iterable) else list(name)))
         with self._lock.writing():
             positions = [position for position, other in enumerate(self._names) if other in wanted]
             unknown = wanted - {self._names[position] for position in positions}
@@ -181,14 +192,18 @@ class Gallery:
                 states it. Without it `Match.same` is None.
 
         Raises:
-            DataError: the probes are not [Q, D], one is zero or not finite, or the threshold is no cosine.
+            DataError: the probes are not [Q, D], one is zero or not finite, the count is no whole number of 1 or more,
+                or the threshold is no cosine.
         """
-        rows = self._rows(probes)
-        if threshold is not None and not abs(threshold) <= 1 + 1e-7:
-            raise DataError(f"gallery: got the threshold {threshold}, expected a cosine of -1 to 1")
+        rows, most = self._rows(probes), as_count(count)
+        if most is None:
+            raise DataError(f"gallery: got {count!r} entries per probe, expected 1 or more, as a whole number")
+        lowest = None if threshold is None else as_number(threshold)
+        if lowest is not None and not abs(lowest) <= 1 + 1e-7:
+            raise DataError(f"gallery: got the threshold {threshold!r}, expected a cosine of -1 to 1")
         with self._lock.reading():
-            found = self._index.search(rows, max(1, min(count, self._count())))
-            return [self._matches(row, positions[positions >= 0], threshold) for row, positions in zip(rows, found)]
+            found = self._index.search(rows, max(1, min(most, self._count())))
+            return [self._matches(row, positions[positions >= 0], lowest) for row, positions in zip(rows, found)]
 
     def check_model(self, card: ModelCard) -> None:
         """Check that the gallery's embeddings come from this model.
@@ -221,7 +236,7 @@ class Gallery:
         """
         folder = Path(folder)
         is_gallery, key = holds_gallery(folder), _key(folder)
-        if folder.exists() and not (replace and is_gallery):
+        if os.path.exists(folder) and not (replace and is_gallery):
             raise ServingError(f"{folder} exists and is not overwritten; choose another name")
         if replace and key in self._revisions and not is_gallery:
             raise ServingError(
@@ -332,7 +347,7 @@ class Gallery:
 
     def _rows(self, embeddings: NDArray[Any]) -> Embeddings:
         """Embeddings [n, D] float32 of unit length."""
-        given = np.atleast_2d(np.asarray(embeddings))
+        given = np.atleast_2d(as_array(embeddings))
         if given.ndim != 2 or given.shape[1] != self.dimension or given.dtype.kind not in "fiu":
             found = f"{list(given.shape)} of {given.dtype}"
             raise DataError(f"gallery: got embeddings {found}, expected [n, {self.dimension}] of numbers")
@@ -353,13 +368,13 @@ def check_names(names: Sequence[str]) -> list[str]:
     Raises:
         DataError: they are in no order, or one is empty, no text, or cannot be written in UTF-8.
     """
-    if isinstance(names, (Set, Mapping)):
+    if isinstance(names, (Set, Mapping)) or not isinstance(names, Iterable):
         raise DataError(
             f"gallery: got the names as a {type(names).__name__}, expected a list, in the embeddings' order"
         )
     found = list(names)
     for name in found:
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name.strip():
             raise DataError(f"gallery: a name is empty or no text ({name!r}), expected what to call the entry")
         try:
             name.encode()

@@ -18,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, Router
 
-from plsc.inference.embedding import Embeddings, Pixels, cosines, reaches
+from plsc.errors import DataError
+from plsc.inference.embedding import Embeddings, Pixels, check_finite, cosines, reaches
 from plsc.inference.gallery import Gallery
 from plsc.inference.model_card import read_model_card
 from plsc.serving import protocols
@@ -183,7 +184,12 @@ class Service:
                 on_damage=lambda _: self.metrics.damaged_images.inc(),
             )
 
-        return await self.pool.run(IMAGES, await self._parse(request, decode))
+        embeddings = await self.pool.run(IMAGES, await self._parse(request, decode))
+        try:
+            check_finite(embeddings)
+        except DataError as error:
+            raise HTTPError(500, str(error)) from None
+        return embeddings
 
     async def _image_reader(self, request: Request) -> Callable[[], list[bytes]]:
         """A function that returns the encoded images of a body: the body itself, base64 in JSON, or files of a form."""

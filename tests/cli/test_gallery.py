@@ -115,6 +115,9 @@ def test_the_number_of_an_image_is_no_name_unless_it_is_asked_for(plsc_gallery, 
     found = plsc_gallery("search", model, gallery, image, "-k", 1)  # needs no name
     assert '"name": "ann' in found or '"name": "0"' in found
     assert "choose one of --name ann" in plsc_gallery("build", model, tmp_path / "other", image, status=1)
+    for name, part in (("{Folder}", "{Folder}"), ("{}", "{}"), ("{file", "{file"), ("{folder}-{name}", "{name}")):
+        output = plsc_gallery("add", model, gallery, image, "--name", name, status=1)
+        assert f"--name {name}: got {part}, expected {{folder}}, {{file}} or text without braces" in output
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "gbk"])
@@ -282,6 +285,19 @@ def test_images_of_every_kind_are_enrolled(plsc_gallery, model, tmp_path):
     output = plsc_gallery("build", model, tmp_path / "g", tmp_path / "faces", "--index", "sq8")
     assert "enrolled bmp (1), gif (1), jfif (1), ppm (1), tif (1), webp (1)" in output
     assert Gallery.open(tmp_path / "g").index == "sq8"
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_embedded(plsc_gallery, model, faces, tmp_path):
+    (faces / "ann" / "0.png").write_bytes(b"no image")  # would be the first error of embedding
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    for place, message in (
+        (tmp_path / "carl.png" / "g", "g: cannot be written: Not a directory"),
+        (tmp_path / ("x" * 300), "cannot be written: File name too long"),
+        (tmp_path / "dangling", "exists and is not overwritten"),
+    ):
+        assert message in plsc_gallery("build", model, place, faces, status=1)
+    assert "0.png" in plsc_gallery("build", model, tmp_path / "g", faces, status=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["carl.png", "dangling", "faces"]
 
 
 def test_a_killed_replacement_is_restored_by_every_command(plsc_gallery, model, faces, tmp_path):
