@@ -20,11 +20,11 @@ from starlette.routing import Route, Router
 
 from plsc.errors import DataError
 from plsc.inference.embedding import Embeddings, Pixels, check_finite, cosines, reaches
-from plsc.inference.gallery import Gallery
 from plsc.inference.model_card import read_model_card
 from plsc.serving import protocols
 from plsc.serving.http_error import HTTPError
 from plsc.serving.images import decode_images
+from plsc.serving.live_gallery import LiveGallery
 from plsc.serving.metrics import Metrics
 from plsc.serving.middleware import RequestMiddleware
 from plsc.serving.openapi import openapi, page
@@ -56,10 +56,8 @@ class Service:
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings, self.card = settings, read_model_card(settings.model)
-        self.gallery: Gallery | None = None
-        if settings.gallery is not None:
-            self.gallery = Gallery.open(settings.gallery)
-            self.gallery.check_model(self.card)
+        self.gallery = None if settings.gallery is None else LiveGallery(settings.gallery, self.card)
+        self._following: asyncio.Task[None] | None = None
         self.metrics = Metrics()
         self.pool = PredictorPool(
             settings,
@@ -85,8 +83,20 @@ class Service:
             Router(self.routes), settings, metrics=self.metrics, paths={route.path for route in self.routes}
         )
 
+    async def start(self) -> None:
+        """Start the predictor processes; returns when each has loaded the model. From then on the gallery is followed.
+
+        Raises:
+            ServingError: the model cannot be loaded.
+        """
+        await self.pool.start()
+        if self.gallery is not None:
+            self._following = asyncio.create_task(self.gallery.follow())
+
     async def stop(self) -> None:
         """End the predictor processes and the threads."""
+        if self._following is not None:
+            self._following.cancel()
         await self.pool.stop()
         self._threads.shutdown()
 
@@ -120,7 +130,7 @@ class Service:
             raise HTTPError(404, f"this server has no gallery; start it with {argument('gallery', of='plsc serve')}")
         count, threshold = protocols.parse_count(request.query_params.multi_items()), self.settings.threshold
         embeddings = await self._embed(request, await self._image_reader(request))
-        search = functools.partial(self.gallery.search, embeddings, count, threshold=threshold)
+        search = functools.partial(self.gallery.current.search, embeddings, count, threshold=threshold)
         found = await self._in_thread(search)
         results = [[match.as_dict() for match in matches] for matches in found]
         return _reply(request, {"results": results, "threshold": threshold})

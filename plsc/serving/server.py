@@ -125,7 +125,7 @@ async def _load(service: Service, signals: asyncio.Queue[int]) -> int | None:
         ServingError: the model cannot be loaded.
     """
     service.app.loading = True
-    loading, signal_arrived = asyncio.create_task(service.pool.start()), asyncio.create_task(signals.get())
+    loading, signal_arrived = asyncio.create_task(service.start()), asyncio.create_task(signals.get())
     await asyncio.wait({loading, signal_arrived}, return_when=asyncio.FIRST_COMPLETED)
     if not loading.done():
         loading.cancel()
