@@ -17,6 +17,7 @@ from plsc.data.sources.leftovers import warn_of_leftovers
 from plsc.errors import ConfigError, DataError
 from plsc.utils.atomic import check_new_folder, restore_folder
 from plsc.utils.json_text import to_json
+from plsc.utils.plural import counted
 
 if TYPE_CHECKING:
     from plsc.inference.gallery import Gallery
@@ -90,7 +91,7 @@ def remove(folder: Folder, names: Annotated[list[str], typer.Argument(help="Name
 
     with Gallery.editing(folder) as gallery:
         count = gallery.remove(names)
-    tell(f"{folder}: {count} entries removed, {len(gallery)} left")
+    tell(f"{folder}: {counted(count, 'entry')} removed, {len(gallery)} left")
 
 
 @app.command(cls=Command)
@@ -145,7 +146,7 @@ def _print_enrolled(folder: Path, gallery: Gallery, found: list[tuple[str, Path]
     named = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:_MOST_NAMED])
     others = f" and {len(counts) - _MOST_NAMED} more" if len(counts) > _MOST_NAMED else ""
     tell(f"enrolled {named}{others}")
-    tell(f"{folder}: {len(gallery)} entries of {len(set(gallery.names))} names")
+    tell(f"{folder}: {counted(len(gallery), 'entry')} of {counted(len(set(gallery.names)), 'name')}")
 
 
 def _named_files(images: list[Path], name: str | None = None) -> list[tuple[str, Path]]:

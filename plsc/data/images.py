@@ -16,6 +16,7 @@ from plsc.data.jpeg import decode_by_opencv, decode_jpeg
 from plsc.data.png import without_text
 from plsc.errors import DataError
 from plsc.utils.c_stderr import quiet_c_stderr
+from plsc.utils.plural import counted
 
 # OpenCV's own messages about a damaged image name no file; the DataError does.
 if "OPENCV_LOG_LEVEL" not in os.environ:
@@ -121,10 +122,9 @@ def decode(image: bytes | npt.NDArray[Any], *, on_damage: OnDamage | None = None
 def _refusal(image: bytes) -> str:
     kind = kind_of(image)
     if kind is not None and kind.end and kind.end not in image:
-        return f"no image: a truncated {kind.name} of {len(image)} bytes, whose end is missing"
-    return (
-        f"{len(image)} bytes that are no image known to OpenCV, or a damaged one (they begin with {bytes(image[:8])!r})"
-    )
+        return f"no image: a truncated {kind.name} of {counted(len(image), 'byte')}, whose end is missing"
+    found = counted(len(image), "byte")
+    return f"{found} that are no image known to OpenCV, or a damaged one (they begin with {bytes(image[:8])!r})"
 
 
 def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:

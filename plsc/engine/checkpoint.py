@@ -38,6 +38,7 @@ from plsc.utils.atomic import partial_path, write_folder
 from plsc.utils.files import sync_path
 from plsc.utils.finite import find_nonfinite
 from plsc.utils.hints import setter
+from plsc.utils.plural import counted
 from plsc.utils.ranges import Range
 
 FORMAT, VERSION = "plsc-checkpoint", 1
@@ -405,8 +406,8 @@ def _check_size(file: Path, expected: int) -> None:
     size = file.stat().st_size if file.is_file() else None
     if size != expected:
         raise CheckpointError(
-            f"{file}: found {'no such file' if size is None else f'{size} bytes'}, "
-            f"expected {expected} bytes; the checkpoint is damaged, use another epoch's"
+            f"{file}: found {'no such file' if size is None else counted(size, 'byte')}, "
+            f"expected {counted(expected, 'byte')}; the checkpoint is damaged, use another epoch's"
         )
 
 

@@ -69,6 +69,7 @@ from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
 from plsc.utils.hints import setter
 from plsc.utils.logging import show_log
+from plsc.utils.plural import counted
 from plsc.utils.seeding import derive_seed
 
 log = logging.getLogger("plsc")
@@ -210,7 +211,7 @@ class Trainer:
         """
         if self.is_done:
             more = setter("train_epochs") if self.config.train_steps is None else setter("train_steps")
-            log.info("nothing is left to train: all %d steps are done; to train on, give more: %s", self.step, more)
+            log.info("nothing is left to train after %s; to train on, give more: %s", counted(self.step, "step"), more)
         else:
             self._log_start()
         results: dict[str, float] = {}
@@ -408,8 +409,16 @@ class Trainer:
                 folder, name, parts=self._parts(extra), about=self._about(), collectives=self.collectives
             )
             if self.topology.is_main:
-                skipped = f"; {self.loader.skipped} unreadable images skipped so far" if self.loader.skipped else ""
-                skipped += f"; {self._judge.skipped_steps} steps skipped so far" if self._judge.skipped_steps else ""
+                skipped = (
+                    f"; {counted(self.loader.skipped, 'unreadable image')} skipped so far"
+                    if self.loader.skipped
+                    else ""
+                )
+                skipped += (
+                    f"; {counted(self._judge.skipped_steps, 'step')} skipped so far"
+                    if self._judge.skipped_steps
+                    else ""
+                )
                 log.info("saved %s%s", path, skipped)
                 self._prune()
         return path
@@ -420,8 +429,8 @@ class Trainer:
             checkpoint.prune_checkpoints(self.config.model_save_dir, self.config.max_last_checkpoint_num)
         else:
             log.warning(
-                "the last %d steps were skipped: earlier checkpoints are kept until a step is sound again",
-                self._judge.skipped_in_a_row,
+                "skipped the last %s: earlier checkpoints are kept until a step is sound again",
+                counted(self._judge.skipped_in_a_row, "step"),
             )
 
     def _parts(self, extra: list[checkpoint.Part]) -> Iterator[checkpoint.Part]:

@@ -23,6 +23,7 @@ from plsc.inference.model_card import ModelCard
 from plsc.metrics.embeddings import EPSILON
 from plsc.utils.atomic import lock_folder, write_folder
 from plsc.utils.numbers import as_array, as_count, as_number
+from plsc.utils.plural import counted
 from plsc.utils.threads import SharedLock
 
 # Rows that are converted to float64 at a time.
@@ -147,12 +148,14 @@ class Gallery:
         rows = self._rows(embeddings)
         if isinstance(names, str) and len(rows) != 1:
             raise DataError(
-                f"gallery: got the one name {names!r} for {len(rows)} embeddings, expected one each; for several "
-                f"embeddings of one name give [{names!r}] * {len(rows)}"
+                f"gallery: got the one name {names!r} for {counted(len(rows), 'embedding')}, expected one each; for "
+                f"several embeddings of one name give [{names!r}] * {len(rows)}"
             )
         names = check_names([names] if isinstance(names, str) else names)
         if len(names) != len(rows):
-            raise DataError(f"gallery: got {len(names)} names for {len(rows)} embeddings, expected one each")
+            raise DataError(
+                f"gallery: got {counted(len(names), 'name')} for {counted(len(rows), 'embedding')}, expected one each"
+            )
         with self._lock.writing():
             self._names += names
             try:
@@ -173,7 +176,7 @@ class Gallery:
             unknown = wanted - {self._names[position] for position in positions}
             if unknown:
                 known = len(set(self._names) - {None})
-                raise DataError(f"gallery: no entry is named {min(unknown)!r}; it has {known} names")
+                raise DataError(f"gallery: no entry is named {min(unknown)!r}; it has {counted(known, 'name')}")
             self._changes += 1
             self._index.remove(np.asarray(positions, np.int64))
             if self._index.closes_gaps:

@@ -24,6 +24,7 @@ from plsc.losses.reference import ReferenceSoftmax, State
 from plsc.losses.row_optimizers import AdamW, RowOptimizer
 from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -239,9 +240,9 @@ class FusedHead:
             # Half, since the backbone's activations and the other ranks of this machine need memory too.
             logits = "store" if needed <= free / 2 else "recompute"
             log.info(
-                "logits of %d classes x %d samples take %.2f GiB, %.1f GiB are free: mode '%s'",
-                rows,
-                samples,
+                "logits of %s x %s take %.2f GiB, %.1f GiB are free: mode '%s'",
+                counted(rows, "class"),
+                counted(samples, "sample"),
                 needed / 2**30,
                 free / 2**30,
                 logits,

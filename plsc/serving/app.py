@@ -32,6 +32,7 @@ from plsc.serving.pool import PredictorPool
 from plsc.serving.settings import ServeSettings, available_cores
 from plsc.serving.worker import IMAGES, TENSORS
 from plsc.utils.hints import argument
+from plsc.utils.plural import counted
 
 PROTO, JSON, NPY = "application/proto", "application/json", "application/x-npy"
 _SMALL_BODY = 1 << 18  # bytes; a smaller body of a lone request is parsed without a thread
@@ -116,7 +117,7 @@ class Service:
         def read_two() -> list[bytes]:
             images = read()
             if len(images) != 2:
-                raise HTTPError(400, f"got {len(images)} images, expected two to compare")
+                raise HTTPError(400, f"got {counted(len(images), 'image')}, expected two to compare")
             return images
 
         one, other = await self._embed(request, read_two)
@@ -146,7 +147,9 @@ class Service:
         parse = protocols.parse_general_json if is_json else protocols.parse_general_proto
         asked = await self._parse(request, functools.partial(parse, _body(request), self.card, names=self.pool.names))
         if len(asked.tensor) > self.settings.max_images:
-            raise HTTPError(413, f"got {len(asked.tensor)} images, expected {self.settings.max_images} at most")
+            raise HTTPError(
+                413, f"got {counted(len(asked.tensor), 'image')}, expected {self.settings.max_images} at most"
+            )
         request.scope["plsc.images"] = len(asked.tensor)
         outputs = await self.pool.run(TENSORS, asked.tensor)
         if is_json:

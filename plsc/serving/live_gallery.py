@@ -13,7 +13,7 @@ from plsc.errors import ServingError
 from plsc.inference.gallery import Gallery
 from plsc.inference.gallery_files import ABOUT_FILE
 from plsc.inference.model_card import ModelCard
-from plsc.utils.plural import count
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -58,20 +58,20 @@ class LiveGallery:
             await asyncio.sleep(_INTERVAL)
 
     def refresh(self) -> None:
-        """Open the folder's gallery if it has changed. One that cannot be opened is logged, and the earlier one stays."""
-        version = _version(self._folder)  # first, so that what changes from here on is found next time
+        """Open the folder's gallery if it has changed. If that fails, it is logged and the earlier stays."""
+        version = _version(self._folder)  # before opening, so that no later change is missed
         if version == self._seen or (version == self._faulty.version and time.monotonic() < self._faulty.until):
             return
         try:
             self.current = self._open()
         except ServingError as error:
             if self._faulty.message != str(error):
-                kept = count(len(self.current), "entry")
+                kept = counted(len(self.current), "entry")
                 log.error("%s. The server keeps the gallery that it has, of %s", error, kept)
             self._faulty = _Fault(version, str(error), time.monotonic() + _PAUSE)
             return
         self._seen, self._faulty = version, _Fault()
-        log.info("%s: the gallery has changed; it has %s now", self._folder, count(len(self.current), "entry"))
+        log.info("%s: the gallery has changed; it has %s now", self._folder, counted(len(self.current), "entry"))
 
     def _open(self) -> Gallery:
         gallery = Gallery.open(self._folder)

@@ -23,6 +23,7 @@ from plsc.errors import ServingError
 from plsc.serving.http_error import HTTPError
 from plsc.serving.settings import ServeSettings
 from plsc.serving.worker import DONE, FAILED, REPLY, REQUEST
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -261,7 +262,8 @@ class PredictorPool:
         pause = max(1, math.ceil(self.queue_rows / self._rows_per_second))
         raise HTTPError(
             503,
-            f"{self.queue_rows} images wait already, {self._settings.max_queue} at most may; try again in {pause} s",
+            f"{counted(self.queue_rows, 'image')} in the queue already, expected {self._settings.max_queue} at most; "
+            f"try again in {pause} s",
             headers={"Retry-After": str(pause)},
         )
 
@@ -331,7 +333,7 @@ class PredictorPool:
             job.attempts += 1
             # If all processes died at one time, a job may meet each of them once. After that the job itself is suspect.
             if job.attempts > self._settings.workers:
-                reason = f"the predictor failed {job.attempts} times; try again"
+                reason = f"the predictor failed {counted(job.attempts, 'time')}; try again"
                 _fail([job], HTTPError(503, reason, headers={"Retry-After": "1"}))
 
     def _put_back(self, batch: list[_Job]) -> None:

@@ -26,6 +26,7 @@ from plsc.serving.middleware import access_log  # noqa: E402
 from plsc.serving.uvicorn_protocol import awaits_first_request, protocol_factory  # noqa: E402
 from plsc.utils.hints import argument  # noqa: E402
 from plsc.utils.logging import guard_standard_error, lossy  # noqa: E402
+from plsc.utils.plural import counted  # noqa: E402
 
 log = logging.getLogger("plsc")
 
@@ -51,11 +52,11 @@ def serve(settings: ServeSettings) -> None:
         if not host.startswith("127.") and host != "::1" and settings.api_key is None:
             log.warning("listening on %s without an API key: whoever reaches this port may use it", host)
         log.info(
-            "listening on port %d, loading %s in %d predictor process(es) of %d thread(s)",
+            "listening on port %d, loading %s in %s of %s",
             listener.getsockname()[1],
             settings.model,
-            settings.workers,
-            settings.threads_per_worker,
+            counted(settings.workers, "predictor process"),
+            counted(settings.threads_per_worker, "thread"),
         )
         uvloop.run(_run(service, listener))
 

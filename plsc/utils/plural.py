@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 
-def count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     """A number and what it counts: '1 file', '3 files', '0 entries'.
 
     Args:
@@ -13,7 +13,7 @@ def count(number: int, noun: str) -> str:
         noun: in the singular, with a regular plural; where it has several words, the last one is the noun.
 
     Example:
-        >>> count(1, "class folder"), count(12, "identity"), count(0, "batch")
+        >>> counted(1, "class folder"), counted(12, "identity"), counted(0, "batch")
         ('1 class folder', '12 identities', '0 batches')
     """
     if number == 1:

@@ -70,7 +70,7 @@ def test_build_add_search_and_remove(plsc_gallery, model, faces, tmp_path):
     assert all(row["matches"][0]["same"] and row["threshold"] == 0.99 for row in found)
     both = plsc_gallery("search", model, gallery, carl, "--report", report, "--threshold", 0.5, status=1)
     assert "--threshold and --report both give a threshold" in both
-    assert "1 entries removed, 4 left" in plsc_gallery("remove", gallery, "carl")
+    assert "1 entry removed, 4 left" in plsc_gallery("remove", gallery, "carl")
     (tmp_path / "empty").mkdir()
     assert "no image in it" in plsc_gallery("add", model, gallery, tmp_path / "empty", status=1)
 
@@ -153,7 +153,7 @@ def test_folders_give_the_names_that_training_gives(faces, caplog):
     assert "To enroll one, rename it" in caplog.text and "label.txt" not in caplog.text
     records = open_records(faces)
     assert names == [records.class_names[label] for label in records.labels] == ["ann"] * 3 + ["bob"] * 2
-    assert "ignored 4 files and folders that are hidden" in caplog.text
+    assert "ignored 4 paths, hidden" in caplog.text
     (faces / "9.png").write_bytes(image)
     with pytest.raises(ConfigError, match="faces: holds images, 9.png the first, beside folders of images"):
         _named_files([faces])
@@ -252,7 +252,7 @@ def test_leftovers_are_no_people(tmp_path, caplog):
         "__MACOSX/ann/1.png",
     )
     assert named(root) == {"ann/1.png": "ann"} and named(root / "ann") == {"1.png": "ann"}
-    assert "ignored 6 files and folders" in caplog.text
+    assert "ignored 6 paths, hidden" in caplog.text
 
 
 def test_a_name_in_bytes_that_are_not_utf8_is_refused_before_anything_is_embedded(plsc_gallery, model, faces, tmp_path):
@@ -270,7 +270,7 @@ def test_a_name_in_bytes_that_are_not_utf8_is_refused_before_anything_is_embedde
     assert not (tmp_path / "other").exists()
     assert "enrolled zhang (1)" in plsc_gallery("add", model, gallery, tmp_path / f"{GBK_NAME}.png", "--name", "zhang")
     found = plsc_gallery("search", model, gallery, tmp_path / f"{GBK_NAME}.png", "-k", 5)
-    assert '"zhang"' in found and "1 entries removed" in plsc_gallery("remove", gallery, "zhang")
+    assert '"zhang"' in found and "1 entry removed" in plsc_gallery("remove", gallery, "zhang")
 
 
 def test_images_of_every_kind_are_enrolled(plsc_gallery, model, tmp_path):

@@ -60,7 +60,7 @@ def test_train_test_export_and_embed(entry, tmp_path, data_dir):
     _, output = plsc_command(
         "train", "--train-steps", 3, "--checkpoint-dir", entry.model_save_dir, *settings_flags(entry)
     )
-    assert "nothing is left to train: all 3 steps are done; to train on, give more: --train-steps" in output
+    assert "nothing is left to train after 3 steps; to train on, give more: --train-steps" in output
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_added_and_removed_entries_persist(tmp_path):
 def test_mistakes_with_a_gallery(tmp_path):
     made = Gallery(EMB_DIM)
     for names, entries, message in (
-        (["a"], random_rows(2), "1 names for 2 embeddings"),
+        (["a"], random_rows(2), "1 name for 2 embeddings"),
         (["a"], random_rows(1)[:, :3], "expected"),
         ([""], random_rows(1), "name is empty"),
         ([" \t"], random_rows(1), "name is empty"),

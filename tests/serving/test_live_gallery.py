@@ -141,7 +141,9 @@ def test_a_person_who_is_removed_is_found_no_more(model, embeddings, tmp_path, i
         assert match["same"] is True and match["cosine"] == pytest.approx(1, abs=0.01 if index == "sq8" else 0)
         # Requests go on while the gallery is exchanged: each is answered by one whole gallery.
         with ThreadPoolExecutor(2) as pool:
-            asking = [pool.submit(lambda: [sorted(identified(server, [IMAGES[1]])[0]) for _ in range(80)]) for _ in "ab"]
+            asking = [
+                pool.submit(lambda: [sorted(identified(server, [IMAGES[1]])[0]) for _ in range(80)]) for _ in "ab"
+            ]
             run([sys.executable, "-m", "plsc", "gallery", "remove", folder, "ann"])
             wait_for(lambda: sorted(identified(server, IMAGES[:1])[0]), NAMES[1:])
             answers = {tuple(answer) for done in asking for answer in done.result()}
