@@ -135,7 +135,7 @@ def check_new_folder(folder: Path, error: type[PLSCError]) -> None:
         if not partial.exists():
             partial.mkdir(parents=True)
             partial.rmdir()
-    except (OSError, RuntimeError) as reason:
+    except (OSError, RuntimeError, ValueError) as reason:
         raise error(f"{folder}: cannot be written: {getattr(reason, 'strerror', None) or reason}") from None
 
 
@@ -158,6 +158,8 @@ def restore_folder(folder: Path) -> bool:
                 return False
             _restore(folder)
             return True
+    except ValueError:  # a zero byte in the name
+        return False
     except (OSError, RuntimeError) as reason:
         log.warning("%s: the earlier folder cannot be put back: %s", folder, reason)
         return False
