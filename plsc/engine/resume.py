@@ -59,9 +59,8 @@ def warn_of_another_order(
     if about.classes is not None and classes is not None and about.classes.digest != classes.digest:
         changes.append("other classes, or in another order")
     if about.images_in_epoch % global_batch:
-        changes.append(
-            f"global batch {global_batch}, which does not divide the number of images done, {about.images_in_epoch}"
-        )
+        done = counted(about.images_in_epoch, "image")
+        changes.append(f"global batch {global_batch}, which does not divide the {done} done")
     if changes:
         log.warning(
             "epoch %d was started with different settings (%s): its remaining batches may repeat or miss images; "

@@ -20,4 +20,4 @@ def counted(number: int, noun: str) -> str:
         return f"1 {noun}"
     if re.search(r"[^aeiou]y$", noun):
         return f"{number} {noun[:-1]}ies"
-    return f"{number} {noun}" + ("es" if re.search(r"(s|x|ch|sh)$", noun) else "s")
+    return f"{number} {noun}" + ("es" if re.search(r"(s|x|(?<!epo)ch|sh)$", noun) else "s")

@@ -27,6 +27,7 @@ _NO_NOUNS |= {"gives", "takes", "expects", "exists", "computes", "refuses", "end
         ("class", "classes"),
         ("process", "processes"),
         ("batch", "batches"),
+        ("epoch", "epochs"),
         ("class folder", "class folders"),
         ("row group", "row groups"),
     ],
