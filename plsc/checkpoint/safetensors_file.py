@@ -13,6 +13,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from plsc.utils.plural import counted
+
 # Names of types: NumPy's -> that of safetensors.
 DTYPES = {
     "bool": "BOOL",
