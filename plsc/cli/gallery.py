@@ -184,16 +184,13 @@ def _fill_in(name: str, file: Path) -> str:
     Raises:
         ConfigError: another word is in braces.
     """
-    unknown = [word for word in re.findall(r"{\w*}", name) if word not in ("{folder}", "{file}")]
-    if unknown:
-        raise ConfigError(
-            f"--name {name}: {unknown[0]} stands for nothing; expected {{folder}} for the name of an image's folder, "
-            f"{{file}} for that of the image without its suffix, or a name"
-        )
     values = {"{folder}": _folder_name(file.parent), "{file}": file.stem}
     unknown = [part for part in re.findall(r"{\w*}?", name) if part not in values]
     if unknown:
-        raise ConfigError(f"--name {name}: got {unknown[0]}, expected {{folder}}, {{file}} or text without braces")
+        raise ConfigError(
+            f"--name {name}: got {unknown[0]}, expected {{folder}} for the name of an image's folder, {{file}} "
+            f"for that of the image without its suffix, or text without braces"
+        )
     return re.sub("{folder}|{file}", lambda found: values[found[0]], name)
 
 

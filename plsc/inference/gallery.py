@@ -91,10 +91,15 @@ class Gallery:
 
     def __init__(self, dimension: int, weights: str = "", *, index: str = "flat") -> None:
         size = as_count(dimension)
-        if size is None or size > _LARGEST_DIMENSION or not isinstance(weights, str):
+        if size is None or size > _LARGEST_DIMENSION:
             raise ConfigError(
-                f"gallery: got {_shown(dimension)} and {_shown(weights)}, expected the embedding size, 1 to "
-                f"{_LARGEST_DIMENSION}, and the digest of the network: Gallery(model.emb_dim, model.card.weights)"
+                f"gallery: got embeddings of {_shown(dimension)}, expected the model's emb_dim, 1 to "
+                f"{_LARGEST_DIMENSION}: Gallery(model.emb_dim, model.card.weights)"
+            )
+        if not isinstance(weights, str):
+            raise ConfigError(
+                f"gallery: got the weights {_shown(weights)}, expected the digest of the network: "
+                f"Gallery(model.emb_dim, model.card.weights)"
             )
         self.weights = weights
         self._index = index_class(index)(size)

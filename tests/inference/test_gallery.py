@@ -113,7 +113,7 @@ def test_mistakes_with_a_gallery(tmp_path):
         made.remove("x")
     with pytest.raises(DataError, match="no entry is named 'ana'; did you mean 'anna'?"):
         made.remove("ana")
-    with pytest.raises(DataError, match="got NoneType 'None', expected a name or a list of names"):
+    with pytest.raises(DataError, match=r"a name is empty or no text \(None\)"):
         made.remove(None)
     for count in (0, -1, 2.5, "3", None):
         with pytest.raises(DataError, match="got the count .*, expected a whole number of 1 or more"):
@@ -122,7 +122,7 @@ def test_mistakes_with_a_gallery(tmp_path):
         with pytest.raises(DataError, match="got the threshold .*, expected a cosine of -1 to 1"):
             made.search(random_rows(1), threshold=threshold)
     for given in (("model",), (0,), ("a" * 64, EMB_DIM), (EMB_DIM, None)):
-        with pytest.raises(DataError, match=r"expected the embedding size and the digest .* Gallery\(model.emb_dim"):
+        with pytest.raises(ConfigError, match=r"expected the .*Gallery\(model.emb_dim, model.card.weights"):
             Gallery(*given)
     made.remove("anna")
     (tmp_path / "mine").mkdir()
@@ -228,7 +228,7 @@ def test_a_dimension_that_is_none(dimension):
 def test_searches_that_ask_for_what_there_is_not(index):
     made = a_gallery("ann", "bob", index=index)
     for count in (0, -1, 2.5, "5", None, True, float("nan")):
-        with pytest.raises(DataError, match="entries per probe, expected 1 or more, as a whole number"):
+        with pytest.raises(DataError, match="got the count .*, expected a whole number of 1 or more"):
             made.search(random_rows(1), count)
     for threshold in ("0.5", True, float("nan"), 2, [0.5, 0.5], 1j):
         with pytest.raises(DataError, match="got the threshold .*, expected a cosine of -1 to 1"):
