@@ -226,9 +226,8 @@ class Checkpoint:
                 if parts:
                     hasher.update(self._header(file, handle))
                     damages = self._damages_of_tensors(handle, parts, hasher=hasher)
-                else:
-                    while piece := handle.read(BLOCK_BYTES):
-                        hasher.update(piece)
+                while piece := handle.read(BLOCK_BYTES):  # what follows the tensors, or all where there are none
+                    hasher.update(piece)
         except CheckpointError as error:
             return [error]
         if not damages and entry.digest not in (None, hasher.hexdigest()):
@@ -291,7 +290,8 @@ class Checkpoint:
             path, expected = self.path / file, self._manifest.files[file].header
             header = read_header(handle)
             if expected not in (None, digest_of(header)):
-                raise _differs(path, f"{what}cannot be read: the header, ", found=digest_of(header), expected=expected)
+                where = f"{what}cannot be read: " if what else ""
+                raise _differs(path, f"{where}the header ", found=digest_of(header), expected=expected)
             self._headers[file], self._places[file] = header, parse_header(header)
         return self._headers[file]
 
