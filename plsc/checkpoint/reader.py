@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from plsc.checkpoint.digests import Hasher, as_bytes, digest_of
 from plsc.checkpoint.finite import check_finite
-from plsc.checkpoint.layout import MANIFEST, list_checkpoints
+from plsc.checkpoint.layout import MANIFEST, MODEL_FILE, list_checkpoints
 from plsc.checkpoint.manifest import FileEntry, PartEntry, TensorEntry, read_manifest
 from plsc.checkpoint.safetensors_file import DTYPES, Place, parse_header, read_header
 from plsc.distributed.agreement import explain
@@ -107,6 +107,11 @@ class Checkpoint:
     def dtype(self, name: str) -> np.dtype[Any]:
         """The type of a tensor; bfloat16 is stored as uint16."""
         return np.dtype(self._entry(name).dtype)
+
+    def has_row_per_class(self, name: str) -> bool:
+        """Whether a tensor was written by the ranks' rows of it, with the class centers."""
+        parts = self._entry(name).parts
+        return bool(parts) and parts[0].file != MODEL_FILE
 
     def parts(self, name: str) -> list[Range]:
         """The rows of a tensor that lie together in a file, in order."""
