@@ -17,8 +17,10 @@ tensor that lies in one file has its own name there; otherwise its parts are nam
 'head.weight.rows-0-50000'. They are joined along the first axis. `plsc checkpoint merge` writes them as one tensor.
 """
 
+from plsc.checkpoint.finite import NotFiniteError
 from plsc.checkpoint.layout import (
     MANIFEST,
+    delete_checkpoint,
     is_checkpoint_name,
     list_checkpoints,
     order,
@@ -27,7 +29,7 @@ from plsc.checkpoint.layout import (
     to_prune,
 )
 from plsc.checkpoint.manifest import check_content
-from plsc.checkpoint.reader import Block, Checkpoint, reading
+from plsc.checkpoint.reader import Block, Checkpoint, block_rows, reading
 from plsc.checkpoint.writer import (
     Part,
     Rows,
@@ -43,12 +45,15 @@ __all__ = [
     "MANIFEST",
     "Block",
     "Checkpoint",
+    "NotFiniteError",
     "Part",
     "Rows",
     "abandon",
     "begin",
+    "block_rows",
     "check_content",
     "complete",
+    "delete_checkpoint",
     "is_checkpoint_name",
     "list_checkpoints",
     "order",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,19 +31,28 @@ NETWORK_SETTINGS = ("emb_dim", "image_shape", "model_name", "flip", "pixel_mean"
 
 
 def backbone_parts(
-    backbone: paddle.nn.Layer, optimizer: NamedOptimizer, *, constants: Collection[str] = ()
+    backbone: paddle.nn.Layer,
+    optimizer: NamedOptimizer,
+    *,
+    averages: Mapping[str, NDArray[Any]],
+    constants: Collection[str] = (),
 ) -> list[Part]:
     """The backbone and its optimizer state, for rank 0 to write.
 
     Args:
         backbone: the network.
         optimizer: of its parameters.
+        averages: what is written in place of tensors of these names.
         constants: names of its tensors that may hold NaN or infinity, as a mask does.
     """
     state = optimizer.state().items()
     return [
         *(
-            Part(f"backbone.{name}", TensorRows(value), is_finite=name not in constants)
+            Part(
+                f"backbone.{name}",
+                averages[name] if name in averages else TensorRows(value),
+                is_finite=name not in constants,
+            )
             for name, value in backbone.state_dict().items()
         ),
         *(Part(f"optimizer.{name}", TensorRows(value)) for name, value in state),
@@ -215,23 +224,21 @@ def average_statistics(backbone: paddle.nn.Layer, collectives: Collectives) -> N
         tensor.set_value(collectives.all_reduce_sum(tensor.clone()) / ranks)
 
 
-def gather_statistics(
-    backbone: paddle.nn.Layer, collectives: Collectives, *, constants: Collection[str] = ()
-) -> list[Part]:
-    """The running statistics of every rank, a row per rank, for a checkpoint within an epoch.
+def gather_statistics(backbone: paddle.nn.Layer, collectives: Collectives) -> dict[str, NDArray[Any]]:
+    """The running statistics of every rank, [R, ...] by name, for a checkpoint within an epoch.
 
     At the end of an epoch all ranks continue with the average, which the backbone holds. Within an epoch a run that is
-    not interrupted continues with each rank's own, so a resumed run needs these.
-
-    Args:
-        backbone: the network.
-        collectives: over all ranks.
-        constants: as for `backbone_parts`.
+    not interrupted continues with each rank's own, so a resumed run needs these. One rank has nothing to gather.
     """
+    if collectives.topology.world_size == 1:
+        return {}
     gathered = {name: collectives.all_gather(tensor.unsqueeze(0)) for name, tensor in _statistics(backbone).items()}
-    return [
-        Part(f"statistics.{name}", rows.numpy(), is_finite=name not in constants) for name, rows in gathered.items()
-    ]
+    return {name: rows.numpy() for name, rows in gathered.items()}
+
+
+def statistics_parts(gathered: Mapping[str, NDArray[Any]], *, constants: Collection[str]) -> list[Part]:
+    """What `gather_statistics` returned, for rank 0 to write."""
+    return [Part(f"statistics.{name}", rows, is_finite=name not in constants) for name, rows in gathered.items()]
 
 
 def load_statistics(backbone: paddle.nn.Layer, saved: Checkpoint, *, topology: Topology) -> None:
