@@ -332,7 +332,7 @@ class _OpenPart:
         self._handle, self._path, self._name, self._entry, self._part = handle, path, name, entry, part
         self.place = self._find_place(places)
         self.blocks = _block_ranges(entry, part)
-        self._buffer = np.empty(max((block.size for block in self.blocks), default=0) * entry.row_bytes, np.uint8)
+        self._buffer = np.empty(min(_block_size(entry, part), part.rows) * entry.row_bytes, np.uint8)
 
     def read(self, block: Range) -> NDArray[Any]:
         """The global rows `block`, [rows, ...], compared with their digest; valid until the next call.
@@ -379,11 +379,15 @@ def block_rows(row_bytes: int) -> int:
     return max(1, BLOCK_BYTES // max(1, row_bytes))
 
 
-def _block_ranges(entry: TensorEntry, part: PartEntry) -> list[Range]:
+def _block_ranges(entry: TensorEntry, part: PartEntry) -> Iterator[Range]:
     """The global rows of the blocks of a part."""
-    size = block_rows(entry.row_bytes) if part.digests is None else part.block_rows
-    end = part.offset + part.rows
-    return [Range(start, min(start + size, end)) for start in range(part.offset, end, size)]
+    size, end = _block_size(entry, part), part.offset + part.rows
+    return (Range(start, min(start + size, end)) for start in range(part.offset, end, size))
+
+
+def _block_size(entry: TensorEntry, part: PartEntry) -> int:
+    """Rows per block of a part, except for the last one."""
+    return block_rows(entry.row_bytes) if part.digests is None else part.block_rows
 
 
 def _differs(file: Path, what: str, *, found: str, expected: str | None) -> CheckpointError:

@@ -135,14 +135,13 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Delete all but the newest checkpoints of a folder; nothing without --yes, nor if the newest is damaged."""
-    from plsc.checkpoint import Checkpoint, list_checkpoints, to_prune
-    from plsc.checkpoint.layout import delete_checkpoint
+    from plsc.checkpoint import Checkpoint, delete_checkpoint, list_checkpoints
 
     if yes and dry_run:
         raise ConfigError("--yes deletes and --dry-run does not; expected one of them")
     _check_root(root)
     checkpoints = list_checkpoints(root)
-    doomed = to_prune(checkpoints, keep)
+    doomed = checkpoints[:-keep]
     if yes and doomed:
         Checkpoint(checkpoints[-1]).verify()
         for path in doomed:

@@ -18,12 +18,11 @@ from plsc.checkpoint import (
     abandon,
     begin,
     complete,
+    delete_checkpoint,
     list_checkpoints,
-    prune_checkpoints,
     reader,
     remove_leftovers,
     save_checkpoint,
-    to_prune,
     write_parts,
 )
 from plsc.checkpoint.safetensors_file import DTYPES
@@ -192,12 +191,16 @@ def test_a_kill_at_any_point_of_a_save_leaves_no_half_checkpoint(tmp_path):
             save(root, "1")
 
 
-def test_a_kill_at_any_point_of_pruning_leaves_no_half_checkpoint(tmp_path):
+def test_a_kill_at_any_point_of_a_deletion_leaves_no_half_checkpoint(tmp_path):
     def prepare(root):
         for name in ("0", "1", "2"):
             save(root, name, ranks=1)
 
-    killed = kill_at_each_step(prepare, lambda root: prune_checkpoints(root, 1), tmp_path)
+    def delete(root):
+        for name in ("0", "1"):
+            delete_checkpoint(root / name)
+
+    killed = kill_at_each_step(prepare, delete, tmp_path)
     assert len(killed) > 6
     for root in killed:
         check_after_kill(root, [{"0", "1", "2"}, {"1", "2"}, {"2"}])
@@ -215,9 +218,3 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
     assert [path.name for path in removed] == [".12.400.plsc-partial", ".3.plsc-partial"]
     assert {path.name for path in tmp_path.iterdir()} == {"3", ".4.plsc-partial", ".5.plsc-partial", *others}
     assert remove_leftovers(tmp_path / "none") == []
-
-
-def test_which_checkpoints_are_pruned(tmp_path):
-    paths = [tmp_path / name for name in ("0", "1", "1.5")]
-    assert to_prune(paths, 1) == paths[:2]
-    assert to_prune(paths, 3) == to_prune(paths, 9) == []
