@@ -24,9 +24,7 @@ from plsc.checkpoint.layout import (
     is_checkpoint_name,
     list_checkpoints,
     order,
-    prune_checkpoints,
     remove_leftovers,
-    to_prune,
 )
 from plsc.checkpoint.manifest import check_content
 from plsc.checkpoint.reader import Block, Checkpoint, block_rows, reading
@@ -57,11 +55,9 @@ __all__ = [
     "is_checkpoint_name",
     "list_checkpoints",
     "order",
-    "prune_checkpoints",
     "reading",
     "remove_leftovers",
     "save_checkpoint",
-    "to_prune",
     "try_folder",
     "write_parts",
 ]

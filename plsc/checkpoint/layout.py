@@ -1,11 +1,9 @@
-"""Folders of checkpoints: their names, their order, which of them are deleted, and what kills leave behind."""
+"""Folders of checkpoints: their names, their order, how one is deleted, and what kills leave behind."""
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from plsc.utils.atomic import partial_path
@@ -17,33 +15,6 @@ INDEX = "model.safetensors.index.json"
 _NAME = re.compile(r"[0-9]+(\.[0-9]+)?")
 # What `partial_path` makes of such a name.
 _LEFTOVER = re.compile(rf"\.{_NAME.pattern}\.plsc-partial")
-
-log = logging.getLogger("plsc")
-
-
-def to_prune(checkpoints: Sequence[Path], keep: int) -> list[Path]:
-    """Which checkpoints are deleted: all but the `keep` newest.
-
-    Args:
-        checkpoints: as `list_checkpoints` returns them.
-        keep: 1 or more.
-    """
-    return list(checkpoints[:-keep])
-
-
-def prune_checkpoints(root: str | Path, keep: int) -> list[Path]:
-    """Delete all but the `keep` newest checkpoints in `root`, 1 or more, and return them.
-
-    A checkpoint that cannot be deleted costs space and nothing else: a warning names it.
-    """
-    pruned: list[Path] = []
-    try:
-        for path in to_prune(list_checkpoints(root), keep):
-            delete_checkpoint(path)
-            pruned.append(path)
-    except OSError as error:
-        log.warning("%s: an old checkpoint cannot be deleted: %s; delete it, or its disk fills up", root, error)
-    return pruned
 
 
 def delete_checkpoint(path: Path) -> None:

@@ -13,6 +13,7 @@ Version 1 has no digests. It is read as a version 2 whose digests are None.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -96,7 +97,7 @@ class TensorEntry(_Entry):
     @property
     def row_bytes(self) -> int:
         """Bytes per row."""
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
 
     @field_validator("dtype")
     @classmethod

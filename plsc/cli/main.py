@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from plsc.cli.checkpoint import app as checkpoint_app
 from plsc.cli.command import Command, tell
 from plsc.cli.data import app as data_app
 from plsc.cli.gallery import app as gallery_app
@@ -101,6 +102,7 @@ def embed(
 app.command(cls=SettingsCommand)(serve)
 app.add_typer(gallery_app, name="gallery")
 app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 
 @app.command(cls=Command)
