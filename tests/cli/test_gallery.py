@@ -211,7 +211,7 @@ def test_a_part_of_a_data_set_and_an_unknown_word_in_braces_are_no_names(plsc_ga
         "'images' is the name of a part of a data set and of no class: choose --name NAME, or --name '{file}'" in output
     )
     output = plsc_gallery("build", model, tmp_path / "g", tmp_path / "images", "--name", "{name}", status=1)
-    assert "--name {name}: {name} got {name}, expected {folder} for" in output
+    assert "--name {name}: got {name}, expected {folder} for" in output
     assert not (tmp_path / "g").exists()
     assert "enrolled images (2)" in plsc_gallery(
         "build", model, tmp_path / "g", tmp_path / "images", "--name", "{folder}"
