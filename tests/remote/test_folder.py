@@ -153,7 +153,7 @@ def test_a_missing_package_is_named(monkeypatch):
     with pytest.raises(MissingDependencyError, match="oss:// needs .*pip install ossfs"):
         RemoteFolder("oss://bucket/run")
     monkeypatch.setitem(__import__("sys").modules, "fsspec", None)
-    with pytest.raises(MissingDependencyError, match=r"s3:// needs fsspec.*pip install 'plsc\[remote\]'"):
+    with pytest.raises(MissingDependencyError, match=r"s3:// needs fsspec.*pip install '\.\[remote\]'"):
         RemoteFolder("s3://bucket/run")
 
 
