@@ -253,11 +253,10 @@ class Uploader:
         with self._changed:
             self._is_ending = True
             self._changed.notify_all()
-        if self._thread is None:
-            return
-        if self._current is not None or self._pending:
-            log.info("waiting until the checkpoints are uploaded to %s", self.remote.url)
-        self._thread.join()
+        if self._thread is not None:
+            if self._pending:
+                log.info("waiting until the checkpoints are uploaded to %s", self.remote.url)
+            self._thread.join()
         if self._failure is not None:
             left = ", ".join(self._pending)
             raise CheckpointError(
@@ -265,6 +264,15 @@ class Uploader:
                 f"{self.stage} holds it; the next run into the same folder uploads it"
             )
         if self._is_temporary:
+            self._remove_stage()
+
+    def _remove_stage(self) -> None:
+        try:
+            whole = set(list_remote_checkpoints(self.remote))
+        except StorageError as error:  # all is uploaded, and the stage costs space only
+            log.warning("%s; %s stays", error, self.stage)
+            return
+        if all(path.name in whole for path in list_checkpoints(self.stage)):
             shutil.rmtree(self.stage, ignore_errors=True)
 
     def _work(self) -> None:

@@ -75,19 +75,22 @@ class RemoteFolder:
 
         def find() -> dict[str, Any]:
             self._system.invalidate_cache()
-            found: dict[str, Any] = self._system.find(self._root, detail=True)
+            try:
+                found: dict[str, Any] = self._system.find(self._root, detail=True)
+            except FileNotFoundError:
+                found = {}
             if not found and self._protocol in _BUCKETS:
-                self._system.ls(self._root.split("/")[0] + "/plsc-no-such-folder", refresh=True)
+                with contextlib.suppress(PermissionError):  # it may be allowed to list the folder alone
+                    self._system.info(bucket)
             return found
 
+        bucket = self._root.split("/")[0]
         try:
             found = attempt(find, self.url, "cannot be listed")
-        except FileNotFoundError as error:
-            if "bucket" in str(error).lower():
-                raise StorageError(
-                    f"{self.url}: the bucket {self._root.split('/')[0]!r} does not exist; make it, or correct the name"
-                ) from None
-            return {}
+        except FileNotFoundError:
+            raise StorageError(
+                f"{self.url}: the bucket {bucket!r} does not exist; make it, or correct the name"
+            ) from None
         prefix = self._root.rstrip("/") + "/"
         return {
             path.removeprefix(prefix): RemoteFile(int(info["size"] or 0), _tag_of(info))
