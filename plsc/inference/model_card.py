@@ -77,8 +77,13 @@ def read_model_card(directory: str | Path) -> ModelCard:
         ServingError: the folder holds no export, or the card is damaged or of another format.
         StorageError: a remote folder cannot be read.
     """
-    location = keep_credentials(str(directory))
-    directory = _fetch(location) if is_remote(location) else Path(directory)
+    try:
+        location = keep_credentials(str(directory)) if isinstance(directory, str) else ""
+        directory = _fetch(location) if is_remote(location) else Path(directory)
+    except TypeError:
+        raise ServingError(
+            f"got {type(directory).__name__} {str(directory)[:60]!r}, expected the folder of an exported model"
+        ) from None
     for folder in (directory, directory / "inference_model"):
         if not folder.exists():
             restore_folder(folder)  # the process that was replacing it was killed
