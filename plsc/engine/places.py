@@ -45,7 +45,7 @@ def places_of_training(config: Config) -> tuple[Config, Uploader | None]:
     if "model_save_dir" in remote:
         url = remote["model_save_dir"]
         stage = Path(config.stage_dir) if config.stage_dir else _stage_in_cache(config, url)
-        uploads = Uploader(url, stage, keep=config.max_last_checkpoint_num, is_temporary=not config.stage_dir)
+        uploads = Uploader(url, stage, config=config, is_temporary=not config.stage_dir)
         local["model_save_dir"] = str(stage)
     if "checkpoint_dir" in remote:
         local["checkpoint_dir"] = str(_checkpoint_to_resume(remote["checkpoint_dir"], config, uploads))
