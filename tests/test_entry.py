@@ -195,7 +195,6 @@ def test_unknown_attributes_are_attribute_errors():
 @pytest.mark.parametrize(
     "setter, arguments, words",
     [
-        ("set_hdfs_info", ("fs", "name,secret"), "nothing is fetched or uploaded"),
         ("set_input_info", (None,), "no effect"),
         ("set_use_quant", (True,), "not supported yet"),
     ],

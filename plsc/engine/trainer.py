@@ -70,7 +70,7 @@ from plsc.engine.state import (
     statistics_parts,
 )
 from plsc.engine.stopping import StopRequest
-from plsc.errors import CheckpointError, ConfigError, DataError, Interrupted, PLSCError, TrainingError
+from plsc.errors import CheckpointError, ConfigError, DataError, Interrupted, PLSCError, StorageError, TrainingError
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
@@ -109,6 +109,7 @@ class Trainer:
         ConfigError: settings contradict each other, or an argument is not of the kind described above.
         DataError: the training data or a verification set cannot be opened, or an image of a verification set cannot
             be decoded: all are decoded once.
+        StorageError: a remote folder cannot be read or written, or does not fit into the cache.
         CheckpointError: `checkpoint_dir` is damaged or does not fit the settings or the classes of the data, or
             `model_save_dir` cannot be written to.
         DistributedError: ranks have different settings or data.
@@ -148,6 +149,10 @@ class Trainer:
             log.warning(doubt)
         self.collectives = Collectives(self.topology)
         agree(config.check, self.collectives, error=ConfigError)
+        self._remote = remote_settings(config)
+        config, self._uploads = agree(
+            functools.partial(places_of_training, config), self.collectives, error=StorageError
+        )
         saved = agree(lambda: self._open(config, loader), self.collectives, error=DataError)
         agree(lambda: self._make_parts(backbone, observers), self.collectives, error=ConfigError)
         check_ranks_agree(lambda: self._facts(saved, head), self.collectives)
@@ -177,8 +182,6 @@ class Trainer:
 
     def _open(self, config: Config, loader: Loader | None) -> checkpoint.Checkpoint | None:
         """Open the checkpoint to resume from and the training data, and complete the settings by them."""
-        self._remote = remote_settings(config)
-        config, self._uploads = places_of_training(config)
         saved = checkpoint.Checkpoint(config.checkpoint_dir) if config.checkpoint_dir else None
         trained = None if saved is None else About.of(saved).settings.num_classes
         if loader is None:
