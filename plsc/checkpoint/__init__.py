@@ -9,7 +9,7 @@ A checkpoint does not depend on how many ranks wrote it, so any number of ranks 
 `output/.7.plsc-partial`, flushed to the disk and renamed: a folder named by its epoch is complete.
 """
 
-from plsc.checkpoint.layout import MANIFEST, is_checkpoint_name, list_checkpoints, order, prune_checkpoints
+from plsc.checkpoint.layout import MANIFEST, is_checkpoint_name, is_copy, list_checkpoints, order, prune_checkpoints
 from plsc.checkpoint.manifest import check_content
 from plsc.checkpoint.reader import Checkpoint, reading
 from plsc.checkpoint.writer import Part, check_finite, save_checkpoint, try_folder
@@ -21,6 +21,7 @@ __all__ = [
     "check_content",
     "check_finite",
     "is_checkpoint_name",
+    "is_copy",
     "list_checkpoints",
     "order",
     "prune_checkpoints",
