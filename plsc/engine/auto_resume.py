@@ -21,12 +21,10 @@ from plsc.engine.about import About
 from plsc.errors import CheckpointError, StorageError
 from plsc.utils.files import sync_path
 from plsc.utils.hints import setter
-from plsc.utils.ranges import Range, shard_range
+from plsc.utils.ranges import shard_range
 
 log = logging.getLogger("plsc")
 
-# Rows of a tensor that are read at a time where it is verified.
-_BLOCK_ROWS = 1 << 16
 # What the system says of a file that is missing. Anything else says nothing about the checkpoint.
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
 
@@ -167,16 +165,11 @@ def _storage_apart(path: Path) -> Iterator[None]:
 def _verify(saved: Checkpoint, topology: Topology) -> None:
     """Read this rank's share of a checkpoint, which is compared with its digests while it is read."""
     with _storage_apart(saved.path):
-        for name in saved.names(""):
-            for rows in _blocks(saved, name, topology):
-                saved.read(name, rows)
-
-
-def _blocks(saved: Checkpoint, name: str, topology: Topology) -> Iterator[Range]:
-    shape = saved.shape(name)
-    own = shard_range(shape[0] if shape else 1, topology.world_size, shard=topology.rank)
-    for start in range(own.start, own.stop, _BLOCK_ROWS):
-        yield Range(start, min(start + _BLOCK_ROWS, own.stop))
+        for name in saved.names():
+            shape = saved.shape(name)
+            own = shard_range(shape[0] if shape else 1, topology.world_size, shard=topology.rank)
+            for _ in saved.blocks(name, own):
+                pass
 
 
 def _set_aside(root: Path, damaged: list[tuple[str, CheckpointError]], saved: Checkpoint) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from plsc.checkpoint import is_checkpoint_name, is_copy, list_checkpoints, order, try_folder
+from plsc.checkpoint import is_checkpoint_name, is_copy, list_checkpoints, order, remove_leftovers, try_folder
 from plsc.config import Config
 from plsc.data.class_identity import ClassIdentity
 from plsc.distributed.agreement import agree
@@ -19,8 +18,6 @@ from plsc.errors import CheckpointError, ConfigError
 from plsc.utils.hints import setter
 
 log = logging.getLogger("plsc")
-
-_PARTIAL = re.compile(r"\.(.+)\.plsc-partial")  # as `plsc.utils.atomic.partial_path` names it
 
 # The settings that decide the order of the images in an epoch, in addition to the images themselves.
 _ORDER_SETTINGS = ("seed", "class_balanced", "min_images_per_class")
@@ -219,14 +216,13 @@ def _other_folder() -> str:
     return f"choose another folder with {setter('model_save_dir')}"
 
 
-def remove_leftovers(root: str | Path) -> None:
-    """Remove what killed saves and prunes have left in a save folder. No other run may save into it meanwhile."""
+def clean_save_folder(root: str | Path) -> None:
+    """Remove what killed runs have left in a save folder. No other run may save into it meanwhile."""
     root = Path(root)
     try:
-        for path in root.iterdir():
-            found = _PARTIAL.fullmatch(path.name)
-            if found is not None and (is_checkpoint_name(found[1]) or found[1] == ".plsc-trial"):
-                shutil.rmtree(path)
+        remove_leftovers(root)
+        for path in root.glob("*.plsc-trial*"):  # of `try_folder`
+            shutil.rmtree(path)
         for path in [*root.glob(".metrics.jsonl.*.partial"), *root.glob(f"*/.{METRICS}.*.partial")]:
             path.unlink()
     except OSError as error:

@@ -57,8 +57,8 @@ from plsc.engine.rank_check import (
 from plsc.engine.resume import (
     check_content_of,
     check_save_folder,
+    clean_save_folder,
     refuse_changes,
-    remove_leftovers,
     saved_objects,
     warn_of_another_order,
     warn_of_other_steps,
@@ -161,7 +161,7 @@ class Trainer:
         """Lock the save folder, find the checkpoint to start from, make all parts and load them."""
         self._lock.hold(self.collectives, wait=WAIT_SECONDS if config.auto_resume else 0.0)
         if self._lock.is_held:
-            remove_leftovers(config.model_save_dir)
+            clean_save_folder(config.model_save_dir)
         saved = open_start(config, self.collectives)
         agree(lambda: self._open(config, saved, loader), self.collectives, error=DataError)
         agree(lambda: self._make_parts(backbone, observers), self.collectives, error=ConfigError)
