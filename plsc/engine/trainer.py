@@ -559,15 +559,16 @@ class Trainer:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the lock of the save folder while training, and give it back."""
-        if self._lock.hold(self.collectives) and not self.is_done:
-            # Another trainer of this process has had the folder since this one was made.
-            agree(
-                lambda: check_content_of(Path(self.config.model_save_dir), self._position, last_epoch=self._last_epoch),
-                self.collectives,
-                error=CheckpointError,
-            )
-        self._lock.is_running = True
         try:
+            if self._lock.hold(self.collectives) and not self.is_done:
+                # Another trainer of this process has had the folder since this one was made.
+                root, position, last_epoch = Path(self.config.model_save_dir), self._position, self._last_epoch
+                agree(
+                    lambda: check_content_of(root, position, last_epoch=last_epoch),
+                    self.collectives,
+                    error=CheckpointError,
+                )
+            self._lock.is_running = True
             yield
         finally:
             self._lock.release()
