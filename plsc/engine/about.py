@@ -1,6 +1,6 @@
 """What a checkpoint says of the run that wrote it, in addition to its tensors; and of its verification, `metrics.json`.
 
-    output/7/metrics.json    {"step": 500, "metrics": {"lfw/accuracy": 0.9912, "lfw/pairs": 6000.0}}
+    output/7/metrics.json    {"lfw/accuracy": 0.9912, "lfw/pairs": 6000.0}
 
 The network is verified after the checkpoint is saved, so the metrics are a file of their own. A number that is not
 finite is null in both.
@@ -124,19 +124,18 @@ def saved_results(results: Mapping[str, float]) -> dict[str, float | None]:
     }
 
 
-def write_metrics(path: Path, step: int, metrics: Mapping[str, float]) -> None:
+def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
     """Write the metrics of a verification into the folder of the checkpoint that was verified.
 
     Where they cannot be written, a warning says so: a run that resumes from the checkpoint verifies it again.
 
     Args:
         path: the checkpoint's folder.
-        step: its number of steps.
         metrics: as '<set>/<metric>'.
     """
     try:
         with write_file(path / METRICS) as file:
-            file.write(to_json({"step": step, "metrics": dict(metrics)}).encode())
+            file.write(to_json(dict(metrics)).encode())
     except OSError as error:
         log.warning("%s: cannot be written: %s", path / METRICS, error.strerror)
 
@@ -144,8 +143,8 @@ def write_metrics(path: Path, step: int, metrics: Mapping[str, float]) -> None:
 def read_metrics(path: Path) -> dict[str, float] | None:
     """The metrics of a checkpoint's verification, as '<set>/<metric>'; None where it was not verified after saving."""
     try:
-        return _numbers(json.loads((path / METRICS).read_bytes())["metrics"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # none, or damaged
+        return _numbers(json.loads((path / METRICS).read_bytes()))
+    except (OSError, ValueError, TypeError, AttributeError):  # none, or damaged
         return None
 
 

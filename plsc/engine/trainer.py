@@ -419,7 +419,7 @@ class Trainer:
         up to this step is in a checkpoint: `saved`, or one made then, within an epoch.
         """
         if step.number == self._verified_step:
-            self._record_metrics(step, saved)
+            self._record_metrics(saved)
             return {}
         try:
             with self._clock.paused():
@@ -436,13 +436,13 @@ class Trainer:
             with self._clock.paused():
                 self.observers.on_verify(step, results)
         self._verified_step, self._metrics = step.number, results
-        self._record_metrics(step, saved)
+        self._record_metrics(saved)
         return results
 
-    def _record_metrics(self, step: Step, saved: Path | None) -> None:
+    def _record_metrics(self, saved: Path | None) -> None:
         """Write the metrics of the last verification into the folder of a checkpoint of this run."""
         if self.topology.is_main and saved is not None and self._metrics and self._is_own(saved):
-            write_metrics(saved, step.number, self._metrics)
+            write_metrics(saved, self._metrics)
 
     def _verify_resumed(self, results: dict[str, float]) -> None:
         """Verify what training resumes from, where the run before ended between its saving and its verification."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from plsc.engine.resume import refuse_changes, saved_objects
 from plsc.engine.trainer import Trainer
 from plsc.losses.margins.combined import CombinedMargin
 from tests._support.manifests import edit_manifest
+from tests._support.ranks import WORKERS, launch, run
 
 
 @pytest.fixture
@@ -560,7 +563,7 @@ def test_a_checkpoint_that_was_not_verified_is_verified_when_the_run_goes_on(
     assert_same(tensors(output), whole)
     for name in ("0", "1"):
         metrics = json.loads((output / name / METRICS).read_text())
-        assert metrics["step"] == 3 * int(name) + 3 and metrics["metrics"]["lfw/pairs"] == 20
+        assert metrics["lfw/pairs"] == 20
 
 
 def comparable(output):
@@ -599,11 +602,11 @@ def test_a_checkpoint_of_an_earlier_version_is_not_verified_again(automatic, out
 
 
 def test_metrics_that_are_not_finite_are_null_and_read_as_nan(tmp_path):
-    trainer.write_metrics(tmp_path, 3, {"a/b": float("nan"), "c": 1.0})
-    assert json.loads((tmp_path / METRICS).read_text()) == {"step": 3, "metrics": {"a/b": None, "c": 1.0}}
+    trainer.write_metrics(tmp_path, {"a/b": float("nan"), "c": 1.0})
+    assert json.loads((tmp_path / METRICS).read_text()) == {"a/b": None, "c": 1.0}
     found = read_metrics(tmp_path)
     assert np.isnan(found["a/b"]) and found["c"] == 1.0
-    (tmp_path / METRICS).write_text('{"metrics": [1]}')
+    (tmp_path / METRICS).write_text("[1]")
     assert read_metrics(tmp_path) is None
 
 
@@ -629,3 +632,120 @@ def test_a_run_that_is_ended_at_any_step_goes_on_to_the_same_result(automatic, o
     assert_same(tensors(output), whole)
     assert comparable(output) == lines
     assert {**again, "images/s": 0} == {**results, "images/s": 0}
+
+
+# Processes that are killed.
+
+
+def launched(ranks, folder, **settings):
+    """Train with the same command, until it ends with status 0."""
+    settings = {
+        **{"model": "batch norm", "train_epochs": 2, "test_period": 2, "num_workers": 1, "verify": True},
+        **{"auto_resume": True, "train_batch_size": 12 // ranks, "model_save_dir": str(folder / "output")},
+        **settings,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    status, output = launch(ranks, "train_worker.py", json.dumps(settings), log_dir=folder / "log", check=False)
+    return status, output
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A function that trains without a stop, once per number of ranks."""
+    runs = {}
+
+    def train(ranks):
+        if ranks not in runs:
+            folder = tmp_path_factory.mktemp("unbroken")
+            status, output = launched(ranks, folder)
+            assert status == 0, output[-4000:]
+            runs[ranks] = tensors(folder / "output"), verifications(folder / "output")
+        return runs[ranks]
+
+    return train
+
+
+def verifications(output):
+    lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["event"] == "verify"]
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_at_each_place_the_same_command_gives_the_same_run_bit_for_bit(ranks, unbroken, tmp_path):
+    """Five steps per epoch, verified at steps 2, 4, 5, 6, 8 and 10; statistics are averaged at each of them."""
+    for die in (["on_step", 4], ["evaluate", 5], ["on_verify", 5], ["on_verify", 10]):
+        status, output = launched(ranks, tmp_path, die=die)
+        assert status != 0, output[-4000:]
+        assert sorted(path.name for path in (tmp_path / "output").iterdir() if path.is_dir()) in (
+            [[], ["0"], ["0", "1"]][(die[1] >= 5) + (die[1] >= 10)],
+        )
+    status, output = launched(ranks, tmp_path)
+    assert status == 0, output[-4000:]
+    whole, lines = unbroken(ranks)
+    assert_same(tensors(tmp_path / "output"), whole)
+    assert verifications(tmp_path / "output") == lines
+    assert not [path for path in (tmp_path / "output").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_a_verification_that_was_stopped_within_an_epoch_is_made_up_for(unbroken, tmp_path):
+    """It averages running statistics, which training goes on with."""
+    status, output = launched(2, tmp_path, fail=2)
+    assert status != 0 and "training up to here is saved in" in output
+    status, output = launched(2, tmp_path)
+    assert status == 0, output[-4000:]
+    whole, lines = unbroken(2)
+    assert_same(tensors(tmp_path / "output"), whole)
+    assert verifications(tmp_path / "output") == lines
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_on_two_ranks_a_checkpoint_that_one_of_them_finds_damaged_is_set_aside(unbroken, tmp_path):
+    assert launched(2, tmp_path)[0] == 0
+    shards = sorted((tmp_path / "output" / "1").glob("classes-*"))
+    data = bytearray(shards[1].read_bytes())
+    data[-3] ^= 4
+    shards[1].write_bytes(data)
+    status, output = launched(2, tmp_path)
+    assert status == 0, output[-4000:]
+    assert "is damaged: rank 1: " in output and "the damaged checkpoint stays as" in output
+    assert names(tmp_path / "output") == ["0", "1", "1.damaged"]
+    assert_same(tensors(tmp_path / "output"), unbroken(2)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_on_two_ranks_a_changed_setting_and_a_finished_run(tmp_path):
+    assert launched(2, tmp_path)[0] == 0
+    status, output = launched(2, tmp_path)
+    assert status == 0 and output.count("nothing is left to train") >= 1
+    assert launched(1, tmp_path)[0] == 0  # the number of ranks is harmless
+    status, output = launched(2, tmp_path, seed=3)
+    assert status != 0 and "seed was 0 and is 3" in output
+
+
+@pytest.mark.slow
+def test_of_two_runs_in_one_folder_at_the_same_moment_one_trains(tmp_path):
+    """Ten pairs. Without auto_resume the second is refused; with it, it waits and finds the run complete."""
+    for pair in range(10):
+        folder, automatic = tmp_path / str(pair), pair % 2 == 1
+        with ThreadPoolExecutor(2) as pool:
+            settings = {"auto_resume": automatic, "train_epochs": 1, "num_workers": 0}
+            runs = [pool.submit(run_alone, folder, **settings) for _ in range(2)]
+            done = [run.result() for run in runs]
+        statuses = sorted(status for status, _ in done)
+        assert statuses == ([0, 0] if automatic else [0, 1]), done
+        refused = [output for status, output in done if status]
+        assert all("another run saves into" in text or "is a checkpoint of later training" in text for text in refused)
+        Checkpoint(folder / "output" / "0").verify()
+        assert {path.name for path in (folder / "output").iterdir()} == {"0", "metrics.jsonl"}
+
+
+def run_alone(folder, **settings):
+    """Run the worker in a process of its own, without a launcher."""
+    settings = {"model": "plain", "train_batch_size": 12, "model_save_dir": str(folder / "output"), **settings}
+    return run([sys.executable, WORKERS / "train_worker.py", json.dumps(settings)], check=False)
