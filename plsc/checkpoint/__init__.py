@@ -17,24 +17,26 @@ tensor that lies in one file has its own name there; otherwise its parts are nam
 'head.weight.rows-0-50000'. They are joined along the first axis. `plsc checkpoint merge` writes them as one tensor.
 """
 
+from plsc.checkpoint.finite import NotFiniteError
 from plsc.checkpoint.layout import (
     MANIFEST,
+    delete_checkpoint,
     is_checkpoint_name,
     is_copy,
     list_checkpoints,
     order,
     prune_checkpoints,
     remove_leftovers,
+    run_of,
     to_prune,
 )
 from plsc.checkpoint.manifest import check_content
-from plsc.checkpoint.reader import Block, Checkpoint, reading
+from plsc.checkpoint.reader import Block, Checkpoint, block_rows, reading
 from plsc.checkpoint.writer import (
     Part,
     Rows,
     abandon,
     begin,
-    check_finite,
     complete,
     save_checkpoint,
     try_folder,
@@ -45,13 +47,15 @@ __all__ = [
     "MANIFEST",
     "Block",
     "Checkpoint",
+    "NotFiniteError",
     "Part",
     "Rows",
     "abandon",
     "begin",
+    "block_rows",
     "check_content",
-    "check_finite",
     "complete",
+    "delete_checkpoint",
     "is_checkpoint_name",
     "is_copy",
     "list_checkpoints",
@@ -59,6 +63,7 @@ __all__ = [
     "prune_checkpoints",
     "reading",
     "remove_leftovers",
+    "run_of",
     "save_checkpoint",
     "to_prune",
     "try_folder",

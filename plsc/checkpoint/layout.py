@@ -34,19 +34,13 @@ def to_prune(checkpoints: Sequence[Path], keep: int) -> list[Path]:
     return list(checkpoints[:-keep])
 
 
-def prune_checkpoints(root: str | Path, keep: int, *, run: str | None = None) -> None:
+def prune_checkpoints(root: str | Path, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints in `root`, 1 or more. Folders without a manifest stay.
 
     A checkpoint that cannot be deleted costs space and nothing else: a warning names it.
-
-    Args:
-        root: the folder.
-        keep: how many stay.
-        run: pass over the checkpoints of other runs than this one, and do not count them.
     """
     try:
-        found = [path for path in list_checkpoints(root) if run is None or run_of(path) == run]
-        for path in to_prune(found, keep):
+        for path in to_prune(list_checkpoints(root), keep):
             delete_checkpoint(path)
     except OSError as error:
         log.warning("%s: an old checkpoint cannot be deleted: %s; delete it, or its disk fills up", root, error)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plsc.checkpoint.digests import Hasher, as_bytes, digest_of
+from plsc.checkpoint.finite import check_finite
 from plsc.checkpoint.layout import MANIFEST, list_checkpoints
 from plsc.checkpoint.manifest import FileEntry, PartEntry, TensorEntry, read_manifest
 from plsc.checkpoint.safetensors_file import DTYPES, Place, parse_header, read_header
@@ -111,74 +112,48 @@ class Checkpoint:
         """The rows of a tensor that lie together in a file, in order."""
         return [Range(part.offset, part.offset + part.rows) for part in self._entry(name).parts]
 
-    def read(self, name: str, rows: Range | None = None) -> np.ndarray:
+    def read(self, name: str, rows: Range | None = None, *, is_finite: bool = False) -> np.ndarray:
         """A tensor, or a range of its global rows, however many shards it was written as.
 
         Args:
             name: the tensor's name.
             rows: by default all rows.
+            is_finite: refuse numbers that are not finite.
 
         Raises:
-            CheckpointError: there is no such tensor, there are no such rows, or a file is damaged or was deleted
-                meanwhile.
+            CheckpointError: there is no such tensor, there are no such rows, a number is not finite, or a file is
+                damaged or was deleted meanwhile.
         """
         entry = self._entry(name)
         shape = entry.shape if rows is None else [rows.size, *entry.shape[1:]]
         with reading(self.path, f"tensor '{name}' "):
             target = np.empty(shape, entry.dtype)
-        self.read_into(target, name, rows)
+        first = 0 if rows is None else rows.start
+        for start, values in self.blocks(name, rows, is_finite=is_finite):
+            if entry.shape:
+                target[start - first : start - first + len(values)] = values
+            else:
+                target[...] = values[0]
         return target
 
-    def read_into(self, target: NDArray[Any], name: str, rows: Range | None = None) -> None:
-        """Read as `read` does, into an array. It holds rows that are not verified only while this raises.
-
-        Args:
-            target: [rows, ...], of the tensor's type or one that its numbers can be converted to.
-            name: the tensor's name.
-            rows: by default all rows.
-
-        Raises:
-            CheckpointError: as for `read`.
-        """
-        first = 0 if rows is None else rows.start
-        for block in self.blocks(name, rows):
-            if target.ndim:
-                target[block.start - first : block.start - first + len(block.rows)] = block.rows
-            else:
-                target[...] = block.rows[0]
-
-    def read_rows(self, name: str, rows: NDArray[np.int64]) -> np.ndarray:
-        """Chosen global rows of a tensor, in the order of `rows`; read block by block, so that little is held at once.
+    def read_rows(self, name: str, rows: NDArray[np.int64], *, is_finite: bool = False) -> np.ndarray:
+        """Chosen global rows of a tensor, in the order of `rows`; the arguments are those of `chosen_blocks`.
 
         Raises:
             CheckpointError: as for `read`.
         """
         target = np.empty([len(rows), *self.shape(name)[1:]], self.dtype(name))
-        self.read_rows_into(target, name, rows)
+        for places, values in self.chosen_blocks(name, rows, is_finite=is_finite):
+            target[places] = values
         return target
 
-    def read_rows_into(self, target: NDArray[Any], name: str, rows: NDArray[np.int64]) -> None:
-        """Read as `read_rows` does, into an array [len(rows), ...]. Blocks without a chosen row are not read.
-
-        Raises:
-            CheckpointError: as for `read`.
-        """
-        order = np.argsort(rows, kind="stable")
-        ascending, entry = rows[order], self._entry(name)
-        for part in entry.parts:
-            for block in _block_ranges(entry, part):
-                first, last = np.searchsorted(ascending, [block.start, block.stop])
-                if first < last:
-                    wanted = Range(int(ascending[first]), int(ascending[last - 1]) + 1)
-                    for start, values in self.blocks(name, wanted):
-                        target[order[first:last]] = values[ascending[first:last] - start]
-
-    def blocks(self, name: str, rows: Range | None = None) -> Iterator[Block]:
+    def blocks(self, name: str, rows: Range | None = None, *, is_finite: bool = False) -> Iterator[Block]:
         """The rows of a tensor in blocks of about 16 MiB, each verified before it is returned.
 
         Args:
             name: the tensor's name.
             rows: by default all rows. Blocks that hold others too are read whole and cut.
+            is_finite: refuse numbers that are not finite.
 
         Raises:
             CheckpointError: as for `read`.
@@ -192,7 +167,38 @@ class Checkpoint:
             )
         for part in entry.parts:
             if Range(part.offset, part.offset + part.rows).overlap(wanted).size:
-                yield from self._part_blocks(name, part, wanted)
+                for block in self._part_blocks(name, part, wanted):
+                    if is_finite:
+                        shown = block.rows if entry.shape else block.rows.reshape(())
+                        check_finite(f"{self.path}: {name}", shown, first_row=block.start)
+                    yield block
+
+    def chosen_blocks(
+        self, name: str, rows: NDArray[np.int64], *, is_finite: bool = False
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+        """Chosen global rows of a tensor, in blocks. Blocks without a chosen row are not read.
+
+        Args:
+            name: the tensor's name.
+            rows: global rows, in any order.
+            is_finite: refuse numbers that are not finite in these rows and those between them.
+
+        Returns:
+            For each block the places in `rows` of what it holds, and the values, in the order of the places.
+
+        Raises:
+            CheckpointError: as for `read`.
+        """
+        order = np.argsort(rows, kind="stable")
+        ascending, entry = rows[order], self._entry(name)
+        for part in entry.parts:
+            for block in _block_ranges(entry, part):
+                first, last = np.searchsorted(ascending, [block.start, block.stop])
+                if first < last:
+                    chosen = ascending[first:last]
+                    wanted = Range(int(chosen[0]), int(chosen[-1]) + 1)
+                    for start, values in self.blocks(name, wanted, is_finite=is_finite):
+                        yield order[first:last], values[chosen - start]
 
     def verify(self) -> None:
         """Read all files block by block and compare them with their digests.
@@ -234,11 +240,16 @@ class Checkpoint:
     ) -> list[CheckpointError]:
         """What is wrong with the tensors of an open file, whose bytes are added to `hasher`."""
         damages = []
-        opened = [self._open_part(handle, name, part) for name, part in parts]
-        for part in sorted(opened, key=lambda part: part.place.start):
-            for block in part.blocks:
+        places = self._places[parts[0][1].file]
+        for name, part in sorted(parts, key=lambda item: places[item[1].key].start if item[1].key in places else 0):
+            try:
+                opened = self._open_part(handle, name, part)
+            except CheckpointError as error:
+                damages.append(error)
+                continue
+            for block in opened.blocks:
                 try:
-                    hasher.update(as_bytes(part.read(block)))
+                    hasher.update(as_bytes(opened.read(block)))
                 except CheckpointError as error:
                     damages.append(error)
         return damages

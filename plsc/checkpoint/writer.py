@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from plsc.checkpoint.digests import ALGORITHM, Hasher, as_bytes, digest_of
+from plsc.checkpoint.finite import check_finite
 from plsc.checkpoint.layout import INDEX, MANIFEST, MODEL_FILE
 from plsc.checkpoint.manifest import FORMAT, VERSION, FileEntry, Manifest, PartEntry, TensorEntry, seal
 from plsc.checkpoint.reader import BLOCK_BYTES, Checkpoint, block_rows
@@ -32,7 +33,6 @@ from plsc.distributed.collectives import Collectives
 from plsc.errors import CheckpointError, PLSCError
 from plsc.utils.atomic import partial_path, write_folder
 from plsc.utils.files import sync
-from plsc.utils.finite import find_nonfinite
 from plsc.utils.hints import setter
 
 # The name of the checkpoint that `try_folder` writes and removes.
@@ -280,24 +280,6 @@ def try_folder(root: str | Path, collectives: Collectives) -> None:
 
 def _shared() -> str:
     return f"{setter('model_save_dir')} must name a folder that all machines share"
-
-
-def check_finite(name: str, array: np.ndarray, *, first_row: int = 0) -> None:
-    """Refuse a tensor that holds a number that is not finite.
-
-    Args:
-        name: for the message.
-        array: [rows, ...].
-        first_row: index in the global tensor of the first row.
-
-    Raises:
-        CheckpointError: names the tensor, the row and the number.
-    """
-    found = find_nonfinite(array)
-    if found is not None:
-        index, value = found
-        where = f" in row {first_row + index[0]}" if index else ""
-        raise CheckpointError(f"{name} holds {value:g}{where}, expected finite numbers; use an earlier checkpoint")
 
 
 @contextlib.contextmanager

@@ -121,7 +121,7 @@ def test_a_folder_that_refuses_a_file_is_found_before_the_first_step(entry, tmp_
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list((tmp_path / "output").iterdir()) == []
-    Trainer(entry.config)
+    Trainer(entry.config)._lock.release()
     assert list((tmp_path / "output").iterdir()) == []
 
 
