@@ -242,13 +242,20 @@ def statistics_parts(gathered: Mapping[str, NDArray[Any]], *, constants: Collect
     return [Part(f"statistics.{name}", rows, is_finite=name not in constants) for name, rows in gathered.items()]
 
 
-def load_statistics(backbone: paddle.nn.Layer, saved: Checkpoint, *, topology: Topology) -> None:
-    """Load this rank's own running statistics, where the checkpoint has them and as many ranks wrote it."""
+def load_statistics(backbone: paddle.nn.Layer, saved: Checkpoint, *, topology: Topology) -> bool:
+    """Load this rank's own running statistics, where the checkpoint has them and as many ranks wrote it.
+
+    Returns:
+        Whether it has them; else all ranks go on with the average, which the backbone holds.
+    """
+    is_own = False
     for name, tensor in _statistics(backbone).items():
         key = f"statistics.{name}"
         if saved.names(key) and saved.shape(key)[:1] == [topology.world_size]:
             with reading(saved.path, f"tensor '{key}' "):
                 tensor.set_value(saved.read(key, Range(topology.rank, topology.rank + 1))[0])
+            is_own = True
+    return is_own
 
 
 def _statistics(backbone: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
