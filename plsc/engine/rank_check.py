@@ -17,7 +17,7 @@ import paddle
 
 from plsc.checkpoint import Checkpoint
 from plsc.config import Config
-from plsc.distributed.agreement import agree
+from plsc.distributed.agreement import agree, on_all_ranks
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.errors import DistributedError
@@ -35,6 +35,7 @@ OWN_SETTINGS = frozenset(
         "max_last_checkpoint_num",
         "num_workers",
         "predict_reader",
+        "rank_timeout",
         "test_batch_size",
         "worker_timeout",
     }
@@ -67,10 +68,11 @@ def check_ranks_agree(facts: Callable[[], Mapping[str, object]], collectives: Co
     if harmless and collectives.topology.is_main:
         log.warning("the ranks differ: %s", _list_differences(harmless))
     if differences:
-        raise DistributedError(
+        error = DistributedError(
             f"the ranks do not agree: {_list_differences(differences)}; start every rank with the same settings on the "
             f"same data (only {', '.join(sorted(OWN_SETTINGS))} may differ)"
         )
+        raise on_all_ranks(error)
 
 
 def _by_rank(values: list[str]) -> dict[str, list[int]]:

@@ -18,6 +18,7 @@ from plsc.config import Config
 from plsc.data.class_identity import identify_classes
 from plsc.data.loader import Batch, ReaderLoader, TrainLoader
 from plsc.data.transforms import normalize
+from plsc.distributed import watch
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import init_topology
@@ -109,6 +110,7 @@ class Trainer:
         >>> results["lfw/accuracy"]
     """
 
+    @watch.watched()
     def __init__(
         self,
         config: Config,
@@ -120,7 +122,7 @@ class Trainer:
     ) -> None:
         if not isinstance(config, Config):
             raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
-        self.topology = init_topology()
+        self.topology = init_topology(config.rank_timeout)
         show_log(self.topology.is_main)
         for doubt in config.doubts() if self.topology.is_main else ():
             log.warning(doubt)
@@ -196,6 +198,7 @@ class Trainer:
             "checkpoint": describe_checkpoint(saved),
         }
 
+    @watch.watched()
     def train(self) -> dict[str, float]:
         """Train to the end, save and verify after each epoch.
 
@@ -258,6 +261,7 @@ class Trainer:
         Raises:
             TrainingError: the step before is not sound, or `max_skipped_steps` in a row were skipped.
         """
+        watch.phase(f"in step {self.step + 1}")
         self._judge.check()
         paddle.seed(derive_seed(self.config.seed, self.step, self.topology.rank))
         learning_rate = self.schedule(self.step)
@@ -337,7 +341,14 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         batches = self.loader.epoch(self.epoch, self.step_in_epoch)
         # A TrainLoader has equally many batches on every rank; of another loader that is not known.
-        return batches if isinstance(self.loader, TrainLoader) else agreed_batches(batches, self.collectives)
+        if not isinstance(self.loader, TrainLoader):
+            batches = agreed_batches(batches, self.collectives)
+        while True:
+            watch.phase(f"reading a batch of epoch {self.epoch}, for step {self.step + 1}")
+            batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _is_verified_within_epoch(self) -> bool:
         """Whether `test_period` is over. After the last step of an epoch it is saved first, see `_end_epoch`."""
