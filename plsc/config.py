@@ -197,8 +197,8 @@ class Config(Settings):
     rank_timeout: float = Field(
         default=10.0,
         ge=0.0,
-        description="Minutes without progress after which a rank counts as hanging, which ends all ranks. It must be more "
-        "than the slowest save, verification batch or opening of the data takes. 0 sets no limit.",
+        description="Minutes without progress after which a rank counts as hanging, which ends all ranks. It must be "
+        "more than opening the data, a step, or a batch of images takes. 0 sets no limit.",
     )
     bad_images: Literal["stop", "skip"] = Field(
         default="stop", description="Action at an unreadable training image: stop, or skip it and count it."

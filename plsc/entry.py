@@ -277,7 +277,7 @@ class Entry(_Attributes):
         self.config.worker_timeout = seconds
 
     def set_rank_timeout(self, minutes: float) -> None:
-        """Minutes without progress after which a rank counts as hanging, which ends all ranks; 0: no limit. Default 10."""
+        """Minutes without progress after which a rank counts as hanging, which ends all; 0: no limit. Default 10."""
         self.config.rank_timeout = minutes
 
     def set_bad_images(self, action: Literal["stop", "skip"]) -> None:

@@ -1,8 +1,8 @@
 """Connections to the key-value store of the ranks, which Paddle runs in the process of rank 0 (`core.TCPStore`).
 
-Paddle's client writes a request in several parts. By default the system holds the second part back until the receipt of
-the first, for 40 ms; with `TCP_NODELAY` a request takes 0.1 ms. Paddle has no option for this, nor one for the time that
-an answer may take, so both are set on the socket of the connection.
+Paddle's client writes a request in several parts. By default the system holds the second part back until the first is
+acknowledged, for 40 ms; with `TCP_NODELAY` a request takes 0.1 ms. Paddle has no option for this, nor one for the time
+that an answer may take, so both are set on the socket of the connection.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Once a second a thread of each rank writes what the rank is doing to the ranks' key-value store. Rank 0 reads what all
 write, the others what rank 0 writes; each looks at the processes of its own machine. The first fault that a rank finds
 in itself or in another goes to the store, and all ranks raise it as `DistributedError`. A rank whose main thread cannot
-raise it, because it waits in a communication library, is ended after `_GRACE` seconds with the same last line.
+raise it, because it computes or waits in a library, is ended after `_RAISING` seconds with the same last line.
 
 A rank that is late is no fault. So before a collective of Gloo, which waits for 30 s only and is of no use afterwards,
 ranks wait for each other here: `meet`.
@@ -36,7 +36,8 @@ _PERIOD = 1.0  # seconds between reports
 # Seconds without a report after which another machine counts as lost. On its own machine a rank can tell a process that
 # is stopped from one that has ended, so there `rank_timeout` counts.
 _SILENCE = 60.0
-_GRACE = 5.0  # seconds for the main thread to raise an error, and for the other ranks to learn of it
+_RAISING = 2.0  # seconds for the main thread to raise an error; the launcher leaves 3 s from the end of another rank
+_LEARNING = 5.0  # seconds for the other ranks to learn of an error
 _SAVING = 60.0  # seconds for a rank to end by itself after its launcher has ended
 _PAUSED = 10.0  # seconds between two reports of this rank after which it was paused itself and judges nobody
 _FAULT = 1 << 40  # added to the count of arrivals, so that nobody waits on
@@ -65,6 +66,7 @@ class _Heard(NamedTuple):
 
 
 class _Fault(NamedTuple):
+    rank: int
     text: str
     hangs: bool
 
@@ -158,6 +160,7 @@ class Watch:
         self._limit = 600.0
         self._fault: _Fault | None = None  # the first one of the job that this rank knows of
         self._is_raised = False  # by the main thread
+        self._is_informed = False  # has said that it knows of the fault
         self._are_stacks_written = False
         self._waits_since: float | None = None
         self._has_left = False
@@ -207,6 +210,7 @@ class Watch:
         if self._fault is not None:
             self._is_raised = True
             self._write_stacks(self._fault)
+            self._say_informed(self._main)
             raise DistributedError(self._fault.text)
 
     def _arrive(self) -> None:
@@ -233,30 +237,31 @@ class Watch:
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             # The launcher is about to end all ranks. Paddle's own handler would print a traceback below the error.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        deadline = time.monotonic() + _GRACE
+        deadline = time.monotonic() + _LEARNING
         while self._fault is None and _is_of_communication(error) and time.monotonic() < deadline:
             time.sleep(0.1)  # the thread finds out which rank has gone
         if self._fault is None:
             self._fault = self._publish(self._main, self._describe(error))
             if self._fault == self._describe(error):
-                self._wait_until_known()
+                self._wait_until_known(self._main)
                 return _with_rank(error, self._rank)
         return error if str(error) == self._fault.text else DistributedError(self._fault.text)
 
     def _describe(self, error: Exception) -> _Fault:
-        return _Fault(f"{self._name(self._rank)} stopped: {type(error).__name__}: {error}", hangs=False)
+        return self._fault_of(self._rank, f"stopped: {type(error).__name__}: {error}")
 
-    def _wait_until_known(self) -> None:
+    def _wait_until_known(self, store: Store) -> None:
         """Let the other ranks learn of the fault: the store ends with rank 0, and the launcher ends all with any."""
-        deadline = time.monotonic() + _GRACE
+        self._say_informed(store)
+        deadline = time.monotonic() + _LEARNING
         with contextlib.suppress(ValueError):
-            while self._main.count("informed") < self._world_size - 1 and time.monotonic() < deadline:
+            while store.count("informed") < self._world_size and time.monotonic() < deadline:
                 time.sleep(0.05)
 
     def leave(self) -> None:
         """Say at the end of the process that this rank has not died."""
         self._stop.set()
-        self._thread.join(_GRACE)
+        self._thread.join(_LEARNING)
         if self._stores and not self._thread.is_alive():
             self._has_left = True
             with contextlib.suppress(ValueError):
@@ -265,7 +270,7 @@ class Watch:
     # What the thread calls.
 
     def _run(self) -> None:
-        last, told, deadline, orphaned = time.monotonic(), False, None, None
+        last, deadline, orphaned = time.monotonic(), None, None
         while not self._stop.wait(_PERIOD):
             now = time.monotonic()
             if now - last > _PAUSED:
@@ -277,9 +282,6 @@ class Watch:
             if self._stores:
                 try:
                     self._look(now)
-                    if self._fault is not None and not told:
-                        told = True
-                        self._own.add("informed", 1)
                 except ValueError:
                     self._fault = self._fault or self._lost_store()
             deadline = self._see_to_the_end(now, deadline)
@@ -301,6 +303,14 @@ class Watch:
         if fault is not None and self._fault is None:
             self._write_stacks(fault)
             self._fault = self._publish(self._own, fault)
+        if self._fault is not None:
+            self._say_informed(self._own)
+
+    def _say_informed(self, store: Store) -> None:
+        if not self._is_informed:
+            self._is_informed = True
+            with contextlib.suppress(ValueError):
+                store.add("informed", 1)
 
     def _report(self) -> None:
         self._reports += 1
@@ -327,10 +337,10 @@ class Watch:
             if process.machine == here and rank != self._rank and process.has_ended():
                 report = self._hear(rank, time.monotonic()).report
                 if not report.has_left:
-                    return _Fault(
-                        f"{self._name(rank)} is dead: its process {process.pid} has ended without an error message, "
-                        f"as by SIGKILL, a lack of memory or a crash; it was {report.doing}",
-                        hangs=False,
+                    return self._fault_of(
+                        rank,
+                        f"is dead: its process {process.pid} has ended without an error message, as by SIGKILL, a lack "
+                        f"of memory or a crash; its last report: {report.doing}",
                     )
         return None
 
@@ -344,14 +354,14 @@ class Watch:
         for rank, (report, at) in heard.items():
             silent = now - at
             if report.has_left:
-                if self._waits_since is not None and now - self._waits_since > _GRACE:
-                    return _Fault(f"{self._name(rank)} has ended its script, but this rank waits for it", hangs=False)
+                if self._waits_since is not None and now - self._waits_since > _LEARNING:
+                    return self._fault_of(rank, "has ended its script, but another rank waits for it")
             elif report.is_inside:
                 if silent > _SILENCE and self._processes[rank].machine != self._processes[self._rank].machine:
-                    return _Fault(
-                        f"{self._name(rank)} is not heard of since {silent:.0f} s: its machine or the network has "
-                        f"failed; it was {report.doing}",
-                        hangs=False,
+                    return self._fault_of(
+                        rank,
+                        f"has not reported for {silent:.0f} s: its machine or the network has failed; its last report: "
+                        f"{report.doing}",
                     )
                 idle[rank] = silent if report.waits else report.idle + silent
         # Rank 0, which hears of all, comes first.
@@ -361,23 +371,30 @@ class Watch:
         slowest = max(idle, key=lambda rank: idle[rank], default=self._rank)
         if self._limit and idle.get(slowest, 0.0) > self._limit + late:
             doing = _doing.text if slowest == self._rank else heard[slowest].report.doing
-            return self._hangs(slowest, idle[slowest], doing=doing)
+            runs = slowest == self._rank or now - heard[slowest].at < _PAUSED
+            return self._hanging(slowest, idle[slowest], doing=doing, runs=runs)
         return None
 
-    def _hangs(self, rank: int, seconds: float, *, doing: str) -> _Fault:
-        return _Fault(
-            f"{self._name(rank)} has made no progress for {seconds:.0f} s: it was {doing}; its log has its stacks, "
-            f"unless its process is stopped; if it may take that long, {setter('rank_timeout', self._limit / 30.0)}",
+    def _hanging(self, rank: int, seconds: float, *, doing: str, runs: bool) -> _Fault:
+        state = "its log has its stacks" if runs else "its process does not run, or is in a call that does not return"
+        more = setter("rank_timeout", round(self._limit / 30.0, 1))
+        return self._fault_of(
+            rank,
+            f"has made no progress for {seconds:.0f} s; its last report: {doing}; {state}. If that may take so long: "
+            f"{more}",
             hangs=True,
         )
+
+    def _fault_of(self, rank: int, text: str, *, hangs: bool = False) -> _Fault:
+        return _Fault(rank, f"rank {rank} on {self._processes[rank].host} {text}", hangs)
 
     def _lost_store(self) -> _Fault:
         """The fault of rank 0, to which the connection is lost or which does not answer in time."""
         process, doing = self._processes[0], self._heard[0].report.doing if 0 in self._heard else "starting"
         is_here = process.machine == self._processes[self._rank].machine
         if is_here and not process.has_ended():
-            return self._hangs(0, self._limit, doing=doing)
-        return _Fault(f"{self._name(0)} is dead, or its machine or the network has failed; it was {doing}", hangs=False)
+            return self._hanging(0, self._limit, doing=doing, runs=False)
+        return self._fault_of(0, f"is dead, or its machine or the network has failed; its last report: {doing}")
 
     def _read_fault(self, store: Store) -> _Fault:
         return _Fault(*json.loads(store.get(f"fault/{store.count('faulty') - 1}")))
@@ -403,7 +420,10 @@ class Watch:
             return None
         if deadline is None:
             self._write_stacks(self._fault)
-            return now + _GRACE
+            deadline = now + _RAISING
+        if self._fault.rank == self._rank:
+            self._wait_until_known(self._own)
+            self._end(self._fault.text)
         if now > deadline:
             self._end(self._fault.text)
         return deadline
@@ -429,15 +449,13 @@ class Watch:
         os.write(2, f"\n{DistributedError.__module__}.{DistributedError.__name__}: {text}\n".encode())
         os._exit(1)
 
-    def _name(self, rank: int) -> str:
-        return f"rank {rank} on {self._processes[rank].host}"
-
 
 def _is_on_all_ranks(error: BaseException | None) -> bool:
+    """Whether every rank raises it, or the error in place of which it was raised."""
     while error is not None:
         if isinstance(error, PLSCError) and error.is_on_all_ranks:
             return True
-        error = error.__cause__
+        error = error.__cause__ or error.__context__
     return False
 
 

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import platform
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import paddle
@@ -101,13 +102,22 @@ def _name_ranks(ranks: list[int]) -> str:
 
 
 def describe_program(topology: Topology) -> dict[str, str]:
-    """The versions of the library, of Paddle and of Python, and the kind of device."""
+    """The version and code of the library, the versions of Paddle and of Python, and the kind of device."""
     return {
-        "version of plsc": __version__,
+        "version of plsc": f"{__version__} ({_digest_of_sources()})",
         "version of Paddle": paddle.__version__,
         "device": "GPU" if topology.on_gpu else "CPU",
         "version of Python": ".".join(platform.python_version_tuple()[:2]),
     }
+
+
+def _digest_of_sources() -> str:
+    """A digest of this package's own files: two checkouts may have one version."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)} ".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
 
 
 def describe_settings(config: Config, only: Collection[str] | None = None) -> dict[str, object]:
