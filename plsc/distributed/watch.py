@@ -371,7 +371,7 @@ class Watch:
         slowest = max(idle, key=lambda rank: idle[rank], default=self._rank)
         if self._limit and idle.get(slowest, 0.0) > self._limit + late:
             doing = _doing.text if slowest == self._rank else heard[slowest].report.doing
-            runs = slowest == self._rank or now - heard[slowest].at < _PAUSED
+            runs = slowest == self._rank or now - heard[slowest].at < min(_PAUSED, self._limit / 2)
             return self._hanging(slowest, idle[slowest], doing=doing, runs=runs)
         return None
 

@@ -21,6 +21,7 @@ from plsc.data.transforms import normalize
 from plsc.distributed import watch
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
+from plsc.distributed.replica import Replica
 from plsc.distributed.topology import init_topology
 from plsc.engine.about import About, saved_settings
 from plsc.engine.class_change import about_classes, class_parts, match_classes
@@ -133,7 +134,7 @@ class Trainer:
         check_ranks_agree(lambda: self._facts(saved, head), self.collectives)
         agree_on_images(self.loader, self.collectives)
         config = self.config
-        self.network = paddle.DataParallel(self.backbone) if self.topology.world_size > 1 else self.backbone
+        self.network = Replica(self.backbone, self.collectives)
         agree(lambda: self._make_head(head), self.collectives, error=ConfigError)
         self.precision = Precision(config, self.topology)
         self.verification_sets = open_verification_sets(config, self.collectives) if config.with_test else []
@@ -280,10 +281,11 @@ class Trainer:
             values.update(self.head.accuracy())
         feature_gradient = self.head.backward()
         check_gradient(feature_gradient, self.head, features=features)
-        # The head's gradient is exact for the mean over the global batch. DataParallel averages over ranks what must be
+        # The head's gradient is exact for the mean over the global batch. `Replica` averages over ranks what must be
         # summed, so that average is undone here, and nowhere else.
         scaled = self.precision.scaler.scale(feature_gradient * self.topology.world_size)
         features.backward(scaled.astype(features.dtype))
+        self.network.average_gradients()
 
         made = Made(
             images=images if batch.images.dtype.kind == "f" else None,

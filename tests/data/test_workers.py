@@ -75,7 +75,9 @@ def test_a_killed_worker_is_reported_with_the_record_it_held(loader):
 def test_a_hanging_worker_is_reported_with_the_record_it_holds(loader):
     hanging = loader(at(23, lambda: time.sleep(60)), num_workers=2, worker_timeout=0.5)
     start = time.monotonic()
-    with pytest.raises(DataError, match=r"hangs: process \d+ has held synthetic image 23 for \d s; .*set_worker_timeout"):
+    with pytest.raises(
+        DataError, match=r"hangs: process \d+ has held synthetic image 23 for \d s; .*set_worker_timeout"
+    ):
         list(hanging.epoch(0))
     assert time.monotonic() - start < 10
 
