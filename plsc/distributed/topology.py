@@ -108,6 +108,13 @@ def place_from_environment() -> tuple[int, int]:
     return _from_environment("PADDLE_TRAINER_ID", 0), _from_environment("PADDLE_TRAINERS_NUM", 1)
 
 
+def rank_in_environment(environment: bytes) -> tuple[int, int] | None:
+    """(rank, rank on its machine) in the environment of a process as /proc shows it; None where it is no rank."""
+    variables = dict(entry.partition(b"=")[::2] for entry in environment.split(b"\0"))
+    ranks = [variables.get(name, b"") for name in (b"PADDLE_TRAINER_ID", b"PADDLE_RANK_IN_NODE")]
+    return (int(ranks[0]), int(ranks[1])) if all(rank.isdigit() for rank in ranks) else None
+
+
 def devices_asked_of_launcher(command: list[str] | None = None) -> tuple[str, int] | None:
     """(option, number of devices) where the launcher was started with an option for several devices; else None.
 

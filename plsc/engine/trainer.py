@@ -19,6 +19,7 @@ from plsc.data.loader import Batch, ReaderLoader, TrainLoader
 from plsc.data.transforms import normalize
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
+from plsc.distributed.launching.reports import report_uncaught
 from plsc.distributed.topology import init_topology
 from plsc.engine import checkpoint
 from plsc.engine.about import About, saved_settings
@@ -40,6 +41,7 @@ from plsc.engine.evaluator import check_verification_sets, evaluate
 from plsc.engine.judge import Judge, Made, Place
 from plsc.engine.observers import Observer, Run, Step, TrainingClock, Values
 from plsc.engine.observers.group import ObserverGroup
+from plsc.engine.observers.launch_report import LaunchReport
 from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
 from plsc.engine.optimizer import NamedOptimizer
@@ -120,6 +122,7 @@ class Trainer:
     ) -> None:
         if not isinstance(config, Config):
             raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
+        report_uncaught()
         self.topology = init_topology()
         show_log(self.topology.is_main)
         for doubt in config.doubts() if self.topology.is_main else ():
@@ -171,7 +174,7 @@ class Trainer:
             self.config = self.config.model_copy(update={"model": check_model(backbone)})
         paddle.seed(self.config.seed)
         self.backbone = build_backbone(self.config)
-        self.observers = ObserverGroup([Progress(), MetricsFile(), *observers], self.topology.is_main)
+        self.observers = ObserverGroup([Progress(), MetricsFile(), LaunchReport(), *observers], self.topology.is_main)
 
     def _make_head(self, head: Head | None) -> None:
         """Make the head, unless it is given, and the optimizers. Only this rank's memory may not hold them."""
