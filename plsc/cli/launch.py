@@ -31,7 +31,7 @@ PADDLE_FLAGS = {
     "job_id": "Name of the job, the same on all machines.",
     "log_level": "Of the launcher: DEBUG, INFO, WARNING or ERROR.",
 }
-_RARE_FLAGS = (
+RARE_FLAGS = (
     *("devices", "npus", "xpus", "selected_xpus", "legacy", "log_overwrite", "sort_ip", "enable_gpu_log", "run_mode"),
     *("auto_parallel_config", "auto_cluster_config", "auto_tuner_json", "max_restart", "elastic_level"),
     *("elastic_timeout", "servers", "trainers", "trainer_num", "server_num", "gloo_port", "with_gloo", "backend"),
@@ -54,12 +54,12 @@ def with_paddle_flags(function: Callable[..., None]) -> Callable[..., None]:
     """A decorator that gives a command the flags of Paddle's launcher; it gets those given as `flags`."""
 
     def command(**arguments: Any) -> None:
-        given = {name: arguments.pop(name) for name in (*PADDLE_FLAGS, *_RARE_FLAGS)}
+        given = {name: arguments.pop(name) for name in (*PADDLE_FLAGS, *RARE_FLAGS)}
         function(flags=[f"--{name}={value}" for name, value in given.items() if value is not None], **arguments)
 
     own = [value for name, value in inspect.signature(function, eval_str=True).parameters.items() if name != "flags"]
     taken = [_parameter(name, help=text) for name, text in PADDLE_FLAGS.items()]
-    taken += [_parameter(name, hidden=True) for name in _RARE_FLAGS]
+    taken += [_parameter(name, hidden=True) for name in RARE_FLAGS]
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [parameter.replace(kind=keyword) for parameter in (*own, *taken)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # Typer reads it

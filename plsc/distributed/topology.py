@@ -13,6 +13,9 @@ from plsc.utils.lazy import require_paddle
 
 log = logging.getLogger("plsc")
 
+# Paddle's launcher leaves these out of a rank's environment where they are too long, and writes them to a file.
+LONG_VARIABLES = ("TRAINER_IP_PORT_LIST", "PADDLE_TRAINER_ENDPOINTS")
+
 
 @dataclass(frozen=True)
 class Topology:

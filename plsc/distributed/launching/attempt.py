@@ -31,9 +31,7 @@ class Attempt:
             did not end with 0, often one that the launcher itself has ended.
     """
 
-    def __init__(
-        self, command: Sequence[str], environment: dict[str, str], *, logs: LogFolder, grace: float
-    ) -> None:
+    def __init__(self, command: Sequence[str], environment: dict[str, str], *, logs: LogFolder, grace: float) -> None:
         self._logs, self._grace = logs, grace
         self._ranks: dict[int, RankProcess] = {}  # by process id
         self._ends: list[End] = []
@@ -95,9 +93,8 @@ class Attempt:
         """The first fault of a rank of this machine."""
         # Where the launcher asked for a rank's exit code first, its own status may tell that it was this one.
         missed = SAVED if self.status == SAVED else None
-        return first_cause(
-            [End(end.process, missed if end.code is None else end.code) for end in self._ends], self._logs
-        )
+        ends = [End(end.process, missed if end.code is None else end.code) for end in self._ends]
+        return first_cause(ends, self._logs)
 
     @property
     def position(self) -> int | None:
@@ -121,7 +118,7 @@ class Attempt:
     def _end_orphans(self) -> None:
         """End ranks whose launcher is gone, as after SIGKILL. The older launcher forgets them on SIGTERM, too."""
         deadline = time.monotonic() + self._grace
-        for rank in self._ranks.values():
+        for rank in set(self._ranks.values()) - self._signaled:
             rank.send(signal.SIGTERM)
         while any(rank.is_alive for rank in self._ranks.values()) and time.monotonic() < deadline:
             time.sleep(_POLL)

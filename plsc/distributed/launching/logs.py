@@ -16,11 +16,8 @@ from pathlib import Path
 
 from plsc.errors import ConfigError
 from plsc.utils.atomic import write_file
-from plsc.utils.hints import argument
 
-# Variables that Paddle leaves out of a rank's environment where they are too long, and reads in backup_env.N.json.
-_IN_BACKUP = ("TRAINER_IP_PORT_LIST", "PADDLE_TRAINER_ENDPOINTS")
-_LINES_AFTER = "Traceback (most recent call last):"
+_TRACEBACK = "Traceback (most recent call last):"
 _BYTES_OF_END = 1 << 16
 
 
@@ -47,8 +44,7 @@ class LogFolder:
             self.reports.mkdir()
         except OSError as error:
             raise ConfigError(
-                f"{parent}: the folder of the logs cannot be made: {error.strerror}; choose another, "
-                f"{argument('log_dir', of='plsc launch')}"
+                f"{parent}: the folder of the logs cannot be made: {error.strerror}; choose another with --log_dir"
             ) from None
         self._without_environment: set[Path] = set()
 
@@ -64,7 +60,9 @@ class LogFolder:
             with contextlib.suppress(json.JSONDecodeError):  # it is being written
                 environment = json.loads(path.read_text())
                 with write_file(path) as file:
-                    file.write(json.dumps({name: environment.get(name, "") for name in _IN_BACKUP}).encode())
+                    file.write(
+                        json.dumps({name: environment[name] for name in _IN_BACKUP if name in environment}).encode()
+                    )
                 self._without_environment.add(path)
 
 
@@ -79,7 +77,7 @@ def last_error(log: Path) -> str | None:
     for number in range(len(lines) - 1, -1, -1):
         if lines[number].startswith("plsc: "):
             return lines[number].removeprefix("plsc: ")
-        if lines[number].strip() == _LINES_AFTER:
+        if lines[number].strip() == _TRACEBACK:
             return next((line for line in lines[number + 1 :] if line[:1].strip()), None)
     return next((line.strip() for line in reversed(lines) if line.strip()), None)
 
