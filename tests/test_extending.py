@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from plsc import list_backbones
-from plsc.engine.checkpoint import Checkpoint
+from plsc.checkpoint import Checkpoint
 from tests._support.ranks import launch
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"

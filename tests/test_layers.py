@@ -19,6 +19,7 @@ LAYERS = {
     "metrics": 2,
     "distributed": 3,
     "data": 3,
+    "checkpoint": 4,
     "models": 4,
     "losses": 4,
     "inference": 5,

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from plsc.checkpoint import MANIFEST, Checkpoint, check_content
 from plsc.config import Config
-from plsc.engine.checkpoint import MANIFEST, Checkpoint, check_content
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 

@@ -7,11 +7,11 @@ import logging
 import numpy as np
 from numpy.typing import NDArray
 
+from plsc.checkpoint import Checkpoint, Part
 from plsc.config import Config
 from plsc.data.class_identity import ClassIdentity, find_change, rows_by_name, sample_places
 from plsc.data.records import Records
 from plsc.engine.about import About, AboutClasses
-from plsc.engine.checkpoint import Checkpoint, Part
 from plsc.errors import CheckpointError
 from plsc.utils.hints import setter
 

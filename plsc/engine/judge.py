@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import paddle
 
+from plsc.checkpoint import list_checkpoints
 from plsc.config import Config
 from plsc.distributed.collectives import Collectives
-from plsc.engine.checkpoint import list_checkpoints
 from plsc.engine.dataloading import Loader
 from plsc.engine.soundness import BackboneState, Evidence, Finding, Snapshot, Stage
 from plsc.errors import TrainingError

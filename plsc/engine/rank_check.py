@@ -15,11 +15,11 @@ from typing import Any
 
 import paddle
 
+from plsc.checkpoint import Checkpoint
 from plsc.config import Config
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
-from plsc.engine.checkpoint import Checkpoint
 from plsc.errors import DistributedError
 from plsc.version import __version__
 

@@ -6,12 +6,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from plsc.checkpoint import is_checkpoint_name, list_checkpoints, order, try_folder
 from plsc.config import Config
 from plsc.data.class_identity import ClassIdentity
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.engine.about import About
-from plsc.engine.checkpoint import is_checkpoint_name, list_checkpoints, order, try_folder
 from plsc.engine.rank_check import describe_object
 from plsc.errors import CheckpointError, ConfigError
 from plsc.utils.hints import setter

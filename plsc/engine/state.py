@@ -10,12 +10,12 @@ import numpy as np
 import paddle
 from numpy.typing import NDArray
 
+from plsc.checkpoint import Checkpoint, Part, check_finite, reading
 from plsc.config import Config
 from plsc.distributed.agreement import explain
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.about import About
-from plsc.engine.checkpoint import Checkpoint, Part, check_finite, reading
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.errors import CheckpointError, ConfigError
 from plsc.losses import MARGIN_STATE, Head

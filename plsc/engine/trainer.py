@@ -13,6 +13,7 @@ from typing import Any
 
 import paddle
 
+from plsc import checkpoint
 from plsc.config import Config
 from plsc.data.class_identity import identify_classes
 from plsc.data.loader import Batch, ReaderLoader, TrainLoader
@@ -21,7 +22,6 @@ from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.launching.reports import report_uncaught
 from plsc.distributed.topology import init_topology
-from plsc.engine import checkpoint
 from plsc.engine.about import About, saved_settings
 from plsc.engine.class_change import about_classes, class_parts, match_classes
 from plsc.engine.dataloading import (

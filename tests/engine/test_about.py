@@ -7,8 +7,8 @@ import json
 import pytest
 
 from plsc import CheckpointError
+from plsc.checkpoint import Checkpoint
 from plsc.engine.about import About
-from plsc.engine.checkpoint import Checkpoint
 from plsc.engine.trainer import Trainer
 
 

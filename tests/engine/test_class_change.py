@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from plsc import CheckpointError, Trainer
-from plsc.engine.checkpoint import Checkpoint
+from plsc.checkpoint import Checkpoint
 from plsc.losses import Head
 from plsc.utils.ranges import Range
 from tests._support.resuming import train_and_resume

@@ -12,10 +12,10 @@ import pytest
 
 import plsc
 from plsc import ConfigError, DataError, TrainingError, VerificationSet
+from plsc.checkpoint import Checkpoint
 from plsc.data.convert.conversion import convert
 from plsc.data.sources import open_records
 from plsc.distributed.collectives import Collectives
-from plsc.engine.checkpoint import Checkpoint
 from plsc.engine.dataloading import open_verification_sets
 from plsc.engine.trainer import Trainer
 from tests._support.images import CLASSES, damaged_jpeg, make_images

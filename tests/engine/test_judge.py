@@ -12,8 +12,8 @@ import pytest
 from paddle import nn
 
 from plsc import TrainingError
+from plsc.checkpoint import list_checkpoints
 from plsc.data.loader import Batch
-from plsc.engine.checkpoint import list_checkpoints
 from plsc.engine.trainer import Trainer
 from plsc.losses.row_optimizers import RowOptimizer
 from plsc.models.base_model import BaseModel

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from plsc import BaseModel, CheckpointError, Config, Entry
+from plsc.checkpoint import Checkpoint, save_checkpoint
 from plsc.distributed.collectives import Collectives
-from plsc.engine.checkpoint import Checkpoint, save_checkpoint
 from plsc.engine.state import head_parts, open_backbone
 from plsc.engine.trainer import Trainer
 from plsc.losses import Head

@@ -10,9 +10,9 @@ import paddle
 import pytest
 
 from plsc import CheckpointError, ConfigError, DataError, TrainingError, VerificationSet
+from plsc.checkpoint import Checkpoint
 from plsc.data.loader import Batch
 from plsc.distributed.topology import Topology
-from plsc.engine.checkpoint import Checkpoint
 from plsc.engine.dataloading import build_dataloader
 from plsc.engine.observers import Observer
 from plsc.engine.trainer import Trainer

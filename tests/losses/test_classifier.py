@@ -8,10 +8,10 @@ import numpy as np
 import paddle
 import pytest
 
+from plsc.checkpoint import Checkpoint
 from plsc.config import Config
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
-from plsc.engine.checkpoint import Checkpoint
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.errors import CheckpointError, ConfigError
 from plsc.losses.classifier import Classifier

@@ -10,8 +10,8 @@ import paddle
 import pytest
 
 from plsc import ConfigError, Entry
+from plsc.checkpoint import Checkpoint
 from plsc.data.sources.glyphs import GlyphRecords, glyph_verification_set
-from plsc.engine.checkpoint import Checkpoint
 from plsc.losses.row_optimizers import SGD, AdamW, HalfMomentum, Momentum
 
 

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from plsc import CheckpointError, DataError, ServingError, load_inference_model, open_records
-from plsc.engine.checkpoint import Checkpoint
+from plsc.checkpoint import Checkpoint
 from plsc.utils.artifacts import recognize
 from plsc.utils.hints import command_line
 

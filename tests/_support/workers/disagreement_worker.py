@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 import plsc
+from plsc.checkpoint import Checkpoint
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import init_topology
-from plsc.engine.checkpoint import Checkpoint
 from plsc.losses.margins.combined import CombinedMargin
 from plsc.models.tiny import ResNetTiny
 

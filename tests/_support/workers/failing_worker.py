@@ -12,9 +12,9 @@ import numpy as np
 import paddle
 
 import plsc
+from plsc.checkpoint import reader, writer
 from plsc.data.verification_set import VerificationSet
 from plsc.distributed.topology import init_topology
-from plsc.engine import checkpoint
 
 ROOT = Path(sys.argv[1])
 TOPOLOGY = init_topology()
@@ -114,18 +114,18 @@ def full_disk():
 
 def failing_part():
     """Something else than an error of the file system, in what only one rank does."""
-    real = checkpoint._describe
+    real = writer._describe
 
     def describe(part):
         if IS_LAST and part.rows == CLASSES:
             raise ZeroDivisionError("of a rank")
         return real(part)
 
-    checkpoint._describe = describe
+    writer._describe = describe
     try:
         make_entry("part").train()
     finally:
-        checkpoint._describe = real
+        writer._describe = real
 
 
 def resume(folder):
@@ -134,12 +134,12 @@ def resume(folder):
 
 def other_checkpoint():
     """The newest checkpoint that the last rank finds is an older one."""
-    real = checkpoint.list_checkpoints
-    checkpoint.list_checkpoints = lambda root: real(root)[:-1] if IS_LAST else real(root)
+    real = reader.list_checkpoints
+    reader.list_checkpoints = lambda root: real(root)[:-1] if IS_LAST else real(root)
     try:
         resume("two")()
     finally:
-        checkpoint.list_checkpoints = real
+        reader.list_checkpoints = real
 
 
 def failing_test():

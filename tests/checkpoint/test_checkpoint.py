@@ -17,9 +17,18 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 from plsc import CheckpointError
+from plsc.checkpoint import (
+    Checkpoint,
+    Part,
+    layout,
+    list_checkpoints,
+    prune_checkpoints,
+    reader,
+    save_checkpoint,
+    try_folder,
+    writer,
+)
 from plsc.distributed.collectives import Collectives
-from plsc.engine import checkpoint
-from plsc.engine.checkpoint import Checkpoint, Part, list_checkpoints, prune_checkpoints, save_checkpoint, try_folder
 from plsc.utils.ranges import Range, shard_ranges
 from tests._support.ranks import ThreadRanks
 
@@ -56,7 +65,7 @@ def test_any_range_is_read_from_any_sharding(tmp_path_factory, ranks, one, other
 @given(st.integers(1, 9), st.lists(st.integers(0, 6), max_size=12), st.integers(1, 8))
 def test_any_rows_are_read_from_any_sharding_block_by_block(ranks, rows, block):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "_BLOCK_ROWS", block)
+        patch.setattr(reader, "_BLOCK_ROWS", block)
         saved = Checkpoint(save(folder, ranks=ranks))
         assert np.array_equal(saved.read_rows("head.weight", np.asarray(rows, np.int64)), WEIGHT[rows])
 
@@ -100,7 +109,7 @@ def test_a_write_that_fails_leaves_no_checkpoint(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.safetensors.numpy, "save_file", full)
+    monkeypatch.setattr(writer.safetensors.numpy, "save_file", full)
     with pytest.raises(CheckpointError, match="was not written: .*No space left"):
         save(tmp_path)
     assert list_checkpoints(tmp_path) == []
@@ -119,14 +128,14 @@ def save_on_three_ranks(root):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), SafetensorError("IoError: No space left")])
 def test_a_failure_on_one_rank_is_raised_on_all_and_leaves_nothing(tmp_path, monkeypatch, error):
-    real = checkpoint.safetensors.numpy.save_file
+    real = writer.safetensors.numpy.save_file
 
     def full_on_rank_2(tensors, path):
         if path.endswith("5.safetensors"):
             raise error
         real(tensors, path)
 
-    monkeypatch.setattr(checkpoint.safetensors.numpy, "save_file", full_on_rank_2)
+    monkeypatch.setattr(writer.safetensors.numpy, "save_file", full_on_rank_2)
     for written in save_on_three_ranks(tmp_path / "out"):
         with pytest.raises(CheckpointError, match="was not written: rank 2: .*No space left"):
             written.result()
@@ -335,7 +344,7 @@ def test_a_checkpoint_that_cannot_be_pruned_is_warned_of(tmp_path, monkeypatch, 
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", refuse)
+    monkeypatch.setattr(layout.shutil, "rmtree", refuse)
     monkeypatch.setattr(Path, "rename", refuse)
     prune_checkpoints(tmp_path, 1)
     assert "an old checkpoint cannot be deleted: " in caplog.text
@@ -353,7 +362,7 @@ def test_a_trial_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("act", ["write", "read"])
 def test_a_trial_that_fails_on_one_rank_fails_on_all(tmp_path, monkeypatch, act):
-    real_write, real_read = checkpoint.safetensors.numpy.save_file, checkpoint.safetensors.safe_open
+    real_write, real_read = writer.safetensors.numpy.save_file, reader.safetensors.safe_open
 
     def save_file(tensors, path):
         if act == "write" and path.endswith("1.safetensors"):
@@ -365,8 +374,8 @@ def test_a_trial_that_fails_on_one_rank_fails_on_all(tmp_path, monkeypatch, act)
             raise OSError(116, "Stale file handle")
         return real_read(path, **options)
 
-    monkeypatch.setattr(checkpoint.safetensors.numpy, "save_file", save_file)
-    monkeypatch.setattr(checkpoint.safetensors, "safe_open", safe_open)
+    monkeypatch.setattr(writer.safetensors.numpy, "save_file", save_file)
+    monkeypatch.setattr(reader.safetensors, "safe_open", safe_open)
     ranks = ThreadRanks(2)
     with ThreadPoolExecutor(2) as pool:
         for tried in [pool.submit(try_folder, tmp_path, ranks[rank]) for rank in range(2)]:
