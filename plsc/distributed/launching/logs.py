@@ -59,10 +59,9 @@ class LogFolder:
         for path in set(self.path.glob("backup_env.*.json")) - self._without_environment:
             with contextlib.suppress(json.JSONDecodeError):  # it is being written
                 environment = json.loads(path.read_text())
-                with write_file(path) as file:
-                    file.write(
-                        json.dumps({name: environment[name] for name in _IN_BACKUP if name in environment}).encode()
-                    )
+                needed = {name: environment[name] for name in LONG_VARIABLES if name in environment}
+                with write_file(path) as file:  # ranks read it
+                    file.write(json.dumps(needed).encode())
                 self._without_environment.add(path)
 
 

@@ -20,9 +20,7 @@ def test_each_start_has_a_private_folder_of_its_own(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "log").write_text("")
-    with pytest.raises(
-        ConfigError, match="log: the folder of the logs cannot be made: .*; choose another with --log_dir"
-    ):
+    with pytest.raises(ConfigError, match="log: the folder of the logs cannot be made: .*; choose .* --log_dir"):
         LogFolder(tmp_path / "log")
 
 
