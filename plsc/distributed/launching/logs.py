@@ -14,6 +14,7 @@ import socket
 import time
 from pathlib import Path
 
+from plsc.distributed.topology import LONG_VARIABLES
 from plsc.errors import ConfigError
 from plsc.utils.atomic import write_file
 
