@@ -87,7 +87,9 @@ def plsc_calls(page):
     """The arguments of every `plsc ...` in code blocks and code spans."""
     text = page.read_text().replace("\\\n", " ")
     spans = re.findall(r"`(plsc [^`\n]+)`", text)
-    for line in spans + [line.strip() for line in text.splitlines() if line.strip().startswith("plsc ")]:
+    lines = spans + [line.strip() for line in text.splitlines() if line.strip().startswith("plsc ")]
+    # What a launcher runs is a call of its own; the words after a script are the script's.
+    for line in (f"plsc {call}" for line in lines for call in re.sub(r"\.py .*", ".py", line).split("plsc ")[1:]):
         yield shlex.split(re.split(r"\s#|\s\s+\(|[|>;]", line)[0].replace("'", ""))[1:]
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,7 @@ def launch(
     that failed first; 128 + signal: stopped, not all is saved. See docs/reliability.md.
     """
     _check_script(command[0])
+    flags = [_with_address(flag) for flag in flags]
     if importlib.util.find_spec("paddle") is None:
         raise MissingDependencyError("plsc launch needs paddle, which is not installed: pip install paddlepaddle")
     settings = LaunchSettings(
@@ -114,3 +116,16 @@ def _check_script(script: str) -> None:
             f"{script}: expected a Python script or a program, as in plsc launch --nproc_per_node 2 train.py, or "
             f"plsc launch --nproc_per_node 2 plsc train --config run.yaml"
         )
+
+
+def _with_address(flag: str) -> str:
+    """--master with an IP address in place of a name. Paddle's launcher compares it with its own address as text."""
+    if not flag.startswith("--master=") or "://" in flag:
+        return flag
+    name, separator, port = flag.removeprefix("--master=").rpartition(":")
+    if not (name and separator and port.isdigit()):
+        raise ConfigError(f"{flag}: expected HOST:PORT, as in --master=10.0.0.1:29500")
+    try:
+        return f"--master={socket.gethostbyname(name)}:{port}"
+    except OSError as error:
+        raise ConfigError(f"{flag}: the host has no address: {error.strerror}; give an IP address") from None

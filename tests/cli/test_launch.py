@@ -37,11 +37,22 @@ def launched(monkeypatch, tmp_path):
 
 def test_flags_of_paddle_are_passed_on_and_words_after_the_script_are_the_scripts(launched):
     result, settings = launched(
-        *("--nproc_per_node", "2", "--gpus=0,1", "--restarts", "7", "--master", "a:1", "--nnodes=2", "--rank", "1"),
+        *(
+            "--nproc_per_node",
+            "2",
+            "--gpus=0,1",
+            "--restarts",
+            "7",
+            "--master",
+            "localhost:1",
+            "--nnodes=2",
+            "--rank",
+            "1",
+        ),
         *("train.py", "--restarts", "1", "--lr=0.1", "--nosuch", "--", "-x"),
     )
     assert result.exit_code == 75, result.output
-    assert set(settings.flags) == {"--nproc_per_node=2", "--gpus=0,1", "--master=a:1", "--nnodes=2", "--rank=1"}
+    assert set(settings.flags) == {"--nproc_per_node=2", "--gpus=0,1", "--master=127.0.0.1:1", "--nnodes=2", "--rank=1"}
     assert settings.command == ["train.py", "--restarts", "1", "--lr=0.1", "--nosuch", "--", "-x"]
     assert (settings.restarts, settings.grace, settings.log_dir) == (7, 120, Path("log"))
 
@@ -62,6 +73,14 @@ def test_what_cannot_be_run_is_refused(launched):
         assert isinstance(error, ConfigError)
         assert f"{script}: expected a Python script or a program, as in plsc launch" in str(error)
     assert launched()[0].exit_code == 2
+
+
+def test_a_master_is_an_address(launched):
+    assert launched("--master", "etcd://a:1", "train.py")[1].flags == ["--master=etcd://a:1"]
+    for master, message in (("a", "expected HOST:PORT"), ("no.invalid:1", "the host has no address")):
+        error = launched("--master", master, "train.py")[0].exception
+        assert isinstance(error, ConfigError)
+        assert f"--master={master}: {message}" in str(error)
 
 
 def test_an_unknown_flag_is_refused_before_the_script(launched):
