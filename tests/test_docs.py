@@ -89,8 +89,8 @@ def plsc_calls(page):
     spans = re.findall(r"`(plsc [^`\n]+)`", text)
     lines = spans + [line.strip() for line in text.splitlines() if line.strip().startswith("plsc ")]
     # What a launcher runs is a call of its own; the words after a script are the script's.
-    for line in (f"plsc {call}" for line in lines for call in re.sub(r"\.py .*", ".py", line).split("plsc ")[1:]):
-        yield shlex.split(re.split(r"\s#|\s\s+\(|[|>;]", line)[0].replace("'", ""))[1:]
+    for call in (call for line in lines for call in re.sub(r"\.py .*", ".py", line).split("plsc ")[1:]):
+        yield shlex.split(re.split(r"\s#|\s\s+\(|[|>;]", call)[0].replace("'", ""))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
