@@ -287,7 +287,28 @@ class Config(Settings):
         "were only renamed.",
     )
     model_save_dir: str = Field(default="output", description="Folder of the run's checkpoints, one folder per epoch.")
-    max_last_checkpoint_num: int = Field(default=5, ge=1, description="Number of newest checkpoints that are kept.")
+    save_steps: int | None = Field(
+        default=None, ge=1, description="Steps of the whole run between checkpoints within an epoch."
+    )
+    save_minutes: float | None = Field(
+        default=30.0, gt=0, description="Minutes from a checkpoint to the next one within an epoch."
+    )
+    save_keep: int = Field(default=2, ge=1, description="Number of newest checkpoints within an epoch that are kept.")
+    async_save: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Copy what a checkpoint holds in memory and write it while training goes on: always (on), never "
+        "(off), or where enough memory is free (auto).",
+    )
+    max_last_checkpoint_num: int = Field(
+        default=5, ge=1, description="Number of newest checkpoints of whole epochs that are kept."
+    )
+    keep_best: str | None = Field(
+        default=None,
+        description="Metric, as lfw.accuracy, whose best checkpoint is kept in addition to the newest ones.",
+    )
+    keep_every: int | None = Field(
+        default=None, ge=1, description="Keep the checkpoint of each so-manieth epoch for good."
+    )
     with_test: bool = Field(default=True, description="Verify at the end of each epoch.")
     test_period: int = Field(
         default=0, ge=0, description="Steps between verifications within an epoch. 0 verifies at epoch ends only."
@@ -379,6 +400,12 @@ class Config(Settings):
         except ValueError:  # some functions of C have no signature
             pass
         return value
+
+    @field_validator("async_save", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        names = {True: "on", False: "off", "true": "on", "false": "off"}
+        return names.get(value, value) if isinstance(value, (bool, str)) else value
 
     @field_serializer("lr_schedule")
     def _name_of_schedule(self, value: str | Callable[[int], float]) -> str:

@@ -415,8 +415,33 @@ class Entry(_Attributes):
         self.config.model_save_dir = str(directory)
 
     def set_max_last_checkpoint_num(self, num: int) -> None:
-        """Number of newest checkpoints that are kept. Default 5."""
+        """Number of newest checkpoints of whole epochs that are kept. Default 5."""
         self.config.max_last_checkpoint_num = num
+
+    def set_save_period(self, steps: int | None = None, minutes: float | None = 30.0, *, keep: int = 2) -> None:
+        """Save checkpoints within an epoch, as `<epoch>.<step>`, in addition to that at its end.
+
+        Args:
+            steps: of the whole run from one checkpoint to the next. Default None: not by steps.
+            minutes: from a checkpoint to the next one. Default 30; None: not by time.
+            keep: number of newest ones that are kept. Default 2.
+        """
+        self.config.assign(save_steps=steps, save_minutes=minutes, save_keep=keep)
+
+    def set_async_save(self, mode: Literal["auto"] | bool) -> None:
+        """Copy what a checkpoint holds in memory and write it while training goes on: True, or False for never.
+
+        Default 'auto': where enough memory is free. The log says what was chosen.
+        """
+        self.config.assign(async_save=mode)
+
+    def set_keep_best(self, metric: str | None) -> None:
+        """Keep the checkpoint with the best value of a metric, as 'lfw.accuracy', in addition to the newest ones."""
+        self.config.keep_best = metric
+
+    def set_keep_every(self, epochs: int | None) -> None:
+        """Keep the checkpoint of each so-manieth epoch for good. Default None."""
+        self.config.keep_every = epochs
 
     def set_with_test(self, with_test: bool) -> None:
         """Verify at the end of each epoch. Default True."""

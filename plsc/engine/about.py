@@ -48,6 +48,7 @@ class About(BaseModel):
         settings: of the run. `model_name` is None where the network was an object of the user's own.
         objects: the Python objects that decide what a step computes, by the names of their settings.
         global_batch: images per step.
+        averaged: whether the running statistics of the last step were replaced by their average over ranks.
         network: class of the network, as 'package.module:Class'; None in older checkpoints, whose `model_name` says
             nothing about an object.
         classes: None where not known.
@@ -65,6 +66,7 @@ class About(BaseModel):
     settings: SavedSettings
     objects: dict[str, str] | None = None
     global_batch: _Count | None = None
+    averaged: bool = True
     network: str | None = None
     classes: AboutClasses | None = None
 

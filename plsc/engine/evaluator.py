@@ -7,7 +7,7 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +101,36 @@ class Embedder:
         return embeddings
 
 
-def verify(embedder: Embedder, pairs: VerificationSet, *, collectives: Collectives) -> VerificationReport:
+def verify(
+    embedder: Embedder,
+    pairs: VerificationSet,
+    *,
+    collectives: Collectives,
+    is_stopped: Callable[[], bool] | None = None,
+) -> VerificationReport | None:
     """Verify on one set. Each rank embeds its share of the images; the report is the same on all ranks.
+
+    Where `is_stopped` is True on any rank, asked before each batch, all ranks return None.
 
     Raises:
         DataError: an image cannot be decoded; the message names the set. It is raised on all ranks.
     """
     own = _share(pairs, collectives)
+
+    def embed() -> Embeddings:
+        images = iter(pairs.images[own.start : own.stop])
+        if is_stopped is not None:
+            images = itertools.takewhile(lambda _: not is_stopped(), images)
+        return embedder(images, first=own.start, damaged=pairs.damaged)
+
     embeddings = agree(
-        lambda: embedder(pairs.images[own.start : own.stop], first=own.start, damaged=pairs.damaged),
+        embed,
         collectives,
         error=DataError,
         prefix=f"{pairs.label}: ",
     )
+    if is_stopped is not None and any(collectives.gather_objects(is_stopped())):
+        return None
     return _report(pairs, _gather_rows(embeddings, len(pairs.images), collectives=collectives))
 
 
@@ -178,13 +195,31 @@ def _gather_rows(rows: Embeddings, count: int, *, collectives: Collectives) -> E
 
 
 def evaluate(
-    config: Config, backbone: paddle.nn.Layer, *, sets: Iterable[VerificationSet], collectives: Collectives
-) -> dict[str, float]:
-    """Verify on each set and log one line per set; returns the metrics as '<set>/<metric>'."""
+    config: Config,
+    backbone: paddle.nn.Layer,
+    *,
+    sets: Iterable[VerificationSet],
+    collectives: Collectives,
+    is_stopped: Callable[[], bool] | None = None,
+) -> dict[str, float] | None:
+    """Verify on each set and log one line per set.
+
+    Args:
+        config: the settings.
+        backbone: the network.
+        sets: the verification sets.
+        collectives: over all ranks.
+        is_stopped: asked before each batch; where it is True on any rank, verification ends on all.
+
+    Returns:
+        The metrics as '<set>/<metric>'; None where it was stopped.
+    """
     results: dict[str, float] = {}
     embedder = _embedder(config, backbone)
     for pairs in sets:
-        report = verify(embedder, pairs, collectives=collectives)
+        report = verify(embedder, pairs, collectives=collectives, is_stopped=is_stopped)
+        if report is None:
+            return None
         results.update({f"{pairs.name}/{name}": value for name, value in report.metrics().items()})
         if collectives.topology.is_main:
             log.info("%s: %s", pairs.name, report)
@@ -222,7 +257,7 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
         },
         collectives,
     )
-    return evaluate(config, backbone, sets=sets, collectives=collectives)
+    return evaluate(config, backbone, sets=sets, collectives=collectives) or {}
 
 
 def predict(

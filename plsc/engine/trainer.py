@@ -6,12 +6,15 @@ N batch on this rank, R ranks, D embedding.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 import paddle
+from numpy.typing import NDArray
 
 from plsc import checkpoint
 from plsc.config import Config
@@ -54,6 +57,7 @@ from plsc.engine.rank_check import (
     describe_settings,
 )
 from plsc.engine.resume import check_save_folder, saved_objects, warn_of_another_order, warn_of_other_steps
+from plsc.engine.saver import STOP_PAUSES, Notices, Saver
 from plsc.engine.schedules import build_schedule, try_schedule
 from plsc.engine.soundness import Evidence
 from plsc.engine.state import (
@@ -64,8 +68,10 @@ from plsc.engine.state import (
     load_backbone,
     load_statistics,
     load_training,
+    statistics_parts,
 )
-from plsc.errors import CheckpointError, ConfigError, DataError, PLSCError, TrainingError
+from plsc.engine.stopping import StopRequest
+from plsc.errors import CheckpointError, ConfigError, DataError, Interrupted, PLSCError, TrainingError
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
@@ -74,6 +80,8 @@ from plsc.utils.logging import show_log
 from plsc.utils.seeding import derive_seed
 
 log = logging.getLogger("plsc")
+
+_NONE: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
 
 class Trainer:
@@ -123,6 +131,18 @@ class Trainer:
         if not isinstance(config, Config):
             raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
         report_uncaught()
+        self._stop = StopRequest()
+        with self._stop.heeded(at_once=True):
+            self._prepare(config, backbone, loader, head, observers)
+
+    def _prepare(
+        self,
+        config: Config,
+        backbone: paddle.nn.Layer | None,
+        loader: Loader | None,
+        head: Head | None,
+        observers: Iterable[Observer],
+    ) -> None:
         self.topology = init_topology()
         show_log(self.topology.is_main)
         for doubt in config.doubts() if self.topology.is_main else ():
@@ -144,6 +164,9 @@ class Trainer:
         self.steps_per_epoch = count_steps_per_epoch(self.loader, self.global_batch)
         self.epoch, self.step_in_epoch, self.step = 0, 0, 0
         self._resumed_from: Path | None = None
+        self._averaged_step: int | None = None
+        self._verified_step: int | None = None
+        self._saver = Saver(config, self.collectives)
         if saved is not None:
             self._resume(saved)
         self.schedule = build_schedule(
@@ -152,8 +175,6 @@ class Trainer:
         if not self.is_done:
             self._check_start()
         self._clock = TrainingClock()
-        self._averaged_step: int | None = None
-        self._verified_step: int | None = None
 
     def _open(self, config: Config, loader: Loader | None) -> checkpoint.Checkpoint | None:
         """Open the checkpoint to resume from and the training data, and complete the settings by them."""
@@ -183,7 +204,15 @@ class Trainer:
         if head is None:
             head = Classifier(config, self.collectives, make_optimizer=lambda named: NamedOptimizer(config, named))
         self.head = check_head(head, config.num_classes)
-        self._judge = Judge(config, self.backbone, head=self.head, loader=self.loader, collectives=self.collectives)
+        self._judge = Judge(
+            config,
+            self.backbone,
+            head=self.head,
+            loader=self.loader,
+            collectives=self.collectives,
+            notices=self._notices,
+            settle=lambda: self._saver.finish(),
+        )
 
     def _facts(self, saved: checkpoint.Checkpoint | None, head: Head | None) -> dict[str, object]:
         """What ranks must have in common, in addition to settings: compared before any collective depends on it."""
@@ -209,7 +238,9 @@ class Trainer:
             TrainingError: a step is not sound, as `plsc.engine.soundness` says, or `max_skipped_steps` in a row were
                 not; there is no training data; or an observer raised an exception.
             DataError: a training image cannot be read.
-            CheckpointError: a checkpoint cannot be written.
+            CheckpointError: numbers to save are not finite.
+            NotSavedError: the last checkpoint cannot be written. An earlier one that cannot be written ends nothing.
+            Interrupted: SIGTERM, SIGINT or SIGUSR1 asked to stop; all of training is saved.
         """
         if self.is_done:
             more = setter("train_epochs") if self.config.train_steps is None else setter("train_steps")
@@ -225,21 +256,26 @@ class Trainer:
             global_batch=self.global_batch,
             checkpoint=self._resumed_from,
         )
-        with contextlib.closing(self.loader), self.observers.running(run, results):
+        with (
+            contextlib.closing(self.loader),
+            self._stop.heeded(),
+            self.observers.running(run, results),
+            self._saver.rescued(),
+        ):
             if not self.is_done:
                 self._judge.check_start()
             while not self.is_done:
                 step = self._make_step({})
                 for batch in self._batches():
+                    self._between_steps(step)
                     step = self._make_step(self.train_step(batch))
                     self.observers.on_step(step)
                     if self.is_done:
                         break
                     if self._is_verified_within_epoch():
-                        self._judge.check()
+                        self._between_steps(step)
                         results.update(self._verify(step))
                 results.update(step.values)
-                self._judge.check()
                 self._end_epoch(step, results)
             if self.topology.is_main:
                 images = (self.step - run.first_step) * self.global_batch
@@ -348,34 +384,76 @@ class Trainer:
             return False
         return self.config.test_period > 0 and self.step % self.config.test_period == 0
 
+    def _notices(self) -> Notices:
+        """What this rank tells the others with the verdict on a step."""
+        return self._saver.notices()._replace(stop=float(self._stop.name is not None))
+
+    def _heed(self) -> bool:
+        """Heed the verdict on the last step, and what ranks told each other with it; returns whether to stop."""
+        told = self._judge.check()
+        if not told:  # heeded before
+            return False
+        notices = Notices(*told)
+        self._saver.heed(self.step, notices)
+        self._announce()
+        return notices.stop > 0
+
+    def _between_steps(self, step: Step) -> None:
+        """Stop after a step where that was asked for; save within the epoch where that is due."""
+        if self._heed():
+            self._leave(step)
+        if self._saver.is_due(self.step):
+            self._save_within_epoch(step)
+
     def _end_epoch(self, step: Step, results: dict[str, float]) -> None:
         """Save `<epoch>`, or `<epoch>.<step>` where the run ended within an epoch; then verify.
 
-        A verification that fails costs no training: the checkpoint is saved, and observers get it.
+        The checkpoint is written while the network is verified and trained on. A verification that fails costs no
+        training: observers get the checkpoint.
         """
         if self.step_in_epoch == 0:
             raise TrainingError(
                 f"epoch {self.epoch}: the training data yielded no batch; a train_reader must return "
                 f"a new iterable at each call"
             )
-        statistics: list[checkpoint.Part] = []
+        stops = self._heed()
         if self.is_done and self.step_in_epoch != self.steps_per_epoch:
-            name = f"{self.epoch}.{self.step_in_epoch}"
-            # Of each rank, before their average replaces them.
-            statistics = gather_statistics(self.backbone, self.collectives, constants=self._judge.constants)
+            self._save_within_epoch(step)
         else:
-            name = str(self.epoch)
-            self.epoch, self.step_in_epoch = self.epoch + 1, 0
-        path = self._save(step, name, statistics)
+            name, self.epoch, self.step_in_epoch = str(self.epoch), self.epoch + 1, 0
+            self._average_statistics(step)
+            self._save(step, name)
+        if stops:
+            self._leave(step)
         try:
-            results.update(self._verify(step, path))
+            results.update(self._verify(step))
         finally:
-            self.observers.on_save(step, path)
+            self._announce()
+        if self.is_done:
+            self._saver.insist(self._save_again)
+            self._announce()
 
-    def _verify(self, step: Step, saved: Path | None = None) -> dict[str, float]:
+    def _leave(self, step: Step) -> NoReturn:
+        """End the run, as a signal has asked, once all of it is saved."""
+        names = self.collectives.gather_objects(self._stop.name)
+        if self._saver.saved_step != self.step:
+            if self.step_in_epoch:
+                self._save_within_epoch(step)
+            else:  # the checkpoint of the epoch could not be written
+                self._save_again()
+        self._saver.insist(self._save_again, STOP_PAUSES)
+        self._announce()
+        rank, name = next((rank, name) for rank, name in enumerate(names) if name is not None)
+        where = f" on rank {rank}" if len(names) > 1 else ""
+        raise Interrupted(
+            f"stopped by {name}{where}: training up to step {self.step} is saved in {self._saver.newest}; start "
+            f"again to go on"
+        )
+
+    def _verify(self, step: Step) -> dict[str, float]:
         """The metrics of every verification set, as '<set>/<metric>'; none where this step was verified before.
 
-        Where it fails, training up to this step is in a checkpoint: `saved`, or one made then, within an epoch.
+        Where it fails, training up to this step is in a checkpoint.
         """
         if step.number == self._verified_step:
             return {}
@@ -384,17 +462,30 @@ class Trainer:
             with self._clock.paused():
                 self._average_statistics(step)
                 results = evaluate(
-                    self.config, self.backbone, sets=self.verification_sets, collectives=self.collectives
+                    self.config,
+                    self.backbone,
+                    sets=self.verification_sets,
+                    collectives=self.collectives,
+                    is_stopped=lambda: self._stop.name is not None,
                 )
         except PLSCError as error:  # on all ranks
-            if saved is None:
-                saved = self._save(step, f"{self.epoch}.{self.step_in_epoch}", [])
-                self.observers.on_save(step, saved)
-            raise type(error)(f"{error}; training up to here is saved in {saved}") from error
+            if self._saver.saved_step != step.number:
+                self._save_within_epoch(step)
+            self._saver.finish()
+            self._announce()
+            raise type(error)(f"{error}; training up to here is saved in {self._saver.newest}") from error
+        if results is None:
+            self._verified_step = None
+            self._leave(step)
         if results:
             with self._clock.paused():
                 self.observers.on_verify(step, results)
         return results
+
+    @property
+    def _is_averaged(self) -> bool:
+        """Whether the running statistics of the last step were replaced by their average over ranks."""
+        return self._averaged_step == self.step
 
     def _average_statistics(self, step: Step) -> None:
         """Once after a step, so that what is saved is what is verified: an average of equal numbers is rounded."""
@@ -402,38 +493,50 @@ class Trainer:
             self._averaged_step = step.number
             average_statistics(self.backbone, self.collectives)
 
-    def _save(self, step: Step, name: str, extra: list[checkpoint.Part]) -> Path:
-        """Save a checkpoint that also holds the tensors `extra`, and delete the oldest checkpoints."""
-        folder = self.config.model_save_dir
-        with self._clock.paused():
-            self._average_statistics(step)
-            path = checkpoint.save_checkpoint(
-                folder, name, parts=self._parts(extra), about=self._about(), collectives=self.collectives
-            )
-            if self.topology.is_main:
-                skipped = f"; {self.loader.skipped} unreadable images skipped so far" if self.loader.skipped else ""
-                skipped += f"; {self._judge.skipped_steps} steps skipped so far" if self._judge.skipped_steps else ""
-                log.info("saved %s%s", path, skipped)
-                self._prune()
-        return path
+    def _save_within_epoch(self, step: Step) -> None:
+        """Begin to save `<epoch>.<step>`, with the running statistics of each rank: training goes on with these."""
+        statistics = {} if self._is_averaged else gather_statistics(self.backbone, self.collectives)
+        self._save(step, f"{self.epoch}.{self.step_in_epoch}", statistics)
 
-    def _prune(self) -> None:
-        """Delete the oldest checkpoints, unless the newest may be of no use: its last step was skipped."""
-        if not self._judge.skipped_in_a_row:
-            checkpoint.prune_checkpoints(self.config.model_save_dir, self.config.max_last_checkpoint_num)
-        else:
+    def _save(self, step: Step, name: str, statistics: Mapping[str, NDArray[Any]] = _NONE) -> None:
+        """Begin to save a checkpoint; `statistics` are those of each rank."""
+        if self._judge.skipped_in_a_row and self.topology.is_main:
             log.warning(
                 "the last %d steps were skipped: earlier checkpoints are kept until a step is sound again",
                 self._judge.skipped_in_a_row,
             )
+        self._save_again = functools.partial(self._save, step, name, statistics)
+        with self._clock.paused():
+            dict(step.values)  # read now: observers get this step when later ones were made
+            self._saver.start(
+                step,
+                name,
+                parts=lambda: self._parts(statistics),
+                about=self._about(),
+                # The newest is of no use where its last step was skipped.
+                prunes=not self._judge.skipped_in_a_row,
+            )
 
-    def _parts(self, extra: list[checkpoint.Part]) -> Iterator[checkpoint.Part]:
+    def _announce(self) -> None:
+        """Tell observers of the checkpoints that are complete."""
+        for step, path in self._saver.take_completed():
+            if self.topology.is_main:
+                skipped = f"; {self.loader.skipped} unreadable images skipped so far" if self.loader.skipped else ""
+                skipped += f"; {self._judge.skipped_steps} steps skipped so far" if self._judge.skipped_steps else ""
+                log.info("saved %s%s", path, skipped)
+            self.observers.on_save(step, path)
+
+    def _parts(self, statistics: Mapping[str, NDArray[Any]]) -> Iterator[checkpoint.Part]:
         """What this rank writes: whole tensors on rank 0, and its class centers."""
         is_main = self.topology.is_main
         if is_main:
-            yield from backbone_parts(self.backbone, self.optimizer, constants=self._judge.constants)
+            constants = self._judge.constants
+            averages = {
+                name: rows.mean(axis=0, dtype="float64").astype(rows.dtype) for name, rows in statistics.items()
+            }
+            yield from backbone_parts(self.backbone, self.optimizer, averages=averages, constants=constants)
             yield from class_parts(self._classes)
-            yield from extra
+            yield from statistics_parts(statistics, constants=constants)
         yield from head_parts(self.head, is_main, num_classes=self.config.num_classes)
 
     def _about(self) -> dict[str, Any]:
@@ -450,6 +553,7 @@ class Trainer:
             "settings": saved_settings(self.config),
             "objects": saved_objects(self.config),
             "global_batch": self.global_batch,
+            "averaged": self._is_averaged,
             "classes": about_classes(self._classes),
         }
 
@@ -475,6 +579,7 @@ class Trainer:
             last_epoch=self._last_epoch,
             collectives=self.collectives,
         )
+        self._saver.check_space(self._parts(_NONE))
         check_verification_sets(self.config, self.verification_sets, collectives=self.collectives)
 
     @property
@@ -491,6 +596,9 @@ class Trainer:
         self.epoch, self.step = about.epoch, about.step
         self.step_in_epoch = about.images_in_epoch // self.global_batch
         self._resumed_from = saved.path
+        self._averaged_step = self.step if about.averaged else None
+        if saved.path.resolve().parent == Path(self.config.model_save_dir).resolve():
+            self._saver.saved_step, self._saver.newest = self.step, saved.path
         self._judge.started_from = f" since the run was resumed from {saved.path}"
         if self.topology.is_main:
             log.info("resumed from %s: epoch %d, step %d", saved.path, self.epoch, self.step)

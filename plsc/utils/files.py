@@ -257,3 +257,11 @@ def sync_path(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def size_text(size: int) -> str:
+    """A number of bytes as text: '1.5 GiB'."""
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size} bytes"

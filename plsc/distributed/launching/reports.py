@@ -27,7 +27,7 @@ from plsc.distributed.topology import place_from_environment
 from plsc.utils.atomic import write_file
 
 REPORT_DIR = "PLSC_REPORT_DIR"
-SAVED = 75  # exit status of a run that has saved its state and is to be started again: EX_TEMPFAIL of sysexits.h
+SAVED = 75  # exit status of `plsc.Interrupted`: the run has saved its state and is to be started again
 _MOST_CHARACTERS = 4000
 
 

@@ -1,0 +1,80 @@
+"""Which checkpoints of a run are kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from plsc.checkpoint import delete_checkpoint, list_checkpoints
+from plsc.config import Config
+
+log = logging.getLogger("plsc")
+
+# In the folder of a checkpoint: the results of its verification.
+METRICS = "metrics.json"
+
+
+def superseded(
+    checkpoints: Sequence[Path], *, epochs: int, within: int, every: int | None = None, best: Path | None = None
+) -> list[Path]:
+    """The checkpoints that are not kept.
+
+    Args:
+        checkpoints: in the order in which training reached them.
+        epochs: newest checkpoints of whole epochs that are kept.
+        within: newest checkpoints within an epoch that are kept.
+        every: of the whole epochs each so-manieth is kept: with 10 the folders 9, 19, ...
+        best: is kept.
+
+    Example:
+        >>> superseded([Path("0"), Path("1"), Path("2"), Path("3.50")], epochs=1, within=1, every=2)
+        [PosixPath('0')]
+    """
+    whole = [path for path in checkpoints if "." not in path.name]
+    parts = [path for path in checkpoints if "." in path.name]
+    kept = {*whole[-epochs:], *parts[-within:], best}
+    if every is not None:
+        kept.update(path for path in whole if (int(path.name) + 1) % every == 0)
+    return [path for path in checkpoints if path not in kept]
+
+
+def best_of(checkpoints: Sequence[Path], metric: str) -> Path | None:
+    """The checkpoint with the highest metric, the newest of equals; None where none has it.
+
+    Args:
+        checkpoints: in the order in which training reached them.
+        metric: as 'lfw.accuracy' or 'lfw/accuracy'.
+    """
+    best, highest = None, -math.inf
+    for path in checkpoints:
+        value = _results(path).get(metric.replace(".", "/", 1))
+        if isinstance(value, (int, float)) and value >= highest:
+            best, highest = path, value
+    return best
+
+
+def prune(config: Config, *, newest: Path) -> None:
+    """Delete the checkpoints in the folder of `newest`, a sound one, that `config` does not keep."""
+    checkpoints = list_checkpoints(newest.parent)
+    best = None if config.keep_best is None else best_of(checkpoints, config.keep_best)
+    doomed = superseded(
+        checkpoints,
+        epochs=config.max_last_checkpoint_num,
+        within=config.save_keep,
+        every=config.keep_every,
+        best=best,
+    )
+    for path in doomed:
+        if path != newest:
+            delete_checkpoint(path)
+
+
+def _results(path: Path) -> dict[str, object]:
+    try:
+        results = json.loads((path / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return results if isinstance(results, dict) else {}
