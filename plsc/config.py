@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, field_validator
 
 from plsc.errors import ConfigError
+from plsc.utils.locations import keep_credentials
 from plsc.utils.names import one_of
 from plsc.utils.settings import Settings
 
@@ -287,6 +288,22 @@ class Config(Settings):
         "were only renamed.",
     )
     model_save_dir: str = Field(default="output", description="Folder of the run's checkpoints, one folder per epoch.")
+    stage_dir: str = Field(
+        default="",
+        description="Local folder in which checkpoints are written before they are uploaded to a remote "
+        "model_save_dir; on several machines a folder that they share. By default one in cache_dir, which is removed "
+        "once all is uploaded.",
+    )
+    cache_dir: str = Field(
+        default="",
+        description="Local folder for copies of remote data and checkpoints. By default plsc in XDG_CACHE_HOME, or in "
+        "~/.cache.",
+    )
+    cache_gb: float = Field(
+        default=100.0,
+        gt=0.0,
+        description="Limit of these copies, in 10^9 bytes. The least recently used ones are deleted.",
+    )
     save_steps: int | None = Field(
         default=None, ge=1, description="Steps of the whole run between checkpoints within an epoch."
     )
@@ -383,6 +400,11 @@ class Config(Settings):
     @classmethod
     def _known_loss(cls, value: str) -> str:
         return one_of(value, LOSS_TYPES)
+
+    @field_validator("dataset_dir", "val_targets", "checkpoint_dir", "model_save_dir")
+    @classmethod
+    def _without_credentials(cls, value: str | None) -> str | None:
+        return None if value is None else keep_credentials(value)
 
     @field_validator("lr_schedule", mode="before")
     @classmethod

@@ -31,16 +31,19 @@ def to_prune(checkpoints: Sequence[Path], keep: int) -> list[Path]:
     return list(checkpoints[:-keep])
 
 
-def prune_checkpoints(root: str | Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints in `root`, 1 or more. Folders without a manifest stay.
+def prune_checkpoints(root: str | Path, keep: int) -> list[Path]:
+    """Delete all but the `keep` newest checkpoints in `root`, 1 or more, and return them.
 
     A checkpoint that cannot be deleted costs space and nothing else: a warning names it.
     """
+    pruned: list[Path] = []
     try:
         for path in to_prune(list_checkpoints(root), keep):
             delete_checkpoint(path)
+            pruned.append(path)
     except OSError as error:
         log.warning("%s: an old checkpoint cannot be deleted: %s; delete it, or its disk fills up", root, error)
+    return pruned
 
 
 def delete_checkpoint(path: Path) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from plsc.cli.command import Command, tell
 from plsc.data.images import IMAGE_SUFFIXES
-from plsc.data.sources.folders import check_parts, image_files
+from plsc.data.sources.folders import check_parts, image_files, is_part_name
 from plsc.data.sources.leftovers import warn_of_leftovers
 from plsc.errors import ConfigError, DataError
 from plsc.utils.atomic import restore_folder
@@ -37,7 +37,7 @@ Name = Annotated[
 Index = Annotated[
     Literal["flat", "sq8", "hnsw"],
     typer.Option(
-        help="flat: exact search. sq8: a quarter of the memory, cosines off by about 0.001. hnsw: fast search of "
+        help="flat: exact search. sq8: a quarter of the memory, cosines off by up to 0.003. hnsw: fast search of "
         "millions, which may miss entries; slow to build."
     ),
 ]
@@ -118,10 +118,12 @@ def read_threshold(threshold: float | None, report: Path | None, *, report_set: 
     """The threshold given as a number, or read from a report of `plsc test`.
 
     Raises:
-        ConfigError: both are given.
+        ConfigError: both are given, or a set of a report and no report.
         ServingError: the report has no such threshold.
     """
     if report is None:
+        if report_set is not None:
+            raise ConfigError(f"--report-set {report_set} names a set of a report; give the report too, with --report")
         return threshold
     if threshold is not None:
         raise ConfigError("--threshold and --report both give a threshold; expected one of them")
@@ -175,7 +177,17 @@ def _named_files(images: list[Path], name: str | None = None) -> list[tuple[str,
 
 
 def _fill_in(name: str, file: Path) -> str:
-    """A --name with {folder} and {file} filled in."""
+    """A --name with {folder} and {file} filled in.
+
+    Raises:
+        ConfigError: another word is in braces.
+    """
+    unknown = [word for word in re.findall(r"{\w*}", name) if word not in ("{folder}", "{file}")]
+    if unknown:
+        raise ConfigError(
+            f"--name {name}: {unknown[0]} stands for nothing; expected {{folder}} for the name of an image's folder, "
+            f"{{file}} for that of the image without its suffix, or a name"
+        )
     values = {"{folder}": _folder_name(file.parent), "{file}": file.stem}
     return re.sub("{folder}|{file}", lambda found: values[found[0]], name)
 
@@ -212,6 +224,11 @@ def _names_by_folder(folder: Path, files: list[Path]) -> list[tuple[str, Path]]:
             raise ConfigError(
                 f"{folder}: holds images and no folders, {named[0]} the first; it cannot be told whether they are of "
                 f"one name or of one each: choose --name {name} or --name '{{file}}' (the name of each file)"
+            )
+        if is_part_name(name):
+            raise ConfigError(
+                f"{folder}: holds images and no folders, and {name!r} is the name of a part of a data set and of no "
+                f"class: choose --name NAME, or --name '{{file}}' (the name of each file)"
             )
         return [(name, folder)] * len(files)
     if direct:

@@ -57,7 +57,7 @@ def test(settings: dict[str, Any]) -> None:
 def export(
     settings: dict[str, Any],
     to: Annotated[
-        Path | None, typer.Option(help="Folder to write. Default: inference_model in model_save_dir.")
+        str | None, typer.Option(help="Folder to write, also a URL. Default: inference_model in model_save_dir.")
     ] = None,
     format: Annotated[
         str, typer.Option(help="Formats to write, separated by commas: paddle (always written), legacy, serving, onnx.")

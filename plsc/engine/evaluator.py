@@ -6,6 +6,8 @@ import contextlib
 import functools
 import itertools
 import logging
+import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +25,7 @@ from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.dataloading import open_verification_sets
+from plsc.engine.places import places_of_use
 from plsc.engine.rank_check import (
     check_ranks_agree,
     describe_checkpoint,
@@ -237,14 +240,10 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
     """
     collectives = Collectives(topology)
     agree(config.check, collectives, error=ConfigError)
+    config = agree(lambda: places_of_use(config, sets=True), collectives, error=DataError)
     sets = open_verification_sets(config, collectives)
     if not sets:
-        lacking = f"{config.dataset_dir} holds no {DEFAULT_VAL_TARGETS}.bin"
-        raise DataError(
-            f"nothing to test on: no verification set is given, and "
-            f"{lacking if config.val_targets is None else 'val_targets is empty'}; make one with plsc data pairs, or "
-            f"name one with {setter('val_targets')}"
-        )
+        raise DataError(f"nothing to test on: no verification set is given, and {_lacking(config)}")
     for pairs in sets:
         _report(pairs, np.zeros([2 * len(pairs), 1], np.float32))
     backbone, config, saved = agree(lambda: open_backbone(config), collectives, error=CheckpointError)
@@ -258,6 +257,17 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
         collectives,
     )
     return evaluate(config, backbone, sets=sets, collectives=collectives) or {}
+
+
+def _lacking(config: Config) -> str:
+    """Why there is no verification set where none is given, and what to do."""
+    data, naming = config.dataset_dir, f"name one with {setter('val_targets')}"
+    if config.val_targets is not None:
+        return f"val_targets is empty; make one with plsc data pairs, or {naming}"
+    is_path = re.fullmatch(r"[^:*?\[{]+", data) is not None  # no pattern and no synthetic:...
+    if is_path and not os.path.exists(data):
+        return f"{data} does not exist; name the data with {setter('dataset_dir')}, or {naming}"
+    return f"{data} holds no {DEFAULT_VAL_TARGETS}.bin; make one with plsc data pairs, or {naming}"
 
 
 def predict(
@@ -282,7 +292,7 @@ def predict(
     if save_to is not None and Path(save_to).exists():
         raise ConfigError(f"predict: {save_to} exists and is not overwritten; choose another file")
     source = _flatten(config.predict_reader()) if images is None else each_image(images)
-    backbone, config, _ = open_backbone(config)
+    backbone, config, _ = open_backbone(places_of_use(config))
     embeddings = to_unit_length(_embedder(config, backbone)(source))
     if save_to is not None and topology.is_main:
         with open(save_to, "xb") as file:

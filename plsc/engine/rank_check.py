@@ -28,6 +28,8 @@ log = logging.getLogger("plsc")
 # Settings that may differ between ranks: paths, whose content is compared instead, and what concerns one process only.
 OWN_SETTINGS = frozenset(
     {
+        "cache_dir",
+        "cache_gb",
         "checkpoint_dir",
         "dataset_dir",
         "log_period",

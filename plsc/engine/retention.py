@@ -56,8 +56,11 @@ def best_of(checkpoints: Sequence[Path], metric: str) -> Path | None:
     return best
 
 
-def prune(config: Config, *, newest: Path) -> None:
-    """Delete the checkpoints in the folder of `newest`, a sound one, that `config` does not keep."""
+def prune(config: Config, *, newest: Path) -> list[Path]:
+    """Delete the checkpoints in the folder of `newest`, a sound one, that `config` does not keep, and return them.
+
+    One that cannot be deleted costs space and nothing else: a warning names it.
+    """
     checkpoints = list_checkpoints(newest.parent)
     best = None if config.keep_best is None else best_of(checkpoints, config.keep_best)
     doomed = superseded(
@@ -67,9 +70,16 @@ def prune(config: Config, *, newest: Path) -> None:
         every=config.keep_every,
         best=best,
     )
+    pruned = []
     for path in doomed:
         if path != newest:
-            delete_checkpoint(path)
+            try:
+                delete_checkpoint(path)
+            except OSError as error:
+                log.warning("%s: an old checkpoint cannot be deleted: %s; delete it, or its disk fills up", path, error)
+            else:
+                pruned.append(path)
+    return pruned
 
 
 def _results(path: Path) -> dict[str, object]:

@@ -32,6 +32,7 @@ from plsc.distributed.collectives import Collectives
 from plsc.engine.observers import Step
 from plsc.engine.retention import prune
 from plsc.engine.snapshot import Snapshot
+from plsc.engine.uploads import Uploader
 from plsc.errors import CheckpointError, NotSavedError
 from plsc.utils.files import size_text
 from plsc.utils.hints import setter
@@ -104,6 +105,7 @@ class Saver:
     Args:
         config: `model_save_dir`, and the settings of when to save and what to keep.
         collectives: over all ranks.
+        uploads: copies checkpoints to a remote folder; None where `model_save_dir` is a local one.
 
     Attributes:
         saved_step: the last step that is in a checkpoint, or in one under way; None where there is none.
@@ -113,6 +115,7 @@ class Saver:
 
     config: Config
     collectives: Collectives
+    uploads: Uploader | None = None
     saved_step: int | None = None
     failure: str = ""
     newest: Path | None = None
@@ -312,8 +315,11 @@ class Saver:
 
     def _name(self, save: _Save, *, deadline: float | None = None) -> None:
         complete(save.folder, save.about, ranks=self.collectives.topology.world_size)
-        if save.prunes:
-            prune(self.config, newest=save.folder)
+        pruned = prune(self.config, newest=save.folder) if save.prunes else []
+        if self.uploads is not None:
+            self.uploads.on_complete(save.folder)
+            for path in pruned:
+                self.uploads.on_prune(path)
 
     def _enter_next_phase(self, save: _Save, *, failed: bool) -> None:
         topology = self.collectives.topology

@@ -48,6 +48,7 @@ from plsc.engine.observers.launch_report import LaunchReport
 from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
 from plsc.engine.optimizer import NamedOptimizer
+from plsc.engine.places import places_of_training, remote_settings
 from plsc.engine.precision import Precision
 from plsc.engine.rank_check import (
     check_ranks_agree,
@@ -166,7 +167,7 @@ class Trainer:
         self._resumed_from: Path | None = None
         self._averaged_step: int | None = None
         self._verified_step: int | None = None
-        self._saver = Saver(config, self.collectives)
+        self._saver = Saver(config, self.collectives, uploads=self._uploads)
         if saved is not None:
             self._resume(saved)
         self.schedule = build_schedule(
@@ -178,6 +179,8 @@ class Trainer:
 
     def _open(self, config: Config, loader: Loader | None) -> checkpoint.Checkpoint | None:
         """Open the checkpoint to resume from and the training data, and complete the settings by them."""
+        self._remote = remote_settings(config)
+        config, self._uploads = places_of_training(config)
         saved = checkpoint.Checkpoint(config.checkpoint_dir) if config.checkpoint_dir else None
         trained = None if saved is None else About.of(saved).settings.num_classes
         if loader is None:
@@ -256,9 +259,11 @@ class Trainer:
             global_batch=self.global_batch,
             checkpoint=self._resumed_from,
         )
+        uploads = self._uploads if self.topology.is_main and self._uploads else contextlib.nullcontext()
         with (
             contextlib.closing(self.loader),
             self._stop.heeded(),
+            uploads,
             self.observers.running(run, results),
             self._saver.rescued(),
         ):
@@ -550,7 +555,7 @@ class Trainer:
             "head_optimizer": self.head.optimizer_kind,
             "loss_scaling": self.precision.state(),
             "network": network_name(self.backbone),
-            "settings": saved_settings(self.config),
+            "settings": {**saved_settings(self.config), **self._remote},
             "objects": saved_objects(self.config),
             "global_batch": self.global_batch,
             "averaged": self._is_averaged,
@@ -580,7 +585,12 @@ class Trainer:
             collectives=self.collectives,
         )
         self._saver.check_space(self._parts(_NONE))
+        agree(self._check_uploads, self.collectives, error=CheckpointError)
         check_verification_sets(self.config, self.verification_sets, collectives=self.collectives)
+
+    def _check_uploads(self) -> None:
+        if self._uploads is not None and self.topology.is_main:
+            self._uploads.check((self.epoch, self.step_in_epoch))
 
     @property
     def _last_epoch(self) -> int | None:

@@ -141,6 +141,9 @@ class InferenceModel:
         self.embed_pixels(np.zeros([1, *self.image_shape], np.uint8))
         return self._predictor.input_name, self._predictor.output_name
 
+    def __repr__(self) -> str:
+        return f"InferenceModel({str(self.card.directory)!r}): images {list(self.image_shape)} to [{self.emb_dim}]"
+
     def __copy__(self) -> InferenceModel:
         return self
 

@@ -13,9 +13,12 @@ import numpy as np
 
 from plsc.errors import ServingError
 from plsc.inference.embedding import EmbeddingPath
+from plsc.remote.cache import Cache
+from plsc.remote.folder import RemoteFolder
 from plsc.utils.artifacts import recognize
 from plsc.utils.atomic import restore_folder
 from plsc.utils.hints import either
+from plsc.utils.locations import is_remote, keep_credentials
 
 FORMAT = "plsc-inference-model"
 ABOUT_FILE = "plsc_model.json"
@@ -68,12 +71,19 @@ def read_model_card(directory: str | Path) -> ModelCard:
     """Read the model card of an export.
 
     Args:
-        directory: the exported folder, or the `model_save_dir` that holds it as inference_model/.
+        directory: the exported folder, or the `model_save_dir` that holds it as inference_model/. May be a URL.
 
     Raises:
         ServingError: the folder holds no export, or the card is damaged or of another format.
+        StorageError: a remote folder cannot be read.
     """
-    directory = Path(directory)
+    try:
+        location = keep_credentials(str(directory)) if isinstance(directory, str) else ""
+        directory = _fetch(location) if is_remote(location) else Path(directory)
+    except TypeError:
+        raise ServingError(
+            f"got {type(directory).__name__} {str(directory)[:60]!r}, expected the folder of an exported model"
+        ) from None
     for folder in (directory, directory / "inference_model"):
         if not folder.exists():
             restore_folder(folder)  # the process that was replacing it was killed
@@ -97,6 +107,14 @@ def read_model_card(directory: str | Path) -> ModelCard:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ServingError(f"{directory / ABOUT_FILE}: damaged ({error!r}); export the model again") from None
+
+
+def _fetch(url: str) -> Path:
+    """Copy a remote export to the cache."""
+    folder = RemoteFolder(url)
+    if f"inference_model/{ABOUT_FILE}" in folder.files():
+        folder = folder / "inference_model"
+    return Cache().fetch(folder)
 
 
 def _read_about(directory: Path) -> dict[str, Any]:

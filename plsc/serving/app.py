@@ -33,6 +33,7 @@ from plsc.serving.worker import IMAGES, TENSORS
 from plsc.utils.hints import argument
 
 PROTO, JSON, NPY = "application/proto", "application/json", "application/x-npy"
+_CURL_DEFAULT = "application/x-www-form-urlencoded"
 _SMALL_BODY = 1 << 18  # bytes; a smaller body of a lone request is parsed without a thread
 _Result = TypeVar("_Result")
 
@@ -81,7 +82,10 @@ class Service:
         ]
         # A bare router, because the middleware answers the errors of all endpoints.
         self.app = RequestMiddleware(
-            Router(self.routes), settings, metrics=self.metrics, paths={route.path for route in self.routes}
+            Router(self.routes, redirect_slashes=False),
+            settings,
+            metrics=self.metrics,
+            paths={route.path for route in self.routes},
         )
 
     async def stop(self) -> None:
@@ -197,10 +201,11 @@ class Service:
             if not body:
                 raise HTTPError(400, "the body is empty, expected an image")
             return lambda: [body]
+        hint = "; curl sends this where no -H 'Content-Type: ...' is given" if kind == _CURL_DEFAULT else ""
         raise HTTPError(
             415,
             f"Content-Type {kind[:60]!r}: expected image/*, application/octet-stream, "
-            f"multipart/form-data or application/json",
+            f"multipart/form-data or application/json{hint}",
         )
 
     def _base64_reader(self, request: Request, key: str) -> Callable[[], list[bytes]]:
@@ -217,6 +222,10 @@ class Service:
         try:
             form = await parser.parse()
         except MultiPartException as error:
+            if error.message.startswith("Too many files"):
+                raise HTTPError(
+                    413, f"the form has more images than the {self.settings.max_images} that one request may have"
+                ) from None
             status = 413 if error.message.startswith("Too many") else 400
             raise HTTPError(status, f"the form cannot be read: {error.message}") from None
         except Exception as error:
@@ -227,9 +236,11 @@ class Service:
             # The parser accepts a form that was cut off.
             raise HTTPError(400, "the form is truncated: its closing boundary is missing; send it whole")
         files = [await value.read() for _, value in form.multi_items() if not isinstance(value, str)]
+        texts = [name for name, value in form.multi_items() if isinstance(value, str)]
         await form.close()
         if not files:
-            raise HTTPError(400, "the form has no file, expected an image or more")
+            found = f": {texts[0][:60]!r} is a text; a file is sent by curl -F {texts[0][:60]}=@FILE" if texts else ""
+            raise HTTPError(400, f"the form has no file, expected an image or more{found}")
         return files
 
     async def _parse(self, request: Request, function: Callable[[], _Result]) -> _Result:

@@ -95,7 +95,11 @@ def _from_base64(index: int, text: Any) -> bytes:
         # Old encoders break lines.
         return base64.b64decode("".join(text.split()) if "\n" in text else text, validate=True)
     except ValueError as error:
-        raise HTTPError(400, f"image {index}: no base64: {error}") from None
+        raise HTTPError(
+            400,
+            f"image {index}: no base64 ({error}): got {text[:40]!r} of {len(text)} characters, expected the bytes of "
+            f"an image file in base64",
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
@@ -174,10 +175,15 @@ def _listen(settings: ServeSettings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise ServingError(
-            f"cannot listen on {settings.host}, port {settings.port}: {error.strerror or error}; choose "
-            f"another port with {argument('port', of='plsc serve')}, or end what uses it"
-        ) from None
+        # Python adds the address to the text of the system, and gives the codes of an unknown host as negative numbers.
+        reason, number = str(error.strerror or error).partition(" (while attempting")[0], error.errno or 0
+        if number < 0 or number == errno.EADDRNOTAVAIL:
+            remedy = f"give an address of this machine with {argument('host', of='plsc serve')}; 0.0.0.0 stands for all"
+        elif number == errno.EADDRINUSE:
+            remedy = f"choose another port with {argument('port', of='plsc serve')}, or end what uses it"
+        else:
+            remedy = f"choose another port with {argument('port', of='plsc serve')}"
+        raise ServingError(f"cannot listen on {settings.host}, port {settings.port}: {reason}; {remedy}") from None
 
 
 def _show_access_log() -> None:

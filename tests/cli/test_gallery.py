@@ -70,6 +70,8 @@ def test_build_add_search_and_remove(plsc_gallery, model, faces, tmp_path):
     assert all(row["matches"][0]["same"] and row["threshold"] == 0.99 for row in found)
     both = plsc_gallery("search", model, gallery, carl, "--report", report, "--threshold", 0.5, status=1)
     assert "--threshold and --report both give a threshold" in both
+    alone = plsc_gallery("search", model, gallery, carl, "--report-set", "lfw", status=1)
+    assert "--report-set lfw names a set of a report; give the report too, with --report" in alone
     assert "1 entries removed, 4 left" in plsc_gallery("remove", gallery, "carl")
     (tmp_path / "empty").mkdir()
     assert "no image in it" in plsc_gallery("add", model, gallery, tmp_path / "empty", status=1)
@@ -86,7 +88,7 @@ def test_a_model_of_other_weights_is_refused(plsc_gallery, model, faces, tmp_pat
         assert "built with other weights" in plsc_gallery(command, tmp_path / "other", gallery, carl, status=1)
     make_model(tmp_path / "other", emb_dim=8)
     output = plsc_gallery("search", tmp_path / "other", gallery, carl, status=1)
-    assert "gallery's embeddings are of 16, the model's of 8" in output
+    assert "gallery's embeddings are of 16, those of the model in" in output
 
 
 def test_a_folder_gives_every_kind_of_image_that_data_sets_may_hold(tmp_path):
@@ -197,6 +199,20 @@ def test_a_folder_of_one_file_per_person_needs_a_name(plsc_gallery, model, tmp_p
         _named_files([touch(tmp_path / "mixed", "1.jpg", "bob.jpg")])
     assert "cannot be told" in plsc_gallery("build", model, tmp_path / "g", flat, status=1)
     assert not (tmp_path / "g").exists()
+
+
+def test_a_part_of_a_data_set_and_an_unknown_word_in_braces_are_no_names(plsc_gallery, model, faces, tmp_path):
+    faces.joinpath("ann").rename(tmp_path / "images")
+    output = plsc_gallery("build", model, tmp_path / "g", tmp_path / "images", status=1)
+    assert (
+        "'images' is the name of a part of a data set and of no class: choose --name NAME, or --name '{file}'" in output
+    )
+    output = plsc_gallery("build", model, tmp_path / "g", tmp_path / "images", "--name", "{name}", status=1)
+    assert "--name {name}: {name} stands for nothing; expected {folder} for" in output
+    assert not (tmp_path / "g").exists()
+    assert "enrolled images (2)" in plsc_gallery(
+        "build", model, tmp_path / "g", tmp_path / "images", "--name", "{folder}"
+    )
 
 
 def test_folders_inside_a_persons_folder_belong_to_that_person(tmp_path):

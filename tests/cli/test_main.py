@@ -71,7 +71,12 @@ def test_train_test_export_and_embed(entry, tmp_path, data_dir):
         (["embed", "nowhere", "image.png"], "plsc: nowhere: no exported model there"),
         (
             ["test", "--model-save-dir", "nowhere"],
-            "plsc: nothing to test on: no verification set is given, and ./train_data holds no lfw.bin; make one",
+            "plsc: nothing to test on: no verification set is given, and ./train_data does not exist; name the data "
+            "with --dataset-dir, or name one with --val-targets",
+        ),
+        (
+            ["test", "--model-save-dir", "nowhere", "--dataset-dir", "."],
+            "plsc: nothing to test on: no verification set is given, and . holds no lfw.bin; make one",
         ),
     ],
 )

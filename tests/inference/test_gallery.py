@@ -105,8 +105,23 @@ def test_mistakes_with_a_gallery(tmp_path):
     ):
         with pytest.raises(DataError, match=message):
             made.add(names, entries)
-    with pytest.raises(DataError, match="no entry is named 'x'"):
+    made.add(["anna"], random_rows(1))
+    with pytest.raises(DataError, match="no entry is named 'x'; it has"):
         made.remove("x")
+    with pytest.raises(DataError, match="no entry is named 'ana'; did you mean 'anna'?"):
+        made.remove("ana")
+    with pytest.raises(DataError, match="got NoneType 'None', expected a name or a list of names"):
+        made.remove(None)
+    for count in (0, -1, 2.5, "3", None):
+        with pytest.raises(DataError, match="got the count .*, expected a whole number of 1 or more"):
+            made.search(random_rows(1), count)
+    for threshold in (2, "0.3", np.nan):
+        with pytest.raises(DataError, match="got the threshold .*, expected a cosine of -1 to 1"):
+            made.search(random_rows(1), threshold=threshold)
+    for given in (("model",), (0,), ("a" * 64, EMB_DIM), (EMB_DIM, None)):
+        with pytest.raises(DataError, match=r"expected the embedding size and the digest .* Gallery\(model.emb_dim"):
+            Gallery(*given)
+    made.remove("anna")
     (tmp_path / "mine").mkdir()
     with pytest.raises(ServingError, match="exists and is not overwritten"):
         made.save(tmp_path / "mine", replace=True)
@@ -114,6 +129,9 @@ def test_mistakes_with_a_gallery(tmp_path):
         Gallery.open(tmp_path / "mine")
     made.add(["a"], random_rows(1))
     made.save(tmp_path / "g")
+    with pytest.raises(ServingError, match="choose another name; to replace the gallery there, give replace=True"):
+        made.save(tmp_path / "g")
+    assert repr(made) == f"Gallery({EMB_DIM}, index='flat') of 1 entries"
     about = json.loads((tmp_path / "g" / "gallery.json").read_text())
     (tmp_path / "g" / about["names"]).write_text('["a", "b"]')
     with pytest.raises(ServingError, match="do not belong together"):
@@ -128,10 +146,16 @@ def test_the_threshold_of_a_report(tmp_path):
     assert read_threshold(tmp_path / "r.json") == 0.31
     (tmp_path / "r.json").write_text(json.dumps({"lfw/threshold": 0.31, "cfp/threshold": 0.2}))
     assert read_threshold(tmp_path / "r.json", "cfp") == 0.2
-    with pytest.raises(ServingError, match="expected one of cfp, lfw"):
+    with pytest.raises(ServingError, match="r.json has several sets; choose one of cfp, lfw with name=..."):
         read_threshold(tmp_path / "r.json")
-    with pytest.raises(ServingError, match="no report of plsc test"):
+    with pytest.raises(ServingError, match="r.json has no set 'cpf'; choose one of cfp, lfw with name=..."):
+        read_threshold(tmp_path / "r.json", "cpf")
+    with pytest.raises(ServingError, match="none.json: cannot be read: No such file or directory; plsc test ... >"):
         read_threshold(tmp_path / "none.json")
+    for text, message in (("", "empty, as plsc test leaves it"), ("x", "no report"), ("{}", "no report"), ("[]", "no")):
+        (tmp_path / "r.json").write_text(text)
+        with pytest.raises(ServingError, match=f"r.json: {message}"):
+            read_threshold(tmp_path / "r.json")
     # A set of same pairs only has no threshold, which does not concern other sets. Earlier versions wrote NaN.
     for missing in ("null", "NaN", "7"):
         (tmp_path / "r.json").write_text(f'{{"lfw/threshold": 0.31, "own/threshold": {missing}}}')
@@ -184,7 +208,7 @@ def test_a_gallery_refuses_a_model_of_another_size_or_of_other_weights():
     )
     for gallery in (Gallery(EMB_DIM), Gallery(EMB_DIM, "a")):
         gallery.check_model(card)
-    with pytest.raises(ServingError, match="gallery's embeddings are of 8, the model's of 16"):
+    with pytest.raises(ServingError, match="gallery's embeddings are of 8, those of the model in m of 16"):
         Gallery(8).check_model(card)
     with pytest.raises(ServingError, match="built with other weights than those of m"):
         Gallery(EMB_DIM, "b").check_model(card)

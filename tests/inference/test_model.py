@@ -61,6 +61,7 @@ def test_the_model_says_what_it_is(model):
     loaded = InferenceModel(model, threads=1)
     assert loaded.image_shape == (3, SIDE, SIDE) and loaded.emb_dim == EMB_DIM
     assert all(isinstance(name, str) and name for name in loaded.warm_up())
+    assert repr(loaded) == f"InferenceModel({str(model)!r}): images {[3, SIDE, SIDE]} to [{EMB_DIM}]"
 
 
 def test_images_that_cannot_be_read(loaded):
@@ -88,6 +89,8 @@ def test_a_damaged_image_is_embedded_with_a_warning_that_names_it(loaded, tmp_pa
 def test_no_exported_model(tmp_path):
     with pytest.raises(ServingError, match=r"plsc_model\.json is missing.*convert_for_prediction"):
         load_inference_model(tmp_path)
+    with pytest.raises(ServingError, match="^got NoneType 'None', expected the folder of an exported model"):
+        load_inference_model(None)
 
 
 def test_an_image_and_normalized_images_in_one_batch(loaded):

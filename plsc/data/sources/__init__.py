@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from plsc.data.records import Records
+from plsc.data.remote_data import fetch_data
 from plsc.data.sources.arrays import ArrayRecords
 from plsc.data.sources.base64_text import Base64Records, is_part_list, looks_like_base64
 from plsc.data.sources.folders import FolderRecords, has_images
@@ -24,9 +25,11 @@ from plsc.data.sources.synthetic import SyntheticRecords
 from plsc.data.sources.tables import CsvRecords, ParquetRecords
 from plsc.data.sources.tar_shards import TarRecords
 from plsc.errors import DataError
+from plsc.remote.cache import Cache
 from plsc.utils.artifacts import recognize
 from plsc.utils.files import reading_error
 from plsc.utils.hints import setter
+from plsc.utils.locations import is_remote, keep_credentials
 
 log = logging.getLogger("plsc")
 
@@ -125,7 +128,7 @@ def open_records(path: str | Path, recover: bool = False) -> Records:
     `register_source` adds kinds. A `classes.txt` beside the data names the classes, one per line.
 
     Args:
-        path: the file, folder or name.
+        path: the file, folder, URL or name. What a URL names is copied to the cache first, see docs/remote.md.
         recover: of a damaged RecordIO file, read what lies before the damage.
 
     Raises:
@@ -137,7 +140,8 @@ def open_records(path: str | Path, recover: bool = False) -> Records:
         >>> len(records), records.num_classes
         (200, 10)
     """
-    name, path = str(path), Path(path)
+    name = keep_credentials(str(path))
+    path = fetch_data(name, Cache()) if is_remote(name) else Path(path)
     source = next((source for source in _SOURCES if source.prefix and name.startswith(source.prefix)), None)
     try:
         records = _open_path(path, recover) if source is None else _open(source, name, recover)

@@ -46,18 +46,18 @@ class LaunchSettings:
 class Launcher:
     """Runs a script on its ranks, and again where that helps.
 
-    | the ranks                                                    | then              | exit status                  |
-    |--------------------------------------------------------------|-------------------|------------------------------|
-    | finish                                                       |                   | 0                            |
-    | save and leave with 75, because `plsc launch` got a signal   |                   | 75                           |
-    | save and leave with 75 by themselves                         | again at once     |                              |
-    | save and leave with 75 by themselves; nothing new is saved   |                   | 75                           |
-    | fail; a checkpoint has become whole since the start before   | again after a time|                              |
-    | fail; none has, or no restart is left                        |                   | that of the first, or 1      |
-    | get a signal, and have not saved after `grace`               | they are killed   | 128 + signal                 |
+    | the ranks                                                  | then               | exit status             |
+    |------------------------------------------------------------|--------------------|-------------------------|
+    | finish                                                     |                    | 0                       |
+    | save and leave with 75, because `plsc launch` got a signal |                    | 75                      |
+    | save and leave with 75 by themselves                       | started again      |                         |
+    | the same, and nothing new is saved                         |                    | 75                      |
+    | fail, and a checkpoint is newer than at the start before   | started again      |                         |
+    | fail, and none is, or no restart is left                   |                    | that of the first, or 1 |
+    | get a signal, and do not save within `grace`               | killed             | 128 + signal            |
 
-    The first failure of a training counts as progress, though it may have saved nothing: nothing is repeated that
-    was not begun. Starts after the first one have the variable `PLSC_AUTO_RESUME=1`.
+    Before a restart after a failure there is a wait. The first failure counts as progress where training had begun.
+    Starts after the first one have the variable `PLSC_AUTO_RESUME=1`.
 
     Each rank gets a signal once, from here, since Paddle's launcher would send SIGTERM three times and kill after 30
     seconds. SIGHUP is passed on as SIGTERM.
@@ -131,6 +131,7 @@ class Launcher:
             if time.monotonic() > deadline:
                 _say("the ranks have not ended in time and are killed")
                 attempt.kill()
+                deadline = float("inf")
         return attempt
 
     def _pass_on(self, attempt: Attempt, number: int) -> None:
