@@ -47,6 +47,10 @@ def wait_until_ended(pids, seconds):
         time.sleep(0.05)
 
 
+def parent_of(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def pids_of(launch, times=2):
     return [int(line.split()[-1]) for line in launch.wait_for("pid", times)]
 
@@ -155,6 +159,18 @@ def test_a_signal_reaches_each_rank_once_and_the_run_leaves_with_75(tmp_path, se
     assert output.splitlines()[-1] == "plsc launch: stopped; the same command goes on"
 
 
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_a_scheduler_may_signal_every_process_of_a_job(tmp_path, name):
+    """As Slurm does: Paddle's launcher ends on SIGUSR1, and repeats SIGTERM. The ranks here bear both."""
+    launch = Launch(tmp_path, SAVES)
+    pids = pids_of(launch)
+    for pid in (launch.process.pid, parent_of(pids[0]), *pids):
+        os.kill(pid, signal.Signals[name])
+    status, output = launch.finish()
+    assert status == 75, output
+    assert not any(map(is_running, pids))
+
+
 def test_a_signal_before_there_are_ranks_stops_the_launcher(tmp_path):
     launch = Launch(tmp_path, SAVES)
     while not (tmp_path / "log").exists():
@@ -220,7 +236,7 @@ def test_ranks_end_with_plsc_launch(tmp_path):
 def test_ranks_whose_launcher_is_killed_save_and_are_started_again(tmp_path):
     launch = Launch(tmp_path, SAVES)
     pids = pids_of(launch)
-    os.kill(int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    os.kill(parent_of(pids[0]), signal.SIGKILL)
     assert not any(map(is_running, pids_of(launch, times=4)[:2]))
     launch.process.send_signal(signal.SIGTERM)
     status, output = launch.finish()
