@@ -68,3 +68,13 @@ def test_a_signal_saves_the_training_and_the_same_command_is_to_be_run_again(tmp
     assert sorted((ending.rank, ending.status) for ending in endings) == [(0, 75), (1, 75)]
     assert all("Interrupted: stopped by SIGTERM" in ending.message for ending in endings)
     assert read_position(logs / "reports") > 0
+
+
+def test_a_training_that_fails_is_started_again_and_finishes(tmp_path, data_dir):
+    fails = "step.epoch == 2 and 'PLSC_AUTO_RESUME' not in os.environ"
+    launch = Launch(tmp_path, TRAINS.format(data=str(data_dir), fails=fails, epochs=4), *("--backoff", 0.1))
+    status, output = launch.finish(seconds=200)
+    assert status == 0, output
+    assert "restart 1 of 3 from step" in output
+    assert (tmp_path / "output" / "3").is_dir()
+    assert len(list((tmp_path / "log").iterdir())) == 2
