@@ -15,6 +15,7 @@ from plsc.engine.about import About
 from plsc.engine.rank_check import describe_object
 from plsc.errors import CheckpointError, ConfigError
 from plsc.utils.hints import setter
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -58,7 +59,8 @@ def warn_of_another_order(
     if about.classes is not None and classes is not None and about.classes.digest != classes.digest:
         changes.append("other classes, or in another order")
     if about.images_in_epoch % global_batch:
-        changes.append(f"global batch {global_batch}, which does not divide the {about.images_in_epoch} images done")
+        done = counted(about.images_in_epoch, "image")
+        changes.append(f"global batch {global_batch}, which does not divide the {done} done")
     if changes:
         log.warning(
             "epoch %d was started with different settings (%s): its remaining batches may repeat or miss images; "
@@ -107,8 +109,8 @@ def _saved_margins(settings: dict[str, Any]) -> tuple[float, float, float] | Non
 
 
 def _end_of(settings: dict[str, Any]) -> str:
-    epochs, steps = settings.get("train_epochs"), settings.get("train_steps")
-    return f"{epochs} epochs" if epochs is not None else f"{steps} steps"
+    epochs = settings.get("train_epochs")
+    return counted(settings["train_steps"], "step") if epochs is None else counted(epochs, "epoch")
 
 
 def check_save_folder(

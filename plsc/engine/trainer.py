@@ -78,6 +78,7 @@ from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
 from plsc.utils.hints import setter
 from plsc.utils.logging import show_log
+from plsc.utils.plural import counted
 from plsc.utils.seeding import derive_seed
 
 log = logging.getLogger("plsc")
@@ -247,7 +248,7 @@ class Trainer:
         """
         if self.is_done:
             more = setter("train_epochs") if self.config.train_steps is None else setter("train_steps")
-            log.info("nothing is left to train: all %d steps are done; to train on, give more: %s", self.step, more)
+            log.info("nothing is left to train after %s; to train on, give more: %s", counted(self.step, "step"), more)
         else:
             self._log_start()
         results: dict[str, float] = {}
@@ -507,8 +508,8 @@ class Trainer:
         """Begin to save a checkpoint; `statistics` are those of each rank."""
         if self._judge.skipped_in_a_row and self.topology.is_main:
             log.warning(
-                "the last %d steps were skipped: earlier checkpoints are kept until a step is sound again",
-                self._judge.skipped_in_a_row,
+                "skipped the last %s: earlier checkpoints are kept until a step is sound again",
+                counted(self._judge.skipped_in_a_row, "step"),
             )
         self._save_again = functools.partial(self._save, step, name, statistics)
         with self._clock.paused():
@@ -526,9 +527,9 @@ class Trainer:
         """Tell observers of the checkpoints that are complete."""
         for step, path in self._saver.take_completed():
             if self.topology.is_main:
-                skipped = f"; {self.loader.skipped} unreadable images skipped so far" if self.loader.skipped else ""
-                skipped += f"; {self._judge.skipped_steps} steps skipped so far" if self._judge.skipped_steps else ""
-                log.info("saved %s%s", path, skipped)
+                skipped = {"unreadable image": self.loader.skipped, "step": self._judge.skipped_steps}
+                told = [f"; {counted(number, what)} skipped so far" for what, number in skipped.items() if number]
+                log.info("saved %s%s", path, "".join(told))
             self.observers.on_save(step, path)
 
     def _parts(self, statistics: Mapping[str, NDArray[Any]]) -> Iterator[checkpoint.Part]:
