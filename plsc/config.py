@@ -157,7 +157,8 @@ class Config(Settings):
     )
 
     dataset_dir: str = Field(
-        default="./train_data", description="Training data: a folder, a file or a pattern. See docs/data.md."
+        default="./train_data",
+        description="Training data: a folder, a file, a pattern or a URL. See docs/data.md and docs/remote.md.",
     )
     train_image_num: int | None = Field(
         default=None, ge=1, description="Number of training images. By default they are counted."
@@ -165,7 +166,7 @@ class Config(Settings):
     val_targets: str | None = Field(
         default=None,
         description="Verification sets, as lfw,cfp_fp: the files NAME.bin in the data folder. A name that ends in .bin "
-        "is a file. By default lfw, if that file exists.",
+        "is a file or a URL. By default lfw, if that file exists.",
     )
     train_batch_size: int = Field(default=128, ge=1, description="Training images per rank and step (N).")
     test_batch_size: int = Field(
@@ -279,7 +280,12 @@ class Config(Settings):
     checkpoint_dir: str = Field(
         default="",
         description="Checkpoint loaded before train, test, predict and export. Without one, "
-        "test, predict and export load the newest in model_save_dir.",
+        "test, predict and export load the newest in model_save_dir. May be a URL.",
+    )
+    auto_resume: bool = Field(
+        default=False,
+        description="Go on from the newest whole checkpoint in model_save_dir; begin where there is none, from "
+        "checkpoint_dir if that is set. The same command then starts a run and goes on with it.",
     )
     class_change: Literal["stop", "by_name", "by_number"] = Field(
         default="stop",
@@ -287,7 +293,9 @@ class Config(Settings):
         "move each class center to the class of its name (by_name); or keep the numbers (by_number), for classes that "
         "were only renamed.",
     )
-    model_save_dir: str = Field(default="output", description="Folder of the run's checkpoints, one folder per epoch.")
+    model_save_dir: str = Field(
+        default="output", description="Folder of the run's checkpoints, one folder per epoch. May be a URL."
+    )
     stage_dir: str = Field(
         default="",
         description="Local folder in which checkpoints are written before they are uploaded to a remote "

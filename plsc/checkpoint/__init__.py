@@ -22,9 +22,11 @@ from plsc.checkpoint.layout import (
     MANIFEST,
     delete_checkpoint,
     is_checkpoint_name,
+    is_copy,
     list_checkpoints,
     order,
     remove_leftovers,
+    run_of,
 )
 from plsc.checkpoint.manifest import check_content
 from plsc.checkpoint.reader import Block, Checkpoint, block_rows, reading
@@ -53,10 +55,12 @@ __all__ = [
     "complete",
     "delete_checkpoint",
     "is_checkpoint_name",
+    "is_copy",
     "list_checkpoints",
     "order",
     "reading",
     "remove_leftovers",
+    "run_of",
     "save_checkpoint",
     "try_folder",
     "write_parts",

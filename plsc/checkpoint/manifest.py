@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from plsc.checkpoint.digests import ALGORITHM, DIGEST_PATTERN, digest_of
 from plsc.checkpoint.safetensors_file import DTYPES
 from plsc.errors import CheckpointError
+from plsc.utils.plural import counted
 
 FORMAT, VERSION = "plsc-checkpoint", 2
 _SEAL = re.compile(rb'\{\n "digest": "(' + DIGEST_PATTERN.encode() + rb')",\n')
@@ -75,7 +76,9 @@ class PartEntry(_Entry):
     def _has_a_digest_per_block(self) -> PartEntry:
         blocks = -(-self.rows // self.block_rows)
         if self.digests is not None and len(self.digests) != blocks:
-            raise ValueError(f"found {len(self.digests)} digests, expected {blocks}, one per {self.block_rows} rows")
+            raise ValueError(
+                f"found {counted(len(self.digests), 'digest')}, expected {blocks}, one per {self.block_rows} rows"
+            )
         return self
 
 

@@ -23,6 +23,7 @@ from plsc.distributed.agreement import explain
 from plsc.errors import CheckpointError, PLSCError
 from plsc.utils.artifacts import recognize
 from plsc.utils.hints import setter
+from plsc.utils.plural import counted
 from plsc.utils.ranges import Range
 
 BLOCK_BYTES = 1 << 24
@@ -452,6 +453,6 @@ def _check_size(file: Path, expected: int) -> None:
     size = file.stat().st_size if file.is_file() else None
     if size != expected:
         raise CheckpointError(
-            f"{file}: found {'no such file' if size is None else f'{size} bytes'}, "
-            f"expected {expected} bytes; the checkpoint is damaged, use another epoch's"
+            f"{file}: found {'no such file' if size is None else counted(size, 'byte')}, "
+            f"expected {counted(expected, 'byte')}; the checkpoint is damaged, use another epoch's"
         )

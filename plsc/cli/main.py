@@ -86,9 +86,9 @@ def embed(
 
     from plsc.inference.model import load_inference_model
 
-    if output.exists():
+    if os.path.exists(output):
         raise ConfigError(f"{output} exists and is not overwritten; choose another --output")
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):
         raise ConfigError(f"{output}: there is no folder {output.parent}; make it first")
     embeddings = load_inference_model(model).embed(images)
     try:

@@ -44,8 +44,8 @@ def places_of_training(config: Config) -> tuple[Config, Uploader | None]:
     remote, uploads, local = remote_settings(config), None, {}
     if "model_save_dir" in remote:
         url = remote["model_save_dir"]
-        stage = stage_of(config, url)
-        uploads = Uploader(url, stage, keep=config.max_last_checkpoint_num, is_temporary=not config.stage_dir)
+        stage = Path(config.stage_dir) if config.stage_dir else _stage_in_cache(config, url)
+        uploads = Uploader(url, stage, config=config, is_temporary=not config.stage_dir)
         local["model_save_dir"] = str(stage)
     if "checkpoint_dir" in remote:
         local["checkpoint_dir"] = str(_checkpoint_to_resume(remote["checkpoint_dir"], config, uploads))
@@ -92,7 +92,7 @@ def export_place(url: str, config: Config, *, manifest: str, write: Callable[[Pa
     """
     remote = RemoteFolder(url)
     remote.check_writable()
-    place = stage_of(config, url)
+    place = _stage_in_cache(config, url)
     (place / "lock").mkdir(parents=True, exist_ok=True)
     # `write` may lock the folder that holds the one it writes.
     with lock_folder(place / "lock", DataError):
@@ -111,10 +111,8 @@ def cache_of(config: Config) -> Cache:
     return Cache(config.cache_dir, config.cache_gb)
 
 
-def stage_of(config: Config, url: str) -> Path:
-    """The local folder in which what belongs into a remote folder is written first."""
-    if config.stage_dir:
-        return Path(config.stage_dir)
+def _stage_in_cache(config: Config, url: str) -> Path:
+    """A local folder of its own for what is written before it is uploaded to `url`."""
     return cache_of(config).folder / "staging" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:32]
 
 

@@ -317,7 +317,7 @@ class Saver:
         complete(save.folder, save.about, ranks=self.collectives.topology.world_size)
         pruned = prune(self.config, newest=save.folder) if save.prunes else []
         if self.uploads is not None:
-            self.uploads.on_complete(save.folder)
+            self.uploads.on_complete(save.folder, prunes=save.prunes)
             for path in pruned:
                 self.uploads.on_prune(path)
 

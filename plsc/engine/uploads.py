@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from plsc.checkpoint import MANIFEST, is_checkpoint_name, list_checkpoints, order
+from plsc.config import Config
+from plsc.engine.about import METRICS
 from plsc.engine.observers.metrics_file import METRICS_FILE, SUPERSEDED_FILE
+from plsc.engine.retention import best_of, superseded
 from plsc.errors import CheckpointError, PLSCError, StorageError
 from plsc.remote.cache import Cache
 from plsc.remote.folder import RemoteFile, RemoteFolder
@@ -120,22 +123,23 @@ class Uploader:
     Args:
         url: the remote folder of the run's checkpoints.
         stage: the local folder in which they are written; made where it does not exist.
-        keep: number of checkpoints that stay in the remote folder where it holds some of earlier runs.
-        is_temporary: whether the stage is emptied once all is uploaded.
+        config: says which checkpoints stay in the remote folder where it holds some of earlier runs.
+        is_temporary: whether the stage is removed once all is uploaded.
 
     Example:
-        >>> with Uploader("s3://bucket/run", Path("/tmp/run"), keep=5) as uploads:
+        >>> with Uploader("s3://bucket/run", Path("/tmp/run"), config=Config()) as uploads:
         ...     uploads.on_complete(Path("/tmp/run/7"))
     """
 
-    def __init__(self, url: str, stage: Path, *, keep: int, is_temporary: bool = False) -> None:
+    def __init__(self, url: str, stage: Path, *, config: Config, is_temporary: bool = False) -> None:
         self.remote, self.stage = RemoteFolder(url), stage
-        self._keep, self._is_temporary = keep, is_temporary
+        self._config, self._is_temporary = config, is_temporary
         self._changed = threading.Condition()
         self._pending: list[str] = []
         self._doomed: list[str] = []
+        self._added: list[Path] = []
         self._current: str | None = None
-        self._has_news = self._is_ending = False
+        self._has_news = self._is_ending = self._prunes = False
         self._failure: PLSCError | None = None
         self._thread: threading.Thread | None = None
         self._uploaded: set[str] = set()
@@ -215,8 +219,13 @@ class Uploader:
             if path.name not in list_remote_checkpoints(self.remote):
                 self.on_complete(path)
 
-    def on_complete(self, path: Path) -> None:
-        """Upload a checkpoint in the background. Its files may be deleted at once: links to them are kept."""
+    def on_complete(self, path: Path, *, prunes: bool = True) -> None:
+        """Upload a checkpoint in the background. Its files may be deleted at once: links to them are kept.
+
+        Args:
+            path: in the stage.
+            prunes: whether those of earlier runs that are no longer kept are deleted after it.
+        """
         link = self.stage / _LINKS / path.name
         shutil.rmtree(link, ignore_errors=True)
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -227,10 +236,18 @@ class Uploader:
             shutil.copytree(path, link)
         with self._changed:
             self._pending.append(path.name)
+            self._prunes = prunes
             self._has_news = True
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="plsc-uploads", daemon=True)
                 self._thread.start()
+            self._changed.notify_all()
+
+    def on_added(self, path: Path) -> None:
+        """Upload a file that was added to a checkpoint after that was complete, as the results of its verification."""
+        with self._changed:
+            self._added.append(path)
+            self._has_news = True
             self._changed.notify_all()
 
     def on_prune(self, path: Path) -> None:
@@ -253,11 +270,10 @@ class Uploader:
         with self._changed:
             self._is_ending = True
             self._changed.notify_all()
-        if self._thread is None:
-            return
-        if self._current is not None or self._pending:
-            log.info("waiting until the checkpoints are uploaded to %s", self.remote.url)
-        self._thread.join()
+        if self._thread is not None:
+            if self._pending:
+                log.info("waiting until the checkpoints are uploaded to %s", self.remote.url)
+            self._thread.join()
         if self._failure is not None:
             left = ", ".join(self._pending)
             raise CheckpointError(
@@ -265,6 +281,15 @@ class Uploader:
                 f"{self.stage} holds it; the next run into the same folder uploads it"
             )
         if self._is_temporary:
+            self._remove_stage()
+
+    def _remove_stage(self) -> None:
+        try:
+            whole = set(list_remote_checkpoints(self.remote))
+        except StorageError as error:  # all is uploaded, and the stage costs space only
+            log.warning("%s; %s stays", error, self.stage)
+            return
+        if all(path.name in whole for path in list_checkpoints(self.stage)):
             shutil.rmtree(self.stage, ignore_errors=True)
 
     def _work(self) -> None:
@@ -275,6 +300,7 @@ class Uploader:
             try:
                 while self._upload_next():
                     pass
+                self._upload_added()
                 self._delete_doomed()
                 if is_last:
                     self._upload_run_files()
@@ -315,18 +341,39 @@ class Uploader:
             self._current = None
         return True
 
+    def _upload_added(self) -> None:
+        with self._changed:
+            added = list(self._added)
+        for path in added:
+            if path.is_file():  # its checkpoint may be pruned
+                self.remote.upload(path, f"{path.parent.name}/{path.name}")
+        with self._changed:
+            self._added = self._added[len(added) :]
+
     def _delete_doomed(self) -> None:
         with self._changed:
             doomed = list(self._doomed)
-        if doomed or len(self._uploaded):
-            whole = list_remote_checkpoints(self.remote)
-            kept = [name for name in whole if name not in doomed]
-            # Those of earlier runs are not in the stage, so that nothing else prunes them.
-            foreign = [name for name in kept[: -self._keep] if name not in self._uploaded]
-            for name in [*doomed, *(name for name in foreign if not (self.stage / name).exists())]:
-                (self.remote / name).delete_all(first=MANIFEST)
+        for name in [*doomed, *self._superseded_of_earlier_runs(doomed)]:
+            (self.remote / name).delete_all(first=MANIFEST)
         with self._changed:
-            self._doomed = [name for name in self._doomed if name not in doomed]
+            self._doomed = self._doomed[len(doomed) :]
+
+    def _superseded_of_earlier_runs(self, doomed: list[str]) -> list[str]:
+        """The remote checkpoints that are no longer kept and are not in the stage, so that nothing else prunes them."""
+        if not self._uploaded or not self._prunes:
+            return []
+        config, best = self._config, None
+        whole = [Path(name) for name in list_remote_checkpoints(self.remote) if name not in doomed]
+        if config.keep_best is not None:
+            copies = Cache(config.cache_dir, config.cache_gb).fetch(
+                self.remote, lambda file: file.endswith(f"/{METRICS}")
+            )
+            found = best_of([copies / path for path in whole], config.keep_best)
+            best = None if found is None else Path(found.name)
+        gone = superseded(
+            whole, epochs=config.max_last_checkpoint_num, within=config.save_keep, every=config.keep_every, best=best
+        )
+        return [path.name for path in gone if path.name not in self._uploaded and not (self.stage / path).exists()]
 
     def _upload_run_files(self) -> None:
         for name in _RUN_FILES:

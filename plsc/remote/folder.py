@@ -19,15 +19,15 @@ from plsc.utils.locations import credentials_of, is_remote, join, without_creden
 # Protocols whose first part of a path is a bucket, which is never made here. They have no folders to make either.
 _BUCKETS = frozenset({"s3", "s3a", "oss", "gs", "gcs"})
 _INSTALL = {
-    "s3": "'plsc[remote]'",
-    "s3a": "'plsc[remote]'",
+    "s3": "'.[remote]'",
+    "s3a": "'.[remote]'",
     "oss": "ossfs",
     "hdfs": "pyarrow (and Hadoop's client with Java: JAVA_HOME, HADOOP_HOME and CLASSPATH)",
     "gs": "gcsfs",
     "gcs": "gcsfs",
 }
-# botocore and s3fs try a request again, a part of a file among them; `attempt` a whole file. The three multiply, so
-# that each has few attempts. In seconds.
+# botocore and s3fs try a request again, such as that of one part of a file; `attempt` tries a whole file again. The
+# three multiply, so that each has few attempts. Times are in seconds.
 _S3_LIMITS = {"connect_timeout": 20, "read_timeout": 60, "retries": {"total_max_attempts": 3, "mode": "standard"}}
 _S3FS_ATTEMPTS = 2
 
@@ -75,19 +75,22 @@ class RemoteFolder:
 
         def find() -> dict[str, Any]:
             self._system.invalidate_cache()
-            found: dict[str, Any] = self._system.find(self._root, detail=True)
+            try:
+                found: dict[str, Any] = self._system.find(self._root, detail=True)
+            except FileNotFoundError:
+                found = {}
             if not found and self._protocol in _BUCKETS:
-                self._system.ls(self._root.split("/")[0] + "/plsc-no-such-folder", refresh=True)
+                with contextlib.suppress(PermissionError):  # it may be allowed to list the folder alone
+                    self._system.info(bucket)
             return found
 
+        bucket = self._root.split("/")[0]
         try:
             found = attempt(find, self.url, "cannot be listed")
-        except FileNotFoundError as error:
-            if "bucket" in str(error).lower():
-                raise StorageError(
-                    f"{self.url}: the bucket {self._root.split('/')[0]!r} does not exist; make it, or correct the name"
-                ) from None
-            return {}
+        except FileNotFoundError:
+            raise StorageError(
+                f"{self.url}: the bucket {bucket!r} does not exist; make it, or correct the name"
+            ) from None
         prefix = self._root.rstrip("/") + "/"
         return {
             path.removeprefix(prefix): RemoteFile(int(info["size"] or 0), _tag_of(info))
@@ -193,8 +196,8 @@ class RemoteFolder:
 
 def _open(url: str, protocol: str) -> tuple[Any, str]:
     """The file system of a URL and the path in it."""
-    fsspec = require("fsspec", "'plsc[remote]'", purpose=f"{protocol}://")
-    require("tenacity", "'plsc[remote]'", purpose=f"{protocol}://")
+    fsspec = require("fsspec", "'.[remote]'", purpose=f"{protocol}://")
+    require("tenacity", "'.[remote]'", purpose=f"{protocol}://")
     if not is_remote(url) or "::" in url or protocol not in fsspec.available_protocols():
         raise ConfigError(f"{url}: expected a URL as s3://bucket/folder, of a protocol that fsspec knows")
     if protocol == "hdfs" and importlib.util.find_spec("pyarrow") is None:

@@ -21,13 +21,16 @@ from tests._support.ranks import launch, run
 from tests._support.s3 import KEY, SECRET, fill, names
 
 
-@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture
 def root(request, monkeypatch, tmp_path):
-    """The URL of an empty remote folder."""
-    if request.param == "s3":
+    """The URL of an empty remote folder, of fsspec's memory unless `on_both` says otherwise."""
+    if getattr(request, "param", "memory") == "s3":
         return request.getfixturevalue("s3").url + "/folder"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return f"memory://{uuid.uuid4().hex}"
+
+
+on_both = pytest.mark.parametrize("root", ["memory", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
 
 
 @pytest.fixture
@@ -48,6 +51,7 @@ def tensors(saved):
     return {name: saved.read(name) for name in saved.names("")}
 
 
+@on_both
 def test_a_run_on_remote_data_equals_one_on_local_data(entry, data_dir, root, tmp_path):
     local = entry.train()
     copy_up(data_dir, f"{root}/faces")
@@ -62,6 +66,7 @@ def test_a_run_on_remote_data_equals_one_on_local_data(entry, data_dir, root, tm
     assert "metrics.jsonl" in names(f"{root}/run")
 
 
+@on_both
 def test_a_run_resumes_on_another_machine_as_if_it_had_not_stopped(entry, root, another_machine, tmp_path):
     entry.set_with_test(False)
     entry.set_train_epochs(3)
@@ -105,6 +110,7 @@ def test_a_checkpoint_of_another_remote_folder_is_resumed_from_the_cache(entry, 
     assert list_remote_checkpoints(RemoteFolder(f"{root}/second")) == ["1"]
 
 
+@on_both
 def test_the_oldest_checkpoints_are_deleted_there_too(entry, root):
     entry.set_with_test(False)
     entry.set_max_last_checkpoint_num(2)
@@ -129,6 +135,11 @@ def test_the_default_stage_is_removed_and_a_chosen_one_stays(entry, root, tmp_pa
     entry.set_model_save_dir(f"{root}/run")
     entry.train()
     assert not list((tmp_path / "cache").rglob("manifest.json"))
+    # Where nothing is left to train, the checkpoint is copied here and goes again.
+    entry.set_checkpoint_dir(f"{root}/run")
+    entry.train()
+    assert not list((tmp_path / "cache").rglob("manifest.json"))
+    entry.set_checkpoint_dir("")
     entry.set_stage_dir(tmp_path / "stage")
     entry.set_model_save_dir(f"{root}/other")
     entry.train()
@@ -150,7 +161,8 @@ def test_verification_sets_are_copied_alone(entry, data_dir, root, tmp_path):
         entry.test()
 
 
-def test_an_export_is_written_to_a_remote_folder_and_loaded_from_it(entry, data_dir, root):
+@on_both
+def test_an_export_is_written_to_a_remote_folder_and_loaded_from_it(entry, data_dir, root, tmp_path):
     entry.set_with_test(False)
     entry.set_model_save_dir(f"{root}/run")
     entry.train()
@@ -158,9 +170,13 @@ def test_an_export_is_written_to_a_remote_folder_and_loaded_from_it(entry, data_
     image = data_dir / "images" / "00000000.png"
     expected = entry.predict([image])
     np.testing.assert_allclose(plsc.load_inference_model(f"{root}/run").embed([image]), expected, atol=1e-5)
-    # Again, over the earlier one; a file that the user added stays.
+    # Again, over the earlier one; a file that the user added stays, and so do those of a stage.
+    (tmp_path / "stage" / "export").mkdir(parents=True)
+    (tmp_path / "stage" / "export" / "mine").write_text("mine")
+    entry.set_stage_dir(tmp_path / "stage")
     fill(f"{root}/run/inference_model", {"notes.txt": b"mine"})
     entry.convert_for_prediction(f"{root}/run/inference_model")
+    assert (tmp_path / "stage" / "export" / "mine").exists()
     folder = RemoteFolder(f"{root}/run/inference_model")
     assert folder.read("notes.txt") == b"mine"
     assert json.loads(folder.read("plsc_model.json"))["checkpoint"] == f"{root}/run/0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -15,10 +16,12 @@ import uuid
 import numpy as np
 import pytest
 
+from plsc import Config
 from plsc.checkpoint import MANIFEST, Checkpoint, Part, save_checkpoint
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine import uploads as uploads_module
+from plsc.engine.retention import METRICS
 from plsc.engine.uploads import Uploader, fetch_checkpoint, list_remote_checkpoints
 from plsc.errors import CheckpointError, StorageError
 from plsc.remote import retrying
@@ -64,7 +67,7 @@ def wait_until(condition, seconds=30):
 
 
 def test_what_is_uploaded_is_what_was_saved(url, stage, save, tmp_path):
-    with Uploader(url, stage, keep=5) as uploads:
+    with Uploader(url, stage, config=Config(max_last_checkpoint_num=5)) as uploads:
         for name in ("0", "1.20", "1"):
             uploads.on_complete(save(name))
     assert list_remote_checkpoints(RemoteFolder(url)) == ["0", "1.20", "1"]
@@ -76,7 +79,7 @@ def test_what_is_uploaded_is_what_was_saved(url, stage, save, tmp_path):
 
 @pytest.mark.parametrize("damage", ["no manifest", "half a manifest", "no file", "half a file"])
 def test_a_checkpoint_that_is_not_whole_does_not_count(url, stage, save, tmp_path, damage):
-    with Uploader(url, stage, keep=5) as uploads:
+    with Uploader(url, stage, config=Config(max_last_checkpoint_num=5)) as uploads:
         uploads.on_complete(save("0"))
         uploads.on_complete(save("1"))
     folder = RemoteFolder(url)
@@ -101,7 +104,7 @@ def test_where_no_checkpoint_is_whole_the_error_names_those_begun(url, tmp_path)
 @pytest.mark.parametrize("kind", ["busy", "reset"])
 def test_an_upload_is_tried_again_while_the_service_fails(s3, stage, save, kind):
     s3.fail(kind, 5)
-    with Uploader(s3.url, stage, keep=5) as uploads:
+    with Uploader(s3.url, stage, config=Config(max_last_checkpoint_num=5)) as uploads:
         uploads.on_complete(save("0"))
     assert s3.failed() == 5
     assert list_remote_checkpoints(RemoteFolder(s3.url)) == ["0"]
@@ -109,7 +112,7 @@ def test_an_upload_is_tried_again_while_the_service_fails(s3, stage, save, kind)
 
 def test_a_failed_upload_is_made_up_for_with_the_next_checkpoint(s3, stage, save, few_attempts, caplog):
     s3.fail("busy", 10**6)
-    uploads = Uploader(s3.url, stage, keep=5)
+    uploads = Uploader(s3.url, stage, config=Config(max_last_checkpoint_num=5))
     uploads.on_complete(save("0"))
     wait_until(lambda: "the upload is tried again" in caplog.text)
     s3.fail("busy", 0)
@@ -121,7 +124,7 @@ def test_a_failed_upload_is_made_up_for_with_the_next_checkpoint(s3, stage, save
 def test_a_failed_upload_is_tried_again_after_a_while(s3, stage, save, few_attempts, caplog, monkeypatch):
     monkeypatch.setattr(uploads_module, "RETRY_SECONDS", 0.05)
     s3.fail("busy", 10**6)
-    uploads = Uploader(s3.url, stage, keep=5)
+    uploads = Uploader(s3.url, stage, config=Config(max_last_checkpoint_num=5))
     uploads.on_complete(save("0"))
     wait_until(lambda: "the upload is tried again" in caplog.text)
     s3.fail("busy", 0)
@@ -130,7 +133,7 @@ def test_a_failed_upload_is_tried_again_after_a_while(s3, stage, save, few_attem
 
 
 def test_an_upload_that_fails_to_the_end_is_an_error_and_loses_nothing(s3, stage, save, few_attempts):
-    uploads = Uploader(s3.url, stage, keep=5, is_temporary=True)
+    uploads = Uploader(s3.url, stage, config=Config(max_last_checkpoint_num=5), is_temporary=True)
     s3.fail("busy", 10**6)
     uploads.on_complete(save("0"))
     with pytest.raises(CheckpointError, match=r"not uploaded: 0: .*Nothing is lost: .*/stage holds it"):
@@ -138,7 +141,7 @@ def test_an_upload_that_fails_to_the_end_is_an_error_and_loses_nothing(s3, stage
     assert Checkpoint(stage).path.name == "0"
     s3.fail("busy", 0)
     # The next run finds it, and uploads it.
-    later = Uploader(s3.url, stage, keep=5)
+    later = Uploader(s3.url, stage, config=Config(max_last_checkpoint_num=5))
     assert later.open_newest() == stage / "0"
     later.check((1, 0))
     later.finish()
@@ -146,7 +149,7 @@ def test_an_upload_that_fails_to_the_end_is_an_error_and_loses_nothing(s3, stage
 
 
 def test_an_error_of_the_run_is_not_hidden_by_one_of_the_upload(s3, stage, save, few_attempts, caplog):
-    with pytest.raises(ZeroDivisionError), Uploader(s3.url, stage, keep=5) as uploads:
+    with pytest.raises(ZeroDivisionError), Uploader(s3.url, stage, config=Config(max_last_checkpoint_num=5)) as uploads:
         s3.fail("busy", 10**6)
         uploads.on_complete(save("0"))
         raise ZeroDivisionError
@@ -156,8 +159,9 @@ def test_an_error_of_the_run_is_not_hidden_by_one_of_the_upload(s3, stage, save,
 UPLOAD = """
 import sys
 from pathlib import Path
+from plsc import Config
 from plsc.engine.uploads import Uploader
-uploads = Uploader(sys.argv[1], Path(sys.argv[2]), keep=5)
+uploads = Uploader(sys.argv[1], Path(sys.argv[2]), config=Config(max_last_checkpoint_num=5))
 uploads.on_complete(Path(sys.argv[2]) / "1")
 uploads.finish()
 """
@@ -166,7 +170,7 @@ uploads.finish()
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["model.safetensors", "classes-000000000.safetensors", MANIFEST])
 def test_an_upload_that_is_killed_leaves_nothing_that_counts(s3, stage, save, file):
-    with Uploader(s3.url, stage, keep=5) as uploads:
+    with Uploader(s3.url, stage, config=Config(max_last_checkpoint_num=5)) as uploads:
         uploads.on_complete(save("0"))
     save("1")
     s3.fail("stall", 1, methods=["PUT"], match=f"/1/{file}")
@@ -176,10 +180,10 @@ def test_an_upload_that_is_killed_leaves_nothing_that_counts(s3, stage, save, fi
         wait_until(s3.failed, 60)
         process.send_signal(signal.SIGKILL)
     assert list_remote_checkpoints(RemoteFolder(s3.url)) == ["0"]
-    later = Uploader(s3.url, stage.with_name("another machine"), keep=5)
+    later = Uploader(s3.url, stage.with_name("another machine"), config=Config(max_last_checkpoint_num=5))
     assert later.open_newest().name == "0"
     # On this machine the checkpoint is whole, and the next run uploads it over what the killed one left.
-    again = Uploader(s3.url, stage, keep=5)
+    again = Uploader(s3.url, stage, config=Config(max_last_checkpoint_num=5))
     assert again.open_newest().name == "1"
     again.check((2, 0))
     again.finish()
@@ -195,7 +199,7 @@ def test_a_checkpoint_is_deleted_there_only_after_newer_ones_are_whole(url, stag
         upload(self, source, name)
 
     monkeypatch.setattr(RemoteFolder, "upload", slow)
-    with Uploader(url, stage, keep=1) as uploads:
+    with Uploader(url, stage, config=Config(max_last_checkpoint_num=1)) as uploads:
         uploads.on_complete(save("0"))
         wait_until(lambda: list_remote_checkpoints(RemoteFolder(url)) == ["0"])
         uploads.on_complete(save("1"))
@@ -216,7 +220,7 @@ def test_a_checkpoint_that_is_pruned_while_it_is_uploaded_is_uploaded_to_the_end
         done.append(f"{self.url[-1]}/{name}")
 
     monkeypatch.setattr(RemoteFolder, "upload", slow)
-    with Uploader(url, stage, keep=1) as uploads:
+    with Uploader(url, stage, config=Config(max_last_checkpoint_num=1)) as uploads:
         uploads.on_complete(save("0"))
         assert begun.wait(30)
         for name in "123":  # slower than training: those between are never begun
@@ -230,44 +234,68 @@ def test_a_checkpoint_that_is_pruned_while_it_is_uploaded_is_uploaded_to_the_end
     assert list_remote_checkpoints(RemoteFolder(url)) == ["3"]
 
 
-def test_checkpoints_of_earlier_runs_count_among_those_kept(url, stage, save, tmp_path):
-    with Uploader(url, stage, keep=5) as uploads:
+def test_checkpoints_of_earlier_runs_count_among_those_kept(url, stage, save, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    with Uploader(url, stage, config=Config(max_last_checkpoint_num=5)) as uploads:
         for name in "0123":
             uploads.on_complete(save(name))
     other = tmp_path / "another machine"
-    with Uploader(url, other, keep=2) as uploads:
+    with Uploader(url, other, config=Config(max_last_checkpoint_num=2)) as uploads:
         assert uploads.open_newest() == other / "3"
         (stage / "3").rename(other / "4")
+        uploads.on_complete(other / "4", prunes=False)
+        wait_until(lambda: f"uploaded {url}/4" in caplog.text)
+        assert list_remote_checkpoints(RemoteFolder(url)) == ["0", "1", "2", "3", "4"]
         uploads.on_complete(other / "4")
     assert list_remote_checkpoints(RemoteFolder(url)) == ["3", "4"]
 
 
+def test_the_best_checkpoint_of_earlier_runs_stays(url, stage, save, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = Config(max_last_checkpoint_num=1, keep_best="lfw/accuracy")
+    with Uploader(url, stage, config=Config()) as uploads:
+        for name, accuracy in (("0", 0.8), ("1", 0.9), ("2", 0.7)):
+            saved = save(name)
+            uploads.on_complete(saved)
+            (saved / METRICS).write_text(json.dumps({"lfw/accuracy": accuracy}))
+            uploads.on_added(saved / METRICS)
+    assert f"1/{METRICS}" in names(url)
+    other = tmp_path / "another machine"
+    with Uploader(url, other, config=config) as uploads:
+        assert (uploads.open_newest() / METRICS).exists()
+        (stage / "2").rename(other / "3")
+        uploads.on_complete(other / "3")
+        shutil.rmtree(other / "2")
+        uploads.on_prune(other / "2")
+    assert list_remote_checkpoints(RemoteFolder(url)) == ["1", "3"]
+
+
 def test_a_run_that_starts_before_what_is_there_is_refused(url, stage, save, tmp_path):
-    with Uploader(url, stage, keep=5) as uploads:
+    with Uploader(url, stage, config=Config(max_last_checkpoint_num=5)) as uploads:
         uploads.on_complete(save("7"))
     with pytest.raises(CheckpointError, match=r"run/7 is a checkpoint of later training .*set_checkpoint_dir\('memory"):
-        Uploader(url, tmp_path / "other", keep=5).check((0, 0))
+        Uploader(url, tmp_path / "other", config=Config(max_last_checkpoint_num=5)).check((0, 0))
 
 
 def test_a_folder_that_cannot_be_written_is_found_at_the_start(s3, stage):
     with pytest.raises(StorageError, match="the bucket 'no-such-bucket' does not exist"):
-        Uploader("s3://no-such-bucket/run", stage, keep=5).check((0, 0))
+        Uploader("s3://no-such-bucket/run", stage, config=Config(max_last_checkpoint_num=5)).check((0, 0))
 
 
 def test_the_metrics_are_uploaded_and_come_back(url, stage, save, tmp_path):
-    with Uploader(url, stage, keep=5) as uploads:
+    with Uploader(url, stage, config=Config(max_last_checkpoint_num=5)) as uploads:
         saved = save("0")
         (stage / "metrics.jsonl").write_text('{"step": 1}\n')
         uploads.on_complete(saved)
         wait_until(lambda: "0/manifest.json" in names(url) and "metrics.jsonl" in names(url))
         (stage / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
     other = tmp_path / "another machine"
-    Uploader(url, other, keep=5).open_newest()
+    Uploader(url, other, config=Config(max_last_checkpoint_num=5)).open_newest()
     assert [json.loads(line)["step"] for line in (other / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
 def test_a_temporary_stage_is_removed_once_all_is_uploaded(url, stage, save):
-    with Uploader(url, stage, keep=5, is_temporary=True) as uploads:
+    with Uploader(url, stage, config=Config(max_last_checkpoint_num=5), is_temporary=True) as uploads:
         uploads.on_complete(save("0"))
     assert not stage.exists()
     assert list_remote_checkpoints(RemoteFolder(url)) == ["0"]

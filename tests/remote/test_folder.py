@@ -107,6 +107,7 @@ def test_a_network_that_is_gone_is_our_error(few_attempts, monkeypatch, s3):
 
 
 def test_a_bucket_that_does_not_exist_is_named(s3, tmp_path):
+    assert RemoteFolder(f"{s3.url}/my-bucket/nothing").files() == {}
     folder = RemoteFolder("s3://plsc-there-is-no-such-bucket/run")
     with pytest.raises(StorageError, match="the bucket 'plsc-there-is-no-such-bucket' does not exist"):
         folder.files()
@@ -153,7 +154,7 @@ def test_a_missing_package_is_named(monkeypatch):
     with pytest.raises(MissingDependencyError, match="oss:// needs .*pip install ossfs"):
         RemoteFolder("oss://bucket/run")
     monkeypatch.setitem(__import__("sys").modules, "fsspec", None)
-    with pytest.raises(MissingDependencyError, match=r"s3:// needs fsspec.*pip install 'plsc\[remote\]'"):
+    with pytest.raises(MissingDependencyError, match=r"s3:// needs fsspec.*pip install '\.\[remote\]'"):
         RemoteFolder("s3://bucket/run")
 
 
