@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, field_validator
 
 from plsc.errors import ConfigError
+from plsc.utils.locations import keep_credentials
 from plsc.utils.names import one_of
 from plsc.utils.settings import Settings
 
@@ -156,7 +157,8 @@ class Config(Settings):
     )
 
     dataset_dir: str = Field(
-        default="./train_data", description="Training data: a folder, a file or a pattern. See docs/data.md."
+        default="./train_data",
+        description="Training data: a folder, a file, a pattern or a URL. See docs/data.md and docs/remote.md.",
     )
     train_image_num: int | None = Field(
         default=None, ge=1, description="Number of training images. By default they are counted."
@@ -164,7 +166,7 @@ class Config(Settings):
     val_targets: str | None = Field(
         default=None,
         description="Verification sets, as lfw,cfp_fp: the files NAME.bin in the data folder. A name that ends in .bin "
-        "is a file. By default lfw, if that file exists.",
+        "is a file or a URL. By default lfw, if that file exists.",
     )
     train_batch_size: int = Field(default=128, ge=1, description="Training images per rank and step (N).")
     test_batch_size: int = Field(
@@ -284,7 +286,12 @@ class Config(Settings):
     checkpoint_dir: str = Field(
         default="",
         description="Checkpoint loaded before train, test, predict and export. Without one, "
-        "test, predict and export load the newest in model_save_dir.",
+        "test, predict and export load the newest in model_save_dir. May be a URL.",
+    )
+    auto_resume: bool = Field(
+        default=False,
+        description="Go on from the newest whole checkpoint in model_save_dir; begin where there is none, from "
+        "checkpoint_dir if that is set. The same command then starts a run and goes on with it.",
     )
     class_change: Literal["stop", "by_name", "by_number"] = Field(
         default="stop",
@@ -292,8 +299,47 @@ class Config(Settings):
         "move each class center to the class of its name (by_name); or keep the numbers (by_number), for classes that "
         "were only renamed.",
     )
-    model_save_dir: str = Field(default="output", description="Folder of the run's checkpoints, one folder per epoch.")
-    max_last_checkpoint_num: int = Field(default=5, ge=1, description="Number of newest checkpoints that are kept.")
+    model_save_dir: str = Field(
+        default="output", description="Folder of the run's checkpoints, one folder per epoch. May be a URL."
+    )
+    stage_dir: str = Field(
+        default="",
+        description="Local folder in which checkpoints are written before they are uploaded to a remote "
+        "model_save_dir; on several machines a folder that they share. By default one in cache_dir, which is removed "
+        "once all is uploaded.",
+    )
+    cache_dir: str = Field(
+        default="",
+        description="Local folder for copies of remote data and checkpoints. By default plsc in XDG_CACHE_HOME, or in "
+        "~/.cache.",
+    )
+    cache_gb: float = Field(
+        default=100.0,
+        gt=0.0,
+        description="Limit of these copies, in 10^9 bytes. The least recently used ones are deleted.",
+    )
+    save_steps: int | None = Field(
+        default=None, ge=1, description="Steps of the whole run between checkpoints within an epoch."
+    )
+    save_minutes: float | None = Field(
+        default=30.0, gt=0, description="Minutes from a checkpoint to the next one within an epoch."
+    )
+    save_keep: int = Field(default=2, ge=1, description="Number of newest checkpoints within an epoch that are kept.")
+    async_save: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Copy what a checkpoint holds in memory and write it while training goes on: always (on), never "
+        "(off), or where enough memory is free (auto).",
+    )
+    max_last_checkpoint_num: int = Field(
+        default=5, ge=1, description="Number of newest checkpoints of whole epochs that are kept."
+    )
+    keep_best: str | None = Field(
+        default=None,
+        description="Metric, as lfw.accuracy, whose best checkpoint is kept in addition to the newest ones.",
+    )
+    keep_every: int | None = Field(
+        default=None, ge=1, description="Keep the checkpoint of each so-manieth epoch for good."
+    )
     with_test: bool = Field(default=True, description="Verify at the end of each epoch.")
     test_period: int = Field(
         default=0, ge=0, description="Steps between verifications within an epoch. 0 verifies at epoch ends only."
@@ -369,6 +415,11 @@ class Config(Settings):
     def _known_loss(cls, value: str) -> str:
         return one_of(value, LOSS_TYPES)
 
+    @field_validator("dataset_dir", "val_targets", "checkpoint_dir", "model_save_dir")
+    @classmethod
+    def _without_credentials(cls, value: str | None) -> str | None:
+        return None if value is None else keep_credentials(value)
+
     @field_validator("lr_schedule", mode="before")
     @classmethod
     def _known_schedule(cls, value: Any) -> Any:
@@ -385,6 +436,12 @@ class Config(Settings):
         except ValueError:  # some functions of C have no signature
             pass
         return value
+
+    @field_validator("async_save", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        names = {True: "on", False: "off", "true": "on", "false": "off"}
+        return names.get(value, value) if isinstance(value, (bool, str)) else value
 
     @field_serializer("lr_schedule")
     def _name_of_schedule(self, value: str | Callable[[int], float]) -> str:

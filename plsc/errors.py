@@ -56,3 +56,41 @@ class ExportError(PLSCError):
 
 class ServingError(PLSCError):
     """An exported model cannot be loaded, served or reached."""
+
+
+class Interrupted(SystemExit):
+    """A signal ended training, and all of it is saved: the same command with `auto_resume` goes on.
+
+    A process that does not catch it ends with status 75 (EX_TEMPFAIL: try again), without a traceback.
+
+    Example:
+        >>> try:
+        ...     entry.train()
+        ... except plsc.Interrupted as interruption:
+        ...     upload_logs()
+        ...     raise
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(75)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class NotSavedError(CheckpointError, SystemExit):
+    """Training is complete, and its last checkpoint could not be written after many tries.
+
+    A process that does not catch it ends with status 74 (EX_IOERR), without a traceback.
+
+    Example:
+        >>> try:
+        ...     entry.train()
+        ... except plsc.NotSavedError as error:
+        ...     sys.exit(str(error))
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = 74

@@ -65,6 +65,6 @@ def explain(reason: Exception) -> str:
 
 def _describe(reason: Exception, error: type[PLSCError]) -> _Failure:
     # A class of the user's may need more than a message to be constructed.
-    if isinstance(reason, PLSCError) and type(reason).__module__ == errors.__name__:
-        return type(reason), str(reason)
-    return error, explain(reason)
+    if not isinstance(reason, PLSCError) or not type(reason).__module__.startswith("plsc."):
+        return error, explain(reason)
+    return next(kind for kind in type(reason).__mro__ if kind.__module__ == errors.__name__), str(reason)

@@ -6,8 +6,10 @@ import contextlib
 import functools
 import itertools
 import logging
+import os
+import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.dataloading import open_verification_sets
+from plsc.engine.places import places_of_use
 from plsc.engine.rank_check import (
     check_ranks_agree,
     describe_checkpoint,
@@ -37,6 +40,7 @@ from plsc.inference.embedding import EmbeddingPath, Embeddings, check_finite, to
 from plsc.metrics.verification import VerificationReport, verification_report
 from plsc.models.base_model import check_embedding
 from plsc.utils.hints import setter
+from plsc.utils.plural import counted
 from plsc.utils.ranges import Range, shard_range, shard_ranges
 from plsc.utils.threads import thread_map
 
@@ -103,19 +107,36 @@ class Embedder:
         return embeddings
 
 
-def verify(embedder: Embedder, pairs: VerificationSet, *, collectives: Collectives) -> VerificationReport:
+def verify(
+    embedder: Embedder,
+    pairs: VerificationSet,
+    *,
+    collectives: Collectives,
+    is_stopped: Callable[[], bool] | None = None,
+) -> VerificationReport | None:
     """Verify on one set. Each rank embeds its share of the images; the report is the same on all ranks.
+
+    Where `is_stopped` is True on any rank, asked before each batch, all ranks return None.
 
     Raises:
         DataError: an image cannot be decoded; the message names the set. It is raised on all ranks.
     """
     own = _share(pairs, collectives)
+
+    def embed() -> Embeddings:
+        images = iter(pairs.images[own.start : own.stop])
+        if is_stopped is not None:
+            images = itertools.takewhile(lambda _: not is_stopped(), images)
+        return embedder(images, first=own.start, damaged=pairs.damaged)
+
     embeddings = agree(
-        lambda: embedder(pairs.images[own.start : own.stop], first=own.start, damaged=pairs.damaged),
+        embed,
         collectives,
         error=DataError,
         prefix=f"{pairs.label}: ",
     )
+    if is_stopped is not None and any(collectives.gather_objects(is_stopped())):
+        return None
     return _report(pairs, _gather_rows(embeddings, len(pairs.images), collectives=collectives))
 
 
@@ -159,7 +180,7 @@ def _report(pairs: VerificationSet, embeddings: Embeddings) -> VerificationRepor
     try:
         return verification_report(embeddings, pairs.is_same, folds=pairs.folds)
     except (ConfigError, DataError) as error:
-        raise DataError(f"{pairs.label} ({len(pairs)} pairs) cannot be verified: {error}") from None
+        raise DataError(f"{pairs.label} ({counted(len(pairs), 'pair')}) cannot be verified: {error}") from None
 
 
 def _prepare(path: EmbeddingPath, numbered: tuple[int, Any], *, damaged: DamageLog) -> NDArray[Any]:
@@ -181,13 +202,31 @@ def _gather_rows(rows: Embeddings, count: int, *, collectives: Collectives) -> E
 
 
 def evaluate(
-    config: Config, backbone: paddle.nn.Layer, *, sets: Iterable[VerificationSet], collectives: Collectives
-) -> dict[str, float]:
-    """Verify on each set and log one line per set; returns the metrics as '<set>/<metric>'."""
+    config: Config,
+    backbone: paddle.nn.Layer,
+    *,
+    sets: Iterable[VerificationSet],
+    collectives: Collectives,
+    is_stopped: Callable[[], bool] | None = None,
+) -> dict[str, float] | None:
+    """Verify on each set and log one line per set.
+
+    Args:
+        config: the settings.
+        backbone: the network.
+        sets: the verification sets.
+        collectives: over all ranks.
+        is_stopped: asked before each batch; where it is True on any rank, verification ends on all.
+
+    Returns:
+        The metrics as '<set>/<metric>'; None where it was stopped.
+    """
     results: dict[str, float] = {}
     embedder = _embedder(config, backbone)
     for pairs in sets:
-        report = verify(embedder, pairs, collectives=collectives)
+        report = verify(embedder, pairs, collectives=collectives, is_stopped=is_stopped)
+        if report is None:
+            return None
         results.update({f"{pairs.name}/{name}": value for name, value in report.metrics().items()})
         if collectives.topology.is_main:
             log.info("%s: %s", pairs.name, report)
@@ -206,14 +245,10 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
     """
     collectives = Collectives(topology)
     agree(config.check, collectives, error=ConfigError)
+    config = agree(lambda: places_of_use(config, sets=True), collectives, error=DataError)
     sets = open_verification_sets(config, collectives)
     if not sets:
-        lacking = f"{config.dataset_dir} holds no {DEFAULT_VAL_TARGETS}.bin"
-        raise DataError(
-            f"nothing to test on: no verification set is given, and "
-            f"{lacking if config.val_targets is None else 'val_targets is empty'}; make one with plsc data pairs, or "
-            f"name one with {setter('val_targets')}"
-        )
+        raise DataError(f"nothing to test on: no verification set is given, and {_lacking(config)}")
     for pairs in sets:
         _report(pairs, np.zeros([2 * len(pairs), 1], np.float32))
     backbone, config, saved = agree(lambda: open_backbone(config), collectives, error=CheckpointError)
@@ -226,7 +261,18 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
         },
         collectives,
     )
-    return evaluate(config, backbone, sets=sets, collectives=collectives)
+    return evaluate(config, backbone, sets=sets, collectives=collectives) or {}
+
+
+def _lacking(config: Config) -> str:
+    """Why there is no verification set where none is given, and what to do."""
+    data, naming = config.dataset_dir, f"name one with {setter('val_targets')}"
+    if config.val_targets is not None:
+        return f"val_targets is empty; make one with plsc data pairs, or {naming}"
+    is_path = re.fullmatch(r"[^:*?\[{]+", data) is not None  # no pattern and no synthetic:...
+    if is_path and not os.path.exists(data):
+        return f"{data} does not exist; name the data with {setter('dataset_dir')}, or {naming}"
+    return f"{data} holds no {DEFAULT_VAL_TARGETS}.bin; make one with plsc data pairs, or {naming}"
 
 
 def predict(
@@ -251,7 +297,7 @@ def predict(
     if save_to is not None and Path(save_to).exists():
         raise ConfigError(f"predict: {save_to} exists and is not overwritten; choose another file")
     source = _flatten(config.predict_reader()) if images is None else each_image(images)
-    backbone, config, _ = open_backbone(config)
+    backbone, config, _ = open_backbone(places_of_use(config))
     embeddings = to_unit_length(_embedder(config, backbone)(source))
     if save_to is not None and topology.is_main:
         with open(save_to, "xb") as file:

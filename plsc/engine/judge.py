@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import paddle
@@ -20,6 +20,7 @@ from plsc.engine.soundness import BackboneState, Evidence, Finding, Snapshot, St
 from plsc.errors import TrainingError
 from plsc.losses import Head
 from plsc.utils.hints import setter
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -70,6 +71,8 @@ class Judge:
         head: the last layer.
         loader: its `describe(epoch, step, row=...)`, where it has one, names a sample.
         collectives: over all ranks.
+        notices: called once per step: what this rank tells the others with the verdict, as many numbers on every rank.
+        settle: called on every rank before an error is raised, so that a checkpoint under way is complete.
 
     Attributes:
         constants: names of tensors of the network that are not finite from the start, as a mask.
@@ -79,8 +82,18 @@ class Judge:
     """
 
     def __init__(
-        self, config: Config, backbone: paddle.nn.Layer, *, head: Head, loader: Loader, collectives: Collectives
+        self,
+        config: Config,
+        backbone: paddle.nn.Layer,
+        *,
+        head: Head,
+        loader: Loader,
+        collectives: Collectives,
+        notices: Callable[[], Sequence[float]] = tuple,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
+        self._notices, self._settle = notices, settle
+        self._told: list[float] = []
         self._config, self._head, self._loader, self._collectives = config, head, loader, collectives
         self._state = BackboneState(backbone)
         self.constants = self._state.constants
@@ -111,17 +124,22 @@ class Judge:
             )
             raise on_all_ranks(error)
 
-    def check(self) -> None:
+    def check(self) -> list[float]:
         """Read the verdict on the last step.
 
+        Returns:
+            What ranks told each other with it: the sums over ranks of `notices()`. Empty where it was read before.
+
         Raises:
-            TrainingError: it was not sound.
+            TrainingError: the step was not sound.
         """
-        if self._unread is None:
-            return
-        (place, evidence), self._unread = self._unread, None
-        if not evidence.is_sound():
-            raise self._error(place, self._find(place, evidence, is_updated=True))
+        if self._unread is not None:
+            (place, evidence), self._unread = self._unread, None
+            if not evidence.is_sound():
+                raise self._error(place, self._find(place, evidence, is_updated=True))
+            self._told = self._told or evidence.notices()
+        told, self._told = self._told, []
+        return told
 
     def before_forward(self) -> None:
         """Where steps may be left out, copy what the forward pass may move."""
@@ -153,7 +171,11 @@ class Judge:
         Raises:
             TrainingError: as many steps in a row were skipped as may be, or no step can be sound any more.
         """
-        if not self.skips or evidence.is_sound():
+        if not self.skips:
+            return False
+        evidence.close(self._notices())
+        is_sound, self._told = evidence.is_sound(), evidence.notices()
+        if is_sound:
             return False
         finding = self._find(place, evidence, is_updated=False)
         self._state.restore(self._before)
@@ -182,20 +204,23 @@ class Judge:
         """
         if moved:
             self.skipped_in_a_row = 0
+        notices: Sequence[float] = ()
         if self.skips:
             evidence = Evidence(self._collectives)  # what was before the update was read already
+        else:
+            notices = self._notices()
         evidence.add(Stage.PARAMETER, self._state.parameters)
         centers = self._head.sum_of_squares()
         if centers is not None:
             evidence.add_sum(Stage.CENTERS, "class centers", sum_of_squares=centers)
-        evidence.close()
+        evidence.close(notices)
         self._unread = place, evidence
 
     def _count(self, place: Place, finding: Finding) -> None:
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= self._config.max_skipped_steps:
-            number = f"{self.skipped_in_a_row} steps in a row were skipped ({setter('max_skipped_steps')})"
+            number = f"skipped {counted(self.skipped_in_a_row, 'step')} in a row ({setter('max_skipped_steps')})"
             raise self._error(place, finding._replace(text=f"{number}; in the last {finding.text}"), skipped=True)
 
     def _find(self, place: Place, evidence: Evidence, *, is_updated: bool) -> Finding:
@@ -209,6 +234,7 @@ class Judge:
         return evidence.find(describe_row, self._head, is_updated=is_updated)
 
     def _error(self, place: Place, finding: Finding, *, skipped: bool = False) -> TrainingError:
+        self._settle()
         saved = list_checkpoints(self._config.model_save_dir)
         kept = f"the newest checkpoint is {saved[-1]}" if saved else f"no checkpoint was saved{self.started_from}"
         cure = "Correct or leave out that image"

@@ -19,7 +19,7 @@ from __future__ import annotations
 import enum
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,6 +92,7 @@ class Evidence:
         self._entries: list[_Entry] = []
         self._sums: list[paddle.Tensor] = []
         self._flag: paddle.Tensor | None = None
+        self._read: list[float] | None = None
 
     def add(self, stage: Stage, tensors: Mapping[str, paddle.Tensor], *, keep: bool = True) -> None:
         """Add tensors by name.
@@ -111,16 +112,32 @@ class Evidence:
         self._sums.append(sum_of_squares.reshape([1]).astype("float32"))
 
     @no_grad
-    def close(self) -> None:
-        """Bring all sums of all ranks into one number. Nothing is added afterwards."""
+    def close(self, notices: Sequence[float] = ()) -> None:
+        """Bring all sums of all ranks into one number. Nothing is added afterwards.
+
+        Args:
+            notices: numbers of this rank that are summed over ranks on the way; as many on every rank.
+        """
         # Finite times 0 is 0; NaN and infinity times 0 are NaN, which every sum over ranks keeps.
-        self._flag = self._collectives.all_reduce_sum((paddle.concat(self._sums) * 0.0).sum())
+        verdict = (paddle.concat(self._sums) * 0.0).sum().reshape([1])
+        if notices:
+            verdict = paddle.concat([verdict, paddle.to_tensor(list(notices), "float32")])
+        self._flag = self._collectives.all_reduce_sum(verdict)
 
     def is_sound(self) -> bool:
         """Whether all tensors of all ranks are sound; the same answer on every rank. Waits for the device."""
+        return math.isfinite(self._numbers()[0])
+
+    def notices(self) -> list[float]:
+        """The sums over ranks of what `close` was given; the same on every rank. Waits for the device."""
+        return self._numbers()[1:]
+
+    def _numbers(self) -> list[float]:
         if self._flag is None:
             self.close()
-        return self._flag is not None and math.isfinite(self._flag.item())
+        if self._read is None and self._flag is not None:
+            self._read = self._flag.tolist()
+        return self._read or []
 
     def find(self, describe: Describe, head: Head, *, is_updated: bool) -> Finding:
         """What was found first, over all ranks; every rank must call this, where `is_sound` is False.

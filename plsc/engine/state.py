@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import paddle
 from numpy.typing import NDArray
 
-from plsc.checkpoint import Checkpoint, Part, check_finite, reading
+from plsc.checkpoint import Checkpoint, Part, reading
 from plsc.config import Config
 from plsc.distributed.agreement import explain
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.about import About
 from plsc.engine.optimizer import NamedOptimizer
+from plsc.engine.tensor_rows import CheckpointState, TensorRows
 from plsc.errors import CheckpointError, ConfigError
 from plsc.losses import MARGIN_STATE, Head
 from plsc.models.base_model import build_backbone, network_name
 from plsc.utils.finite import find_nonfinite
 from plsc.utils.hints import either, setter
+from plsc.utils.plural import counted
 from plsc.utils.ranges import Range
 
 log = logging.getLogger("plsc")
@@ -30,22 +32,31 @@ NETWORK_SETTINGS = ("emb_dim", "image_shape", "model_name", "flip", "pixel_mean"
 
 
 def backbone_parts(
-    backbone: paddle.nn.Layer, optimizer: NamedOptimizer, *, constants: Collection[str] = ()
+    backbone: paddle.nn.Layer,
+    optimizer: NamedOptimizer,
+    *,
+    averages: Mapping[str, NDArray[Any]],
+    constants: Collection[str] = (),
 ) -> list[Part]:
     """The backbone and its optimizer state, for rank 0 to write.
 
     Args:
         backbone: the network.
         optimizer: of its parameters.
+        averages: what is written in place of tensors of these names.
         constants: names of its tensors that may hold NaN or infinity, as a mask does.
     """
     state = optimizer.state().items()
     return [
         *(
-            Part(f"backbone.{name}", value.numpy(), is_finite=name not in constants)
+            Part(
+                f"backbone.{name}",
+                averages[name] if name in averages else TensorRows(value),
+                is_finite=name not in constants,
+            )
             for name, value in backbone.state_dict().items()
         ),
-        *(Part(f"optimizer.{name}", value.numpy()) for name, value in state),
+        *(Part(f"optimizer.{name}", TensorRows(value)) for name, value in state),
     ]
 
 
@@ -62,9 +73,9 @@ def head_parts(head: Head, is_main: bool, *, num_classes: int) -> list[Part]:
     for name, value in head.state().items():
         if head.has_row_per_class(name):
             if writes_rows:
-                parts.append(Part(f"head.{name}", value.numpy(), offset=head.classes.start, rows=num_classes))
+                parts.append(Part(f"head.{name}", TensorRows(value), offset=head.classes.start, rows=num_classes))
         elif is_main:
-            parts.append(Part(f"head.{name}", value.numpy()))
+            parts.append(Part(f"head.{name}", TensorRows(value)))
     return parts
 
 
@@ -83,7 +94,7 @@ def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, *, config: Confi
         odd = sorted(names ^ set(expected))
         raise CheckpointError(
             f"{saved.path}: its network is {_network_of(about)}, this run's is {network_name(backbone)}; they differ "
-            f"in {len(odd)} tensors, the first '{odd[0]}'; {_how_to_give_network(about)}"
+            f"in {counted(len(odd), 'tensor')}, the first '{odd[0]}'; {_how_to_give_network(about)}"
         )
     for name, tensor in expected.items():
         shape = saved.shape(f"backbone.{name}")
@@ -92,9 +103,8 @@ def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, *, config: Confi
                 f"{saved.path}: backbone '{name}' is {shape}, expected {list(tensor.shape)}; it was "
                 f"trained with image_shape {tuple(about.settings.image_shape)}"
             )
-        value = saved.read(f"backbone.{name}")
-        if find_nonfinite(tensor.numpy()) is None:  # else a constant, as a mask of -infinity
-            check_finite(f"{saved.path}: backbone.{name}", value)
+        is_constant = find_nonfinite(tensor.numpy()) is not None  # as a mask of -infinity
+        value = saved.read(f"backbone.{name}", is_finite=not is_constant)
         with reading(saved.path, f"tensor 'backbone.{name}' "):
             tensor.set_value(value)
     if about.network not in (None, network_name(backbone)):
@@ -141,16 +151,12 @@ def load_training(
                 before[name],
                 kind,
             )
-    state = {}
-    for name in saved.names("head."):
-        key = name[len("head.") :]
-        if key in head.parameters or key.startswith(MARGIN_STATE) or same["head_optimizer"]:
-            state[key] = (
-                _read_state(saved, name, head=head, rows=rows) if head.has_row_per_class(key) else saved.read(name)
-            )
-            first_row = head.classes.start if head.has_row_per_class(key) else 0
-            check_finite(f"{saved.path}: {name}", state[key], first_row=first_row)
-    missing = set(head.parameters) - set(state)
+    keys = [
+        key
+        for key in _keys(saved, "head.")
+        if key in head.parameters or key.startswith(MARGIN_STATE) or same["head_optimizer"]
+    ]
+    missing = set(head.parameters) - set(keys)
     if missing:
         raise CheckpointError(
             f"{saved.path}: the checkpoint was trained with loss_type '{about.settings.loss_type}' and "
@@ -159,19 +165,17 @@ def load_training(
             f"{setter('checkpoint_dir')}"
         )
     with reading(saved.path, "the head "):
-        head.load(state)
+        own = head.classes if rows is None else rows[head.classes.start : head.classes.stop]
+        head.load(
+            CheckpointState(saved, "head.", keys, rows_of=lambda key: own if head.has_row_per_class(key) else None)
+        )
     if same["optimizer"]:
-        tensors = {name: saved.read(name) for name in saved.names("optimizer.")}
-        for name, value in tensors.items():
-            check_finite(f"{saved.path}: {name}", value)
         with reading(saved.path, "the state of the optimizer "):
-            optimizer.load({name[len("optimizer.") :]: value for name, value in tensors.items()})
+            optimizer.load(CheckpointState(saved, "optimizer.", _keys(saved, "optimizer.")))
 
 
-def _read_state(saved: Checkpoint, name: str, *, head: Head, rows: NDArray[np.int64] | None) -> NDArray[Any]:
-    if rows is None:
-        return saved.read(name, head.classes)
-    return saved.read_rows(name, rows[head.classes.start : head.classes.stop])
+def _keys(saved: Checkpoint, prefix: str) -> list[str]:
+    return [name[len(prefix) :] for name in saved.names(prefix)]
 
 
 def open_backbone(config: Config) -> tuple[paddle.nn.Layer, Config, Checkpoint]:
@@ -221,32 +225,37 @@ def average_statistics(backbone: paddle.nn.Layer, collectives: Collectives) -> N
         tensor.set_value(collectives.all_reduce_sum(tensor.clone()) / ranks)
 
 
-def gather_statistics(
-    backbone: paddle.nn.Layer, collectives: Collectives, *, constants: Collection[str] = ()
-) -> list[Part]:
-    """The running statistics of every rank, a row per rank, for a checkpoint within an epoch.
+def gather_statistics(backbone: paddle.nn.Layer, collectives: Collectives) -> dict[str, NDArray[Any]]:
+    """The running statistics of every rank, [R, ...] by name, for a checkpoint within an epoch.
 
     At the end of an epoch all ranks continue with the average, which the backbone holds. Within an epoch a run that is
-    not interrupted continues with each rank's own, so a resumed run needs these.
-
-    Args:
-        backbone: the network.
-        collectives: over all ranks.
-        constants: as for `backbone_parts`.
+    not interrupted continues with each rank's own, so a resumed run needs these. One rank has nothing to gather.
     """
+    if collectives.topology.world_size == 1:
+        return {}
     gathered = {name: collectives.all_gather(tensor.unsqueeze(0)) for name, tensor in _statistics(backbone).items()}
-    return [
-        Part(f"statistics.{name}", rows.numpy(), is_finite=name not in constants) for name, rows in gathered.items()
-    ]
+    return {name: rows.numpy() for name, rows in gathered.items()}
 
 
-def load_statistics(backbone: paddle.nn.Layer, saved: Checkpoint, *, topology: Topology) -> None:
-    """Load this rank's own running statistics, where the checkpoint has them and as many ranks wrote it."""
+def statistics_parts(gathered: Mapping[str, NDArray[Any]], *, constants: Collection[str]) -> list[Part]:
+    """What `gather_statistics` returned, for rank 0 to write."""
+    return [Part(f"statistics.{name}", rows, is_finite=name not in constants) for name, rows in gathered.items()]
+
+
+def load_statistics(backbone: paddle.nn.Layer, saved: Checkpoint, *, topology: Topology) -> bool:
+    """Load this rank's own running statistics, where the checkpoint has them and as many ranks wrote it.
+
+    Returns:
+        Whether it has them; else all ranks go on with the average, which the backbone holds.
+    """
+    is_own = False
     for name, tensor in _statistics(backbone).items():
         key = f"statistics.{name}"
         if saved.names(key) and saved.shape(key)[:1] == [topology.world_size]:
             with reading(saved.path, f"tensor '{key}' "):
                 tensor.set_value(saved.read(key, Range(topology.rank, topology.rank + 1))[0])
+            is_own = True
+    return is_own
 
 
 def _statistics(backbone: paddle.nn.Layer) -> dict[str, paddle.Tensor]:

@@ -6,12 +6,17 @@ N batch on this rank, R ranks, D embedding.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-from collections.abc import Iterable, Iterator
+import secrets
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 import paddle
+from numpy.typing import NDArray
 
 from plsc import checkpoint
 from plsc.config import Config
@@ -22,8 +27,9 @@ from plsc.distributed import watch
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.replica import Replica
-from plsc.distributed.topology import init_topology
-from plsc.engine.about import About, saved_settings
+from plsc.distributed.topology import init_topology, is_restart
+from plsc.engine.about import About, read_metrics, saved_results, saved_settings, write_metrics
+from plsc.engine.auto_resume import is_in_save_folder, is_named, open_start
 from plsc.engine.class_change import about_classes, class_parts, match_classes
 from plsc.engine.dataloading import (
     Loader,
@@ -45,6 +51,7 @@ from plsc.engine.observers.group import ObserverGroup
 from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
 from plsc.engine.optimizer import NamedOptimizer
+from plsc.engine.places import places_of_training, remote_settings
 from plsc.engine.precision import Precision
 from plsc.engine.rank_check import (
     check_ranks_agree,
@@ -53,7 +60,17 @@ from plsc.engine.rank_check import (
     describe_program,
     describe_settings,
 )
-from plsc.engine.resume import check_save_folder, saved_objects, warn_of_another_order, warn_of_other_steps
+from plsc.engine.resume import (
+    check_content_of,
+    check_save_folder,
+    clean_save_folder,
+    refuse_changes,
+    saved_objects,
+    warn_of_another_order,
+    warn_of_other_steps,
+)
+from plsc.engine.run_lock import WAIT_SECONDS, RunLock
+from plsc.engine.saver import STOP_PAUSES, Notices, Saver
 from plsc.engine.schedules import build_schedule, try_schedule
 from plsc.engine.soundness import Evidence
 from plsc.engine.state import (
@@ -64,16 +81,21 @@ from plsc.engine.state import (
     load_backbone,
     load_statistics,
     load_training,
+    statistics_parts,
 )
-from plsc.errors import CheckpointError, ConfigError, DataError, PLSCError, TrainingError
+from plsc.engine.stopping import StopRequest
+from plsc.errors import CheckpointError, ConfigError, DataError, Interrupted, PLSCError, StorageError, TrainingError
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
 from plsc.utils.hints import setter
 from plsc.utils.logging import show_log
+from plsc.utils.plural import counted
 from plsc.utils.seeding import derive_seed
 
 log = logging.getLogger("plsc")
+
+_NONE: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
 
 class Trainer:
@@ -101,8 +123,9 @@ class Trainer:
         ConfigError: settings contradict each other, or an argument is not of the kind described above.
         DataError: the training data or a verification set cannot be opened, or an image of a verification set cannot
             be decoded: all are decoded once.
-        CheckpointError: `checkpoint_dir` is damaged or does not fit the settings or the classes of the data, or
-            `model_save_dir` cannot be written to.
+        CheckpointError: the checkpoint to start from is damaged or does not fit the settings or the classes of the
+            data; or `model_save_dir` cannot be written to, or another run saves into it.
+        StorageError: a remote folder cannot be read or written, or does not fit into the cache.
         DistributedError: ranks have different settings or data.
 
     Example:
@@ -123,13 +146,44 @@ class Trainer:
     ) -> None:
         if not isinstance(config, Config):
             raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
+        self._stop = StopRequest()
+        self._held = contextlib.ExitStack()  # what is given back where this trainer goes
+        weakref.finalize(self, self._held.close)
+        try:
+            with self._stop.heeded(at_once=True):
+                self._prepare(config, backbone, loader, head, observers)
+        except BaseException:
+            self._held.close()
+            raise
+
+    def _prepare(
+        self,
+        config: Config,
+        backbone: paddle.nn.Layer | None,
+        loader: Loader | None,
+        head: Head | None,
+        observers: Iterable[Observer],
+    ) -> None:
         self.topology = init_topology(config.rank_timeout)
         show_log(self.topology.is_main)
         for doubt in config.doubts() if self.topology.is_main else ():
             log.warning(doubt)
         self.collectives = Collectives(self.topology)
+        config = agree(lambda: _with_environment(config), self.collectives, error=ConfigError)
         agree(config.check, self.collectives, error=ConfigError)
-        saved = agree(lambda: self._open(config, loader), self.collectives, error=DataError)
+        self._remote = remote_settings(config)
+        config, self._uploads = agree(
+            functools.partial(places_of_training, config), self.collectives, error=StorageError
+        )
+        # What the search for a checkpoint depends on, before it.
+        check_ranks_agree(lambda: describe_settings(config, only=["auto_resume", "model_save_dir"]), self.collectives)
+        self._lock = RunLock(config.model_save_dir)
+        self._held.callback(self._lock.release)
+        self._lock.hold(self.collectives, wait=WAIT_SECONDS if config.auto_resume else 0.0)
+        if self._lock.is_held:
+            clean_save_folder(config.model_save_dir)
+        saved = open_start(config, self.collectives)
+        agree(lambda: self._open(config, saved, loader), self.collectives, error=DataError)
         agree(lambda: self._make_parts(backbone, observers), self.collectives, error=ConfigError)
         check_ranks_agree(lambda: self._facts(saved, head), self.collectives)
         agree_on_images(self.loader, self.collectives)
@@ -143,7 +197,15 @@ class Trainer:
         self.global_batch = config.train_batch_size * self.topology.world_size
         self.steps_per_epoch = count_steps_per_epoch(self.loader, self.global_batch)
         self.epoch, self.step_in_epoch, self.step = 0, 0, 0
-        self._resumed_from: Path | None = None
+        self._epoch_began_at = 0  # the step
+        self._results: dict[str, float] = {}
+        self._averaged_step: int | None = None
+        self._verified_step: int | None = None
+        self._metrics: dict[int, dict[str, float]] = {}  # found at steps whose checkpoint is not complete yet
+        self._to_verify: About | None = None
+        self._saver = Saver(config, self.collectives, uploads=self._uploads)
+        self._save_again: Callable[[], None] = lambda: None
+        self._run = self.collectives.gather_objects(secrets.token_hex(8))[0]
         if saved is not None:
             self._resume(saved)
         self.schedule = build_schedule(
@@ -152,12 +214,9 @@ class Trainer:
         if not self.is_done:
             self._check_start()
         self._clock = TrainingClock()
-        self._averaged_step: int | None = None
-        self._verified_step: int | None = None
 
-    def _open(self, config: Config, loader: Loader | None) -> checkpoint.Checkpoint | None:
-        """Open the checkpoint to resume from and the training data, and complete the settings by them."""
-        saved = checkpoint.Checkpoint(config.checkpoint_dir) if config.checkpoint_dir else None
+    def _open(self, config: Config, saved: checkpoint.Checkpoint | None, loader: Loader | None) -> None:
+        """Open the training data, and complete the settings by the data and the checkpoint to start from."""
         trained = None if saved is None else About.of(saved).settings.num_classes
         if loader is None:
             loader = build_dataloader(config, self.topology, classes_trained=trained)
@@ -166,7 +225,6 @@ class Trainer:
         self.config = config.model_copy(update={"num_classes": num_classes})
         self._records = self.loader.records if isinstance(self.loader, TrainLoader) else None
         self._classes = None if self._records is None else identify_classes(self._records, data_folder(config))
-        return saved
 
     def _make_parts(self, backbone: paddle.nn.Layer | None, observers: Iterable[Observer]) -> None:
         """Make what takes no other rank: the backbone and the observers."""
@@ -183,7 +241,15 @@ class Trainer:
         if head is None:
             head = Classifier(config, self.collectives, make_optimizer=lambda named: NamedOptimizer(config, named))
         self.head = check_head(head, config.num_classes)
-        self._judge = Judge(config, self.backbone, head=self.head, loader=self.loader, collectives=self.collectives)
+        self._judge = Judge(
+            config,
+            self.backbone,
+            head=self.head,
+            loader=self.loader,
+            collectives=self.collectives,
+            notices=self._notices,
+            settle=lambda: self._saver.finish(),
+        )
 
     def _facts(self, saved: checkpoint.Checkpoint | None, head: Head | None) -> dict[str, object]:
         """What ranks must have in common, in addition to settings: compared before any collective depends on it."""
@@ -204,20 +270,23 @@ class Trainer:
         """Train to the end, save and verify after each epoch.
 
         Returns:
-            The last value of everything: 'loss', 'lr', 'lfw/accuracy', ...; on rank 0 also 'images/s'.
+            The last value of everything: 'loss', 'lr', 'lfw/accuracy', ...; on rank 0 also 'images/s', unless no step
+            was left. A run that resumes starts from the values of its checkpoint.
 
         Raises:
             TrainingError: a step is not sound, as `plsc.engine.soundness` says, or `max_skipped_steps` in a row were
                 not; there is no training data; or an observer raised an exception.
             DataError: a training image cannot be read.
-            CheckpointError: a checkpoint cannot be written.
+            CheckpointError: numbers to save are not finite.
+            NotSavedError: the last checkpoint cannot be written. An earlier one that cannot be written ends nothing.
+            Interrupted: SIGTERM, SIGINT or SIGUSR1 asked to stop; all of training is saved.
         """
         if self.is_done:
             more = setter("train_epochs") if self.config.train_steps is None else setter("train_steps")
-            log.info("nothing is left to train: all %d steps are done; to train on, give more: %s", self.step, more)
+            log.info("nothing is left to train after %s; to train on, give more: %s", counted(self.step, "step"), more)
         else:
             self._log_start()
-        results: dict[str, float] = {}
+        results = self._results
         self._clock = TrainingClock()
         run = Run(
             config=self.config,
@@ -226,23 +295,32 @@ class Trainer:
             global_batch=self.global_batch,
             checkpoint=self._resumed_from,
         )
-        with contextlib.closing(self.loader), self.observers.running(run, results):
+        uploads = self._uploads if self.topology.is_main and self._uploads else contextlib.nullcontext()
+        with (
+            self._locked(),
+            contextlib.closing(self.loader),
+            self._stop.heeded(),
+            uploads,
+            self.observers.running(run, results),
+            self._saver.rescued(),
+        ):
+            self._verify_resumed(results)
             if not self.is_done:
                 self._judge.check_start()
             while not self.is_done:
                 step = self._make_step({})
                 for batch in self._batches():
+                    self._between_steps(step)
                     step = self._make_step(self.train_step(batch))
                     self.observers.on_step(step)
                     if self.is_done:
                         break
                     if self._is_verified_within_epoch():
-                        self._judge.check()
+                        self._between_steps(step)
                         results.update(self._verify(step))
                 results.update(step.values)
-                self._judge.check()
                 self._end_epoch(step, results)
-            if self.topology.is_main:
+            if self.topology.is_main and self.step > run.first_step:
                 images = (self.step - run.first_step) * self.global_batch
                 results["images/s"] = images / max(self._clock.seconds, 1e-9)
         return results
@@ -358,53 +436,122 @@ class Trainer:
             return False
         return self.config.test_period > 0 and self.step % self.config.test_period == 0
 
+    def _notices(self) -> Notices:
+        """What this rank tells the others with the verdict on a step."""
+        return self._saver.notices()._replace(stop=float(self._stop.name is not None))
+
+    def _heed(self) -> bool:
+        """Heed the verdict on the last step, and what ranks told each other with it; returns whether to stop."""
+        told = self._judge.check()
+        if not told:  # heeded before
+            return False
+        notices = Notices(*told)
+        self._saver.heed(self.step, notices)
+        self._announce()
+        return notices.stop > 0
+
+    def _between_steps(self, step: Step) -> None:
+        """Stop after a step where that was asked for; save within the epoch where that is due."""
+        if self._heed():
+            self._leave(step)
+        if self._saver.is_due(self.step):
+            self._save_within_epoch(step)
+
     def _end_epoch(self, step: Step, results: dict[str, float]) -> None:
         """Save `<epoch>`, or `<epoch>.<step>` where the run ended within an epoch; then verify.
 
-        A verification that fails costs no training: the checkpoint is saved, and observers get it.
+        The checkpoint is written while the network is verified and trained on. A verification that fails costs no
+        training: observers get the checkpoint.
         """
         if self.step_in_epoch == 0:
             raise TrainingError(
                 f"epoch {self.epoch}: the training data yielded no batch; a train_reader must return "
                 f"a new iterable at each call"
             )
-        statistics: list[checkpoint.Part] = []
+        stops = self._heed()
         if self.is_done and self.step_in_epoch != self.steps_per_epoch:
-            name = f"{self.epoch}.{self.step_in_epoch}"
-            # Of each rank, before their average replaces them.
-            statistics = gather_statistics(self.backbone, self.collectives, constants=self._judge.constants)
+            self._save_within_epoch(step)
         else:
-            name = str(self.epoch)
-            self.epoch, self.step_in_epoch = self.epoch + 1, 0
-        path = self._save(step, name, statistics)
+            self.epoch, self.step_in_epoch, self._epoch_began_at = self.epoch + 1, 0, self.step
+            self._average_statistics(step)
+            self._save(step, self._name)
+        if stops:
+            self._leave(step)
         try:
-            results.update(self._verify(step, path))
+            results.update(self._verify(step))
         finally:
-            self.observers.on_save(step, path)
+            self._announce()
+        if self.is_done:
+            self._saver.insist(self._save_again)
+            self._announce()
 
-    def _verify(self, step: Step, saved: Path | None = None) -> dict[str, float]:
+    def _leave(self, step: Step) -> NoReturn:
+        """End the run, as a signal has asked, once all of it is saved."""
+        names = self.collectives.gather_objects(self._stop.name)
+        if self._saver.saved_step != self.step:
+            self._save_within_epoch(step)
+        self._saver.insist(self._save_again, STOP_PAUSES)
+        self._announce()
+        rank, name = next((rank, name) for rank, name in enumerate(names) if name is not None)
+        where = f" on rank {rank}" if len(names) > 1 else ""
+        raise Interrupted(
+            f"stopped by {name}{where}: training up to step {self.step} is saved in {self._saver.newest}; start "
+            f"again to go on"
+        )
+
+    def _verify(self, step: Step) -> dict[str, float]:
         """The metrics of every verification set, as '<set>/<metric>'; none where this step was verified before.
 
-        Where it fails, training up to this step is in a checkpoint: `saved`, or one made then, within an epoch.
+        Where it fails, training up to this step is in a checkpoint.
         """
         if step.number == self._verified_step:
             return {}
-        self._verified_step = step.number
         try:
             with self._clock.paused():
                 self._average_statistics(step)
                 results = evaluate(
-                    self.config, self.backbone, sets=self.verification_sets, collectives=self.collectives
+                    self.config,
+                    self.backbone,
+                    sets=self.verification_sets,
+                    collectives=self.collectives,
+                    is_stopped=lambda: self._stop.name is not None,
                 )
         except PLSCError as error:  # on all ranks
-            if saved is None:
-                saved = self._save(step, f"{self.epoch}.{self.step_in_epoch}", [])
-                self.observers.on_save(step, saved)
-            raise type(error)(f"{error}; training up to here is saved in {saved}") from error
+            if self._saver.saved_step != step.number:
+                self._save_within_epoch(step)
+            self._saver.finish()
+            self._announce()
+            raise type(error)(f"{error}; training up to here is saved in {self._saver.newest}") from error
+        if results is None:
+            self._leave(step)
         if results:
             with self._clock.paused():
                 self.observers.on_verify(step, results)
+        self._verified_step, self._metrics[step.number] = step.number, results
         return results
+
+    def _verify_resumed(self, results: dict[str, float]) -> None:
+        """Verify what training resumes from, where the run before ended between its saving and its verification."""
+        if self._to_verify is None:
+            return
+        about, self._to_verify = self._to_verify, None
+        epoch = about.epoch if about.images_in_epoch else about.epoch - 1
+        step = Step(number=self.step, epoch=epoch, values=Values(about.last_results), clock=self._clock)
+        results.update(self._verify(step))
+        if self._resumed_from is not None and self._is_own(self._resumed_from):
+            self._record_metrics(self.step, self._resumed_from)
+
+    def _record_metrics(self, step: int, path: Path) -> None:
+        """Write what the verification of a step found into the folder of that step's checkpoint."""
+        metrics = self._metrics.get(step)
+        if metrics and self.topology.is_main:
+            write_metrics(path, metrics)
+        self._metrics = {later: found for later, found in self._metrics.items() if later > step}
+
+    @property
+    def _is_averaged(self) -> bool:
+        """Whether the running statistics of the last step were replaced by their average over ranks."""
+        return self._averaged_step == self.step
 
     def _average_statistics(self, step: Step) -> None:
         """Once after a step, so that what is saved is what is verified: an average of equal numbers is rounded."""
@@ -412,38 +559,51 @@ class Trainer:
             self._averaged_step = step.number
             average_statistics(self.backbone, self.collectives)
 
-    def _save(self, step: Step, name: str, extra: list[checkpoint.Part]) -> Path:
-        """Save a checkpoint that also holds the tensors `extra`, and delete the oldest checkpoints."""
-        folder = self.config.model_save_dir
-        with self._clock.paused():
-            self._average_statistics(step)
-            path = checkpoint.save_checkpoint(
-                folder, name, parts=self._parts(extra), about=self._about(), collectives=self.collectives
-            )
-            if self.topology.is_main:
-                skipped = f"; {self.loader.skipped} unreadable images skipped so far" if self.loader.skipped else ""
-                skipped += f"; {self._judge.skipped_steps} steps skipped so far" if self._judge.skipped_steps else ""
-                log.info("saved %s%s", path, skipped)
-                self._prune()
-        return path
+    def _save_within_epoch(self, step: Step) -> None:
+        """Begin to save `<epoch>.<step>`, with the running statistics of each rank: training goes on with these."""
+        statistics = {} if self._is_averaged else gather_statistics(self.backbone, self.collectives)
+        self._save(step, self._name, statistics)
 
-    def _prune(self) -> None:
-        """Delete the oldest checkpoints, unless the newest may be of no use: its last step was skipped."""
-        if not self._judge.skipped_in_a_row:
-            checkpoint.prune_checkpoints(self.config.model_save_dir, self.config.max_last_checkpoint_num)
-        else:
+    def _save(self, step: Step, name: str, statistics: Mapping[str, NDArray[Any]] = _NONE) -> None:
+        """Begin to save a checkpoint; `statistics` are those of each rank."""
+        if self._judge.skipped_in_a_row and self.topology.is_main:
             log.warning(
-                "the last %d steps were skipped: earlier checkpoints are kept until a step is sound again",
-                self._judge.skipped_in_a_row,
+                "skipped the last %s: earlier checkpoints are kept until a step is sound again",
+                counted(self._judge.skipped_in_a_row, "step"),
+            )
+        self._save_again = functools.partial(self._save, step, name, statistics)
+        with self._clock.paused():
+            dict(step.values)  # read now: observers get this step when later ones were made
+            self._saver.start(
+                step,
+                name,
+                parts=lambda: self._parts(statistics),
+                about=self._about(),
+                # The newest is of no use where its last step was skipped.
+                prunes=not self._judge.skipped_in_a_row,
             )
 
-    def _parts(self, extra: list[checkpoint.Part]) -> Iterator[checkpoint.Part]:
+    def _announce(self) -> None:
+        """Tell observers of the checkpoints that are complete."""
+        for step, path in self._saver.take_completed():
+            if self.topology.is_main:
+                skipped = {"unreadable image": self.loader.skipped, "step": self._judge.skipped_steps}
+                told = [f"; {counted(number, what)} skipped so far" for what, number in skipped.items() if number]
+                log.info("saved %s%s", path, "".join(told))
+            self._record_metrics(step.number, path)
+            self.observers.on_save(step, path)
+
+    def _parts(self, statistics: Mapping[str, NDArray[Any]]) -> Iterator[checkpoint.Part]:
         """What this rank writes: whole tensors on rank 0, and its class centers."""
         is_main = self.topology.is_main
         if is_main:
-            yield from backbone_parts(self.backbone, self.optimizer, constants=self._judge.constants)
+            constants = self._judge.constants
+            averages = {
+                name: rows.mean(axis=0, dtype="float64").astype(rows.dtype) for name, rows in statistics.items()
+            }
+            yield from backbone_parts(self.backbone, self.optimizer, averages=averages, constants=constants)
             yield from class_parts(self._classes)
-            yield from extra
+            yield from statistics_parts(statistics, constants=constants)
         yield from head_parts(self.head, is_main, num_classes=self.config.num_classes)
 
     def _about(self) -> dict[str, Any]:
@@ -452,14 +612,19 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "images_in_epoch": self.step_in_epoch * self.global_batch,
+            "steps_in_epoch": self.step - self._epoch_began_at,
+            "run": self._run,
+            "results": saved_results(self._results),
+            "verified": self._verified_step == self.step,
             "num_images": self.loader.num_images,
             "optimizer": self.optimizer.kind,
             "head_optimizer": self.head.optimizer_kind,
             "loss_scaling": self.precision.state(),
             "network": network_name(self.backbone),
-            "settings": saved_settings(self.config),
+            "settings": {**saved_settings(self.config), **self._remote},
             "objects": saved_objects(self.config),
             "global_batch": self.global_batch,
+            "averaged": self._is_averaged,
             "classes": about_classes(self._classes),
         }
 
@@ -479,32 +644,87 @@ class Trainer:
             self.collectives,
         )
         check_save_folder(
-            self.config,
-            epoch=self.epoch,
-            step_in_epoch=self.step_in_epoch,
-            last_epoch=self._last_epoch,
-            collectives=self.collectives,
+            self.config, position=self._position, last_epoch=self._last_epoch, collectives=self.collectives
         )
+        agree(self._lock.require, self.collectives, error=CheckpointError)
+        self._saver.check_space(self._parts(_NONE))
+        agree(self._check_uploads, self.collectives, error=CheckpointError)
         check_verification_sets(self.config, self.verification_sets, collectives=self.collectives)
 
+    def _check_uploads(self) -> None:
+        if self._uploads is not None and self.topology.is_main:
+            self._uploads.check((self.epoch, self.step_in_epoch))
+
     @property
-    def _last_epoch(self) -> int | None:
-        """The last epoch of this run, complete or not; None where unknown."""
+    def _position(self) -> tuple[int, int]:
+        """The progress as names of checkpoints count it: epochs done, and steps of the epoch that follows."""
+        return self.epoch, self.step - self._epoch_began_at
+
+    @property
+    def _name(self) -> str:
+        """The name of a checkpoint at this step.
+
+        Within an epoch it rises from step to step also where the global batch has changed, unlike `step_in_epoch`,
+        which counts batches of the present size.
+        """
+        epoch, step = self._position
+        return f"{epoch}.{step}" if step else str(epoch - 1)
+
+    @property
+    def _last_epoch(self) -> int:
+        """The last epoch that this run may train, complete or not."""
         if self.config.train_epochs is not None:
             return self.config.train_epochs - 1
-        if self.steps_per_epoch is None or self.total_steps is None:
-            return None
-        return self.epoch + (self.step_in_epoch + self.total_steps - self.step) // self.steps_per_epoch
+        left = (self.config.train_steps or 0) - self.step
+        # Where an epoch has an unknown number of steps, it has one at least.
+        return self.epoch + (self.step_in_epoch + left) // (self.steps_per_epoch or 1)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the save folder while training, and give it back."""
+        try:
+            if self._lock.hold(self.collectives) and not self.is_done:
+                # Another trainer of this process has had the folder since this one was made.
+                root, position, last_epoch = Path(self.config.model_save_dir), self._position, self._last_epoch
+                agree(
+                    lambda: check_content_of(root, position, last_epoch=last_epoch),
+                    self.collectives,
+                    error=CheckpointError,
+                )
+            self._lock.is_running = True
+            yield
+        finally:
+            self._lock.release()
+
+    def _is_own(self, saved: Path) -> bool:
+        return saved.resolve().parent == Path(self.config.model_save_dir).resolve()
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
         about = agree(lambda: self._load(saved), self.collectives, error=CheckpointError)
         self.epoch, self.step = about.epoch, about.step
         self.step_in_epoch = about.images_in_epoch // self.global_batch
+        self._epoch_began_at = about.step - about.last_step_in_epoch
         self._resumed_from = saved.path
+        if self._is_own(saved.path):
+            self._run = about.run
+            self._saver.saved_step, self._saver.newest = self.step, saved.path
+        metrics = self.collectives.gather_objects(read_metrics(saved.path))[0]  # rank 0 decides
+        self._results = {**about.last_results, **(metrics or {})}
+        is_verified = about.verified is not False or metrics is not None
+        if not is_verified and self._is_verification_due(about):
+            self._to_verify = about
+        if about.averaged:
+            self._averaged_step = self.step
         self._judge.started_from = f" since the run was resumed from {saved.path}"
         if self.topology.is_main:
             log.info("resumed from %s: epoch %d, step %d", saved.path, self.epoch, self.step)
-            warn_of_other_steps(about, self.config, path=saved.path, global_batch=self.global_batch)
+            warn_of_other_steps(
+                about,
+                self.config,
+                path=saved.path,
+                network=network_name(self.backbone),
+                global_batch=self.global_batch,
+            )
         # The order of the images of another loader is its own, and how many it has may be a guess.
         if about.images_in_epoch and isinstance(self.loader, TrainLoader):
             if self.topology.is_main:
@@ -517,12 +737,28 @@ class Trainer:
                 )
             if self.step_in_epoch >= self.loader.steps_per_epoch:
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
+                self._epoch_began_at = self.step
+
+    def _is_verification_due(self, about: About) -> bool:
+        """Whether a run that is not interrupted verifies at the last step of a checkpoint."""
+        if about.images_in_epoch == 0 or self.is_done:
+            return True
+        return self.config.test_period > 0 and about.step % self.config.test_period == 0
 
     def _load(self, saved: checkpoint.Checkpoint) -> About:
         about, config = About.of(saved), self.config
+        if config.auto_resume and is_in_save_folder(config, saved) and not is_named(config, saved):
+            refuse_changes(
+                about,
+                config,
+                path=saved.path,
+                network=network_name(self.backbone),
+                num_images=None if self._records is None else self.loader.num_images,
+            )
         rows = match_classes(saved, self._classes, records=self._records, folder=data_folder(config), config=config)
         load_backbone(self.backbone, saved, config=config)
-        load_statistics(self.backbone, saved, topology=self.topology)
+        if not load_statistics(self.backbone, saved, topology=self.topology):
+            self._averaged_step = about.step  # all ranks have the average, which is not rounded once more
         load_training(self.head, self.optimizer, saved=saved, config=config, rows=rows)
         with checkpoint.reading(saved.path, "the loss scale "):
             self.precision.load(about.loss_scaling)
@@ -540,3 +776,8 @@ class Trainer:
         if overflows:
             self._judge.overflowed(place)
         self._judge.after_update(place, evidence, moved=not overflows)
+
+
+def _with_environment(config: Config) -> Config:
+    """The settings, with `auto_resume` where the environment asks for it."""
+    return config.model_copy(update={"auto_resume": True}) if is_restart() else config

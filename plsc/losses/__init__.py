@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import abc
 import inspect
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -18,10 +19,43 @@ from plsc.losses.margins import Margin, StatefulMargin
 from plsc.losses.row_optimizers import RowOptimizer
 from plsc.utils.ranges import Range
 
-__all__ = ["Head", "Margin", "RowOptimizer", "StatefulMargin", "MARGIN_STATE", "check_gradient", "check_head"]
+__all__ = [
+    "Head",
+    "Margin",
+    "RowOptimizer",
+    "SavedState",
+    "StatefulMargin",
+    "MARGIN_STATE",
+    "check_gradient",
+    "check_head",
+    "load_tensor",
+]
 
 MARGIN_STATE = "margin:"
 """Prefix of the names under which a head's state holds that of its margin, which no optimizer's kind concerns."""
+
+
+class SavedState(Mapping[str, "np.ndarray[Any, Any]"]):
+    """Tensors of a checkpoint by name, which are read when they are asked for: each access reads one."""
+
+    def __contains__(self, name: object) -> bool:
+        return any(name == own for own in self)  # the method of Mapping would read the tensor
+
+    @abc.abstractmethod
+    def copy_to(self, name: str, tensor: paddle.Tensor) -> None:
+        """Read a tensor block by block into one of its shape and type, so that memory for a block is enough.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or the tensor in it is of another shape or type.
+        """
+
+
+def load_tensor(tensor: paddle.Tensor, state: Mapping[str, np.ndarray[Any, Any]], name: str) -> None:
+    """Set a tensor to what `state` holds under a name; block by block where `state` is that of a checkpoint."""
+    if isinstance(state, SavedState):
+        state.copy_to(name, tensor)
+    else:
+        tensor.set_value(state[name])
 
 
 class Head(Protocol):
@@ -98,10 +132,11 @@ class Head(Protocol):
 
         Args:
             state: arrays by name. Those that `has_row_per_class` hold the rows of `classes` only. All parameters are
-                there; the other tensors are missing where the checkpoint has another `optimizer_kind`.
+                there; the other tensors are missing where the checkpoint has another `optimizer_kind`. Each access
+                reads from the checkpoint; `load_tensor` does it with less memory.
         """
         for name, parameter in self.parameters.items():
-            parameter.set_value(state[name])
+            load_tensor(parameter, state, name)
 
     def has_row_per_class(self, name: str) -> bool:
         """Whether the tensor `name` of `state` has one row per class.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import paddle
 from plsc.config import Config
 from plsc.distributed.collectives import Collectives
 from plsc.errors import ConfigError
-from plsc.losses import MARGIN_STATE
+from plsc.losses import MARGIN_STATE, SavedState, load_tensor
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.heads import FusedHead, HeadOutput, ParameterOptimizer, UnfusedHead
 from plsc.losses.margins import Margin, StatefulMargin, apply_margin, build_margin
@@ -174,13 +174,13 @@ class Classifier:
             CheckpointError: a part of the optimizer's state is missing.
         """
         for name, parameter in self.parameters.items():
-            parameter.set_value(state[name])
+            load_tensor(parameter, state, name)
         if isinstance(self._head, FusedHead):
             self._head.invalidate_norms()
-        rest = {name: value for name, value in state.items() if name not in self.parameters}
-        margin = {name[len(MARGIN_STATE) :]: rest.pop(name) for name in list(rest) if name.startswith(MARGIN_STATE)}
+        margin = {name[len(MARGIN_STATE) :]: state[name] for name in state if name.startswith(MARGIN_STATE)}
+        rest = [name for name in state if name not in self.parameters and not name.startswith(MARGIN_STATE)]
         if rest:
-            self._head.load(rest)
+            self._head.load(_Chosen(state, rest))
         if isinstance(self._margin, StatefulMargin):
             if margin.keys() == self._margin.state().keys():
                 self._margin.load(margin)
@@ -265,6 +265,27 @@ class Classifier:
                 f"made: {str(error).splitlines()[0]}; train on more ranks with a dist_ loss, which shards the class "
                 f"centers, or fewer classes with {setter('num_classes')}"
             ) from None
+
+
+class _Chosen(SavedState):
+    """Some tensors of a state."""
+
+    def __init__(self, state: Mapping[str, np.ndarray[Any, Any]], names: list[str]) -> None:
+        self._state, self._names = state, names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._state[name]
+
+    def copy_to(self, name: str, tensor: paddle.Tensor) -> None:
+        load_tensor(tensor, self._state, name)
 
 
 class _GlobalBatchMargin:

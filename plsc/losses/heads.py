@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import paddle
 
 from plsc.errors import CheckpointError
+from plsc.losses import load_tensor
 from plsc.losses.fused import FusedSoftmax, FusedState
 from plsc.losses.reference import ReferenceSoftmax, State
 from plsc.losses.row_optimizers import AdamW, RowOptimizer
 from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
+from plsc.utils.files import size_text
+from plsc.utils.memory import available_memory
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -216,10 +219,11 @@ class FusedHead:
                     f"the checkpoint holds no head.{name}, which {self.kind} needs; found {sorted(state)}. It was "
                     f"written by another optimizer of that name: rename this one's class, and its state starts anew"
                 )
-            tensor.set_value(state[name])
-        step = state.get(STEP, state.get(_STEP_BEFORE_3))
-        if step is not None:
-            self._shard.step = int(step[0])
+            load_tensor(tensor, state, name)
+        for name in (STEP, _STEP_BEFORE_3):
+            if name in state:
+                self._shard.step = int(state[name][0])
+                break
 
     def has_row_per_class(self, name: str) -> bool:
         """Whether the state tensor `name` has one row per class."""
@@ -239,11 +243,11 @@ class FusedHead:
             # Half, since the backbone's activations and the other ranks of this machine need memory too.
             logits = "store" if needed <= free / 2 else "recompute"
             log.info(
-                "logits of %d classes x %d samples take %.2f GiB, %.1f GiB are free: mode '%s'",
-                rows,
-                samples,
-                needed / 2**30,
-                free / 2**30,
+                "logits of %s x %s take %s, %s are free: mode '%s'",
+                counted(rows, "class"),
+                counted(samples, "sample"),
+                size_text(needed),
+                size_text(free),
                 logits,
             )
         self._softmax = self._make_softmax(logits)
@@ -255,7 +259,4 @@ def _free_bytes(tensor: paddle.Tensor) -> int:
     if tensor.place.is_gpu_place():
         cuda = paddle.device.cuda
         return int(cuda.get_device_properties().total_memory - cuda.memory_reserved())
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return available_memory()

@@ -29,6 +29,7 @@ _ASSIGNED = {
     *("amp_dtype", "amp_lists", "init_loss_scaling", "incr_every_n_steps", "decr_every_n_nan_or_inf"),
     *("incr_ratio", "decr_ratio", "use_dynamic_loss_scaling"),
     *("train_reader", "test_reader", "predict_reader", "train_dataset", "test_dataset"),
+    *("save_steps", "save_minutes", "save_keep"),
 }
 # Settings that hold a Python object, which neither a flag nor a file can give.
 _OBJECTS = {

@@ -14,15 +14,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import SafetensorError
 
 from plsc import CheckpointError
 from plsc.checkpoint import (
     Checkpoint,
     Part,
-    layout,
+    delete_checkpoint,
     list_checkpoints,
-    prune_checkpoints,
     reader,
     save_checkpoint,
     try_folder,
@@ -30,6 +28,7 @@ from plsc.checkpoint import (
 )
 from plsc.distributed.collectives import Collectives
 from plsc.utils.ranges import Range, shard_ranges
+from tests._support.manifests import edit_manifest
 from tests._support.ranks import ThreadRanks
 
 WEIGHT = np.arange(35, dtype=np.float32).reshape(7, 5)
@@ -42,12 +41,6 @@ def parts(ranks=3):
 
 def save(root, name="0", **options):
     return save_checkpoint(root, name, parts=parts(**options), about={"epoch": 1}, collectives=Collectives())
-
-
-def edit_manifest(folder, edit):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    edit(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def weight(manifest):
@@ -65,7 +58,7 @@ def test_any_range_is_read_from_any_sharding(tmp_path_factory, ranks, one, other
 @given(st.integers(1, 9), st.lists(st.integers(0, 6), max_size=12), st.integers(1, 8))
 def test_any_rows_are_read_from_any_sharding_block_by_block(ranks, rows, block):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader, "_BLOCK_ROWS", block)
+        patch.setattr(reader, "BLOCK_BYTES", block * 20)
         saved = Checkpoint(save(folder, ranks=ranks))
         assert np.array_equal(saved.read_rows("head.weight", np.asarray(rows, np.int64)), WEIGHT[rows])
 
@@ -82,19 +75,21 @@ def test_file_names_hold_no_rank_and_no_world_size(tmp_path):
     assert names == {
         "manifest.json",
         "model.safetensors",
+        "model.safetensors.index.json",
         "classes-000000000.safetensors",
         "classes-000000003.safetensors",
         "classes-000000005.safetensors",
     }
 
 
-def test_the_newest_of_a_folder_is_opened_and_old_ones_are_pruned(tmp_path):
+def test_the_newest_of_a_folder_is_opened_and_old_ones_are_deleted(tmp_path):
     for name in ("2", "9", "10", "11.40"):
         save(tmp_path, name)
     (tmp_path / "notes").mkdir()
     (tmp_path / "3").mkdir()
     assert Checkpoint(tmp_path).path.name == "11.40"
-    prune_checkpoints(tmp_path, 2)
+    for path in list_checkpoints(tmp_path)[:-2]:
+        delete_checkpoint(path)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["10", "11.40"]
     assert {path.name for path in tmp_path.iterdir()} == {"10", "11.40", "notes", "3"}
 
@@ -109,7 +104,7 @@ def test_a_write_that_fails_leaves_no_checkpoint(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer.safetensors.numpy, "save_file", full)
+    monkeypatch.setattr(writer, "_write_file", full)
     with pytest.raises(CheckpointError, match="was not written: .*No space left"):
         save(tmp_path)
     assert list_checkpoints(tmp_path) == []
@@ -126,16 +121,16 @@ def save_on_three_ranks(root):
         ]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left"), SafetensorError("IoError: No space left")])
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("No space left")])
 def test_a_failure_on_one_rank_is_raised_on_all_and_leaves_nothing(tmp_path, monkeypatch, error):
-    real = writer.safetensors.numpy.save_file
+    real = writer._write_file
 
-    def full_on_rank_2(tensors, path):
-        if path.endswith("5.safetensors"):
+    def full_on_rank_2(path, parts):
+        if path.name.endswith("5.safetensors"):
             raise error
-        real(tensors, path)
+        return real(path, parts)
 
-    monkeypatch.setattr(writer.safetensors.numpy, "save_file", full_on_rank_2)
+    monkeypatch.setattr(writer, "_write_file", full_on_rank_2)
     for written in save_on_three_ranks(tmp_path / "out"):
         with pytest.raises(CheckpointError, match="was not written: rank 2: .*No space left"):
             written.result()
@@ -188,7 +183,7 @@ def test_a_missing_tensor_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "", "..", "a/b"])
 def test_a_file_outside_of_the_folder_is_refused(tmp_path, name):
-    edit_manifest(save(tmp_path), lambda manifest: manifest["files"].update({name: 1}))
+    edit_manifest(save(tmp_path), lambda manifest: manifest["files"].update({name: {"bytes": 1, "digest": "0" * 16}}))
     with pytest.raises(CheckpointError, match="expected the name of a file in the checkpoint's folder"):
         Checkpoint(tmp_path)
 
@@ -205,8 +200,8 @@ def test_a_file_outside_of_the_folder_is_refused(tmp_path, name):
         (lambda m: m.pop("about"), "about: Field required"),
         (lambda m: m.update(about=[]), "about: Input should be a valid dictionary"),
         (
-            lambda m: m["files"].update({"model.safetensors": "1"}),
-            "files.model.safetensors: Input should be a valid int",
+            lambda m: m["files"]["model.safetensors"].update(bytes="1"),
+            "files.model.safetensors.bytes: Input should be a valid int",
         ),
         (lambda m: weight(m)["shape"].append(-1), "head.weight.shape.2: Input should be greater than or equal to 0"),
         (lambda m: weight(m)["shape"].append(True), "head.weight.shape.2: Input should be a valid integer"),
@@ -221,7 +216,12 @@ def test_a_file_outside_of_the_folder_is_refused(tmp_path, name):
             "found rows 2 to 4 in '.*3.safe.*', expected rows from 3 on",
         ),
         (lambda m: weight(m)["parts"][2].update(rows=9), "found rows 5 to 14 in .*, expected rows from 5 on, up to 7"),
-        (lambda m: weight(m)["parts"].reverse(), "found rows 3 to 5 in .*, expected rows from 7 on"),
+        (lambda m: weight(m)["parts"].reverse(), "found rows 5 to 7 in .*, expected rows from 0 on"),
+        (lambda m: weight(m)["parts"].pop(1), "found rows 5 to 7 in .*, expected rows from 3 on"),
+        (lambda m: weight(m)["parts"].pop(), "row 5 is in no file, expected rows up to 7"),
+        (lambda m: weight(m)["parts"][0]["digests"].append("0" * 16), "found 2 digests, expected 1, one per"),
+        (lambda m: weight(m)["parts"][0].update(digests=["0"]), "digests.0: String should match pattern"),
+        (lambda m: m.update(digests="md5"), "digests: found 'md5', expected 'xxh3_64'"),
     ],
 )
 def test_a_damaged_manifest_is_named(tmp_path, edit, message):
@@ -230,12 +230,12 @@ def test_a_damaged_manifest_is_named(tmp_path, edit, message):
         Checkpoint(tmp_path)
 
 
-def test_rows_that_no_file_holds_are_named(tmp_path):
-    edit_manifest(save(tmp_path), lambda manifest: manifest["tensors"]["head.weight"]["parts"].pop(1))
-    saved = Checkpoint(tmp_path)
-    assert np.array_equal(saved.read("head.weight", Range(0, 3)), WEIGHT[:3])
-    with pytest.raises(CheckpointError, match="row 3 of tensor 'head.weight' is in no file"):
-        saved.read("head.weight", Range(1, 7))
+@pytest.mark.parametrize("rows", [Range(-1, 3), Range(5, 8)])
+def test_rows_that_a_tensor_does_not_have_are_named(tmp_path, rows):
+    with pytest.raises(
+        CheckpointError, match=rf"rows {rows.start} to {rows.stop} of tensor 'head.weight' .*, it has 7"
+    ):
+        Checkpoint(save(tmp_path)).read("head.weight", rows)
 
 
 def zeros(data):
@@ -276,10 +276,12 @@ def test_a_file_with_damaged_content_is_named(tmp_path, damage, rows):
 def test_a_checkpoint_that_is_deleted_while_it_is_read_is_named(tmp_path):
     save(tmp_path, "0")
     saved = Checkpoint(tmp_path)
-    save(tmp_path, "1")
-    prune_checkpoints(tmp_path, 1)
-    with pytest.raises(CheckpointError, match=r"0/model.safetensors: tensor 'backbone.w' cannot be read: .*No such"):
-        saved.read("backbone.w")
+    delete_checkpoint(tmp_path / "0")
+    for read in (lambda: saved.read("backbone.w"), saved.verify):
+        with pytest.raises(
+            CheckpointError, match=r"/0: .*cannot be read: the checkpoint was deleted while it was read"
+        ):
+            read()
 
 
 @pytest.fixture
@@ -332,23 +334,11 @@ def test_whatever_stops_a_save_is_a_checkpoint_error_and_leaves_nothing(tmp_path
 
     with pytest.raises(CheckpointError, match="0 was not written: "):
         save_checkpoint(tmp_path, "0", parts=failing(), about={}, collectives=Collectives())
-    with pytest.raises(CheckpointError, match="0 was not written: TypeError: .*not JSON serializable"):
+    with pytest.raises(
+        CheckpointError, match="partial/manifest.json: cannot be written: TypeError: .*not JSON serializable"
+    ):
         save_checkpoint(tmp_path, "0", parts=parts(), about={"a": {1}}, collectives=Collectives())
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_checkpoint_that_cannot_be_pruned_is_warned_of(tmp_path, monkeypatch, caplog):
-    for name in ("0", "1"):
-        save(tmp_path, name)
-
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(layout.shutil, "rmtree", refuse)
-    monkeypatch.setattr(Path, "rename", refuse)
-    prune_checkpoints(tmp_path, 1)
-    assert "an old checkpoint cannot be deleted: " in caplog.text
-    assert len(list_checkpoints(tmp_path)) == 2
 
 
 def test_a_trial_leaves_nothing(tmp_path):
@@ -362,20 +352,20 @@ def test_a_trial_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("act", ["write", "read"])
 def test_a_trial_that_fails_on_one_rank_fails_on_all(tmp_path, monkeypatch, act):
-    real_write, real_read = writer.safetensors.numpy.save_file, reader.safetensors.safe_open
+    real_write, real_read = writer._write_file, reader.read_header
 
-    def save_file(tensors, path):
-        if act == "write" and path.endswith("1.safetensors"):
+    def write_file(path, parts):
+        if act == "write" and path.name.endswith("1.safetensors"):
             raise OSError(28, "No space left")
-        real_write(tensors, path)
+        return real_write(path, parts)
 
-    def safe_open(path, **options):
-        if act == "read" and path.endswith("1.safetensors"):
+    def read_header(file):
+        if act == "read" and file.name.endswith("1.safetensors"):
             raise OSError(116, "Stale file handle")
-        return real_read(path, **options)
+        return real_read(file)
 
-    monkeypatch.setattr(writer.safetensors.numpy, "save_file", save_file)
-    monkeypatch.setattr(reader.safetensors, "safe_open", safe_open)
+    monkeypatch.setattr(writer, "_write_file", write_file)
+    monkeypatch.setattr(reader, "read_header", read_header)
     ranks = ThreadRanks(2)
     with ThreadPoolExecutor(2) as pool:
         for tried in [pool.submit(try_folder, tmp_path, ranks[rank]) for rank in range(2)]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from plsc import CheckpointError
 from plsc.checkpoint import Checkpoint
 from plsc.engine.about import About
 from plsc.engine.trainer import Trainer
+from tests._support.manifests import edit_manifest
 
 
 @pytest.fixture
@@ -18,14 +17,7 @@ def saved(entry, tmp_path):
     entry.train()
     entry.set_checkpoint_dir(entry.model_save_dir)
     entry.set_train_epochs(2)
-    path = tmp_path / "output" / "0" / "manifest.json"
-
-    def edit(change):
-        manifest = json.loads(path.read_text())
-        change(manifest)
-        path.write_text(json.dumps(manifest))
-
-    return entry, edit
+    return entry, lambda change: edit_manifest(tmp_path / "output" / "0", change)
 
 
 @pytest.mark.parametrize(

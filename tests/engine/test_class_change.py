@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import numpy as np
@@ -12,6 +11,7 @@ from plsc import CheckpointError, Trainer
 from plsc.checkpoint import Checkpoint
 from plsc.losses import Head
 from plsc.utils.ranges import Range
+from tests._support.manifests import edit_manifest
 from tests._support.resuming import train_and_resume
 
 
@@ -121,12 +121,14 @@ def test_a_class_that_was_added_is_told_as_such(entry, folders):
 def test_a_checkpoint_that_does_not_say_its_classes_is_accepted_with_a_word(entry, folders, caplog):
     """As those of 1.0 and 3.0."""
     caplog.set_level("INFO", "plsc")
-    manifest = Checkpoint(entry.model_save_dir).path / "manifest.json"
-    content = json.loads(manifest.read_text())
-    for key in ("classes", "objects", "global_batch"):
-        del content["about"][key]
-    content["tensors"] = {name: value for name, value in content["tensors"].items() if not name.startswith("classes.")}
-    manifest.write_text(json.dumps(content))
+
+    def change(content):
+        for key in ("classes", "objects", "global_batch"):
+            del content["about"][key]
+        for name in [name for name in content["tensors"] if name.startswith("classes.")]:
+            del content["tensors"][name]
+
+    edit_manifest(Checkpoint(entry.model_save_dir).path, change)
     (folders / "p0").rename(folders / "z0")
     entry.train()
     assert "output/0: whether the classes have kept their numbers cannot be told" in caplog.text
@@ -134,13 +136,14 @@ def test_a_checkpoint_that_does_not_say_its_classes_is_accepted_with_a_word(entr
 
 @pytest.mark.parametrize("what", ["digest", "tensor"])
 def test_a_damaged_identity_is_an_error_of_the_checkpoint(entry, folders, what):
-    manifest = Checkpoint(entry.model_save_dir).path / "manifest.json"
-    content = json.loads(manifest.read_text())
-    if what == "digest":
-        content["about"]["classes"]["digest"] = "0" * 64
-    else:
-        del content["tensors"]["classes.ends"]
-    manifest.write_text(json.dumps(content))
+
+    def change(content):
+        if what == "digest":
+            content["about"]["classes"]["digest"] = "0" * 64
+        else:
+            del content["tensors"]["classes.ends"]
+
+    edit_manifest(Checkpoint(entry.model_save_dir).path, change)
     with pytest.raises(CheckpointError, match=r"output/0: .*classes.*use another epoch's"):
         entry.train()
 

@@ -1,0 +1,367 @@
+"""The checkpoints of a run: when one is saved, how it is written while training goes on, and which are kept.
+
+A save goes through these phases, and ranks enter each together:
+
+    begin      rank 0 makes the partial folder; each rank copies what it saves (the only wait of training)
+    writing    a thread on each rank writes the rank's files
+    naming     a thread on rank 0 reads all files back, gives the folder its name, and deletes the oldest checkpoints
+
+Ranks learn that a phase is over from numbers that travel with the verdict on each step (`Notices`), so that no rank
+waits for another one's disk. Where memory does not allow the copy, training waits while the threads read the tensors
+themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from plsc.checkpoint import NotFiniteError, Part, abandon, begin, complete, write_parts
+from plsc.config import Config
+from plsc.distributed.agreement import agree, explain
+from plsc.distributed.collectives import Collectives
+from plsc.engine.observers import Step
+from plsc.engine.retention import prune
+from plsc.engine.snapshot import Snapshot
+from plsc.engine.uploads import Uploader
+from plsc.errors import CheckpointError, NotSavedError
+from plsc.utils.files import size_text
+from plsc.utils.hints import setter
+from plsc.utils.memory import available_memory
+
+log = logging.getLogger("plsc")
+
+# Seconds from a save that failed to the next try.
+_RETRY_SECONDS = 60.0
+# Seconds between the tries at the end of a run: half an hour in all.
+_LAST_PAUSES = (5, 15, 40, 60, 120, 180, 300, 300, 300, 480)
+# The same where a signal asked to stop: what sent it kills after a while.
+STOP_PAUSES = (2, 5)
+# Share of the free memory that a copy may take.
+_MOST_MEMORY = 0.8
+# Seconds that rank 0 waits for other ranks' files where an error has ended the run.
+_RESCUE_SECONDS = 20.0
+
+
+class Notices(NamedTuple):
+    """What a rank tells the others with each step; they get the sum over ranks.
+
+    Attributes:
+        stop: a signal asked this rank to stop.
+        save: on rank 0, the time of the next save has come.
+        ready: this rank has ended its work on the present phase of the save.
+        failed: that work failed.
+    """
+
+    stop: float = 0.0
+    save: float = 0.0
+    ready: float = 0.0
+    failed: float = 0.0
+
+
+@dataclass
+class _Save:
+    """A save under way, as one rank sees it."""
+
+    step: Step
+    folder: Path
+    about: dict[str, Any]
+    prunes: bool
+    is_naming: bool = False
+    thread: threading.Thread | None = None
+    failure: Exception | None = None
+
+    def run(self, work: Callable[[], object]) -> None:
+        """Do the work of a phase in a thread."""
+
+        def attempt() -> None:
+            try:
+                work()
+            except Exception as error:  # whatever it is, the other ranks must learn of it
+                self.failure = error
+
+        self.thread = threading.Thread(target=attempt, name="plsc save", daemon=True)
+        self.thread.start()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether this rank's work on the present phase is over."""
+        return self.thread is None or not self.thread.is_alive()
+
+
+@dataclass
+class Saver:
+    """Saves the checkpoints of a run. Every rank makes one, and calls the same methods at the same steps.
+
+    Args:
+        config: `model_save_dir`, and the settings of when to save and what to keep.
+        collectives: over all ranks.
+        uploads: copies checkpoints to a remote folder; None where `model_save_dir` is a local one.
+
+    Attributes:
+        saved_step: the last step that is in a checkpoint, or in one under way; None where there is none.
+        failure: why the last save failed; '' where it did not.
+        newest: the last checkpoint that got its name; None where none did.
+    """
+
+    config: Config
+    collectives: Collectives
+    uploads: Uploader | None = None
+    saved_step: int | None = None
+    failure: str = ""
+    newest: Path | None = None
+    _save: _Save | None = None
+    _completed: list[tuple[Step, Path]] = field(default_factory=list)
+    _snapshot: Snapshot = field(default_factory=Snapshot)
+    _copies: bool | None = None
+    _is_owed: bool = False
+    _next_time: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._next_time = time.monotonic() + self._seconds
+
+    def check_space(self, parts: Iterable[Part]) -> None:
+        """Find out before the first step whether the disk has room for a checkpoint.
+
+        Raises:
+            CheckpointError: it has not; the same on every rank.
+        """
+        size = sum(self.collectives.gather_objects(_bytes_of(parts)))
+        root = Path(self.config.model_save_dir)
+        agree(lambda: _check_space(root, size), self.collectives, error=CheckpointError)
+
+    # When
+
+    def notices(self) -> Notices:
+        """What this rank tells the others with a step."""
+        save = self._save
+        is_time = save is None and self.collectives.topology.is_main and time.monotonic() >= self._next_time
+        return Notices(
+            save=float(is_time),
+            ready=float(save is not None and save.is_ready),
+            failed=float(save is not None and save.is_ready and save.failure is not None),
+        )
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint within the epoch is to be saved after a step; none while another one is under way."""
+        return self._is_owed and self._save is None and step != self.saved_step
+
+    @property
+    def _seconds(self) -> float:
+        return float("inf") if self.config.save_minutes is None else 60 * self.config.save_minutes
+
+    # One save
+
+    def start(
+        self, step: Step, name: str, *, parts: Callable[[], Iterable[Part]], about: dict[str, Any], prunes: bool
+    ) -> None:
+        """Begin to save the checkpoint `name`. An earlier one is awaited first.
+
+        Args:
+            step: the last step in it.
+            name: '7' after epoch 7, '7.120' after step 120 of epoch 7.
+            parts: makes what this rank holds.
+            about: what the manifest says of the run.
+            prunes: whether checkpoints that are no longer kept are deleted.
+
+        Raises:
+            CheckpointError: the parts cannot be made, or hold numbers that are not finite.
+        """
+        self.finish()
+        save = _Save(step, Path(self.config.model_save_dir) / name, about, prunes)
+        prefix = f"the checkpoint {save.folder} was not written: "
+        held = agree(lambda: list(parts()), self.collectives, error=CheckpointError, prefix=prefix)
+        self.saved_step, self._is_owed, self._next_time = step.number, False, time.monotonic() + self._seconds
+        sizes = self.collectives.gather_objects(_bytes_of(held))
+        try:
+            agree(lambda: self._begin(save.folder, sum(sizes)), self.collectives, error=CheckpointError)
+        except CheckpointError as error:
+            self._note_failure(save, str(error))
+            return
+        self._save = save
+        if self._takes_copies(held):
+            held = self._snapshot.copy(held)
+        rank = self.collectives.topology.rank
+        save.run(lambda: write_parts(save.folder, held, rank=rank))
+        if not self._copies:
+            self.finish()
+
+    def heed(self, step: int, told: Notices) -> None:
+        """Heed what ranks told each other with the last of `step` steps.
+
+        The save under way goes on where all ranks are ready for its next phase.
+
+        Raises:
+            CheckpointError: numbers to save are not finite.
+        """
+        steps = self.config.save_steps
+        self._is_owed |= told.save > 0 or (steps is not None and step % steps == 0)
+        if self._save is not None and told.ready == self.collectives.topology.world_size:
+            self._enter_next_phase(self._save, failed=told.failed > 0)
+
+    def finish(self) -> None:
+        """Wait until no save is under way.
+
+        Raises:
+            CheckpointError: numbers to save are not finite.
+        """
+        while (save := self._save) is not None:
+            if save.thread is not None:
+                save.thread.join()
+            failed = self.collectives.gather_objects(save.failure is not None)
+            self._enter_next_phase(save, failed=any(failed))
+
+    def insist(self, again: Callable[[], None], pauses: Sequence[float] = _LAST_PAUSES) -> None:
+        """Wait for the save under way; where it failed, try again after each pause.
+
+        Args:
+            again: starts the save once more.
+            pauses: seconds between tries.
+
+        Raises:
+            NotSavedError: no try succeeded.
+        """
+        self.finish()
+        for pause in pauses:
+            if not self.failure:
+                return
+            if self.collectives.topology.is_main:
+                log.error("the last checkpoint of this run is not written; the next try is in %g s", pause)
+            time.sleep(pause)
+            again()
+            self.finish()
+        if self.failure:
+            raise NotSavedError(f"{self.failure}; no further try")
+
+    def take_completed(self) -> list[tuple[Step, Path]]:
+        """The last step and the folder of each checkpoint that has got its name since the last call."""
+        taken, self._completed = self._completed, []
+        return taken
+
+    @contextlib.contextmanager
+    def rescued(self) -> Iterator[None]:
+        """Where an error ends the run within a `with` block, bring the save under way to its end."""
+        try:
+            yield
+        except BaseException:
+            self._rescue()
+            raise
+
+    def _rescue(self) -> None:
+        """Write and name the checkpoint under way without the collectives: other ranks may have ended already."""
+        save, self._save = self._save, None
+        if save is None or save.thread is None:
+            return
+        save.thread.join()
+        if save.failure is None and not save.is_naming and self.collectives.topology.is_main:
+            deadline = time.monotonic() + _RESCUE_SECONDS
+            save.run(lambda: self._name(save, deadline=deadline))
+            save.thread.join()
+
+    # Phases
+
+    def _begin(self, folder: Path, size: int) -> None:
+        if not self.collectives.topology.is_main:
+            return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(folder.parent, size)
+        begin(folder)
+
+    def _takes_copies(self, parts: Sequence[Part]) -> bool:
+        """Whether checkpoints are copied in memory before they are written; found out once, together with all ranks."""
+        if self._copies is None:
+            self._copies = self._choose(_bytes_of(parts))
+        if self._copies:
+            try:
+                agree(lambda: self._snapshot.reserve(parts), self.collectives, error=CheckpointError)
+            except CheckpointError as error:
+                self._copies = False
+                log.warning("training waits while checkpoints are written: no memory for a copy: %s", error)
+        return self._copies
+
+    def _choose(self, size: int) -> bool:
+        if self.config.async_save != "auto":
+            return self.config.async_save == "on"
+        ranks = self.collectives.gather_objects((socket.gethostname(), size, available_memory()))
+        for host in {name for name, _, _ in ranks}:
+            wanted = sum(own for name, own, _ in ranks if name == host)
+            free = min(own for name, _, own in ranks if name == host)
+            if wanted > _MOST_MEMORY * free:
+                if self.collectives.topology.is_main:
+                    log.warning(
+                        "training waits while checkpoints are written: a copy takes %s on %s, where %s of memory is "
+                        "free; %s makes the copy all the same",
+                        size_text(wanted),
+                        host,
+                        size_text(free),
+                        setter("async_save", True),
+                    )
+                return False
+        if self.collectives.topology.is_main:
+            log.info(
+                "training goes on while checkpoints are written, from a copy of %s in memory",
+                size_text(sum(own for _, own, _ in ranks)),
+            )
+        return True
+
+    def _name(self, save: _Save, *, deadline: float | None = None) -> None:
+        complete(save.folder, save.about, ranks=self.collectives.topology.world_size)
+        pruned = prune(self.config, newest=save.folder) if save.prunes else []
+        if self.uploads is not None:
+            self.uploads.on_complete(save.folder, prunes=save.prunes)
+            for path in pruned:
+                self.uploads.on_prune(path)
+
+    def _enter_next_phase(self, save: _Save, *, failed: bool) -> None:
+        topology = self.collectives.topology
+        if failed:
+            self._save = None
+            failures = self.collectives.gather_objects(_describe(save.failure))
+            if topology.is_main:
+                abandon(save.folder)
+            rank, (is_fatal, reason) = next((rank, found) for rank, found in enumerate(failures) if found is not None)
+            reason = f"rank {rank}: {reason}" if topology.world_size > 1 else reason
+            if is_fatal:
+                raise CheckpointError(f"the checkpoint {save.folder} was not written: {reason}")
+            self._note_failure(save, reason)
+        elif not save.is_naming:
+            save.is_naming, save.thread = True, None
+            if topology.is_main:
+                save.run(lambda: self._name(save))
+        else:
+            self._save, self.failure, self.newest = None, "", save.folder
+            self._completed.append((save.step, save.folder))
+
+    def _note_failure(self, save: _Save, reason: str) -> None:
+        """A save that failed ends nothing: the next try is soon."""
+        self.failure = f"the checkpoint {save.folder} was not written: {reason}"
+        self.saved_step, self._next_time = None, time.monotonic() + _RETRY_SECONDS
+        if self.collectives.topology.is_main:
+            log.error("%s; another try follows", self.failure)
+
+
+def _check_space(root: Path, size: int) -> None:
+    free = shutil.disk_usage(root).free
+    if free < size:
+        raise CheckpointError(
+            f"{root} has {size_text(free)} of free space, and a checkpoint takes {size_text(size)}; free space "
+            f"there, or choose another folder with {setter('model_save_dir')}"
+        )
+
+
+def _bytes_of(parts: Iterable[Part]) -> int:
+    return sum(math.prod(part.data.shape) * part.data.dtype.itemsize for part in parts)
+
+
+def _describe(failure: Exception | None) -> tuple[bool, str] | None:
+    """(whether training must stop, the reason) of a failure."""
+    return None if failure is None else (isinstance(failure, NotFiniteError), explain(failure))

@@ -1,0 +1,113 @@
+"""Paddle's tensors as a checkpoint reads and fills them: in blocks of rows, without a copy of a whole tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import paddle
+from numpy.typing import NDArray
+
+from plsc.checkpoint import Checkpoint, reading
+from plsc.losses import SavedState
+from plsc.losses.ops import host_view, put_rows
+from plsc.utils.ranges import Range
+
+
+class TensorRows:
+    """The rows of a Paddle tensor, for `plsc.checkpoint.Part`.
+
+    On a CPU, float32 and float64 are read from the tensor's own memory; otherwise each block is copied.
+
+    Args:
+        tensor: must not change while it is read. bfloat16 is read as uint16.
+    """
+
+    def __init__(self, tensor: paddle.Tensor) -> None:
+        self.shape = list(tensor.shape)
+        self.dtype: np.dtype[Any] = paddle.empty([0], tensor.dtype).numpy().dtype
+        view = host_view(tensor)
+        rows = tensor.detach() if view is None else view
+        self._rows = rows if self.shape else rows.reshape([1])
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows [start, stop); a scalar is one row."""
+        rows = self._rows[start:stop]
+        return rows if isinstance(rows, np.ndarray) else rows.numpy()
+
+
+class CheckpointState(SavedState):
+    """Tensors of a checkpoint that are read when they are asked for. Numbers that are not finite are refused.
+
+    Args:
+        saved: the checkpoint.
+        prefix: begins the names of the tensors there, and not here.
+        names: the names here.
+        rows_of: a name here -> which rows to read: all (None), a range, or chosen ones.
+    """
+
+    def __init__(
+        self,
+        saved: Checkpoint,
+        prefix: str,
+        names: list[str],
+        *,
+        rows_of: Callable[[str], Range | NDArray[np.int64] | None] = lambda name: None,
+    ) -> None:
+        self._saved, self._prefix, self._names, self._rows_of = saved, prefix, names, rows_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        rows, key = self._rows_of(name), self._prefix + name
+        if rows is None or isinstance(rows, Range):
+            return self._saved.read(key, rows, is_finite=True)
+        return self._saved.read_rows(key, rows, is_finite=True)
+
+    def copy_to(self, name: str, tensor: paddle.Tensor) -> None:
+        """Read a tensor block by block into one of its shape and type."""
+        saved, key, rows = self._saved, self._prefix + name, self._rows_of(name)
+        shape, dtype = saved.shape(key), paddle.empty([0], tensor.dtype).numpy().dtype
+        if rows is not None:
+            shape[0] = rows.size
+        with reading(saved.path, f"tensor '{key}' "):
+            if (shape, saved.dtype(key)) != (list(tensor.shape), dtype):
+                raise ValueError(f"it is {shape} of {saved.dtype(key)}, expected {list(tensor.shape)} of {dtype}")
+        if not shape:
+            tensor.set_value(self[name])
+        elif rows is None or isinstance(rows, Range):
+            first = 0 if rows is None else rows.start
+            for start, values in saved.blocks(key, rows, is_finite=True):
+                _set_rows(tensor, start - first, values)
+        else:
+            for places, values in saved.chosen_blocks(key, rows, is_finite=True):
+                _put_rows(tensor, places, values)
+
+
+def _set_rows(tensor: paddle.Tensor, start: int, values: NDArray[Any]) -> None:
+    view, stop = host_view(tensor), start + len(values)
+    if view is not None:
+        view[start:stop] = values
+    else:
+        with paddle.no_grad():
+            tensor.detach()[start:stop] = _to_tensor(values, tensor)
+
+
+def _put_rows(tensor: paddle.Tensor, places: NDArray[np.int64], values: NDArray[Any]) -> None:
+    view = host_view(tensor)
+    if view is not None:
+        view[places] = values
+    else:
+        put_rows(tensor, paddle.to_tensor(places), values=_to_tensor(values, tensor))
+
+
+def _to_tensor(values: NDArray[Any], like: paddle.Tensor) -> paddle.Tensor:
+    tensor = paddle.to_tensor(values, place=like.place)
+    return tensor.view("bfloat16") if like.dtype == paddle.bfloat16 else tensor

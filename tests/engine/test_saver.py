@@ -1,0 +1,307 @@
+"""Checkpoints that are written while training goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plsc import CheckpointError, TrainingError
+from plsc.checkpoint import Checkpoint, list_checkpoints
+from plsc.distributed.topology import Topology
+from plsc.engine import saver
+from plsc.engine.dataloading import build_dataloader
+from plsc.engine.observers import Observer
+from plsc.engine.saver import Notices
+from plsc.engine.trainer import Trainer
+from plsc.errors import NotSavedError
+from tests._support.ranks import launch
+
+
+def names(folder):
+    return [path.name for path in list_checkpoints(folder)]
+
+
+def contents(path):
+    saved = Checkpoint(path)
+    return {name: saved.read(name) for name in saved.names("")}
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+class Events(Observer):
+    """What an observer is told, in order."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step(self, step):
+        self.seen.append(("step", step.number))
+
+    def on_verify(self, step, results):
+        self.seen.append(("verify", step.number))
+
+    def on_save(self, step, path):
+        assert (path / "manifest.json").is_file()
+        assert np.isfinite(step.values["loss"])
+        self.seen.append((path.name, step.number))
+
+
+@pytest.fixture
+def by_steps(entry):
+    """Two epochs of six steps; a checkpoint every second step."""
+    entry.set_train_batch_size(5)
+    entry.set_train_epochs(2)
+    entry.set_with_test(False)
+    entry.set_save_period(steps=2, minutes=None, keep=50)
+    return entry
+
+
+class Gate:
+    """Holds back `write_parts` until it is opened."""
+
+    def __init__(self, monkeypatch):
+        self.open = threading.Event()
+        write = saver.write_parts
+
+        def write_when_open(*arguments, **options):
+            assert self.open.wait(60)
+            write(*arguments, **options)
+
+        monkeypatch.setattr(saver, "write_parts", write_when_open)
+
+
+def test_checkpoints_are_saved_by_steps(by_steps):
+    by_steps.set_async_save(False)
+    by_steps.train()
+    assert names(by_steps.model_save_dir) == ["0.2", "0.4", "0", "1.2", "1.4", "1"]
+
+
+def test_checkpoints_are_saved_by_time(by_steps, monkeypatch):
+    by_steps.set_async_save(False)
+    by_steps.set_save_period(minutes=1, keep=50)
+    now = iter(range(0, 10_000_000, 35))  # seconds; asked at most twice a step
+    monkeypatch.setattr(saver.time, "monotonic", lambda: next(now))
+    by_steps.train()
+    assert len(names(by_steps.model_save_dir)) > 3
+    assert names(by_steps.model_save_dir)[-1] == "1"
+
+
+@pytest.mark.parametrize("mode, copies", [(True, True), (False, False), ("auto", True)])
+def test_a_checkpoint_holds_one_step_whatever_the_next_steps_change(by_steps, tmp_path, monkeypatch, mode, copies):
+    """Its writing begins three steps later, where it is a copy that is written."""
+    by_steps.set_train_steps(6)
+    by_steps.set_save_period(minutes=None)
+    by_steps.train()  # the expected state after step 2 is that of a run that ends there
+    shutil.move(by_steps.model_save_dir, tmp_path / "whole")
+    by_steps.set_train_steps(2)
+    by_steps.train()
+    shutil.move(by_steps.model_save_dir, tmp_path / "short")
+
+    gate = Gate(monkeypatch)
+
+    class Opens(Observer):
+        def on_step(self, step):
+            if step.number == 5 or not copies:
+                gate.open.set()
+
+    by_steps.set_train_steps(6)
+    by_steps.set_save_period(steps=2, minutes=None)
+    by_steps.set_async_save(mode)
+    by_steps.add_observer(Opens())
+    by_steps.train()
+    assert_equal(contents(tmp_path / "output" / "0.2"), contents(tmp_path / "short" / "0.2"))
+    assert_equal(contents(tmp_path / "output" / "0"), contents(tmp_path / "whole" / "0"))
+
+
+def test_a_save_that_is_due_waits_for_the_one_under_way(by_steps, monkeypatch):
+    gate, events = Gate(monkeypatch), Events()
+
+    class Opens(Observer):
+        def on_step(self, step):
+            if step.number == 5:
+                gate.open.set()
+
+    by_steps.set_train_epochs(1)
+    by_steps.set_async_save(True)
+    by_steps.add_observer(Opens())
+    by_steps.add_observer(events)
+    by_steps.train()
+    saved = names(by_steps.model_save_dir)
+    assert saved[0] == "0.2" and saved[-1] == "0" and "0.4" not in saved
+    assert events.seen.index(("0.2", 2)) > events.seen.index(("step", 5))
+
+
+def test_observers_get_the_checkpoint_of_an_epoch_after_its_verification(entry):
+    for mode in (True, False):
+        events = Events()
+        entry.set_async_save(mode)
+        entry.set_model_save_dir(f"{entry.model_save_dir}{mode}")
+        Trainer(entry.config, observers=[events]).train()
+        assert events.seen[-2:] == [("verify", 3), ("0", 3)]
+
+
+def test_a_save_that_fails_costs_no_training(by_steps, monkeypatch, caplog):
+    """The next try is soon; what was begun is removed."""
+    write, calls = saver.write_parts, []
+
+    def fail_twice(folder, *arguments, **options):
+        calls.append(folder.name)
+        if len(calls) <= 2:
+            raise CheckpointError("no space left on device")
+        write(folder, *arguments, **options)
+
+    monkeypatch.setattr(saver, "write_parts", fail_twice)
+    monkeypatch.setattr(saver, "_RETRY_SECONDS", 0.0)
+    by_steps.set_async_save(False)
+    by_steps.train()
+    assert calls[:3] == ["0.2", "0.3", "0.4"]
+    assert names(by_steps.model_save_dir) == ["0.4", "0", "1.2", "1.4", "1"]
+    assert caplog.text.count("no space left on device; another try follows") == 2
+    assert not list(Path(by_steps.model_save_dir).glob(".*"))
+
+
+def test_a_run_whose_last_save_fails_tries_again_and_has_a_status_of_its_own(by_steps, monkeypatch):
+    def fail(*arguments, **options):
+        raise CheckpointError("no space left on device")
+
+    slept = []
+    monkeypatch.setattr(saver.time, "sleep", slept.append)
+    write = saver.write_parts
+    monkeypatch.setattr(saver, "write_parts", fail)
+    by_steps.set_train_epochs(1)
+    with pytest.raises(NotSavedError, match="0 was not written: no space left on device; no further try") as raised:
+        by_steps.train()
+    assert raised.value.code == 74
+    assert sum(slept) == 1800
+    slept.clear()
+    monkeypatch.setattr(saver.time, "sleep", lambda seconds: monkeypatch.setattr(saver, "write_parts", write))
+    by_steps.train()
+    assert names(by_steps.model_save_dir) == ["0"]
+
+
+def test_too_little_space_is_found_before_training_and_before_each_save(by_steps, monkeypatch, caplog):
+    usage = shutil.disk_usage(by_steps.dataset_dir)
+    free = [1000]
+    monkeypatch.setattr(saver.shutil, "disk_usage", lambda path: usage._replace(free=free[0]))
+    with pytest.raises(CheckpointError, match=r"has 1000 bytes of free space, and a checkpoint takes .* MiB"):
+        Trainer(by_steps.config)
+    free[0] = usage.free
+
+    class Fills(Observer):
+        def on_step(self, step):
+            free[0] = 1000 if step.number < 6 else usage.free
+
+    by_steps.set_train_epochs(1)
+    Trainer(by_steps.config, observers=[Fills()]).train()
+    assert caplog.text.count("has 1000 bytes of free space") == 2
+    assert names(by_steps.model_save_dir) == ["0"]
+
+
+def test_an_error_loses_no_checkpoint_under_way(by_steps, monkeypatch):
+    gate = Gate(monkeypatch)
+
+    class Fails(Observer):
+        def on_step(self, step):
+            if step.number == 4:
+                threading.Timer(0.2, gate.open.set).start()
+                raise ValueError("on purpose")
+
+    by_steps.set_async_save(True)
+    by_steps.add_observer(Fails())
+    with pytest.raises(TrainingError, match="on purpose"):
+        by_steps.train()
+    assert names(by_steps.model_save_dir) == ["0.2"]
+
+
+def test_numbers_that_are_not_finite_stop_training(by_steps, monkeypatch):
+    trainer = Trainer(by_steps.config)
+    state = trainer.head.state
+
+    def broken():
+        return {name: value * float("nan") for name, value in state().items()}
+
+    monkeypatch.setattr(trainer.head, "state", broken)
+    with pytest.raises(CheckpointError, match=r"0.2 was not written: head.weight holds nan in row 0"):
+        trainer.train()
+    assert not names(by_steps.model_save_dir)
+
+
+def make_saver(entry, **settings):
+    from plsc.distributed.collectives import Collectives
+
+    entry.config.assign(**settings)
+    return saver.Saver(entry.config, Collectives())
+
+
+@pytest.mark.parametrize("free, copies", [(10_000, True), (9_000, False)])
+def test_a_copy_takes_most_of_the_free_memory_or_none(entry, monkeypatch, caplog, free, copies):
+    monkeypatch.setattr(saver, "available_memory", lambda: free)
+    assert make_saver(entry)._choose(8_000) is copies
+    assert ("training goes on while" if copies else "training waits while") in caplog.text
+
+
+def test_a_rank_is_ready_when_its_thread_is(entry):
+    made = make_saver(entry)
+    assert made.notices() == Notices()
+    made._save = saver._Save(None, None, {}, False)
+    event = threading.Event()
+    made._save.run(lambda: event.wait(60))
+    assert made.notices() == Notices()
+    event.set()
+    made._save.thread.join()
+    assert made.notices() == Notices(ready=1.0)
+    made._save.run(lambda: 1 / 0)
+    made._save.thread.join()
+    assert made.notices() == Notices(ready=1.0, failed=1.0)
+
+
+def train(ranks, folder, **settings):
+    settings = {
+        "model": "batch norm",
+        "train_epochs": 3,
+        "num_workers": 0,
+        "model_save_dir": str(folder / "output"),
+        "train_batch_size": 12 // ranks,
+        "save_minutes": None,
+        "save_keep": 50,
+        **settings,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    launch(ranks, "train_worker.py", json.dumps(settings), log_dir=folder / "log")
+    return folder / "output"
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_resuming_from_any_checkpoint_within_an_epoch_equals_never_having_stopped(ranks, tmp_path):
+    """Also where the network is verified, which averages its running statistics over ranks."""
+    settings = {"verify": True, "test_period": 3}
+    whole = train(ranks, tmp_path / "whole", **settings)
+    saved = train(ranks, tmp_path / "saved", save_steps=2, **settings)
+    assert_equal(contents(saved / "2"), contents(whole / "2"))
+    within = [path for path in list_checkpoints(saved) if "." in path.name]
+    assert len(within) >= 3
+    for path in (within[0], within[-1]):
+        folder = tmp_path / path.name
+        resumed = train(ranks, folder, checkpoint_dir=str(path), **settings)
+        assert_equal(contents(resumed / "2"), contents(whole / "2"))
+
+
+def test_a_loader_is_not_asked_twice_for_a_batch(by_steps):
+    """A run that is stopped and resumed at each step sees the batches of one that is not."""
+    by_steps.set_train_steps(5)
+    whole = [batch.labels.tolist() for batch in build_dataloader(by_steps.config, Topology()).epoch(0)]
+    loader, seen = build_dataloader(by_steps.config, Topology()), []
+    for step in range(6):
+        seen.append(next(loader.epoch(0, step)).labels.tolist())
+    assert seen == whole

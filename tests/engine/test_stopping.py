@@ -1,0 +1,236 @@
+"""Signals that ask a run to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from plsc import Interrupted
+from plsc.checkpoint import Checkpoint, list_checkpoints
+from plsc.data.verification_set import VerificationSet
+from plsc.engine.observers import Observer
+from plsc.engine.stopping import StopRequest
+from plsc.engine.trainer import Trainer
+from tests._support.ranks import ROOT, WORKERS
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+
+
+@pytest.fixture(autouse=True)
+def default_handlers():
+    """Those of a process that a shell starts; the test runner may have others."""
+    defaults = dict.fromkeys(SIGNALS, signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class Kill(Observer):
+    """Sends a signal to the process at an event of a run."""
+
+    def __init__(self, number, event, step):
+        self.number, self.event, self.step = number, event, step
+
+    def on_start(self, run):
+        if self.event == "start":
+            os.kill(os.getpid(), self.number)
+
+    def on_step(self, step):
+        if self.event == "step" and step.number == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.fixture
+def run(entry):
+    """Two epochs of three steps."""
+    entry.set_train_epochs(2)
+    entry.set_with_test(False)
+    return entry
+
+
+def contents(folder):
+    saved = Checkpoint(folder)
+    return {name: saved.read(name) for name in saved.names("")}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    "event, step, saved", [("start", 0, "0.1"), ("step", 1, "0.2"), ("step", 2, "0"), ("step", 3, "1.1")]
+)
+def test_a_signal_loses_and_repeats_nothing(run, tmp_path, caplog, number, event, step, saved):
+    """The step during which it arrives, and the next, which has begun on the device, are saved."""
+    run.train()
+    whole = contents(tmp_path / "output")
+    run.set_model_save_dir(tmp_path / "stopped")
+    with pytest.raises(Interrupted, match=f"stopped by {number.name}: training up to step") as raised:
+        Trainer(run.config, observers=[Kill(number, event, step)]).train()
+    assert raised.value.code == 75
+    newest = list_checkpoints(tmp_path / "stopped")[-1]
+    assert newest.name == saved
+    assert str(newest) in caplog.text
+    run.set_checkpoint_dir(tmp_path / "stopped")
+    run.train()
+    found = contents(tmp_path / "stopped")
+    assert found.keys() == whole.keys()
+    for name, value in whole.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    lines = (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["step"] for line in lines}) == len(lines)
+
+
+def test_a_run_that_is_done_ends_as_one_without_a_signal(run):
+    assert Trainer(run.config, observers=[Kill(signal.SIGTERM, "step", 6)]).train()["loss"]
+
+
+class Killing(list):
+    """Images, one of which sends a signal when it is read after training began."""
+
+    armed = False
+
+    def __iter__(self):
+        for number, image in enumerate(super().__iter__()):
+            if number == 3 and Killing.armed:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield image
+
+    def __getitem__(self, index):
+        return Killing(super().__getitem__(index)) if isinstance(index, slice) else super().__getitem__(index)
+
+
+def test_a_signal_during_verification_ends_it(run, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    images = Killing(rng.integers(0, 256, (40, 16, 16, 3)).astype(np.uint8))
+    run.test_dataset = VerificationSet("faces", images, is_same=[i % 2 == 1 for i in range(20)])
+    run.test_dataset.images = images
+    run.set_with_test(True)
+    run.set_test_batch_size(2)
+
+    class Arm(Observer):
+        def on_step(self, step):
+            Killing.armed = True
+
+        def on_verify(self, step, results):
+            raise AssertionError("the verification was not stopped")
+
+    try:
+        with pytest.raises(Interrupted, match="training up to step 3 is saved"):
+            Trainer(run.config, observers=[Arm()]).train()
+    finally:
+        Killing.armed = False
+    assert [path.name for path in list_checkpoints(tmp_path / "output")] == ["0"]
+
+
+def test_handlers_are_put_back(run):
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(Interrupted):
+        Trainer(run.config, observers=[Kill(signal.SIGTERM, "step", 1)]).train()
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_handler_of_the_users_stays(run):
+    seen = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+    try:
+        Trainer(run.config, observers=[Kill(signal.SIGUSR1, "step", 1)]).train()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == [signal.SIGUSR1]
+
+
+def test_a_signal_before_the_first_step_ends_at_once(caplog):
+    with (
+        pytest.raises(Interrupted, match="stopped by SIGTERM before the first step") as raised,
+        StopRequest().heeded(at_once=True),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    assert raised.value.code == 75
+    assert "stopped by SIGTERM before the first step" in caplog.text
+
+
+def test_repeated_signals_are_one():
+    stop = StopRequest()
+    with stop.heeded():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+    assert stop.name == "SIGINT"
+
+
+def test_other_threads_train_without_signals(run):
+    failures = []
+
+    def work():
+        try:
+            run.train()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failures
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    script = (
+        "import os, signal, time\n"
+        "from plsc.engine import stopping\n"
+        "stopping._REPEATED = 0.2\n"
+        "with stopping.StopRequest().heeded():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(0.5)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", script], env=environment, timeout=60).returncode == -signal.SIGTERM
+
+
+def settings_of(folder, **settings):
+    return json.dumps(
+        {
+            "model": "batch norm",
+            "num_workers": 0,
+            "model_save_dir": str(folder / "output"),
+            "train_batch_size": 6,
+            "train_epochs": 2,
+            **settings,
+        }
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_makes_all_ranks_save_the_same_step(number, tmp_path):
+    """A signal to Paddle's launcher reaches all ranks, which save the same step."""
+    command = [
+        *(sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2"),
+        *("--log_dir", tmp_path / "log", WORKERS / "train_worker.py", settings_of(tmp_path, train_epochs=5000)),
+    ]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PADDLE_")}
+    environment.update(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    process = subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    metrics = tmp_path / "output" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    process.wait(60)
+    newest = list_checkpoints(tmp_path / "output")[-1]
+    assert f"is saved in {newest}; start again" in (tmp_path / "log" / "workerlog.0").read_text()
+    assert not list((tmp_path / "output").glob(".*"))
+    for rank in range(2):
+        assert "Traceback" not in (tmp_path / "log" / f"workerlog.{rank}").read_text()
