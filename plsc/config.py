@@ -282,6 +282,11 @@ class Config(Settings):
         description="Checkpoint loaded before train, test, predict and export. Without one, "
         "test, predict and export load the newest in model_save_dir. May be a URL.",
     )
+    auto_resume: bool = Field(
+        default=False,
+        description="Go on from the newest whole checkpoint in model_save_dir; begin where there is none, from "
+        "checkpoint_dir if that is set. The same command then starts a run and goes on with it.",
+    )
     class_change: Literal["stop", "by_name", "by_number"] = Field(
         default="stop",
         description="Action at resuming on data whose class numbers mean other classes than in the checkpoint: stop; "

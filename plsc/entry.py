@@ -412,6 +412,14 @@ class Entry(_Attributes):
         """
         self.config.checkpoint_dir = str(directory)
 
+    def set_auto_resume(self, flag: bool) -> None:
+        """Go on from the newest whole checkpoint in `model_save_dir`; begin where there is none. Default False.
+
+        The same script then starts a run and goes on with it. A run that has ended returns its last values. Where
+        settings or data that decide the result have changed, the run stops and names them. See docs/reliability.md.
+        """
+        self.config.auto_resume = flag
+
     def set_class_change(self, action: Literal["stop", "by_name", "by_number"]) -> None:
         """Action at resuming on data whose class numbers mean other classes than in the checkpoint. Default 'stop'.
 

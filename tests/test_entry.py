@@ -83,6 +83,7 @@ SETTERS = [
     ("set_pixel_normalization", "mean", (1.0, 2.0, 3.0), "pixel_mean"),
     ("set_bad_images", "action", "skip", "bad_images"),
     ("set_strict_images", "flag", True, "strict_images"),
+    ("set_auto_resume", "flag", True, "auto_resume"),
     ("set_class_change", "action", "by_name", "class_change"),
     ("set_on_nonfinite", "action", "skip", "on_nonfinite"),
     ("set_max_skipped_steps", "num", 7, "max_skipped_steps"),

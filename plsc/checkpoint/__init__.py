@@ -22,11 +22,11 @@ from plsc.checkpoint.layout import (
     MANIFEST,
     delete_checkpoint,
     is_checkpoint_name,
+    is_copy,
     list_checkpoints,
     order,
-    prune_checkpoints,
     remove_leftovers,
-    to_prune,
+    run_of,
 )
 from plsc.checkpoint.manifest import check_content
 from plsc.checkpoint.reader import Block, Checkpoint, block_rows, reading
@@ -55,13 +55,13 @@ __all__ = [
     "complete",
     "delete_checkpoint",
     "is_checkpoint_name",
+    "is_copy",
     "list_checkpoints",
     "order",
-    "prune_checkpoints",
     "reading",
     "remove_leftovers",
+    "run_of",
     "save_checkpoint",
-    "to_prune",
     "try_folder",
     "write_parts",
 ]

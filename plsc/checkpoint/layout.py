@@ -1,13 +1,14 @@
-"""Folders of checkpoints: their names, their order, which of them are deleted, and what kills leave behind."""
+"""Folders of checkpoints: their names, their order, how one is deleted, and what kills leave behind."""
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from plsc.checkpoint.manifest import read_manifest
+from plsc.errors import CheckpointError
 from plsc.utils.atomic import partial_path
 
 MANIFEST = "manifest.json"
@@ -17,33 +18,6 @@ INDEX = "model.safetensors.index.json"
 _NAME = re.compile(r"[0-9]+(\.[0-9]+)?")
 # What `partial_path` makes of such a name.
 _LEFTOVER = re.compile(rf"\.{_NAME.pattern}\.plsc-partial")
-
-log = logging.getLogger("plsc")
-
-
-def to_prune(checkpoints: Sequence[Path], keep: int) -> list[Path]:
-    """Which checkpoints are deleted: all but the `keep` newest.
-
-    Args:
-        checkpoints: as `list_checkpoints` returns them.
-        keep: 1 or more.
-    """
-    return list(checkpoints[:-keep])
-
-
-def prune_checkpoints(root: str | Path, keep: int) -> list[Path]:
-    """Delete all but the `keep` newest checkpoints in `root`, 1 or more, and return them.
-
-    A checkpoint that cannot be deleted costs space and nothing else: a warning names it.
-    """
-    pruned: list[Path] = []
-    try:
-        for path in to_prune(list_checkpoints(root), keep):
-            delete_checkpoint(path)
-            pruned.append(path)
-    except OSError as error:
-        log.warning("%s: an old checkpoint cannot be deleted: %s; delete it, or its disk fills up", root, error)
-    return pruned
 
 
 def delete_checkpoint(path: Path) -> None:
@@ -84,13 +58,41 @@ def remove_leftovers(root: str | Path) -> list[Path]:
 
 
 def list_checkpoints(root: str | Path) -> list[Path]:
-    """The checkpoints in `root`, in the order in which training reached them."""
+    """The checkpoints in `root`, in the order in which training reached them.
+
+    A checkpoint whose manifest says that it was saved under another name, as a copy named 20261126, is none of them,
+    unless `root` holds nothing else.
+    """
     root = Path(root)
     if not root.is_dir():
         return []
-    return sorted(
+    found = sorted(
         (path for path in root.iterdir() if is_checkpoint_name(path.name) and (path / MANIFEST).is_file()), key=order
     )
+    return [path for path in found if not is_copy(path)] or found
+
+
+def is_copy(path: Path) -> bool:
+    """Whether the manifest of a checkpoint says that it was saved under another name."""
+    about = _read_about(path)
+    epoch, images, step = (about.get(key) for key in ("epoch", "images_in_epoch", "steps_in_epoch"))
+    if not isinstance(epoch, int):
+        return False
+    if images == 0:
+        return path.name != str(epoch - 1)
+    return isinstance(step, int) and path.name != f"{epoch}.{step}"
+
+
+def run_of(path: Path) -> str:
+    """The run that wrote a checkpoint, as its manifest says; '' where it does not say, or cannot be read."""
+    return str(_read_about(path).get("run", ""))
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    try:
+        return read_manifest(path / MANIFEST)[0].about
+    except (OSError, CheckpointError):  # damaged: the reader says how
+        return {}
 
 
 def is_checkpoint_name(name: str) -> bool:

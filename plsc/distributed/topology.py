@@ -108,6 +108,18 @@ def place_from_environment() -> tuple[int, int]:
     return _from_environment("PADDLE_TRAINER_ID", 0), _from_environment("PADDLE_TRAINERS_NUM", 1)
 
 
+def is_restart() -> bool:
+    """Whether the environment asks a run to go on by itself: PLSC_AUTO_RESUME, which `plsc launch` sets to 1.
+
+    Raises:
+        DistributedError: the variable is neither empty, 0 nor 1.
+    """
+    text = os.environ.get("PLSC_AUTO_RESUME", "")
+    if text not in ("", "0", "1"):
+        raise DistributedError(f"PLSC_AUTO_RESUME is {text!r}, expected 0 or 1")
+    return text == "1"
+
+
 def devices_asked_of_launcher(command: list[str] | None = None) -> tuple[str, int] | None:
     """(option, number of devices) where the launcher was started with an option for several devices; else None.
 

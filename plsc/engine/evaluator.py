@@ -39,6 +39,7 @@ from plsc.inference.embedding import EmbeddingPath, Embeddings, check_finite, to
 from plsc.metrics.verification import VerificationReport, verification_report
 from plsc.models.base_model import check_embedding
 from plsc.utils.hints import setter
+from plsc.utils.plural import counted
 from plsc.utils.ranges import Range, shard_range, shard_ranges
 from plsc.utils.threads import thread_map
 
@@ -176,7 +177,7 @@ def _report(pairs: VerificationSet, embeddings: Embeddings) -> VerificationRepor
     try:
         return verification_report(embeddings, pairs.is_same, folds=pairs.folds)
     except (ConfigError, DataError) as error:
-        raise DataError(f"{pairs.label} ({len(pairs)} pairs) cannot be verified: {error}") from None
+        raise DataError(f"{pairs.label} ({counted(len(pairs), 'pair')}) cannot be verified: {error}") from None
 
 
 def _prepare(path: EmbeddingPath, numbered: tuple[int, Any], *, damaged: DamageLog) -> NDArray[Any]:

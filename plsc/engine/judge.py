@@ -19,6 +19,7 @@ from plsc.engine.soundness import BackboneState, Evidence, Finding, Snapshot, St
 from plsc.errors import TrainingError
 from plsc.losses import Head
 from plsc.utils.hints import setter
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -217,7 +218,7 @@ class Judge:
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= self._config.max_skipped_steps:
-            number = f"{self.skipped_in_a_row} steps in a row were skipped ({setter('max_skipped_steps')})"
+            number = f"skipped {counted(self.skipped_in_a_row, 'step')} in a row ({setter('max_skipped_steps')})"
             raise self._error(place, finding._replace(text=f"{number}; in the last {finding.text}"), skipped=True)
 
     def _find(self, place: Place, evidence: Evidence, *, is_updated: bool) -> Finding:

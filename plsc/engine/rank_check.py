@@ -21,6 +21,7 @@ from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.errors import DistributedError
+from plsc.utils.plural import counted
 from plsc.version import __version__
 
 log = logging.getLogger("plsc")
@@ -168,4 +169,4 @@ def describe_network(backbone: paddle.nn.Layer) -> str:
     """The class of a network, and a digest of the names, shapes and types of its tensors."""
     tensors = [(name, list(value.shape), str(value.dtype)) for name, value in backbone.state_dict().items()]
     digest = hashlib.sha256(repr(tensors).encode()).hexdigest()[:12]
-    return f"{type(backbone).__qualname__} of {len(tensors)} tensors ({digest})"
+    return f"{type(backbone).__qualname__} of {counted(len(tensors), 'tensor')} ({digest})"

@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
-from plsc.checkpoint import is_checkpoint_name, list_checkpoints, order, try_folder
+from plsc.checkpoint import is_checkpoint_name, is_copy, list_checkpoints, order, remove_leftovers, try_folder
 from plsc.config import Config
 from plsc.data.class_identity import ClassIdentity
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
-from plsc.engine.about import About
+from plsc.engine.about import METRICS, About
 from plsc.engine.rank_check import describe_object
 from plsc.errors import CheckpointError, ConfigError
 from plsc.utils.hints import setter
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
 # The settings that decide the order of the images in an epoch, in addition to the images themselves.
 _ORDER_SETTINGS = ("seed", "class_balanced", "min_images_per_class")
-# The settings that decide what a step computes, and the learning rate; those of the images are above.
-_STEP_SETTINGS = (
-    "loss_type",
-    "scale",
-    "sample_ratio",
-    "lr",
-    "lr_schedule",
-    "lr_steps",
-    "lr_decay_factor",
-    "warmup_epochs",
-    "pixel_mean",
-    "pixel_std",
-    "flip",
+# The settings that decide the result of a run, in addition to the classes and the images. `train_batch_size` and the
+# number of ranks are none of them: they change the global batch, of which there is a warning. The loss, its margins,
+# the network and the end of a schedule are compared apart.
+DECIDING_SETTINGS = (
+    *("scale", "sample_ratio", "momentum_storage"),
+    *("lr", "lr_schedule", "lr_steps", "lr_decay_factor", "warmup_epochs"),
+    *("emb_dim", "image_shape", "pixel_mean", "pixel_std", "flip"),
+    *("augment_crop", "augment_rotate", "augment_color_jitter", "augment_rand_augment", "augment_rand_magnitude"),
+    *("augment_gray", "augment_blur", "augment_erase"),
+    *("use_fp16", "amp_dtype"),
+    *_ORDER_SETTINGS,
 )
 # Python objects that decide it.
-_STEP_OBJECTS = ("optimizer", "head_optimizer", "margin_function")
+_DECIDING_OBJECTS = ("optimizer", "head_optimizer", "margin_function", "param_attr", "bias_attr")
 
 
 def warn_of_another_order(
@@ -58,7 +58,8 @@ def warn_of_another_order(
     if about.classes is not None and classes is not None and about.classes.digest != classes.digest:
         changes.append("other classes, or in another order")
     if about.images_in_epoch % global_batch:
-        changes.append(f"global batch {global_batch}, which does not divide the {about.images_in_epoch} images done")
+        done = counted(about.images_in_epoch, "image")
+        changes.append(f"global batch {global_batch}, which does not divide the {done} done")
     if changes:
         log.warning(
             "epoch %d was started with different settings (%s): its remaining batches may repeat or miss images; "
@@ -70,32 +71,78 @@ def warn_of_another_order(
 
 def saved_objects(config: Config) -> dict[str, str]:
     """The Python objects that decide what a step computes, as a checkpoint's manifest names them."""
-    return {name: str(describe_object(getattr(config, name))) for name in _STEP_OBJECTS}
+    return {name: str(describe_object(getattr(config, name))) for name in _DECIDING_OBJECTS}
 
 
-def warn_of_other_steps(about: About, config: Config, *, path: Path, global_batch: int) -> None:
+def find_changes(about: About, config: Config, *, network: str) -> dict[str, tuple[Any, Any]]:
+    """What decides the result of a run and is not as in the run that wrote a checkpoint: name -> (before, now).
+
+    Classes and images are not compared here.
+
+    Args:
+        about: what the checkpoint says of the run that wrote it.
+        config: the settings of this run.
+        network: class of this run's network.
+    """
+    settings = about.settings.model_dump()
+    given = config.model_dump(mode="json")
+    before: dict[str, Any] = {"loss_type": about.settings.loss_type, "margins": _saved_margins(settings)}
+    now: dict[str, Any] = {"loss_type": config.loss_type, "margins": config.margins}
+    if before["loss_type"].removeprefix("dist_") == config.loss_kind:  # sharded and replicated heads train alike
+        before["loss_type"] = config.loss_type
+    before.update((name, settings.get(name)) for name in DECIDING_SETTINGS)
+    now.update((name, given[name]) for name in DECIDING_SETTINGS)
+    before["network"], now["network"] = about.network, network
+    if config.lr_schedule in ("cosine", "poly"):
+        before["end"], now["end"] = _end_of(settings), _end_of(given)
+    before.update(about.objects or {})
+    now.update(saved_objects(config))
+    # None: an older checkpoint does not say it.
+    return {name: (before[name], value) for name, value in now.items() if before.get(name) not in (None, value)}
+
+
+def warn_of_other_steps(about: About, config: Config, *, path: Path, network: str, global_batch: int) -> None:
     """Warn where a step computes something else than in the run that wrote the checkpoint, with both values.
 
     Args:
         about: what the checkpoint says of the run that wrote it.
         config: the settings of this run.
         path: the checkpoint, for the message.
+        network: class of this run's network.
         global_batch: images per step of this run.
     """
-    settings, objects = about.settings.model_dump(), about.objects
-    now: dict[str, Any] = config.model_dump(mode="json", include=set(_STEP_SETTINGS))
-    before: dict[str, Any] = {name: settings[name] for name in _STEP_SETTINGS if name in settings}
-    before["margins"], now["margins"] = _saved_margins(settings), config.margins
-    before["global batch"], now["global batch"] = about.global_batch, global_batch
-    if config.lr_schedule in ("cosine", "poly"):
-        before["end"], now["end"] = _end_of(settings), _end_of(config.model_dump())
-    if objects is not None:
-        before, now = {**before, **objects}, {**now, **saved_objects(config)}
-    changes = [
-        f"{name} {before[name]} -> {value}" for name, value in now.items() if before.get(name) not in (None, value)
-    ]
+    changes = find_changes(about, config, network=network)
+    changes.pop("network", None)  # there is a warning where it is loaded
+    if about.global_batch not in (None, global_batch):
+        changes["global batch"] = about.global_batch, global_batch
     if changes:
-        log.warning("%s was trained with other settings than this run: %s", path, "; ".join(changes))
+        listed = "; ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
+        log.warning("%s was trained with other settings than this run: %s", path, listed)
+
+
+def refuse_changes(about: About, config: Config, *, path: Path, network: str, num_images: int | None) -> None:
+    """Refuse to go on by itself with a run whose result was decided by something else.
+
+    Args:
+        about: what the checkpoint says of the run that wrote it.
+        config: the settings of this run.
+        path: the checkpoint.
+        network: class of this run's network.
+        num_images: images per epoch of this run; None where not known for certain.
+
+    Raises:
+        CheckpointError: names each change with both values.
+    """
+    changes = find_changes(about, config, network=network)
+    if num_images is not None and about.num_images not in (None, num_images):
+        changes["number of training images"] = about.num_images, num_images
+    if changes:
+        listed = "; ".join(f"{name} was {before} and is {now}" for name, (before, now) in changes.items())
+        raise CheckpointError(
+            f"{path}: this run decides its result by other settings than the one that it would go on with: {listed}. "
+            f"Give the former ones; or go on with the new ones from this checkpoint: {setter('checkpoint_dir', path)}; "
+            f"or train a new run in another folder: {setter('model_save_dir')}"
+        )
 
 
 def _saved_margins(settings: dict[str, Any]) -> tuple[float, float, float] | None:
@@ -107,38 +154,37 @@ def _saved_margins(settings: dict[str, Any]) -> tuple[float, float, float] | Non
 
 
 def _end_of(settings: dict[str, Any]) -> str:
-    epochs, steps = settings.get("train_epochs"), settings.get("train_steps")
-    return f"{epochs} epochs" if epochs is not None else f"{steps} steps"
+    epochs = settings.get("train_epochs")
+    return counted(settings["train_steps"], "step") if epochs is None else counted(epochs, "epoch")
 
 
-def check_save_folder(
-    config: Config, *, epoch: int, step_in_epoch: int, last_epoch: int | None, collectives: Collectives
-) -> None:
+def check_save_folder(config: Config, *, position: tuple[int, int], last_epoch: int, collectives: Collectives) -> None:
     """Find out before the first step whether checkpoints can be written to `model_save_dir`. Every rank must call this.
 
     Args:
         config: the settings.
-        epoch: where training begins.
-        step_in_epoch: where training begins.
-        last_epoch: number of the last epoch that this run trains; None where unknown.
+        position: where training begins, as names of checkpoints count: (epochs, steps of the epoch that follows).
+        last_epoch: number of the last epoch that this run may train.
         collectives: over the ranks.
 
     Raises:
         CheckpointError: the folder cannot be made or written to, or holds checkpoints of later training, or anything
             else under a name that this run will need; the same on every rank.
     """
-    root, position = Path(config.model_save_dir), (epoch, step_in_epoch)
-    agree(lambda: _check_content(root, position, last_epoch=last_epoch), collectives, error=CheckpointError)
+    root = Path(config.model_save_dir)
+    agree(lambda: check_content_of(root, position, last_epoch=last_epoch), collectives, error=CheckpointError)
     try:
         try_folder(root, collectives)
     except CheckpointError as error:
         raise CheckpointError(f"{root}: checkpoints cannot be written there: {error}; {_other_folder()}") from None
 
 
-def _check_content(root: Path, position: tuple[int, int], *, last_epoch: int | None) -> None:
+def check_content_of(root: Path, position: tuple[int, int], *, last_epoch: int) -> None:
+    """Refuse a save folder in which a checkpoint of this run would meet another one; arguments and errors as above."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        newer = [path for path in list_checkpoints(root) if order(path) > position]
+        # A copy under another name is no progress of a run.
+        newer = [path for path in list_checkpoints(root) if not is_copy(path) and order(path) > position]
         names = [path.name for path in root.iterdir()]
     except OSError as error:
         raise CheckpointError(
@@ -146,25 +192,40 @@ def _check_content(root: Path, position: tuple[int, int], *, last_epoch: int | N
         ) from None
     if newer:
         raise CheckpointError(
-            f"{newer[-1]} is a checkpoint of later training than this run starts from; to resume from it: "
-            f"{setter('checkpoint_dir', root)}; to start a new run: choose another folder with "
-            f"{setter('model_save_dir')}, or move the old folder away"
+            f"{newer[-1]} is a checkpoint of later training than this run starts from; to go on from it: "
+            f"{setter('auto_resume', True)} or {setter('checkpoint_dir', root)}; to start a new run: choose another "
+            f"folder with {setter('model_save_dir')}, or move the old folder away"
         )
     taken = [name for name in names if _is_needed(name, position, last_epoch=last_epoch)]
     if taken:
+        path = root / min(taken)
+        what = "is a checkpoint that was saved under another name" if is_copy(path) else "is no checkpoint"
         raise CheckpointError(
-            f"{root / min(taken)} exists and is no checkpoint, and this run will save one under that name; nothing is "
-            f"overwritten: move it away, or {_other_folder()}"
+            f"{path} exists and {what}, and this run will save one under that name; nothing is overwritten: "
+            f"move it away, or {_other_folder()}"
         )
 
 
-def _is_needed(name: str, position: tuple[int, int], *, last_epoch: int | None) -> bool:
+def _is_needed(name: str, position: tuple[int, int], *, last_epoch: int) -> bool:
     """Whether training from `position` on may save a checkpoint of this name."""
     if not is_checkpoint_name(name):
         return False
     epoch = int(name.partition(".")[0])
-    return order(Path(name)) > position and (last_epoch is None or epoch <= last_epoch)
+    return order(Path(name)) > position and epoch <= last_epoch
 
 
 def _other_folder() -> str:
     return f"choose another folder with {setter('model_save_dir')}"
+
+
+def clean_save_folder(root: str | Path) -> None:
+    """Remove what killed runs have left in a save folder. No other run may save into it meanwhile."""
+    root = Path(root)
+    try:
+        remove_leftovers(root)
+        for path in root.glob("*.plsc-trial*"):  # of `try_folder`
+            shutil.rmtree(path)
+        for path in [*root.glob(".metrics.jsonl.*.partial"), *root.glob(f"*/.{METRICS}.*.partial")]:
+            path.unlink()
+    except OSError as error:
+        log.warning("%s: what a killed run has left cannot be removed: %s", root, error)

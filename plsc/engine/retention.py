@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from plsc.checkpoint import delete_checkpoint, list_checkpoints
+from plsc.checkpoint import delete_checkpoint, list_checkpoints, run_of
 from plsc.config import Config
+from plsc.engine.about import read_metrics
 
 log = logging.getLogger("plsc")
-
-# In the folder of a checkpoint: the results of its verification.
-METRICS = "metrics.json"
 
 
 def superseded(
@@ -50,18 +47,22 @@ def best_of(checkpoints: Sequence[Path], metric: str) -> Path | None:
     """
     best, highest = None, -math.inf
     for path in checkpoints:
-        value = _results(path).get(metric.replace(".", "/", 1))
-        if isinstance(value, (int, float)) and value >= highest:
+        value = (read_metrics(path) or {}).get(metric.replace(".", "/", 1))
+        if value is not None and value >= highest:
             best, highest = path, value
     return best
 
 
 def prune(config: Config, *, newest: Path) -> list[Path]:
-    """Delete the checkpoints in the folder of `newest`, a sound one, that `config` does not keep, and return them.
+    """Delete the checkpoints of the run that wrote `newest`, a sound one, in its folder that `config` does not keep.
 
     One that cannot be deleted costs space and nothing else: a warning names it.
+
+    Returns:
+        Those deleted.
     """
-    checkpoints = list_checkpoints(newest.parent)
+    run = run_of(newest)
+    checkpoints = [path for path in list_checkpoints(newest.parent) if run_of(path) == run]
     best = None if config.keep_best is None else best_of(checkpoints, config.keep_best)
     doomed = superseded(
         checkpoints,
@@ -80,11 +81,3 @@ def prune(config: Config, *, newest: Path) -> list[Path]:
             else:
                 pruned.append(path)
     return pruned
-
-
-def _results(path: Path) -> dict[str, object]:
-    try:
-        results = json.loads((path / METRICS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return results if isinstance(results, dict) else {}

@@ -23,6 +23,7 @@ from plsc.losses import MARGIN_STATE, Head
 from plsc.models.base_model import build_backbone, network_name
 from plsc.utils.finite import find_nonfinite
 from plsc.utils.hints import either, setter
+from plsc.utils.plural import counted
 from plsc.utils.ranges import Range
 
 log = logging.getLogger("plsc")
@@ -93,7 +94,7 @@ def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, *, config: Confi
         odd = sorted(names ^ set(expected))
         raise CheckpointError(
             f"{saved.path}: its network is {_network_of(about)}, this run's is {network_name(backbone)}; they differ "
-            f"in {len(odd)} tensors, the first '{odd[0]}'; {_how_to_give_network(about)}"
+            f"in {counted(len(odd), 'tensor')}, the first '{odd[0]}'; {_how_to_give_network(about)}"
         )
     for name, tensor in expected.items():
         shape = saved.shape(f"backbone.{name}")
@@ -241,13 +242,20 @@ def statistics_parts(gathered: Mapping[str, NDArray[Any]], *, constants: Collect
     return [Part(f"statistics.{name}", rows, is_finite=name not in constants) for name, rows in gathered.items()]
 
 
-def load_statistics(backbone: paddle.nn.Layer, saved: Checkpoint, *, topology: Topology) -> None:
-    """Load this rank's own running statistics, where the checkpoint has them and as many ranks wrote it."""
+def load_statistics(backbone: paddle.nn.Layer, saved: Checkpoint, *, topology: Topology) -> bool:
+    """Load this rank's own running statistics, where the checkpoint has them and as many ranks wrote it.
+
+    Returns:
+        Whether it has them; else all ranks go on with the average, which the backbone holds.
+    """
+    is_own = False
     for name, tensor in _statistics(backbone).items():
         key = f"statistics.{name}"
         if saved.names(key) and saved.shape(key)[:1] == [topology.world_size]:
             with reading(saved.path, f"tensor '{key}' "):
                 tensor.set_value(saved.read(key, Range(topology.rank, topology.rank + 1))[0])
+            is_own = True
+    return is_own
 
 
 def _statistics(backbone: paddle.nn.Layer) -> dict[str, paddle.Tensor]:

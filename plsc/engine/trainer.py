@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import secrets
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -23,8 +25,9 @@ from plsc.data.loader import Batch, ReaderLoader, TrainLoader
 from plsc.data.transforms import normalize
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
-from plsc.distributed.topology import init_topology
-from plsc.engine.about import About, saved_settings
+from plsc.distributed.topology import init_topology, is_restart
+from plsc.engine.about import About, read_metrics, saved_results, saved_settings, write_metrics
+from plsc.engine.auto_resume import is_in_save_folder, is_named, open_start
 from plsc.engine.class_change import about_classes, class_parts, match_classes
 from plsc.engine.dataloading import (
     Loader,
@@ -55,7 +58,16 @@ from plsc.engine.rank_check import (
     describe_program,
     describe_settings,
 )
-from plsc.engine.resume import check_save_folder, saved_objects, warn_of_another_order, warn_of_other_steps
+from plsc.engine.resume import (
+    check_content_of,
+    check_save_folder,
+    clean_save_folder,
+    refuse_changes,
+    saved_objects,
+    warn_of_another_order,
+    warn_of_other_steps,
+)
+from plsc.engine.run_lock import WAIT_SECONDS, RunLock
 from plsc.engine.saver import STOP_PAUSES, Notices, Saver
 from plsc.engine.schedules import build_schedule, try_schedule
 from plsc.engine.soundness import Evidence
@@ -76,6 +88,7 @@ from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
 from plsc.utils.hints import setter
 from plsc.utils.logging import show_log
+from plsc.utils.plural import counted
 from plsc.utils.seeding import derive_seed
 
 log = logging.getLogger("plsc")
@@ -108,9 +121,9 @@ class Trainer:
         ConfigError: settings contradict each other, or an argument is not of the kind described above.
         DataError: the training data or a verification set cannot be opened, or an image of a verification set cannot
             be decoded: all are decoded once.
+        CheckpointError: the checkpoint to start from is damaged or does not fit the settings or the classes of the
+            data; or `model_save_dir` cannot be written to, or another run saves into it.
         StorageError: a remote folder cannot be read or written, or does not fit into the cache.
-        CheckpointError: `checkpoint_dir` is damaged or does not fit the settings or the classes of the data, or
-            `model_save_dir` cannot be written to.
         DistributedError: ranks have different settings or data.
 
     Example:
@@ -131,8 +144,14 @@ class Trainer:
         if not isinstance(config, Config):
             raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
         self._stop = StopRequest()
-        with self._stop.heeded(at_once=True):
-            self._prepare(config, backbone, loader, head, observers)
+        self._held = contextlib.ExitStack()  # what is given back where this trainer goes
+        weakref.finalize(self, self._held.close)
+        try:
+            with self._stop.heeded(at_once=True):
+                self._prepare(config, backbone, loader, head, observers)
+        except BaseException:
+            self._held.close()
+            raise
 
     def _prepare(
         self,
@@ -147,12 +166,21 @@ class Trainer:
         for doubt in config.doubts() if self.topology.is_main else ():
             log.warning(doubt)
         self.collectives = Collectives(self.topology)
+        config = agree(lambda: _with_environment(config), self.collectives, error=ConfigError)
         agree(config.check, self.collectives, error=ConfigError)
         self._remote = remote_settings(config)
         config, self._uploads = agree(
             functools.partial(places_of_training, config), self.collectives, error=StorageError
         )
-        saved = agree(lambda: self._open(config, loader), self.collectives, error=DataError)
+        # What the search for a checkpoint depends on, before it.
+        check_ranks_agree(lambda: describe_settings(config, only=["auto_resume", "model_save_dir"]), self.collectives)
+        self._lock = RunLock(config.model_save_dir)
+        self._held.callback(self._lock.release)
+        self._lock.hold(self.collectives, wait=WAIT_SECONDS if config.auto_resume else 0.0)
+        if self._lock.is_held:
+            clean_save_folder(config.model_save_dir)
+        saved = open_start(config, self.collectives)
+        agree(lambda: self._open(config, saved, loader), self.collectives, error=DataError)
         agree(lambda: self._make_parts(backbone, observers), self.collectives, error=ConfigError)
         check_ranks_agree(lambda: self._facts(saved, head), self.collectives)
         agree_on_images(self.loader, self.collectives)
@@ -166,10 +194,15 @@ class Trainer:
         self.global_batch = config.train_batch_size * self.topology.world_size
         self.steps_per_epoch = count_steps_per_epoch(self.loader, self.global_batch)
         self.epoch, self.step_in_epoch, self.step = 0, 0, 0
-        self._resumed_from: Path | None = None
+        self._epoch_began_at = 0  # the step
+        self._results: dict[str, float] = {}
         self._averaged_step: int | None = None
         self._verified_step: int | None = None
+        self._metrics: dict[int, dict[str, float]] = {}  # found at steps whose checkpoint is not complete yet
+        self._to_verify: About | None = None
         self._saver = Saver(config, self.collectives, uploads=self._uploads)
+        self._save_again: Callable[[], None] = lambda: None
+        self._run = self.collectives.gather_objects(secrets.token_hex(8))[0]
         if saved is not None:
             self._resume(saved)
         self.schedule = build_schedule(
@@ -179,9 +212,8 @@ class Trainer:
             self._check_start()
         self._clock = TrainingClock()
 
-    def _open(self, config: Config, loader: Loader | None) -> checkpoint.Checkpoint | None:
-        """Open the checkpoint to resume from and the training data, and complete the settings by them."""
-        saved = checkpoint.Checkpoint(config.checkpoint_dir) if config.checkpoint_dir else None
+    def _open(self, config: Config, saved: checkpoint.Checkpoint | None, loader: Loader | None) -> None:
+        """Open the training data, and complete the settings by the data and the checkpoint to start from."""
         trained = None if saved is None else About.of(saved).settings.num_classes
         if loader is None:
             loader = build_dataloader(config, self.topology, classes_trained=trained)
@@ -190,7 +222,6 @@ class Trainer:
         self.config = config.model_copy(update={"num_classes": num_classes})
         self._records = self.loader.records if isinstance(self.loader, TrainLoader) else None
         self._classes = None if self._records is None else identify_classes(self._records, data_folder(config))
-        return saved
 
     def _make_parts(self, backbone: paddle.nn.Layer | None, observers: Iterable[Observer]) -> None:
         """Make what takes no other rank: the backbone and the observers."""
@@ -235,7 +266,8 @@ class Trainer:
         """Train to the end, save and verify after each epoch.
 
         Returns:
-            The last value of everything: 'loss', 'lr', 'lfw/accuracy', ...; on rank 0 also 'images/s'.
+            The last value of everything: 'loss', 'lr', 'lfw/accuracy', ...; on rank 0 also 'images/s', unless no step
+            was left. A run that resumes starts from the values of its checkpoint.
 
         Raises:
             TrainingError: a step is not sound, as `plsc.engine.soundness` says, or `max_skipped_steps` in a row were
@@ -247,10 +279,10 @@ class Trainer:
         """
         if self.is_done:
             more = setter("train_epochs") if self.config.train_steps is None else setter("train_steps")
-            log.info("nothing is left to train: all %d steps are done; to train on, give more: %s", self.step, more)
+            log.info("nothing is left to train after %s; to train on, give more: %s", counted(self.step, "step"), more)
         else:
             self._log_start()
-        results: dict[str, float] = {}
+        results = self._results
         self._clock = TrainingClock()
         run = Run(
             config=self.config,
@@ -261,12 +293,14 @@ class Trainer:
         )
         uploads = self._uploads if self.topology.is_main and self._uploads else contextlib.nullcontext()
         with (
+            self._locked(),
             contextlib.closing(self.loader),
             self._stop.heeded(),
             uploads,
             self.observers.running(run, results),
             self._saver.rescued(),
         ):
+            self._verify_resumed(results)
             if not self.is_done:
                 self._judge.check_start()
             while not self.is_done:
@@ -282,7 +316,7 @@ class Trainer:
                         results.update(self._verify(step))
                 results.update(step.values)
                 self._end_epoch(step, results)
-            if self.topology.is_main:
+            if self.topology.is_main and self.step > run.first_step:
                 images = (self.step - run.first_step) * self.global_batch
                 results["images/s"] = images / max(self._clock.seconds, 1e-9)
         return results
@@ -425,9 +459,9 @@ class Trainer:
         if self.is_done and self.step_in_epoch != self.steps_per_epoch:
             self._save_within_epoch(step)
         else:
-            name, self.epoch, self.step_in_epoch = str(self.epoch), self.epoch + 1, 0
+            self.epoch, self.step_in_epoch, self._epoch_began_at = self.epoch + 1, 0, self.step
             self._average_statistics(step)
-            self._save(step, name)
+            self._save(step, self._name)
         if stops:
             self._leave(step)
         try:
@@ -442,10 +476,7 @@ class Trainer:
         """End the run, as a signal has asked, once all of it is saved."""
         names = self.collectives.gather_objects(self._stop.name)
         if self._saver.saved_step != self.step:
-            if self.step_in_epoch:
-                self._save_within_epoch(step)
-            else:  # the checkpoint of the epoch could not be written
-                self._save_again()
+            self._save_within_epoch(step)
         self._saver.insist(self._save_again, STOP_PAUSES)
         self._announce()
         rank, name = next((rank, name) for rank, name in enumerate(names) if name is not None)
@@ -462,7 +493,6 @@ class Trainer:
         """
         if step.number == self._verified_step:
             return {}
-        self._verified_step = step.number
         try:
             with self._clock.paused():
                 self._average_statistics(step)
@@ -480,12 +510,30 @@ class Trainer:
             self._announce()
             raise type(error)(f"{error}; training up to here is saved in {self._saver.newest}") from error
         if results is None:
-            self._verified_step = None
             self._leave(step)
         if results:
             with self._clock.paused():
                 self.observers.on_verify(step, results)
+        self._verified_step, self._metrics[step.number] = step.number, results
         return results
+
+    def _verify_resumed(self, results: dict[str, float]) -> None:
+        """Verify what training resumes from, where the run before ended between its saving and its verification."""
+        if self._to_verify is None:
+            return
+        about, self._to_verify = self._to_verify, None
+        epoch = about.epoch if about.images_in_epoch else about.epoch - 1
+        step = Step(number=self.step, epoch=epoch, values=Values(about.last_results), clock=self._clock)
+        results.update(self._verify(step))
+        if self._resumed_from is not None and self._is_own(self._resumed_from):
+            self._record_metrics(self.step, self._resumed_from)
+
+    def _record_metrics(self, step: int, path: Path) -> None:
+        """Write what the verification of a step found into the folder of that step's checkpoint."""
+        metrics = self._metrics.get(step)
+        if metrics and self.topology.is_main:
+            write_metrics(path, metrics)
+        self._metrics = {later: found for later, found in self._metrics.items() if later > step}
 
     @property
     def _is_averaged(self) -> bool:
@@ -501,14 +549,14 @@ class Trainer:
     def _save_within_epoch(self, step: Step) -> None:
         """Begin to save `<epoch>.<step>`, with the running statistics of each rank: training goes on with these."""
         statistics = {} if self._is_averaged else gather_statistics(self.backbone, self.collectives)
-        self._save(step, f"{self.epoch}.{self.step_in_epoch}", statistics)
+        self._save(step, self._name, statistics)
 
     def _save(self, step: Step, name: str, statistics: Mapping[str, NDArray[Any]] = _NONE) -> None:
         """Begin to save a checkpoint; `statistics` are those of each rank."""
         if self._judge.skipped_in_a_row and self.topology.is_main:
             log.warning(
-                "the last %d steps were skipped: earlier checkpoints are kept until a step is sound again",
-                self._judge.skipped_in_a_row,
+                "skipped the last %s: earlier checkpoints are kept until a step is sound again",
+                counted(self._judge.skipped_in_a_row, "step"),
             )
         self._save_again = functools.partial(self._save, step, name, statistics)
         with self._clock.paused():
@@ -526,9 +574,10 @@ class Trainer:
         """Tell observers of the checkpoints that are complete."""
         for step, path in self._saver.take_completed():
             if self.topology.is_main:
-                skipped = f"; {self.loader.skipped} unreadable images skipped so far" if self.loader.skipped else ""
-                skipped += f"; {self._judge.skipped_steps} steps skipped so far" if self._judge.skipped_steps else ""
-                log.info("saved %s%s", path, skipped)
+                skipped = {"unreadable image": self.loader.skipped, "step": self._judge.skipped_steps}
+                told = [f"; {counted(number, what)} skipped so far" for what, number in skipped.items() if number]
+                log.info("saved %s%s", path, "".join(told))
+            self._record_metrics(step.number, path)
             self.observers.on_save(step, path)
 
     def _parts(self, statistics: Mapping[str, NDArray[Any]]) -> Iterator[checkpoint.Part]:
@@ -550,6 +599,10 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "images_in_epoch": self.step_in_epoch * self.global_batch,
+            "steps_in_epoch": self.step - self._epoch_began_at,
+            "run": self._run,
+            "results": saved_results(self._results),
+            "verified": self._verified_step == self.step,
             "num_images": self.loader.num_images,
             "optimizer": self.optimizer.kind,
             "head_optimizer": self.head.optimizer_kind,
@@ -578,12 +631,9 @@ class Trainer:
             self.collectives,
         )
         check_save_folder(
-            self.config,
-            epoch=self.epoch,
-            step_in_epoch=self.step_in_epoch,
-            last_epoch=self._last_epoch,
-            collectives=self.collectives,
+            self.config, position=self._position, last_epoch=self._last_epoch, collectives=self.collectives
         )
+        agree(self._lock.require, self.collectives, error=CheckpointError)
         self._saver.check_space(self._parts(_NONE))
         agree(self._check_uploads, self.collectives, error=CheckpointError)
         check_verification_sets(self.config, self.verification_sets, collectives=self.collectives)
@@ -593,26 +643,75 @@ class Trainer:
             self._uploads.check((self.epoch, self.step_in_epoch))
 
     @property
-    def _last_epoch(self) -> int | None:
-        """The last epoch of this run, complete or not; None where unknown."""
+    def _position(self) -> tuple[int, int]:
+        """The progress as names of checkpoints count it: epochs done, and steps of the epoch that follows."""
+        return self.epoch, self.step - self._epoch_began_at
+
+    @property
+    def _name(self) -> str:
+        """The name of a checkpoint at this step.
+
+        Within an epoch it rises from step to step also where the global batch has changed, unlike `step_in_epoch`,
+        which counts batches of the present size.
+        """
+        epoch, step = self._position
+        return f"{epoch}.{step}" if step else str(epoch - 1)
+
+    @property
+    def _last_epoch(self) -> int:
+        """The last epoch that this run may train, complete or not."""
         if self.config.train_epochs is not None:
             return self.config.train_epochs - 1
-        if self.steps_per_epoch is None or self.total_steps is None:
-            return None
-        return self.epoch + (self.step_in_epoch + self.total_steps - self.step) // self.steps_per_epoch
+        left = (self.config.train_steps or 0) - self.step
+        # Where an epoch has an unknown number of steps, it has one at least.
+        return self.epoch + (self.step_in_epoch + left) // (self.steps_per_epoch or 1)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the save folder while training, and give it back."""
+        try:
+            if self._lock.hold(self.collectives) and not self.is_done:
+                # Another trainer of this process has had the folder since this one was made.
+                root, position, last_epoch = Path(self.config.model_save_dir), self._position, self._last_epoch
+                agree(
+                    lambda: check_content_of(root, position, last_epoch=last_epoch),
+                    self.collectives,
+                    error=CheckpointError,
+                )
+            self._lock.is_running = True
+            yield
+        finally:
+            self._lock.release()
+
+    def _is_own(self, saved: Path) -> bool:
+        return saved.resolve().parent == Path(self.config.model_save_dir).resolve()
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
         about = agree(lambda: self._load(saved), self.collectives, error=CheckpointError)
         self.epoch, self.step = about.epoch, about.step
         self.step_in_epoch = about.images_in_epoch // self.global_batch
+        self._epoch_began_at = about.step - about.last_step_in_epoch
         self._resumed_from = saved.path
-        self._averaged_step = self.step if about.averaged else None
-        if saved.path.resolve().parent == Path(self.config.model_save_dir).resolve():
+        if self._is_own(saved.path):
+            self._run = about.run
             self._saver.saved_step, self._saver.newest = self.step, saved.path
+        metrics = self.collectives.gather_objects(read_metrics(saved.path))[0]  # rank 0 decides
+        self._results = {**about.last_results, **(metrics or {})}
+        is_verified = about.verified is not False or metrics is not None
+        if not is_verified and self._is_verification_due(about):
+            self._to_verify = about
+        if about.averaged:
+            self._averaged_step = self.step
         self._judge.started_from = f" since the run was resumed from {saved.path}"
         if self.topology.is_main:
             log.info("resumed from %s: epoch %d, step %d", saved.path, self.epoch, self.step)
-            warn_of_other_steps(about, self.config, path=saved.path, global_batch=self.global_batch)
+            warn_of_other_steps(
+                about,
+                self.config,
+                path=saved.path,
+                network=network_name(self.backbone),
+                global_batch=self.global_batch,
+            )
         # The order of the images of another loader is its own, and how many it has may be a guess.
         if about.images_in_epoch and isinstance(self.loader, TrainLoader):
             if self.topology.is_main:
@@ -625,12 +724,28 @@ class Trainer:
                 )
             if self.step_in_epoch >= self.loader.steps_per_epoch:
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
+                self._epoch_began_at = self.step
+
+    def _is_verification_due(self, about: About) -> bool:
+        """Whether a run that is not interrupted verifies at the last step of a checkpoint."""
+        if about.images_in_epoch == 0 or self.is_done:
+            return True
+        return self.config.test_period > 0 and about.step % self.config.test_period == 0
 
     def _load(self, saved: checkpoint.Checkpoint) -> About:
         about, config = About.of(saved), self.config
+        if config.auto_resume and is_in_save_folder(config, saved) and not is_named(config, saved):
+            refuse_changes(
+                about,
+                config,
+                path=saved.path,
+                network=network_name(self.backbone),
+                num_images=None if self._records is None else self.loader.num_images,
+            )
         rows = match_classes(saved, self._classes, records=self._records, folder=data_folder(config), config=config)
         load_backbone(self.backbone, saved, config=config)
-        load_statistics(self.backbone, saved, topology=self.topology)
+        if not load_statistics(self.backbone, saved, topology=self.topology):
+            self._averaged_step = about.step  # all ranks have the average, which is not rounded once more
         load_training(self.head, self.optimizer, saved=saved, config=config, rows=rows)
         with checkpoint.reading(saved.path, "the loss scale "):
             self.precision.load(about.loss_scaling)
@@ -648,3 +763,8 @@ class Trainer:
         if overflows:
             self._judge.overflowed(place)
         self._judge.after_update(place, evidence, moved=not overflows)
+
+
+def _with_environment(config: Config) -> Config:
+    """The settings, with `auto_resume` where the environment asks for it."""
+    return config.model_copy(update={"auto_resume": True}) if is_restart() else config

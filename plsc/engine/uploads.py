@@ -19,8 +19,9 @@ from typing import Any
 
 from plsc.checkpoint import MANIFEST, is_checkpoint_name, list_checkpoints, order
 from plsc.config import Config
+from plsc.engine.about import METRICS
 from plsc.engine.observers.metrics_file import METRICS_FILE, SUPERSEDED_FILE
-from plsc.engine.retention import METRICS, best_of, superseded
+from plsc.engine.retention import best_of, superseded
 from plsc.errors import CheckpointError, PLSCError, StorageError
 from plsc.remote.cache import Cache
 from plsc.remote.folder import RemoteFile, RemoteFolder

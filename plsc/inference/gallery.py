@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plsc.errors import DataError, ServingError
+from plsc.errors import ConfigError, DataError, ServingError
 from plsc.inference.embedding import Embeddings, cosines, reaches
 from plsc.inference.gallery_files import StoredGallery, holds_gallery, read_gallery, read_revision, write_gallery
 from plsc.inference.gallery_index import Positions, index_class
@@ -23,11 +24,13 @@ from plsc.metrics.embeddings import EPSILON
 from plsc.utils.atomic import lock_folder, write_folder
 from plsc.utils.hints import either
 from plsc.utils.names import did_you_mean
-from plsc.utils.numbers import as_count, as_number
+from plsc.utils.numbers import as_array, as_count, as_number
+from plsc.utils.plural import counted
 from plsc.utils.threads import SharedLock
 
 # Rows that are converted to float64 at a time.
 _BLOCK = 1 << 14
+_LARGEST_DIMENSION = 1 << 24  # faiss takes larger ones for others
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Gallery:
     the object has not seen.
 
     Args:
-        dimension: D.
+        dimension: D, 1 or more.
         weights: digest of the network that the embeddings come from, `ModelCard.weights`. `check_model` refuses a model
             with another one. Empty, the default, if it is not known.
         index: how the embeddings are held and searched.
@@ -72,8 +75,7 @@ class Gallery:
             After a fork, searches in the new process use one thread.
 
     Raises:
-        ConfigError: there is no such index.
-        DataError: the dimension is no whole number of 1 or more, or the digest is no text.
+        ConfigError: there is no such index, the dimension is no number of 1 or more, or the digest is no text.
         MissingDependencyError: faiss is not installed.
 
     Example:
@@ -89,10 +91,15 @@ class Gallery:
 
     def __init__(self, dimension: int, weights: str = "", *, index: str = "flat") -> None:
         size = as_count(dimension)
-        if size is None or not isinstance(weights, str):
-            raise DataError(
-                f"gallery: got {_shown(dimension)} and {_shown(weights)}, expected the embedding size and the digest "
-                f"of the network: Gallery(model.emb_dim, model.card.weights)"
+        if size is None or size > _LARGEST_DIMENSION:
+            raise ConfigError(
+                f"gallery: got embeddings of {_shown(dimension)}, expected the model's emb_dim, 1 to "
+                f"{_LARGEST_DIMENSION}: Gallery(model.emb_dim, model.card.weights)"
+            )
+        if not isinstance(weights, str):
+            raise ConfigError(
+                f"gallery: got the weights {_shown(weights)}, expected the digest of the network: "
+                f"Gallery(model.emb_dim, model.card.weights)"
             )
         self.weights = weights
         self._index = index_class(index)(size)
@@ -113,6 +120,9 @@ class Gallery:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = SharedLock()
+
+    def __copy__(self) -> Gallery:
+        return copy.deepcopy(self)  # two objects on one index would change each other's entries
 
     def __len__(self) -> int:
         with self._lock.reading():
@@ -149,12 +159,14 @@ class Gallery:
         rows = self._rows(embeddings)
         if isinstance(names, str) and len(rows) != 1:
             raise DataError(
-                f"gallery: got the one name {names!r} for {len(rows)} embeddings, expected one each; for several "
-                f"embeddings of one name give [{names!r}] * {len(rows)}"
+                f"gallery: got the one name {names!r} for {counted(len(rows), 'embedding')}, expected one each; for "
+                f"several embeddings of one name give [{names!r}] * {len(rows)}"
             )
         names = check_names([names] if isinstance(names, str) else names)
         if len(names) != len(rows):
-            raise DataError(f"gallery: got {len(names)} names for {len(rows)} embeddings, expected one each")
+            raise DataError(
+                f"gallery: got {counted(len(names), 'name')} for {counted(len(rows), 'embedding')}, expected one each"
+            )
         with self._lock.writing():
             self._names += names
             try:
@@ -169,7 +181,7 @@ class Gallery:
         Raises:
             DataError: no entry has this name, or one of these names, or one is no name; then nothing is removed.
         """
-        wanted = set(check_names([name] if isinstance(name, str) else list(name) if isinstance(name, Set) else name))
+        wanted = set(check_names([name] if isinstance(name, str) or not isinstance(name, Iterable) else list(name)))
         with self._lock.writing():
             positions = [position for position, other in enumerate(self._names) if other in wanted]
             unknown = wanted - {self._names[position] for position in positions}
@@ -177,7 +189,7 @@ class Gallery:
                 known = {other for other in self._names if other is not None}
                 raise DataError(
                     f"gallery: no entry is named {min(unknown)!r}; {did_you_mean(min(unknown), known)}it has "
-                    f"{len(known)} names"
+                    f"{counted(len(known), 'name')}"
                 )
             self._changes += 1
             self._index.remove(np.asarray(positions, np.int64))
@@ -243,7 +255,7 @@ class Gallery:
         """
         folder = Path(folder)
         is_gallery, key = holds_gallery(folder), _key(folder)
-        if folder.exists() and not (replace and is_gallery):
+        if os.path.exists(folder) and not (replace and is_gallery):
             replacing = "; to replace the gallery there, give replace=True" if is_gallery else ""
             raise ServingError(f"{folder} exists and is not overwritten; choose another name{replacing}")
         if replace and key in self._revisions and not is_gallery:
@@ -355,7 +367,7 @@ class Gallery:
 
     def _rows(self, embeddings: NDArray[Any]) -> Embeddings:
         """Embeddings [n, D] float32 of unit length."""
-        given = np.atleast_2d(np.asarray(embeddings))
+        given = np.atleast_2d(as_array(embeddings))
         if given.ndim != 2 or given.shape[1] != self.dimension or given.dtype.kind not in "fiu":
             found = f"{list(given.shape)} of {given.dtype}"
             raise DataError(f"gallery: got embeddings {found}, expected [n, {self.dimension}] of numbers")
@@ -376,7 +388,7 @@ def check_names(names: Sequence[str]) -> list[str]:
     Raises:
         DataError: they are in no order, or one is empty, no text, or cannot be written in UTF-8.
     """
-    if isinstance(names, (Set, Mapping)):
+    if isinstance(names, (Set, Mapping)) or not isinstance(names, Iterable):
         raise DataError(
             f"gallery: got the names as a {type(names).__name__}, expected a list, in the embeddings' order"
         )
@@ -385,7 +397,7 @@ def check_names(names: Sequence[str]) -> list[str]:
     except TypeError:
         raise DataError(f"gallery: got {_shown(names)}, expected a name or a list of names") from None
     for name in found:
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name.strip():
             raise DataError(f"gallery: a name is empty or no text ({name!r}), expected what to call the entry")
         try:
             name.encode()

@@ -24,6 +24,7 @@ from plsc.inference.embedding import Embeddings
 from plsc.utils.lazy import require
 from plsc.utils.logging import progress_bar
 from plsc.utils.numbers import as_count
+from plsc.utils.plural import counted
 
 # Statuses after which another attempt, or another server, may succeed.
 _TRY_AGAIN = (429, 502, 503, 504)
@@ -86,8 +87,9 @@ class Client:
         self.servers = _urls(servers)
         if not self.servers or connections < 1 or retries < 0:
             raise ServingError(
-                f"client: got {len(self.servers)} servers, {connections} connections and {retries} "
-                f"retries; expected one server or more, one connection or more, and 0 retries or more"
+                f"client: got {counted(len(self.servers), 'server')}, {counted(connections, 'connection')} and "
+                f"{counted(retries, 'retry')}; expected one server or more, one connection or more, and 0 retries or "
+                "more"
             )
         self._connections, self._retries, self._timeout = connections, retries, timeout
         self._api_key = api_key

@@ -27,6 +27,7 @@ from plsc.serving.middleware import access_log  # noqa: E402
 from plsc.serving.uvicorn_protocol import awaits_first_request, protocol_factory  # noqa: E402
 from plsc.utils.hints import argument  # noqa: E402
 from plsc.utils.logging import guard_standard_error, lossy  # noqa: E402
+from plsc.utils.plural import counted  # noqa: E402
 
 log = logging.getLogger("plsc")
 
@@ -52,11 +53,11 @@ def serve(settings: ServeSettings) -> None:
         if not host.startswith("127.") and host != "::1" and settings.api_key is None:
             log.warning("listening on %s without an API key: whoever reaches this port may use it", host)
         log.info(
-            "listening on port %d, loading %s in %d predictor process(es) of %d thread(s)",
+            "listening on port %d, loading %s in %s of %s",
             listener.getsockname()[1],
             settings.model,
-            settings.workers,
-            settings.threads_per_worker,
+            counted(settings.workers, "predictor process"),
+            counted(settings.threads_per_worker, "thread"),
         )
         uvloop.run(_run(service, listener))
 
@@ -126,7 +127,7 @@ async def _load(service: Service, signals: asyncio.Queue[int]) -> int | None:
         ServingError: the model cannot be loaded.
     """
     service.app.loading = True
-    loading, signal_arrived = asyncio.create_task(service.pool.start()), asyncio.create_task(signals.get())
+    loading, signal_arrived = asyncio.create_task(service.start()), asyncio.create_task(signals.get())
     await asyncio.wait({loading, signal_arrived}, return_when=asyncio.FIRST_COMPLETED)
     if not loading.done():
         loading.cancel()

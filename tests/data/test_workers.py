@@ -138,7 +138,7 @@ def test_finished_images_pass_and_do_not_mix_with_others(loader, workers):
         assert batch.images.dtype == np.float32
         assert batch.images[:, 0, 0, 0].tolist() == batch.labels.tolist()
     mixed = loader(at(7, lambda: Record(np.zeros(SHAPE, np.float32), 7)), num_workers=workers)
-    with pytest.raises(DataError, match="a batch has 1 images that are finished float32 and 3 that are not"):
+    with pytest.raises(DataError, match="a batch has 1 finished float32 image and 3 of another kind"):
         list(mixed.epoch(0))
 
 

@@ -96,9 +96,12 @@ def test_added_and_removed_entries_persist(tmp_path):
 def test_mistakes_with_a_gallery(tmp_path):
     made = Gallery(EMB_DIM)
     for names, entries, message in (
-        (["a"], random_rows(2), "1 names for 2 embeddings"),
+        (["a"], random_rows(2), "1 name for 2 embeddings"),
         (["a"], random_rows(1)[:, :3], "expected"),
         ([""], random_rows(1), "name is empty"),
+        ([" \t"], random_rows(1), "name is empty"),
+        (["a", "b"], [[1.0] * EMB_DIM, [1.0] * 3], "expected"),
+        (["a"], None, "expected"),
         (["a"], random_rows(1) * 0, "zero or not finite"),
         (["a"], random_rows(1) * 1e-14, "zero or not finite"),
         (["a"], random_rows(1) * np.nan, "zero or not finite"),
@@ -110,7 +113,7 @@ def test_mistakes_with_a_gallery(tmp_path):
         made.remove("x")
     with pytest.raises(DataError, match="no entry is named 'ana'; did you mean 'anna'?"):
         made.remove("ana")
-    with pytest.raises(DataError, match="got NoneType 'None', expected a name or a list of names"):
+    with pytest.raises(DataError, match=r"a name is empty or no text \(None\)"):
         made.remove(None)
     for count in (0, -1, 2.5, "3", None):
         with pytest.raises(DataError, match="got the count .*, expected a whole number of 1 or more"):
@@ -119,7 +122,7 @@ def test_mistakes_with_a_gallery(tmp_path):
         with pytest.raises(DataError, match="got the threshold .*, expected a cosine of -1 to 1"):
             made.search(random_rows(1), threshold=threshold)
     for given in (("model",), (0,), ("a" * 64, EMB_DIM), (EMB_DIM, None)):
-        with pytest.raises(DataError, match=r"expected the embedding size and the digest .* Gallery\(model.emb_dim"):
+        with pytest.raises(ConfigError, match=r"expected the .*Gallery\(model.emb_dim, model.card.weights"):
             Gallery(*given)
     made.remove("anna")
     (tmp_path / "mine").mkdir()
@@ -212,6 +215,26 @@ def test_a_gallery_refuses_a_model_of_another_size_or_of_other_weights():
         Gallery(8).check_model(card)
     with pytest.raises(ServingError, match="built with other weights than those of m"):
         Gallery(EMB_DIM, "b").check_model(card)
+
+
+@pytest.mark.parametrize("dimension", [0, -1, 2.5, "8", None, True, 1 << 40])
+def test_a_dimension_that_is_none(dimension):
+    with pytest.raises(ConfigError, match="gallery: got embeddings of .*, expected the model's emb_dim, 1 to"):
+        Gallery(dimension)
+    assert Gallery(np.int64(8)).dimension == 8
+
+
+@pytest.mark.parametrize("index", KINDS)
+def test_searches_that_ask_for_what_there_is_not(index):
+    made = a_gallery("ann", "bob", index=index)
+    for count in (0, -1, 2.5, "5", None, True, float("nan")):
+        with pytest.raises(DataError, match="got the count .*, expected a whole number of 1 or more"):
+            made.search(random_rows(1), count)
+    for threshold in ("0.5", True, float("nan"), 2, [0.5, 0.5], 1j):
+        with pytest.raises(DataError, match="got the threshold .*, expected a cosine of -1 to 1"):
+            made.search(random_rows(1), threshold=threshold)
+    (found,) = made.search(random_rows(1), np.int64(9), threshold=np.float32(0.5))
+    assert len(found) == 2 and found[0].same is True and json.dumps(found[0].as_dict())
 
 
 # Several writers
@@ -511,10 +534,13 @@ def test_a_forked_process_searches_and_changes_its_own_gallery():
 def test_a_gallery_is_copied_and_pickled(index):
     made = a_gallery("ann", "bob", "carl", index=index)
     made.remove("bob")
-    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
-        assert other.search(random_rows(3)) == made.search(random_rows(3))
+    before = made.search(random_rows(3))
+    for other in (copy.copy(made), copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert other.search(random_rows(3)) == before
         other.add("dora", random_rows(1, seed=1))
-    assert made.names == ["ann", "carl"]
+        other.remove("ann")
+        assert other.names == ["carl", "dora"] and len(other) == 2
+        assert made.names == ["ann", "carl"] and len(made) == 2 and made.search(random_rows(3)) == before
 
 
 # Names, cosines and files of other kinds
@@ -526,6 +552,8 @@ def test_names_that_are_no_list_of_texts_are_refused():
         ("ann", r"the one name 'ann' for 3 embeddings, expected one each.*\['ann'\] \* 3"),
         ({"a", "b", "c"}, "got the names as a set"),
         ({"a": 1, "b": 2, "c": 3}, "got the names as a dict"),
+        (None, "got the names as a NoneType"),
+        (5, "got the names as a int"),
         (["a", "b", None], "no text"),
         (["a", "b", os.fsdecode("张三".encode("gbk"))], "is not UTF-8 .in GBK it is '张三'"),
     ):
@@ -537,7 +565,7 @@ def test_names_that_are_no_list_of_texts_are_refused():
     assert gallery.names == ["ann", "bob"] and all(type(name) is str for name in gallery.names)
     with pytest.raises(DataError, match="no entry is named 'x'"):
         gallery.remove(["ann", "x"])
-    for names in ([None], [""]):
+    for names in ([None], [""], None, 5):
         with pytest.raises(DataError, match="no text"):
             gallery.remove(names)
     assert gallery.remove([]) == 0 and gallery.remove(["ann", "bob", "ann"]) == 2

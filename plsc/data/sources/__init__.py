@@ -30,6 +30,7 @@ from plsc.utils.artifacts import recognize
 from plsc.utils.files import reading_error
 from plsc.utils.hints import setter
 from plsc.utils.locations import is_remote, keep_credentials
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -150,7 +151,7 @@ def open_records(path: str | Path, recover: bool = False) -> Records:
         if found is None:
             raise
         raise DataError(f"{error}; {name} is {found}") from None
-    log.info("%s: %s, %d images", name, records.format, len(records))
+    log.info("%s: %s, %s", name, records.format, counted(len(records), "image"))
     return records
 
 
@@ -278,7 +279,8 @@ def _name_classes(records: Records, folder: Path) -> None:
     except UnicodeDecodeError as error:
         log.warning("%s: the names of the classes cannot be read (%s)", path, error)
         return
-    if len(names) >= (records.num_classes or 0):
+    num_classes = records.num_classes or 0
+    if len(names) >= num_classes:
         records.class_names = names
     else:
-        log.warning("%s: %d names for %d classes, ignored", path, len(names), records.num_classes)
+        log.warning("%s: %s for %s, ignored", path, counted(len(names), "name"), counted(num_classes, "class"))

@@ -6,7 +6,7 @@
 There is a line per logged step (`log_period`, and the last step) and per verification. A number that is not finite is
 null. Each line is written as a whole when it is known, so that other programs can read along.
 
-The file records each step once. A run that resumes from a checkpoint in this folder appends to
+The file records each step and each verification once. A run that resumes from a checkpoint in this folder appends to
 the file; any other run starts an empty one. Lines of steps that this run has yet to train, and lines that are damaged
 because a process was killed, move to `metrics.superseded.jsonl` before the first step. Nothing is deleted.
 """
@@ -23,6 +23,7 @@ from plsc.engine.observers import Observer, Run, Step
 from plsc.utils.atomic import write_file
 from plsc.utils.files import sync
 from plsc.utils.json_text import to_json
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -45,6 +46,7 @@ class MetricsFile(Observer):
 
     def __init__(self) -> None:
         self._file: TextIO | None = None
+        self._verified: set[int] = set()  # steps whose verification the file has from the run before
 
     def on_start(self, run: Run) -> None:
         self._run = run
@@ -64,7 +66,11 @@ class MetricsFile(Observer):
         self._write("step", step, values)
 
     def on_verify(self, step: Step, results: Mapping[str, float]) -> None:
-        self._write("verify", step, results)
+        # A run that was stopped while a verification was recorded is verified again when it resumes.
+        if self._file is None:
+            self._file = self._open()
+        if step.number not in self._verified:
+            self._write("verify", step, results)
 
     def on_end(self, results: Mapping[str, float], error: BaseException | None) -> None:
         if self._file is not None:
@@ -72,8 +78,7 @@ class MetricsFile(Observer):
             self._file = None
 
     def _write(self, event: str, step: Step, values: Mapping[str, float]) -> None:
-        if self._file is None:
-            return  # verified without a step of this run: the run before wrote it
+        assert self._file is not None
         line: dict[str, Any] = {"event": event, "step": step.number, "epoch": step.epoch}
         # A user's head names its metrics; a run that resumes relies on the number of the step.
         line.update({name: value for name, value in values.items() if name not in line})
@@ -83,12 +88,17 @@ class MetricsFile(Observer):
         checkpoint = self._run.checkpoint
         is_own = checkpoint is not None and checkpoint.resolve().parent == self._path.parent.resolve()
         if self._path.exists():
-            _supersede(self._path, self._run.first_step if is_own else 0)
+            kept = _supersede(self._path, self._run.first_step if is_own else 0)
+            self._verified = {line["step"] for line in map(json.loads, kept) if line.get("event") == "verify"}
         return open(self._path, "a", encoding="utf-8", buffering=1)
 
 
-def _supersede(path: Path, last_step: int) -> None:
-    """Move the lines of steps after `last_step`, and damaged lines, to `metrics.superseded.jsonl`."""
+def _supersede(path: Path, last_step: int) -> list[bytes]:
+    """Move the lines of steps after `last_step`, and damaged lines, to `metrics.superseded.jsonl`.
+
+    Returns:
+        The other lines.
+    """
     lines = [line + b"\n" for line in path.read_bytes().splitlines()]
     kept = [line for line in lines if _is_until(line, last_step)]
     moved = [line for line in lines if not _is_until(line, last_step)]
@@ -98,14 +108,15 @@ def _supersede(path: Path, last_step: int) -> None:
             file.writelines(moved)
             sync(file)
         log.info(
-            "%s: training begins after step %d; moved %d lines of later steps, or damaged, to %s",
+            "%s: training begins after step %d; moved %s of later steps, or damaged, to %s",
             path,
             last_step,
-            len(moved),
+            counted(len(moved), "line"),
             SUPERSEDED_FILE,
         )
     with write_file(path) as file:
         file.writelines(kept)
+    return kept
 
 
 def _is_until(line: bytes, last_step: int) -> bool:

@@ -1,11 +1,17 @@
 """Train on a small set of pixels with the settings given as JSON: {"model": ..., "<setting>": ...}.
 
 With "hand_in" a Trainer is given its backbone, loader, head and observers; otherwise Entry makes them of the settings.
+With "die": [event, step] rank 0 is killed at an event of that step: before its verification ("evaluate"), between the
+line of metrics.jsonl and metrics.json ("on_verify"), or after the step ("on_step"). With "fail": step the verification
+of that step fails.
 """
 
 import functools
 import json
+import os
+import signal
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -86,6 +92,41 @@ class Losses(Observer):
         print("OBSERVED", self.name, init_topology().rank, json.dumps(self.losses))
 
 
+class Die(Observer):
+    """Kills its process at an event of a step, or makes the verification fail on all ranks."""
+
+    every_rank = True
+
+    def __init__(self, event, number, fail=False):
+        self.number, self.fails = number, fail
+        if event != "evaluate":
+            setattr(self, event, self.die)
+            return
+        real = plsc.engine.trainer.evaluate
+
+        def evaluate(*arguments, **named):
+            self.at_verification()
+            return real(*arguments, **named)
+
+        plsc.engine.trainer.evaluate = evaluate
+
+    def on_start(self, run):
+        self.step = SimpleNamespace(number=run.first_step)
+
+    def on_step(self, step):
+        self.step = step
+
+    def at_verification(self):
+        if self.fails or init_topology().is_main:
+            self.die(self.step)
+
+    def die(self, step, *_):
+        if step.number == self.number and self.fails:
+            raise plsc.DataError("the disk of the verification set is gone")
+        if step.number == self.number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def train_with_parts(config, backbone):
     """Train with every part handed in."""
     topology = init_topology()
@@ -118,6 +159,10 @@ entry.set_scale(16.0)
 entry.set_lr(2.0)
 entry.set_log_period(1)
 entry.set_calc_acc(True)
+if die := settings.pop("die", None):
+    entry.add_observer(Die(*die))
+if fail := settings.pop("fail", None):
+    entry.add_observer(Die("evaluate", fail, fail=True))
 verify = settings.pop("verify", False)
 for name, value in settings.items():
     setattr(entry, name, value)
