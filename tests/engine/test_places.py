@@ -97,6 +97,23 @@ def _fetched(url, tmp_path):
     return fetch_checkpoint(url, Cache(tmp_path / "looked at"))
 
 
+def test_the_same_command_begins_and_goes_on(entry, root, another_machine):
+    entry.set_auto_resume(True)
+    entry.set_model_save_dir(f"{root}/run")
+    for epochs in (1, 2):
+        entry.set_train_epochs(epochs)
+        entry.train()
+        another_machine()
+    folder = RemoteFolder(f"{root}/run")
+    assert list_remote_checkpoints(folder) == ["0", "1"]
+    assert "lfw/accuracy" in json.loads(folder.read("0/metrics.json"))
+    assert "lfw/accuracy" in json.loads(folder.read("1/metrics.json"))
+    entry.set_checkpoint_dir(f"{root}/new")
+    entry.set_model_save_dir(f"{root}/new")
+    entry.train()
+    assert list_remote_checkpoints(RemoteFolder(f"{root}/new")) == ["0", "1"]
+
+
 def test_a_checkpoint_of_another_remote_folder_is_resumed_from_the_cache(entry, root):
     entry.set_with_test(False)
     entry.set_model_save_dir(f"{root}/first")
