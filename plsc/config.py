@@ -196,6 +196,12 @@ class Config(Settings):
     worker_timeout: float = Field(
         default=300.0, ge=0.0, description="Seconds that reading one image may take. 0 sets no limit."
     )
+    rank_timeout: float = Field(
+        default=10.0,
+        ge=0.0,
+        description="Minutes without progress after which a rank counts as hanging, which ends all ranks. It must be "
+        "more than opening the data, a step, or a batch of images takes. 0 sets no limit.",
+    )
     bad_images: Literal["stop", "skip"] = Field(
         default="stop", description="Action at an unreadable training image: stop, or skip it and count it."
     )

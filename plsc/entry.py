@@ -285,6 +285,10 @@ class Entry(_Attributes):
         """Seconds that reading one image may take before its process counts as hanging; 0: no limit. Default 300."""
         self.config.worker_timeout = seconds
 
+    def set_rank_timeout(self, minutes: float) -> None:
+        """Minutes without progress after which a rank counts as hanging, which ends all; 0: no limit. Default 10."""
+        self.config.rank_timeout = minutes
+
     def set_bad_images(self, action: Literal["stop", "skip"]) -> None:
         """Action at an unreadable training image: 'stop' (default), or 'skip' it, count it and take the next."""
         self.config.bad_images = action
@@ -620,7 +624,7 @@ class Entry(_Attributes):
         """Set up ranks, log and device."""
         from plsc.distributed.topology import init_topology
 
-        topology = init_topology()
+        topology = init_topology(self.config.rank_timeout)
         show_log(topology.is_main)
         for doubt in self.config.doubts() if topology.is_main else ():
             log.warning(doubt)

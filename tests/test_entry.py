@@ -74,6 +74,7 @@ SETTERS = [
     ("set_class_balanced", "flag", True, "class_balanced"),
     ("set_min_images_per_class", "num", 3, "min_images_per_class"),
     ("set_worker_timeout", "seconds", 9.0, "worker_timeout"),
+    ("set_rank_timeout", "minutes", 2.5, "rank_timeout"),
     ("set_lr", "lr", "cosine", "lr_schedule"),
     ("set_lr", "lr", abs, "lr_schedule"),
     ("set_loss_type", "loss_type", max, "margin_function"),

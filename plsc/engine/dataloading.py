@@ -19,7 +19,7 @@ from plsc.data.sources import open_records
 from plsc.data.subset import with_min_images
 from plsc.data.transforms import Transform
 from plsc.data.verification_set import VerificationSet, find_bin
-from plsc.distributed.agreement import agree, explain
+from plsc.distributed.agreement import agree, explain, on_all_ranks
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.errors import ConfigError, DataError, PLSCError
@@ -332,10 +332,11 @@ def open_verification_sets(config: Config, collectives: Collectives) -> list[Ver
     found = collectives.gather_objects([f"{pairs.name} ({counted(len(pairs), 'pair')})" for pairs in sets])
     for rank, names in enumerate(found):
         if names != found[0]:
-            raise DataError(
+            error = DataError(
                 f"ranks have different verification sets, which they verify together: rank 0 has {found[0] or 'none'}, "
                 f"rank {rank} has {names or 'none'}; give every rank the same files"
             )
+            raise on_all_ranks(error)
     return sets
 
 

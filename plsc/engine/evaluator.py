@@ -21,6 +21,7 @@ from plsc.config import DEFAULT_VAL_TARGETS, Config
 from plsc.data.damage import DamageLog
 from plsc.data.image_input import each_image, named_error, take_image
 from plsc.data.verification_set import VerificationSet
+from plsc.distributed import watch
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
@@ -81,6 +82,7 @@ class Embedder:
         prepared = thread_map(prepare, enumerate(images, first), threads=_THREADS, ahead=2 * self._batch_size)
         embeddings, done = [], first
         while batch := list(itertools.islice(prepared, self._batch_size)):
+            watch.phase(f"embedding image {done} and following")
             embeddings.append(self._embed(np.stack(batch)))
             check_finite(embeddings[-1], first=done)
             done += len(batch)
@@ -155,6 +157,7 @@ def check_verification_sets(config: Config, sets: Sequence[VerificationSet], *, 
             nonlocal is_noted
             images = enumerate(pairs.images[own.start : own.stop], own.start)
             for done, _ in enumerate(thread_map(lambda image: _prepare(path, image, damaged=pairs.damaged), images)):
+                watch.phase(f"decoding images of the verification set {pairs.name}")
                 if not is_noted and time.monotonic() - begin > _NOTED_SECONDS:
                     is_noted = True
                     log.info(
@@ -230,6 +233,7 @@ def evaluate(
     return results
 
 
+@watch.watched()
 def test(config: Config, topology: Topology) -> dict[str, float]:
     """Verify a checkpoint on the verification sets of a configuration; returns the metrics as '<set>/<metric>'.
 

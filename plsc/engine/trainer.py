@@ -23,8 +23,11 @@ from plsc.config import Config
 from plsc.data.class_identity import identify_classes
 from plsc.data.loader import Batch, ReaderLoader, TrainLoader
 from plsc.data.transforms import normalize
+from plsc.distributed import watch
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
+from plsc.distributed.launching.reports import report_uncaught
+from plsc.distributed.replica import Replica
 from plsc.distributed.topology import init_topology, is_restart
 from plsc.engine.about import METRICS, About, read_metrics, saved_results, saved_settings, write_metrics
 from plsc.engine.auto_resume import is_in_save_folder, is_named, open_start
@@ -46,6 +49,7 @@ from plsc.engine.evaluator import check_verification_sets, evaluate
 from plsc.engine.judge import Judge, Made, Place
 from plsc.engine.observers import Observer, Run, Step, TrainingClock, Values
 from plsc.engine.observers.group import ObserverGroup
+from plsc.engine.observers.launch_report import LaunchReport
 from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
 from plsc.engine.optimizer import NamedOptimizer
@@ -132,6 +136,7 @@ class Trainer:
         >>> results["lfw/accuracy"]
     """
 
+    @watch.watched()
     def __init__(
         self,
         config: Config,
@@ -143,6 +148,7 @@ class Trainer:
     ) -> None:
         if not isinstance(config, Config):
             raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
+        report_uncaught()
         self._stop = StopRequest()
         self._held = contextlib.ExitStack()  # what is given back where this trainer goes
         weakref.finalize(self, self._held.close)
@@ -161,7 +167,7 @@ class Trainer:
         head: Head | None,
         observers: Iterable[Observer],
     ) -> None:
-        self.topology = init_topology()
+        self.topology = init_topology(config.rank_timeout)
         show_log(self.topology.is_main)
         for doubt in config.doubts() if self.topology.is_main else ():
             log.warning(doubt)
@@ -185,7 +191,7 @@ class Trainer:
         check_ranks_agree(lambda: self._facts(saved, head), self.collectives)
         agree_on_images(self.loader, self.collectives)
         config = self.config
-        self.network = paddle.DataParallel(self.backbone) if self.topology.world_size > 1 else self.backbone
+        self.network = Replica(self.backbone, self.collectives)
         agree(lambda: self._make_head(head), self.collectives, error=ConfigError)
         self.precision = Precision(config, self.topology)
         self.verification_sets = open_verification_sets(config, self.collectives) if config.with_test else []
@@ -229,7 +235,7 @@ class Trainer:
             self.config = self.config.model_copy(update={"model": check_model(backbone)})
         paddle.seed(self.config.seed)
         self.backbone = build_backbone(self.config)
-        self.observers = ObserverGroup([Progress(), MetricsFile(), *observers], self.topology.is_main)
+        self.observers = ObserverGroup([Progress(), MetricsFile(), LaunchReport(), *observers], self.topology.is_main)
 
     def _make_head(self, head: Head | None) -> None:
         """Make the head, unless it is given, and the optimizers. Only this rank's memory may not hold them."""
@@ -262,6 +268,7 @@ class Trainer:
             "checkpoint": describe_checkpoint(saved),
         }
 
+    @watch.watched()
     def train(self) -> dict[str, float]:
         """Train to the end, save and verify after each epoch.
 
@@ -336,6 +343,7 @@ class Trainer:
         Raises:
             TrainingError: the step before is not sound, or `max_skipped_steps` in a row were skipped.
         """
+        watch.phase(f"in step {self.step + 1}")
         self._judge.check()
         paddle.seed(derive_seed(self.config.seed, self.step, self.topology.rank))
         learning_rate = self.schedule(self.step)
@@ -354,10 +362,11 @@ class Trainer:
             values.update(self.head.accuracy())
         feature_gradient = self.head.backward()
         check_gradient(feature_gradient, self.head, features=features)
-        # The head's gradient is exact for the mean over the global batch. DataParallel averages over ranks what must be
+        # The head's gradient is exact for the mean over the global batch. `Replica` averages over ranks what must be
         # summed, so that average is undone here, and nowhere else.
         scaled = self.precision.scaler.scale(feature_gradient * self.topology.world_size)
         features.backward(scaled.astype(features.dtype))
+        self.network.average_gradients()
 
         made = Made(
             images=images if batch.images.dtype.kind == "f" else None,
@@ -415,7 +424,14 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         batches = self.loader.epoch(self.epoch, self.step_in_epoch)
         # A TrainLoader has equally many batches on every rank; of another loader that is not known.
-        return batches if isinstance(self.loader, TrainLoader) else agreed_batches(batches, self.collectives)
+        if not isinstance(self.loader, TrainLoader):
+            batches = agreed_batches(batches, self.collectives)
+        while True:
+            watch.phase(f"reading a batch of epoch {self.epoch}, for step {self.step + 1}")
+            batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _is_verified_within_epoch(self) -> bool:
         """Whether `test_period` is over. After the last step of an epoch it is saved first, see `_end_epoch`."""
