@@ -202,6 +202,7 @@ class Trainer:
         self.epoch, self.step_in_epoch, self.step = 0, 0, 0
         self._epoch_began_at = 0  # the step
         self._results: dict[str, float] = {}
+        self._resumed_from: Path | None = None
         self._averaged_step: int | None = None
         self._verified_step: int | None = None
         self._metrics: dict[int, dict[str, float]] = {}  # found at steps whose checkpoint is not complete yet
