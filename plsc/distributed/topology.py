@@ -14,6 +14,8 @@ from plsc.utils.lazy import require_paddle
 log = logging.getLogger("plsc")
 
 _RANK_TIMEOUT = 10.0  # minutes
+# Paddle's launcher leaves these out of a rank's environment where they are too long, and writes them to a file.
+LONG_VARIABLES = ("TRAINER_IP_PORT_LIST", "PADDLE_TRAINER_ENDPOINTS")
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,18 @@ def place_from_environment() -> tuple[int, int]:
     return _from_environment("PADDLE_TRAINER_ID", 0), _from_environment("PADDLE_TRAINERS_NUM", 1)
 
 
+def is_restart() -> bool:
+    """Whether the environment asks a run to go on by itself: PLSC_AUTO_RESUME, which `plsc launch` sets to 1.
+
+    Raises:
+        DistributedError: the variable is neither empty, 0 nor 1.
+    """
+    text = os.environ.get("PLSC_AUTO_RESUME", "")
+    if text not in ("", "0", "1"):
+        raise DistributedError(f"PLSC_AUTO_RESUME is {text!r}, expected 0 or 1")
+    return text == "1"
+
+
 def _store_address() -> tuple[str, int]:
     """(host, port) of the ranks' key-value store, as `paddle.distributed.init_parallel_env` finds it."""
     if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
@@ -150,16 +164,11 @@ def _command_of_parent() -> list[str]:
         return []
 
 
-def is_restart() -> bool:
-    """Whether the environment asks a run to go on by itself: PLSC_AUTO_RESUME, which `plsc launch` sets to 1.
-
-    Raises:
-        DistributedError: the variable is neither empty, 0 nor 1.
-    """
-    text = os.environ.get("PLSC_AUTO_RESUME", "")
-    if text not in ("", "0", "1"):
-        raise DistributedError(f"PLSC_AUTO_RESUME is {text!r}, expected 0 or 1")
-    return text == "1"
+def rank_in_environment(environment: bytes) -> tuple[int, int] | None:
+    """(rank, rank on its machine) in the environment of a process as /proc shows it; None where it is no rank."""
+    variables = dict(entry.partition(b"=")[::2] for entry in environment.split(b"\0"))
+    ranks = [variables.get(name, b"") for name in (b"PADDLE_TRAINER_ID", b"PADDLE_RANK_IN_NODE")]
+    return (int(ranks[0]), int(ranks[1])) if all(rank.isdigit() for rank in ranks) else None
 
 
 def devices_asked_of_launcher(command: list[str] | None = None) -> tuple[str, int] | None:

@@ -26,6 +26,7 @@ from plsc.data.transforms import normalize
 from plsc.distributed import watch
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
+from plsc.distributed.launching.reports import report_uncaught
 from plsc.distributed.replica import Replica
 from plsc.distributed.topology import init_topology, is_restart
 from plsc.engine.about import About, read_metrics, saved_results, saved_settings, write_metrics
@@ -48,6 +49,7 @@ from plsc.engine.evaluator import check_verification_sets, evaluate
 from plsc.engine.judge import Judge, Made, Place
 from plsc.engine.observers import Observer, Run, Step, TrainingClock, Values
 from plsc.engine.observers.group import ObserverGroup
+from plsc.engine.observers.launch_report import LaunchReport
 from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
 from plsc.engine.optimizer import NamedOptimizer
@@ -146,6 +148,7 @@ class Trainer:
     ) -> None:
         if not isinstance(config, Config):
             raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
+        report_uncaught()
         self._stop = StopRequest()
         self._held = contextlib.ExitStack()  # what is given back where this trainer goes
         weakref.finalize(self, self._held.close)
@@ -203,6 +206,7 @@ class Trainer:
         self._verified_step: int | None = None
         self._metrics: dict[int, dict[str, float]] = {}  # found at steps whose checkpoint is not complete yet
         self._to_verify: About | None = None
+        self._resumed_from: Path | None = None
         self._saver = Saver(config, self.collectives, uploads=self._uploads)
         self._save_again: Callable[[], None] = lambda: None
         self._run = self.collectives.gather_objects(secrets.token_hex(8))[0]
@@ -232,7 +236,7 @@ class Trainer:
             self.config = self.config.model_copy(update={"model": check_model(backbone)})
         paddle.seed(self.config.seed)
         self.backbone = build_backbone(self.config)
-        self.observers = ObserverGroup([Progress(), MetricsFile(), *observers], self.topology.is_main)
+        self.observers = ObserverGroup([Progress(), MetricsFile(), LaunchReport(), *observers], self.topology.is_main)
 
     def _make_head(self, head: Head | None) -> None:
         """Make the head, unless it is given, and the optimizers. Only this rank's memory may not hold them."""

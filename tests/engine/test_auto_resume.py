@@ -647,7 +647,12 @@ def launched(ranks, folder, **settings):
     """Train with the same command, until it ends with status 0."""
     settings = {
         **{"model": "batch norm", "train_epochs": 2, "test_period": 2, "num_workers": 1, "verify": True},
-        **{"auto_resume": True, "train_batch_size": 12 // ranks, "model_save_dir": str(folder / "output")},
+        **{
+            "auto_resume": True,
+            "async_save": "off",
+            "train_batch_size": 12 // ranks,
+            "model_save_dir": str(folder / "output"),
+        },
         **settings,
     }
     folder.mkdir(parents=True, exist_ok=True)
