@@ -29,7 +29,7 @@ from plsc.distributed.collectives import Collectives
 from plsc.distributed.launching.reports import report_uncaught
 from plsc.distributed.replica import Replica
 from plsc.distributed.topology import init_topology, is_restart
-from plsc.engine.about import About, read_metrics, saved_results, saved_settings, write_metrics
+from plsc.engine.about import METRICS, About, read_metrics, saved_results, saved_settings, write_metrics
 from plsc.engine.auto_resume import is_in_save_folder, is_named, open_start
 from plsc.engine.class_change import about_classes, class_parts, match_classes
 from plsc.engine.dataloading import (
@@ -550,6 +550,8 @@ class Trainer:
         metrics = self._metrics.get(step)
         if metrics and self.topology.is_main:
             write_metrics(path, metrics)
+            if self._uploads is not None:
+                self._uploads.on_added(path / METRICS)
         self._metrics = {later: found for later, found in self._metrics.items() if later > step}
 
     @property
