@@ -505,7 +505,10 @@ class Entry(_Attributes):
         self.config.assign(async_save=mode)
 
     def set_keep_best(self, metric: str | None) -> None:
-        """Keep the checkpoint with the best value of a metric, as 'lfw.accuracy', in addition to the newest ones."""
+        """Keep the checkpoint with the highest value of a metric of verification, as 'lfw.accuracy', for good.
+
+        Training does not begin where no verification set gives the metric.
+        """
         self.config.keep_best = metric
 
     def set_keep_every(self, epochs: int | None) -> None:

@@ -177,7 +177,7 @@ def read_manifest(path: Path) -> tuple[Manifest, str | None]:
         content = json.loads(data.decode())
         found = content["format"], content["version"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint's manifest: {error}; use another epoch's") from None
+        raise CheckpointError(f"{path}: not a checkpoint's manifest: {error}; use another checkpoint") from None
     if found[0] != FORMAT or type(found[1]) is not int or found[1] not in (1, VERSION):
         raise CheckpointError(
             f"{path}: found format {found[0]!r} version {found[1]!r}, expected {FORMAT!r} version 1 or {VERSION}; it "
@@ -188,7 +188,7 @@ def read_manifest(path: Path) -> tuple[Manifest, str | None]:
     elif digest is None:
         raise CheckpointError(
             f"{path}: the manifest is damaged: its second line holds no digest, expected that of the lines after it; "
-            f"use another epoch's"
+            f"use another checkpoint"
         )
     return check_content(Manifest, content, path), digest
 
@@ -239,5 +239,5 @@ def check_content(kind: type[_Model], content: Any, path: Path, *, inside: str =
         where = ".".join(filter(None, [inside, *map(str, first["loc"])]))
         message = first["msg"].removeprefix("Value error, ")
         raise CheckpointError(
-            f"{path}: the manifest is damaged: {f'{where}: ' if where else ''}{message}; use another epoch's"
+            f"{path}: the manifest is damaged: {f'{where}: ' if where else ''}{message}; use another checkpoint"
         ) from None

@@ -23,14 +23,14 @@ from plsc.distributed import watch
 from plsc.distributed.agreement import explain
 from plsc.errors import CheckpointError, PLSCError
 from plsc.utils.artifacts import recognize
-from plsc.utils.hints import setter
+from plsc.utils.hints import can_set, setter
 from plsc.utils.plural import counted
 from plsc.utils.ranges import Range
 
 BLOCK_BYTES = 1 << 24
 """Bytes that are written, read and digested at a time; a row that is longer is a block of its own."""
 
-_DAMAGED = "the checkpoint is damaged, use another epoch's"
+_DAMAGED = "the checkpoint is damaged, use another checkpoint"
 
 log = logging.getLogger("plsc")
 
@@ -407,7 +407,7 @@ def _say_that_there_are_no_digests(path: Path) -> None:
 def _explain_absence(path: Path) -> str:
     """What a path is that is neither a checkpoint nor a folder of checkpoints."""
     expected = f"expected a folder with {MANIFEST}, or one that holds such folders (output/0, output/1, ...)"
-    other = f"name another folder with {setter('checkpoint_dir')}"
+    other = "name another folder" + (f" with {setter('checkpoint_dir')}" if can_set("checkpoint_dir") else "")
     found = recognize(path)
     if found is not None:
         is_in_one = path.is_file() and (path.parent / MANIFEST).is_file()
@@ -438,7 +438,7 @@ def reading(path: str | Path, what: str = "") -> Iterator[None]:
     except PLSCError:
         raise
     except Exception as error:  # a damaged file may raise anything in the libraries that read it
-        raise CheckpointError(f"{path}: {what}cannot be read: {explain(error)}; use another epoch's") from error
+        raise CheckpointError(f"{path}: {what}cannot be read: {explain(error)}; use another checkpoint") from error
 
 
 def _find(path: Path) -> Path:
@@ -456,5 +456,5 @@ def _check_size(file: Path, expected: int) -> None:
     if size != expected:
         raise CheckpointError(
             f"{file}: found {'no such file' if size is None else counted(size, 'byte')}, "
-            f"expected {counted(expected, 'byte')}; the checkpoint is damaged, use another epoch's"
+            f"expected {counted(expected, 'byte')}; the checkpoint is damaged, use another checkpoint"
         )

@@ -19,6 +19,7 @@ from plsc.checkpoint.layout import list_checkpoints
 from plsc.checkpoint.reader import Checkpoint
 from plsc.checkpoint.writer import Part, abandon, begin, complete, write_parts
 from plsc.errors import CheckpointError
+from plsc.utils.plural import counted
 from plsc.utils.ranges import Range, shard_ranges
 
 log = logging.getLogger("plsc")
@@ -148,6 +149,12 @@ def average(sources: Sequence[str | Path], target: str | Path) -> Path:
     opened = [Checkpoint(source) for source in sources]
     if len(opened) < 2:
         raise CheckpointError(f"got {len(opened)} checkpoint to average, expected two or more")
+    runs = {saved.about.get("run") for saved in opened}
+    if len(runs) > 1:
+        log.warning(
+            "the checkpoints to average are of %s: the mean is of use only where one of them began from another",
+            counted(len(runs), "run"),
+        )
     names = [name for name in opened[-1].names() if _is_averaged(name) or _is_kept(name)]
     for saved in opened[:-1]:
         _check_alike(saved, opened[-1], names)

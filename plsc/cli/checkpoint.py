@@ -11,9 +11,31 @@ import typer
 from plsc.cli.command import Command
 from plsc.errors import CheckpointError, ConfigError
 from plsc.utils.json_text import to_json
+from plsc.utils.lazy import require_paddle
+from plsc.utils.locations import is_remote, keep_credentials
 from plsc.utils.logging import show_log
+from plsc.utils.plural import counted
 
 app = typer.Typer(no_args_is_help=True, help="List, inspect, verify, re-shard, merge, average and prune checkpoints.")
+
+
+class CheckpointCommand(Command):
+    """A command on local checkpoints. It imports Paddle."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command.
+
+        Raises:
+            ConfigError: a folder is a URL.
+            MissingDependencyError: Paddle is not installed.
+        """
+        require_paddle()
+        for given in ctx.params.values():
+            for path in given if isinstance(given, list) else [given]:
+                if isinstance(path, Path) and is_remote(url := keep_credentials(str(path))):
+                    raise ConfigError(f"{url}: plsc checkpoint takes local folders; copy the checkpoints to one first")
+        return super().invoke(ctx)
+
 
 Root = Annotated[Path, typer.Argument(help="Folder of checkpoints.")]
 Source = Annotated[Path, typer.Argument(help="Checkpoint, or folder of checkpoints, of which the newest is taken.")]
@@ -21,7 +43,7 @@ Target = Annotated[Path, typer.Argument(help="Folder to write; it must not exist
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-@app.command("list", cls=Command)
+@app.command("list", cls=CheckpointCommand)
 def list_(root: Root = Path("output"), *, as_json: Json = False) -> None:
     """Show the checkpoints of a folder, the oldest first. A damaged manifest is named; tensors are not read."""
     from plsc.checkpoint import list_checkpoints
@@ -36,13 +58,12 @@ def list_(root: Root = Path("output"), *, as_json: Json = False) -> None:
             print(f"{row['path']}: {row['error']}")
         else:
             digests = "" if row["has_digests"] else ", no digests"
-            print(
-                f"{row['path']}: epoch {row['epoch']}, step {row['step']}, {_size(row['bytes'])}, {row['ranks']} "
-                f"ranks{digests}"
-            )
+            print(f"{row['path']}: {_progress(**row)}{digests}")
+    if not found:
+        print(f"{root}: holds no checkpoint")
 
 
-@app.command(cls=Command)
+@app.command(cls=CheckpointCommand)
 def inspect(source: Source, *, as_json: Json = False) -> None:
     """Show what a checkpoint says of its run, and its tensors. No tensor is read."""
     from plsc.checkpoint.tools import summarize
@@ -51,7 +72,7 @@ def inspect(source: Source, *, as_json: Json = False) -> None:
     if as_json:
         print(to_json(dataclasses.asdict(found), indent=1))
         return
-    print(f"{found.path}: epoch {found.epoch}, step {found.step}, {_size(found.bytes)}, {found.ranks} ranks")
+    print(f"{found.path}: {_progress(**vars(found))}")
     for key, value in found.about.items():
         print(f"  {key}: {to_json(value, ensure_ascii=False)}")
     for tensor in found.tensors:
@@ -59,7 +80,7 @@ def inspect(source: Source, *, as_json: Json = False) -> None:
         print(f"  {tensor.name}: {tensor.shape} of {tensor.dtype}{parts}")
 
 
-@app.command(cls=Command)
+@app.command(cls=CheckpointCommand)
 def verify(
     source: Annotated[Path, typer.Argument(help="Checkpoint, or folder of checkpoints, of which all are read.")],
     *,
@@ -79,7 +100,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command(cls=Command)
+@app.command(cls=CheckpointCommand)
 def reshard(
     source: Source,
     target: Target,
@@ -97,7 +118,7 @@ def reshard(
     _print_written(reshard(source, target, ranks=ranks), as_json)
 
 
-@app.command(cls=Command)
+@app.command(cls=CheckpointCommand)
 def merge(source: Source, target: Target, *, as_json: Json = False) -> None:
     """Write a checkpoint with every tensor whole in one file, under its own name, for other readers of safetensors.
 
@@ -108,7 +129,7 @@ def merge(source: Source, target: Target, *, as_json: Json = False) -> None:
     _print_written(reshard(source, target, ranks=1), as_json)
 
 
-@app.command(cls=Command)
+@app.command(cls=CheckpointCommand)
 def average(
     sources: Annotated[list[Path], typer.Argument(help="Checkpoints of one run, two or more.")],
     *,
@@ -118,10 +139,11 @@ def average(
     """Write the mean of the weights of several checkpoints, running statistics included, for test and export."""
     from plsc.checkpoint.tools import average
 
+    show_log(is_main=True)
     _print_written(average(sources, to), as_json)
 
 
-@app.command(cls=Command)
+@app.command(cls=CheckpointCommand)
 def prune(
     root: Root,
     *,
@@ -143,7 +165,10 @@ def prune(
     checkpoints = list_checkpoints(root)
     doomed = checkpoints[:-keep]
     if yes and doomed:
-        Checkpoint(checkpoints[-1]).verify()
+        try:
+            Checkpoint(checkpoints[-1]).verify()
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; nothing was deleted") from None
         for path in doomed:
             try:
                 delete_checkpoint(path)
@@ -156,7 +181,7 @@ def prune(
     for path in doomed:
         print(f"{path}: {'deleted' if yes else 'would be deleted'}")
     if not doomed:
-        print(f"{root}: has {len(checkpoints)} checkpoints, nothing to delete")
+        print(f"{root}: holds {counted(len(checkpoints), 'checkpoint')}, nothing to delete")
     elif not yes:
         print("nothing was deleted: add --yes to delete")
 
@@ -176,6 +201,11 @@ def _row(path: Path) -> dict[str, Any]:
     return {key: getattr(found, key) for key in ("path", "epoch", "step", "bytes", "ranks", "has_digests")}
 
 
+def _progress(*, epoch: int | None, step: int | None, bytes: int, ranks: int, **_: Any) -> str:
+    done = f"{counted(epoch, 'epoch')} done" if epoch is not None else "no epoch known"
+    return f"{done}, step {step}, {_size(bytes)}, {counted(ranks, 'rank')}"
+
+
 def _print_written(folder: Path, as_json: bool) -> None:
     from plsc.checkpoint.tools import summarize
 
@@ -183,7 +213,7 @@ def _print_written(folder: Path, as_json: bool) -> None:
     if as_json:
         print(to_json({"path": found.path, "bytes": found.bytes, "ranks": found.ranks}, indent=1))
     else:
-        print(f"wrote {found.path}: {_size(found.bytes)}, {found.ranks} ranks")
+        print(f"wrote {found.path}: {_size(found.bytes)}, {counted(found.ranks, 'rank')}")
 
 
 def _size(size: int) -> str:

@@ -18,6 +18,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import connection
+from multiprocessing.util import Finalize
 from typing import Any, NamedTuple, NoReturn
 
 import cv2
@@ -104,6 +105,8 @@ class WorkerPool:
         self._outstanding: collections.deque[tuple[int, int]] = collections.deque()  # (worker, slot)
         self._workers: list[_Worker] = []
         self._runs = 0
+        # Before multiprocessing sends SIGTERM to its processes and waits for them, when the interpreter ends.
+        Finalize(self, _end, [self._workers], exitpriority=0)
         for number in range(num_workers):
             ours, theirs = context.Pipe()
             inherited = [worker.pipe for worker in self._workers] + [ours]
@@ -173,11 +176,7 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the workers at once."""
-        for worker in self._workers:
-            worker.process.kill()
-            worker.process.join(10)  # a process that waits for a dead network disk cannot be killed
-            worker.pipe.close()
-        self._workers = []
+        _end(self._workers)
         self._outstanding.clear()
 
     def _at(self, slot: int) -> _Batch:
@@ -249,6 +248,15 @@ class WorkerPool:
         )
 
 
+def _end(workers: list[_Worker]) -> None:
+    """End workers at once, and empty the list."""
+    for worker in workers:
+        worker.process.kill()
+        worker.process.join(10)  # a process that waits for a dead network disk cannot be killed
+        worker.pipe.close()
+    workers.clear()
+
+
 def _serve(
     work: Work,
     pipe: connection.Connection,
@@ -257,9 +265,10 @@ def _serve(
     held: npt.NDArray[np.float64],
     describe: Callable[[int], str],
 ) -> None:
-    # The parent handles a keyboard interrupt; its handler of SIGTERM must not run here.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Terminals and schedulers signal all processes of a group. The parent decides what follows, and needs batches until
+    # then; a worker ends when its pipe does.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     # If the parent's ends stayed open here, reading would never end when the parent does.
     for end in inherited:
         end.close()

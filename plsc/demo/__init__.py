@@ -110,8 +110,9 @@ def _export_and_embed(output: Path, size: Size) -> list[tuple[str, str]]:
     """Export; embed two images of one identity that was not trained on, and one of another; compare them."""
     entry = Entry()
     entry.set_checkpoint_dir(output / "checkpoints")
-    entry.convert_for_prediction(output / "model")
     glyphs = GlyphRecords(2, 2, image_size=32, seed=1, first_identity=size.identities)
+    entry.train_dataset = glyphs  # the export is compared with the network on them
+    entry.convert_for_prediction(output / "model")
     files = []
     for name, index in (("one.png", 0), ("one_again.png", 1), ("another.png", 2)):
         cv2.imwrite(str(output / name), np.asarray(glyphs[index].image)[..., ::-1])

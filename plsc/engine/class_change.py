@@ -102,9 +102,9 @@ def _read_classes(saved: Checkpoint, about: AboutClasses) -> ClassIdentity:
         identity = ClassIdentity.from_arrays(about.by, about.images, arrays=arrays)
     except KeyError as error:
         raise CheckpointError(
-            f"{saved.path}: holds no tensor '{_CLASSES}{error.args[0]}'; use another epoch's"
+            f"{saved.path}: holds no tensor '{_CLASSES}{error.args[0]}'; use another checkpoint"
         ) from None
     expected = len(sample_places(about.images)) if about.by == "label" else 0
     if identity.digest != about.digest or len(identity.labels) != expected:
-        raise CheckpointError(f"{saved.path}: the tensors of the classes' identity are damaged; use another epoch's")
+        raise CheckpointError(f"{saved.path}: the tensors of the classes' identity are damaged; use another checkpoint")
     return identity

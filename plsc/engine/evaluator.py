@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import math
 import os
 import re
 import time
@@ -34,6 +35,7 @@ from plsc.engine.rank_check import (
     describe_program,
     describe_settings,
 )
+from plsc.engine.retention import is_named
 from plsc.engine.state import NETWORK_SETTINGS, open_backbone
 from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.inference.embedding import EmbeddingPath, Embeddings, check_finite, to_unit_length
@@ -140,6 +142,36 @@ def verify(
     return _report(pairs, _gather_rows(embeddings, len(pairs.images), collectives=collectives))
 
 
+def check_keep_best(config: Config, sets: Sequence[VerificationSet]) -> None:
+    """Find out whether verification on `sets` gives the metric `keep_best`.
+
+    Raises:
+        ConfigError: it does not.
+        DataError: a set has too few pairs.
+    """
+    metric = config.keep_best
+    if metric is None:
+        return
+    given = [
+        f"{pairs.name}.{name}"
+        for pairs in sets
+        for name, value in _try_report(pairs).metrics().items()
+        if math.isfinite(value)
+    ]
+    if any(is_named(name, metric) for name in given):
+        return
+    if given:
+        found = f"verification gives no such metric; expected one of {', '.join(given)}"
+    else:
+        remedy = (
+            f"name one with {setter('val_targets')}"
+            if config.with_test
+            else f"turn verification on: {setter('with_test', True)}"
+        )
+        found = f"this run verifies on no set; {remedy}, or leave it out"
+    raise ConfigError(f"{setter('keep_best', metric)}: {found}")
+
+
 def check_verification_sets(config: Config, sets: Sequence[VerificationSet], *, collectives: Collectives) -> None:
     """Find out whether sets can be verified: decode each image once, and report on zero embeddings.
 
@@ -150,7 +182,7 @@ def check_verification_sets(config: Config, sets: Sequence[VerificationSet], *, 
     """
     path, begin, is_noted = _embedding_path(config), time.monotonic(), False
     for pairs in sets:
-        _report(pairs, np.zeros([2 * len(pairs), 1], np.float32))
+        _try_report(pairs)
         own = _share(pairs, collectives)
 
         def decode(pairs: VerificationSet = pairs, own: Range = own) -> None:
@@ -174,6 +206,11 @@ def check_verification_sets(config: Config, sets: Sequence[VerificationSet], *, 
 def _share(pairs: VerificationSet, collectives: Collectives) -> Range:
     """The images that this rank embeds."""
     return shard_range(len(pairs.images), collectives.topology.world_size, shard=collectives.topology.rank)
+
+
+def _try_report(pairs: VerificationSet) -> VerificationReport:
+    """The report on embeddings that are zero."""
+    return _report(pairs, np.zeros([2 * len(pairs), 1], np.float32))
 
 
 def _report(pairs: VerificationSet, embeddings: Embeddings) -> VerificationReport:
@@ -250,7 +287,7 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
     if not sets:
         raise DataError(f"nothing to test on: no verification set is given, and {_lacking(config)}")
     for pairs in sets:
-        _report(pairs, np.zeros([2 * len(pairs), 1], np.float32))
+        _try_report(pairs)
     backbone, config, saved = agree(lambda: open_backbone(config), collectives, error=CheckpointError)
     check_ranks_agree(
         lambda: {

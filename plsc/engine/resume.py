@@ -139,9 +139,9 @@ def refuse_changes(about: About, config: Config, *, path: Path, network: str, nu
     if changes:
         listed = "; ".join(f"{name} was {before} and is {now}" for name, (before, now) in changes.items())
         raise CheckpointError(
-            f"{path}: this run decides its result by other settings than the one that it would go on with: {listed}. "
-            f"Give the former ones; or go on with the new ones from this checkpoint: {setter('checkpoint_dir', path)}; "
-            f"or train a new run in another folder: {setter('model_save_dir')}"
+            f"{path}: settings or data that decide the result have changed: {listed}. Give the former ones; or go on "
+            f"with the new ones from this checkpoint: {setter('checkpoint_dir', path)}; or train a new run in another "
+            f"folder: {setter('model_save_dir')}"
         )
 
 

@@ -38,6 +38,11 @@ def superseded(
     return [path for path in checkpoints if path not in kept]
 
 
+def is_named(name: str, metric: str) -> bool:
+    """Whether 'lfw.accuracy' or 'lfw/accuracy' stands for a metric of verification, 'lfw/accuracy'."""
+    return name.replace("/", ".") == metric.replace("/", ".")
+
+
 def best_of(checkpoints: Sequence[Path], metric: str) -> Path | None:
     """The checkpoint with the highest metric, the newest of equals; None where none has it.
 
@@ -47,7 +52,7 @@ def best_of(checkpoints: Sequence[Path], metric: str) -> Path | None:
     """
     best, highest = None, -math.inf
     for path in checkpoints:
-        value = (read_metrics(path) or {}).get(metric.replace(".", "/", 1))
+        value = next((found for name, found in (read_metrics(path) or {}).items() if is_named(name, metric)), None)
         if value is not None and value >= highest:
             best, highest = path, value
     return best

@@ -204,7 +204,7 @@ def open_backbone(config: Config) -> tuple[paddle.nn.Layer, Config, Checkpoint]:
     try:
         config.assign(**unset)
     except ConfigError as error:
-        raise CheckpointError(f"{saved.path}: its settings are damaged: {error}; use another epoch's") from None
+        raise CheckpointError(f"{saved.path}: its settings are damaged: {error}; use another checkpoint") from None
     try:
         backbone = build_backbone(config)
     except Exception as error:

@@ -45,7 +45,7 @@ from plsc.engine.dataloading import (
     open_verification_sets,
     warn_of_large_batch,
 )
-from plsc.engine.evaluator import check_verification_sets, evaluate
+from plsc.engine.evaluator import check_keep_best, check_verification_sets, evaluate
 from plsc.engine.judge import Judge, Made, Place
 from plsc.engine.observers import Observer, Run, Step, TrainingClock, Values
 from plsc.engine.observers.group import ObserverGroup
@@ -655,6 +655,7 @@ class Trainer:
         agree(self._lock.require, self.collectives, error=CheckpointError)
         self._saver.check_space(self._parts(_NONE))
         agree(self._check_uploads, self.collectives, error=CheckpointError)
+        agree(lambda: check_keep_best(self.config, self.verification_sets), self.collectives, error=ConfigError)
         check_verification_sets(self.config, self.verification_sets, collectives=self.collectives)
 
     def _check_uploads(self) -> None:
@@ -723,7 +724,7 @@ class Trainer:
             self._averaged_step = self.step
         self._judge.started_from = f" since the run was resumed from {saved.path}"
         if self.topology.is_main:
-            log.info("resumed from %s: epoch %d, step %d", saved.path, self.epoch, self.step)
+            log.info("resumed from %s: %s done, step %d", saved.path, counted(self.epoch, "epoch"), self.step)
             warn_of_other_steps(
                 about,
                 self.config,

@@ -209,9 +209,9 @@ class Uploader:
         newer = [name for name in list_remote_checkpoints(self.remote) if _order(name) > position]
         if newer:
             raise CheckpointError(
-                f"{self.remote.url}/{newer[-1]} is a checkpoint of later training than this run starts from; to resume "
-                f"from it: {setter('checkpoint_dir', self.remote.url)}; to start a new run: choose another folder with "
-                f"{setter('model_save_dir')}, or move the old folder away"
+                f"{self.remote.url}/{newer[-1]} is a checkpoint of later training than this run starts from; to go on "
+                f"from it: {setter('auto_resume', True)} or {setter('checkpoint_dir', self.remote.url)}; to start a "
+                f"new run: choose another folder with {setter('model_save_dir')}, or move the old folder away"
             )
         self._fetch_run_files()
         left = [path for path in list_checkpoints(self.stage) if order(path) <= position]

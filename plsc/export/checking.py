@@ -15,6 +15,7 @@ from paddle import nn
 
 from plsc.config import Config
 from plsc.data.images import decode, resize
+from plsc.data.records import Records
 from plsc.data.sources import open_records
 from plsc.errors import ExportError, PLSCError
 from plsc.export.baking import BakedNetwork
@@ -42,9 +43,10 @@ def sample_inputs(
     """Inputs to compare on, by a name for messages: batches of different sizes, random and real.
 
     Args:
-        config: image_shape, pixel_mean, pixel_std and dataset_dir are used.
+        config: image_shape, pixel_mean, pixel_std, train_dataset and dataset_dir are used.
         spec: shape and type of the network's input.
-        images: [H, W, 3] uint8 RGB; without any, a few of `config.dataset_dir`.
+        images: [H, W, 3] uint8 RGB; without any, a few of `config.train_dataset`, if that is a `Records`, else of
+            `config.dataset_dir`.
         bgr: the network takes pixels in the order blue, green, red.
     """
     rng = np.random.default_rng(0)
@@ -210,10 +212,12 @@ def _run_in_float64(network: nn.Layer, batch: NDArray[Any]) -> NDArray[Any] | No
 
 def _data_set_images(config: Config) -> Iterator[NDArray[np.uint8]]:
     """A few images of the data set, spread evenly over it; none if there is no data set on this machine."""
-    if is_remote(config.dataset_dir):  # all of it would have to be copied
-        return
+    records = config.train_dataset
     try:
-        records = open_records(config.dataset_dir)
+        if not isinstance(records, Records):
+            if is_remote(config.dataset_dir):  # all of it would have to be copied
+                return
+            records = open_records(config.dataset_dir)
         count = len(records)
         for index in sorted({count * part // REAL_IMAGES for part in range(REAL_IMAGES)} if count else ()):
             yield decode(records[index].image)

@@ -95,6 +95,11 @@ def either(python: str, command: str) -> str:
     return python if _command_flags is None else command
 
 
+def can_set(name: str) -> bool:
+    """Whether the reader can give a setting: always in Python, at the command line where the command has the flag."""
+    return _command_flags is None or flag_of(name) in _command_flags
+
+
 def flag_of(name: str) -> str:
     """The flag of a setting: 'train_batch_size' -> '--train-batch-size'."""
     return "--" + name.replace("_", "-")

@@ -24,6 +24,7 @@ _OTHER_WORDS = {
     "num_classes": "numclass classnum nclasses classes nclass classdim numidentities numids nids c",
     "image_shape": "inputsize imagesize imgsize inputshape size imgshape resolution",
     "model_name": "network backbone net arch architecture model modeltype modelarch",
+    "save_steps": "saveevery savefreq savefrequency saveinterval checkpointevery checkpointinterval everynsteps",
     "checkpoint_dir": "resume resumefrom resumefromcheckpoint pretrained pretrain weights checkpoint ckpt "
     "ckptdir modeldir modelpath checkpointpath initcheckpoint loadfrom load restore",
     "model": "modeldir modelpath network export",

@@ -54,7 +54,7 @@ def test_list_and_inspect(run, root):
     ]
     (root / "1" / "manifest.json").write_text("{}")
     lines = run("list", root).splitlines()
-    assert lines[0] == f"{root}/0: epoch 1, step 10, 0.00 MiB, 2 ranks"
+    assert lines[0] == f"{root}/0: 1 epoch done, step 10, 0.00 MiB, 2 ranks"
     assert lines[1].startswith(f"{root}/1: {root}/1/manifest.json: not a checkpoint's manifest")
     found = run("inspect", root, "--json")
     assert found["path"] == str(root / "2") and found["has_digests"] and found["about"] == {"epoch": 3, "step": 30}
@@ -65,6 +65,14 @@ def test_list_and_inspect(run, root):
 def test_list_of_no_folder(run, tmp_path):
     assert "none: no such folder; expected one that holds checkpoints" in run("list", tmp_path / "none", status=1)
     assert run("list", tmp_path, "--json") == []
+    assert run("list", tmp_path) == f"{tmp_path}: holds no checkpoint\n"
+
+
+@pytest.mark.parametrize("words", [("list",), ("verify",), ("average", "output/0")])
+def test_a_url_is_refused_whole(run, tmp_path, words):
+    options = ("--to", tmp_path / "mean") if words[0] == "average" else ()
+    refusal = run(*words, "s3://KEY:SECRET@bucket/run", *options, status=1)
+    assert refusal == "plsc: s3://bucket/run: plsc checkpoint takes local folders; copy the checkpoints to one first\n"
 
 
 def test_verify_names_what_is_damaged(run, root):
@@ -74,7 +82,8 @@ def test_verify_names_what_is_damaged(run, root):
     found = run("verify", root, "--json", status=1)
     assert [entry["sound"] for entry in found.values()] == [True, False, True]
     assert run("verify", root / "2", "--json") == {str(root / "2"): {"sound": True, "damages": []}}
-    assert "does not exist" in run("verify", root / "9", status=1)
+    absence = run("verify", root / "9", status=1)
+    assert "does not exist" in absence and absence.endswith("; name another folder\n")
 
 
 def test_reshard_and_merge(run, root, tmp_path):
@@ -91,6 +100,17 @@ def test_average(run, root, tmp_path):
     np.testing.assert_array_equal(Checkpoint(tmp_path / "mean").read("backbone.w"), np.full([2, 2], 0.5))
 
 
+def test_the_average_of_several_runs_is_warned_of(run, tmp_path, caplog):
+    for number, identifier in enumerate(("this", "this", "another")):
+        parts = [Part("backbone.w", np.full([2], number, np.float32))]
+        about = {"run": identifier}
+        save_checkpoint(tmp_path, str(number), parts=parts, about=about, collectives=Collectives())
+    run("average", tmp_path / "0", tmp_path / "1", "--to", tmp_path / "mean")
+    assert not caplog.records
+    run("average", tmp_path / "0", tmp_path / "2", "--to", tmp_path / "mean of two")
+    assert "the checkpoints to average are of 2 runs" in caplog.text
+
+
 def test_prune_deletes_only_when_asked(run, root):
     for flags in ((), ("--dry-run",)):
         output = run("prune", root, "--keep", 1, *flags)
@@ -100,6 +120,7 @@ def test_prune_deletes_only_when_asked(run, root):
     found = run("prune", root, "--keep", 2, "--yes", "--json")
     assert found == {"deleted": [str(root / "0")], "kept": [str(root / "1"), str(root / "2")]}
     damage(root / "2")
-    assert "differs from what was written" in run("prune", root, "--keep", 1, "--yes", status=1)
+    refusal = run("prune", root, "--keep", 1, "--yes", status=1)
+    assert "differs from what was written" in refusal and "; nothing was deleted" in refusal
     assert sorted(path.name for path in root.iterdir()) == ["1", "2"]
     assert "nothing to delete" in run("prune", root, "--keep", 2, "--yes")

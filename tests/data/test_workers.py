@@ -281,3 +281,15 @@ def test_a_balanced_loader_is_shared_by_ranks_and_resumes(loader):
     ]
     assert [sum(step, []) for step in zip(*shares)] == whole
     assert [batch.labels.tolist() for batch in make(batch_size=6).epoch(0, 4)] == whole[4:]
+
+
+def test_signals_to_all_processes_of_a_group_leave_the_reading_to_the_parent(loader):
+    made = loader(count=400, num_workers=2)
+    labels = []
+    for number, batch in enumerate(made.epoch(0)):
+        if number == 1:
+            for pid in made.worker_pids:
+                for what in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                    os.kill(pid, what)
+        labels.extend(batch.labels)
+    assert sorted(labels) == list(range(400))

@@ -348,10 +348,7 @@ def test_a_change_of_what_decides_the_result_is_told_with_both_values(trained, n
     value, words = CHANGES[name]
     with pytest.raises(CheckpointError) as error:
         refuse(trained, {name: value})
-    assert (
-        f"output/0: this run decides its result by other settings than the one that it would go on with: {words}"
-        in (str(error.value))
-    )
+    assert f"output/0: settings or data that decide the result have changed: {words}" in (str(error.value))
 
 
 def test_a_loss_of_three_margins_is_told_with_them(trained):

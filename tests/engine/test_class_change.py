@@ -144,7 +144,7 @@ def test_a_damaged_identity_is_an_error_of_the_checkpoint(entry, folders, what):
             del content["tensors"]["classes.ends"]
 
     edit_manifest(Checkpoint(entry.model_save_dir).path, change)
-    with pytest.raises(CheckpointError, match=r"output/0: .*classes.*use another epoch's"):
+    with pytest.raises(CheckpointError, match=r"output/0: .*classes.*use another checkpoint"):
         entry.train()
 
 

@@ -18,7 +18,7 @@ from plsc.cli.main import app
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import init_topology
 from plsc.engine import evaluator
-from plsc.engine.evaluator import Embedder, check_verification_sets, verify
+from plsc.engine.evaluator import Embedder, check_keep_best, check_verification_sets, verify
 from plsc.inference.embedding import EmbeddingPath
 from plsc.metrics.verification import verification_report
 from tests._support.exporting import EMB_DIM, IMAGES, SHAPE, eager, network
@@ -204,6 +204,45 @@ def test_a_set_that_gives_no_report_is_named():
         DataError, match=r"verification set mine \(6 pairs\) cannot be verified: folds: got shape \[5\]"
     ):
         check([make_pairs(), pairs])
+
+
+@pytest.mark.parametrize("metric", [None, "mine.accuracy", "mine/auc", "my.set.accuracy"])
+def test_a_metric_that_verification_gives_may_choose_the_best_checkpoint(metric):
+    check_keep_best(plsc.Config(keep_best=metric), [make_pairs(), VerificationSet("my.set", IMAGES, is_same=[1, 0])])
+
+
+@pytest.mark.parametrize(
+    "values, sets, message",
+    [
+        (
+            {},
+            [6],
+            r"set_keep_best\('lfw.acc'\): verification gives no such metric; expected one of mine.accuracy, .*auc",
+        ),
+        ({}, [], "this run verifies on no set; name one with set_val_targets, or leave it out"),
+        (
+            {"with_test": False},
+            [],
+            r"this run verifies on no set; turn verification on: set_with_test\(True\), or leave it out",
+        ),
+    ],
+)
+def test_a_metric_that_verification_does_not_give_is_refused(values, sets, message):
+    with pytest.raises(ConfigError, match=message):
+        check_keep_best(plsc.Config(keep_best="lfw.acc", **values), [make_pairs(count) for count in sets])
+
+
+def test_a_metric_that_a_set_of_same_pairs_lacks_is_refused():
+    pairs = VerificationSet("same", IMAGES[:4], is_same=[True, True])
+    with pytest.raises(ConfigError, match="verification gives no such metric; expected one of (?!.*same.accuracy,)"):
+        check_keep_best(plsc.Config(keep_best="same.accuracy"), [pairs])
+
+
+def test_training_with_a_best_checkpoint_that_is_never_chosen_does_not_begin(entry, tmp_path):
+    entry.set_keep_best("lfw.acc")
+    with pytest.raises(ConfigError, match="verification gives no such metric"):
+        entry.train()
+    assert not list((tmp_path / "output").glob("[0-9]*"))
 
 
 def test_decoding_that_takes_long_is_noted_once(caplog, monkeypatch):

@@ -32,6 +32,8 @@ def test_the_best_checkpoint_is_kept(tmp_path):
         paths.append(folder)
         if value is not None:
             (folder / "metrics.json").write_text(json.dumps({"lfw/accuracy": value}))
+    (tmp_path / "2" / "metrics.json").write_text(json.dumps({"my.set/tar_at_far_0.1": 0.5}))
+    assert best_of(paths, "my.set.tar_at_far_0.1") == tmp_path / "2"
     (tmp_path / "2" / "metrics.json").write_text("{")
     assert best_of(paths, "lfw.accuracy") == best_of(paths, "lfw/accuracy") == tmp_path / "3"
     assert best_of(paths, "lfw.auc") is None

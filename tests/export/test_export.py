@@ -12,6 +12,7 @@ from paddle import nn
 
 import plsc
 from plsc import ExportError, load_inference_model
+from plsc.data.sources.synthetic import SyntheticRecords
 from plsc.export.export import export_backbone
 from plsc.inference.predictor import Predictor
 from plsc.models.base_model import BaseModel
@@ -89,9 +90,11 @@ def test_export_compares_on_the_data_set_or_says_that_it_could_not(entry, tmp_pa
     config = settings()
     export_backbone(network(), config, directory=tmp_path / "m")
     assert "no image found to compare the export on" in caplog.text
-    config.dataset_dir = entry.dataset_dir
-    export_backbone(network(), config, directory=tmp_path / "m")
-    assert "real images" in caplog.records[-1].getMessage()
+    for name, value in (("train_dataset", SyntheticRecords(3, 9, image_size=16)), ("dataset_dir", entry.dataset_dir)):
+        config = settings()
+        config.assign(**{name: value})
+        export_backbone(network(), config, directory=tmp_path / "m")
+        assert "real images" in caplog.records[-1].getMessage()
 
 
 def test_a_network_that_fused_kernels_compute_wrongly_is_served_by_plain_ones(tmp_path, caplog):
