@@ -335,8 +335,8 @@ class Config(Settings):
     )
     keep_best: str | None = Field(
         default=None,
-        description="Metric of verification, as lfw.accuracy; the checkpoint with its highest value is kept in addition to "
-        "the newest ones.",
+        description="Metric of verification, as lfw.accuracy: the checkpoint with its highest value is kept in "
+        "addition to the newest ones.",
     )
     keep_every: int | None = Field(
         default=None, ge=1, description="Keep the checkpoint of each so-manieth epoch for good."

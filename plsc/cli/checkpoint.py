@@ -65,14 +65,18 @@ def list_(root: Root = Path("output"), *, as_json: Json = False) -> None:
 
 @app.command(cls=CheckpointCommand)
 def inspect(source: Source, *, as_json: Json = False) -> None:
-    """Show what a checkpoint says of its run, and its tensors. No tensor is read."""
+    """Show the results of a checkpoint's verification, what it says of its run, and its tensors. No tensor is read."""
     from plsc.checkpoint.tools import summarize
+    from plsc.engine.about import read_metrics
 
     found = summarize(source)
+    metrics = read_metrics(Path(found.path))
     if as_json:
-        print(to_json(dataclasses.asdict(found), indent=1))
+        print(to_json({**dataclasses.asdict(found), "metrics": metrics}, indent=1))
         return
     print(f"{found.path}: {_progress(**vars(found))}")
+    if metrics is not None:
+        print(f"  metrics.json: {to_json(metrics)}")
     for key, value in found.about.items():
         print(f"  {key}: {to_json(value, ensure_ascii=False)}")
     for tensor in found.tensors:

@@ -38,6 +38,7 @@ RARE_FLAGS = (
     *("elastic_timeout", "servers", "trainers", "trainer_num", "server_num", "gloo_port", "with_gloo", "backend"),
     *("cluster_topo_path", "rank_mapping_path", "enable_auto_mapping"),
 )
+_NUMBERS = ("nproc_per_node", "rank", "start_port")
 _PANEL = "Flags of paddle.distributed.launch"
 
 
@@ -69,9 +70,10 @@ def with_paddle_flags(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameter(name: str, **options: Any) -> inspect.Parameter:
-    option = typer.Option(f"--{name}", metavar="TEXT", rich_help_panel=_PANEL, **options)
+    type_, metavar = (int, "INT") if name in _NUMBERS else (str, "TEXT")
+    option = typer.Option(f"--{name}", metavar=metavar, rich_help_panel=_PANEL, **options)
     kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=None, annotation=Annotated[str | None, option])
+    return inspect.Parameter(name, kind, default=None, annotation=Annotated[type_ | None, option])
 
 
 @with_paddle_flags

@@ -163,12 +163,8 @@ def check_keep_best(config: Config, sets: Sequence[VerificationSet]) -> None:
     if given:
         found = f"verification gives no such metric; expected one of {', '.join(given)}"
     else:
-        remedy = (
-            f"name one with {setter('val_targets')}"
-            if config.with_test
-            else f"turn verification on: {setter('with_test', True)}"
-        )
-        found = f"this run verifies on no set; {remedy}, or leave it out"
+        needed = setter("val_targets") if config.with_test else setter("with_test", True)
+        found = f"this run verifies on no set; it needs {needed}, or leave it out"
     raise ConfigError(f"{setter('keep_best', metric)}: {found}")
 
 

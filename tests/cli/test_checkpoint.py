@@ -59,7 +59,10 @@ def test_list_and_inspect(run, root):
     found = run("inspect", root, "--json")
     assert found["path"] == str(root / "2") and found["has_digests"] and found["about"] == {"epoch": 3, "step": 30}
     assert found["tensors"][1] == {"name": "head.weight", "shape": [5, 4], "dtype": "float32", "parts": 2}
-    assert "head.weight: [5, 4] of float32, 2 parts" in run("inspect", root / "0")
+    assert "metrics.json" not in run("inspect", root / "0") and found["metrics"] is None
+    (root / "0" / "metrics.json").write_text('{"lfw/accuracy": 0.5}')
+    printed = run("inspect", root / "0")
+    assert "head.weight: [5, 4] of float32, 2 parts" in printed and '  metrics.json: {"lfw/accuracy": 0.5}' in printed
 
 
 def test_list_of_no_folder(run, tmp_path):

@@ -89,6 +89,11 @@ def test_an_unknown_flag_is_refused_before_the_script(launched):
     assert "No such option: --nproc" in result.output
 
 
+def test_a_number_of_ranks_is_a_number(launched):
+    result, settings = launched("--nproc_per_node", "two", "train.py")
+    assert result.exit_code == 2 and settings is None and "'--nproc_per_node'" in result.output
+
+
 @pytest.mark.slow
 def test_every_flag_of_paddles_launchers_is_known():
     for module in ("paddle.distributed.launch", "paddle.distributed.fleet.launch"):

@@ -206,7 +206,7 @@ def test_a_set_that_gives_no_report_is_named():
         check([make_pairs(), pairs])
 
 
-@pytest.mark.parametrize("metric", [None, "mine.accuracy", "mine/auc", "my.set.accuracy"])
+@pytest.mark.parametrize("metric", [None, "mine.accuracy", "mine/auc", "my.set.auc"])
 def test_a_metric_that_verification_gives_may_choose_the_best_checkpoint(metric):
     check_keep_best(plsc.Config(keep_best=metric), [make_pairs(), VerificationSet("my.set", IMAGES, is_same=[1, 0])])
 
@@ -219,11 +219,11 @@ def test_a_metric_that_verification_gives_may_choose_the_best_checkpoint(metric)
             [6],
             r"set_keep_best\('lfw.acc'\): verification gives no such metric; expected one of mine.accuracy, .*auc",
         ),
-        ({}, [], "this run verifies on no set; name one with set_val_targets, or leave it out"),
+        ({}, [], "this run verifies on no set; it needs set_val_targets, or leave it out"),
         (
             {"with_test": False},
             [],
-            r"this run verifies on no set; turn verification on: set_with_test\(True\), or leave it out",
+            r"this run verifies on no set; it needs set_with_test\(True\), or leave it out",
         ),
     ],
 )
