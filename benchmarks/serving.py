@@ -2,6 +2,10 @@
 
     make serving-env && python benchmarks/serving.py --serving-env .venv-serving
 
+    python benchmarks/serving.py --old ../plsc-before
+
+With --old the HTTP server of another checkout ("old") is measured beside that of this one.
+
 ResNet50 with random weights at 112 x 112, without mirror images, one image per request; about ten minutes. All three
 run at one time and are measured in turn, in slices of a few seconds. A figure is the median over the rounds.
 Differences and ratios are taken within each round, so that other load of the machine affects both sides, and then their
@@ -39,6 +43,9 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--serving-env", type=Path, help="environment of Paddle Serving, for its pipeline server")
+    parser.add_argument("--old", type=Path, help="another checkout, whose server is measured too")
+    parser.add_argument("--images", choices=IMAGES, nargs="+", default=IMAGES)
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--model", default="ResNet50", help="name of a backbone")
     parser.add_argument("--side", type=int, default=112)
     parser.add_argument("--seconds", type=float, default=4, help="length of a slice")
@@ -108,6 +115,10 @@ def measure(folder: Path, options: argparse.Namespace) -> list:
         running.callback(alone.stdin.close)
         url = running.enter_context(server(served, r"serving on (http://\S+)", folder / "embedded.log", {}))
         targets = {"embedded": [(sys.executable, url, "face"), (sys.executable, url, "general")]}
+        if options.old:
+            variables = {"PYTHONPATH": str(options.old.absolute())}
+            url = running.enter_context(server(served, r"serving on (http://\S+)", folder / "old.log", variables))
+            targets["old"] = [(sys.executable, url, "face"), (sys.executable, url, "general")]
         if options.serving_env:
             python = options.serving_env.absolute() / "bin" / "python"
             variables = {
@@ -135,7 +146,7 @@ def measure(folder: Path, options: argparse.Namespace) -> list:
         for number in range(options.rounds):
             found = {}
             for index, images in enumerate(IMAGES):
-                for clients in CLIENTS:
+                for clients in options.clients if images in options.images else ():
                     alone_name = "raw, one at a time" if clients == 1 else f"raw, batches of {best}"
                     asks = {alone_name: functools.partial(ask, index if clients == 1 else best)}
                     for what, kinds in targets.items():
@@ -210,6 +221,7 @@ def server(command, ready: str, log_file: Path, variables: dict):
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
+            cwd=log_file.parent,  # Python prefers a package of the current folder
             env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
         )
         try:
@@ -234,6 +246,7 @@ def summarize(rounds: list) -> list:
             others = [found[images, clients, name] for found in rounds]
             pairs = list(zip(mine, others))
             row[f"against {name.partition(',')[0]}"] = {
+                "p50_ratio": round(statistics.median(one["p50_ms"] / other["p50_ms"] for one, other in pairs), 3),
                 "p50_ms_more": round(statistics.median(one["p50_ms"] - other["p50_ms"] for one, other in pairs), 2),
                 "per_s_ratio": round(statistics.median(one["per_s"] / other["per_s"] for one, other in pairs), 3),
             }
@@ -245,11 +258,11 @@ def show(rows: list, options: argparse.Namespace) -> None:
     print(
         f"{options.model}, {options.side} x {options.side}, {options.threads} threads, medians of {options.rounds} "
         f"rounds of {options.seconds:g} s slices\n\n| images as | clients | server | p50 ms | p99 ms | images/s "
-        f"| p50 minus raw, ms | images/s over raw | over pipeline | load generator |\n"
-        f"|---|---|---|---|---|---|---|---|---|---|"
+        f"| p50 minus raw, ms | images/s over raw | over pipeline | over old | p50 over old "
+        f"| load generator |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
     )
     for row in rows:
-        raw, pipeline = row.get("against raw"), row.get("against pipeline")
+        raw, pipeline, old = (row.get(f"against {name}") for name in ("raw", "pipeline", "old"))
         cells = [
             row["images"],
             row["clients"],
@@ -260,6 +273,8 @@ def show(rows: list, options: argparse.Namespace) -> None:
             f"{raw['p50_ms_more']:+.2f}" if raw and row["clients"] == 1 else "",
             f"{raw['per_s_ratio']:.2f}" if raw else "",
             f"{pipeline['per_s_ratio']:.2f}" if pipeline and row["what"] == "embedded" else "",
+            f"{old['per_s_ratio']:.3f}" if old and row["what"] == "embedded" else "",
+            f"{old['p50_ratio']:.3f}" if old and row["what"] == "embedded" else "",
             f"{row['load_cores']:.0%}" if "load_cores" in row else "",
         ]
         print("| " + " | ".join(map(str, cells)) + " |")

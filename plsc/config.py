@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, field_validator
 
 from plsc.errors import ConfigError
+from plsc.utils.locations import keep_credentials
 from plsc.utils.names import one_of
 from plsc.utils.settings import Settings
 
@@ -156,7 +157,8 @@ class Config(Settings):
     )
 
     dataset_dir: str = Field(
-        default="./train_data", description="Training data: a folder, a file or a pattern. See docs/data.md."
+        default="./train_data",
+        description="Training data: a folder, a file, a pattern or a URL. See docs/data.md and docs/remote.md.",
     )
     train_image_num: int | None = Field(
         default=None, ge=1, description="Number of training images. By default they are counted."
@@ -164,7 +166,7 @@ class Config(Settings):
     val_targets: str | None = Field(
         default=None,
         description="Verification sets, as lfw,cfp_fp: the files NAME.bin in the data folder. A name that ends in .bin "
-        "is a file. By default lfw, if that file exists.",
+        "is a file or a URL. By default lfw, if that file exists.",
     )
     train_batch_size: int = Field(default=128, ge=1, description="Training images per rank and step (N).")
     test_batch_size: int = Field(
@@ -193,6 +195,12 @@ class Config(Settings):
     )
     worker_timeout: float = Field(
         default=300.0, ge=0.0, description="Seconds that reading one image may take. 0 sets no limit."
+    )
+    rank_timeout: float = Field(
+        default=10.0,
+        ge=0.0,
+        description="Minutes without progress after which a rank counts as hanging, which ends all ranks. It must be "
+        "more than opening the data, a step, or a batch of images takes. 0 sets no limit.",
     )
     bad_images: Literal["stop", "skip"] = Field(
         default="stop", description="Action at an unreadable training image: stop, or skip it and count it."
@@ -278,7 +286,7 @@ class Config(Settings):
     checkpoint_dir: str = Field(
         default="",
         description="Checkpoint loaded before train, test, predict and export. Without one, "
-        "test, predict and export load the newest in model_save_dir.",
+        "test, predict and export load the newest in model_save_dir. May be a URL.",
     )
     auto_resume: bool = Field(
         default=False,
@@ -291,7 +299,25 @@ class Config(Settings):
         "move each class center to the class of its name (by_name); or keep the numbers (by_number), for classes that "
         "were only renamed.",
     )
-    model_save_dir: str = Field(default="output", description="Folder of the run's checkpoints, one folder per epoch.")
+    model_save_dir: str = Field(
+        default="output", description="Folder of the run's checkpoints, one folder per epoch. May be a URL."
+    )
+    stage_dir: str = Field(
+        default="",
+        description="Local folder in which checkpoints are written before they are uploaded to a remote "
+        "model_save_dir; on several machines a folder that they share. By default one in cache_dir, which is removed "
+        "once all is uploaded.",
+    )
+    cache_dir: str = Field(
+        default="",
+        description="Local folder for copies of remote data and checkpoints. By default plsc in XDG_CACHE_HOME, or in "
+        "~/.cache.",
+    )
+    cache_gb: float = Field(
+        default=100.0,
+        gt=0.0,
+        description="Limit of these copies, in 10^9 bytes. The least recently used ones are deleted.",
+    )
     save_steps: int | None = Field(
         default=None, ge=1, description="Steps of the whole run between checkpoints within an epoch."
     )
@@ -388,6 +414,11 @@ class Config(Settings):
     @classmethod
     def _known_loss(cls, value: str) -> str:
         return one_of(value, LOSS_TYPES)
+
+    @field_validator("dataset_dir", "val_targets", "checkpoint_dir", "model_save_dir")
+    @classmethod
+    def _without_credentials(cls, value: str | None) -> str | None:
+        return None if value is None else keep_credentials(value)
 
     @field_validator("lr_schedule", mode="before")
     @classmethod

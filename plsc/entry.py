@@ -16,6 +16,7 @@ from plsc.errors import ConfigError
 from plsc.models.registry import find_backbone
 from plsc.utils.hints import setter
 from plsc.utils.lazy import require_paddle
+from plsc.utils.locations import is_remote, join, keep_credentials, keep_user
 from plsc.utils.logging import show_log
 from plsc.utils.names import did_you_mean, meant_by, nearest_name
 
@@ -64,10 +65,12 @@ class Entry(_Attributes):
 
     _config: Config
     _observers: list[Observer]
+    _remote_dirs: dict[str, str]
 
     def __init__(self) -> None:
         object.__setattr__(self, "_config", config.model_copy())
         object.__setattr__(self, "_observers", [])
+        object.__setattr__(self, "_remote_dirs", {})
 
     @property
     def config(self) -> Config:
@@ -201,7 +204,10 @@ class Entry(_Attributes):
     # The data
 
     def set_dataset_dir(self, directory: str | Path) -> None:
-        """Training data, and the folder of the verification sets: a folder, a file or a pattern. See docs/data.md."""
+        """Training data, and the folder of the verification sets: a folder, a file, a pattern or a URL of one.
+
+        See docs/data.md and docs/remote.md.
+        """
         self.config.dataset_dir = str(directory)
 
     def set_train_image_num(self, num: int) -> None:
@@ -217,7 +223,10 @@ class Entry(_Attributes):
         self.config.test_batch_size = batch_size
 
     def set_val_targets(self, targets: str) -> None:
-        """Verification sets as 'lfw,cfp_fp': each is NAME.bin in the data folder. Default 'lfw', if it exists."""
+        """Verification sets as 'lfw,cfp_fp': each is NAME.bin in the data folder. Default 'lfw', if it exists.
+
+        Also a path or a URL of a file, as 's3://bucket/lfw.bin'.
+        """
         self.config.val_targets = targets
 
     def set_num_workers(self, num: int) -> None:
@@ -275,6 +284,10 @@ class Entry(_Attributes):
     def set_worker_timeout(self, seconds: float) -> None:
         """Seconds that reading one image may take before its process counts as hanging; 0: no limit. Default 300."""
         self.config.worker_timeout = seconds
+
+    def set_rank_timeout(self, minutes: float) -> None:
+        """Minutes without progress after which a rank counts as hanging, which ends all; 0: no limit. Default 10."""
+        self.config.rank_timeout = minutes
 
     def set_bad_images(self, action: Literal["stop", "skip"]) -> None:
         """Action at an unreadable training image: 'stop' (default), or 'skip' it, count it and take the next."""
@@ -397,7 +410,10 @@ class Entry(_Attributes):
     # Checkpoints, verification and logging
 
     def set_checkpoint_dir(self, directory: str | Path) -> None:
-        """Checkpoint (output/7), or a folder of checkpoints, of which the newest is loaded before anything runs."""
+        """Checkpoint (output/7), or a folder of checkpoints, of which the newest is loaded before anything runs.
+
+        May be a URL, as 's3://bucket/run'.
+        """
         self.config.checkpoint_dir = str(directory)
 
     def set_auto_resume(self, flag: bool) -> None:
@@ -419,8 +435,53 @@ class Entry(_Attributes):
         self.config.class_change = action
 
     def set_model_save_dir(self, directory: str | Path) -> None:
-        """Folder of the run's checkpoints, one folder per epoch. Default 'output'."""
+        """Folder of the run's checkpoints, one folder per epoch. Default 'output'. May be a URL, as 's3://bucket/run'."""
         self.config.model_save_dir = str(directory)
+
+    def set_stage_dir(self, directory: str | Path) -> None:
+        """Local folder in which checkpoints are written before they are uploaded to a remote `model_save_dir`.
+
+        On several machines it must be a folder that they share. Default: one in `cache_dir`, removed once all is
+        uploaded.
+        """
+        self.config.stage_dir = str(directory)
+
+    def set_cache_dir(self, directory: str | Path) -> None:
+        """Local folder for copies of remote data and checkpoints. Default ~/.cache/plsc."""
+        self.config.cache_dir = str(directory)
+
+    def set_cache_gb(self, gigabytes: float) -> None:
+        """Limit of the copies of remote data and checkpoints, in 10^9 bytes, over 0. Default 100."""
+        self.config.cache_gb = gigabytes
+
+    def set_hdfs_info(
+        self, fs_name: str, fs_ugi: str, fs_dir_for_save: str | None = None, fs_checkpoint_dir: str | None = None
+    ) -> None:
+        """Upload checkpoints to an HDFS folder, and load one from there, as in PLSC 0.x.
+
+        The same as a `model_save_dir` and a `checkpoint_dir` that are hdfs:// URLs, with the local folder of
+        `set_model_save_dir` in the place of `set_stage_dir`. See docs/remote.md.
+
+        Args:
+            fs_name: the file system, 'hdfs://host:port'.
+            fs_ugi: 'user,password'. HDFS takes the user; its client takes no password.
+            fs_dir_for_save: remote folder of the run's checkpoints; none is uploaded without it.
+            fs_checkpoint_dir: remote checkpoint, or folder of checkpoints, that is loaded.
+
+        Raises:
+            ConfigError: `fs_name` is no URL.
+        """
+        fs_name = keep_credentials(fs_name)
+        if not is_remote(fs_name):
+            raise ConfigError(f"set_hdfs_info: got fs_name {fs_name!r}, expected a URL as 'hdfs://host:9000'")
+        user, _, password = fs_ugi.partition(",")
+        if user:
+            keep_user(fs_name, user, password or None)
+        self._remote_dirs.clear()
+        if fs_dir_for_save:
+            self._remote_dirs["model_save_dir"] = join(fs_name, fs_dir_for_save)
+        if fs_checkpoint_dir:
+            self._remote_dirs["checkpoint_dir"] = join(fs_name, fs_checkpoint_dir)
 
     def set_max_last_checkpoint_num(self, num: int) -> None:
         """Number of newest checkpoints of whole epochs that are kept. Default 5."""
@@ -475,15 +536,6 @@ class Entry(_Attributes):
 
     # Parts of the old API that have no effect
 
-    def set_hdfs_info(
-        self, fs_name: str, fs_ugi: str, fs_dir_for_save: str | None = None, fs_checkpoint_dir: str | None = None
-    ) -> None:
-        """Accepted without effect, with a warning: nothing is fetched or uploaded."""
-        log.warning(
-            "set_hdfs_info: remote file systems are not supported yet; nothing is fetched or uploaded, "
-            "checkpoints stay in set_model_save_dir"
-        )
-
     def set_input_info(self, input_holder: Any) -> None:
         """Accepted without effect, with a warning: the network's input follows `set_image_shape`."""
         log.warning("set_input_info has no effect: the network's input follows set_image_shape")
@@ -504,7 +556,7 @@ class Entry(_Attributes):
         require_paddle()
         from plsc.engine.trainer import Trainer
 
-        return Trainer(self.config, observers=self._observers).train()
+        return Trainer(self._placed, observers=self._observers).train()
 
     def test(self) -> dict[str, float]:
         """Verify the checkpoint on `val_targets` (or `test_dataset`).
@@ -515,7 +567,7 @@ class Entry(_Attributes):
         topology = self._start()
         from plsc.engine.evaluator import test
 
-        return test(self.config, topology)
+        return test(self._placed, topology)
 
     def predict(self, images: Iterable[Any] | None = None, save_to: str | Path | None = None) -> np.ndarray:
         """Embeddings [n, D] float32, unit length, of image files or of `predict_reader`, by the checkpoint.
@@ -528,7 +580,7 @@ class Entry(_Attributes):
         topology = self._start()
         from plsc.engine.evaluator import predict
 
-        return predict(self.config, topology, images=images, save_to=save_to)
+        return predict(self._placed, topology, images=images, save_to=save_to)
 
     def convert_for_prediction(
         self,
@@ -541,8 +593,8 @@ class Entry(_Attributes):
         """Export the checkpoint's backbone as a Paddle inference model.
 
         Args:
-            directory: by default <model_save_dir>/inference_model. An earlier export there is replaced; a folder
-                that holds anything else is refused.
+            directory: a folder or a URL; by default <model_save_dir>/inference_model. An earlier export there is
+                replaced; a folder that holds anything else is refused.
             formats: also 'legacy' (.pdmodel), 'serving' (Paddle Serving) and 'onnx', each in a folder of its own in
                 `directory`.
             bake: what becomes part of the network: 'preprocess' (takes pixels of any size) and 'normalize' (returns
@@ -555,13 +607,24 @@ class Entry(_Attributes):
         topology = self._start()
         from plsc.export.export import export_checkpoint
 
-        return str(export_checkpoint(self.config, topology, directory=directory, formats=formats, bake=bake, bgr=bgr))
+        return export_checkpoint(self._placed, topology, directory=directory, formats=formats, bake=bake, bgr=bgr)
+
+    @property
+    def _placed(self) -> Config:
+        """The settings, with the folders of `set_hdfs_info`, which was called before or after the setters of others."""
+        if not self._remote_dirs:
+            return self.config
+        placed = self.config.model_copy()
+        if "model_save_dir" in self._remote_dirs and not is_remote(placed.model_save_dir):
+            placed.stage_dir = placed.stage_dir or placed.model_save_dir
+        placed.assign(**self._remote_dirs)
+        return placed
 
     def _start(self) -> Topology:
         """Set up ranks, log and device."""
         from plsc.distributed.topology import init_topology
 
-        topology = init_topology()
+        topology = init_topology(self.config.rank_timeout)
         show_log(topology.is_main)
         for doubt in self.config.doubts() if topology.is_main else ():
             log.warning(doubt)

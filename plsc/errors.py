@@ -7,12 +7,17 @@ A message names the object, what was found, what was expected, and what to do.
 class PLSCError(Exception):
     """Base class of the library's errors.
 
+    Attributes:
+        is_on_all_ranks: whether every rank raises it at the same place, so that the others need not be told of it.
+
     Example:
         >>> try:
         ...     entry.train()
         ... except plsc.PLSCError as error:
         ...     sys.exit(str(error))
     """
+
+    is_on_all_ranks = False
 
 
 class ConfigError(PLSCError, ValueError):

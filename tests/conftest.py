@@ -12,6 +12,7 @@ import pytest
 import plsc
 from plsc.data.verification_set import VerificationSet
 from tests._support.images import CLASSES, SIDE, make_images
+from tests._support.s3 import KEY, SECRET, s3_server
 from tests._support.servers import make_model
 
 # An example takes longer where processes share the cores; the time is no part of what is tested.
@@ -77,6 +78,27 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "m"
     make_model(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def _s3_server():
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(_s3_server, monkeypatch, tmp_path):
+    """An S3 server with a new bucket, credentials in the environment, and an empty cache."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", _s3_server.endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("plsc.remote.retrying.FIRST_WAIT", 0.01)
+    # So that an injected failure reaches the library's own retries.
+    monkeypatch.setattr("plsc.remote.folder._S3_LIMITS", {"read_timeout": 60, "retries": {"total_max_attempts": 1}})
+    _s3_server.new_bucket()
+    yield _s3_server
+    _s3_server.fail("busy", 0)
 
 
 @pytest.fixture(params=["short", pytest.param("long", marks=pytest.mark.soak)])

@@ -74,6 +74,7 @@ SETTERS = [
     ("set_class_balanced", "flag", True, "class_balanced"),
     ("set_min_images_per_class", "num", 3, "min_images_per_class"),
     ("set_worker_timeout", "seconds", 9.0, "worker_timeout"),
+    ("set_rank_timeout", "minutes", 2.5, "rank_timeout"),
     ("set_lr", "lr", "cosine", "lr_schedule"),
     ("set_lr", "lr", abs, "lr_schedule"),
     ("set_loss_type", "loss_type", max, "margin_function"),
@@ -196,7 +197,6 @@ def test_unknown_attributes_are_attribute_errors():
 @pytest.mark.parametrize(
     "setter, arguments, words",
     [
-        ("set_hdfs_info", ("fs", "name,secret"), "nothing is fetched or uploaded"),
         ("set_input_info", (None,), "no effect"),
         ("set_use_quant", (True,), "not supported yet"),
     ],

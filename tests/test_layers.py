@@ -17,6 +17,7 @@ LAYERS = {
     "utils": 1,
     "config": 2,
     "metrics": 2,
+    "remote": 2,
     "distributed": 3,
     "data": 3,
     "checkpoint": 4,

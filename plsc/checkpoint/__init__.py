@@ -25,10 +25,8 @@ from plsc.checkpoint.layout import (
     is_copy,
     list_checkpoints,
     order,
-    prune_checkpoints,
     remove_leftovers,
     run_of,
-    to_prune,
 )
 from plsc.checkpoint.manifest import check_content
 from plsc.checkpoint.reader import Block, Checkpoint, block_rows, reading
@@ -60,12 +58,10 @@ __all__ = [
     "is_copy",
     "list_checkpoints",
     "order",
-    "prune_checkpoints",
     "reading",
     "remove_leftovers",
     "run_of",
     "save_checkpoint",
-    "to_prune",
     "try_folder",
     "write_parts",
 ]

@@ -1,11 +1,9 @@
-"""Folders of checkpoints: their names, their order, which of them are deleted, and what kills leave behind."""
+"""Folders of checkpoints: their names, their order, how one is deleted, and what kills leave behind."""
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +18,6 @@ INDEX = "model.safetensors.index.json"
 _NAME = re.compile(r"[0-9]+(\.[0-9]+)?")
 # What `partial_path` makes of such a name.
 _LEFTOVER = re.compile(rf"\.{_NAME.pattern}\.plsc-partial")
-
-log = logging.getLogger("plsc")
-
-
-def to_prune(checkpoints: Sequence[Path], keep: int) -> list[Path]:
-    """Which checkpoints are deleted: all but the `keep` newest.
-
-    Args:
-        checkpoints: as `list_checkpoints` returns them.
-        keep: 1 or more.
-    """
-    return list(checkpoints[:-keep])
-
-
-def prune_checkpoints(root: str | Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints in `root`, 1 or more. Folders without a manifest stay.
-
-    A checkpoint that cannot be deleted costs space and nothing else: a warning names it.
-    """
-    try:
-        for path in to_prune(list_checkpoints(root), keep):
-            delete_checkpoint(path)
-    except OSError as error:
-        log.warning("%s: an old checkpoint cannot be deleted: %s; delete it, or its disk fills up", root, error)
 
 
 def delete_checkpoint(path: Path) -> None:

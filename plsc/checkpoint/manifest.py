@@ -13,6 +13,7 @@ Version 1 has no digests. It is read as a version 2 whose digests are None.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from plsc.checkpoint.digests import ALGORITHM, DIGEST_PATTERN, digest_of
 from plsc.checkpoint.safetensors_file import DTYPES
 from plsc.errors import CheckpointError
+from plsc.utils.plural import counted
 
 FORMAT, VERSION = "plsc-checkpoint", 2
 _SEAL = re.compile(rb'\{\n "digest": "(' + DIGEST_PATTERN.encode() + rb')",\n')
@@ -74,7 +76,9 @@ class PartEntry(_Entry):
     def _has_a_digest_per_block(self) -> PartEntry:
         blocks = -(-self.rows // self.block_rows)
         if self.digests is not None and len(self.digests) != blocks:
-            raise ValueError(f"found {len(self.digests)} digests, expected {blocks}, one per {self.block_rows} rows")
+            raise ValueError(
+                f"found {counted(len(self.digests), 'digest')}, expected {blocks}, one per {self.block_rows} rows"
+            )
         return self
 
 
@@ -93,7 +97,7 @@ class TensorEntry(_Entry):
     @property
     def row_bytes(self) -> int:
         """Bytes per row."""
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
 
     @field_validator("dtype")
     @classmethod

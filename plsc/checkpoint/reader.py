@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from plsc.checkpoint.digests import Hasher, as_bytes, digest_of
 from plsc.checkpoint.finite import check_finite
-from plsc.checkpoint.layout import MANIFEST, list_checkpoints
+from plsc.checkpoint.layout import MANIFEST, MODEL_FILE, list_checkpoints
 from plsc.checkpoint.manifest import FileEntry, PartEntry, TensorEntry, read_manifest
 from plsc.checkpoint.safetensors_file import DTYPES, Place, parse_header, read_header
 from plsc.distributed.agreement import explain
 from plsc.errors import CheckpointError, PLSCError
 from plsc.utils.artifacts import recognize
 from plsc.utils.hints import setter
+from plsc.utils.plural import counted
 from plsc.utils.ranges import Range
 
 BLOCK_BYTES = 1 << 24
@@ -107,6 +108,11 @@ class Checkpoint:
     def dtype(self, name: str) -> np.dtype[Any]:
         """The type of a tensor; bfloat16 is stored as uint16."""
         return np.dtype(self._entry(name).dtype)
+
+    def has_row_per_class(self, name: str) -> bool:
+        """Whether a tensor was written by the ranks' rows of it, with the class centers."""
+        parts = self._entry(name).parts
+        return bool(parts) and parts[0].file != MODEL_FILE
 
     def parts(self, name: str) -> list[Range]:
         """The rows of a tensor that lie together in a file, in order."""
@@ -226,9 +232,8 @@ class Checkpoint:
                 if parts:
                     hasher.update(self._header(file, handle))
                     damages = self._damages_of_tensors(handle, parts, hasher=hasher)
-                else:
-                    while piece := handle.read(BLOCK_BYTES):
-                        hasher.update(piece)
+                while piece := handle.read(BLOCK_BYTES):  # what follows the tensors, or all where there are none
+                    hasher.update(piece)
         except CheckpointError as error:
             return [error]
         if not damages and entry.digest not in (None, hasher.hexdigest()):
@@ -291,7 +296,8 @@ class Checkpoint:
             path, expected = self.path / file, self._manifest.files[file].header
             header = read_header(handle)
             if expected not in (None, digest_of(header)):
-                raise _differs(path, f"{what}cannot be read: the header, ", found=digest_of(header), expected=expected)
+                where = f"{what}cannot be read: " if what else ""
+                raise _differs(path, f"{where}the header ", found=digest_of(header), expected=expected)
             self._headers[file], self._places[file] = header, parse_header(header)
         return self._headers[file]
 
@@ -327,7 +333,7 @@ class _OpenPart:
         self._handle, self._path, self._name, self._entry, self._part = handle, path, name, entry, part
         self.place = self._find_place(places)
         self.blocks = _block_ranges(entry, part)
-        self._buffer = np.empty(max((block.size for block in self.blocks), default=0) * entry.row_bytes, np.uint8)
+        self._buffer = np.empty(min(_block_size(entry, part), part.rows) * entry.row_bytes, np.uint8)
 
     def read(self, block: Range) -> NDArray[Any]:
         """The global rows `block`, [rows, ...], compared with their digest; valid until the next call.
@@ -374,11 +380,15 @@ def block_rows(row_bytes: int) -> int:
     return max(1, BLOCK_BYTES // max(1, row_bytes))
 
 
-def _block_ranges(entry: TensorEntry, part: PartEntry) -> list[Range]:
+def _block_ranges(entry: TensorEntry, part: PartEntry) -> Iterator[Range]:
     """The global rows of the blocks of a part."""
-    size = block_rows(entry.row_bytes) if part.digests is None else part.block_rows
-    end = part.offset + part.rows
-    return [Range(start, min(start + size, end)) for start in range(part.offset, end, size)]
+    size, end = _block_size(entry, part), part.offset + part.rows
+    return (Range(start, min(start + size, end)) for start in range(part.offset, end, size))
+
+
+def _block_size(entry: TensorEntry, part: PartEntry) -> int:
+    """Rows per block of a part, except for the last one."""
+    return block_rows(entry.row_bytes) if part.digests is None else part.block_rows
 
 
 def _differs(file: Path, what: str, *, found: str, expected: str | None) -> CheckpointError:
@@ -443,6 +453,6 @@ def _check_size(file: Path, expected: int) -> None:
     size = file.stat().st_size if file.is_file() else None
     if size != expected:
         raise CheckpointError(
-            f"{file}: found {'no such file' if size is None else f'{size} bytes'}, "
-            f"expected {expected} bytes; the checkpoint is damaged, use another epoch's"
+            f"{file}: found {'no such file' if size is None else counted(size, 'byte')}, "
+            f"expected {counted(expected, 'byte')}; the checkpoint is damaged, use another epoch's"
         )

@@ -13,6 +13,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from plsc.utils.plural import counted
+
 # Names of types: NumPy's -> that of safetensors.
 DTYPES = {
     "bool": "BOOL",
@@ -84,7 +86,7 @@ def read_header(file: BinaryIO) -> bytes:
         raise ValueError(f"it begins with {length.hex()}, expected the length of a header")
     text = file.read(size)
     if len(text) < size:
-        raise ValueError(f"its header has {len(text)} bytes, expected {size}")
+        raise ValueError(f"its header has {counted(len(text), 'byte')}, expected {size}")
     return length + text
 
 

@@ -26,7 +26,7 @@ from plsc.checkpoint.digests import ALGORITHM, Hasher, as_bytes, digest_of
 from plsc.checkpoint.finite import check_finite
 from plsc.checkpoint.layout import INDEX, MANIFEST, MODEL_FILE
 from plsc.checkpoint.manifest import FORMAT, VERSION, FileEntry, Manifest, PartEntry, TensorEntry, seal
-from plsc.checkpoint.reader import BLOCK_BYTES, Checkpoint, block_rows
+from plsc.checkpoint.reader import Checkpoint, block_rows
 from plsc.checkpoint.safetensors_file import DTYPES, make_header, tensor_order
 from plsc.distributed.agreement import agree, explain
 from plsc.distributed.collectives import Collectives
@@ -309,7 +309,8 @@ def _write_file(path: Path, parts: list[Part]) -> tuple[FileEntry, list[_Written
             written.append(_describe(part, block_size=size, digests=digests))
         sync(file)
         size = file.tell()
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # read back from the disk, not from memory
+        with contextlib.suppress(OSError):  # a file system may not take the advice
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # read back from the disk, not from memory
     digest = hasher.hexdigest()
     _read_back(path, digest)
     return FileEntry(bytes=size, digest=digest, header=digest_of(header)), written
@@ -338,7 +339,7 @@ def _write_block(file: BinaryIO, rows: NDArray[Any], *, hasher: Hasher) -> str:
 
 def _read_back(path: Path, digest: str) -> None:
     """Compare a file with the digest of what was written to it."""
-    hasher, buffer = Hasher(), memoryview(bytearray(min(BLOCK_BYTES, path.stat().st_size)))
+    hasher, buffer = Hasher(), memoryview(bytearray(min(block_rows(1), path.stat().st_size)))
     with open(path, "rb", buffering=0) as file:
         while size := file.readinto(buffer):
             hasher.update(buffer[:size])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from plsc.data.subset import shuffled, with_min_images, without_classes_of
 from plsc.errors import DataError
 from plsc.utils.json_text import to_json
 from plsc.utils.logging import show_log
+from plsc.utils.plural import counted
 
 app = typer.Typer(
     no_args_is_help=True, help="Inspect, convert, shuffle and split data sets, and make verification pairs."
@@ -228,9 +230,9 @@ def pairs(
     recover: Recover = False,
 ) -> None:
     """Make a verification set from a labeled data set. Half the pairs are of the same identity."""
-    if output.exists():
+    if os.path.exists(output):
         raise DataError(f"{output} exists already; nothing is overwritten: choose another name")
-    if output.suffix != ".bin" or not output.parent.is_dir():
+    if output.suffix != ".bin" or not os.path.isdir(output.parent):
         raise DataError(
             f"{output}: expected a name that ends in .bin, by which training finds verification sets, in an existing "
             f"folder"
@@ -240,7 +242,8 @@ def pairs(
         records = without_classes_of(records, open_records(exclude))
     made = make_verification_set(records, num_pairs, folds=folds, seed=seed, name=output.stem)
     made.save(output)
-    tell(f"{output}: {len(made)} pairs in {folds} folds of {len(records)} images, {records.count_classes()} classes")
+    made_of = f"{counted(len(records), 'image')}, {counted(records.count_classes(), 'class')}"
+    tell(f"{output}: {counted(len(made), 'pair')} in {counted(folds, 'fold')} of {made_of}")
     for shortcoming in made.shortcomings():
         typer.echo(f"{output}: {shortcoming}", err=True)
 
@@ -262,5 +265,5 @@ def _without_small_classes(records: Records, min_images: int) -> Records:
 
 def _print_result(done: Converted) -> None:
     damaged = f", {done.damaged} of them damaged" if done.damaged else ""
-    left_out = f", {done.skipped} unreadable ones left out" if done.skipped else ""
-    tell(f"{done.target}: {done.images} images{damaged}{left_out}")
+    left_out = f", {counted(done.skipped, 'unreadable one')} left out" if done.skipped else ""
+    tell(f"{done.target}: {counted(done.images, 'image')}{damaged}{left_out}")

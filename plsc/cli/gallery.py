@@ -12,11 +12,12 @@ import typer
 
 from plsc.cli.command import Command, tell
 from plsc.data.images import IMAGE_SUFFIXES
-from plsc.data.sources.folders import check_parts, image_files
+from plsc.data.sources.folders import check_parts, image_files, is_part_name
 from plsc.data.sources.leftovers import warn_of_leftovers
 from plsc.errors import ConfigError, DataError
-from plsc.utils.atomic import restore_folder
+from plsc.utils.atomic import check_new_folder, restore_folder
 from plsc.utils.json_text import to_json
+from plsc.utils.plural import counted
 
 if TYPE_CHECKING:
     from plsc.inference.gallery import Gallery
@@ -37,7 +38,7 @@ Name = Annotated[
 Index = Annotated[
     Literal["flat", "sq8", "hnsw"],
     typer.Option(
-        help="flat: exact search. sq8: a quarter of the memory, cosines off by about 0.001. hnsw: fast search of "
+        help="flat: exact search. sq8: a quarter of the memory, cosines off by up to 0.003. hnsw: fast search of "
         "millions, which may miss entries; slow to build."
     ),
 ]
@@ -58,9 +59,10 @@ def build(model: Model, folder: Folder, images: Images, name: Name = None, index
     from plsc.inference.gallery import Gallery
     from plsc.inference.model import load_inference_model
 
-    if folder.exists() or restore_folder(folder):
+    if os.path.lexists(folder) or restore_folder(folder):
         raise ConfigError(f"{folder} exists and is not overwritten; choose another name, or plsc gallery add")
     found = _named_files(images, name)
+    check_new_folder(folder, ConfigError)
     loaded = load_inference_model(model)
     gallery = Gallery(loaded.emb_dim, loaded.card.weights, index=index)
     gallery.add([name for name, _ in found], loaded.embed([file for _, file in found]))
@@ -89,7 +91,7 @@ def remove(folder: Folder, names: Annotated[list[str], typer.Argument(help="Name
 
     with Gallery.editing(folder) as gallery:
         count = gallery.remove(names)
-    tell(f"{folder}: {count} entries removed, {len(gallery)} left")
+    tell(f"{folder}: {counted(count, 'entry')} removed, {len(gallery)} left")
 
 
 @app.command(cls=Command)
@@ -118,10 +120,12 @@ def read_threshold(threshold: float | None, report: Path | None, *, report_set: 
     """The threshold given as a number, or read from a report of `plsc test`.
 
     Raises:
-        ConfigError: both are given.
+        ConfigError: both are given, or a set of a report and no report.
         ServingError: the report has no such threshold.
     """
     if report is None:
+        if report_set is not None:
+            raise ConfigError(f"--report-set {report_set} names a set of a report; give the report too, with --report")
         return threshold
     if threshold is not None:
         raise ConfigError("--threshold and --report both give a threshold; expected one of them")
@@ -144,7 +148,7 @@ def _print_enrolled(folder: Path, gallery: Gallery, found: list[tuple[str, Path]
     named = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:_MOST_NAMED])
     others = f" and {len(counts) - _MOST_NAMED} more" if len(counts) > _MOST_NAMED else ""
     tell(f"enrolled {named}{others}")
-    tell(f"{folder}: {len(gallery)} entries of {len(set(gallery.names))} names")
+    tell(f"{folder}: {counted(len(gallery), 'entry')} of {counted(len(set(gallery.names)), 'name')}")
 
 
 def _named_files(images: list[Path], name: str | None = None) -> list[tuple[str, Path]]:
@@ -175,8 +179,18 @@ def _named_files(images: list[Path], name: str | None = None) -> list[tuple[str,
 
 
 def _fill_in(name: str, file: Path) -> str:
-    """A --name with {folder} and {file} filled in."""
+    """A --name with {folder} and {file} filled in.
+
+    Raises:
+        ConfigError: another word is in braces.
+    """
     values = {"{folder}": _folder_name(file.parent), "{file}": file.stem}
+    unknown = [part for part in re.findall(r"{\w*}?", name) if part not in values]
+    if unknown:
+        raise ConfigError(
+            f"--name {name}: got {unknown[0]}, expected {{folder}} for the name of an image's folder, {{file}} "
+            f"for that of the image without its suffix, or text without braces"
+        )
     return re.sub("{folder}|{file}", lambda found: values[found[0]], name)
 
 
@@ -191,7 +205,7 @@ def _check_names(names: list[str]) -> None:
 
 def _names(path: Path, files: list[Path]) -> list[tuple[str, Path]]:
     """For each of the files of a path, its name and the folder or file that the name comes from."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return _names_by_folder(path, files)
     if path.stem.isdecimal():
         raise ConfigError(
@@ -212,6 +226,11 @@ def _names_by_folder(folder: Path, files: list[Path]) -> list[tuple[str, Path]]:
             raise ConfigError(
                 f"{folder}: holds images and no folders, {named[0]} the first; it cannot be told whether they are of "
                 f"one name or of one each: choose --name {name} or --name '{{file}}' (the name of each file)"
+            )
+        if is_part_name(name):
+            raise ConfigError(
+                f"{folder}: holds images and no folders, and {name!r} is the name of a part of a data set and of no "
+                f"class: choose --name NAME, or --name '{{file}}' (the name of each file)"
             )
         return [(name, folder)] * len(files)
     if direct:
@@ -235,7 +254,7 @@ def _folder_name(folder: Path) -> str:
 
 def _files(path: Path) -> list[Path]:
     """A single file; or the images of a folder, leftovers of other programs left out."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return [path]
     left: list[str] = []
     inside = [Path(file) for file in image_files(path, left)]

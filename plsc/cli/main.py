@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from plsc.cli.checkpoint import app as checkpoint_app
 from plsc.cli.command import Command, tell
 from plsc.cli.data import app as data_app
 from plsc.cli.gallery import app as gallery_app
@@ -55,7 +56,7 @@ def test(settings: dict[str, Any]) -> None:
 def export(
     settings: dict[str, Any],
     to: Annotated[
-        Path | None, typer.Option(help="Folder to write. Default: inference_model in model_save_dir.")
+        str | None, typer.Option(help="Folder to write, also a URL. Default: inference_model in model_save_dir.")
     ] = None,
     format: Annotated[
         str, typer.Option(help="Formats to write, separated by commas: paddle (always written), legacy, serving, onnx.")
@@ -85,9 +86,9 @@ def embed(
 
     from plsc.inference.model import load_inference_model
 
-    if output.exists():
+    if os.path.exists(output):
         raise ConfigError(f"{output} exists and is not overwritten; choose another --output")
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):
         raise ConfigError(f"{output}: there is no folder {output.parent}; make it first")
     embeddings = load_inference_model(model).embed(images)
     try:
@@ -101,6 +102,7 @@ def embed(
 app.command(cls=SettingsCommand)(serve)
 app.add_typer(gallery_app, name="gallery")
 app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 
 @app.command(cls=Command)

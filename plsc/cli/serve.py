@@ -30,8 +30,9 @@ def serve(
 
     show_log(is_main=True)
     settings["model"] = model
-    if report is not None:
-        settings["threshold"] = read_threshold(settings.get("threshold"), report, report_set=report_set)
+    threshold = read_threshold(settings.get("threshold"), report, report_set=report_set)
+    if threshold is not None:
+        settings["threshold"] = threshold
     key = _read_api_key(api_key_file)
     if key is not None:
         settings["api_key"] = key

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from plsc.errors import ConfigError, DataError
 from plsc.metrics.embeddings import to_unit_length
 from plsc.metrics.pairs import as_flags
+from plsc.utils.plural import counted
 
 FAR_TARGET = 1e-3
 
@@ -49,7 +50,7 @@ def evaluate(
     embeddings, same = np.asarray(embeddings, np.float64), as_flags(issame, "issame")
     if embeddings.ndim != 2 or len(embeddings) != 2 * len(same):
         raise DataError(
-            f"embeddings: got shape {list(embeddings.shape)} for {len(same)} flags of issame, expected "
+            f"embeddings: got shape {list(embeddings.shape)} for {counted(len(same), 'flag')} of issame, expected "
             f"[{2 * len(same)}, D]: two rows per flag"
         )
     if not np.isfinite(embeddings).all():

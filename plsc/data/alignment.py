@@ -18,6 +18,7 @@ import numpy.typing as npt
 from plsc.data.images import Pixels
 from plsc.errors import DataError
 from plsc.utils.files import text_lines
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -149,11 +150,11 @@ def _warn_of_another_order(path: Path, points: npt.NDArray[Any]) -> None:
     far = sum(_distance(face) > _FAR for face in chosen)
     if 2 * far > len(chosen):
         log.warning(
-            "%s: in %d of the %d images checked the points are those of no face; expected x1 y1 ... x5 y5, the "
+            "%s: in %d of %s checked the points are those of no face; expected x1 y1 ... x5 y5, the "
             "eyes, the nose and the corners of the mouth, left and right as seen in the image",
             path,
             far,
-            len(chosen),
+            counted(len(chosen), "image"),
         )
 
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from plsc.data.records import Labels, Records
 from plsc.data.sources.string_table import StringTable
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -169,8 +170,10 @@ def _changed_names(before: ClassIdentity, now: ClassIdentity) -> str | None:
     if not changed:
         return None
     number, old, new = changed[0]
-    count = f"{len(changed)} of {len(before.table)} classes have another name"
-    return f"class {number} was {old!r} and is {new!r} now; {count}"
+    return (
+        f"class {number} was {old!r} and is {new!r} now; changed are {len(changed)} of "
+        f"{counted(len(before.table), 'class name')}"
+    )
 
 
 def _moved_images(before: ClassIdentity, now: ClassIdentity, records: Records, folder: str) -> str | None:
@@ -188,8 +191,8 @@ def _moved_images(before: ClassIdentity, now: ClassIdentity, records: Records, f
         return None
     number, label, path = min(moved)
     return (
-        f"{path!r} was in class {number} and is in class {label} now; of the {len(before.table)} images that stood "
-        f"first in their class, {len(moved)} are in another"
+        f"{path!r} was in class {number} and is in class {label} now; in another class are {len(moved)} "
+        f"of {counted(len(before.table), 'image')} that stood first in their class"
     )
 
 
@@ -210,7 +213,7 @@ def _changed_labels(before: ClassIdentity, records: Records) -> str | None:
     first = int(changed[0])
     return (
         f"{records.describe(int(places[first]))} was in class {before.labels[first]} and is in class {found[first]} "
-        f"now; {len(changed)} of {len(places)} labels that were compared have changed"
+        f"now; changed are {len(changed)} of {counted(len(places), 'compared label')}"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from plsc.errors import DataError
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -65,5 +66,5 @@ class DamageLog:
     def summarize(self) -> None:
         """Log the number of damaged images, unless it is 0 or was logged before."""
         if self.count > self._counted:
-            log.warning("%d damaged images so far, of which a part of the pixels may be wrong", self.count)
+            log.warning("%s so far, a part of whose pixels may be wrong", counted(self.count, "damaged image"))
         self._counted = self.count

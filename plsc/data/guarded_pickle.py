@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plsc.errors import DataError
+from plsc.utils.plural import counted
 
 
 def guarded_loads(data: bytes) -> tuple[Any, bytes]:
@@ -41,7 +42,7 @@ def guarded_loads(data: bytes) -> tuple[Any, bytes]:
     except Exception as error:  # the pickle module documents that damaged data may raise any exception
         obstacle = obstacle or f"damaged ({type(error).__name__}: {str(error)[:120]})"
     if obstacle:
-        raise DataError(f"{obstacle}; the file has {len(data)} bytes")
+        raise DataError(f"{obstacle}; the file has {counted(len(data), 'byte')}")
     return content, data[end:]
 
 
@@ -121,7 +122,7 @@ class PickledArray:
         _, shape, dtype, fortran, data = state
         if isinstance(dtype, _Dtype) and dtype.code in ("O", "O4", "O8") and isinstance(data, list):
             if shape != (len(data),):
-                raise DataError(f"holds an array of {len(data)} objects that states another shape")
+                raise DataError(f"holds an array of {counted(len(data), 'object')} that states another shape")
             self.array = data
         else:
             self.array = _to_array(data, dtype, shape, "F" if fortran else "C")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
@@ -97,6 +98,7 @@ def named_error(error: DataError, image: Any, *, index: int) -> DataError:
     return error if str(error).startswith(name) else DataError(f"{name}: {error}")
 
 
+_BASE64 = re.compile(r"(data:image/[\w.+-]+;base64,)?[A-Za-z0-9+/=\s]+")
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)  # Windows has O_BINARY
 _PIECE = 1 << 16  # bytes; most images are one piece
 
@@ -126,6 +128,12 @@ def read_image(path: str | os.PathLike[str]) -> bytes:
 
 def _mistake_in(path: str) -> str:
     """A hint at what is probably wrong with the path of an image that cannot be read, or nothing."""
+    if not path:
+        return "; the path is empty"
+    if path.startswith(("http://", "https://")):
+        return "; images are not loaded from the network: give the bytes of the image"
+    if _BASE64.fullmatch(path[:500]) and len(path) >= 255:
+        return "; it looks like base64: give base64.b64decode(...) of it"
     end = path.rstrip()[-1:]
     if end in ('"', "'"):
         return "; the quotes are read as a part of the path: leave them out"
@@ -135,6 +143,8 @@ def _mistake_in(path: str) -> str:
         return "; the path has backslashes: write / between folders"
     if "~" in path.split("/"):
         return "; ~ is not replaced by a home folder: write the whole path"
+    if any(sign in path for sign in "*?["):
+        return "; a pattern is not expanded: give glob.glob(...) of it"
     if os.path.isdir(path):
         return "; give the files in it one by one, as FOLDER/*.jpg on a command line"
     return ""
@@ -161,6 +171,8 @@ def _read_file(file: Any) -> bytes:
         data = file.read()
     except OSError as error:
         raise reading_error("the open file cannot be read", error) from None
+    except UnicodeError:
+        raise DataError("the open file is open as text, expected bytes: open it in binary mode, 'rb'") from None
     except ValueError as error:  # it is closed
         raise DataError(f"the open file cannot be read: {error}") from None
     if not isinstance(data, (bytes, bytearray, memoryview)):

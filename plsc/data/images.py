@@ -10,16 +10,21 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from plsc.data.image_size import stated_size
 from plsc.data.jpeg import OnDamage as OnDamage
 from plsc.data.jpeg import Pixels as Pixels
 from plsc.data.jpeg import decode_by_opencv, decode_jpeg
 from plsc.data.png import without_text
 from plsc.errors import DataError
 from plsc.utils.c_stderr import quiet_c_stderr
+from plsc.utils.plural import counted
 
 # OpenCV's own messages about a damaged image name no file; the DataError does.
 if "OPENCV_LOG_LEVEL" not in os.environ:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_FATAL)
+
+# The limits of OpenCV, which the environment may change (OPENCV_IO_MAX_IMAGE_PIXELS and others).
+_MAX_PIXELS, _MAX_SIDE = 1 << 30, 1 << 20
 
 
 class ImageKind(NamedTuple):
@@ -121,10 +126,12 @@ def decode(image: bytes | npt.NDArray[Any], *, on_damage: OnDamage | None = None
 def _refusal(image: bytes) -> str:
     kind = kind_of(image)
     if kind is not None and kind.end and kind.end not in image:
-        return f"no image: a truncated {kind.name} of {len(image)} bytes, whose end is missing"
-    return (
-        f"{len(image)} bytes that are no image known to OpenCV, or a damaged one (they begin with {bytes(image[:8])!r})"
-    )
+        return f"no image: a truncated {kind.name} of {counted(len(image), 'byte')}, whose end is missing"
+    size = stated_size(image, kind.name) if kind is not None and kind.served else None
+    if size is not None and (max(size) > _MAX_SIDE or size[0] * size[1] > _MAX_PIXELS):
+        return f"{size[1]} x {size[0]} pixels, more than OpenCV decodes: {_MAX_PIXELS} in all, {_MAX_SIDE} a side"
+    found = counted(len(image), "byte")
+    return f"{found} that are no image known to OpenCV, or a damaged one (they begin with {bytes(image[:8])!r})"
 
 
 def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:

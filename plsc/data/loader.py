@@ -23,6 +23,7 @@ from plsc.data.transforms import Transform, random_keys
 from plsc.data.workers import WorkerPool
 from plsc.errors import DataError, PLSCError
 from plsc.utils.hints import setter
+from plsc.utils.plural import counted
 from plsc.utils.seeding import kept_global_generators, seed_global_generators
 
 log = logging.getLogger("plsc")
@@ -111,7 +112,8 @@ class TrainLoader:
         self._labels = records.labels if class_balanced else None
         if self._labels is not None and len(self._labels) != self.num_images:
             raise DataError(
-                f"{records.format}: has {self.num_images} images and {len(self._labels)} labels, expected one each"
+                f"{records.format}: has {counted(self.num_images, 'image')} and "
+                f"{counted(len(self._labels), 'label')}, expected one each"
             )
         self._num_workers, self._timeout = num_workers, worker_timeout
         self._pool: WorkerPool | None = None
@@ -296,8 +298,8 @@ class _BatchMaker:
                 finished.append(image)
         if finished and len(finished) < len(indices):
             raise DataError(
-                f"a batch has {len(finished)} images that are finished float32 and "
-                f"{len(indices) - len(finished)} that are not; expected a data set of one kind"
+                f"a batch has {counted(len(finished), 'finished float32 image')} and "
+                f"{len(indices) - len(finished)} of another kind; expected a data set of one kind"
             )
         return _Filled(labels, skipped, damaged, np.stack(finished) if finished else None)
 
@@ -327,7 +329,7 @@ class _BatchMaker:
                 return candidate, self.transform(image, key, out=out, on_damage=self._on_damage), label
             except DataError as error:
                 skipped.append(self._unreadable(candidate, error))
-        raise DataError(f"none of the {count} training images can be read; the last: {skipped[-1]}")
+        raise DataError(f"of {counted(count, 'training image')} none can be read; the last: {skipped[-1]}")
 
     def _unreadable(self, index: int, error: DataError) -> str:
         message = f"{self.records.describe(index)}: {error}"

@@ -20,6 +20,7 @@ from plsc.data.verification_set import VerificationSet
 from plsc.errors import DataError
 from plsc.metrics.pairs import FoldNumbers
 from plsc.utils.hints import argument
+from plsc.utils.plural import counted
 
 _Indices = npt.NDArray[np.int64]
 
@@ -56,8 +57,8 @@ def choose_pairs(labels: Labels, num_pairs: int, *, folds: int = 10, seed: int =
     """
     if folds < 1 or num_pairs < 1 or num_pairs % (2 * folds):
         raise DataError(
-            f"{num_pairs} pairs in {folds} folds: expected a multiple of {2 * max(folds, 1)}, so that "
-            f"every fold has as many same as different pairs"
+            f"{counted(num_pairs, 'pair')} in {counted(folds, 'fold')}: expected a multiple of {2 * max(folds, 1)}, "
+            f"so that every fold has as many same as different pairs"
         )
     rng = np.random.default_rng(seed)
     chosen: list[_Indices] = []
@@ -67,8 +68,9 @@ def choose_pairs(labels: Labels, num_pairs: int, *, folds: int = 10, seed: int =
         if len(same) < per_kind or len(different) < per_kind:
             fewer = argument("num_pairs", of="plsc data pairs"), argument("folds", of="plsc data pairs")
             raise DataError(
-                f"fold {number} of {folds} has {len(members)} identities with "
-                f"{sum(map(len, members))} images: {len(same)} same and {len(different)} different pairs, "
+                f"fold {number} of {folds} has {counted(len(members), 'identity')} with "
+                f"{counted(sum(map(len, members)), 'image')}: {len(same)} same and "
+                f"{counted(len(different), 'different pair')}, "
                 f"expected {per_kind} of each; ask for fewer pairs or folds ({' and '.join(fewer)}), or "
                 f"give more identities"
                 + ("; different pairs need two identities in each fold" if len(members) < 2 else "")

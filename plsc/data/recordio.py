@@ -29,6 +29,7 @@ import numpy.typing as npt
 from plsc.errors import DataError
 from plsc.utils.files import map_file, open_output, sync
 from plsc.utils.hints import argument
+from plsc.utils.plural import counted
 
 MAGIC = 0xCED7230A
 MAX_LENGTH = (1 << 29) - 1
@@ -172,7 +173,7 @@ class FrameFile:
         data = self._map or self.data
         size = len(data)
         if not 0 <= offset <= size - 8:
-            raise self._damage(offset, f"the file has {size} bytes", "a record's 8-byte frame")
+            raise self._damage(offset, f"the file has {counted(size, 'byte')}", "a record's 8-byte frame")
         magic, word = _FRAME.unpack_from(data, offset)
         if magic != MAGIC:
             raise self._damage(offset, f"found 0x{magic:08x}", f"the magic 0x{MAGIC:08x} that starts a record")
@@ -180,8 +181,8 @@ class FrameFile:
         if start + length > size:
             raise self._damage(
                 offset,
-                f"the file ends {start + length - size} bytes too early, at {size}",
-                f"a record of {length} bytes",
+                f"the file ends {counted(start + length - size, 'byte')} too early, at {size}",
+                f"a record of {counted(length, 'byte')}",
             )
         if word >> 29 > 3:
             raise self._damage(offset, f"found continuation flag {word >> 29}", "0, 1, 2 or 3")
@@ -207,13 +208,16 @@ def unpack(payload: bytes, where: str) -> ImageRecord:
     """
     if len(payload) < HEADER_SIZE:
         raise DataError(
-            f"{where}: the record has {len(payload)} bytes, expected at least {HEADER_SIZE} for "
+            f"{where}: the record has {counted(len(payload), 'byte')}, expected at least {HEADER_SIZE} for "
             f"the header of an image record"
         )
     flag, label, key, _ = _IMAGE_HEADER.unpack_from(payload)
     end = HEADER_SIZE + 4 * flag
     if end > len(payload):
-        raise DataError(f"{where}: the record says {flag} labels and has {len(payload)} bytes, expected at least {end}")
+        raise DataError(
+            f"{where}: the record says {counted(flag, 'label')} and has {counted(len(payload), 'byte')}, expected at "
+            f"least {end}"
+        )
     labels = np.frombuffer(payload, "<f4", flag, HEADER_SIZE) if flag else np.array([label], np.float32)
     return ImageRecord(labels, key, flag, payload[end:])
 
@@ -234,7 +238,9 @@ def frames(payload: bytes) -> bytes:
     pieces = []
     for part, (start, stop) in enumerate(zip(starts, stops)):
         if stop - start > MAX_LENGTH:
-            raise DataError(f"a record of {len(payload)} bytes is too long for RecordIO, expected less than 512 MiB")
+            raise DataError(
+                f"a record of {counted(len(payload), 'byte')} is too long for RecordIO, expected less than 512 MiB"
+            )
         continuation = 0 if not cuts else 1 if part == 0 else 3 if part == len(cuts) else 2
         pieces += [_FRAME.pack(MAGIC, continuation << 29 | stop - start), payload[start:stop]]
     return b"".join(pieces) + bytes(-len(payload) % 4)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from plsc.data.image_input import take_image
 from plsc.errors import DataError, StorageError
 from plsc.utils.logging import progress_bar
+from plsc.utils.plural import counted
 
 Labels = npt.NDArray[np.int64]
 
@@ -130,7 +131,7 @@ class Records(abc.ABC):
             index = int(self.labels.argmax())
             raise DataError(
                 f"{self.describe(index)}: label {self.labels[index]} is out of range, expected 0 to "
-                f"{self.num_classes - 1}: the set says that it has {self.num_classes} classes"
+                f"{self.num_classes - 1}: the set says that it has {counted(self.num_classes, 'class')}"
             )
 
     def describe(self, index: int) -> str:

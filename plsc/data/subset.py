@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from plsc.data.records import Record, Records
 from plsc.errors import DataError
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -34,12 +35,12 @@ class SelectedRecords(Records):
     def __init__(self, records: Records, indices: npt.ArrayLike, *, classes: npt.ArrayLike | None = None) -> None:
         self._records, self._indices = records, np.asarray(indices, np.int64)
         if not len(self._indices):
-            raise DataError(f"nothing is left of {records.format} with {len(records)} images")
+            raise DataError(f"nothing is left of {records.format} with {counted(len(records), 'image')}")
         if self._indices.min() < 0 or self._indices.max() >= len(records):
             raise DataError(
                 f"records {self._indices.min()} to {self._indices.max()} were chosen, expected 0 to {len(records) - 1}"
             )
-        self.format = f"{len(self._indices)} of {len(records)} images of {records.format}"
+        self.format = f"{len(self._indices)} of {counted(len(records), 'image')} of {records.format}"
         self.root, self.uses_global_random = records.root, records.uses_global_random
         self.labels = records.labels[self._indices]
         self.num_classes, self.class_names = records.num_classes, records.class_names
@@ -94,12 +95,12 @@ def with_min_images(records: Records, min_images: int) -> Records:
         raise DataError(f"no class has {min_images} images or more; the largest has {counts.max()}")
     selected = SelectedRecords(records, np.flatnonzero(is_kept[places.reshape(-1)]), classes=present[is_kept])
     log.info(
-        "left out %d of %d classes with fewer than %d images, and with them %d of %d images; classes are renumbered",
+        "left out %d of %s with fewer than %s, and with them %d of %s; classes are renumbered",
         num_classes - selected.count_classes(),
-        num_classes,
-        max(1, min_images),
+        counted(num_classes, "class"),
+        counted(max(1, min_images), "image"),
         len(records) - len(selected),
-        len(records),
+        counted(len(records), "image"),
     )
     return selected
 
@@ -121,7 +122,9 @@ def split_identities(records: Records, held_out: float, *, seed: int = 0) -> tup
         raise DataError(f"held_out={held_out}: expected a share between 0 and 1, or a whole number of classes")
     number = round(held_out * len(present)) if held_out < 1 else int(held_out)
     if not 0 < number < len(present):
-        raise DataError(f"held_out={held_out} of {len(present)} classes is {number}, expected 1 to {len(present) - 1}")
+        raise DataError(
+            f"held_out={held_out} of {counted(len(present), 'class')} is {number}, expected 1 to {len(present) - 1}"
+        )
     chosen = np.sort(np.random.default_rng(seed).permutation(present)[:number])
     is_held_out = np.isin(labels, chosen)
     return (
@@ -157,10 +160,10 @@ def without_classes_of(records: Records, other: Records) -> SelectedRecords:
     left_out = len(present) - len(np.unique(labels[is_left]))
     log.log(
         logging.INFO if left_out else logging.WARNING,
-        "%d of %d classes occur in the other set%s",
+        "left out %d of %s%s",
         left_out,
-        len(present),
-        " and are left out" if left_out else ": the two sets have no class name in common",
+        counted(len(present), "class"),
+        ", in the other set too" if left_out else ": the two sets have no class name in common",
     )
     if not is_left.any():
         raise DataError(f"every class of {records.format} occurs in {other.format}: no identity is left")

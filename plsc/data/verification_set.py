@@ -28,6 +28,7 @@ from plsc.metrics.pairs import FOLDS, FoldNumbers, as_flags, as_folds, make_fold
 from plsc.metrics.verification import FARS
 from plsc.utils.atomic import write_file
 from plsc.utils.files import text_lines
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -82,8 +83,8 @@ class VerificationSet:
         self.is_same = as_flags(is_same, name)
         if len(images) != 2 * len(self.is_same) or not len(images):
             raise DataError(
-                f"{name}: found {len(images)} images and {len(self.is_same)} flags, expected two images "
-                f"per flag and at least one pair"
+                f"{name}: found {counted(len(images), 'image')} and {counted(len(self.is_same), 'flag')}, expected "
+                f"two images per flag and at least one pair"
             )
         self.images: list[Image] = [_image(image, name, index) for index, image in enumerate(images)]
         self.damaged = DamageLog(self.describe)
@@ -216,7 +217,7 @@ class VerificationSet:
         kind = "described" if self.has_own_folds else "contiguous" if is_contiguous else "stratified"
         told = [f"{far:g}" for far in FARS if far * (len(self) - same) >= 1]
         lowest = f"TAR at FAR {', '.join(told)}" if told else "too few different pairs for a TAR"
-        return f"{len(self)} pairs, {same} of them same, in {count} {kind} folds; {lowest}"
+        return f"{counted(len(self), 'pair')}, {same} of them same, in {counted(count, f'{kind} fold')}; {lowest}"
 
     def shortcomings(self) -> list[str]:
         """What keeps the pairs from a sound accuracy, a sentence each; none in a set that has enough of both kinds."""
@@ -226,8 +227,8 @@ class VerificationSet:
         fewest = min(int(self.is_same.sum()), int((~self.is_same).sum()))
         if fewest < FOLDS:
             return [
-                f"{len(self)} pairs, and {fewest} of one kind, are too few for a sound accuracy, expected {FOLDS} of "
-                f"each kind or more, and better 1,000; each pair weighs {100 / len(self):.1f} %"
+                f"too few for a sound accuracy: {counted(len(self), 'pair')}, {fewest} of one kind, expected {FOLDS} "
+                f"of each kind or more, and better 1,000; each pair weighs {100 / len(self):.1f} %"
             ]
         return []
 
@@ -267,7 +268,7 @@ def _described_folds(rest: bytes, path: Path) -> list[int] | None:
     """The folds that the line behind the pickle describes, or None where there is no such line."""
     if not rest.startswith(_DESCRIPTION):
         if rest:
-            log.warning("verification set %s: ignored %d bytes after the pickle's end", path, len(rest))
+            log.warning("verification set %s: ignored %s after the pickle's end", path, counted(len(rest), "byte"))
         return None
     try:
         folds = json.loads(rest)["folds"]
@@ -275,7 +276,8 @@ def _described_folds(rest: bytes, path: Path) -> list[int] | None:
         folds = None
     if not isinstance(folds, list) or not all(type(fold) is int for fold in folds):
         raise DataError(
-            f"verification set {path}: the description of its folds is cut off or damaged ({len(rest)} bytes behind "
+            f"verification set {path}: the description of its folds is cut off or damaged "
+            f"({counted(len(rest), 'byte')} behind "
             f"the pickle), expected one line of JSON; copy or make the file again"
         )
     return folds

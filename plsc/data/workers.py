@@ -27,6 +27,8 @@ import numpy.typing as npt
 from plsc.errors import ConfigError, DataError, StorageError
 from plsc.utils.hints import setter
 
+# Seconds between two looks at a worker that does not reply.
+_LOOK = 1
 # Batches prefetched per worker.
 _AHEAD = 2
 # Batches that the consumer may hold before a batch is copied: the current one, and the one before it, which the loop
@@ -57,7 +59,8 @@ class WorkerPool:
         num_workers: W, 1 or more.
         batch_shape: [N, ...] of a batch, uint8.
         describe: names a record by its index, for messages.
-        timeout: seconds that one record may take before its worker counts as hanging; 0 waits forever.
+        timeout: seconds without progress, while its reply is awaited, after which a worker counts as hanging; 0 waits
+            forever. A new record is progress.
 
     Raises:
         ConfigError: this process is a daemon, which cannot start processes.
@@ -95,7 +98,7 @@ class WorkerPool:
         self._shared = mmap.mmap(-1, max(1, slots * self._size))
         self._free = list(range(slots))
         self._in_use: dict[int, weakref.ref[Any]] = {}
-        # The record that each worker is reading, or -1, and since when; looked at when a worker does not reply.
+        # The record that each worker is reading, or -1, and when it began; looked at when a worker does not reply.
         self._held = np.frombuffer(mmap.mmap(-1, num_workers * 16), np.float64).reshape(num_workers, 2)
         self._held[:] = -1, 0
         self._outstanding: collections.deque[tuple[int, int]] = collections.deque()  # (worker, slot)
@@ -200,8 +203,10 @@ class WorkerPool:
     def _receive(self, number: int) -> Any:
         """The reply of a worker to its oldest task."""
         _, pipe, poll = self._workers[number]
+        waited, held = 0.0, self._held[number].tolist()
         while True:
-            ready = [source for source, _ in poll.poll(1000)]
+            begin = time.monotonic()
+            ready = [source for source, _ in poll.poll(1000 * _LOOK)]
             if pipe.fileno() in ready:
                 try:
                     reply, error = pickle.loads(pipe.recv_bytes())
@@ -213,19 +218,24 @@ class WorkerPool:
                 return reply
             if ready:
                 self._fail(number)
-            index, since = self._held[number]
-            if index >= 0 and self._timeout and time.monotonic() - since > self._timeout:
-                self._fail(number, time.monotonic() - since)
+            # What lasted longer than it was to last was a pause of this process, and of its workers, too.
+            waited += min(time.monotonic() - begin, 2 * _LOOK)
+            if held != (held := self._held[number].tolist()):
+                waited = 0.0
+            if self._timeout and waited > self._timeout:
+                self._fail(number, waited)
 
     def _fail(self, number: int, seconds: float | None = None) -> NoReturn:
         """Raise the error for a worker that died, or that has hung for so many seconds."""
         process, held = self._workers[number].process, int(self._held[number, 0])
         which = "no record" if held < 0 else self._describe(held)
         if seconds is not None:
+            pid = process.pid
             self.close()
             raise DataError(
-                f"a process that reads training images hangs: it has held {which} for {seconds:.0f} s; "
-                f"replace or remove that image, check the disk, or allow more time with {setter('worker_timeout')}"
+                f"a process that reads training images hangs: process {pid} has held {which} for {seconds:.0f} s; "
+                f"{'replace or remove that image, ' if held >= 0 else 'find out whether it was stopped, '}"
+                f"check the disk, or allow more time with {setter('worker_timeout')}"
             )
         process.join(10)
         code = process.exitcode

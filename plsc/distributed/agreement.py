@@ -10,6 +10,7 @@ from plsc.distributed.collectives import Collectives
 from plsc.errors import PLSCError
 
 _Result = TypeVar("_Result")
+_Error = TypeVar("_Error", bound=PLSCError)
 _Failure = tuple[type[PLSCError], str]
 
 
@@ -47,8 +48,14 @@ def agree(
             where = f"rank {rank}: " if len(failures) > 1 else ""
             # The message of an error of this library says all; of others, the place where it arose tells more.
             cause = reason.__cause__ if isinstance(reason, PLSCError) else reason
-            raise kind(f"{prefix}{where}{message}") from cause
+            raise on_all_ranks(kind(f"{prefix}{where}{message}")) from cause
     return results[0]
+
+
+def on_all_ranks(error: _Error) -> _Error:
+    """Mark an error that every rank raises at the same place."""
+    error.is_on_all_ranks = True
+    return error
 
 
 def explain(reason: Exception) -> str:

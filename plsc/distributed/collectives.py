@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import paddle
 import paddle.distributed as dist
 
+from plsc.distributed import watch
 from plsc.distributed.topology import Topology
 
 _Value = TypeVar("_Value")
@@ -46,6 +47,7 @@ class Collectives:
         """Concatenate all ranks' rows in rank order: [N, ...] -> [G, ...]. N must be equal on all ranks."""
         if self._is_single:
             return rows
+        self._wait_for_late_ranks()
         gathered = paddle.empty([rows.shape[0] * self.topology.world_size, *rows.shape[1:]], rows.dtype)
         dist.stream.all_gather(gathered, rows.contiguous())
         return gathered
@@ -54,6 +56,7 @@ class Collectives:
         """Adjoint of `all_gather`: the sum over ranks, of which this rank keeps its rows: [G, ...] -> [N, ...]."""
         if self._is_single:
             return rows
+        self._wait_for_late_ranks()
         local = rows.shape[0] // self.topology.world_size
         if self.topology.on_gpu:
             own = paddle.empty([local, *rows.shape[1:]], rows.dtype)
@@ -81,13 +84,20 @@ class Collectives:
         if tensor.dtype == paddle.float16 and not self.topology.on_gpu:
             # Gloo computes wrong sums of float16.
             return self._all_reduce(tensor.astype("float32"), op).astype("float16")
+        self._wait_for_late_ranks()
         dist.all_reduce(tensor, op=op)
         return tensor
+
+    def _wait_for_late_ranks(self) -> None:
+        # Gloo fails after 30 s. NCCL has no such limit, and its collectives begin when the device comes to them.
+        if not self.topology.on_gpu:
+            watch.meet()
 
     def gather_objects(self, value: _Value) -> list[_Value]:
         """All ranks' values in rank order, on every rank. For small values that can be pickled."""
         if self._is_single:
             return [value]
+        watch.meet()
         values: list[_Value] = []
         dist.all_gather_object(values, value)
         return values
@@ -95,4 +105,5 @@ class Collectives:
     def barrier(self) -> None:
         """Wait until every rank has called this."""
         if not self._is_single:
+            watch.meet()
             dist.barrier()

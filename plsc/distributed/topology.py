@@ -13,6 +13,8 @@ from plsc.utils.lazy import require_paddle
 
 log = logging.getLogger("plsc")
 
+_RANK_TIMEOUT = 10.0  # minutes
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -53,10 +55,15 @@ class Topology:
         return self.device.startswith("gpu")
 
 
-def init_topology() -> Topology:
+def init_topology(rank_timeout: float | None = None) -> Topology:
     """Choose the device, connect to the other ranks and return this process's `Topology`.
 
-    Ranks communicate by NCCL on GPUs, else by Gloo. Further calls return the same topology without connecting again.
+    Ranks communicate by NCCL on GPUs, else by Gloo. From here on they watch each other: `plsc.distributed.watch`.
+    Further calls return the same topology without connecting again.
+
+    Args:
+        rank_timeout: minutes without progress after which a rank counts as hanging; 0 sets no limit. By default that of
+            the call before, or 10.
 
     Raises:
         DistributedError: the launcher's environment variables contradict each other, or the ranks cannot be reached.
@@ -72,7 +79,7 @@ def init_topology() -> Topology:
         if not on_gpu:
             os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
         if not paddle.distributed.is_initialized():
-            _connect()
+            _connect(_RANK_TIMEOUT if rank_timeout is None else rank_timeout)
     elif asked := devices_asked_of_launcher():
         log.warning(
             "The launcher was asked for %s but started one process: Paddle finds no GPU here. "
@@ -81,12 +88,24 @@ def init_topology() -> Topology:
             asked[0],
             asked[1],
         )
+    from plsc.distributed import watch
+
+    watch.start(
+        rank,
+        world_size,
+        address=_store_address() if world_size > 1 else None,
+        launcher=launcher_of_this_rank(),
+        minutes=rank_timeout,
+    )
     return topology
 
 
-def _connect() -> None:
+def _connect(rank_timeout: float) -> None:
     import paddle
 
+    if rank_timeout:
+        # Milliseconds; of NCCL only, and for its own log: the ranks' watch is what ends a job.
+        os.environ.setdefault("PADDLE_PG_TIMEOUT", str(int((rank_timeout + 1.0) * 60_000)))
     names = ("PADDLE_MASTER", "PADDLE_TRAINER_ENDPOINTS")
     where = ", ".join(f"{name} is {os.environ[name]!r}" for name in names if name in os.environ)
     try:
@@ -120,18 +139,36 @@ def is_restart() -> bool:
     return text == "1"
 
 
+def _store_address() -> tuple[str, int]:
+    """(host, port) of the ranks' key-value store, as `paddle.distributed.init_parallel_env` finds it."""
+    if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+        return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    first = os.environ.get("PADDLE_MASTER") or os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0]
+    host, _, port = first.rpartition(":")
+    return host, int(port)
+
+
+def launcher_of_this_rank() -> int | None:
+    """The id of the process that started this rank, if that is a launcher; else None."""
+    command = " ".join(_command_of_parent())
+    found = re.search(r"paddle[./]distributed[./]launch|fleetrun|plsc launch", command)
+    return os.getppid() if found else None
+
+
+def _command_of_parent() -> list[str]:
+    try:
+        return Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
 def devices_asked_of_launcher(command: list[str] | None = None) -> tuple[str, int] | None:
     """(option, number of devices) where the launcher was started with an option for several devices; else None.
 
     Args:
         command: the launcher's command line as a list of words; by default that of the parent process.
     """
-    if command is None:
-        try:
-            command = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
-        except (OSError, UnicodeDecodeError):
-            return None
-    words = " ".join(command)
+    words = " ".join(_command_of_parent() if command is None else command)
     if "paddle.distributed.launch" not in words and "fleetrun" not in words:
         return None
     found = re.search(r"--(?:selected_)?(?:gpus|devices)[= ](\d+(?:,\d+)+)", words)

@@ -14,6 +14,7 @@ from plsc.data.records import Records
 from plsc.engine.about import About, AboutClasses
 from plsc.errors import CheckpointError
 from plsc.utils.hints import setter
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -89,8 +90,8 @@ def _check_number(saved: Checkpoint, records: Records) -> None:
     trained = About.of(saved).settings.num_classes
     if records.num_classes is not None and records.num_classes > trained:
         raise CheckpointError(
-            f"{saved.path}: it has {trained} classes, the training data has {records.num_classes}; classes cannot be "
-            f"added to a checkpoint: resume on data of its classes, or train a new run without "
+            f"{saved.path}: it has {counted(trained, 'class')}, the training data has {records.num_classes}; classes "
+            f"cannot be added to a checkpoint: resume on data of its classes, or train a new run without "
             f"{setter('checkpoint_dir')}"
         )
 

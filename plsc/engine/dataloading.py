@@ -19,11 +19,12 @@ from plsc.data.sources import open_records
 from plsc.data.subset import with_min_images
 from plsc.data.transforms import Transform
 from plsc.data.verification_set import VerificationSet, find_bin
-from plsc.distributed.agreement import agree, explain
+from plsc.distributed.agreement import agree, explain, on_all_ranks
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.errors import ConfigError, DataError, PLSCError
 from plsc.utils.hints import setter
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -146,10 +147,10 @@ def _choose_num_classes(config: Config, found: int | None, trained: int | None, 
     if found is not None and chosen > found:
         log.log(
             level,
-            "num_classes is %d, the training data has %d classes: %d class centers get no image",
+            "num_classes is %d, the training data has %s: no image for %s",
             chosen,
-            found,
-            chosen - found,
+            counted(found, "class"),
+            counted(chosen - found, "class center"),
         )
         if found == 1:
             log.log(
@@ -173,10 +174,10 @@ def warn_of_large_batch(loader: Loader, config: Config, *, global_batch: int) ->
     if loader.num_images is None or global_batch <= loader.num_images:
         return
     log.warning(
-        "the global batch of %d images is larger than the training data of %d images: a step takes images several "
+        "the global batch of %s is larger than the training data of %s: a step takes images several "
         "times%s; %s or less",
-        global_batch,
-        loader.num_images,
+        counted(global_batch, "image"),
+        counted(loader.num_images, "image"),
         ""
         if callable(config.lr_schedule)
         else f", and the peak of the learning rate, lr * global batch / 1024, is {config.lr * global_batch / 1024:.3g}",
@@ -233,9 +234,9 @@ def _training_records(config: Config) -> Records:
     _check_labels(records, config)
     if config.train_image_num not in (None, len(records)):
         log.warning(
-            "train_image_num is %d images, the data set has %d; training uses the data set's number",
+            "train_image_num is %d, the data set has %s; training uses the data set's number",
             config.train_image_num,
-            len(records),
+            counted(len(records), "image"),
         )
     return records
 
@@ -257,15 +258,15 @@ def _check_labels(records: Records, config: Config) -> None:
     largest = int(labels.max())
     if given is None and largest >= _SPARSE * max(len(records), 100):
         raise DataError(
-            f"{records.describe(int(labels.argmax()))}: label {largest} of {len(records)} images means {largest + 1} "
-            f"classes, most of them without an image; number the classes from 0 without gaps: "
+            f"{records.describe(int(labels.argmax()))}: label {largest} of {counted(len(records), 'image')} means "
+            f"{largest + 1} classes, most of them without an image; number the classes from 0 without gaps: "
             f"{setter('min_images_per_class', 1)} does so; or {setter('num_classes', largest + 1)}"
         )
     if smallest > 0:
         log.warning(
-            "the labels begin at %d, expected 0: %d class centers get no image; subtract %d from each label",
+            "the labels begin at %d, expected 0: no image for %s; subtract %d from each label",
             smallest,
-            smallest,
+            counted(smallest, "class center"),
             smallest,
         )
 
@@ -305,9 +306,9 @@ def agreed_batches(batches: Iterator[Batch], collectives: Collectives) -> Iterat
         yield Batch(batch.images[:shared], batch.labels[:shared])
     if dropped:
         log.warning(
-            "train_reader of rank %d had %d images more than another rank's; this epoch left them out",
+            "train_reader of rank %d had %s more than another rank's; this epoch left them out",
             collectives.topology.rank,
-            dropped,
+            counted(dropped, "image"),
         )
 
 
@@ -328,13 +329,14 @@ def open_verification_sets(config: Config, collectives: Collectives) -> list[Ver
         ConfigError: two sets have the same name.
     """
     sets = agree(lambda: _open_sets(config), collectives, error=DataError)
-    found = collectives.gather_objects([f"{pairs.name} ({len(pairs)} pairs)" for pairs in sets])
+    found = collectives.gather_objects([f"{pairs.name} ({counted(len(pairs), 'pair')})" for pairs in sets])
     for rank, names in enumerate(found):
         if names != found[0]:
-            raise DataError(
+            error = DataError(
                 f"ranks have different verification sets, which they verify together: rank 0 has {found[0] or 'none'}, "
                 f"rank {rank} has {names or 'none'}; give every rank the same files"
             )
+            raise on_all_ranks(error)
     return sets
 
 

@@ -6,6 +6,8 @@ import contextlib
 import functools
 import itertools
 import logging
+import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,10 +21,12 @@ from plsc.config import DEFAULT_VAL_TARGETS, Config
 from plsc.data.damage import DamageLog
 from plsc.data.image_input import each_image, named_error, take_image
 from plsc.data.verification_set import VerificationSet
+from plsc.distributed import watch
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.dataloading import open_verification_sets
+from plsc.engine.places import places_of_use
 from plsc.engine.rank_check import (
     check_ranks_agree,
     describe_checkpoint,
@@ -36,6 +40,7 @@ from plsc.inference.embedding import EmbeddingPath, Embeddings, check_finite, to
 from plsc.metrics.verification import VerificationReport, verification_report
 from plsc.models.base_model import check_embedding
 from plsc.utils.hints import setter
+from plsc.utils.plural import counted
 from plsc.utils.ranges import Range, shard_range, shard_ranges
 from plsc.utils.threads import thread_map
 
@@ -77,6 +82,7 @@ class Embedder:
         prepared = thread_map(prepare, enumerate(images, first), threads=_THREADS, ahead=2 * self._batch_size)
         embeddings, done = [], first
         while batch := list(itertools.islice(prepared, self._batch_size)):
+            watch.phase(f"embedding image {done} and following")
             embeddings.append(self._embed(np.stack(batch)))
             check_finite(embeddings[-1], first=done)
             done += len(batch)
@@ -151,6 +157,7 @@ def check_verification_sets(config: Config, sets: Sequence[VerificationSet], *, 
             nonlocal is_noted
             images = enumerate(pairs.images[own.start : own.stop], own.start)
             for done, _ in enumerate(thread_map(lambda image: _prepare(path, image, damaged=pairs.damaged), images)):
+                watch.phase(f"decoding images of the verification set {pairs.name}")
                 if not is_noted and time.monotonic() - begin > _NOTED_SECONDS:
                     is_noted = True
                     log.info(
@@ -173,7 +180,7 @@ def _report(pairs: VerificationSet, embeddings: Embeddings) -> VerificationRepor
     try:
         return verification_report(embeddings, pairs.is_same, folds=pairs.folds)
     except (ConfigError, DataError) as error:
-        raise DataError(f"{pairs.label} ({len(pairs)} pairs) cannot be verified: {error}") from None
+        raise DataError(f"{pairs.label} ({counted(len(pairs), 'pair')}) cannot be verified: {error}") from None
 
 
 def _prepare(path: EmbeddingPath, numbered: tuple[int, Any], *, damaged: DamageLog) -> NDArray[Any]:
@@ -226,6 +233,7 @@ def evaluate(
     return results
 
 
+@watch.watched()
 def test(config: Config, topology: Topology) -> dict[str, float]:
     """Verify a checkpoint on the verification sets of a configuration; returns the metrics as '<set>/<metric>'.
 
@@ -237,14 +245,10 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
     """
     collectives = Collectives(topology)
     agree(config.check, collectives, error=ConfigError)
+    config = agree(lambda: places_of_use(config, sets=True), collectives, error=DataError)
     sets = open_verification_sets(config, collectives)
     if not sets:
-        lacking = f"{config.dataset_dir} holds no {DEFAULT_VAL_TARGETS}.bin"
-        raise DataError(
-            f"nothing to test on: no verification set is given, and "
-            f"{lacking if config.val_targets is None else 'val_targets is empty'}; make one with plsc data pairs, or "
-            f"name one with {setter('val_targets')}"
-        )
+        raise DataError(f"nothing to test on: no verification set is given, and {_lacking(config)}")
     for pairs in sets:
         _report(pairs, np.zeros([2 * len(pairs), 1], np.float32))
     backbone, config, saved = agree(lambda: open_backbone(config), collectives, error=CheckpointError)
@@ -258,6 +262,17 @@ def test(config: Config, topology: Topology) -> dict[str, float]:
         collectives,
     )
     return evaluate(config, backbone, sets=sets, collectives=collectives) or {}
+
+
+def _lacking(config: Config) -> str:
+    """Why there is no verification set where none is given, and what to do."""
+    data, naming = config.dataset_dir, f"name one with {setter('val_targets')}"
+    if config.val_targets is not None:
+        return f"val_targets is empty; make one with plsc data pairs, or {naming}"
+    is_path = re.fullmatch(r"[^:*?\[{]+", data) is not None  # no pattern and no synthetic:...
+    if is_path and not os.path.exists(data):
+        return f"{data} does not exist; name the data with {setter('dataset_dir')}, or {naming}"
+    return f"{data} holds no {DEFAULT_VAL_TARGETS}.bin; make one with plsc data pairs, or {naming}"
 
 
 def predict(
@@ -282,7 +297,7 @@ def predict(
     if save_to is not None and Path(save_to).exists():
         raise ConfigError(f"predict: {save_to} exists and is not overwritten; choose another file")
     source = _flatten(config.predict_reader()) if images is None else each_image(images)
-    backbone, config, _ = open_backbone(config)
+    backbone, config, _ = open_backbone(places_of_use(config))
     embeddings = to_unit_length(_embedder(config, backbone)(source))
     if save_to is not None and topology.is_main:
         with open(save_to, "xb") as file:

@@ -13,12 +13,14 @@ import paddle
 
 from plsc.checkpoint import list_checkpoints
 from plsc.config import Config
+from plsc.distributed.agreement import on_all_ranks
 from plsc.distributed.collectives import Collectives
 from plsc.engine.dataloading import Loader
 from plsc.engine.soundness import BackboneState, Evidence, Finding, Snapshot, Stage
 from plsc.errors import TrainingError
 from plsc.losses import Head
 from plsc.utils.hints import setter
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -116,10 +118,11 @@ class Judge:
         evidence.add(Stage.CENTERS, self._head.parameters)
         if not evidence.is_sound():
             text = evidence.find(str, self._head, is_updated=True).text
-            raise TrainingError(
+            error = TrainingError(
                 f"before the first step {text.removeprefix('after the update ')}; correct its initial value, or the "
                 f"checkpoint that it comes from"
             )
+            raise on_all_ranks(error)
 
     def check(self) -> list[float]:
         """Read the verdict on the last step.
@@ -217,7 +220,7 @@ class Judge:
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= self._config.max_skipped_steps:
-            number = f"{self.skipped_in_a_row} steps in a row were skipped ({setter('max_skipped_steps')})"
+            number = f"skipped {counted(self.skipped_in_a_row, 'step')} in a row ({setter('max_skipped_steps')})"
             raise self._error(place, finding._replace(text=f"{number}; in the last {finding.text}"), skipped=True)
 
     def _find(self, place: Place, evidence: Evidence, *, is_updated: bool) -> Finding:
@@ -240,7 +243,8 @@ class Judge:
         # What an update has broken, skipping cannot mend.
         if not (self.skips or skipped) and finding.stage not in (Stage.PARAMETER, Stage.CENTERS):
             cure += f", or skip such steps: {setter('on_nonfinite', 'skip')}"
-        return TrainingError(
+        error = TrainingError(
             f"epoch {place.epoch}, step {place.step + 1}: {finding.text} (learning rate {place.learning_rate:.3g}, "
             f"scale {self._config.scale:g}); {kept}. {cure}"
         )
+        return on_all_ranks(error)

@@ -11,16 +11,18 @@ import hashlib
 import logging
 import platform
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import paddle
 
 from plsc.checkpoint import Checkpoint
 from plsc.config import Config
-from plsc.distributed.agreement import agree
+from plsc.distributed.agreement import agree, on_all_ranks
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.errors import DistributedError
+from plsc.utils.plural import counted
 from plsc.version import __version__
 
 log = logging.getLogger("plsc")
@@ -28,6 +30,8 @@ log = logging.getLogger("plsc")
 # Settings that may differ between ranks: paths, whose content is compared instead, and what concerns one process only.
 OWN_SETTINGS = frozenset(
     {
+        "cache_dir",
+        "cache_gb",
         "checkpoint_dir",
         "dataset_dir",
         "log_period",
@@ -35,6 +39,7 @@ OWN_SETTINGS = frozenset(
         "max_last_checkpoint_num",
         "num_workers",
         "predict_reader",
+        "rank_timeout",
         "test_batch_size",
         "worker_timeout",
     }
@@ -67,10 +72,11 @@ def check_ranks_agree(facts: Callable[[], Mapping[str, object]], collectives: Co
     if harmless and collectives.topology.is_main:
         log.warning("the ranks differ: %s", _list_differences(harmless))
     if differences:
-        raise DistributedError(
+        error = DistributedError(
             f"the ranks do not agree: {_list_differences(differences)}; start every rank with the same settings on the "
             f"same data (only {', '.join(sorted(OWN_SETTINGS))} may differ)"
         )
+        raise on_all_ranks(error)
 
 
 def _by_rank(values: list[str]) -> dict[str, list[int]]:
@@ -99,13 +105,22 @@ def _name_ranks(ranks: list[int]) -> str:
 
 
 def describe_program(topology: Topology) -> dict[str, str]:
-    """The versions of the library, of Paddle and of Python, and the kind of device."""
+    """The version and code of the library, the versions of Paddle and of Python, and the kind of device."""
     return {
-        "version of plsc": __version__,
+        "version of plsc": f"{__version__} ({_digest_of_sources()})",
         "version of Paddle": paddle.__version__,
         "device": "GPU" if topology.on_gpu else "CPU",
         "version of Python": ".".join(platform.python_version_tuple()[:2]),
     }
+
+
+def _digest_of_sources() -> str:
+    """A digest of this package's own files: two checkouts may have one version."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)} ".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
 
 
 def describe_settings(config: Config, only: Collection[str] | None = None) -> dict[str, object]:
@@ -166,4 +181,4 @@ def describe_network(backbone: paddle.nn.Layer) -> str:
     """The class of a network, and a digest of the names, shapes and types of its tensors."""
     tensors = [(name, list(value.shape), str(value.dtype)) for name, value in backbone.state_dict().items()]
     digest = hashlib.sha256(repr(tensors).encode()).hexdigest()[:12]
-    return f"{type(backbone).__qualname__} of {len(tensors)} tensors ({digest})"
+    return f"{type(backbone).__qualname__} of {counted(len(tensors), 'tensor')} ({digest})"

@@ -16,6 +16,7 @@ from plsc.engine.about import METRICS, About
 from plsc.engine.rank_check import describe_object
 from plsc.errors import CheckpointError, ConfigError
 from plsc.utils.hints import setter
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -57,7 +58,8 @@ def warn_of_another_order(
     if about.classes is not None and classes is not None and about.classes.digest != classes.digest:
         changes.append("other classes, or in another order")
     if about.images_in_epoch % global_batch:
-        changes.append(f"global batch {global_batch}, which does not divide the {about.images_in_epoch} images done")
+        done = counted(about.images_in_epoch, "image")
+        changes.append(f"global batch {global_batch}, which does not divide the {done} done")
     if changes:
         log.warning(
             "epoch %d was started with different settings (%s): its remaining batches may repeat or miss images; "
@@ -152,8 +154,8 @@ def _saved_margins(settings: dict[str, Any]) -> tuple[float, float, float] | Non
 
 
 def _end_of(settings: dict[str, Any]) -> str:
-    epochs, steps = settings.get("train_epochs"), settings.get("train_steps")
-    return f"{epochs} epochs" if epochs is not None else f"{steps} steps"
+    epochs = settings.get("train_epochs")
+    return counted(settings["train_steps"], "step") if epochs is None else counted(epochs, "epoch")
 
 
 def check_save_folder(config: Config, *, position: tuple[int, int], last_epoch: int, collectives: Collectives) -> None:

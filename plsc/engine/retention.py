@@ -53,8 +53,14 @@ def best_of(checkpoints: Sequence[Path], metric: str) -> Path | None:
     return best
 
 
-def prune(config: Config, *, newest: Path) -> None:
-    """Delete the checkpoints of the run that wrote `newest`, a sound one, in its folder that `config` does not keep."""
+def prune(config: Config, *, newest: Path) -> list[Path]:
+    """Delete the checkpoints of the run that wrote `newest`, a sound one, in its folder that `config` does not keep.
+
+    One that cannot be deleted costs space and nothing else: a warning names it.
+
+    Returns:
+        Those deleted.
+    """
     run = run_of(newest)
     checkpoints = [path for path in list_checkpoints(newest.parent) if run_of(path) == run]
     best = None if config.keep_best is None else best_of(checkpoints, config.keep_best)
@@ -65,6 +71,13 @@ def prune(config: Config, *, newest: Path) -> None:
         every=config.keep_every,
         best=best,
     )
+    pruned = []
     for path in doomed:
         if path != newest:
-            delete_checkpoint(path)
+            try:
+                delete_checkpoint(path)
+            except OSError as error:
+                log.warning("%s: an old checkpoint cannot be deleted: %s; delete it, or its disk fills up", path, error)
+            else:
+                pruned.append(path)
+    return pruned

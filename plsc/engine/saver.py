@@ -27,11 +27,13 @@ from typing import Any, NamedTuple
 
 from plsc.checkpoint import NotFiniteError, Part, abandon, begin, complete, write_parts
 from plsc.config import Config
+from plsc.distributed import watch
 from plsc.distributed.agreement import agree, explain
 from plsc.distributed.collectives import Collectives
 from plsc.engine.observers import Step
 from plsc.engine.retention import prune
 from plsc.engine.snapshot import Snapshot
+from plsc.engine.uploads import Uploader
 from plsc.errors import CheckpointError, NotSavedError
 from plsc.utils.files import size_text
 from plsc.utils.hints import setter
@@ -45,6 +47,8 @@ _RETRY_SECONDS = 60.0
 _LAST_PAUSES = (5, 15, 40, 60, 120, 180, 300, 300, 300, 480)
 # The same where a signal asked to stop: what sent it kills after a while.
 STOP_PAUSES = (2, 5)
+# Seconds after which a rank that waits says so.
+_ROUND_SECONDS = 5.0
 # Share of the free memory that a copy may take.
 _MOST_MEMORY = 0.8
 # Seconds that rank 0 waits for other ranks' files where an error has ended the run.
@@ -104,6 +108,7 @@ class Saver:
     Args:
         config: `model_save_dir`, and the settings of when to save and what to keep.
         collectives: over all ranks.
+        uploads: copies checkpoints to a remote folder; None where `model_save_dir` is a local one.
 
     Attributes:
         saved_step: the last step that is in a checkpoint, or in one under way; None where there is none.
@@ -113,6 +118,7 @@ class Saver:
 
     config: Config
     collectives: Collectives
+    uploads: Uploader | None = None
     saved_step: int | None = None
     failure: str = ""
     newest: Path | None = None
@@ -212,8 +218,10 @@ class Saver:
             CheckpointError: numbers to save are not finite.
         """
         while (save := self._save) is not None:
-            if save.thread is not None:
-                save.thread.join()
+            watch.phase(f"writing the checkpoint {save.folder}")
+            while save.thread is not None and save.thread.is_alive():
+                save.thread.join(_ROUND_SECONDS)
+                watch.phase(f"writing the checkpoint {save.folder}")
             failed = self.collectives.gather_objects(save.failure is not None)
             self._enter_next_phase(save, failed=any(failed))
 
@@ -233,7 +241,7 @@ class Saver:
                 return
             if self.collectives.topology.is_main:
                 log.error("the last checkpoint of this run is not written; the next try is in %g s", pause)
-            time.sleep(pause)
+            _sleep(pause)
             again()
             self.finish()
         if self.failure:
@@ -312,8 +320,11 @@ class Saver:
 
     def _name(self, save: _Save, *, deadline: float | None = None) -> None:
         complete(save.folder, save.about, ranks=self.collectives.topology.world_size)
-        if save.prunes:
-            prune(self.config, newest=save.folder)
+        pruned = prune(self.config, newest=save.folder) if save.prunes else []
+        if self.uploads is not None:
+            self.uploads.on_complete(save.folder, prunes=save.prunes)
+            for path in pruned:
+                self.uploads.on_prune(path)
 
     def _enter_next_phase(self, save: _Save, *, failed: bool) -> None:
         topology = self.collectives.topology
@@ -341,6 +352,14 @@ class Saver:
         self.saved_step, self._next_time = None, time.monotonic() + _RETRY_SECONDS
         if self.collectives.topology.is_main:
             log.error("%s; another try follows", self.failure)
+
+
+def _sleep(seconds: float) -> None:
+    """Sleep in rounds: a rank that waits for a disk does not hang."""
+    while seconds > 0:
+        watch.phase("waiting to save again")
+        time.sleep(min(seconds, _ROUND_SECONDS))
+        seconds -= _ROUND_SECONDS
 
 
 def _check_space(root: Path, size: int) -> None:

@@ -23,6 +23,7 @@ from plsc.losses import MARGIN_STATE, Head
 from plsc.models.base_model import build_backbone, network_name
 from plsc.utils.finite import find_nonfinite
 from plsc.utils.hints import either, setter
+from plsc.utils.plural import counted
 from plsc.utils.ranges import Range
 
 log = logging.getLogger("plsc")
@@ -93,7 +94,7 @@ def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, *, config: Confi
         odd = sorted(names ^ set(expected))
         raise CheckpointError(
             f"{saved.path}: its network is {_network_of(about)}, this run's is {network_name(backbone)}; they differ "
-            f"in {len(odd)} tensors, the first '{odd[0]}'; {_how_to_give_network(about)}"
+            f"in {counted(len(odd), 'tensor')}, the first '{odd[0]}'; {_how_to_give_network(about)}"
         )
     for name, tensor in expected.items():
         shape = saved.shape(f"backbone.{name}")

@@ -23,10 +23,12 @@ from plsc.config import Config
 from plsc.data.class_identity import identify_classes
 from plsc.data.loader import Batch, ReaderLoader, TrainLoader
 from plsc.data.transforms import normalize
+from plsc.distributed import watch
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
+from plsc.distributed.replica import Replica
 from plsc.distributed.topology import init_topology, is_restart
-from plsc.engine.about import About, read_metrics, saved_results, saved_settings, write_metrics
+from plsc.engine.about import METRICS, About, read_metrics, saved_results, saved_settings, write_metrics
 from plsc.engine.auto_resume import is_in_save_folder, is_named, open_start
 from plsc.engine.class_change import about_classes, class_parts, match_classes
 from plsc.engine.dataloading import (
@@ -49,6 +51,7 @@ from plsc.engine.observers.group import ObserverGroup
 from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
 from plsc.engine.optimizer import NamedOptimizer
+from plsc.engine.places import places_of_training, remote_settings
 from plsc.engine.precision import Precision
 from plsc.engine.rank_check import (
     check_ranks_agree,
@@ -81,12 +84,13 @@ from plsc.engine.state import (
     statistics_parts,
 )
 from plsc.engine.stopping import StopRequest
-from plsc.errors import CheckpointError, ConfigError, DataError, Interrupted, PLSCError, TrainingError
+from plsc.errors import CheckpointError, ConfigError, DataError, Interrupted, PLSCError, StorageError, TrainingError
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
 from plsc.utils.hints import setter
 from plsc.utils.logging import show_log
+from plsc.utils.plural import counted
 from plsc.utils.seeding import derive_seed
 
 log = logging.getLogger("plsc")
@@ -121,6 +125,7 @@ class Trainer:
             be decoded: all are decoded once.
         CheckpointError: the checkpoint to start from is damaged or does not fit the settings or the classes of the
             data; or `model_save_dir` cannot be written to, or another run saves into it.
+        StorageError: a remote folder cannot be read or written, or does not fit into the cache.
         DistributedError: ranks have different settings or data.
 
     Example:
@@ -129,6 +134,7 @@ class Trainer:
         >>> results["lfw/accuracy"]
     """
 
+    @watch.watched()
     def __init__(
         self,
         config: Config,
@@ -141,13 +147,13 @@ class Trainer:
         if not isinstance(config, Config):
             raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
         self._stop = StopRequest()
-        self._lock = RunLock(config.model_save_dir)
-        weakref.finalize(self, self._lock.release)
+        self._held = contextlib.ExitStack()  # what is given back where this trainer goes
+        weakref.finalize(self, self._held.close)
         try:
             with self._stop.heeded(at_once=True):
                 self._prepare(config, backbone, loader, head, observers)
         except BaseException:
-            self._lock.release()
+            self._held.close()
             raise
 
     def _prepare(
@@ -158,25 +164,33 @@ class Trainer:
         head: Head | None,
         observers: Iterable[Observer],
     ) -> None:
-        self.topology = init_topology()
+        self.topology = init_topology(config.rank_timeout)
         show_log(self.topology.is_main)
         for doubt in config.doubts() if self.topology.is_main else ():
             log.warning(doubt)
         self.collectives = Collectives(self.topology)
         config = agree(lambda: _with_environment(config), self.collectives, error=ConfigError)
         agree(config.check, self.collectives, error=ConfigError)
+        self._remote = remote_settings(config)
+        config, self._uploads = agree(
+            functools.partial(places_of_training, config), self.collectives, error=StorageError
+        )
         # What the search for a checkpoint depends on, before it.
         check_ranks_agree(lambda: describe_settings(config, only=["auto_resume", "model_save_dir"]), self.collectives)
+        self._lock = RunLock(config.model_save_dir)
+        self._held.callback(self._lock.release)
         self._lock.hold(self.collectives, wait=WAIT_SECONDS if config.auto_resume else 0.0)
         if self._lock.is_held:
             clean_save_folder(config.model_save_dir)
+        if config.auto_resume and self._uploads is not None:
+            agree(self._uploads.open_newest, self.collectives, error=StorageError)
         saved = open_start(config, self.collectives)
         agree(lambda: self._open(config, saved, loader), self.collectives, error=DataError)
         agree(lambda: self._make_parts(backbone, observers), self.collectives, error=ConfigError)
         check_ranks_agree(lambda: self._facts(saved, head), self.collectives)
         agree_on_images(self.loader, self.collectives)
         config = self.config
-        self.network = paddle.DataParallel(self.backbone) if self.topology.world_size > 1 else self.backbone
+        self.network = Replica(self.backbone, self.collectives)
         agree(lambda: self._make_head(head), self.collectives, error=ConfigError)
         self.precision = Precision(config, self.topology)
         self.verification_sets = open_verification_sets(config, self.collectives) if config.with_test else []
@@ -192,7 +206,7 @@ class Trainer:
         self._metrics: dict[int, dict[str, float]] = {}  # found at steps whose checkpoint is not complete yet
         self._to_verify: About | None = None
         self._resumed_from: Path | None = None
-        self._saver = Saver(config, self.collectives)
+        self._saver = Saver(config, self.collectives, uploads=self._uploads)
         self._save_again: Callable[[], None] = lambda: None
         self._run = self.collectives.gather_objects(secrets.token_hex(8))[0]
         if saved is not None:
@@ -254,6 +268,7 @@ class Trainer:
             "checkpoint": describe_checkpoint(saved),
         }
 
+    @watch.watched()
     def train(self) -> dict[str, float]:
         """Train to the end, save and verify after each epoch.
 
@@ -271,7 +286,7 @@ class Trainer:
         """
         if self.is_done:
             more = setter("train_epochs") if self.config.train_steps is None else setter("train_steps")
-            log.info("nothing is left to train: all %d steps are done; to train on, give more: %s", self.step, more)
+            log.info("nothing is left to train after %s; to train on, give more: %s", counted(self.step, "step"), more)
         else:
             self._log_start()
         results = self._results
@@ -283,10 +298,12 @@ class Trainer:
             global_batch=self.global_batch,
             checkpoint=self._resumed_from,
         )
+        uploads = self._uploads if self.topology.is_main and self._uploads else contextlib.nullcontext()
         with (
             self._locked(),
             contextlib.closing(self.loader),
             self._stop.heeded(),
+            uploads,
             self.observers.running(run, results),
             self._saver.rescued(),
         ):
@@ -326,6 +343,7 @@ class Trainer:
         Raises:
             TrainingError: the step before is not sound, or `max_skipped_steps` in a row were skipped.
         """
+        watch.phase(f"in step {self.step + 1}")
         self._judge.check()
         paddle.seed(derive_seed(self.config.seed, self.step, self.topology.rank))
         learning_rate = self.schedule(self.step)
@@ -344,10 +362,11 @@ class Trainer:
             values.update(self.head.accuracy())
         feature_gradient = self.head.backward()
         check_gradient(feature_gradient, self.head, features=features)
-        # The head's gradient is exact for the mean over the global batch. DataParallel averages over ranks what must be
+        # The head's gradient is exact for the mean over the global batch. `Replica` averages over ranks what must be
         # summed, so that average is undone here, and nowhere else.
         scaled = self.precision.scaler.scale(feature_gradient * self.topology.world_size)
         features.backward(scaled.astype(features.dtype))
+        self.network.average_gradients()
 
         made = Made(
             images=images if batch.images.dtype.kind == "f" else None,
@@ -405,7 +424,14 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         batches = self.loader.epoch(self.epoch, self.step_in_epoch)
         # A TrainLoader has equally many batches on every rank; of another loader that is not known.
-        return batches if isinstance(self.loader, TrainLoader) else agreed_batches(batches, self.collectives)
+        if not isinstance(self.loader, TrainLoader):
+            batches = agreed_batches(batches, self.collectives)
+        while True:
+            watch.phase(f"reading a batch of epoch {self.epoch}, for step {self.step + 1}")
+            batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _is_verified_within_epoch(self) -> bool:
         """Whether `test_period` is over. After the last step of an epoch it is saved first, see `_end_epoch`."""
@@ -523,6 +549,8 @@ class Trainer:
         metrics = self._metrics.get(step)
         if metrics and self.topology.is_main:
             write_metrics(path, metrics)
+            if self._uploads is not None and (path / METRICS).is_file():
+                self._uploads.on_added(path / METRICS)
         self._metrics = {later: found for later, found in self._metrics.items() if later > step}
 
     @property
@@ -545,8 +573,8 @@ class Trainer:
         """Begin to save a checkpoint; `statistics` are those of each rank."""
         if self._judge.skipped_in_a_row and self.topology.is_main:
             log.warning(
-                "the last %d steps were skipped: earlier checkpoints are kept until a step is sound again",
-                self._judge.skipped_in_a_row,
+                "skipped the last %s: earlier checkpoints are kept until a step is sound again",
+                counted(self._judge.skipped_in_a_row, "step"),
             )
         self._save_again = functools.partial(self._save, step, name, statistics)
         with self._clock.paused():
@@ -564,9 +592,9 @@ class Trainer:
         """Tell observers of the checkpoints that are complete."""
         for step, path in self._saver.take_completed():
             if self.topology.is_main:
-                skipped = f"; {self.loader.skipped} unreadable images skipped so far" if self.loader.skipped else ""
-                skipped += f"; {self._judge.skipped_steps} steps skipped so far" if self._judge.skipped_steps else ""
-                log.info("saved %s%s", path, skipped)
+                skipped = {"unreadable image": self.loader.skipped, "step": self._judge.skipped_steps}
+                told = [f"; {counted(number, what)} skipped so far" for what, number in skipped.items() if number]
+                log.info("saved %s%s", path, "".join(told))
             self._record_metrics(step.number, path)
             self.observers.on_save(step, path)
 
@@ -598,7 +626,7 @@ class Trainer:
             "head_optimizer": self.head.optimizer_kind,
             "loss_scaling": self.precision.state(),
             "network": network_name(self.backbone),
-            "settings": saved_settings(self.config),
+            "settings": {**saved_settings(self.config), **self._remote},
             "objects": saved_objects(self.config),
             "global_batch": self.global_batch,
             "averaged": self._is_averaged,
@@ -625,7 +653,12 @@ class Trainer:
         )
         agree(self._lock.require, self.collectives, error=CheckpointError)
         self._saver.check_space(self._parts(_NONE))
+        agree(self._check_uploads, self.collectives, error=CheckpointError)
         check_verification_sets(self.config, self.verification_sets, collectives=self.collectives)
+
+    def _check_uploads(self) -> None:
+        if self._uploads is not None and self.topology.is_main:
+            self._uploads.check(self._position)
 
     @property
     def _position(self) -> tuple[int, int]:

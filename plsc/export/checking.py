@@ -24,6 +24,7 @@ from plsc.metrics.embeddings import EPSILON
 from plsc.models.base_model import check_embedding
 from plsc.utils.finite import find_nonfinite
 from plsc.utils.hints import setter
+from plsc.utils.locations import is_remote
 
 log = logging.getLogger("plsc")
 
@@ -208,7 +209,9 @@ def _run_in_float64(network: nn.Layer, batch: NDArray[Any]) -> NDArray[Any] | No
 
 
 def _data_set_images(config: Config) -> Iterator[NDArray[np.uint8]]:
-    """A few images of the data set, spread evenly over it; none if there is no data set."""
+    """A few images of the data set, spread evenly over it; none if there is no data set on this machine."""
+    if is_remote(config.dataset_dir):  # all of it would have to be copied
+        return
     try:
         records = open_records(config.dataset_dir)
         count = len(records)

@@ -27,6 +27,7 @@ from plsc.config import Config
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
+from plsc.engine.places import export_place, places_of_use
 from plsc.engine.state import open_backbone
 from plsc.errors import ExportError
 from plsc.export.baking import BakedNetwork, input_spec, parse_bake
@@ -34,9 +35,10 @@ from plsc.export.checking import Run, check_backbone, check_export, find_differe
 from plsc.export.formats import FORMATS, parse_formats
 from plsc.export.manifest import check_replaceable, describe_export, unchanged_files, write_manifest
 from plsc.export.tracing import save_traced
-from plsc.inference.model_card import MODEL_PREFIX
+from plsc.inference.model_card import ABOUT_FILE, MODEL_PREFIX
 from plsc.inference.predictor import Predictor
 from plsc.utils.atomic import write_folder
+from plsc.utils.locations import is_remote, join, keep_credentials, split
 
 log = logging.getLogger("plsc")
 
@@ -49,7 +51,7 @@ def export_checkpoint(
     formats: Sequence[str] = ("paddle",),
     bake: Sequence[str] = (),
     bgr: bool = False,
-) -> Path:
+) -> str:
     """Export the backbone of `config.checkpoint_dir`, or of the newest checkpoint in `model_save_dir`.
 
     With several ranks, rank 0 writes and the others wait.
@@ -57,30 +59,41 @@ def export_checkpoint(
     Args:
         config: names the checkpoint; images of its `dataset_dir` are used to compare the export with the network.
         topology: this rank.
-        directory: folder to write; default <model_save_dir>/inference_model.
+        directory: folder to write, which may be a remote one; default <model_save_dir>/inference_model.
         formats: see `export_backbone`.
         bake: see `export_backbone`.
         bgr: see `export_backbone`.
 
     Returns:
-        The folder.
+        The folder, without credentials.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is of another network.
+        StorageError: a remote folder cannot be read or written.
         ConfigError, ExportError: see `export_backbone`.
     """
-    directory = Path(directory or Path(config.model_save_dir) / "inference_model")
+    target = keep_credentials(str(directory or join(config.model_save_dir, "inference_model")))
+    target = target if is_remote(target) else str(Path(target))
 
     def export() -> None:
         config.check()
-        backbone, opened, saved = open_backbone(config)
-        export_backbone(
-            backbone, opened, directory=directory, origin=str(saved.path), formats=formats, bake=bake, bgr=bgr
-        )
-        log.info("exported %s to %s", saved.path, directory)
+        backbone, opened, saved = open_backbone(places_of_use(config))
+
+        origin = str(saved.path)
+        if is_remote(given := config.checkpoint_dir or config.model_save_dir):
+            origin = given if split(given)[1] == saved.path.name else join(given, saved.path.name)
+
+        def write(folder: Path) -> None:
+            export_backbone(backbone, opened, directory=folder, origin=origin, formats=formats, bake=bake, bgr=bgr)
+
+        if is_remote(target):
+            export_place(target, config, manifest=ABOUT_FILE, write=write)
+        else:
+            write(Path(target))
+        log.info("exported %s to %s", origin, target)
 
     agree(lambda: export() if topology.is_main else None, Collectives(topology), error=ExportError)
-    return directory
+    return target
 
 
 def export_backbone(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plsc.errors import DataError, ServingError
+from plsc.errors import ConfigError, DataError, ServingError
 from plsc.inference.embedding import Embeddings, cosines, reaches
 from plsc.inference.gallery_files import StoredGallery, holds_gallery, read_gallery, read_revision, write_gallery
 from plsc.inference.gallery_index import Positions, index_class
 from plsc.inference.model_card import ModelCard
 from plsc.metrics.embeddings import EPSILON
 from plsc.utils.atomic import lock_folder, write_folder
+from plsc.utils.hints import either
+from plsc.utils.names import did_you_mean
+from plsc.utils.numbers import as_array, as_count, as_number
+from plsc.utils.plural import counted
 from plsc.utils.threads import SharedLock
 
 # Rows that are converted to float64 at a time.
 _BLOCK = 1 << 14
+_LARGEST_DIMENSION = 1 << 24  # faiss takes larger ones for others
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Gallery:
     the object has not seen.
 
     Args:
-        dimension: D.
+        dimension: D, 1 or more.
         weights: digest of the network that the embeddings come from, `ModelCard.weights`. `check_model` refuses a model
             with another one. Empty, the default, if it is not known.
         index: how the embeddings are held and searched.
@@ -69,7 +75,7 @@ class Gallery:
             After a fork, searches in the new process use one thread.
 
     Raises:
-        ConfigError: there is no such index.
+        ConfigError: there is no such index, the dimension is no number of 1 or more, or the digest is no text.
         MissingDependencyError: faiss is not installed.
 
     Example:
@@ -84,14 +90,28 @@ class Gallery:
     """
 
     def __init__(self, dimension: int, weights: str = "", *, index: str = "flat") -> None:
+        size = as_count(dimension)
+        if size is None or size > _LARGEST_DIMENSION:
+            raise ConfigError(
+                f"gallery: got embeddings of {_shown(dimension)}, expected the model's emb_dim, 1 to "
+                f"{_LARGEST_DIMENSION}: Gallery(model.emb_dim, model.card.weights)"
+            )
+        if not isinstance(weights, str):
+            raise ConfigError(
+                f"gallery: got the weights {_shown(weights)}, expected the digest of the network: "
+                f"Gallery(model.emb_dim, model.card.weights)"
+            )
         self.weights = weights
-        self._index = index_class(index)(dimension)
+        self._index = index_class(index)(size)
         self._names: list[str | None] = []  # by position; None where the entry is removed
         self._changes = 0
         # By folder: the revision that was last read or written there, and the changes until then.
         self._revisions: dict[str, tuple[str, int]] = {}
         self._edited: tuple[str, int] | None = None  # the folder whose lock `editing` holds, and the thread
         self._lock = SharedLock()
+
+    def __repr__(self) -> str:
+        return f"Gallery({self.dimension}, index={self.index!r}) of {len(self)} entries"
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock.reading():
@@ -100,6 +120,9 @@ class Gallery:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = SharedLock()
+
+    def __copy__(self) -> Gallery:
+        return copy.deepcopy(self)  # two objects on one index would change each other's entries
 
     def __len__(self) -> int:
         with self._lock.reading():
@@ -136,12 +159,14 @@ class Gallery:
         rows = self._rows(embeddings)
         if isinstance(names, str) and len(rows) != 1:
             raise DataError(
-                f"gallery: got the one name {names!r} for {len(rows)} embeddings, expected one each; for several "
-                f"embeddings of one name give [{names!r}] * {len(rows)}"
+                f"gallery: got the one name {names!r} for {counted(len(rows), 'embedding')}, expected one each; for "
+                f"several embeddings of one name give [{names!r}] * {len(rows)}"
             )
         names = check_names([names] if isinstance(names, str) else names)
         if len(names) != len(rows):
-            raise DataError(f"gallery: got {len(names)} names for {len(rows)} embeddings, expected one each")
+            raise DataError(
+                f"gallery: got {counted(len(names), 'name')} for {counted(len(rows), 'embedding')}, expected one each"
+            )
         with self._lock.writing():
             self._names += names
             try:
@@ -156,13 +181,16 @@ class Gallery:
         Raises:
             DataError: no entry has this name, or one of these names, or one is no name; then nothing is removed.
         """
-        wanted = set(check_names([name] if isinstance(name, str) else list(name)))
+        wanted = set(check_names([name] if isinstance(name, str) or not isinstance(name, Iterable) else list(name)))
         with self._lock.writing():
             positions = [position for position, other in enumerate(self._names) if other in wanted]
             unknown = wanted - {self._names[position] for position in positions}
             if unknown:
-                known = len(set(self._names) - {None})
-                raise DataError(f"gallery: no entry is named {min(unknown)!r}; it has {known} names")
+                known = {other for other in self._names if other is not None}
+                raise DataError(
+                    f"gallery: no entry is named {min(unknown)!r}; {did_you_mean(min(unknown), known)}it has "
+                    f"{counted(len(known), 'name')}"
+                )
             self._changes += 1
             self._index.remove(np.asarray(positions, np.int64))
             if self._index.closes_gaps:
@@ -181,14 +209,19 @@ class Gallery:
                 states it. Without it `Match.same` is None.
 
         Raises:
-            DataError: the probes are not [Q, D], one is zero or not finite, or the threshold is no cosine.
+            DataError: the probes are not [Q, D], one is zero or not finite, the count is no whole number of 1 or more,
+                or the threshold is no cosine.
         """
-        rows = self._rows(probes)
-        if threshold is not None and not abs(threshold) <= 1 + 1e-7:
-            raise DataError(f"gallery: got the threshold {threshold}, expected a cosine of -1 to 1")
+        rows, entries, cosine = self._rows(probes), as_count(count), None
+        if entries is None:
+            raise DataError(f"gallery: got the count {_shown(count)}, expected a whole number of 1 or more")
+        if threshold is not None:
+            cosine = as_number(threshold)
+            if not abs(cosine) <= 1 + 1e-7:
+                raise DataError(f"gallery: got the threshold {_shown(threshold)}, expected a cosine of -1 to 1")
         with self._lock.reading():
-            found = self._index.search(rows, max(1, min(count, self._count())))
-            return [self._matches(row, positions[positions >= 0], threshold) for row, positions in zip(rows, found)]
+            found = self._index.search(rows, max(1, min(entries, self._count())))
+            return [self._matches(row, positions[positions >= 0], cosine) for row, positions in zip(rows, found)]
 
     def check_model(self, card: ModelCard) -> None:
         """Check that the gallery's embeddings come from this model.
@@ -198,13 +231,14 @@ class Gallery:
         """
         if card.emb_dim != self.dimension:
             raise ServingError(
-                f"the gallery's embeddings are of {self.dimension}, the model's of "
-                f"{card.emb_dim}; build the gallery with this model"
+                f"the gallery's embeddings are of {self.dimension}, those of the model in {card.directory} of "
+                f"{card.emb_dim}; build the gallery with this model, or take the model that it was built with"
             )
         if self.weights and card.weights and self.weights != card.weights:
             raise ServingError(
                 f"the gallery was built with other weights than those of {card.directory}: their "
-                f"embeddings have nothing in common; build it again with this model"
+                f"embeddings have nothing in common; build it again with this model, or take the model that it was "
+                f"built with"
             )
 
     def save(self, folder: str | Path, *, replace: bool = False) -> None:
@@ -221,8 +255,9 @@ class Gallery:
         """
         folder = Path(folder)
         is_gallery, key = holds_gallery(folder), _key(folder)
-        if folder.exists() and not (replace and is_gallery):
-            raise ServingError(f"{folder} exists and is not overwritten; choose another name")
+        if os.path.exists(folder) and not (replace and is_gallery):
+            replacing = "; to replace the gallery there, give replace=True" if is_gallery else ""
+            raise ServingError(f"{folder} exists and is not overwritten; choose another name{replacing}")
         if replace and key in self._revisions and not is_gallery:
             raise ServingError(
                 f"{folder}: the gallery there has been removed since it was opened; save under a new name"
@@ -332,7 +367,7 @@ class Gallery:
 
     def _rows(self, embeddings: NDArray[Any]) -> Embeddings:
         """Embeddings [n, D] float32 of unit length."""
-        given = np.atleast_2d(np.asarray(embeddings))
+        given = np.atleast_2d(as_array(embeddings))
         if given.ndim != 2 or given.shape[1] != self.dimension or given.dtype.kind not in "fiu":
             found = f"{list(given.shape)} of {given.dtype}"
             raise DataError(f"gallery: got embeddings {found}, expected [n, {self.dimension}] of numbers")
@@ -353,13 +388,16 @@ def check_names(names: Sequence[str]) -> list[str]:
     Raises:
         DataError: they are in no order, or one is empty, no text, or cannot be written in UTF-8.
     """
-    if isinstance(names, (Set, Mapping)):
+    if isinstance(names, (Set, Mapping)) or not isinstance(names, Iterable):
         raise DataError(
             f"gallery: got the names as a {type(names).__name__}, expected a list, in the embeddings' order"
         )
-    found = list(names)
+    try:
+        found = list(names)
+    except TypeError:
+        raise DataError(f"gallery: got {_shown(names)}, expected a name or a list of names") from None
     for name in found:
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name.strip():
             raise DataError(f"gallery: a name is empty or no text ({name!r}), expected what to call the entry")
         try:
             name.encode()
@@ -374,6 +412,11 @@ def _in_gbk(name: str) -> str:
         return f" (in GBK it is {os.fsencode(name).decode('gbk')!r})"
     except UnicodeError:
         return ""
+
+
+def _shown(value: Any) -> str:
+    """A value that is refused, for a message."""
+    return f"{type(value).__name__} {str(value)[:60]!r}"
 
 
 def _key(folder: Path) -> str:
@@ -391,19 +434,31 @@ def read_threshold(report: str | Path, name: str | None = None) -> float:
         ServingError: the file is no such report, has no set of this name, or has several sets and `name` is left out;
             or the set has no threshold.
     """
+    makes = "plsc test ... > report.json writes one"
     try:
-        metrics = json.loads(Path(report).read_text(encoding="utf-8"))
+        text = Path(report).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ServingError(f"{report}: cannot be read: {getattr(error, 'strerror', None) or error}; {makes}") from None
+    if not text.strip():
+        raise ServingError(f"{report}: empty, as plsc test leaves it where it fails; run that again")
+    try:
+        metrics = json.loads(text)
         found = {
             key[: -len("/threshold")]: None if value is None else float(value)
             for key, value in metrics.items()
             if key.endswith("/threshold")
         }
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ServingError(f"{report}: no report of plsc test: {error}") from None
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ServingError(f"{report}: no report of plsc test: {error}; {makes}") from None
+    if not found:
+        raise ServingError(f"{report}: no report of plsc test: it has no '<set>/threshold'; {makes}")
     if name is None and len(found) == 1:
         name = next(iter(found))
     if name not in found:
-        raise ServingError(f"{report}: got the set {name!r}, expected one of {', '.join(sorted(found)) or 'none'}")
+        which = "has several sets" if name is None else f"has no set {name!r}"
+        raise ServingError(
+            f"{report} {which}; choose one of {', '.join(sorted(found))} with {either('name=...', '--report-set')}"
+        )
     threshold = found[name]
     if threshold is None or not -1 <= threshold <= 1 + 1e-9:  # NaN is refused too
         raise ServingError(

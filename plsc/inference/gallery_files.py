@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ import numpy as np
 
 from plsc.errors import ConfigError, ServingError
 from plsc.inference.gallery_index import GalleryIndex, GraphIndex, read_index
-from plsc.utils.artifacts import recognize
+from plsc.utils.artifacts import absence
 from plsc.utils.atomic import restore_folder, write_file
 from plsc.utils.files import sync, sync_path
 
@@ -57,9 +58,9 @@ class StoredGallery:
 
 def holds_gallery(folder: Path) -> bool:
     """Whether a folder holds a gallery. What a killed save of an earlier version had set aside is put back before."""
-    if not folder.exists():
+    if not os.path.exists(folder):
         restore_folder(folder)
-    return (folder / ABOUT_FILE).is_file()
+    return os.path.isfile(folder / ABOUT_FILE)
 
 
 def read_revision(folder: Path) -> str:
@@ -83,9 +84,8 @@ def read_gallery(folder: Path) -> StoredGallery:
         ServingError: the folder holds no gallery, it cannot be read, it is damaged, or it is of a newer version.
     """
     if not holds_gallery(folder):
-        found = recognize(folder)
-        what = f"it is {found}" if found else "make one with plsc gallery build"
-        raise ServingError(f"{folder}: no gallery there ({ABOUT_FILE} is missing); {what}")
+        remedy = "make one with plsc gallery build"
+        raise ServingError(absence(folder, "gallery", file=ABOUT_FILE, remedy=remedy))
     fault: Exception | None = None
     for _ in range(_TRIES):
         try:

@@ -18,7 +18,8 @@ from plsc.errors import DataError, ServingError
 from plsc.inference.embedding import Embeddings, Pixels, check_finite
 from plsc.inference.model_card import ModelCard, read_model_card
 from plsc.inference.predictor import Predictor
-from plsc.utils.numbers import as_count
+from plsc.utils.finite import find_nonfinite
+from plsc.utils.numbers import as_array, as_count
 
 
 def load_inference_model(directory: str | Path) -> InferenceModel:
@@ -109,7 +110,7 @@ class InferenceModel:
         Raises:
             DataError: another type or shape.
         """
-        pixels = np.asarray(pixels)
+        pixels = as_array(pixels)
         if pixels.dtype != np.uint8 or pixels.shape[1:] != tuple(self.image_shape):
             raise DataError(
                 f"embed_pixels: got {list(pixels.shape)} of {pixels.dtype}, expected {_axes(self.image_shape)} of "
@@ -124,9 +125,10 @@ class InferenceModel:
         `card.gives_unit` that the outputs have unit length.
 
         Raises:
-            DataError: another type or shape. Floats of any precision are taken where float32 is expected.
+            DataError: another type or shape, or NaN or infinity in it. Floats of any precision are taken where float32
+                is expected.
         """
-        batch, expected, shape = np.asarray(batch), self.card.input_dtype, self.card.input_shape
+        batch, expected, shape = as_array(batch), self.card.input_dtype, self.card.input_shape
         fits = batch.dtype == expected or batch.dtype.kind == expected.kind == "f"
         fits = fits and batch.ndim == 1 + len(shape)
         if not (fits and all(size == want or (want == -1 and size > 0) for size, want in zip(batch.shape[1:], shape))):
@@ -134,12 +136,21 @@ class InferenceModel:
                 f"run: got {list(batch.shape)} of {batch.dtype}, expected {_axes(shape)} of {expected}: the network's "
                 f"own input, which card.to_input() makes of pixels"
             )
-        return self._predictor.run(np.asarray(batch, expected)) if len(batch) else self._no_rows()
+        with np.errstate(over="ignore"):
+            batch = batch.astype(expected, copy=False)
+        found = find_nonfinite(batch)  # the network may make finite numbers of it: ReLU turns NaN into 0
+        if found is not None:
+            (index, *_), value = found
+            raise DataError(f"run: image {index} holds {value:g}, expected finite numbers within float32")
+        return self._predictor.run(batch) if len(batch) else self._no_rows()
 
     def warm_up(self) -> tuple[str, str]:
         """Run once on a black image, since the first pass is slow; returns the names of input and output."""
         self.embed_pixels(np.zeros([1, *self.image_shape], np.uint8))
         return self._predictor.input_name, self._predictor.output_name
+
+    def __repr__(self) -> str:
+        return f"InferenceModel({str(self.card.directory)!r}): images {list(self.image_shape)} to [{self.emb_dim}]"
 
     def __copy__(self) -> InferenceModel:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import numpy as np
 
 from plsc.errors import ServingError
 from plsc.inference.embedding import EmbeddingPath
-from plsc.utils.artifacts import recognize
+from plsc.remote.cache import Cache
+from plsc.remote.folder import RemoteFolder
+from plsc.utils.artifacts import absence
 from plsc.utils.atomic import restore_folder
 from plsc.utils.hints import either
+from plsc.utils.locations import is_remote, keep_credentials
 
 FORMAT = "plsc-inference-model"
 ABOUT_FILE = "plsc_model.json"
@@ -68,17 +72,25 @@ def read_model_card(directory: str | Path) -> ModelCard:
     """Read the model card of an export.
 
     Args:
-        directory: the exported folder, or the `model_save_dir` that holds it as inference_model/.
+        directory: the exported folder, or the `model_save_dir` that holds it as inference_model/. May be a URL.
 
     Raises:
         ServingError: the folder holds no export, or the card is damaged or of another format.
+        StorageError: a remote folder cannot be read.
     """
-    directory = Path(directory)
+    try:
+        location = keep_credentials(str(directory)) if isinstance(directory, str) else ""
+        directory = _fetch(location) if is_remote(location) else Path(directory)
+    except TypeError:
+        raise ServingError(
+            f"got {type(directory).__name__} {str(directory)[:60]!r}, expected the folder of an exported model"
+        ) from None
     for folder in (directory, directory / "inference_model"):
-        if not folder.exists():
+        if not os.path.exists(folder):
             restore_folder(folder)  # the process that was replacing it was killed
-    if not (directory / ABOUT_FILE).is_file() and (directory / "inference_model" / ABOUT_FILE).is_file():
-        directory = directory / "inference_model"
+    inner = directory / "inference_model"
+    if not os.path.isfile(directory / ABOUT_FILE) and os.path.isfile(inner / ABOUT_FILE):
+        directory = inner
     about = _read_about(directory)
     try:
         baked: dict[str, Any] = about.get("baked", {})
@@ -99,16 +111,24 @@ def read_model_card(directory: str | Path) -> ModelCard:
         raise ServingError(f"{directory / ABOUT_FILE}: damaged ({error!r}); export the model again") from None
 
 
+def _fetch(url: str) -> Path:
+    """Copy a remote export to the cache."""
+    folder = RemoteFolder(url)
+    if f"inference_model/{ABOUT_FILE}" in folder.files():
+        folder = folder / "inference_model"
+    return Cache().fetch(folder)
+
+
 def _read_about(directory: Path) -> dict[str, Any]:
     path = directory / ABOUT_FILE
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        found = recognize(directory)
-        what = f"it is {found}" if found else f"make one with {either('convert_for_prediction()', 'plsc export')}"
-        raise ServingError(f"{directory}: no exported model there ({ABOUT_FILE} is missing); {what}") from None
     except (OSError, ValueError) as error:
-        raise ServingError(f"{path}: cannot be read: {error}") from None
+        if os.path.isfile(path):
+            reason = getattr(error, "strerror", None) or error
+            raise ServingError(f"{path}: cannot be read: {reason}") from None
+        remedy = f"make one with {either('convert_for_prediction()', 'plsc export')}"
+        raise ServingError(absence(directory, "exported model", file=ABOUT_FILE, remedy=remedy)) from None
     if not isinstance(about, dict) or about.get("format") != FORMAT or about.get("version") != 1:
         raise ServingError(f"{path}: found {str(about)[:80]!r}, expected format {FORMAT!r} version 1")
     return about

@@ -38,6 +38,9 @@ MARGIN_STATE = "margin:"
 class SavedState(Mapping[str, "np.ndarray[Any, Any]"]):
     """Tensors of a checkpoint by name, which are read when they are asked for: each access reads one."""
 
+    def __contains__(self, name: object) -> bool:
+        return any(name == own for own in self)  # the method of Mapping would read the tensor
+
     @abc.abstractmethod
     def copy_to(self, name: str, tensor: paddle.Tensor) -> None:
         """Read a tensor block by block into one of its shape and type, so that memory for a block is enough.

@@ -26,6 +26,7 @@ from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
 from plsc.utils.files import size_text
 from plsc.utils.memory import available_memory
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -242,9 +243,9 @@ class FusedHead:
             # Half, since the backbone's activations and the other ranks of this machine need memory too.
             logits = "store" if needed <= free / 2 else "recompute"
             log.info(
-                "logits of %d classes x %d samples take %s, %s are free: mode '%s'",
-                rows,
-                samples,
+                "logits of %s x %s take %s, %s are free: mode '%s'",
+                counted(rows, "class"),
+                counted(samples, "sample"),
                 size_text(needed),
                 size_text(free),
                 logits,

@@ -11,6 +11,7 @@ import numpy as np
 
 from plsc.errors import ConfigError, DataError
 from plsc.metrics.embeddings import Array, blocks, check_embeddings, to_unit_length
+from plsc.utils.plural import counted
 
 # Elements of the [Q, M] matrix of cosines that are held at a time: a few dozen MiB.
 _BLOCK_ELEMENTS = 1 << 23
@@ -53,8 +54,8 @@ def identification(
     for name, matrix, labels in (("gallery", gallery, gallery_labels), ("probes", probes, probe_labels)):
         if len(matrix) != len(labels) or not len(labels):
             raise DataError(
-                f"{name}: got {len(matrix)} embeddings and {len(labels)} labels, expected one label each, "
-                f"and at least one"
+                f"{name}: got {counted(len(matrix), 'embedding')} and {counted(len(labels), 'label')}, expected one "
+                f"label each, and at least one"
             )
     if gallery.shape[1] != probes.shape[1]:
         raise DataError(

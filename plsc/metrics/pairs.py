@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plsc.errors import ConfigError, DataError
+from plsc.utils.plural import counted
 
 FOLDS = 10  # of the protocol of LFW (Huang et al., 2007), and of all sets that follow it
 
@@ -65,13 +66,18 @@ def as_folds(folds: Any, is_same: Flags) -> FoldNumbers:
     if np.ndim(folds) == 0:
         count = _as_count(folds)
         if pairs < count:
-            raise DataError(f"verification: got {pairs} pairs for {count} folds, expected a pair per fold or more")
+            raise DataError(
+                f"verification: got {counted(pairs, 'pair')} for {counted(count, 'fold')}, expected a pair per fold "
+                "or more"
+            )
         return make_folds(is_same, count)
     numbers = np.asarray(folds)
     if numbers.dtype.kind not in "iu" or (numbers.astype(np.int64) < 0).any():
         raise ConfigError(f"folds: got {str(folds):.60} of {numbers.dtype}, expected whole numbers, 0 or more")
     if numbers.shape != (pairs,):
-        raise DataError(f"folds: got shape {list(numbers.shape)} for {pairs} pairs, expected one fold per pair")
+        raise DataError(
+            f"folds: got shape {list(numbers.shape)} for {counted(pairs, 'pair')}, expected one fold per pair"
+        )
     return numbers.astype(np.int64)
 
 
@@ -120,7 +126,7 @@ def why_no_accuracy(is_same: Flags, folds: FoldNumbers) -> str | None:
     """
     same, pairs = int(is_same.sum()), len(is_same)
     if same in (0, pairs):
-        return f"found {same} same and {pairs - same} different pairs, expected both kinds"
+        return f"found {same} same and {counted(pairs - same, 'different pair')}, expected both kinds"
     numbers, places, sizes = np.unique(folds, return_inverse=True, return_counts=True)
     if len(numbers) < 2:
         return "all pairs are in one fold, expected two folds or more"

@@ -14,6 +14,7 @@ import numpy as np
 from plsc.errors import ConfigError, DataError
 from plsc.metrics.embeddings import Array, Float64, blocks, check_embeddings, to_unit_length
 from plsc.metrics.pairs import FOLDS, Flags, FoldNumbers, as_flags, as_folds, why_no_accuracy
+from plsc.utils.plural import counted
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 
@@ -67,7 +68,7 @@ class VerificationReport:
         else:
             parts.insert(0, "no accuracy")
         parts.append(f"AUC {self.auc:.4f}" if math.isfinite(self.auc) else "no AUC")
-        return ", ".join([*parts, f"XNorm {self.xnorm:.2f}", f"{self.pairs} pairs"])
+        return ", ".join([*parts, f"XNorm {self.xnorm:.2f}", counted(self.pairs, "pair")])
 
 
 def verification_report(
@@ -104,8 +105,8 @@ def verification_report(
     embeddings = check_embeddings(embeddings, "embeddings")
     if len(embeddings) != 2 * len(same) or not len(same):
         raise DataError(
-            f"embeddings: got {len(embeddings)} rows for {len(same)} pairs, expected two rows per pair, and a pair or "
-            f"more"
+            f"embeddings: got {counted(len(embeddings), 'row')} for {counted(len(same), 'pair')}, expected two rows "
+            f"per pair, and a pair or more"
         )
     if any(not 0 < far <= 1 for far in fars):
         raise ConfigError(f"got fars={tuple(fars)}, expected FARs in (0, 1]")
@@ -140,7 +141,9 @@ def missing_metrics(is_same: Flags, folds: FoldNumbers, *, fars: Sequence[float]
     for far in fars:
         if not _allowed(far, different):
             needed = math.ceil(1 / far * (1 - 1e-9))
-            notes.append(f"no TAR at FAR {far:g}: found {different} different pairs, expected {needed} or more")
+            notes.append(
+                f"no TAR at FAR {far:g}: found {counted(different, 'different pair')}, expected {needed} or more"
+            )
     return notes
 
 

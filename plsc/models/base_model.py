@@ -11,6 +11,7 @@ from plsc.config import Config
 from plsc.errors import ConfigError
 from plsc.models.registry import create_backbone, factory_name, list_backbones
 from plsc.utils.hints import setter
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -98,7 +99,7 @@ def check_embedding(embedding: object, model: nn.Layer, *, images: int, emb_dim:
     shape = list(embedding.shape) if isinstance(embedding, paddle.Tensor) else type(embedding).__name__
     if shape != [images, emb_dim]:
         raise ConfigError(
-            f"{type(model).__name__} returned {shape} for {images} images, expected "
+            f"{type(model).__name__} returned {shape} for {counted(images, 'image')}, expected "
             f"[{images}, {emb_dim}]; change the network or {setter('emb_dim')}"
         )
     return embedding

@@ -18,12 +18,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, Router
 
-from plsc.inference.embedding import Embeddings, Pixels, cosines, reaches
-from plsc.inference.gallery import Gallery
+from plsc.errors import DataError
+from plsc.inference.embedding import Embeddings, Pixels, check_finite, cosines, reaches
 from plsc.inference.model_card import read_model_card
 from plsc.serving import protocols
 from plsc.serving.http_error import HTTPError
 from plsc.serving.images import decode_images
+from plsc.serving.live_gallery import LiveGallery
 from plsc.serving.metrics import Metrics
 from plsc.serving.middleware import RequestMiddleware
 from plsc.serving.openapi import openapi, page
@@ -31,8 +32,10 @@ from plsc.serving.pool import PredictorPool
 from plsc.serving.settings import ServeSettings, available_cores
 from plsc.serving.worker import IMAGES, TENSORS
 from plsc.utils.hints import argument
+from plsc.utils.plural import counted
 
 PROTO, JSON, NPY = "application/proto", "application/json", "application/x-npy"
+_CURL_DEFAULT = "application/x-www-form-urlencoded"
 _SMALL_BODY = 1 << 18  # bytes; a smaller body of a lone request is parsed without a thread
 _Result = TypeVar("_Result")
 
@@ -55,10 +58,8 @@ class Service:
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings, self.card = settings, read_model_card(settings.model)
-        self.gallery: Gallery | None = None
-        if settings.gallery is not None:
-            self.gallery = Gallery.open(settings.gallery)
-            self.gallery.check_model(self.card)
+        self.gallery = None if settings.gallery is None else LiveGallery(settings.gallery, self.card)
+        self._following: asyncio.Task[None] | None = None
         self.metrics = Metrics()
         self.pool = PredictorPool(
             settings,
@@ -81,11 +82,26 @@ class Service:
         ]
         # A bare router, because the middleware answers the errors of all endpoints.
         self.app = RequestMiddleware(
-            Router(self.routes), settings, metrics=self.metrics, paths={route.path for route in self.routes}
+            Router(self.routes, redirect_slashes=False),
+            settings,
+            metrics=self.metrics,
+            paths={route.path for route in self.routes},
         )
+
+    async def start(self) -> None:
+        """Start the predictor processes; returns when each has loaded the model. From then on the gallery is followed.
+
+        Raises:
+            ServingError: the model cannot be loaded.
+        """
+        await self.pool.start()
+        if self.gallery is not None:
+            self._following = asyncio.create_task(self.gallery.follow())
 
     async def stop(self) -> None:
         """End the predictor processes and the threads."""
+        if self._following is not None:
+            self._following.cancel()
         await self.pool.stop()
         self._threads.shutdown()
 
@@ -105,7 +121,7 @@ class Service:
         def read_two() -> list[bytes]:
             images = read()
             if len(images) != 2:
-                raise HTTPError(400, f"got {len(images)} images, expected two to compare")
+                raise HTTPError(400, f"got {counted(len(images), 'image')}, expected two to compare")
             return images
 
         one, other = await self._embed(request, read_two)
@@ -119,7 +135,7 @@ class Service:
             raise HTTPError(404, f"this server has no gallery; start it with {argument('gallery', of='plsc serve')}")
         count, threshold = protocols.parse_count(request.query_params.multi_items()), self.settings.threshold
         embeddings = await self._embed(request, await self._image_reader(request))
-        search = functools.partial(self.gallery.search, embeddings, count, threshold=threshold)
+        search = functools.partial(self.gallery.current.search, embeddings, count, threshold=threshold)
         found = await self._in_thread(search)
         results = [[match.as_dict() for match in matches] for matches in found]
         return _reply(request, {"results": results, "threshold": threshold})
@@ -135,7 +151,9 @@ class Service:
         parse = protocols.parse_general_json if is_json else protocols.parse_general_proto
         asked = await self._parse(request, functools.partial(parse, _body(request), self.card, names=self.pool.names))
         if len(asked.tensor) > self.settings.max_images:
-            raise HTTPError(413, f"got {len(asked.tensor)} images, expected {self.settings.max_images} at most")
+            raise HTTPError(
+                413, f"got {counted(len(asked.tensor), 'image')}, expected {self.settings.max_images} at most"
+            )
         request.scope["plsc.images"] = len(asked.tensor)
         outputs = await self.pool.run(TENSORS, asked.tensor)
         if is_json:
@@ -183,7 +201,12 @@ class Service:
                 on_damage=lambda _: self.metrics.damaged_images.inc(),
             )
 
-        return await self.pool.run(IMAGES, await self._parse(request, decode))
+        embeddings = await self.pool.run(IMAGES, await self._parse(request, decode))
+        try:
+            check_finite(embeddings)
+        except DataError as error:
+            raise HTTPError(500, str(error)) from None
+        return embeddings
 
     async def _image_reader(self, request: Request) -> Callable[[], list[bytes]]:
         """A function that returns the encoded images of a body: the body itself, base64 in JSON, or files of a form."""
@@ -197,10 +220,11 @@ class Service:
             if not body:
                 raise HTTPError(400, "the body is empty, expected an image")
             return lambda: [body]
+        hint = "; curl sends this where no -H 'Content-Type: ...' is given" if kind == _CURL_DEFAULT else ""
         raise HTTPError(
             415,
             f"Content-Type {kind[:60]!r}: expected image/*, application/octet-stream, "
-            f"multipart/form-data or application/json",
+            f"multipart/form-data or application/json{hint}",
         )
 
     def _base64_reader(self, request: Request, key: str) -> Callable[[], list[bytes]]:
@@ -217,6 +241,10 @@ class Service:
         try:
             form = await parser.parse()
         except MultiPartException as error:
+            if error.message.startswith("Too many files"):
+                raise HTTPError(
+                    413, f"the form has more images than the {self.settings.max_images} that one request may have"
+                ) from None
             status = 413 if error.message.startswith("Too many") else 400
             raise HTTPError(status, f"the form cannot be read: {error.message}") from None
         except Exception as error:
@@ -227,9 +255,11 @@ class Service:
             # The parser accepts a form that was cut off.
             raise HTTPError(400, "the form is truncated: its closing boundary is missing; send it whole")
         files = [await value.read() for _, value in form.multi_items() if not isinstance(value, str)]
+        texts = [name for name, value in form.multi_items() if isinstance(value, str)]
         await form.close()
         if not files:
-            raise HTTPError(400, "the form has no file, expected an image or more")
+            found = f": {texts[0][:60]!r} is a text; a file is sent by curl -F {texts[0][:60]}=@FILE" if texts else ""
+            raise HTTPError(400, f"the form has no file, expected an image or more{found}")
         return files
 
     async def _parse(self, request: Request, function: Callable[[], _Result]) -> _Result:

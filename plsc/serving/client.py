@@ -24,6 +24,7 @@ from plsc.inference.embedding import Embeddings
 from plsc.utils.lazy import require
 from plsc.utils.logging import progress_bar
 from plsc.utils.numbers import as_count
+from plsc.utils.plural import counted
 
 # Statuses after which another attempt, or another server, may succeed.
 _TRY_AGAIN = (429, 502, 503, 504)
@@ -45,7 +46,8 @@ class Verdict:
 
 
 class Client:
-    """Sends images to one HTTP server or several. A client may be used by several threads, and by forked processes.
+    """Sends images to one HTTP server or several. A client may be used by several threads and by forked processes,
+    and pickled, its API key included.
 
     A request that fails is sent again: after growing pauses or the server's Retry-After, and, with several servers, to
     the next one. A repetition is harmless, because the server keeps nothing of a request.
@@ -62,7 +64,7 @@ class Client:
 
     Raises:
         MissingDependencyError: urllib3 is not installed.
-        ServingError: no server, or a number out of its range.
+        ServingError: no server, an address that is none, or a number out of its range.
 
     Example:
         >>> with Client(["http://a:8866", "http://b:8866"], api_key="secret") as client:
@@ -82,13 +84,15 @@ class Client:
         connections: int = 2,
     ) -> None:
         self._urllib3 = require("urllib3", "'urllib3>=2'", purpose="plsc.serving.Client")
-        self.servers = [_url(server) for server in ([servers] if isinstance(servers, str) else servers)]
+        self.servers = _urls(servers)
         if not self.servers or connections < 1 or retries < 0:
             raise ServingError(
-                f"client: got {len(self.servers)} servers, {connections} connections and {retries} "
-                f"retries; expected one server or more, one connection or more, and 0 retries or more"
+                f"client: got {counted(len(self.servers), 'server')}, {counted(connections, 'connection')} and "
+                f"{counted(retries, 'retry')}; expected one server or more, one connection or more, and 0 retries or "
+                "more"
             )
-        self._connections, self._retries = connections, retries
+        self._connections, self._retries, self._timeout = connections, retries, timeout
+        self._api_key = api_key
         # urllib3 accepts gzip by default. The server would compress for it, although floats hardly shrink.
         headers = {"Accept-Encoding": "identity"}
         if api_key is not None:
@@ -200,6 +204,12 @@ class Client:
         found = self._pools.get(os.getpid())
         return self._pools.setdefault(os.getpid(), self._connect()) if found is None else found
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(Client, timeout=self._timeout, retries=self._retries, connections=self._connections), (
+            self.servers,
+            self._api_key,
+        )
+
     def __enter__(self) -> Client:
         return self
 
@@ -270,7 +280,7 @@ class Client:
                     headers={**self._http.headers, **(headers or {}), "Content-Type": kind},
                 )
             except self._urllib3.exceptions.HTTPError as error:
-                reasons.append(f"{server}: {error}")
+                reasons.append(f"{server}: {self._explain(error)}")
                 continue
             if reply.status == 200:
                 data: bytes = reply.data
@@ -282,9 +292,32 @@ class Client:
             ready_at[server] = time.monotonic() + (retry.get_retry_after(reply) or 0)
         raise ServingError(f"{path}: {'; '.join(dict.fromkeys(reasons))}")
 
+    def _explain(self, error: Exception) -> str:
+        """What keeps a server from being reached, without the names of urllib3's objects, and what to do."""
+        errors, cause = self._urllib3.exceptions, getattr(error, "reason", None) or error
+        if isinstance(cause, errors.SSLError):
+            return f"no connection by https: {cause}; plsc serve speaks http, unless a proxy is before it"
+        if isinstance(cause, errors.NameResolutionError):
+            return "there is no such host; correct the address"
+        if isinstance(cause, errors.NewConnectionError):
+            system = cause.__cause__ or cause.__context__
+            reason = getattr(system, "strerror", None) or cause
+            return f"no connection: {reason}; start the server, or correct the address"
+        if isinstance(cause, errors.TimeoutError):
+            return f"no answer within {self._timeout} s; give a longer timeout, or fewer images at a time"
+        return str(cause)
 
-def _url(server: str) -> str:
-    return (server if "://" in server else f"http://{server}").rstrip("/")
+
+def _urls(servers: str | Sequence[str]) -> list[str]:
+    """The addresses as 'scheme://host:port'."""
+    given = [servers] if isinstance(servers, str) else servers
+    found = list(given) if isinstance(given, Iterable) else [None]
+    if not all(isinstance(server, str) and server for server in found):
+        raise ServingError(
+            f"client: got {type(servers).__name__} {str(servers)[:60]!r}, expected an address as "
+            f"'http://127.0.0.1:8866', or several"
+        )
+    return [(server if "://" in server else f"http://{server}").rstrip("/") for server in map(str, found)]
 
 
 def _encoded(index: int, image: Any) -> bytes:

@@ -17,6 +17,7 @@ from plsc.errors import DataError
 from plsc.inference.embedding import Pixels
 from plsc.inference.model_card import ModelCard
 from plsc.serving.http_error import HTTPError
+from plsc.utils.plural import counted
 
 # A baseline JPEG has one scan and a progressive one about ten. A small file can hold thousands, each of which goes over
 # all pixels, so that decoding takes minutes.
@@ -53,7 +54,7 @@ def _check(index: int, image: bytes, max_pixels: int) -> None:
     if kind is None or size is None:
         raise HTTPError(
             400,
-            f"image {index}: {len(image)} bytes that begin with {bytes(image[:8])!r}, expected one of "
+            f"image {index}: {counted(len(image), 'byte')} that begin with {bytes(image[:8])!r}, expected one of "
             f"{', '.join(SERVED_FORMATS)} with a header that is whole",
         )
     height, width = size

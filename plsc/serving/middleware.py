@@ -22,6 +22,7 @@ from plsc.serving.http_error import HTTPError
 from plsc.serving.metrics import Metrics
 from plsc.serving.protocols import gunzip
 from plsc.serving.settings import ServeSettings
+from plsc.utils.plural import counted
 
 access_log = logging.getLogger("plsc.access")
 log = logging.getLogger("plsc")
@@ -144,8 +145,8 @@ class RequestMiddleware:
         if self._inflight_bytes and self._inflight_bytes + size > self._settings.max_inflight_bytes:
             raise HTTPError(
                 503,
-                f"{self._inflight_bytes} bytes of requests are in flight, expected {self._settings.max_inflight_bytes} "
-                f"at most; try again",
+                f"{counted(self._inflight_bytes, 'byte')} of requests are in flight, expected "
+                f"{self._settings.max_inflight_bytes} at most; try again",
                 headers={"Retry-After": "1"},
             )
         self._inflight_bytes += size

@@ -23,6 +23,7 @@ from plsc.errors import ServingError
 from plsc.serving.http_error import HTTPError
 from plsc.serving.settings import ServeSettings
 from plsc.serving.worker import DONE, FAILED, REPLY, REQUEST
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -34,6 +35,7 @@ _START = (
 _START_TIMEOUT = 600.0  # seconds for a predictor process to load its model
 _MAX_PAUSE = 30.0  # seconds between two attempts to start a process
 _SHUTTING_DOWN = "the server is shutting down"
+_ENDED_WHILE_IDLE = "a predictor process has ended while idle"
 
 
 class WorkerDied(ServingError):
@@ -60,10 +62,14 @@ class _Job:
 
 
 class _Worker:
-    """One predictor process."""
+    """One predictor process.
+
+    Attributes:
+        is_busy: whether a batch is being run.
+    """
 
     def __init__(self, settings: ServeSettings, fingerprint: str) -> None:
-        self._settings, self._fingerprint = settings, fingerprint
+        self._settings, self._fingerprint, self.is_busy = settings, fingerprint, False
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> tuple[str, str]:
@@ -108,6 +114,7 @@ class _Worker:
             ServingError: Paddle refuses the batch.
         """
         process, requests, _ = self._running()
+        self.is_busy = True
         try:
             requests.write(REQUEST.pack(kind, *rows.shape))
             requests.write(np.ascontiguousarray(rows).data.cast("B"))
@@ -116,6 +123,8 @@ class _Worker:
             status, found = await asyncio.wait_for(self._read_reply(), 2 * self._settings.timeout)
         except (OSError, asyncio.TimeoutError) as error:
             raise WorkerDied(f"predictor process {process.pid}: {error!r}") from None
+        finally:
+            self.is_busy = False
         if status == FAILED:
             raise ServingError(f"the model cannot run this batch: {bytes(found).decode()}")
         outputs: NDArray[np.float32] = found
@@ -125,6 +134,10 @@ class _Worker:
     def has_ended(self) -> bool:
         """Whether the process has closed its output."""
         return self._running()[2].at_eof()
+
+    async def wait(self) -> None:
+        """Wait until the process ends."""
+        await self._running()[0].wait()
 
     async def stop(self) -> None:
         """End the process: by closing its input, and after five seconds by force."""
@@ -249,35 +262,50 @@ class PredictorPool:
         pause = max(1, math.ceil(self.queue_rows / self._rows_per_second))
         raise HTTPError(
             503,
-            f"{self.queue_rows} images wait already, {self._settings.max_queue} at most may; try again in {pause} s",
+            f"{counted(self.queue_rows, 'image')} in the queue already, expected {self._settings.max_queue} at most; "
+            f"try again in {pause} s",
             headers={"Retry-After": str(pause)},
         )
 
     async def _keep_serving(self, worker: _Worker) -> None:
-        """As `_serve`; what it does not expect is logged and ends one process, not the service."""
+        """Have one process serve until cancelled; replace it where it ends, also while it is idle."""
         while True:
+            serving, end = asyncio.create_task(self._serve(worker)), asyncio.create_task(worker.wait())
             try:
-                await self._serve(worker)
-            except Exception:
-                log.exception("a predictor process is replaced after a fault of the server")
-                await self._replace(worker, "a predictor process was given up")
+                await asyncio.wait({serving, end}, return_when=asyncio.FIRST_COMPLETED)
+                while not serving.done():
+                    if not worker.is_busy:  # else the batch fails in a moment
+                        serving.cancel()
+                    await asyncio.wait({serving}, timeout=0.1)
+            finally:
+                serving.cancel()
+                end.cancel()
+            if serving.cancelled():
+                reason = _ENDED_WHILE_IDLE
+            elif (fault := serving.exception()) is not None:
+                log.error("a predictor process is replaced after a fault of the server", exc_info=fault)
+                reason = "a predictor process was given up"
+            else:
+                reason = serving.result()
+            await self._replace(worker, reason)
 
-    async def _serve(self, worker: _Worker) -> None:
-        """Run batch after batch in one process until cancelled; replace the process when it ends."""
+    async def _serve(self, worker: _Worker) -> str:
+        """Run batch after batch in one process until it ends or hangs; returns which, for the log. Cancelled while the
+        process is idle, it loses no job.
+        """
         while True:
             batch = await self._next_batch()
             if not batch:
                 continue
             if worker.has_ended:
                 self._put_back(batch)
-                await self._replace(worker, "a predictor process has ended while idle")
-                continue
+                return _ENDED_WHILE_IDLE
             try:
                 await self._run_batch(worker, batch)
             except WorkerDied as error:
                 self._count_attempt(batch)
                 self._put_back(batch)
-                await self._replace(worker, str(error))
+                return str(error)
             except ServingError as error:
                 _fail(batch, error)
             except asyncio.CancelledError:
@@ -305,7 +333,7 @@ class PredictorPool:
             job.attempts += 1
             # If all processes died at one time, a job may meet each of them once. After that the job itself is suspect.
             if job.attempts > self._settings.workers:
-                reason = f"the predictor failed {job.attempts} times; try again"
+                reason = f"the predictor failed {counted(job.attempts, 'time')}; try again"
                 _fail([job], HTTPError(503, reason, headers={"Retry-After": "1"}))
 
     def _put_back(self, batch: list[_Job]) -> None:
@@ -349,11 +377,13 @@ class PredictorPool:
                 self._changed.set()
 
             timer = loop.call_at(self._jobs[0].arrived + self._settings.max_wait_ms / 1000, end_wait)
-            # A flag and not the clock, because a timer may fire a little early.
-            while self.queue_rows < min(self._last_batch, self._settings.max_batch) and not is_time:
-                self._changed.clear()
-                await self._changed.wait()
-            timer.cancel()
+            try:
+                # A flag and not the clock, because a timer may fire a little early.
+                while self.queue_rows < min(self._last_batch, self._settings.max_batch) and not is_time:
+                    self._changed.clear()
+                    await self._changed.wait()
+            finally:
+                timer.cancel()
             return self._take()
 
     def _take(self) -> list[_Job]:

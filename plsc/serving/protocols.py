@@ -20,6 +20,7 @@ from plsc.inference.model_card import ModelCard
 from plsc.inference.paddle_serving_messages import ELEMENT_TYPES, DecodeError, Request, Response
 from plsc.serving.http_error import HTTPError
 from plsc.utils.lazy import SERVER_PACKAGES, require
+from plsc.utils.plural import counted
 
 require("orjson", SERVER_PACKAGES, purpose="the server")
 
@@ -48,7 +49,7 @@ def gunzip(body: bytes, limit: int) -> bytes:
             except zlib.error as error:
                 raise HTTPError(400, f"Content-Encoding is gzip, but the body is not: {error}") from None
             if not piece and not stream.eof and not stream.unconsumed_tail:
-                raise HTTPError(400, f"the gzip body of {len(body)} bytes is truncated")
+                raise HTTPError(400, f"the gzip body of {counted(len(body), 'byte')} is truncated")
             pieces.append(piece)
             size += len(piece)
             if size > limit:
@@ -82,7 +83,7 @@ def base64_images(body: bytes, key: str, *, limit: int) -> list[bytes]:
     if not isinstance(texts, list) or not texts:
         raise HTTPError(400, f'"{key}": got {_describe(texts)}, expected a list of one base64 string or more')
     if len(texts) > limit:
-        raise HTTPError(413, f'"{key}": got {len(texts)} images, expected {limit} at most in one request')
+        raise HTTPError(413, f'"{key}": got {counted(len(texts), "image")}, expected {limit} at most in one request')
     return [_from_base64(index, text) for index, text in enumerate(texts)]
 
 
@@ -95,7 +96,11 @@ def _from_base64(index: int, text: Any) -> bytes:
         # Old encoders break lines.
         return base64.b64decode("".join(text.split()) if "\n" in text else text, validate=True)
     except ValueError as error:
-        raise HTTPError(400, f"image {index}: no base64: {error}") from None
+        raise HTTPError(
+            400,
+            f"image {index}: no base64 ({error}): got {text[:40]!r} of {len(text)} characters, expected the bytes of "
+            f"an image file in base64",
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,9 @@ def parse_general_proto(body: bytes, card: ModelCard, *, names: Sequence[str]) -
     data = bytes(tensor.tensor_content) or b"".join(tensor.float_data)
     dtype = card.input_dtype if tensor.tensor_content else np.dtype(np.float32)
     if len(data) % dtype.itemsize:
-        raise HTTPError(400, f"tensor '{INPUT}': {len(data)} bytes of data, expected a multiple of {dtype.itemsize}")
+        raise HTTPError(
+            400, f"tensor '{INPUT}': {counted(len(data), 'byte')} of data, expected a multiple of {dtype.itemsize}"
+        )
     return GeneralRequest(
         _tensor(np.frombuffer(data, dtype.newbyteorder("<")), list(tensor.shape), card), request.log_id
     )
@@ -163,7 +170,7 @@ def parse_general_json(body: bytes, card: ModelCard, *, names: Sequence[str]) ->
 
 def _one_tensor(tensors: list[Any]) -> Any:
     if len(tensors) != 1:
-        raise HTTPError(400, f"got {len(tensors)} tensors, expected one, '{INPUT}'")
+        raise HTTPError(400, f"got {counted(len(tensors), 'tensor')}, expected one, '{INPUT}'")
     return tensors[0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
@@ -26,6 +27,7 @@ from plsc.serving.middleware import access_log  # noqa: E402
 from plsc.serving.uvicorn_protocol import awaits_first_request, protocol_factory  # noqa: E402
 from plsc.utils.hints import argument  # noqa: E402
 from plsc.utils.logging import guard_standard_error, lossy  # noqa: E402
+from plsc.utils.plural import counted  # noqa: E402
 
 log = logging.getLogger("plsc")
 
@@ -51,11 +53,11 @@ def serve(settings: ServeSettings) -> None:
         if not host.startswith("127.") and host != "::1" and settings.api_key is None:
             log.warning("listening on %s without an API key: whoever reaches this port may use it", host)
         log.info(
-            "listening on port %d, loading %s in %d predictor process(es) of %d thread(s)",
+            "listening on port %d, loading %s in %s of %s",
             listener.getsockname()[1],
             settings.model,
-            settings.workers,
-            settings.threads_per_worker,
+            counted(settings.workers, "predictor process"),
+            counted(settings.threads_per_worker, "thread"),
         )
         uvloop.run(_run(service, listener))
 
@@ -125,7 +127,7 @@ async def _load(service: Service, signals: asyncio.Queue[int]) -> int | None:
         ServingError: the model cannot be loaded.
     """
     service.app.loading = True
-    loading, signal_arrived = asyncio.create_task(service.pool.start()), asyncio.create_task(signals.get())
+    loading, signal_arrived = asyncio.create_task(service.start()), asyncio.create_task(signals.get())
     await asyncio.wait({loading, signal_arrived}, return_when=asyncio.FIRST_COMPLETED)
     if not loading.done():
         loading.cancel()
@@ -174,10 +176,15 @@ def _listen(settings: ServeSettings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise ServingError(
-            f"cannot listen on {settings.host}, port {settings.port}: {error.strerror or error}; choose "
-            f"another port with {argument('port', of='plsc serve')}, or end what uses it"
-        ) from None
+        # Python adds the address to the text of the system, and gives the codes of an unknown host as negative numbers.
+        reason, number = str(error.strerror or error).partition(" (while attempting")[0], error.errno or 0
+        if number < 0 or number == errno.EADDRNOTAVAIL:
+            remedy = f"give an address of this machine with {argument('host', of='plsc serve')}; 0.0.0.0 stands for all"
+        elif number == errno.EADDRINUSE:
+            remedy = f"choose another port with {argument('port', of='plsc serve')}, or end what uses it"
+        else:
+            remedy = f"choose another port with {argument('port', of='plsc serve')}"
+        raise ServingError(f"cannot listen on {settings.host}, port {settings.port}: {reason}; {remedy}") from None
 
 
 def _show_access_log() -> None:

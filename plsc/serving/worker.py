@@ -13,6 +13,8 @@ The protocol on standard input and output, little-endian:
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -23,6 +25,7 @@ from typing import BinaryIO
 import numpy as np
 
 from plsc.errors import ServingError
+from plsc.utils.lazy import require_paddle
 from plsc.utils.logging import guard_standard_error, lossy
 
 REQUEST, REPLY = struct.Struct("<5I"), struct.Struct("<3I")
@@ -40,6 +43,7 @@ def main() -> None:
     guard_standard_error()
     sys.stdout = lossy(sys.stdout)
     try:
+        _import_paddle()
         from plsc.inference.model import InferenceModel
         from plsc.inference.predictor import keep_memory
 
@@ -69,6 +73,18 @@ def main() -> None:
         replies.write(REPLY.pack(DONE, *found.shape))
         replies.write(np.ascontiguousarray(found, "<f4").data)
         replies.flush()
+
+
+def _import_paddle() -> None:
+    """Import Paddle without its warning of several OpenMP threads, which the settings of the server ask for."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            require_paddle()
+    finally:
+        for line in said.getvalue().splitlines():
+            if "OMP_NUM_THREADS" not in line:
+                print(line, file=sys.stderr)
 
 
 def _ignore_signals() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -47,6 +48,29 @@ def recognize(path: str | Path) -> Artifact | None:
         return _recognize_folder(path) if path.is_dir() else _recognize_file(path) if path.is_file() else None
     except (OSError, ValueError):  # a zero byte in the path is a ValueError
         return None
+
+
+def absence(folder: str | Path, what: str, *, file: str, remedy: str) -> str:
+    """The message where a path is not the folder that it should be.
+
+    Args:
+        folder: the path.
+        what: what it should be, as 'gallery'.
+        file: the file that such a folder holds.
+        remedy: where to get one, as 'make one with plsc gallery build'.
+    """
+    try:
+        os.stat(Path(folder, file))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # no right to look, a name that is too long, a zero byte
+        return f"{folder}: no {what} can be read there: {getattr(error, 'strerror', None) or error}"
+    found = recognize(folder)
+    if os.path.isdir(folder):
+        reason = f"{file} is missing"
+    else:
+        reason = "it is a file" if os.path.exists(folder) else "the folder does not exist"
+    return f"{folder}: no {what} there ({reason}); " + (f"it is {found}" if found else remedy)
 
 
 def _recognize_folder(folder: Path, of: str = "") -> Artifact | None:

@@ -124,6 +124,21 @@ def write_folder(folder: Path, error: type[PLSCError], *, replace: bool = True) 
         raise error(f"{folder}: cannot be written: {reason.strerror or reason}") from None
 
 
+def check_new_folder(folder: Path, error: type[PLSCError]) -> None:
+    """Check that `write_folder` can make a folder, before what is to be written costs hours. Its parents are made.
+
+    Raises:
+        error: the file system refuses.
+    """
+    try:
+        partial = partial_path(folder.resolve())
+        if not partial.exists():
+            partial.mkdir(parents=True)
+            partial.rmdir()
+    except (OSError, RuntimeError, ValueError) as reason:
+        raise error(f"{folder}: cannot be written: {getattr(reason, 'strerror', None) or reason}") from None
+
+
 def restore_folder(folder: Path) -> bool:
     """Put back a folder that a killed `write_folder` had renamed and not yet replaced.
 
@@ -136,13 +151,15 @@ def restore_folder(folder: Path) -> bool:
     try:
         folder = folder.resolve()
         old = _old_path(folder)
-        if folder.exists() or not old.exists():
+        if os.path.exists(folder) or not os.path.exists(old):
             return False
         with _locked(folder.parent):  # a process that is replacing the folder now holds the lock
             if folder.exists() or not old.exists():
                 return False
             _restore(folder)
             return True
+    except ValueError:  # a zero byte in the name
+        return False
     except (OSError, RuntimeError) as reason:
         log.warning("%s: the earlier folder cannot be put back: %s", folder, reason)
         return False

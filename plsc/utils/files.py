@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Generic, TypeVar
 
 from plsc.errors import DataError, StorageError
+from plsc.utils.plural import counted
 
 # Errors of the system that say what is wrong with one file. Any other says nothing about the file.
 _OF_THE_FILE = frozenset(
@@ -230,7 +231,9 @@ def open_output(path: Path, length: int | None = None) -> BinaryIO:
         size = file.seek(0, os.SEEK_END)
         if size < length:
             file.close()
-            raise DataError(f"{path}: has {size} bytes, expected at least {length} to continue from; start again")
+            raise DataError(
+                f"{path}: has {counted(size, 'byte')}, expected at least {length} to continue from; start again"
+            )
         file.truncate(length)
         file.seek(length)
     return file

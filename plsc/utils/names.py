@@ -137,7 +137,7 @@ def one_of(name: str, accepted: Iterable[str]) -> str:
     """
     names = list(accepted)
     if name not in names:
-        raise ValueError(f"{did_you_mean(name, names)}accepted: {', '.join(names)}")
+        raise ValueError(f"{did_you_mean(str(name), names)}accepted: {', '.join(names)}")
     return name
 
 

@@ -7,6 +7,9 @@ import operator
 import sys
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 
 def as_number(value: Any) -> float:
     """A number of any kind, or an array or a tensor of one element, as a float; NaN for everything else.
@@ -33,3 +36,15 @@ def as_count(value: Any) -> int | None:
     except TypeError:
         return None
     return min(count, sys.maxsize) if count >= 1 and not isinstance(value, bool) else None
+
+
+def as_array(value: Any) -> npt.NDArray[Any]:
+    """A value of any kind as an array. What has no one shape, as a list of rows of two lengths, becomes an array of one
+    object, for the caller's check of the type to refuse.
+    """
+    try:
+        return np.asarray(value)
+    except Exception:  # rows of two lengths are a ValueError; a tensor of a GPU may refuse in its own way
+        found: npt.NDArray[Any] = np.empty((), object)
+        found[()] = value
+        return found

@@ -54,7 +54,8 @@ class SharedLock:
     writer comes before readers that arrive later, and readers that wait for a writer come before the next one.
 
     It is not reentrant, and a thread that holds it takes no other lock of this class. A fork waits until no thread
-    writes, so that what the lock guards is whole in the new process, where no thread holds the lock.
+    writes, before writers that arrive later, so that what the lock guards is whole in the new process, where no thread
+    holds the lock.
 
     Example:
         >>> lock = SharedLock()
@@ -71,6 +72,7 @@ class SharedLock:
         self._readers = 0
         self._readers_waiting = 0
         self._readers_admitted = 0  # of those waiting, may go before the next writer
+        self._is_forking = False  # a fork waits for the writer, or goes on
         with _FORKING:
             _LOCKS.add(self)
 
@@ -103,7 +105,7 @@ class SharedLock:
             self._writers_waiting += 1
             try:
                 self._changed.wait_for(
-                    lambda: not self._is_writing and not self._readers and not self._readers_admitted
+                    lambda: not (self._is_writing or self._readers or self._readers_admitted or self._is_forking)
                 )
                 self._is_writing = True
             finally:
@@ -119,14 +121,18 @@ class SharedLock:
 
     def _stop_for_fork(self) -> None:
         self._changed.acquire()
+        self._is_forking = True
         self._changed.wait_for(lambda: not self._is_writing)
 
     def _go_on_after_fork(self) -> None:
+        self._is_forking = False
+        self._changed.notify_all()
         self._changed.release()
 
     def _forget_threads(self) -> None:
         self._changed = threading.Condition(threading.Lock())
         self._writers_waiting = self._readers = self._readers_waiting = self._readers_admitted = 0
+        self._is_forking = False
 
 
 _LOCKS: weakref.WeakSet[SharedLock] = weakref.WeakSet()

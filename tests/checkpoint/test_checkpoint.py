@@ -19,9 +19,8 @@ from plsc import CheckpointError
 from plsc.checkpoint import (
     Checkpoint,
     Part,
-    layout,
+    delete_checkpoint,
     list_checkpoints,
-    prune_checkpoints,
     reader,
     save_checkpoint,
     try_folder,
@@ -83,13 +82,14 @@ def test_file_names_hold_no_rank_and_no_world_size(tmp_path):
     }
 
 
-def test_the_newest_of_a_folder_is_opened_and_old_ones_are_pruned(tmp_path):
+def test_the_newest_of_a_folder_is_opened_and_old_ones_are_deleted(tmp_path):
     for name in ("2", "9", "10", "11.40"):
         save(tmp_path, name)
     (tmp_path / "notes").mkdir()
     (tmp_path / "3").mkdir()
     assert Checkpoint(tmp_path).path.name == "11.40"
-    prune_checkpoints(tmp_path, 2)
+    for path in list_checkpoints(tmp_path)[:-2]:
+        delete_checkpoint(path)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["10", "11.40"]
     assert {path.name for path in tmp_path.iterdir()} == {"10", "11.40", "notes", "3"}
 
@@ -276,8 +276,7 @@ def test_a_file_with_damaged_content_is_named(tmp_path, damage, rows):
 def test_a_checkpoint_that_is_deleted_while_it_is_read_is_named(tmp_path):
     save(tmp_path, "0")
     saved = Checkpoint(tmp_path)
-    save(tmp_path, "1")
-    prune_checkpoints(tmp_path, 1)
+    delete_checkpoint(tmp_path / "0")
     for read in (lambda: saved.read("backbone.w"), saved.verify):
         with pytest.raises(
             CheckpointError, match=r"/0: .*cannot be read: the checkpoint was deleted while it was read"
@@ -340,20 +339,6 @@ def test_whatever_stops_a_save_is_a_checkpoint_error_and_leaves_nothing(tmp_path
     ):
         save_checkpoint(tmp_path, "0", parts=parts(), about={"a": {1}}, collectives=Collectives())
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_checkpoint_that_cannot_be_pruned_is_warned_of(tmp_path, monkeypatch, caplog):
-    for name in ("0", "1"):
-        save(tmp_path, name)
-
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(layout.shutil, "rmtree", refuse)
-    monkeypatch.setattr(Path, "rename", refuse)
-    prune_checkpoints(tmp_path, 1)
-    assert "an old checkpoint cannot be deleted: " in caplog.text
-    assert len(list_checkpoints(tmp_path)) == 2
 
 
 def test_a_trial_leaves_nothing(tmp_path):

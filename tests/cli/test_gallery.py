@@ -70,7 +70,9 @@ def test_build_add_search_and_remove(plsc_gallery, model, faces, tmp_path):
     assert all(row["matches"][0]["same"] and row["threshold"] == 0.99 for row in found)
     both = plsc_gallery("search", model, gallery, carl, "--report", report, "--threshold", 0.5, status=1)
     assert "--threshold and --report both give a threshold" in both
-    assert "1 entries removed, 4 left" in plsc_gallery("remove", gallery, "carl")
+    alone = plsc_gallery("search", model, gallery, carl, "--report-set", "lfw", status=1)
+    assert "--report-set lfw names a set of a report; give the report too, with --report" in alone
+    assert "1 entry removed, 4 left" in plsc_gallery("remove", gallery, "carl")
     (tmp_path / "empty").mkdir()
     assert "no image in it" in plsc_gallery("add", model, gallery, tmp_path / "empty", status=1)
 
@@ -86,7 +88,7 @@ def test_a_model_of_other_weights_is_refused(plsc_gallery, model, faces, tmp_pat
         assert "built with other weights" in plsc_gallery(command, tmp_path / "other", gallery, carl, status=1)
     make_model(tmp_path / "other", emb_dim=8)
     output = plsc_gallery("search", tmp_path / "other", gallery, carl, status=1)
-    assert "gallery's embeddings are of 16, the model's of 8" in output
+    assert "gallery's embeddings are of 16, those of the model in" in output
 
 
 def test_a_folder_gives_every_kind_of_image_that_data_sets_may_hold(tmp_path):
@@ -115,6 +117,9 @@ def test_the_number_of_an_image_is_no_name_unless_it_is_asked_for(plsc_gallery, 
     found = plsc_gallery("search", model, gallery, image, "-k", 1)  # needs no name
     assert '"name": "ann' in found or '"name": "0"' in found
     assert "choose one of --name ann" in plsc_gallery("build", model, tmp_path / "other", image, status=1)
+    for name, part in (("{Folder}", "{Folder}"), ("{}", "{}"), ("{file", "{file"), ("{folder}-{name}", "{name}")):
+        output = plsc_gallery("add", model, gallery, image, "--name", name, status=1)
+        assert f"--name {name}: got {part}, expected {{folder}} for the name of an image's folder" in output
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "gbk"])
@@ -150,7 +155,7 @@ def test_folders_give_the_names_that_training_gives(faces, caplog):
     assert "To enroll one, rename it" in caplog.text and "label.txt" not in caplog.text
     records = open_records(faces)
     assert names == [records.class_names[label] for label in records.labels] == ["ann"] * 3 + ["bob"] * 2
-    assert "ignored 4 files and folders that are hidden" in caplog.text
+    assert "ignored 4 paths, hidden" in caplog.text
     (faces / "9.png").write_bytes(image)
     with pytest.raises(ConfigError, match="faces: holds images, 9.png the first, beside folders of images"):
         _named_files([faces])
@@ -197,6 +202,20 @@ def test_a_folder_of_one_file_per_person_needs_a_name(plsc_gallery, model, tmp_p
         _named_files([touch(tmp_path / "mixed", "1.jpg", "bob.jpg")])
     assert "cannot be told" in plsc_gallery("build", model, tmp_path / "g", flat, status=1)
     assert not (tmp_path / "g").exists()
+
+
+def test_a_part_of_a_data_set_and_an_unknown_word_in_braces_are_no_names(plsc_gallery, model, faces, tmp_path):
+    faces.joinpath("ann").rename(tmp_path / "images")
+    output = plsc_gallery("build", model, tmp_path / "g", tmp_path / "images", status=1)
+    assert (
+        "'images' is the name of a part of a data set and of no class: choose --name NAME, or --name '{file}'" in output
+    )
+    output = plsc_gallery("build", model, tmp_path / "g", tmp_path / "images", "--name", "{name}", status=1)
+    assert "--name {name}: got {name}, expected {folder} for" in output
+    assert not (tmp_path / "g").exists()
+    assert "enrolled images (2)" in plsc_gallery(
+        "build", model, tmp_path / "g", tmp_path / "images", "--name", "{folder}"
+    )
 
 
 def test_folders_inside_a_persons_folder_belong_to_that_person(tmp_path):
@@ -249,7 +268,7 @@ def test_leftovers_are_no_people(tmp_path, caplog):
         "__MACOSX/ann/1.png",
     )
     assert named(root) == {"ann/1.png": "ann"} and named(root / "ann") == {"1.png": "ann"}
-    assert "ignored 6 files and folders" in caplog.text
+    assert "ignored 6 paths, hidden" in caplog.text
 
 
 def test_a_name_in_bytes_that_are_not_utf8_is_refused_before_anything_is_embedded(plsc_gallery, model, faces, tmp_path):
@@ -267,7 +286,7 @@ def test_a_name_in_bytes_that_are_not_utf8_is_refused_before_anything_is_embedde
     assert not (tmp_path / "other").exists()
     assert "enrolled zhang (1)" in plsc_gallery("add", model, gallery, tmp_path / f"{GBK_NAME}.png", "--name", "zhang")
     found = plsc_gallery("search", model, gallery, tmp_path / f"{GBK_NAME}.png", "-k", 5)
-    assert '"zhang"' in found and "1 entries removed" in plsc_gallery("remove", gallery, "zhang")
+    assert '"zhang"' in found and "1 entry removed" in plsc_gallery("remove", gallery, "zhang")
 
 
 def test_images_of_every_kind_are_enrolled(plsc_gallery, model, tmp_path):
@@ -282,6 +301,19 @@ def test_images_of_every_kind_are_enrolled(plsc_gallery, model, tmp_path):
     output = plsc_gallery("build", model, tmp_path / "g", tmp_path / "faces", "--index", "sq8")
     assert "enrolled bmp (1), gif (1), jfif (1), ppm (1), tif (1), webp (1)" in output
     assert Gallery.open(tmp_path / "g").index == "sq8"
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_embedded(plsc_gallery, model, faces, tmp_path):
+    (faces / "ann" / "0.png").write_bytes(b"no image")  # would be the first error of embedding
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    for place, message in (
+        (tmp_path / "carl.png" / "g", "g: cannot be written: Not a directory"),
+        (tmp_path / ("x" * 300), "cannot be written: File name too long"),
+        (tmp_path / "dangling", "exists and is not overwritten"),
+    ):
+        assert message in plsc_gallery("build", model, place, faces, status=1)
+    assert "0.png" in plsc_gallery("build", model, tmp_path / "g", faces, status=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["carl.png", "dangling", "faces"]
 
 
 def test_a_killed_replacement_is_restored_by_every_command(plsc_gallery, model, faces, tmp_path):

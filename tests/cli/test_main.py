@@ -60,7 +60,7 @@ def test_train_test_export_and_embed(entry, tmp_path, data_dir):
     _, output = plsc_command(
         "train", "--train-steps", 3, "--checkpoint-dir", entry.model_save_dir, *settings_flags(entry)
     )
-    assert "nothing is left to train: all 3 steps are done; to train on, give more: --train-steps" in output
+    assert "nothing is left to train after 3 steps; to train on, give more: --train-steps" in output
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,20 @@ def test_train_test_export_and_embed(entry, tmp_path, data_dir):
     [
         (["train", "--num-classes", "0"], "plsc: --num-classes: got '0' (str); expected greater than"),
         (["train", "--config", "none.yaml"], "plsc: none.yaml: the configuration file cannot be read"),
-        (["embed", "nowhere", "image.png"], "plsc: nowhere: no exported model there"),
+        (["embed", "nowhere", "image.png"], "plsc: nowhere: no exported model there (the folder does not exist); make"),
+        (["serve", "nowhere"], "plsc: nowhere: no exported model there (the folder does not exist); make one with"),
+        (["serve", "x" * 300], f"plsc: {'x' * 300}: no exported model can be read there: File name too long"),
+        (["gallery", "remove", "nowhere", "ann"], "plsc: nowhere: no gallery there (the folder does not exist); make"),
+        (["gallery", "build", "nowhere", "x" * 300, "a.png"], f"plsc: {'x' * 300}: cannot be written: File name too"),
+        (["embed", "nowhere", "a.png", "--output", "x" * 300], "plsc: nowhere: no exported model there"),
         (
             ["test", "--model-save-dir", "nowhere"],
-            "plsc: nothing to test on: no verification set is given, and ./train_data holds no lfw.bin; make one",
+            "plsc: nothing to test on: no verification set is given, and ./train_data does not exist; name the data "
+            "with --dataset-dir, or name one with --val-targets",
+        ),
+        (
+            ["test", "--model-save-dir", "nowhere", "--dataset-dir", "."],
+            "plsc: nothing to test on: no verification set is given, and . holds no lfw.bin; make one",
         ),
     ],
 )

@@ -114,7 +114,7 @@ def test_landmarks_of_no_face_are_warned_of_and_several_arrays_refused(tmp_path,
     assert not caplog.records
     (tmp_path / "marks.txt").write_text(" ".join(map(str, TEMPLATE.T.reshape(-1))) + "\n")  # x1 ... x5 y1 ... y5
     read_landmarks(tmp_path / "marks.txt", 1)
-    assert "in 1 of the 1 images checked the points are those of no face" in caplog.text
+    assert "in 1 of 1 image checked the points are those of no face" in caplog.text
     np.savez(tmp_path / "marks.npz", TEMPLATE)
     (tmp_path / "marks.npz").rename(tmp_path / "marks.npy")
     with pytest.raises(DataError, match="found several arrays"):

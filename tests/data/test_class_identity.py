@@ -54,7 +54,7 @@ def test_a_renamed_class_folder_shifts_the_others(tmp_path):
     before = identify(open_records(folder), folder)
     (folder / "a").rename(folder / "z")
     assert change(before, open_records(folder), folder) == (
-        "class 0 was 'a' and is 'b' now; 3 of 3 classes have another name"
+        "class 0 was 'a' and is 'b' now; changed are 3 of 3 class names"
     )
 
 
@@ -62,7 +62,7 @@ def test_names_at_the_end_come_and_go_without_a_change():
     assert change(named("a", "b"), arrays([0, 1, 2], ["a", "b", "c"])) is None
     assert change(named("a", "b", "c"), arrays([0, 1], ["a", "b"])) is None
     assert change(named("a", "c"), arrays([0, 1, 2], ["a", "b", "c"])).startswith(
-        "class 1 was 'c' and is 'b' now; 1 of 2"
+        "class 1 was 'c' and is 'b' now; changed are 1 of 2"
     )
 
 
@@ -77,8 +77,8 @@ def test_a_list_whose_labels_were_exchanged_is_noticed_by_its_images_in_any_orde
     swapped = [(0, 1), (1, 1), (2, 0), (3, 0), (4, 2), (5, 2)]
     for labels in (swapped, swapped[::-1]):
         assert change(before, write_list(folder, labels), folder) == (
-            "'images/0.png' was in class 0 and is in class 1 now; of the 3 images that stood first in their class, "
-            "2 are in another"
+            "'images/0.png' was in class 0 and is in class 1 now; in another class are 2 of 3 images that "
+            "stood first in their class"
         )
 
 
@@ -106,7 +106,7 @@ def test_a_class_that_lost_its_number_is_found_where_there_are_fewer_classes_now
 def test_labels_that_changed_in_place_are_noticed_where_there_is_nothing_else():
     before = identify(arrays([0, 0, 1, 1]))
     assert change(before, arrays([1, 1, 0, 0])) == (
-        "record 0 of arrays was in class 0 and is in class 1 now; 4 of 4 labels that were compared have changed"
+        "record 0 of arrays was in class 0 and is in class 1 now; changed are 4 of 4 compared labels"
     ).replace("record 0 of arrays", arrays([0]).describe(0))
     assert change(before, arrays([0, 0, 1, 1, 0, 2])) is None  # grown at the end
     assert change(before, arrays([0, 0, 1])) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 from pathlib import Path
@@ -100,6 +101,17 @@ def test_files_that_cannot_be_read(tmp_path):
     file.close()
     with pytest.raises(DataError, match="the open file cannot be read: .* closed"):
         take_image(file)
+    (tmp_path / "a.jpg").write_bytes(cv2.imencode(".jpg", PIXELS)[1].tobytes())
+    with open(tmp_path / "a.jpg") as text, pytest.raises(DataError, match="is open as text, .* binary mode, 'rb'"):
+        take_image(text)
+    for path, remedy in (
+        ("", "; the path is empty$"),
+        ("https://host/a.jpg", "; images are not loaded from the network: give the bytes"),
+        (base64.b64encode(ENCODED).decode(), r"; it looks like base64: give base64.b64decode\(...\) of it$"),
+        (str(tmp_path / "*.jpg"), r"; a pattern is not expanded: give glob.glob\(...\) of it$"),
+    ):
+        with pytest.raises(DataError, match=f"the image cannot be read: .*{remedy}"):
+            take_image(path)
     with pytest.raises(DataError, match=r"Is a directory; give the files in it one by one, as FOLDER/\*.jpg"):
         read_image(tmp_path)
 

@@ -52,6 +52,13 @@ def test_a_file_that_was_cut_short_is_told_from_one_that_is_damaged(suffix):
         decode(encoded[:40] + encoded[-40:])
 
 
+def test_an_image_of_more_pixels_than_opencv_decodes_is_named_as_that():
+    encoded = bytearray(cv2.imencode(".png", np.asarray(noise()))[1].tobytes())
+    encoded[16:24] = (50_000).to_bytes(4, "big") + (40_000).to_bytes(4, "big")
+    with pytest.raises(DataError, match="^50000 x 40000 pixels, more than OpenCV decodes"):
+        decode(bytes(encoded))
+
+
 def test_colors_come_out_in_rgb_order_from_any_encoding():
     red = np.zeros((8, 8, 3), np.uint8)
     red[..., 2] = 255  # OpenCV writes blue, green, red

@@ -36,7 +36,7 @@ def records_of(labels, class_names=None) -> ArrayRecords:
 def test_too_few_identities_are_told_from_too_few_images():
     """The error names the flags, and that a fold of one identity has no different pair."""
     few = r"of each; ask for fewer pairs or folds \(num_pairs=... and folds=...\), or give more identities"
-    with pytest.raises(DataError, match=f"fold 0 of 2 has 1 identities.*{few}; different pairs need two identities"):
+    with pytest.raises(DataError, match=f"fold 0 of 2 has 1 identity .*{few}; different pairs need two identities"):
         choose_pairs(np.repeat([0, 1], 9), 8, folds=2)
     with pytest.raises(DataError, match=f"fold 0 of 2 has 2 identities.*{few}$"):
         choose_pairs(np.repeat([0, 1, 2, 3], 2), 40, folds=2)

@@ -140,7 +140,7 @@ def test_classes_txt_names_the_classes_of_sets_that_do_not(tmp_path, caplog):
         assert open_records(path).class_names == ["zoë", "ada", "bo"]
     (folder / "classes.txt").write_text("ada\n")
     assert getattr(open_records(folder), "class_names", None) is None
-    assert "classes.txt: 1 names for 3 classes, ignored" in caplog.text
+    assert "classes.txt: 1 name for 3 classes, ignored" in caplog.text
     (folder / "classes.txt").write_bytes(b"\xff\n\n\n")
     assert getattr(open_records(folder), "class_names", None) is None
     assert "the names of the classes cannot be read" in caplog.text

@@ -157,12 +157,12 @@ def test_a_warning_where_two_sets_have_no_class_in_common(tmp_path, caplog):
     named.class_names, other = ["ann", "bob", "cid"], ArrayRecords(np.zeros([2, 4, 4, 3], np.uint8), np.arange(2))
     other.class_names = ["ann", "dan"]
     assert len(without_classes_of(named, other)) == 4
-    assert "1 of 3 classes occur in the other set and are left out" in caplog.text
+    assert "left out 1 of 3 classes, in the other set too" in caplog.text
     other.class_names = ["eve", "dan"]
     caplog.clear()
     assert len(without_classes_of(named, other)) == 6
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert "0 of 3 classes occur in the other set" in record.getMessage()
+    assert "left out 0 of 3 classes: the two sets" in record.getMessage()
 
 
 def test_labels_beyond_the_classes_of_the_set_are_named(tmp_path):

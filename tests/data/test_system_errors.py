@@ -65,7 +65,7 @@ def test_an_error_of_the_system_is_no_bad_image(tmp_path, failing, number):
     for read in (lambda: list(loader(records).epoch(0)), lambda: inspect(records), lambda: records[3]):
         with pytest.raises(StorageError, match=message):
             read()
-    with pytest.raises(StorageError, match=f"{message}.* 3 images are done, in .*: run the same command again"):
+    with pytest.raises(StorageError, match=f"{message}.* done so far: 3 images, in .*: run the same command again"):
         convert(records, tmp_path / "out", to="rec", skip_bad_images=True)
 
 

@@ -345,11 +345,11 @@ def test_sets_that_give_no_accuracy_or_a_coarse_one_say_so():
     assert same_only.shortcomings() == ["no accuracy: found 20 same and 0 different pairs, expected both kinds"]
     assert same_only.summary() == "20 pairs, 20 of them same, in 10 contiguous folds; too few different pairs for a TAR"
     assert VerificationSet("own", IMAGES[:2], is_same=[False]).shortcomings() == [
-        "no accuracy: found 0 same and 1 different pairs, expected both kinds"
+        "no accuracy: found 0 same and 1 different pair, expected both kinds"
     ]
     few = VerificationSet("own", images, is_same=[True] * 3 + [False] * 17)
     assert few.shortcomings() == [
-        "20 pairs, and 3 of one kind, are too few for a sound accuracy, expected 10 of each kind or more, and better "
+        "too few for a sound accuracy: 20 pairs, 3 of one kind, expected 10 of each kind or more, and better "
         "1,000; each pair weighs 5.0 %"
     ]
     assert few.summary().startswith("20 pairs, 3 of them same, in 10 stratified folds; TAR at FAR 0.1")

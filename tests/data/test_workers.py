@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from plsc.data.loader import TrainLoader
 from plsc.data.records import Record
 from plsc.data.sources.synthetic import SyntheticRecords
 from plsc.data.transforms import Transform
+from plsc.data.workers import WorkerPool
 
 SHAPE = (3, 16, 16)
 
@@ -73,9 +75,47 @@ def test_a_killed_worker_is_reported_with_the_record_it_held(loader):
 def test_a_hanging_worker_is_reported_with_the_record_it_holds(loader):
     hanging = loader(at(23, lambda: time.sleep(60)), num_workers=2, worker_timeout=0.5)
     start = time.monotonic()
-    with pytest.raises(DataError, match=r"hangs: it has held synthetic image 23 for \d s; .*set_worker_timeout"):
+    with pytest.raises(
+        DataError, match=r"hangs: process \d+ has held synthetic image 23 for \d s; .*set_worker_timeout"
+    ):
         list(hanging.epoch(0))
     assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_stopped_worker_is_reported(busy):
+    """Between two tasks a worker holds no record, and cannot say so either."""
+
+    def fill(task, batch, hold):
+        hold(task)
+        time.sleep(2.0 if busy and task == 5 else 0.0)
+
+    pool = WorkerPool(fill, 1, batch_shape=(1,), describe=lambda index: f"record {index}", timeout=2.5)
+    replies = pool.run(range(20))
+    next(replies)
+    if busy:
+        for _ in range(4):
+            next(replies)
+    time.sleep(0.5)
+    pid = pool.pids[0]
+    os.kill(pid, signal.SIGSTOP)
+    held = "record 5" if busy else "no record"
+    with pytest.raises(DataError, match=f"hangs: process {pid} has held {held} for [34] s; .*set_worker_timeout"):
+        list(replies)
+    assert pool.pids == []
+
+
+def test_a_pause_of_the_whole_process_is_not_counted(monkeypatch):
+    """As by Ctrl-Z and fg: the clock goes on, and the worker was paused, too."""
+    seconds = iter(range(0, 10**6, 1000))
+    monkeypatch.setattr("plsc.data.workers.time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+
+    def fill(task, batch, hold):
+        time.sleep(1.2)
+
+    pool = WorkerPool(fill, 1, batch_shape=(1,), describe=str, timeout=50)
+    assert len(list(pool.run([1]))) == 1
+    pool.close()
 
 
 def test_a_daemon_cannot_start_workers_and_says_so(loader, monkeypatch):
@@ -138,7 +178,7 @@ def test_finished_images_pass_and_do_not_mix_with_others(loader, workers):
         assert batch.images.dtype == np.float32
         assert batch.images[:, 0, 0, 0].tolist() == batch.labels.tolist()
     mixed = loader(at(7, lambda: Record(np.zeros(SHAPE, np.float32), 7)), num_workers=workers)
-    with pytest.raises(DataError, match="a batch has 1 images that are finished float32 and 3 that are not"):
+    with pytest.raises(DataError, match="a batch has 1 finished float32 image and 3 of another kind"):
         list(mixed.epoch(0))
 
 

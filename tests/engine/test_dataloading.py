@@ -237,7 +237,7 @@ def test_labels_that_begin_at_one_get_that_hint(entry, data_dir, caplog):
         entry.train()
     entry.set_class_num(7)
     entry.train()
-    assert "the labels begin at 1, expected 0: 1 class centers get no image; subtract 1 from each label" in caplog.text
+    assert "the labels begin at 1, expected 0: no image for 1 class center; subtract 1 from each label" in caplog.text
 
 
 def test_a_label_equal_to_the_number_of_classes_gets_that_hint_where_labels_are_read_late(entry):
@@ -315,7 +315,7 @@ def test_a_resumed_run_without_a_number_of_classes_takes_that_of_the_checkpoint(
     """As a run of PLSC 1.0 that was trained with its default."""
     entry.set_class_num(20)
     entry.train()
-    assert caplog.text.count("num_classes is 20, the training data has 6 classes: 14 class centers get no image") == 1
+    assert caplog.text.count("num_classes is 20, the training data has 6 classes: no image for 14 class centers") == 1
     entry.set_checkpoint_dir(entry.model_save_dir)
     entry.set_train_epochs(2)
     assert trained_classes(unset(entry)) == (20, 20)
@@ -403,7 +403,7 @@ def test_a_damaged_image_is_unreadable_where_images_are_strict(entry, data_dir, 
         entry.train()
     entry.set_bad_images("skip")
     entry.train()
-    assert "1 unreadable images skipped so far" in caplog.text
+    assert "1 unreadable image skipped so far" in caplog.text
 
 
 def test_damaged_images_of_a_verification_set_are_warned_of_once(entry, data_dir, caplog):

@@ -236,7 +236,7 @@ def test_sets_that_give_no_accuracy_train_test_and_are_null_in_json(entry, data_
     entry.set_val_targets("lfw,same,one.bin")
     entry.train()
     assert "verification set same: no accuracy: found 20 same and 0 different pairs" in caplog.text
-    assert "verification set one: no accuracy: found 0 same and 1 different pairs" in caplog.text
+    assert "verification set one: no accuracy: found 0 same and 1 different pair" in caplog.text
     metrics = ["accuracy", "accuracy_std", "threshold", "auc"]
     arguments = ["test", "--model-save-dir", entry.model_save_dir, "--dataset-dir", data_dir]
     printed = CliRunner().invoke(

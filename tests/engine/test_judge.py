@@ -378,9 +378,7 @@ def test_so_many_skipped_steps_in_a_row_stop_training(entry, caplog):
     model = Network()
     model.harm = lambda network, x: x * NAN if network.calls > 2 and network.calls != 5 else x
     prepare(entry, model=model, on_nonfinite="skip", max_skipped_steps=3, train_epochs=3)
-    with pytest.raises(
-        TrainingError, match=r"step 8: 3 steps in a row were skipped \(set_max_skipped_steps.*the newest"
-    ):
+    with pytest.raises(TrainingError, match=r"step 8: skipped 3 steps in a row \(set_max_skipped_steps.*the newest"):
         entry.train()
     assert caplog.text.count("skipped: the") == 5
 
@@ -392,7 +390,7 @@ def test_no_checkpoint_is_deleted_for_one_after_a_skipped_step(entry, caplog):
     prepare(entry, model=model, on_nonfinite="skip", train_epochs=3, max_last_checkpoint_num=1)
     entry.train()
     assert [path.name for path in list_checkpoints(entry.model_save_dir)] == ["0", "1", "2"]
-    assert "the last 5 steps were skipped: earlier checkpoints are kept until a step is sound" in caplog.text
+    assert "skipped the last 5 steps: earlier checkpoints are kept until a step is sound" in caplog.text
     entry.set_checkpoint_dir(entry.model_save_dir)
     entry.set_train_epochs(4)
     entry.train()
@@ -467,7 +465,7 @@ def test_neither_head_nor_backbone_moves_where_a_gradient_overflows(entry, actio
 def test_overflows_without_end_stop_training(entry):
     trainer = Trainer(prepare(entry, max_skipped_steps=3).config)
     trainer.precision.scaler = Scaler({1, 2, 3})
-    with pytest.raises(TrainingError, match=r"step 4: 3 steps in a row were skipped .*beyond float16") as found:
+    with pytest.raises(TrainingError, match=r"step 4: skipped 3 steps in a row .*beyond float16") as found:
         trainer.train()
     assert "set_on_nonfinite" not in str(found.value)  # such steps are skipped in any case
 

@@ -249,4 +249,4 @@ def test_what_does_not_decide_a_step_is_not_compared(entry, caplog):
 def test_another_end_of_a_schedule_that_depends_on_it_is_told(entry, caplog):
     entry.set_lr("cosine")
     train_and_resume(entry).train()
-    assert "than this run: end 1 epochs -> 2 epochs" in caplog.text
+    assert "than this run: end 1 epoch -> 2 epochs" in caplog.text

@@ -361,3 +361,37 @@ def test_bfloat16_is_checked_before_it_is_saved(tmp_path):
     with pytest.raises(CheckpointError, match=r"head.weight:velocity holds inf in row 3"):
         save_checkpoint(tmp_path, "0", parts=parts, about={}, collectives=Collectives())
     assert not list(tmp_path.iterdir())
+
+
+# Damage
+
+
+def flip(file, prefix):
+    """Flip a bit of the first tensor in a file whose name begins so."""
+    data = bytearray(file.read_bytes())
+    size = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:size])
+    name = next(name for name in header if name.startswith(prefix))
+    data[size + header[name]["data_offsets"][0]] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "file, prefix, is_network",
+    [
+        ("classes-000000000.safetensors", "head.weight", False),
+        ("model.safetensors", "optimizer.", False),
+        ("model.safetensors", "backbone.", True),
+    ],
+)
+def test_a_flipped_bit_is_found_by_every_command_that_reads_it(entry, tmp_path, file, prefix, is_network):
+    entry.train()
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    entry.set_train_epochs(2)
+    flip(tmp_path / "output" / "0" / file, prefix)
+    of_the_network = (entry.test, lambda: entry.predict([]), entry.convert_for_prediction)
+    for run in (entry.train, *(of_the_network if is_network else ())):
+        with pytest.raises(
+            CheckpointError, match=f"output/0/{file}: tensor '{prefix}.*, rows 0 to .* differs from what"
+        ):
+            run()

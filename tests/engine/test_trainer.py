@@ -479,10 +479,10 @@ def failing_reader():
 def test_sets_of_the_user_are_looked_at_before_the_first_step(entry, setting):
     image = make_images()[0][0]
     for sets, message in (
-        (pairs_of([image, b"x"]), "set mine: image 1: 1 bytes"),
+        (pairs_of([image, b"x"]), "set mine: image 1: 1 byte"),
         (
             [pairs_of([image] * 4), pairs_of([image, b"x", image, image], "odd")],
-            "verification set odd: image 1: 1 bytes",
+            "verification set odd: image 1: 1 byte",
         ),
     ):
         setattr(entry, setting, sets if setting == "test_dataset" else lambda sets=sets: sets)

@@ -96,17 +96,35 @@ def test_added_and_removed_entries_persist(tmp_path):
 def test_mistakes_with_a_gallery(tmp_path):
     made = Gallery(EMB_DIM)
     for names, entries, message in (
-        (["a"], random_rows(2), "1 names for 2 embeddings"),
+        (["a"], random_rows(2), "1 name for 2 embeddings"),
         (["a"], random_rows(1)[:, :3], "expected"),
         ([""], random_rows(1), "name is empty"),
+        ([" \t"], random_rows(1), "name is empty"),
+        (["a", "b"], [[1.0] * EMB_DIM, [1.0] * 3], "expected"),
+        (["a"], None, "expected"),
         (["a"], random_rows(1) * 0, "zero or not finite"),
         (["a"], random_rows(1) * 1e-14, "zero or not finite"),
         (["a"], random_rows(1) * np.nan, "zero or not finite"),
     ):
         with pytest.raises(DataError, match=message):
             made.add(names, entries)
-    with pytest.raises(DataError, match="no entry is named 'x'"):
+    made.add(["anna"], random_rows(1))
+    with pytest.raises(DataError, match="no entry is named 'x'; it has"):
         made.remove("x")
+    with pytest.raises(DataError, match="no entry is named 'ana'; did you mean 'anna'?"):
+        made.remove("ana")
+    with pytest.raises(DataError, match=r"a name is empty or no text \(None\)"):
+        made.remove(None)
+    for count in (0, -1, 2.5, "3", None):
+        with pytest.raises(DataError, match="got the count .*, expected a whole number of 1 or more"):
+            made.search(random_rows(1), count)
+    for threshold in (2, "0.3", np.nan):
+        with pytest.raises(DataError, match="got the threshold .*, expected a cosine of -1 to 1"):
+            made.search(random_rows(1), threshold=threshold)
+    for given in (("model",), (0,), ("a" * 64, EMB_DIM), (EMB_DIM, None)):
+        with pytest.raises(ConfigError, match=r"expected the .*Gallery\(model.emb_dim, model.card.weights"):
+            Gallery(*given)
+    made.remove("anna")
     (tmp_path / "mine").mkdir()
     with pytest.raises(ServingError, match="exists and is not overwritten"):
         made.save(tmp_path / "mine", replace=True)
@@ -114,6 +132,9 @@ def test_mistakes_with_a_gallery(tmp_path):
         Gallery.open(tmp_path / "mine")
     made.add(["a"], random_rows(1))
     made.save(tmp_path / "g")
+    with pytest.raises(ServingError, match="choose another name; to replace the gallery there, give replace=True"):
+        made.save(tmp_path / "g")
+    assert repr(made) == f"Gallery({EMB_DIM}, index='flat') of 1 entries"
     about = json.loads((tmp_path / "g" / "gallery.json").read_text())
     (tmp_path / "g" / about["names"]).write_text('["a", "b"]')
     with pytest.raises(ServingError, match="do not belong together"):
@@ -128,10 +149,16 @@ def test_the_threshold_of_a_report(tmp_path):
     assert read_threshold(tmp_path / "r.json") == 0.31
     (tmp_path / "r.json").write_text(json.dumps({"lfw/threshold": 0.31, "cfp/threshold": 0.2}))
     assert read_threshold(tmp_path / "r.json", "cfp") == 0.2
-    with pytest.raises(ServingError, match="expected one of cfp, lfw"):
+    with pytest.raises(ServingError, match="r.json has several sets; choose one of cfp, lfw with name=..."):
         read_threshold(tmp_path / "r.json")
-    with pytest.raises(ServingError, match="no report of plsc test"):
+    with pytest.raises(ServingError, match="r.json has no set 'cpf'; choose one of cfp, lfw with name=..."):
+        read_threshold(tmp_path / "r.json", "cpf")
+    with pytest.raises(ServingError, match="none.json: cannot be read: No such file or directory; plsc test ... >"):
         read_threshold(tmp_path / "none.json")
+    for text, message in (("", "empty, as plsc test leaves it"), ("x", "no report"), ("{}", "no report"), ("[]", "no")):
+        (tmp_path / "r.json").write_text(text)
+        with pytest.raises(ServingError, match=f"r.json: {message}"):
+            read_threshold(tmp_path / "r.json")
     # A set of same pairs only has no threshold, which does not concern other sets. Earlier versions wrote NaN.
     for missing in ("null", "NaN", "7"):
         (tmp_path / "r.json").write_text(f'{{"lfw/threshold": 0.31, "own/threshold": {missing}}}')
@@ -184,10 +211,30 @@ def test_a_gallery_refuses_a_model_of_another_size_or_of_other_weights():
     )
     for gallery in (Gallery(EMB_DIM), Gallery(EMB_DIM, "a")):
         gallery.check_model(card)
-    with pytest.raises(ServingError, match="gallery's embeddings are of 8, the model's of 16"):
+    with pytest.raises(ServingError, match="gallery's embeddings are of 8, those of the model in m of 16"):
         Gallery(8).check_model(card)
     with pytest.raises(ServingError, match="built with other weights than those of m"):
         Gallery(EMB_DIM, "b").check_model(card)
+
+
+@pytest.mark.parametrize("dimension", [0, -1, 2.5, "8", None, True, 1 << 40])
+def test_a_dimension_that_is_none(dimension):
+    with pytest.raises(ConfigError, match="gallery: got embeddings of .*, expected the model's emb_dim, 1 to"):
+        Gallery(dimension)
+    assert Gallery(np.int64(8)).dimension == 8
+
+
+@pytest.mark.parametrize("index", KINDS)
+def test_searches_that_ask_for_what_there_is_not(index):
+    made = a_gallery("ann", "bob", index=index)
+    for count in (0, -1, 2.5, "5", None, True, float("nan")):
+        with pytest.raises(DataError, match="got the count .*, expected a whole number of 1 or more"):
+            made.search(random_rows(1), count)
+    for threshold in ("0.5", True, float("nan"), 2, [0.5, 0.5], 1j):
+        with pytest.raises(DataError, match="got the threshold .*, expected a cosine of -1 to 1"):
+            made.search(random_rows(1), threshold=threshold)
+    (found,) = made.search(random_rows(1), np.int64(9), threshold=np.float32(0.5))
+    assert len(found) == 2 and found[0].same is True and json.dumps(found[0].as_dict())
 
 
 # Several writers
@@ -487,10 +534,13 @@ def test_a_forked_process_searches_and_changes_its_own_gallery():
 def test_a_gallery_is_copied_and_pickled(index):
     made = a_gallery("ann", "bob", "carl", index=index)
     made.remove("bob")
-    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
-        assert other.search(random_rows(3)) == made.search(random_rows(3))
+    before = made.search(random_rows(3))
+    for other in (copy.copy(made), copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert other.search(random_rows(3)) == before
         other.add("dora", random_rows(1, seed=1))
-    assert made.names == ["ann", "carl"]
+        other.remove("ann")
+        assert other.names == ["carl", "dora"] and len(other) == 2
+        assert made.names == ["ann", "carl"] and len(made) == 2 and made.search(random_rows(3)) == before
 
 
 # Names, cosines and files of other kinds
@@ -502,6 +552,8 @@ def test_names_that_are_no_list_of_texts_are_refused():
         ("ann", r"the one name 'ann' for 3 embeddings, expected one each.*\['ann'\] \* 3"),
         ({"a", "b", "c"}, "got the names as a set"),
         ({"a": 1, "b": 2, "c": 3}, "got the names as a dict"),
+        (None, "got the names as a NoneType"),
+        (5, "got the names as a int"),
         (["a", "b", None], "no text"),
         (["a", "b", os.fsdecode("张三".encode("gbk"))], "is not UTF-8 .in GBK it is '张三'"),
     ):
@@ -513,7 +565,7 @@ def test_names_that_are_no_list_of_texts_are_refused():
     assert gallery.names == ["ann", "bob"] and all(type(name) is str for name in gallery.names)
     with pytest.raises(DataError, match="no entry is named 'x'"):
         gallery.remove(["ann", "x"])
-    for names in ([None], [""]):
+    for names in ([None], [""], None, 5):
         with pytest.raises(DataError, match="no text"):
             gallery.remove(names)
     assert gallery.remove([]) == 0 and gallery.remove(["ann", "bob", "ann"]) == 2

@@ -61,6 +61,7 @@ def test_the_model_says_what_it_is(model):
     loaded = InferenceModel(model, threads=1)
     assert loaded.image_shape == (3, SIDE, SIDE) and loaded.emb_dim == EMB_DIM
     assert all(isinstance(name, str) and name for name in loaded.warm_up())
+    assert repr(loaded) == f"InferenceModel({str(model)!r}): images {[3, SIDE, SIDE]} to [{EMB_DIM}]"
 
 
 def test_images_that_cannot_be_read(loaded):
@@ -88,6 +89,8 @@ def test_a_damaged_image_is_embedded_with_a_warning_that_names_it(loaded, tmp_pa
 def test_no_exported_model(tmp_path):
     with pytest.raises(ServingError, match=r"plsc_model\.json is missing.*convert_for_prediction"):
         load_inference_model(tmp_path)
+    with pytest.raises(ServingError, match="^got NoneType 'None', expected the folder of an exported model"):
+        load_inference_model(None)
 
 
 def test_an_image_and_normalized_images_in_one_batch(loaded):
@@ -132,10 +135,11 @@ def test_an_embedding_that_is_not_finite_is_refused(loaded, monkeypatch):
 
 def test_input_of_the_network_that_it_does_not_take_is_refused(loaded, pixels_model):
     pixels = np.zeros([2, 3, SIDE, SIDE], np.uint8)
-    for wrong in (pixels.astype(np.float32), pixels.transpose(0, 2, 3, 1), pixels[0], pixels[..., :8]):
+    ragged = [pixels[0], pixels[0, :2]]
+    for wrong in (pixels.astype(np.float32), pixels.transpose(0, 2, 3, 1), pixels[0], pixels[..., :8], ragged, None):
         with pytest.raises(DataError, match=r"embed_pixels: got \[.*expected \[N, 3, 16, 16\] of uint8"):
             loaded.embed_pixels(wrong)
-    for wrong in (pixels, pixels.astype(np.float32)[..., :8], np.zeros([3, SIDE, SIDE], np.float32)):
+    for wrong in (pixels, pixels.astype(np.float32)[..., :8], np.zeros([3, SIDE, SIDE], np.float32), ragged, None):
         with pytest.raises(DataError, match=r"run: got \[.*expected \[N, 3, 16, 16\] of float32"):
             loaded.run(wrong)
     for wrong in (pixels, np.zeros([2, 9, 9, 3], np.float32), np.zeros([2, 0, 9, 3], np.uint8)):
@@ -143,6 +147,14 @@ def test_input_of_the_network_that_it_does_not_take_is_refused(loaded, pixels_mo
             pixels_model.run(wrong)
     assert np.array_equal(loaded.run(pixels.astype(np.float64)), loaded.run(pixels.astype(np.float32)))
     assert loaded.embed_pixels(pixels[:0]).shape == loaded.run(np.zeros([0, 3, SIDE, SIDE])).shape == (0, EMB_DIM)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e300])
+def test_input_of_the_network_that_is_not_finite_is_refused(loaded, number):
+    batch = np.zeros([3, 3, SIDE, SIDE])
+    batch[1, 2, 0, 0] = number
+    with pytest.raises(DataError, match="run: image 1 holds .*, expected finite numbers"):
+        loaded.run(batch)
 
 
 def test_images_of_a_generator_are_read_batch_by_batch(loaded):

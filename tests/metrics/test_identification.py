@@ -55,7 +55,7 @@ def test_identification_memory_does_not_grow_with_the_probes():
 @pytest.mark.parametrize(
     "arguments, error, words",
     [
-        ((np.ones([2, 3]), [0], np.ones([1, 3]), [0]), DataError, "gallery: got 2 embeddings and 1 labels"),
+        ((np.ones([2, 3]), [0], np.ones([1, 3]), [0]), DataError, "gallery: got 2 embeddings and 1 label,"),
         ((np.ones([2, 3]), [0, 1], np.ones([0, 3]), []), DataError, "probes: got 0 embeddings and 0 labels"),
         ((np.ones([2, 3]), [0, 1], np.ones([1, 4]), [0]), DataError, "a gallery of 3 columns and probes of 4"),
         ((np.full([2, 3], np.nan), [0, 1], np.ones([1, 3]), [0]), DataError, "gallery: row 0 holds NaN"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import json
@@ -22,6 +23,8 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 from plsc import load_inference_model
 from plsc.data.images import decode
 from plsc.inference.paddle_serving_messages import Request, Response
+from plsc.serving.app import Service
+from plsc.serving.settings import ServeSettings
 
 pytestmark = pytest.mark.server
 IMAGES = [make_image(seed) for seed in range(3)]
@@ -162,7 +165,22 @@ BAD = {
     "wrong key": ("/embed", {"image": []}, "application/json", 400, 'expected "images"'),
     "no images": ("/embed", {"images": []}, "application/json", 400, "expected a list of one"),
     "no text": ("/embed", {"images": [3]}, "application/json", 400, "expected a base64 string"),
-    "bad base64": ("/embed", {"images": ["a$b"]}, "application/json", 400, "no base64"),
+    "bad base64": (
+        "/embed",
+        {"images": ["a.jpg"]},
+        "application/json",
+        400,
+        "): got 'a.jpg' of 5 characters, expected",
+    ),
+    "curl's own type": ("/embed", b"x", "application/x-www-form-urlencoded", 415, "curl sends this where no -H"),
+    "slash behind a path": ("/embed/", b"x", "image/png", 404, "POST /embed/: Not Found; GET / lists the paths"),
+    "form of a text": (
+        "/embed",
+        b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\nface.jpg\r\n--x--\r\n',
+        "multipart/form-data; boundary=x",
+        400,
+        "'image' is a text; a file is sent by curl -F image=@FILE",
+    ),
     "base64 of text": (
         "/FaceClassifyService/inference",
         {"base64_string": ["aGVsbG8="]},
@@ -190,7 +208,7 @@ BAD = {
         + b"--x--\r\n",
         "multipart/form-data; boundary=x",
         413,
-        "Too many files",
+        "the form has more images than the 4 that one request may have",
     ),
     "no gallery": ("/identify", IMAGES[0], "image/png", 404, "--gallery"),
     "no protobuf": ("/GeneralModelService/inference", b"\xff\xff\xff", "application/proto", 400, "no protobuf"),
@@ -296,6 +314,24 @@ def test_unusual_images_at_once_are_served_as_the_library_embeds_them(server, mo
 
     assert len(images) > 30
     assert stress_threads(work, stress_seconds) > 20
+
+
+def test_an_embedding_that_is_not_finite_is_no_answer(model, monkeypatch):
+    service, sent = Service(ServeSettings(model=model, access_log=False)), []
+
+    async def diverged(kind, rows):
+        return np.full([len(rows), EMB_DIM], np.nan, np.float32)
+
+    async def receive():
+        return {"type": "http.request", "body": IMAGES[0]}
+
+    async def send(message):
+        sent.append(message)
+
+    monkeypatch.setattr(service.pool, "run", diverged)
+    scope = {"type": "http", "method": "POST", "path": "/embed", "headers": [], "query_string": b""}
+    asyncio.run(service.app(scope, receive, send))
+    assert sent[0]["status"] == 500 and b"image 0: its embedding holds nan, expected finite" in sent[1]["body"]
 
 
 def test_gzip_that_is_truncated_none_or_a_bomb(server):

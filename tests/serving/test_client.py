@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -83,8 +85,32 @@ def test_a_server_that_is_gone_is_replaced_by_another(servers, expected):
     with Client([gone, servers[0].url], api_key="k") as client:
         assert client.ready() == {f"http://{gone}": False, servers[0].url: True}
         assert np.abs(client.embed(IMAGES, batch_size=2) - expected).max() < 1e-5
-    with Client(gone, retries=1) as client, pytest.raises(ServingError, match=f"/embed: http://{gone}: .*refused"):
+    refused = f"^/embed: http://{gone}: no connection: Connection refused; start the server, or correct the address$"
+    with Client(gone, retries=1) as client, pytest.raises(ServingError, match=refused):
         client.embed(IMAGES)
+
+
+def test_an_address_that_leads_nowhere_is_explained(servers):
+    address = servers[0].url.partition("://")[2]
+    with Client(f"https://{address}", retries=0) as client, pytest.raises(ServingError, match="plsc serve speaks http"):
+        client.embed(IMAGES)
+    with (
+        Client("host.invalid", retries=0) as client,
+        pytest.raises(ServingError, match="invalid: there is no such host"),
+    ):
+        client.embed(IMAGES)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"127.0.0.1:{silent.getsockname()[1]}"
+        with Client(url, retries=0, timeout=0.2) as client, pytest.raises(ServingError, match="no answer within 0.2 s"):
+            client.embed(IMAGES)
+    for servers_given in (None, 8866, [None], [""]):
+        with pytest.raises(ServingError, match="expected an address as 'http://127.0.0.1:8866', or several"):
+            Client(servers_given)
+
+
+def test_a_client_is_pickled(servers, expected):
+    with pickle.loads(pickle.dumps(Client(servers[0].url, "k", connections=1))) as client:
+        assert np.abs(client.embed(IMAGES) - expected).max() < 1e-5
 
 
 def test_a_refused_request_raises_the_reason_and_is_not_repeated(servers):

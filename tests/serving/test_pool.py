@@ -28,15 +28,42 @@ def test_a_predictor_that_dies_is_replaced(model, tmp_path):
             os.kill(pid, signal.SIGKILL)
         # Whoever asked is served by the next process.
         assert post(running, "/embed", IMAGES[0], "image/png").status == 200
-        for _ in range(300):
-            if json.loads(get(running, "/readyz").data)["workers"] == 2 and len(running.worker_pids()) == 2:
-                break
-            # A dead process is noticed when it is next used.
-            post(running, "/embed", IMAGES[0], "image/png")
-            time.sleep(0.1)
+        wait_for_workers(running, 2)
         assert not set(first) & set(running.worker_pids())
         assert post(running, "/embed", IMAGES[0], "image/png").status == 200
         assert b"plsc_worker_restarts_total 2.0" in get(running, "/metrics").data
+
+
+@pytest.mark.slow
+def test_an_idle_predictor_that_dies_is_noticed_without_a_request(model, tmp_path):
+    with serving(model, "--workers", 2, log=tmp_path / "log") as running:
+        for turn in range(1, 3):
+            pids = running.worker_pids()
+            os.kill(pids[turn % 2], signal.SIGKILL)
+            wait_for_workers(running, 1)
+            assert get(running, "/readyz").status == 200
+            wait_for_workers(running, 2)
+            assert pids[1 - turn % 2] in running.worker_pids() and pids[turn % 2] not in running.worker_pids()
+        for pid in running.worker_pids():
+            os.kill(pid, signal.SIGKILL)
+        wait_for_workers(running, 0)
+        assert get(running, "/readyz").status == 503
+        wait_for_workers(running, 2)
+        assert post(running, "/embed", IMAGES[0], "image/png").status == 200
+        assert b"plsc_worker_restarts_total 4.0" in get(running, "/metrics").data
+        assert running.text().count("has ended while idle; starting another") == 4
+        # One that dies while the server shuts down is not replaced.
+        os.kill(running.worker_pids()[0], signal.SIGKILL)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(20) == 0 and "Traceback" not in running.text()
+
+
+def wait_for_workers(running, count):
+    for _ in range(600):
+        if json.loads(get(running, "/readyz").data)["workers"] == count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(running.text())
 
 
 @pytest.mark.slow

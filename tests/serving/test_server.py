@@ -98,7 +98,13 @@ def test_it_listens_on_loopback_and_reports_a_port_in_use(model, tmp_path):
         )
         status, output = run([sys.executable, "-m", "plsc", "serve", model, "--port", server.port], check=False)
     assert status == 1 and f"port {server.port}" in output and "choose another port with --port" in output
-    assert "Traceback" not in output
+    assert "Traceback" not in output and output.count("Address already in use") == 1
+
+
+@pytest.mark.slow
+def test_the_threads_of_a_predictor_are_no_warning(model, tmp_path):
+    with serving(model, "--threads", 2, log=tmp_path / "log") as server:
+        assert "OMP_NUM_THREADS" not in server.text()
 
 
 @pytest.mark.parametrize(
@@ -108,6 +114,9 @@ def test_it_listens_on_loopback_and_reports_a_port_in_use(model, tmp_path):
         (["{model}", "--port", "70000"], "65535"),
         (["{model}", "--gallery", "/no/such"], "no gallery there"),
         (["{model}", "--api-key-file", "/no/such"], "API key cannot be read"),
+        (["{model}", "--host", "203.0.113.7", "--port", "0"], "give an address of this machine with --host"),
+        (["{model}", "--host", "no such host", "--port", "0"], "give an address of this machine with --host"),
+        (["{model}", "--report-set", "lfw"], "--report-set lfw names a set of a report; give the report too"),
     ],
 )
 def test_mistakes_at_the_start(model, flags, message):

@@ -121,3 +121,33 @@ def test_a_checkpoint_in_place_of_a_model(folder, path):
     root = os.path.dirname(path) if path.endswith("json") else path
     with command_line(["--output"]), pytest.raises(ServingError, match=f"plsc export --checkpoint-dir {root} makes a"):
         load_inference_model(path)
+
+
+@pytest.mark.parametrize(
+    "path, reason",
+    [
+        ("nowhere", "(the folder does not exist); make one"),
+        ("own.pdparams/model", "(the folder does not exist); make one"),
+        ("dangling", "(the folder does not exist); make one"),
+        ("old", "is missing); it is a folder of parameters"),
+        ("plain", "is missing); make one"),
+        ("file", "(it is a file); make one"),
+        ("x" * 300, " can be read there: File name too long"),
+        ("a\0b", " can be read there: "),
+    ],
+)
+def test_what_is_no_model_and_no_gallery_is_said_to_be_what_it_is(folder, path, reason):
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    from plsc.inference.gallery import Gallery
+
+    (folder / "dangling").symlink_to("gone")
+    (folder / "plain").mkdir()
+    (folder / "file").touch()
+    for kind, file, read in (
+        ("exported model", "plsc_model.json", load_inference_model),
+        ("gallery", "gallery.json", Gallery.open),
+    ):
+        with pytest.raises(ServingError) as raised:
+            read(path)
+        assert str(raised.value).startswith(f"{path}: no {kind} ") and reason in str(raised.value)
+        assert ("is missing" in str(raised.value)) == (f"{file} is missing" in str(raised.value))

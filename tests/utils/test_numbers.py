@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 import pytest
 
-from plsc.utils.numbers import as_count, as_number
+from plsc.utils.numbers import as_array, as_count, as_number
 
 
 class Own:
@@ -62,3 +62,9 @@ def test_whole_numbers_of_one_or_more():
     assert as_count(10**30) == sys.maxsize
     for none in (0, -1, 3.0, "3", None, True, [3], math.nan):
         assert as_count(none) is None
+
+
+def test_arrays_of_any_kind():
+    assert as_array([[1, 2], [3, 4]]).shape == (2, 2) and as_array(paddle.ones([2])).tolist() == [1, 1]
+    for value in ([[1, 2], [3]], None, Own()):
+        assert as_array(value).shape == () and as_array(value).dtype == object

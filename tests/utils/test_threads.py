@@ -163,3 +163,31 @@ def test_a_fork_waits_for_the_writer_and_the_new_process_holds_nothing():
     finally:
         stop.set()
         thread.join(10)
+
+
+def test_a_fork_comes_before_writers_that_arrive_later():
+    lock, order, entered, leave = SharedLock(), [], threading.Event(), threading.Event()
+
+    def write(name):
+        with lock.writing():
+            order.append(name)
+            entered.set()
+            leave.wait(10)
+
+    def fork():
+        lock._stop_for_fork()  # as os.fork() does first
+        order.append("fork")
+        lock._go_on_after_fork()
+
+    first, *_ = in_threads(lambda: write("first"))
+    entered.wait(10)
+    (forking,) = in_threads(fork)
+    while not lock._is_forking:
+        time.sleep(0.001)
+    later = in_threads(*[lambda: write("later")] * 5)
+    while lock._writers_waiting < 5:
+        time.sleep(0.001)
+    leave.set()
+    for thread in (first, forking, *later):
+        thread.join(10)
+    assert order == ["first", "fork"] + ["later"] * 5

@@ -23,6 +23,7 @@ from plsc.data.subset import split_identities
 from plsc.errors import ConfigError, DataError, StorageError
 from plsc.utils.hints import argument
 from plsc.utils.logging import progress_bar
+from plsc.utils.plural import counted
 from plsc.utils.threads import thread_map
 
 log = logging.getLogger("plsc")
@@ -114,7 +115,7 @@ def convert(
         )
         copy.run(every, f"{target.name}: {to}")
         if not progress.written:
-            raise DataError(f"none of the {len(records)} images could be read: nothing is written to {target}")
+            raise DataError(f"of {counted(len(records), 'image')} none could be read: nothing is written to {target}")
         writer.close()
         if class_names:
             names = "".join(f"{name}\n" for name in class_names)
@@ -181,8 +182,8 @@ class _Copy:
         if isinstance(sample, StorageError):
             self._note()
             raise StorageError(
-                f"{sample}; {progress.written} images are done, in {self._output.path}: run the same command again to "
-                f"continue"
+                f"{sample}; done so far: {counted(progress.written, 'image')}, in {self._output.path}: run the same "
+                f"command again to continue"
             )
         try:
             if isinstance(sample, DataError):
@@ -194,7 +195,8 @@ class _Copy:
                 f", or with {argument('skip_bad_images', True)} to leave such images out" if error is sample else ""
             )
             raise DataError(
-                f"{self._records.describe(progress.index)}: {error}; {progress.written} images are done, in "
+                f"{self._records.describe(progress.index)}: {error}; done so far: "
+                f"{counted(progress.written, 'image')}, in "
                 f"{self._output.path}: fix the image and run the same command again to continue{leave_out}"
             ) from None
         progress.written += 1

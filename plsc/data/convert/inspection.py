@@ -15,6 +15,7 @@ from plsc.data.records import Records
 from plsc.errors import DataError
 from plsc.utils.lazy import require
 from plsc.utils.logging import progress_bar
+from plsc.utils.plural import counted
 from plsc.utils.threads import thread_map
 
 # The contact sheet: classes, images of each class, pixels of a tile and of the image in it.
@@ -66,7 +67,7 @@ class Inspection:
             f"images            {self.images}",
             f"classes           {self.classes}{empty}",
             f"images per class  {least} to {most}, median {median:g}, mean {mean:.1f}",
-            f"looked at         {self.looked_at} images: {encodings}",
+            f"looked at         {counted(self.looked_at, 'image')}: {encodings}",
             f"width x height    {sizes}",
             f"damaged images    {self.num_damaged}{unreadable}",
             *(f"  {line}" for line in self.damaged),
@@ -129,8 +130,8 @@ def _damage(records: Records, labels: np.ndarray) -> str | None:
     beyond = np.flatnonzero(labels >= records.count_classes())
     if beyond.size:
         faults.append(
-            f"{beyond.size} labels are beyond the {records.count_classes()} classes that the set states, the first "
-            f"{labels[beyond[0]]} at {records.describe(int(beyond[0]))}"
+            f"{counted(beyond.size, 'label')} beyond the {counted(records.count_classes(), 'class')} that the set "
+            f"states, the first {labels[beyond[0]]} at {records.describe(int(beyond[0]))}"
         )
     return "; ".join(fault for fault in faults if fault) or None
 
@@ -196,7 +197,7 @@ def _histogram(labels: np.ndarray) -> Any:
         xlabel="images per class",
         ylabel="classes",
         yscale="log" if len(present) > 1000 else "linear",
-        title=f"{len(labels)} images, {len(present)} classes",
+        title=f"{counted(len(labels), 'image')}, {counted(len(present), 'class')}",
     )
     return figure
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from plsc.errors import DataError
 from plsc.utils.atomic import rename_folder, write_file
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -68,7 +69,7 @@ class ResumableFolder:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         else:
             self.progress = note
-            log.info("%s: continuing after %d of %d images", self.path, note.index, self._job["images"])
+            log.info("%s: continuing after %d of %s", self.path, note.index, counted(self._job["images"], "image"))
 
     def note(self, position: Any) -> None:
         """Write down the progress; `position` is the writer's."""

@@ -27,6 +27,7 @@ from plsc.errors import DataError
 from plsc.utils.files import open_output, sync, sync_path
 from plsc.utils.hints import argument, either
 from plsc.utils.lazy import require
+from plsc.utils.plural import counted
 from plsc.utils.ranges import shard_ranges
 
 # Images in a row group of a Parquet file. Few, because a reader unpacks a whole group to read one image.
@@ -207,7 +208,7 @@ class FolderWriter(Writer):
         missing = num_classes - len(np.unique(labels))
         if missing:
             raise DataError(
-                f"{missing} of {num_classes} classes have no image, and class folders cannot hold them: read "
+                f"no image in {missing} of {counted(num_classes, 'class')}, which class folders cannot hold: read "
                 f"back, classes would have other numbers. Choose another format, or renumber them first with "
                 f"{either('with_min_images(records, 1)', '--min-images 1 of plsc data convert')}"
             )
@@ -247,8 +248,8 @@ class FolderWriter(Writer):
         found = sum(entry.is_dir() and any(os.scandir(entry.path)) for entry in os.scandir(self._folder))
         if found < self._num_classes:
             raise DataError(
-                f"{self._num_classes - found} classes have no image that could be read, and class folders "
-                f"cannot hold them: read back, classes would have other numbers; choose another format"
+                f"no image could be read of {counted(self._num_classes - found, 'class')}, which class folders "
+                f"cannot hold: read back, classes would have other numbers; choose another format"
             )
 
 
@@ -313,7 +314,7 @@ class Base64Writer(_PartsWriter):
         image = encode(record.image)
         if not image.startswith(IMAGE_STARTS):
             raise DataError(
-                f"{len(image)} bytes that begin with {image[:8]!r} are none of {KIND_NAMES}: in a base64 "
+                f"{counted(len(image), 'byte')} that begin with {image[:8]!r} are none of {KIND_NAMES}: in a base64 "
                 f"file no reader could tell the image from the label; choose another "
                 f"format, or {argument('encoding', 'png')}"
             )
@@ -480,8 +481,8 @@ def _resize(path: Path, count: int) -> None:
     )
     if header.tell() != array.offset:
         raise DataError(
-            f"{path}: its header has no space for {count} entries instead of {len(array)}; fix the images that were "
-            f"left out, or choose another format"
+            f"{path}: its header has no space for {counted(count, 'entry')} instead of {len(array)}; fix the images "
+            f"that were left out, or choose another format"
         )
     size = array.offset + count * array.strides[0]
     del array

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from plsc.data.records import Records
+from plsc.data.remote_data import fetch_data
 from plsc.data.sources.arrays import ArrayRecords
 from plsc.data.sources.base64_text import Base64Records, is_part_list, looks_like_base64
 from plsc.data.sources.folders import FolderRecords, has_images
@@ -24,9 +25,12 @@ from plsc.data.sources.synthetic import SyntheticRecords
 from plsc.data.sources.tables import CsvRecords, ParquetRecords
 from plsc.data.sources.tar_shards import TarRecords
 from plsc.errors import DataError
+from plsc.remote.cache import Cache
 from plsc.utils.artifacts import recognize
 from plsc.utils.files import reading_error
 from plsc.utils.hints import setter
+from plsc.utils.locations import is_remote, keep_credentials
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -125,7 +129,7 @@ def open_records(path: str | Path, recover: bool = False) -> Records:
     `register_source` adds kinds. A `classes.txt` beside the data names the classes, one per line.
 
     Args:
-        path: the file, folder or name.
+        path: the file, folder, URL or name. What a URL names is copied to the cache first, see docs/remote.md.
         recover: of a damaged RecordIO file, read what lies before the damage.
 
     Raises:
@@ -137,7 +141,8 @@ def open_records(path: str | Path, recover: bool = False) -> Records:
         >>> len(records), records.num_classes
         (200, 10)
     """
-    name, path = str(path), Path(path)
+    name = keep_credentials(str(path))
+    path = fetch_data(name, Cache()) if is_remote(name) else Path(path)
     source = next((source for source in _SOURCES if source.prefix and name.startswith(source.prefix)), None)
     try:
         records = _open_path(path, recover) if source is None else _open(source, name, recover)
@@ -146,7 +151,7 @@ def open_records(path: str | Path, recover: bool = False) -> Records:
         if found is None:
             raise
         raise DataError(f"{error}; {name} is {found}") from None
-    log.info("%s: %s, %d images", name, records.format, len(records))
+    log.info("%s: %s, %s", name, records.format, counted(len(records), "image"))
     return records
 
 
@@ -274,7 +279,8 @@ def _name_classes(records: Records, folder: Path) -> None:
     except UnicodeDecodeError as error:
         log.warning("%s: the names of the classes cannot be read (%s)", path, error)
         return
-    if len(names) >= (records.num_classes or 0):
+    num_classes = records.num_classes or 0
+    if len(names) >= num_classes:
         records.class_names = names
     else:
-        log.warning("%s: %d names for %d classes, ignored", path, len(names), records.num_classes)
+        log.warning("%s: %s for %s, ignored", path, counted(len(names), "name"), counted(num_classes, "class"))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from plsc.data.records import Record, Records
 from plsc.data.sources.reading import own_errors
 from plsc.errors import DataError
+from plsc.utils.plural import counted
 
 
 class ArrayRecords(Records):
@@ -46,7 +47,8 @@ class ArrayRecords(Records):
             raise DataError(f"{name}: the labels are {list(labels.shape)} of {labels.dtype}, expected [n] of integers")
         if len(images) != len(labels) or not len(labels):
             raise DataError(
-                f"{name}: {len(images)} images and {len(labels)} labels, expected as many of each and at least one"
+                f"{name}: {counted(len(images), 'image')} and {counted(len(labels), 'label')}, expected as many of "
+                "each and at least one"
             )
         wrong = np.flatnonzero((labels < 0) | (labels > np.iinfo(np.int64).max))
         if wrong.size:

@@ -22,6 +22,7 @@ from plsc.data.sources.offset_index import Arrays, load_or_build, save_index
 from plsc.data.sources.reading import check_index
 from plsc.errors import DataError
 from plsc.utils.files import OpenFiles, map_file, text_lines
+from plsc.utils.plural import counted
 
 _EXPECTED = "expected 'base64-image<TAB>label' or 'label<TAB>base64-image'"
 
@@ -61,7 +62,7 @@ class Base64Records(Records):
         self.label_first = [bool(index["label_first"]) for index in indexes]
         self.num_classes = int(self.labels.max()) + 1
         orders = {"label first" if first else "image first" for first in self.label_first}
-        self.format = f"base64 text, {len(self.parts)} part files, {' or '.join(sorted(orders))}"
+        self.format = f"base64 text, {counted(len(self.parts), 'part file')}, {' or '.join(sorted(orders))}"
 
     def save_index(self) -> list[Path]:
         """Write the index of each part beside it."""
@@ -77,7 +78,9 @@ class Base64Records(Records):
         line = data[start : _line_end(data, start)]
         columns = _columns(line)
         if len(columns) != 2:
-            raise DataError(f"{self.describe(index)}: got {len(columns)} columns, expected a label and an image")
+            raise DataError(
+                f"{self.describe(index)}: got {counted(len(columns), 'column')}, expected a label and an image"
+            )
         text = columns[1 if self.label_first[part] else 0]
         try:
             return Record(base64.b64decode(text, validate=True), int(self.labels[index]))

@@ -17,6 +17,7 @@ from plsc.data.sources.leftovers import is_leftover, warn_of_leftovers
 from plsc.data.sources.string_table import StringTable
 from plsc.errors import DataError
 from plsc.utils.files import reading_error
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -33,8 +34,8 @@ class FolderRecords(Records):
 
     Args:
         root: the folder. Images may also lie in folders inside a class folder. Files without the suffix of an image
-            are ignored, and counted in the log. So is what is hidden or left behind by other programs, see
-            `plsc.data.sources.leftovers`.
+            are ignored, and counted in the log. So are folders and images that are hidden or left behind by other
+            programs, see `plsc.data.sources.leftovers`; other such files, as .DS_Store, are not counted.
 
     Raises:
         DataError: no class folder holds an image, all class folders have the names of parts of a data set (train, val,
@@ -103,14 +104,14 @@ class FolderRecords(Records):
             else:
                 empty.append(folder)
         if others:
-            log.info("%s: ignored %d files that are no images by their suffix", self.root, others)
+            log.info("%s: ignored %s without the suffix of an image", self.root, counted(others, "file"))
         warn_of_leftovers(self.root, [os.path.relpath(path, self.root) for path in left])
         if empty:
-            log.warning("%s: %d folders hold no image and are no classes: %s", self.root, len(empty), empty[:6])
+            log.warning("%s: no class of %s without an image: %s", self.root, counted(len(empty), "folder"), empty[:6])
         loose = [name for name in loose if is_image_name(name)]
         if loose:
             log.warning(
-                "%s: ignored %d images that lie in no class folder, %s the first", self.root, len(loose), min(loose)
+                "%s: ignored %s in no class folder, %s the first", self.root, counted(len(loose), "image"), min(loose)
             )
 
 

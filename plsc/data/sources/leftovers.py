@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plsc.utils.files import reading_error
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -77,12 +78,11 @@ def warn_of_leftovers(
     if paths:
         names = collections.Counter(next(filter(is_leftover, path.split("/"))) for path in sorted(paths))
         log.warning(
-            "%s: ignored %d files and folders that are hidden or that other programs left behind: %s%s; the first is "
-            "%s. %s",
+            "%s: ignored %s, hidden or left behind by other programs: %s%s; the first is %s. %s",
             where,
-            len(paths),
+            counted(len(paths), "path"),
             ", ".join(f"{name} ({count})" for name, count in names.most_common(_MOST_NAMED)),
-            f" and {len(names) - _MOST_NAMED} other names" if len(names) > _MOST_NAMED else "",
+            f" and {counted(len(names) - _MOST_NAMED, 'other name')}" if len(names) > _MOST_NAMED else "",
             min(paths),
             remedy,
         )

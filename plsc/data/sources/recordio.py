@@ -20,6 +20,7 @@ from plsc.data.recordio import HEADER_SIZE, MAGIC, MAX_LABEL, MAX_LENGTH, FrameF
 from plsc.data.records import Labels, Record, Records
 from plsc.errors import DataError
 from plsc.utils.files import reading_error
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -81,10 +82,10 @@ class RecordIORecords(Records):
         self._num_classes = _read_property(self.path.parent / "property")
         if (self._num_classes or 0) > MAX_LABEL + 1:
             log.warning(
-                "%s: %d classes, but RecordIO's float32 labels are exact only to %d: larger ones may have "
+                "%s: %s, but RecordIO's float32 labels are exact only to %d: larger ones may have "
                 "been rounded when the file was written",
                 self.path,
-                self._num_classes,
+                counted(self._num_classes or 0, "class"),
                 MAX_LABEL,
             )
 
@@ -232,7 +233,7 @@ class RecordIORecords(Records):
                 self.path,
                 ends[gaps[0]],
                 nexts[gaps[0]],
-                f", and in {gaps.size - 1} more places" if gaps.size > 1 else "",
+                f", and in {counted(gaps.size - 1, 'more place')}" if gaps.size > 1 else "",
                 _WITHOUT_INDEX,
             )
 
@@ -252,7 +253,7 @@ class RecordIORecords(Records):
             if not recover:
                 raise damage
             self.damage = str(damage)
-            log.warning("%s; reading the %d records before it", damage, len(offsets))
+            log.warning("%s; reading what is before it: %s", damage, counted(len(offsets), "record"))
         self._note_missing_records(offsets)
         keys = self._words(offsets, 16).astype(np.int64) | self._words(offsets, 20).astype(np.int64) << 32
         is_structure = (self._words(offsets, 8) > 0) & (self._image_sizes(offsets) == 0)
@@ -262,16 +263,16 @@ class RecordIORecords(Records):
         if len(heads) != 1:
             if self.without_image:
                 log.warning(
-                    "%s: ignored %d records without an image, and there is no header record that says "
+                    "%s: ignored %s without an image, and there is no header record that says "
                     "how many images to expect",
                     self.path,
-                    self.without_image,
+                    counted(self.without_image, "record"),
                 )
             return
         head = unpack(self._frames.read(int(offsets[heads[0]])), f"{self.path}, the header record")
         stated = _to_class(head.labels, f"{self.path}, the header record") - 1
         if stated < MAX_LABEL and stated != len(self._offsets):
-            message = f"{self.path}: the header record says {stated} images, found {len(self._offsets)}"
+            message = f"{self.path}: the header record says {counted(stated, 'image')}, found {len(self._offsets)}"
             if not recover:
                 raise DataError(f"{message}: the set is not whole; recover=True reads what is there")
             self.damage = self.damage or message
@@ -292,8 +293,8 @@ class RecordIORecords(Records):
         lost = int((~np.isin(named, offsets)).sum())
         if lost and self.damage is None:
             self.damage = (
-                f"{self.path}: the index names {len(named)} records, of which {lost} were not found: the "
-                f"file is cut off, or the index belongs to another"
+                f"{self.path}: the index names {counted(len(named), 'record')}, {lost} of them not found: the file "
+                f" is cut off, or the index belongs to another"
             )
             log.warning("%s", self.damage)
 

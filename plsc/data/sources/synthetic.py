@@ -10,6 +10,7 @@ import numpy as np
 
 from plsc.data.records import Labels, Record, Records
 from plsc.errors import DataError
+from plsc.utils.plural import counted
 
 
 class SyntheticRecords(Records):
@@ -37,8 +38,8 @@ class SyntheticRecords(Records):
     def __init__(self, num_classes: int, num_images: int, *, image_size: int = 112, seed: int = 0) -> None:
         if min(num_classes, num_images, image_size) < 1 or max(num_classes, num_images) > 1 << 32 or seed < 0:
             raise DataError(
-                f"synthetic images: got {num_classes} classes, {num_images} images of {image_size} pixels, "
-                f"seed {seed}; expected 1 or more of each, 2^32 at most, and a seed of 0 or more"
+                f"synthetic images: got {counted(num_classes, 'class')}, {counted(num_images, 'image')} of "
+                f"{image_size} pixels, seed {seed}; expected 1 or more of each, 2^32 at most, and a seed of 0 or more"
             )
         self.num_classes: int = num_classes
         self.num_images, self.image_size, self.seed = num_images, image_size, seed

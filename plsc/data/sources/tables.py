@@ -27,6 +27,7 @@ from plsc.data.sources.string_table import StringTable, number_names
 from plsc.errors import DataError
 from plsc.utils.files import OpenFiles, text_lines
 from plsc.utils.lazy import require
+from plsc.utils.plural import counted
 
 IMAGE_COLUMNS = ("image", "image_path", "path", "file", "filename", "file_name", "img")
 LABEL_COLUMNS = ("label", "class", "class_id", "identity", "id", "target")
@@ -93,7 +94,7 @@ class CsvRecords(Records):
                 if len(row) != len(head) or not row[image].strip() or not row[label].strip():
                     raise DataError(
                         f"{self.path}, line {rows.line_num}: got {str(row)[:200]}, expected "
-                        f"{len(head)} fields as in the first line, with an image and a label"
+                        f"{counted(len(head), 'field')} as in the first line, with an image and a label"
                     )
                 if "\0" in row[image] or "\0" in row[label]:
                     raise DataError(
@@ -166,7 +167,7 @@ class ParquetRecords(Records):
             raise DataError(f"{self.describe(labels.index(None))} has no label")
         self.labels, self.class_names = _to_classes(labels, self.describe)
         self.num_classes = int(self.labels.max()) + 1
-        self.format = f"Parquet, {len(self.files)} files, {len(self._group_of)} row groups"
+        self.format = f"Parquet, {counted(len(self.files), 'file')}, {counted(len(self._group_of), 'row group')}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_groups": collections.OrderedDict(), "_lock": None}
@@ -215,7 +216,7 @@ class ParquetRecords(Records):
             table = self._open[number].read_row_group(inner, columns=[self._images_in[number]], use_threads=False)
             if table.num_rows != rows:
                 raise DataError(
-                    f"{self.files[number]}: row group {inner} has {table.num_rows} rows, expected {rows}, "
+                    f"{self.files[number]}: row group {inner} has {counted(table.num_rows, 'row')}, expected {rows}, "
                     f"as the file's end says: it is damaged"
                 )
         return table.column(0).combine_chunks()

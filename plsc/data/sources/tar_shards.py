@@ -30,6 +30,7 @@ from plsc.data.sources.reading import check_index
 from plsc.data.sources.string_table import StringTable
 from plsc.errors import DataError
 from plsc.utils.files import OpenFiles, map_file, reading_error
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -70,7 +71,7 @@ class TarRecords(Records):
         if not len(self._offsets):
             raise DataError(f"{self.path}: the shards hold no samples")
         self.num_classes = int(self.labels.max()) + 1
-        self.format = f"tar, WebDataset layout, {len(self.shards)} shards"
+        self.format = f"tar, WebDataset layout, {counted(len(self.shards), 'shard')}"
 
     def save_index(self) -> list[Path]:
         """Write the index of each shard beside it."""

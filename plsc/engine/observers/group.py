@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from plsc.distributed import watch
 from plsc.engine.observers import Observer, Run, Step
 from plsc.errors import ConfigError, TrainingError
 
@@ -64,6 +65,7 @@ class ObserverGroup:
 
     def _call(self, event: str, *arguments: Any) -> None:
         for observer in self._observers:
+            watch.phase(f"in {event} of the observer {type(observer).__qualname__}")
             try:
                 getattr(observer, event)(*arguments)
             except Exception as error:

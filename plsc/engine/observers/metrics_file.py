@@ -23,6 +23,7 @@ from plsc.engine.observers import Observer, Run, Step
 from plsc.utils.atomic import write_file
 from plsc.utils.files import sync
 from plsc.utils.json_text import to_json
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -107,10 +108,10 @@ def _supersede(path: Path, last_step: int) -> list[bytes]:
             file.writelines(moved)
             sync(file)
         log.info(
-            "%s: training begins after step %d; moved %d lines of later steps, or damaged, to %s",
+            "%s: training begins after step %d; moved %s of later steps, or damaged, to %s",
             path,
             last_step,
-            len(moved),
+            counted(len(moved), "line"),
             SUPERSEDED_FILE,
         )
     with write_file(path) as file:

@@ -39,7 +39,7 @@ def test_an_inspection_tells_labels_beyond_the_stated_classes():
     source = Images()
     source.num_classes = 4
     found = inspect(source)
-    assert found.damage == "5 labels are beyond the 4 classes that the set states, the first 4 at image 4"
+    assert found.damage == "5 labels beyond the 4 classes that the set states, the first 4 at image 4"
     assert found.empty_classes == 0
 
 

@@ -33,7 +33,7 @@ def test_class_names_make_the_folders_and_are_kept_beside(tmp_path):
 def test_what_a_format_cannot_hold_is_refused_first(tmp_path):
     source = Images()
     source.num_classes = 7
-    with pytest.raises(DataError, match="2 of 7 classes have no image, and class folders cannot hold them"):
+    with pytest.raises(DataError, match="no image in 2 of 7 classes, which class folders cannot hold"):
         convert(source, tmp_path / "new", to="folders")
     labels = Images().labels
     mixed = ArrayRecords(PIXELS, labels)
@@ -89,7 +89,7 @@ def test_class_folders_that_would_lack_a_class_are_refused(tmp_path):
     folder = make_list(tmp_path / "set")
     for n in (2, 3):
         (folder / "images" / f"{n}.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match="1 classes have no image that could be read"):
+    with pytest.raises(DataError, match="no image could be read of 1 class,"):
         convert(open_records(folder), tmp_path / "out", to="folders", skip_bad_images=True)
 
 
@@ -131,7 +131,7 @@ def test_a_folder_that_is_emptied_is_no_class(tmp_path, monkeypatch):
         .replace('"position": 2', '"position": 1')
     )
     (tmp_path / "set" / "1.png").write_bytes(b"gone bad")
-    with pytest.raises(DataError, match="1 classes have no image"):
+    with pytest.raises(DataError, match="no image could be read of 1 class,"):
         convert(records, tmp_path / "out", to="folders", skip_bad_images=True)
 
 

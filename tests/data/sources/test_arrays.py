@@ -68,7 +68,7 @@ def test_arrays_are_read_by_memory_map(tmp_path):
     [
         (np.zeros((2, 4, 4), np.uint8), [0, 1], r"the images are \[2, 4, 4\] of uint8, expected \[n, H, W, 3\]"),
         (np.zeros((2, 4, 4, 3), np.float32), [0, 1], "of float32, expected"),
-        (np.zeros((2, 4, 4, 3), np.uint8), [0], "2 images and 1 labels"),
+        (np.zeros((2, 4, 4, 3), np.uint8), [0], "2 images and 1 label, expected"),
         (np.zeros((0, 4, 4, 3), np.uint8), np.zeros(0, np.int64), "0 images and 0 labels"),
         (np.zeros((2, 4, 4, 3), np.uint8), [0.5, 1], "the labels are .* of float64, expected"),
         (np.zeros((2, 4, 4, 3), np.uint8), [0, -1], "label 1 is -1, expected 0 or more"),

@@ -30,8 +30,8 @@ def test_class_folders_through_links_and_what_lies_outside(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "plsc"):
         records = open_records(root)
     assert records.class_names == ["a", "b", "c"] and records.labels.tolist() == [0, 0, 1, 2]
-    assert "1 images that lie in no class folder, 3.PNG the first" in caplog.text
-    assert "1 folders hold no image and are no classes: ['empty']" in caplog.text
+    assert "1 image in no class folder, 3.PNG the first" in caplog.text
+    assert "no class of 1 folder without an image: ['empty']" in caplog.text
 
 
 def test_a_class_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
@@ -70,7 +70,7 @@ def test_what_other_programs_leave_behind_is_neither_class_nor_image(tmp_path, c
     records = open_records(root)
     assert (len(records), records.class_names) == (6, ["a", "b", "c"])
     assert (
-        f"{root}: ignored 4 files and folders that are hidden or that other programs left behind: "
+        f"{root}: ignored 4 paths, hidden or left behind by other programs: "
         f".ipynb_checkpoints (2), __MACOSX (1), ._0.png (1); the first is .ipynb_checkpoints. If one is a class, list"
     ) in caplog.text
 
@@ -88,7 +88,7 @@ def test_a_folder_of_another_program_is_no_class_at_any_depth(tmp_path, caplog, 
     (rubbish / "old.png").write_bytes(IMAGES[0])
     records = open_records(root)
     assert (records.class_names, records.labels.tolist()) == (["a", "b", "c"], LABELS)
-    assert f"ignored 1 files and folders that are hidden or that other programs left behind: {name} (1)" in caplog.text
+    assert f"ignored 1 path, hidden or left behind by other programs: {name} (1)" in caplog.text
 
 
 def test_a_hidden_image_is_ignored_and_other_hidden_files_are_not_worth_a_warning(tmp_path, caplog):
@@ -116,7 +116,7 @@ def test_more_kinds_of_leftovers_than_the_warning_names_are_counted(tmp_path, ca
     for number in range(9):
         (root / f".x{number}").mkdir()
     open_records(root)
-    assert "ignored 9 files and folders" in caplog.text and ".x5 (1) and 3 other names" in caplog.text
+    assert "ignored 9 paths, hidden" in caplog.text and ".x5 (1) and 3 other names" in caplog.text
 
 
 def test_a_root_of_nothing_but_leftovers_has_no_class(tmp_path):
@@ -177,4 +177,4 @@ def test_folders_below_class_folders_count_and_other_files_are_counted(tmp_path,
     records = FolderRecords(tmp_path)
     assert records.labels.tolist() == [0, 0, 1, 1, 1, 2, 2]
     assert records.class_names == ["a", "b", "c"]
-    assert "ignored 1 files" in caplog.text
+    assert "ignored 1 file without the suffix of an image" in caplog.text

@@ -160,7 +160,7 @@ def test_a_cut_file_names_the_offset_and_yields_what_lies_before(tmp_path):
 def test_a_file_cut_inside_its_last_record_fails_at_opening(tmp_path):
     path = write_rec(tmp_path / "train.rec", [b"x" * 100] * 3)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match="offset 264: the file ends 1 bytes too early"):
+    with pytest.raises(DataError, match="offset 264: the file ends 1 byte too early"):
         RecordIORecords(path)
     assert len(RecordIORecords(path, recover=True)) == 2
 
@@ -302,7 +302,7 @@ def test_a_rec_cut_between_two_records_is_damaged_by_its_index(tmp_path):
     os.truncate(folder / "train.rec", offsets[4])
     records = open_records(folder, recover=True)
     assert len(records) == 4
-    assert "names 6 records, of which 2 were not found" in records.damage
+    assert "names 6 records, 2 of them not found" in records.damage
     (folder / "train.idx").unlink()
     assert open_records(folder, recover=True).damage is None
 
@@ -326,7 +326,7 @@ def test_an_index_that_leaves_out_records_is_warned_of(rec, left_out, caplog):
     assert len(open_records(rec)) == len(IMAGES) - len(left_out)
     first = left_out[0]
     assert f"the index leaves out what lies from offset {offsets[first]} to {offsets[first + 1]}" in caplog.text
-    assert (", and in 1 more places" in caplog.text) == (len(left_out) > 1)
+    assert (", and in 1 more place" in caplog.text) == (len(left_out) > 1)
     assert caplog.text.count("leaves out") == 1
 
 

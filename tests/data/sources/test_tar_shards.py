@@ -105,7 +105,7 @@ def test_what_macos_packs_beside_the_files_is_no_sample(tmp_path, caplog):
     pack_tar(tmp_path / "a.tar", [*files, ("__MACOSX/0.png", IMAGES[1]), ("#recycle/1.png", IMAGES[2])])
     (tmp_path / "._a.tar").write_bytes(b"\0\5\x16\7")
     assert list(open_records(tmp_path)) == [(IMAGES[0], 3)]
-    assert "ignored 4 files and folders that are hidden or that other programs left behind: #recycle (1)" in caplog.text
+    assert "ignored 4 paths, hidden or left behind by other programs: #recycle (1)" in caplog.text
 
 
 @pytest.mark.parametrize("fields", [{"label": "3"}, {"label": 3.0}, {"label": None, "cls": 3}, {"cls": 3}])

@@ -1,0 +1,190 @@
+"""`plsc checkpoint`: list, inspect, verify, re-shard, merge, average and prune checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from plsc.cli.command import Command
+from plsc.errors import CheckpointError, ConfigError
+from plsc.utils.json_text import to_json
+from plsc.utils.logging import show_log
+
+app = typer.Typer(no_args_is_help=True, help="List, inspect, verify, re-shard, merge, average and prune checkpoints.")
+
+Root = Annotated[Path, typer.Argument(help="Folder of checkpoints.")]
+Source = Annotated[Path, typer.Argument(help="Checkpoint, or folder of checkpoints, of which the newest is taken.")]
+Target = Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command("list", cls=Command)
+def list_(root: Root = Path("output"), *, as_json: Json = False) -> None:
+    """Show the checkpoints of a folder, the oldest first. A damaged manifest is named; tensors are not read."""
+    from plsc.checkpoint import list_checkpoints
+
+    _check_root(root)
+    found = [_row(path) for path in list_checkpoints(root)]
+    if as_json:
+        print(to_json(found, indent=1))
+        return
+    for row in found:
+        if "error" in row:
+            print(f"{row['path']}: {row['error']}")
+        else:
+            digests = "" if row["has_digests"] else ", no digests"
+            print(
+                f"{row['path']}: epoch {row['epoch']}, step {row['step']}, {_size(row['bytes'])}, {row['ranks']} "
+                f"ranks{digests}"
+            )
+
+
+@app.command(cls=Command)
+def inspect(source: Source, *, as_json: Json = False) -> None:
+    """Show what a checkpoint says of its run, and its tensors. No tensor is read."""
+    from plsc.checkpoint.tools import summarize
+
+    found = summarize(source)
+    if as_json:
+        print(to_json(dataclasses.asdict(found), indent=1))
+        return
+    print(f"{found.path}: epoch {found.epoch}, step {found.step}, {_size(found.bytes)}, {found.ranks} ranks")
+    for key, value in found.about.items():
+        print(f"  {key}: {to_json(value, ensure_ascii=False)}")
+    for tensor in found.tensors:
+        parts = f", {tensor.parts} parts" if tensor.parts != 1 else ""
+        print(f"  {tensor.name}: {tensor.shape} of {tensor.dtype}{parts}")
+
+
+@app.command(cls=Command)
+def verify(
+    source: Annotated[Path, typer.Argument(help="Checkpoint, or folder of checkpoints, of which all are read.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Read a checkpoint whole and compare it with its digests. Exits with 1 if anything is damaged."""
+    from plsc.checkpoint.tools import find_damage
+
+    show_log(is_main=True)
+    damages = find_damage(source)
+    if as_json:
+        print(to_json({path: {"sound": not found, "damages": found} for path, found in damages.items()}, indent=1))
+    else:
+        for path, found in damages.items():
+            print("\n".join(found) if found else f"{path}: sound")
+    if any(damages.values()):
+        raise typer.Exit(1)
+
+
+@app.command(cls=Command)
+def reshard(
+    source: Source,
+    target: Target,
+    *,
+    ranks: Annotated[int, typer.Option(min=1, help="Number of ranks that the class centers are divided among.")],
+    as_json: Json = False,
+) -> None:
+    """Write a checkpoint as another number of ranks would have written it.
+
+    Training does not need this: any number of ranks resumes from any checkpoint. It saves ranks that read over a slow
+    network from reading rows that are not theirs.
+    """
+    from plsc.checkpoint.tools import reshard
+
+    _print_written(reshard(source, target, ranks=ranks), as_json)
+
+
+@app.command(cls=Command)
+def merge(source: Source, target: Target, *, as_json: Json = False) -> None:
+    """Write a checkpoint with every tensor whole in one file, under its own name, for other readers of safetensors.
+
+    It stays a checkpoint: training resumes from it, test and export take it.
+    """
+    from plsc.checkpoint.tools import reshard
+
+    _print_written(reshard(source, target, ranks=1), as_json)
+
+
+@app.command(cls=Command)
+def average(
+    sources: Annotated[list[Path], typer.Argument(help="Checkpoints of one run, two or more.")],
+    *,
+    to: Annotated[Path, typer.Option("--to", help="Folder to write; it must not exist yet.")],
+    as_json: Json = False,
+) -> None:
+    """Write the mean of the weights of several checkpoints, running statistics included, for test and export."""
+    from plsc.checkpoint.tools import average
+
+    _print_written(average(sources, to), as_json)
+
+
+@app.command(cls=Command)
+def prune(
+    root: Root,
+    *,
+    keep: Annotated[int, typer.Option(min=1, help="Number of newest checkpoints that stay.")],
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Delete. Without it, the command only says what it would do.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be deleted, as without --yes.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete all but the newest checkpoints of a folder; nothing without --yes, nor if the newest is damaged."""
+    from plsc.checkpoint import Checkpoint, delete_checkpoint, list_checkpoints
+
+    if yes and dry_run:
+        raise ConfigError("--yes deletes and --dry-run does not; expected one of them")
+    _check_root(root)
+    checkpoints = list_checkpoints(root)
+    doomed = checkpoints[:-keep]
+    if yes and doomed:
+        Checkpoint(checkpoints[-1]).verify()
+        for path in doomed:
+            try:
+                delete_checkpoint(path)
+            except OSError as error:
+                raise CheckpointError(f"{path}: cannot be deleted: {error}") from None
+    if as_json:
+        kept = [str(path) for path in checkpoints if path not in doomed]
+        print(to_json({"deleted" if yes else "would_delete": [str(path) for path in doomed], "kept": kept}, indent=1))
+        return
+    for path in doomed:
+        print(f"{path}: {'deleted' if yes else 'would be deleted'}")
+    if not doomed:
+        print(f"{root}: has {len(checkpoints)} checkpoints, nothing to delete")
+    elif not yes:
+        print("nothing was deleted: add --yes to delete")
+
+
+def _check_root(root: Path) -> None:
+    if not root.is_dir():
+        raise CheckpointError(f"{root}: no such folder; expected one that holds checkpoints (output)")
+
+
+def _row(path: Path) -> dict[str, Any]:
+    from plsc.checkpoint.tools import summarize
+
+    try:
+        found = summarize(path)
+    except CheckpointError as error:
+        return {"path": str(path), "error": str(error)}
+    return {key: getattr(found, key) for key in ("path", "epoch", "step", "bytes", "ranks", "has_digests")}
+
+
+def _print_written(folder: Path, as_json: bool) -> None:
+    from plsc.checkpoint.tools import summarize
+
+    found = summarize(folder)
+    if as_json:
+        print(to_json({"path": found.path, "bytes": found.bytes, "ranks": found.ranks}, indent=1))
+    else:
+        print(f"wrote {found.path}: {_size(found.bytes)}, {found.ranks} ranks")
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"

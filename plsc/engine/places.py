@@ -1,0 +1,140 @@
+"""The settings of a run with local paths in place of URLs: what they name is copied here, or written here first."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from plsc.config import Config
+from plsc.data.remote_data import fetch_data, fetch_set, fetch_sets
+from plsc.engine.uploads import Uploader, fetch_checkpoint, find_checkpoint
+from plsc.errors import DataError
+from plsc.remote.cache import Cache
+from plsc.remote.folder import RemoteFolder
+from plsc.remote.upload import upload_folder
+from plsc.utils.atomic import lock_folder
+from plsc.utils.locations import is_remote
+
+log = logging.getLogger("plsc")
+
+# The settings that a remote folder may stand in.
+PLACES = ("dataset_dir", "val_targets", "checkpoint_dir", "model_save_dir")
+
+
+def remote_settings(config: Config) -> dict[str, str]:
+    """The settings that name remote folders."""
+    values = {name: getattr(config, name) or "" for name in PLACES}
+    return {name: value for name, value in values.items() if any(map(is_remote, value.split(",")))}
+
+
+def places_of_training(config: Config) -> tuple[Config, Uploader | None]:
+    """The settings of a training run with local paths, and what uploads its checkpoints.
+
+    Data and checkpoint are copied to the cache, the checkpoint to the stage where it lies in the remote
+    `model_save_dir`: the run goes on there. Every rank may call this; one of a machine copies, the others wait.
+
+    Raises:
+        DataError, CheckpointError: something does not exist.
+        StorageError: a remote folder cannot be read, or does not fit into the cache.
+    """
+    remote, uploads, local = remote_settings(config), None, {}
+    if "model_save_dir" in remote:
+        url = remote["model_save_dir"]
+        stage = Path(config.stage_dir) if config.stage_dir else _stage_in_cache(config, url)
+        uploads = Uploader(url, stage, config=config, is_temporary=not config.stage_dir)
+        local["model_save_dir"] = str(stage)
+    if "checkpoint_dir" in remote:
+        local["checkpoint_dir"] = str(_checkpoint_to_resume(remote["checkpoint_dir"], config, uploads))
+    local.update(_places_of_data(config, remote, data=config.train_dataset is None and config.train_reader is None))
+    return config.model_copy(update=local), uploads
+
+
+def places_of_use(config: Config, *, sets: bool = False) -> Config:
+    """The settings of a verification, a prediction or an export with local paths.
+
+    The checkpoint is copied to the cache: that of `checkpoint_dir`, else the newest of `model_save_dir`. Training data
+    is not copied.
+
+    Args:
+        config: the settings.
+        sets: copy the verification sets.
+
+    Raises:
+        DataError, CheckpointError: something does not exist.
+        StorageError: a remote folder cannot be read, or does not fit into the cache.
+    """
+    remote, local = remote_settings(config), {}
+    url = config.checkpoint_dir or config.model_save_dir
+    if is_remote(url):
+        local["checkpoint_dir"] = str(fetch_checkpoint(url, cache_of(config)))
+    if sets:
+        local.update(_places_of_data(config, remote, data=False))
+    return config.model_copy(update=local)
+
+
+def export_place(url: str, config: Config, *, manifest: str, write: Callable[[Path], Any]) -> None:
+    """Let `write` write a local folder, and upload it to a remote one, the manifest last.
+
+    An earlier export there is copied here first, so that `write` treats it as it would a local one.
+
+    Args:
+        url: the remote folder.
+        config: names the cache.
+        manifest: the file that makes the folder count.
+        write: called with the local folder.
+
+    Raises:
+        StorageError: the remote folder cannot be read or written.
+    """
+    remote = RemoteFolder(url)
+    remote.check_writable()
+    place = _stage_in_cache(config, url)
+    (place / "lock").mkdir(parents=True, exist_ok=True)
+    # `write` may lock the folder that holds the one it writes.
+    with lock_folder(place / "lock", DataError):
+        folder = place / "export"
+        shutil.rmtree(folder, ignore_errors=True)
+        for name, file in remote.files().items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            remote.fetch(name, folder / name, file.size)
+        write(folder)
+        upload_folder(folder, remote, last=manifest)
+        shutil.rmtree(folder)
+
+
+def cache_of(config: Config) -> Cache:
+    """The cache that the settings describe."""
+    return Cache(config.cache_dir, config.cache_gb)
+
+
+def _stage_in_cache(config: Config, url: str) -> Path:
+    """A local folder of its own for what is written before it is uploaded to `url`."""
+    return cache_of(config).folder / "staging" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:32]
+
+
+def _checkpoint_to_resume(url: str, config: Config, uploads: Uploader | None) -> Path:
+    if uploads is None:
+        return fetch_checkpoint(url, cache_of(config))
+    if url.rstrip("/") == uploads.remote.url.rstrip("/") and (newest := uploads.open_newest()) is not None:
+        return newest
+    folder, name = find_checkpoint(url)
+    if folder.url.rstrip("/") == uploads.remote.url.rstrip("/"):
+        return uploads.fetch(name)
+    return fetch_checkpoint(url, cache_of(config))
+
+
+def _places_of_data(config: Config, remote: dict[str, str], *, data: bool) -> dict[str, str]:
+    cache, local = cache_of(config), {}
+    names = config.val_names if config.with_test or not data else ()
+    if "dataset_dir" in remote:
+        url = remote["dataset_dir"]
+        here = [name for name in names if not is_remote(name)]
+        local["dataset_dir"] = str(fetch_data(url, cache, sets=here) if data else fetch_sets(url, cache, sets=here))
+    if "val_targets" in remote and names:
+        paths = [str(fetch_set(name, cache)) if is_remote(name) else name for name in names]
+        local["val_targets"] = ",".join(paths)
+    return local

@@ -1,0 +1,105 @@
+"""`plsc checkpoint`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from plsc.checkpoint import Checkpoint, Part, save_checkpoint
+from plsc.cli.main import main
+from plsc.distributed.collectives import Collectives
+from plsc.utils.ranges import shard_ranges
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """`plsc checkpoint ...` in this process; returns its output, as an object where --json is given."""
+
+    def call(*arguments, status=0):
+        monkeypatch.setattr(sys, "argv", ["plsc", "checkpoint", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        assert (end.value.code or 0) == status, out + err
+        return json.loads(out) if "--json" in arguments else out + err
+
+    return call
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three checkpoints of two ranks."""
+    for epoch in range(3):
+        parts = [Part("backbone.w", np.full([2, 2], epoch, np.float32))]
+        for rows in shard_ranges(5, 2):
+            parts.append(Part("head.weight", np.full([rows.size, 4], epoch, "f4"), offset=rows.start, rows=5))
+        about = {"epoch": epoch + 1, "step": 10 * (epoch + 1)}
+        save_checkpoint(tmp_path / "output", str(epoch), parts=parts, about=about, collectives=Collectives())
+    return tmp_path / "output"
+
+
+def damage(folder):
+    file = folder / "classes-000000003.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+
+
+def test_list_and_inspect(run, root):
+    rows = run("list", root, "--json")
+    assert [(row["path"], row["epoch"], row["step"], row["ranks"]) for row in rows] == [
+        (str(root / str(epoch)), epoch + 1, 10 * (epoch + 1), 2) for epoch in range(3)
+    ]
+    (root / "1" / "manifest.json").write_text("{}")
+    lines = run("list", root).splitlines()
+    assert lines[0] == f"{root}/0: epoch 1, step 10, 0.00 MiB, 2 ranks"
+    assert lines[1].startswith(f"{root}/1: {root}/1/manifest.json: not a checkpoint's manifest")
+    found = run("inspect", root, "--json")
+    assert found["path"] == str(root / "2") and found["has_digests"] and found["about"] == {"epoch": 3, "step": 30}
+    assert found["tensors"][1] == {"name": "head.weight", "shape": [5, 4], "dtype": "float32", "parts": 2}
+    assert "head.weight: [5, 4] of float32, 2 parts" in run("inspect", root / "0")
+
+
+def test_list_of_no_folder(run, tmp_path):
+    assert "none: no such folder; expected one that holds checkpoints" in run("list", tmp_path / "none", status=1)
+    assert run("list", tmp_path, "--json") == []
+
+
+def test_verify_names_what_is_damaged(run, root):
+    assert run("verify", root).splitlines() == [f"{root}/{epoch}: sound" for epoch in range(3)]
+    damage(root / "1")
+    assert "classes-000000003.safetensors: tensor 'head.weight', rows 3 to 5, differs" in run("verify", root, status=1)
+    found = run("verify", root, "--json", status=1)
+    assert [entry["sound"] for entry in found.values()] == [True, False, True]
+    assert run("verify", root / "2", "--json") == {str(root / "2"): {"sound": True, "damages": []}}
+    assert "does not exist" in run("verify", root / "9", status=1)
+
+
+def test_reshard_and_merge(run, root, tmp_path):
+    found = run("reshard", root, tmp_path / "three", "--ranks", 3, "--json")
+    assert (found["path"], found["ranks"]) == (str(tmp_path / "three"), 3)
+    assert "wrote" in run("merge", tmp_path / "three", tmp_path / "whole")
+    merged = load_file(tmp_path / "whole" / "classes-000000000.safetensors")
+    np.testing.assert_array_equal(merged["head.weight"], np.full([5, 4], 2, "f4"))
+    assert "whole exists and is never overwritten" in run("merge", root, tmp_path / "whole", status=1)
+
+
+def test_average(run, root, tmp_path):
+    run("average", root / "0", root / "1", "--to", tmp_path / "mean")
+    np.testing.assert_array_equal(Checkpoint(tmp_path / "mean").read("backbone.w"), np.full([2, 2], 0.5))
+
+
+def test_prune_deletes_only_when_asked(run, root):
+    for flags in ((), ("--dry-run",)):
+        output = run("prune", root, "--keep", 1, *flags)
+        assert f"{root}/1: would be deleted" in output and "nothing was deleted: add --yes to delete" in output
+    assert len(run("list", root, "--json")) == 3
+    assert "expected one of them" in run("prune", root, "--keep", 1, "--yes", "--dry-run", status=1)
+    found = run("prune", root, "--keep", 2, "--yes", "--json")
+    assert found == {"deleted": [str(root / "0")], "kept": [str(root / "1"), str(root / "2")]}
+    damage(root / "2")
+    assert "differs from what was written" in run("prune", root, "--keep", 1, "--yes", status=1)
+    assert sorted(path.name for path in root.iterdir()) == ["1", "2"]
+    assert "nothing to delete" in run("prune", root, "--keep", 2, "--yes")
