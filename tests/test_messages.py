@@ -10,6 +10,7 @@ import pytest
 import typer.main
 
 from plsc import Config, Entry
+from plsc.cli.launch import PADDLE_FLAGS, RARE_FLAGS
 from plsc.cli.main import app
 from plsc.serving.settings import ServeSettings
 from plsc.utils.hints import argument, command_line, flag_of, setter
@@ -36,6 +37,8 @@ COMMANDS = {
     for path, command in leaves(typer.main.get_command(app))
 }
 FLAGS = {flag for flags in COMMANDS.values() for flag in flags if flag.startswith("--")}
+# Paddle's launcher has these, too, under which the reader's ranks run.
+FLAGS -= {f"--{name}" for name in (*PADDLE_FLAGS, *RARE_FLAGS)}
 
 
 def docstrings(tree):

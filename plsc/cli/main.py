@@ -13,9 +13,11 @@ from plsc.cli.checkpoint import app as checkpoint_app
 from plsc.cli.command import Command, tell
 from plsc.cli.data import app as data_app
 from plsc.cli.gallery import app as gallery_app
+from plsc.cli.launch import LaunchCommand, launch
 from plsc.cli.serve import serve
 from plsc.cli.settings import SettingsCommand, make_entry, with_settings
 from plsc.config import Config
+from plsc.distributed.launching.reports import report_end
 from plsc.errors import ConfigError, PLSCError
 from plsc.utils.json_text import to_json
 from plsc.utils.logging import guard_standard_error, guard_standard_output
@@ -29,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train classifiers whose last layer has too many classes for one device; verify, export and serve them. "
     "On several ranks:\n\n"
-    "python -m paddle.distributed.launch --nproc_per_node 2 $(which plsc) train ...",
+    "plsc launch --nproc_per_node 2 plsc train ...",
 )
 
 
@@ -99,6 +101,7 @@ def embed(
     tell(f"{output}: {embeddings.shape[0]} embeddings of {embeddings.shape[1]}")
 
 
+app.command(cls=LaunchCommand, context_settings={"allow_interspersed_args": False})(launch)
 app.command(cls=SettingsCommand)(serve)
 app.add_typer(gallery_app, name="gallery")
 app.add_typer(data_app, name="data")
@@ -136,8 +139,9 @@ def main() -> None:
     try:
         app()
     except PLSCError as error:
+        report_end(error)
         print(f"plsc: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(getattr(error, "code", 1))  # `NotSavedError` has a status of its own
 
 
 if __name__ == "__main__":

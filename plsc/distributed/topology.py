@@ -14,6 +14,8 @@ from plsc.utils.lazy import require_paddle
 log = logging.getLogger("plsc")
 
 _RANK_TIMEOUT = 10.0  # minutes
+# Paddle's launcher leaves these out of a rank's environment where they are too long, and writes them to a file.
+LONG_VARIABLES = ("TRAINER_IP_PORT_LIST", "PADDLE_TRAINER_ENDPOINTS")
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,13 @@ def _command_of_parent() -> list[str]:
         return Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
     except (OSError, UnicodeDecodeError):
         return []
+
+
+def rank_in_environment(environment: bytes) -> tuple[int, int] | None:
+    """(rank, rank on its machine) in the environment of a process as /proc shows it; None where it is no rank."""
+    variables = dict(entry.partition(b"=")[::2] for entry in environment.split(b"\0"))
+    ranks = [variables.get(name, b"") for name in (b"PADDLE_TRAINER_ID", b"PADDLE_RANK_IN_NODE")]
+    return (int(ranks[0]), int(ranks[1])) if all(rank.isdigit() for rank in ranks) else None
 
 
 def devices_asked_of_launcher(command: list[str] | None = None) -> tuple[str, int] | None:

@@ -26,6 +26,7 @@ from plsc.data.transforms import normalize
 from plsc.distributed import watch
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
+from plsc.distributed.launching.reports import report_uncaught
 from plsc.distributed.replica import Replica
 from plsc.distributed.topology import init_topology, is_restart
 from plsc.engine.about import METRICS, About, read_metrics, saved_results, saved_settings, write_metrics
@@ -48,6 +49,7 @@ from plsc.engine.evaluator import check_verification_sets, evaluate
 from plsc.engine.judge import Judge, Made, Place
 from plsc.engine.observers import Observer, Run, Step, TrainingClock, Values
 from plsc.engine.observers.group import ObserverGroup
+from plsc.engine.observers.launch_report import LaunchReport
 from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
 from plsc.engine.optimizer import NamedOptimizer
@@ -146,6 +148,7 @@ class Trainer:
     ) -> None:
         if not isinstance(config, Config):
             raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
+        report_uncaught()
         self._stop = StopRequest()
         self._held = contextlib.ExitStack()  # what is given back where this trainer goes
         weakref.finalize(self, self._held.close)
@@ -235,7 +238,7 @@ class Trainer:
             self.config = self.config.model_copy(update={"model": check_model(backbone)})
         paddle.seed(self.config.seed)
         self.backbone = build_backbone(self.config)
-        self.observers = ObserverGroup([Progress(), MetricsFile(), *observers], self.topology.is_main)
+        self.observers = ObserverGroup([Progress(), MetricsFile(), LaunchReport(), *observers], self.topology.is_main)
 
     def _make_head(self, head: Head | None) -> None:
         """Make the head, unless it is given, and the optimizers. Only this rank's memory may not hold them."""

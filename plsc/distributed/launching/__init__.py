@@ -1,0 +1,6 @@
+"""`plsc launch`: `paddle.distributed.launch` with restarts, orderly signals, private logs, the first cause at the end.
+
+`launcher.py` decides when to start again, `attempt.py` is one start of Paddle's launcher, `processes.py` finds its
+ranks, `logs.py` is the folder of the logs, `reports.py` is what ranks tell about themselves, and `causes.py` finds the
+first cause.
+"""
