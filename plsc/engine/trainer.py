@@ -204,11 +204,11 @@ class Trainer:
         self.epoch, self.step_in_epoch, self.step = 0, 0, 0
         self._epoch_began_at = 0  # the step
         self._results: dict[str, float] = {}
+        self._resumed_from: Path | None = None
         self._averaged_step: int | None = None
         self._verified_step: int | None = None
         self._metrics: dict[int, dict[str, float]] = {}  # found at steps whose checkpoint is not complete yet
         self._to_verify: About | None = None
-        self._resumed_from: Path | None = None
         self._saver = Saver(config, self.collectives, uploads=self._uploads)
         self._save_again: Callable[[], None] = lambda: None
         self._run = self.collectives.gather_objects(secrets.token_hex(8))[0]
