@@ -194,6 +194,7 @@ class Trainer:
         agree_on_images(self.loader, self.collectives)
         config = self.config
         self.network = Replica(self.backbone, self.collectives)
+        self._saver = Saver(config, self.collectives, uploads=self._uploads)
         agree(lambda: self._make_head(head), self.collectives, error=ConfigError)
         self.precision = Precision(config, self.topology)
         self.verification_sets = open_verification_sets(config, self.collectives) if config.with_test else []
@@ -209,7 +210,6 @@ class Trainer:
         self._verified_step: int | None = None
         self._metrics: dict[int, dict[str, float]] = {}  # found at steps whose checkpoint is not complete yet
         self._to_verify: About | None = None
-        self._saver = Saver(config, self.collectives, uploads=self._uploads)
         self._save_again: Callable[[], None] = lambda: None
         self._run = self.collectives.gather_objects(secrets.token_hex(8))[0]
         if saved is not None:
@@ -253,8 +253,8 @@ class Trainer:
             head=self.head,
             loader=self.loader,
             collectives=self.collectives,
-            notices=self._notices,
-            settle=lambda: self._saver.finish(),
+            notices=functools.partial(_notices, self._saver, self._stop),
+            settle=self._saver.finish,
         )
 
     def _facts(self, saved: checkpoint.Checkpoint | None, head: Head | None) -> dict[str, object]:
@@ -441,10 +441,6 @@ class Trainer:
         if isinstance(self.loader, TrainLoader) and self.step_in_epoch == self.steps_per_epoch:
             return False
         return self.config.test_period > 0 and self.step % self.config.test_period == 0
-
-    def _notices(self) -> Notices:
-        """What this rank tells the others with the verdict on a step."""
-        return self._saver.notices()._replace(stop=float(self._stop.name is not None))
 
     def _heed(self) -> bool:
         """Heed the verdict on the last step, and what ranks told each other with it; returns whether to stop."""
@@ -789,3 +785,8 @@ class Trainer:
 def _with_environment(config: Config) -> Config:
     """The settings, with `auto_resume` where the environment asks for it."""
     return config.model_copy(update={"auto_resume": True}) if is_restart() else config
+
+
+def _notices(saver: Saver, stop: StopRequest) -> Notices:
+    """What this rank tells the others with the verdict on a step."""
+    return saver.notices()._replace(stop=float(stop.name is not None))
