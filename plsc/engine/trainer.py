@@ -201,6 +201,7 @@ class Trainer:
         self.steps_per_epoch = count_steps_per_epoch(self.loader, self.global_batch)
         self.epoch, self.step_in_epoch, self.step = 0, 0, 0
         self._epoch_began_at = 0  # the step
+        self._resumed_from: Path | None = None
         self._results: dict[str, float] = {}
         self._averaged_step: int | None = None
         self._verified_step: int | None = None
