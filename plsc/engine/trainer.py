@@ -207,7 +207,7 @@ class Trainer:
         self._verified_step: int | None = None
         self._metrics: dict[int, dict[str, float]] = {}  # found at steps whose checkpoint is not complete yet
         self._to_verify: About | None = None
-        self._saver = Saver(config, self.collectives, uploads=self._uploads)
+        self._saver = Saver(config, self.collectives, uploads=self._uploads, lock=self._lock)
         self._save_again: Callable[[], None] = lambda: None
         self._run = self.collectives.gather_objects(secrets.token_hex(8))[0]
         if saved is not None:
