@@ -19,6 +19,7 @@ from plsc.checkpoint.finite import check_finite
 from plsc.checkpoint.layout import MANIFEST, MODEL_FILE, list_checkpoints
 from plsc.checkpoint.manifest import FileEntry, PartEntry, TensorEntry, read_manifest
 from plsc.checkpoint.safetensors_file import DTYPES, Place, parse_header, read_header
+from plsc.distributed import watch
 from plsc.distributed.agreement import explain
 from plsc.errors import CheckpointError, PLSCError
 from plsc.utils.artifacts import recognize
@@ -342,6 +343,7 @@ class _OpenPart:
             CheckpointError: they are damaged.
         """
         entry, part = self._entry, self._part
+        watch.phase(f"reading the checkpoint {self._path.parent}")
         what = f"tensor '{self._name}', rows {block.start} to {block.stop}, "
         data = self._buffer[: block.size * entry.row_bytes]
         with reading(self._path, what):

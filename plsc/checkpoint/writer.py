@@ -28,6 +28,7 @@ from plsc.checkpoint.layout import INDEX, MANIFEST, MODEL_FILE
 from plsc.checkpoint.manifest import FORMAT, VERSION, FileEntry, Manifest, PartEntry, TensorEntry, seal
 from plsc.checkpoint.reader import Checkpoint, block_rows
 from plsc.checkpoint.safetensors_file import DTYPES, make_header, tensor_order
+from plsc.distributed import watch
 from plsc.distributed.agreement import agree, explain
 from plsc.distributed.collectives import Collectives
 from plsc.errors import CheckpointError, PLSCError
@@ -323,6 +324,7 @@ def _checked_blocks(part: Part, size: int) -> Iterator[NDArray[Any]]:
         CheckpointError: a number is not finite.
     """
     for start in range(0, part.num_rows, size):
+        watch.phase("writing a checkpoint")
         rows = part.read(start, min(start + size, part.num_rows))
         if part.is_finite:
             shown = rows if part.data.shape else rows.reshape(())
@@ -342,6 +344,7 @@ def _read_back(path: Path, digest: str) -> None:
     hasher, buffer = Hasher(), memoryview(bytearray(min(block_rows(1), path.stat().st_size)))
     with open(path, "rb", buffering=0) as file:
         while size := file.readinto(buffer):
+            watch.phase("reading back a checkpoint")
             hasher.update(buffer[:size])
     if hasher.hexdigest() != digest:
         raise CheckpointError(

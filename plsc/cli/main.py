@@ -141,7 +141,7 @@ def main() -> None:
     except PLSCError as error:
         report_end(error)
         print(f"plsc: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(getattr(error, "code", 1))  # `NotSavedError` has a status of its own
 
 
 if __name__ == "__main__":

@@ -73,15 +73,19 @@ class _Fault(NamedTuple):
 
 _doing = _Doing("starting", time.monotonic())
 _depth = 0  # of `watched` blocks
+_thread = 0  # that is in them
 _current: Watch | None = None
 
 
 def phase(text: str) -> None:
     """Say what this rank begins to do, for messages about a rank that hangs: "verifying lfw". It counts as progress.
 
-    What may take longer than `rank_timeout` must call this repeatedly. It takes less than a microsecond.
+    What may take longer than `rank_timeout` must call this repeatedly. It takes less than a microsecond. Calls in other
+    threads than that of the operation are passed over.
     """
     global _doing
+    if _depth and threading.get_ident() != _thread:
+        return
     _doing = _Doing(text, time.monotonic())
 
 
@@ -127,7 +131,10 @@ def watched() -> Iterator[None]:
     Raises:
         DistributedError: another rank had an exception first; also in place of the one that followed from it here.
     """
-    global _depth
+    global _depth, _thread
+    if not _depth:
+        _thread = threading.get_ident()
+        phase("starting")
     _depth += 1
     try:
         yield
@@ -442,7 +449,8 @@ class Watch:
 
     def _excuse(self, now: float) -> None:
         """After a pause of this process, begin anew to measure what all ranks do."""
-        phase(_doing.text)
+        global _doing
+        _doing = _Doing(_doing.text, now)
         self._heard = {rank: heard._replace(at=now) for rank, heard in self._heard.items()}
 
     def _end(self, text: str) -> NoReturn:

@@ -47,6 +47,8 @@ def places_of_training(config: Config) -> tuple[Config, Uploader | None]:
         stage = Path(config.stage_dir) if config.stage_dir else _stage_in_cache(config, url)
         uploads = Uploader(url, stage, config=config, is_temporary=not config.stage_dir)
         local["model_save_dir"] = str(stage)
+        if config.auto_resume:
+            uploads.open_newest()
     if "checkpoint_dir" in remote:
         local["checkpoint_dir"] = str(_checkpoint_to_resume(remote["checkpoint_dir"], config, uploads))
     local.update(_places_of_data(config, remote, data=config.train_dataset is None and config.train_reader is None))
@@ -119,12 +121,11 @@ def _stage_in_cache(config: Config, url: str) -> Path:
 def _checkpoint_to_resume(url: str, config: Config, uploads: Uploader | None) -> Path:
     if uploads is None:
         return fetch_checkpoint(url, cache_of(config))
-    if url.rstrip("/") == uploads.remote.url.rstrip("/") and (newest := uploads.open_newest()) is not None:
-        return newest
+    own = uploads.remote.url.rstrip("/")
+    if url.rstrip("/") == own and (uploads.open_newest() is not None or config.auto_resume):
+        return uploads.stage
     folder, name = find_checkpoint(url)
-    if folder.url.rstrip("/") == uploads.remote.url.rstrip("/"):
-        return uploads.fetch(name)
-    return fetch_checkpoint(url, cache_of(config))
+    return uploads.fetch(name) if folder.url.rstrip("/") == own else fetch_checkpoint(url, cache_of(config))
 
 
 def _places_of_data(config: Config, remote: dict[str, str], *, data: bool) -> dict[str, str]:

@@ -3,8 +3,8 @@
 A save goes through these phases, and ranks enter each together:
 
     begin      rank 0 makes the partial folder; each rank copies what it saves (the only wait of training)
-    writing    a thread on each rank writes the rank's files
-    naming     a thread on rank 0 reads all files back, gives the folder its name, and deletes the oldest checkpoints
+    writing    a thread on each rank writes the rank's files, and reads them back
+    naming     a thread on rank 0 gives the folder its name, and deletes the oldest checkpoints
 
 Ranks learn that a phase is over from numbers that travel with the verdict on each step (`Notices`), so that no rank
 waits for another one's disk. Where memory does not allow the copy, training waits while the threads read the tensors
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from plsc.checkpoint import NotFiniteError, Part, abandon, begin, complete, remove_leftovers, write_parts
 from plsc.config import Config
 from plsc.distributed import watch
-from plsc.distributed.agreement import agree, explain
+from plsc.distributed.agreement import agree, explain, on_all_ranks
 from plsc.distributed.collectives import Collectives
 from plsc.engine.observers import Step
 from plsc.engine.retention import prune
@@ -45,7 +45,7 @@ log = logging.getLogger("plsc")
 # Seconds from a save that failed to the next try.
 _RETRY_SECONDS = 60.0
 # Seconds between the tries at the end of a run: half an hour in all.
-_LAST_PAUSES = (5, 15, 40, 60, 120, 180, 300, 300, 300, 480)
+LAST_PAUSES = (5, 15, 40, 60, 120, 180, 300, 300, 300, 480)
 # The same where a signal asked to stop: what sent it kills after a while.
 STOP_PAUSES = (2, 5)
 # Seconds after which a rank that waits says so.
@@ -228,18 +228,18 @@ class Saver:
             failed = self.collectives.gather_objects(save.failure is not None)
             self._enter_next_phase(save, failed=any(failed))
 
-    def insist(self, again: Callable[[], None], pauses: Sequence[float] = _LAST_PAUSES) -> None:
+    def insist(self, again: Callable[[], None], pauses: Sequence[float] | None = None) -> None:
         """Wait for the save under way; where it failed, try again after each pause.
 
         Args:
             again: starts the save once more.
-            pauses: seconds between tries.
+            pauses: seconds between tries; by default half an hour in all.
 
         Raises:
             NotSavedError: no try succeeded.
         """
         self.finish()
-        for pause in pauses:
+        for pause in LAST_PAUSES if pauses is None else pauses:
             if not self.failure:
                 return
             if self.collectives.topology.is_main:
@@ -248,7 +248,7 @@ class Saver:
             again()
             self.finish()
         if self.failure:
-            raise NotSavedError(f"{self.failure}; no further try")
+            raise on_all_ranks(NotSavedError(f"{self.failure}; no further try"))
 
     def take_completed(self) -> list[tuple[Step, Path]]:
         """The last step and the folder of each checkpoint that has got its name since the last call."""
@@ -343,7 +343,7 @@ class Saver:
             rank, (is_fatal, reason) = next((rank, found) for rank, found in enumerate(failures) if found is not None)
             reason = f"rank {rank}: {reason}" if topology.world_size > 1 else reason
             if is_fatal:
-                raise CheckpointError(f"the checkpoint {save.folder} was not written: {reason}")
+                raise on_all_ranks(CheckpointError(f"the checkpoint {save.folder} was not written: {reason}"))
             self._note_failure(save, reason)
         elif not save.is_naming:
             save.is_naming, save.thread = True, None

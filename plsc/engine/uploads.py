@@ -359,7 +359,7 @@ class Uploader:
             self._doomed = self._doomed[len(doomed) :]
 
     def _superseded_of_earlier_runs(self, doomed: list[str]) -> list[str]:
-        """The remote checkpoints that are no longer kept and are not in the stage, so that nothing else prunes them."""
+        """The remote checkpoints of this run that are no longer kept and are not in the stage, where it is pruned."""
         if not self._uploaded or not self._prunes:
             return []
         config, best = self._config, None
@@ -373,7 +373,13 @@ class Uploader:
         gone = superseded(
             whole, epochs=config.max_last_checkpoint_num, within=config.save_keep, every=config.keep_every, best=best
         )
-        return [path.name for path in gone if path.name not in self._uploaded and not (self.stage / path).exists()]
+        foreign = [path.name for path in gone if path.name not in self._uploaded and not (self.stage / path).exists()]
+        run = self._run_of(whole[-1].name) if foreign else ""
+        return [name for name in foreign if self._run_of(name) == run]
+
+    def _run_of(self, name: str) -> str:
+        about = json.loads(self.remote.read(f"{name}/{MANIFEST}"))["about"]
+        return str(about.get("run", ""))
 
     def _upload_run_files(self) -> None:
         for name in _RUN_FILES:

@@ -79,7 +79,7 @@ def read_model_card(directory: str | Path) -> ModelCard:
         StorageError: a remote folder cannot be read.
     """
     try:
-        location = keep_credentials(str(directory)) if isinstance(directory, str) else ""
+        location = keep_credentials(str(directory)) if isinstance(directory, (str, Path)) else ""
         directory = _fetch(location) if is_remote(location) else Path(directory)
     except TypeError:
         raise ServingError(

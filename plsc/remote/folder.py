@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import importlib.util
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -213,6 +214,9 @@ def _open(url: str, protocol: str) -> tuple[Any, str]:
         raise storage_error(error, url, "cannot be opened") from None
     if protocol in ("s3", "s3a"):
         system.retries = _S3FS_ATTEMPTS
+        # They say where credentials were found, which Paddle's handler of all logs would show in every run.
+        for library in map(logging.getLogger, ("aiobotocore", "botocore")):
+            library.setLevel(library.level or logging.WARNING)
     return system, str(root)
 
 

@@ -114,10 +114,11 @@ def test_ranks_and_their_readers_end_with_the_launcher(tmp_path):
     assert launcher.wait(120) == -signal.SIGKILL
     processes = [pid for rank in range(2) for pid in map(int, (tmp_path / f"pids{rank}").read_text().split())]
     assert len(processes) == 6
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 40
     while (left := [pid for pid in processes if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left
+    assert "saved" in (tmp_path / "log" / "workerlog.0").read_text()
 
 
 def test_a_process_that_is_stopped_has_not_ended_and_one_nobody_waited_for_has():

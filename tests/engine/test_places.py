@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import sys
 import uuid
@@ -98,6 +97,23 @@ def _fetched(url, tmp_path):
     return fetch_checkpoint(url, Cache(tmp_path / "looked at"))
 
 
+def test_the_same_command_begins_and_goes_on(entry, root, another_machine):
+    entry.set_auto_resume(True)
+    entry.set_model_save_dir(f"{root}/run")
+    for epochs in (1, 2):
+        entry.set_train_epochs(epochs)
+        entry.train()
+        another_machine()
+    folder = RemoteFolder(f"{root}/run")
+    assert list_remote_checkpoints(folder) == ["0", "1"]
+    assert "lfw/accuracy" in json.loads(folder.read("0/metrics.json"))
+    assert "lfw/accuracy" in json.loads(folder.read("1/metrics.json"))
+    entry.set_checkpoint_dir(f"{root}/new")
+    entry.set_model_save_dir(f"{root}/new")
+    entry.train()
+    assert list_remote_checkpoints(RemoteFolder(f"{root}/new")) == ["0", "1"]
+
+
 def test_a_checkpoint_of_another_remote_folder_is_resumed_from_the_cache(entry, root):
     entry.set_with_test(False)
     entry.set_model_save_dir(f"{root}/first")
@@ -169,7 +185,8 @@ def test_an_export_is_written_to_a_remote_folder_and_loaded_from_it(entry, data_
     assert entry.convert_for_prediction() == f"{root}/run/inference_model"
     image = data_dir / "images" / "00000000.png"
     expected = entry.predict([image])
-    np.testing.assert_allclose(plsc.load_inference_model(f"{root}/run").embed([image]), expected, atol=1e-5)
+    for location in (f"{root}/run", Path(f"{root}/run/inference_model")):  # at the command line it is a Path
+        np.testing.assert_allclose(plsc.load_inference_model(location).embed([image]), expected, atol=1e-5)
     # Again, over the earlier one; a file that the user added stays, and so do those of a stage.
     (tmp_path / "stage" / "export").mkdir(parents=True)
     (tmp_path / "stage" / "export" / "mine").write_text("mine")
@@ -290,7 +307,6 @@ def test_credentials_of_urls_are_used_and_reach_nothing_that_is_written(s3, data
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    logging.getLogger("botocore").setLevel(logging.INFO)
     script, secret = tmp_path / "train.py", s3.url.replace("://", f"://{KEY}:{SECRET}@")
     script.write_text(SECRETS)
     output = run([sys.executable, script, secret], cwd=tmp_path)[1]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import paddle
 import pytest
 
+import plsc
 from plsc import Config, DistributedError
 from plsc.distributed.topology import Topology
-from plsc.engine.rank_check import OWN_SETTINGS, check_ranks_agree, describe_object, describe_settings
+from plsc.engine import rank_check
+from plsc.engine.rank_check import OWN_SETTINGS, check_ranks_agree, describe_object, describe_program, describe_settings
 from plsc.losses.margins.combined import CombinedMargin
 from tests._support.ranks import launch
 
@@ -76,6 +79,17 @@ def outer(value):
 )
 def test_objects_are_described_alike_in_every_process(value, described):
     assert describe_object(value) == described
+
+
+def test_the_code_is_compared_not_its_version_alone(monkeypatch, tmp_path):
+    shutil.copytree(Path(rank_check.__file__).parents[1], tmp_path / "plsc", ignore=shutil.ignore_patterns("*.pyc"))
+    own = describe_program(Topology())["version of plsc"]
+    monkeypatch.setattr(rank_check, "__file__", str(tmp_path / "plsc" / "engine" / "rank_check.py"))
+    assert describe_program(Topology())["version of plsc"] == own
+    with open(tmp_path / "plsc" / "losses" / "fused.py", "a") as file:
+        file.write("# changed\n")
+    changed = describe_program(Topology())["version of plsc"]
+    assert changed != own and changed.startswith(plsc.__version__)
 
 
 # Case of the worker -> class of the error on both ranks, and words of its message.

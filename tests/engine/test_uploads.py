@@ -21,7 +21,7 @@ from plsc.checkpoint import MANIFEST, Checkpoint, Part, save_checkpoint
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine import uploads as uploads_module
-from plsc.engine.retention import METRICS
+from plsc.engine.about import METRICS
 from plsc.engine.uploads import Uploader, fetch_checkpoint, list_remote_checkpoints
 from plsc.errors import CheckpointError, StorageError
 from plsc.remote import retrying
@@ -45,10 +45,12 @@ def stage(tmp_path):
 def save(stage):
     """A function that writes a checkpoint to the stage."""
 
-    def write(name):
+    def write(name, run=""):
         data = np.full([100, 3], sum(map(ord, name)), np.float32)
         parts = [Part("weight", data, offset=0, rows=100), Part("scalar", np.array(1))]
-        return save_checkpoint(stage, name, parts=parts, about={"name": name}, collectives=Collectives(Topology()))
+        return save_checkpoint(
+            stage, name, parts=parts, about={"name": name, "run": run}, collectives=Collectives(Topology())
+        )
 
     return write
 
@@ -72,7 +74,7 @@ def test_what_is_uploaded_is_what_was_saved(url, stage, save, tmp_path):
             uploads.on_complete(save(name))
     assert list_remote_checkpoints(RemoteFolder(url)) == ["0", "1.20", "1"]
     found = Checkpoint(fetch_checkpoint(url, Cache(tmp_path / "cache")))
-    assert found.about == {"name": "1"}
+    assert found.about["name"] == "1"
     assert (found.read("weight") == ord("1")).all()
     assert fetch_checkpoint(f"{url}/0", Cache(tmp_path / "cache")).name == "0"
 
@@ -248,6 +250,17 @@ def test_checkpoints_of_earlier_runs_count_among_those_kept(url, stage, save, tm
         assert list_remote_checkpoints(RemoteFolder(url)) == ["0", "1", "2", "3", "4"]
         uploads.on_complete(other / "4")
     assert list_remote_checkpoints(RemoteFolder(url)) == ["3", "4"]
+
+
+def test_checkpoints_of_another_run_are_not_deleted(url, stage, save):
+    with Uploader(url, stage, config=Config()) as uploads:
+        uploads.on_complete(save("0", run="another"))
+        uploads.on_complete(save("1", run="this"))
+        uploads.on_complete(save("2", run="this"))
+    shutil.rmtree(stage)
+    with Uploader(url, stage, config=Config(max_last_checkpoint_num=1)) as uploads:
+        uploads.on_complete(save("3", run="this"))
+    assert list_remote_checkpoints(RemoteFolder(url)) == ["0", "3"]
 
 
 def test_the_best_checkpoint_of_earlier_runs_stays(url, stage, save, tmp_path, monkeypatch):

@@ -89,6 +89,7 @@ def test_the_clock_leaves_out_what_it_is_paused_for(monkeypatch):
 def test_an_observer_gets_every_event_in_order(entry):
     entry.set_train_epochs(2)
     entry.set_test_period(2)
+    entry.set_async_save(False)  # otherwise a checkpoint is complete some steps later
     events = Events()
     Trainer(entry.config, observers=[events]).train()
     steps = [("step", number, (number - 1) // 3) for number in range(1, 7)]
