@@ -25,13 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plsc.checkpoint import NotFiniteError, Part, abandon, begin, complete, write_parts
+from plsc.checkpoint import NotFiniteError, Part, abandon, begin, complete, remove_leftovers, write_parts
 from plsc.config import Config
 from plsc.distributed import watch
 from plsc.distributed.agreement import agree, explain, on_all_ranks
 from plsc.distributed.collectives import Collectives
 from plsc.engine.observers import Step
 from plsc.engine.retention import prune
+from plsc.engine.run_lock import RunLock
 from plsc.engine.snapshot import Snapshot
 from plsc.engine.uploads import Uploader
 from plsc.errors import CheckpointError, NotSavedError
@@ -109,6 +110,7 @@ class Saver:
         config: `model_save_dir`, and the settings of when to save and what to keep.
         collectives: over all ranks.
         uploads: copies checkpoints to a remote folder; None where `model_save_dir` is a local one.
+        lock: of `model_save_dir`, which may be removed or replaced while the run goes on.
 
     Attributes:
         saved_step: the last step that is in a checkpoint, or in one under way; None where there is none.
@@ -119,6 +121,7 @@ class Saver:
     config: Config
     collectives: Collectives
     uploads: Uploader | None = None
+    lock: RunLock | None = None
     saved_step: int | None = None
     failure: str = ""
     newest: Path | None = None
@@ -277,7 +280,11 @@ class Saver:
     def _begin(self, folder: Path, size: int) -> None:
         if not self.collectives.topology.is_main:
             return
+        if self.lock is not None:
+            self.lock.renew()
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if self.failure:  # what the disk would not let it remove then
+            remove_leftovers(folder.parent)
         _check_space(folder.parent, size)
         begin(folder)
 

@@ -194,7 +194,7 @@ class Trainer:
         agree_on_images(self.loader, self.collectives)
         config = self.config
         self.network = Replica(self.backbone, self.collectives)
-        self._saver = Saver(config, self.collectives, uploads=self._uploads)
+        self._saver = Saver(config, self.collectives, uploads=self._uploads, lock=self._lock)
         agree(lambda: self._make_head(head), self.collectives, error=ConfigError)
         self.precision = Precision(config, self.topology)
         self.verification_sets = open_verification_sets(config, self.collectives) if config.with_test else []
