@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +23,9 @@ from tests._support.ranks import ROOT, WORKERS
 _LONGEST = 300
 _CHECKPOINT = re.compile(r"[0-9]+(\.[0-9]+)?")
 # What a killed run may leave for the next start to remove.
-_LEFTOVERS = re.compile(r"\.plsc-lock|\.[0-9.]+\.plsc-partial|\.?\.plsc-trial(\.plsc-partial)?|\.metrics\.jsonl\.[0-9]+\.partial")
+_LEFTOVERS = re.compile(
+    r"\.plsc-lock|\.[0-9.]+\.plsc-partial|\.?\.plsc-trial(\.plsc-partial)?|\.metrics\.jsonl\.[0-9]+\.partial"
+)
 _FILES = {"metrics.jsonl", "metrics.superseded.jsonl"}
 
 
@@ -96,7 +97,11 @@ class StruckRun:
             worker = ["-m", *self._launcher, *flags, *worker]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PADDLE_", "PLSC_"))}
         environment.update(
-            PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", RUN=str(self.folder), ABOVE=str(os.getpid()), PYTHONUNBUFFERED="1"
+            PYTHONPATH=str(ROOT),
+            PYTHONUNBUFFERED="1",
+            OMP_NUM_THREADS="1",
+            RUN=str(self.folder),
+            ABOVE=str(os.getpid()),
         )
         with open(self.log, "ab") as log:
             log.write(f"\n== {moment}\n".encode())
@@ -134,9 +139,7 @@ class StruckRun:
             return
         names = [path.name for path in self.output.iterdir()]
         unknown = [
-            name
-            for name in names
-            if not (name in _FILES or _CHECKPOINT.fullmatch(name) or _LEFTOVERS.fullmatch(name))
+            name for name in names if not (name in _FILES or _CHECKPOINT.fullmatch(name) or _LEFTOVERS.fullmatch(name))
         ]
         assert not unknown, f"{unknown}; {self.told()}"
         found = list_checkpoints(self.output)
