@@ -298,8 +298,9 @@ class Saver:
         if self.lock is not None:
             self.lock.renew()
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if self.failure:  # what the disk would not let it remove then
-            remove_leftovers(folder.parent)
+        if self.failure:
+            with contextlib.suppress(OSError):  # what the disk would not let it remove then
+                remove_leftovers(folder.parent)
         _check_space(folder.parent, size)
         begin(folder)
 

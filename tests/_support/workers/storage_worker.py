@@ -1,4 +1,4 @@
-"""The training of train_worker.py on a disk that fails at a step and, unless told otherwise, works again at another.
+"""The training of train_worker.py on a disk that fails once it has a checkpoint, and works again five steps later.
 
 Arguments: the settings of train_worker.py as JSON; what is wrong with the disk, one of FAULTS; the mounted folder. At
 the end of the fault rank 0 prints "KEPT" and the names of the checkpoints, each verified.
@@ -17,7 +17,6 @@ from pathlib import Path
 from plsc.checkpoint import Checkpoint, list_checkpoints
 from plsc.engine import saver, trainer
 
-BEGINS, ENDS = 4, 8  # before these steps
 FAULT, DISK = sys.argv.pop(2), Path(sys.argv.pop(2))
 OUTPUT, REST = DISK / "output", DISK / "rest"
 RANK = int(os.environ.get("PADDLE_TRAINER_ID", "0"))
@@ -79,12 +78,15 @@ FAULTS = {
 
 
 def with_fault(real):
+    (begin, end), ends_at = FAULTS[FAULT], None
+
     @functools.wraps(real)
     def train_step(self, batch):
-        begin, end = FAULTS[FAULT]
-        if RANK == 0 and self.step + 1 == BEGINS:
+        nonlocal ends_at
+        if RANK == 0 and ends_at is None and list_checkpoints(OUTPUT):
+            ends_at = self.step + 5
             begin()
-        if RANK == 0 and end is not None and self.step + 1 == ENDS:
+        if RANK == 0 and end is not None and self.step == ends_at:
             names = [path.name for path in list_checkpoints(OUTPUT)]
             for name in names:
                 Checkpoint(OUTPUT / name).verify()
