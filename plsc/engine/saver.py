@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plsc.checkpoint import NotFiniteError, Part, abandon, begin, complete, remove_leftovers, write_parts
+from plsc.checkpoint import NotFiniteError, Part, abandon, begin, complete, is_written, remove_leftovers, write_parts
 from plsc.config import Config
 from plsc.distributed import watch
 from plsc.distributed.agreement import agree, explain, on_all_ranks
@@ -285,9 +285,11 @@ class Saver:
         if save is None or save.thread is None:
             return
         save.thread.join()
-        if save.failure is None and not save.is_naming and self.collectives.topology.is_main:
-            deadline = time.monotonic() + _RESCUE_SECONDS
-            save.run(lambda: self._name(save, deadline=deadline))
+        topology, deadline = self.collectives.topology, time.monotonic() + _RESCUE_SECONDS
+        if save.failure is None and not save.is_naming and topology.is_main:
+            while not is_written(save.folder, ranks=topology.world_size) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            save.run(lambda: self._name(save))
             save.thread.join()
 
     # Phases
@@ -341,7 +343,7 @@ class Saver:
             )
         return True
 
-    def _name(self, save: _Save, *, deadline: float | None = None) -> None:
+    def _name(self, save: _Save) -> None:
         complete(save.folder, save.about, ranks=self.collectives.topology.world_size)
         pruned = prune(self.config, newest=save.folder) if save.prunes else []
         if self.uploads is not None:
