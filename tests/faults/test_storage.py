@@ -59,7 +59,7 @@ def lines_of(output, begin):
 
 # A part of what the log says of each fault.
 MESSAGES = {
-    "full": "has 0 bytes of free space, and a checkpoint takes ",
+    "full": " of free space, and a checkpoint takes ",
     "full while it is written to": "No space left on device; free space there, or choose another ",
     "read-only": "Read-only file system",
     "removed": "the folder was removed or replaced meanwhile",
