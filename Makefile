@@ -38,7 +38,7 @@ soak: $(VENV)/.installed  ## stress models and other shared objects by threads a
 	OMP_NUM_THREADS=1 PLSC_SOAK_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m soak $(TESTS)
 
 faults: $(VENV)/.installed  ## kill and stop runs at 140 random moments, damage checkpoints and fill disks (quarter of an hour)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -s -m faults tests/faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m faults tests/faults
 
 bench: $(VENV)/.installed  ## measure the head beside the bare matrix products (five minutes)
 	$(BIN)/python benchmarks/head.py

@@ -228,27 +228,42 @@ class Saver:
             failed = self.collectives.gather_objects(save.failure is not None)
             self._enter_next_phase(save, failed=any(failed))
 
-    def insist(self, again: Callable[[], None], pauses: Sequence[float] | None = None) -> None:
-        """Wait for the save under way; where it failed, try again after each pause.
+    def insist(self, again: Callable[[], None], *, is_stopped: Callable[[], bool]) -> None:
+        """Wait for the save under way; where it failed, try again after each pause, for half an hour in all.
 
         Args:
             again: starts the save once more.
-            pauses: seconds between tries; by default half an hour in all.
+            is_stopped: whether a signal asked this rank to stop. Where it did on any rank, there are seconds left.
 
         Raises:
             NotSavedError: no try succeeded.
         """
         self.finish()
-        for pause in LAST_PAUSES if pauses is None else pauses:
-            if not self.failure:
-                return
+        pauses, hurries = iter(LAST_PAUSES), False
+        while self.failure:
+            if not hurries and self._is_any(is_stopped()):
+                pauses, hurries = iter(STOP_PAUSES), True
+            pause = next(pauses, None)
+            if pause is None:
+                reason = f"{self.failure}; no further try"
+                if self.collectives.topology.is_main:  # an exception that ends a process with a status says nothing
+                    log.error("%s", reason)
+                raise on_all_ranks(NotSavedError(reason))
             if self.collectives.topology.is_main:
                 log.error("the last checkpoint of this run is not written; the next try is in %g s", pause)
-            _sleep(pause)
+            self._pause(pause, is_stopped if not hurries else lambda: False)
             again()
             self.finish()
-        if self.failure:
-            raise on_all_ranks(NotSavedError(f"{self.failure}; no further try"))
+
+    def _pause(self, seconds: float, is_over: Callable[[], bool]) -> None:
+        """Sleep on all ranks in rounds, since a rank that waits for a disk does not hang, until it is over on any."""
+        while seconds > 0 and not self._is_any(is_over()):
+            watch.phase("waiting to save again")
+            time.sleep(min(seconds, _ROUND_SECONDS))
+            seconds -= _ROUND_SECONDS
+
+    def _is_any(self, flag: bool) -> bool:
+        return any(self.collectives.gather_objects(flag))
 
     def take_completed(self) -> list[tuple[Step, Path]]:
         """The last step and the folder of each checkpoint that has got its name since the last call."""
@@ -285,8 +300,9 @@ class Saver:
         if self.lock is not None:
             self.lock.renew()
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if self.failure:  # what the disk would not let it remove then
-            remove_leftovers(folder.parent)
+        if self.failure:
+            with contextlib.suppress(OSError):  # what the disk would not let it remove then
+                remove_leftovers(folder.parent)
         _check_space(folder.parent, size)
         begin(folder)
 
@@ -361,14 +377,6 @@ class Saver:
         self.saved_step, self._next_time = None, time.monotonic() + _RETRY_SECONDS
         if self.collectives.topology.is_main:
             log.error("%s; another try follows", self.failure)
-
-
-def _sleep(seconds: float) -> None:
-    """Sleep in rounds: a rank that waits for a disk does not hang."""
-    while seconds > 0:
-        watch.phase("waiting to save again")
-        time.sleep(min(seconds, _ROUND_SECONDS))
-        seconds -= _ROUND_SECONDS
 
 
 def _check_space(root: Path, size: int) -> None:

@@ -45,6 +45,10 @@ class StopRequest:
         self._when = 0.0
         self._at_once = False
 
+    def is_asked(self) -> bool:
+        """Whether there was a signal."""
+        return self.name is not None
+
     @contextlib.contextmanager
     def heeded(self, *, at_once: bool = False) -> Iterator[None]:
         """Heed signals within a `with` block; in other threads than the main one, Python lets no signal be heeded.

@@ -72,7 +72,7 @@ from plsc.engine.resume import (
     warn_of_other_steps,
 )
 from plsc.engine.run_lock import WAIT_SECONDS, RunLock
-from plsc.engine.saver import STOP_PAUSES, Notices, Saver
+from plsc.engine.saver import Notices, Saver
 from plsc.engine.schedules import build_schedule, try_schedule
 from plsc.engine.soundness import Evidence
 from plsc.engine.state import (
@@ -475,7 +475,7 @@ class Trainer:
             self._save_within_epoch(step)
         else:
             self.epoch, self.step_in_epoch, self._epoch_began_at = self.epoch + 1, 0, self.step
-            self._average_statistics(step)
+            self._average_statistics(step.number)
             self._save(step, self._name)
         if stops:
             self._leave(step)
@@ -484,7 +484,7 @@ class Trainer:
         finally:
             self._announce()
         if self.is_done:
-            self._saver.insist(self._save_again)
+            self._saver.insist(self._save_again, is_stopped=self._stop.is_asked)
             self._announce()
 
     def _leave(self, step: Step) -> NoReturn:
@@ -492,7 +492,7 @@ class Trainer:
         names = self.collectives.gather_objects(self._stop.name)
         if self._saver.saved_step != self.step:
             self._save_within_epoch(step)
-        self._saver.insist(self._save_again, STOP_PAUSES)
+        self._saver.insist(self._save_again, is_stopped=self._stop.is_asked)
         self._announce()
         rank, name = next((rank, name) for rank, name in enumerate(names) if name is not None)
         where = f" on rank {rank}" if len(names) > 1 else ""
@@ -510,13 +510,13 @@ class Trainer:
             return {}
         try:
             with self._clock.paused():
-                self._average_statistics(step)
+                self._average_statistics(step.number)
                 results = evaluate(
                     self.config,
                     self.backbone,
                     sets=self.verification_sets,
                     collectives=self.collectives,
-                    is_stopped=lambda: self._stop.name is not None,
+                    is_stopped=self._stop.is_asked,
                 )
         except PLSCError as error:  # on all ranks
             if self._saver.saved_step != step.number:
@@ -557,10 +557,10 @@ class Trainer:
         """Whether the running statistics of the last step were replaced by their average over ranks."""
         return self._averaged_step == self.step
 
-    def _average_statistics(self, step: Step) -> None:
+    def _average_statistics(self, step: int) -> None:
         """Once after a step, so that what is saved is what is verified: an average of equal numbers is rounded."""
-        if step.number != self._averaged_step:
-            self._averaged_step = step.number
+        if step != self._averaged_step:
+            self._averaged_step = step
             average_statistics(self.backbone, self.collectives)
 
     def _save_within_epoch(self, step: Step) -> None:
@@ -720,6 +720,9 @@ class Trainer:
             self._to_verify = about
         if about.averaged:
             self._averaged_step = self.step
+        elif metrics is not None and self._averaged_step is None:
+            # It was verified after it was saved: training went on with the average.
+            self._average_statistics(self.step)
         self._judge.started_from = f" since the run was resumed from {saved.path}"
         if self.topology.is_main:
             log.info("resumed from %s: %s done, step %d", saved.path, counted(self.epoch, "epoch"), self.step)
@@ -790,4 +793,4 @@ def _with_environment(config: Config) -> Config:
 
 def _notices(saver: Saver, stop: StopRequest) -> Notices:
     """What this rank tells the others with the verdict on a step."""
-    return saver.notices()._replace(stop=float(stop.name is not None))
+    return saver.notices()._replace(stop=float(stop.is_asked()))

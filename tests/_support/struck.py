@@ -98,10 +98,10 @@ class StruckRun:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PADDLE_", "PLSC_"))}
         environment.update(
             PYTHONPATH=str(ROOT),
+            PYTHONUNBUFFERED="1",
             OMP_NUM_THREADS="1",
             RUN=str(self.folder),
             ABOVE=str(os.getpid()),
-            PYTHONUNBUFFERED="1",
         )
         with open(self.log, "ab") as log:
             log.write(f"\n== {moment}\n".encode())

@@ -716,6 +716,18 @@ def test_a_verification_that_was_stopped_within_an_epoch_is_made_up_for(unbroken
 
 @pytest.mark.slow
 @pytest.mark.ranks
+def test_a_checkpoint_within_an_epoch_that_was_verified_later_goes_on_with_the_average(unbroken, tmp_path):
+    """It holds the running statistics of each rank, which the verification after it has averaged."""
+    status, output = launched(2, tmp_path, save_steps=2, async_save="off", die=["on_step", 4])
+    assert status != 0 and names(tmp_path / "output") == ["0.2"], output[-4000:]
+    assert (tmp_path / "output" / "0.2" / METRICS).is_file()
+    status, output = launched(2, tmp_path)
+    assert status == 0, output[-4000:]
+    assert_same(tensors(tmp_path / "output"), unbroken(2)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
 def test_on_two_ranks_a_checkpoint_that_one_of_them_finds_damaged_is_set_aside(unbroken, tmp_path):
     assert launched(2, tmp_path)[0] == 0
     shards = sorted((tmp_path / "output" / "1").glob("classes-*"))

@@ -259,3 +259,39 @@ def test_a_lock_file_that_cannot_be_opened_stops_the_run_before_its_first_step(e
     (tmp_path / "output" / LOCK_FILE).mkdir(parents=True)
     with pytest.raises(CheckpointError, match=r"\.plsc-lock: the folder cannot be locked for this run: Is a directory"):
         Trainer(entry.config)
+
+
+def test_a_folder_that_was_removed_is_made_and_locked_again(process, tmp_path, caplog):
+    root = tmp_path / "run" / "output"
+    lock = RunLock(root)
+    lock.hold(ALONE)
+    lock.is_running = True
+    lock.renew()
+    assert not caplog.text
+    shutil.rmtree(root.parent)
+    lock.renew()
+    assert json.loads((root / LOCK_FILE).read_text())["pid"] == os.getpid() and lock.is_running
+    assert f"{root}: the folder was removed or replaced meanwhile" in caplog.text
+    shutil.rmtree(root)
+    child, _ = process(root)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=f"another run saves into this folder now: process {child.pid} on"):
+            lock.renew()
+    lock.release()
+    assert (root / LOCK_FILE).exists()
+
+
+def test_a_folder_whose_disk_is_not_mounted_is_left_alone(tmp_path, monkeypatch):
+    root = tmp_path / "output"
+    lock = RunLock(root)
+    lock.hold(ALONE)
+    aside = root.rename(tmp_path / "aside")
+    with monkeypatch.context() as patched:
+        patched.setattr(run_lock, "_device_of", lambda folder: -1)
+        with pytest.raises(CheckpointError, match="its disk is not mounted; mount it again"):
+            lock.renew()
+        assert not root.exists()
+        shutil.copytree(aside, root)  # the same content, on a device of another number
+        lock.renew()
+    lock.release()
+    assert list(root.iterdir()) == []

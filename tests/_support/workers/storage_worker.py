@@ -1,7 +1,7 @@
-"""The training of train_worker.py on a disk that fails at a step and, unless told otherwise, works again at another.
+"""The training of train_worker.py on a disk that fails once it has a checkpoint, and works again five steps later.
 
-Arguments: the settings of train_worker.py as JSON; what is wrong with the disk, one of FAULTS; the mounted folder. Rank
-0 prints "BROKEN", then at the end of the fault "KEPT" and the names of the checkpoints, each verified.
+Arguments: the settings of train_worker.py as JSON; what is wrong with the disk, one of FAULTS; the mounted folder. At
+the end of the fault rank 0 prints "KEPT" and the names of the checkpoints, each verified.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 from plsc.checkpoint import Checkpoint, list_checkpoints
 from plsc.engine import saver, trainer
 
-BEGINS, ENDS = 4, 8  # before these steps
 FAULT, DISK = sys.argv.pop(2), Path(sys.argv.pop(2))
 OUTPUT, REST = DISK / "output", DISK / "rest"
 RANK = int(os.environ.get("PADDLE_TRAINER_ID", "0"))
@@ -68,6 +67,7 @@ def unmount():
 
 
 FAULTS = {
+    "none": (lambda: None, lambda: None),
     "full": (fill, empty),
     "full while it is written to": (fill_while_writing, empty),
     "full to the end": (fill, None),
@@ -78,13 +78,15 @@ FAULTS = {
 
 
 def with_fault(real):
+    (begin, end), ends_at = FAULTS[FAULT], None
+
     @functools.wraps(real)
     def train_step(self, batch):
-        begin, end = FAULTS[FAULT]
-        if RANK == 0 and self.step + 1 == BEGINS:
-            print("BROKEN", flush=True)
+        nonlocal ends_at
+        if RANK == 0 and ends_at is None and list_checkpoints(OUTPUT):
+            ends_at = self.step + 5
             begin()
-        if RANK == 0 and end is not None and self.step + 1 == ENDS:
+        if RANK == 0 and end is not None and self.step == ends_at:
             names = [path.name for path in list_checkpoints(OUTPUT)]
             for name in names:
                 Checkpoint(OUTPUT / name).verify()
@@ -97,5 +99,5 @@ def with_fault(real):
 
 trainer.Trainer.train_step = with_fault(trainer.Trainer.train_step)
 saver._RETRY_SECONDS = 0.0
-saver._LAST_PAUSES = (0.1, 0.1)
+saver.LAST_PAUSES = (0.1, 0.1)
 runpy.run_path(str(Path(__file__).with_name("train_worker.py")), run_name="__main__")

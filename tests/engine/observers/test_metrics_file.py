@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
 import shutil
 
 import paddle
 import pytest
 
 from plsc.distributed.collectives import Collectives
+from plsc.engine.observers import metrics_file
 from plsc.engine.observers.metrics_file import METRICS_FILE, SUPERSEDED_FILE
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.trainer import Trainer
@@ -170,3 +173,48 @@ def test_a_head_may_name_its_metrics_as_it_likes(logged, output):
     head = Named(config, Collectives(), make_optimizer=lambda named: NamedOptimizer(config, named))
     Trainer(config, head=head).train()
     assert steps(output) == [1, 2, 3] and read(output)[0]["acc1"] == 0.5
+
+
+def test_lines_wait_until_the_disk_takes_them(logged, output, monkeypatch, caplog):
+    append, calls = metrics_file._append, []
+
+    def fail_twice(path, data):
+        calls.append(data)
+        if len(calls) in (2, 3):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(path, data)
+
+    monkeypatch.setattr(metrics_file, "_append", fail_twice)
+    logged.train()
+    assert [(line["event"], line["step"]) for line in read(output)] == [
+        ("step", 1),
+        ("step", 2),
+        ("step", 3),
+        ("verify", 3),
+    ]
+    assert len(calls) == 4
+    assert caplog.text.count("metrics.jsonl: cannot be written: No space left on device; training goes on") == 1
+
+
+def test_lines_that_the_disk_never_takes_are_counted(logged, output, monkeypatch, caplog):
+    def fail(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(metrics_file, "_append", fail)
+    logged.train()
+    assert read(output) == []
+    assert "metrics.jsonl: 4 lines could not be written" in caplog.text
+
+
+def test_of_a_line_that_does_not_fit_nothing_is_left(tmp_path):
+    """The file may grow by five bytes."""
+    path = tmp_path / METRICS_FILE
+    metrics_file._append(path, b"first line\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+    try:
+        with pytest.raises(OSError):
+            metrics_file._append(path, b"second line\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"first line\n"
