@@ -36,7 +36,9 @@ RARE_FLAGS = (
     *("devices", "npus", "xpus", "selected_xpus", "legacy", "log_overwrite", "sort_ip", "enable_gpu_log", "run_mode"),
     *("auto_parallel_config", "auto_cluster_config", "auto_tuner_json", "max_restart", "elastic_level"),
     *("elastic_timeout", "servers", "trainers", "trainer_num", "server_num", "gloo_port", "with_gloo", "backend"),
-    *("cluster_topo_path", "rank_mapping_path", "enable_auto_mapping"),
+    *("cluster_topo_path", "rank_mapping_path", "enable_auto_mapping", "workers", "worker_num", "http_port"),
+    *("heter_workers", "heter_worker_num", "heter_devices", "coordinators", "coordinator_num"),
+    *("elastic_server", "elastic_pre_hook", "np", "scale", "force"),
 )
 _NUMBERS = ("nproc_per_node", "rank", "start_port")
 _PANEL = "Flags of paddle.distributed.launch"
