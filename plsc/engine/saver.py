@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from plsc.checkpoint import NotFiniteError, Part, abandon, begin, complete, write_parts
 from plsc.config import Config
 from plsc.distributed import watch
-from plsc.distributed.agreement import agree, explain
+from plsc.distributed.agreement import agree, explain, on_all_ranks
 from plsc.distributed.collectives import Collectives
 from plsc.engine.observers import Step
 from plsc.engine.retention import prune
@@ -45,10 +45,12 @@ log = logging.getLogger("plsc")
 _RETRY_SECONDS = 60.0
 # Seconds between the tries at the end of a run: half an hour in all.
 _LAST_PAUSES = (5, 15, 40, 60, 120, 180, 300, 300, 300, 480)
-# The same where a signal asked to stop: what sent it kills after a while.
-STOP_PAUSES = (2, 5)
+# The same once a signal has asked to stop: what sent it kills after a while.
+_STOP_PAUSES = (2, 5)
 # Seconds after which a rank that waits says so.
 _ROUND_SECONDS = 5.0
+# Seconds after which ranks that wait for the next try look for a signal.
+_LOOK_SECONDS = 1.0
 # Share of the free memory that a copy may take.
 _MOST_MEMORY = 0.8
 # Seconds that rank 0 waits for other ranks' files where an error has ended the run.
@@ -222,30 +224,44 @@ class Saver:
             while save.thread is not None and save.thread.is_alive():
                 save.thread.join(_ROUND_SECONDS)
                 watch.phase(f"writing the checkpoint {save.folder}")
-            failed = self.collectives.gather_objects(save.failure is not None)
-            self._enter_next_phase(save, failed=any(failed))
+            self._enter_next_phase(save, failed=self._is_any(save.failure is not None))
 
-    def insist(self, again: Callable[[], None], pauses: Sequence[float] = _LAST_PAUSES) -> None:
-        """Wait for the save under way; where it failed, try again after each pause.
+    def insist(self, again: Callable[[], None], *, is_stopped: Callable[[], bool]) -> None:
+        """Wait for the save under way; where it failed, try again for half an hour, or for seconds once a signal came.
 
         Args:
             again: starts the save once more.
-            pauses: seconds between tries.
+            is_stopped: whether a signal asked this rank to stop.
 
         Raises:
             NotSavedError: no try succeeded.
         """
         self.finish()
-        for pause in pauses:
-            if not self.failure:
-                return
+        pauses, hurries = list(_LAST_PAUSES), False
+        while self.failure and pauses:
+            if not hurries and self._is_any(is_stopped()):
+                pauses, hurries = list(_STOP_PAUSES), True
+            pause = pauses.pop(0)
             if self.collectives.topology.is_main:
                 log.error("the last checkpoint of this run is not written; the next try is in %g s", pause)
-            _sleep(pause)
+            self._wait(pause, until=(lambda: False) if hurries else is_stopped)
             again()
             self.finish()
         if self.failure:
-            raise NotSavedError(f"{self.failure}; no further try")
+            error = NotSavedError(f"{self.failure}; no further try")
+            log.error("%s", error)  # the process ends with a status and without a traceback
+            raise on_all_ranks(error)
+
+    def _is_any(self, flag: bool) -> bool:
+        """Whether it is so on any rank."""
+        return any(self.collectives.gather_objects(flag))
+
+    def _wait(self, seconds: float, *, until: Callable[[], bool]) -> None:
+        """Wait for the next try, or until something is so on any rank. A rank that waits for a disk does not hang."""
+        while seconds > 0 and not self._is_any(until()):
+            watch.phase("waiting to save again")
+            time.sleep(min(seconds, _LOOK_SECONDS))
+            seconds -= _LOOK_SECONDS
 
     def take_completed(self) -> list[tuple[Step, Path]]:
         """The last step and the folder of each checkpoint that has got its name since the last call."""
@@ -336,7 +352,7 @@ class Saver:
             rank, (is_fatal, reason) = next((rank, found) for rank, found in enumerate(failures) if found is not None)
             reason = f"rank {rank}: {reason}" if topology.world_size > 1 else reason
             if is_fatal:
-                raise CheckpointError(f"the checkpoint {save.folder} was not written: {reason}")
+                raise on_all_ranks(CheckpointError(f"the checkpoint {save.folder} was not written: {reason}"))
             self._note_failure(save, reason)
         elif not save.is_naming:
             save.is_naming, save.thread = True, None
@@ -352,14 +368,6 @@ class Saver:
         self.saved_step, self._next_time = None, time.monotonic() + _RETRY_SECONDS
         if self.collectives.topology.is_main:
             log.error("%s; another try follows", self.failure)
-
-
-def _sleep(seconds: float) -> None:
-    """Sleep in rounds: a rank that waits for a disk does not hang."""
-    while seconds > 0:
-        watch.phase("waiting to save again")
-        time.sleep(min(seconds, _ROUND_SECONDS))
-        seconds -= _ROUND_SECONDS
 
 
 def _check_space(root: Path, size: int) -> None:
