@@ -20,7 +20,7 @@ from plsc.engine import saver, stopping
 from plsc.engine.observers import Observer
 from plsc.engine.stopping import StopRequest
 from plsc.engine.trainer import Trainer
-from tests._support.ranks import ROOT, WORKERS
+from tests._support.ranks import ROOT, WORKERS, launch
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 
@@ -310,3 +310,23 @@ def test_a_signal_to_the_launcher_makes_all_ranks_save_the_same_step(number, tmp
     assert not list((tmp_path / "output").glob(".*"))
     for rank in range(2):
         assert "Traceback" not in (tmp_path / "log" / f"workerlog.{rank}").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    "way, error, code, words",
+    [
+        ("signal", "Interrupted", 75, "stopped by SIGUSR1 before the first step"),
+        ("disk", "NotSavedError", 74, "No space left on device; no further try"),
+    ],
+)
+def test_all_ranks_end_alike_whichever_is_the_cause(tmp_path, rank, way, error, code, words):
+    status, output = launch(2, "ending_worker.py", tmp_path, way, rank, log_dir=tmp_path / "log", check=False)
+    assert status == code, output
+    for number in range(2):
+        lines = (tmp_path / "log" / f"workerlog.{number}").read_text().splitlines()
+        assert f"ENDS {number} {error}" in lines
+        assert [line for line in lines if line.endswith(words)]
+        assert "Traceback" not in "".join(lines)
