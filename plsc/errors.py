@@ -87,7 +87,7 @@ class Interrupted(SystemExit):
 
 
 class NotSavedError(CheckpointError, SystemExit):
-    """Training is complete, and its last checkpoint could not be written after many tries.
+    """Training is complete, or was stopped by a signal, and its last checkpoint could not be written after many tries.
 
     A process that does not catch it ends with status 74 (EX_IOERR), without a traceback.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,12 @@ Root = Annotated[Path, typer.Argument(help="Folder of checkpoints.")]
 Source = Annotated[Path, typer.Argument(help="Checkpoint, or folder of checkpoints, of which the newest is taken.")]
 Target = Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.callback()
+def _show_log() -> None:
+    show_log(is_main=True)
+    warnings.filterwarnings("ignore", "No ccache found")  # of Paddle's import
 
 
 @app.command("list", cls=Command)
@@ -68,7 +75,6 @@ def verify(
     """Read a checkpoint whole and compare it with its digests. Exits with 1 if anything is damaged."""
     from plsc.checkpoint.tools import find_damage
 
-    show_log(is_main=True)
     damages = find_damage(source)
     if as_json:
         print(to_json({path: {"sound": not found, "damages": found} for path, found in damages.items()}, indent=1))
