@@ -12,7 +12,7 @@ TESTS ?= tests
 # Of `make soak`, divided among its tests.
 SECONDS ?= 600
 
-.PHONY: help demo test soak bench lint format serving-env clean
+.PHONY: help demo test soak faults bench lint format serving-env clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: $(VENV)/.installed  ## run the tests (PADDLE=3.2.2: with that Paddle; TEST
 
 soak: $(VENV)/.installed  ## stress models and other shared objects by threads and processes (ten minutes; SECONDS=60: one)
 	OMP_NUM_THREADS=1 PLSC_SOAK_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m soak $(TESTS)
+
+faults: $(VENV)/.installed  ## kill and stop runs at 140 random moments, damage checkpoints and fill disks (quarter of an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -s -m faults tests/faults
 
 bench: $(VENV)/.installed  ## measure the head beside the bare matrix products (five minutes)
 	$(BIN)/python benchmarks/head.py

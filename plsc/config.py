@@ -338,7 +338,7 @@ class Config(Settings):
         description="Metric, as lfw.accuracy, whose best checkpoint is kept in addition to the newest ones.",
     )
     keep_every: int | None = Field(
-        default=None, ge=1, description="Keep the checkpoint of each so-manieth epoch for good."
+        default=None, ge=1, description="Keep the checkpoint of one epoch in so many for good."
     )
     with_test: bool = Field(default=True, description="Verify at the end of each epoch.")
     test_period: int = Field(

@@ -509,7 +509,7 @@ class Entry(_Attributes):
         self.config.keep_best = metric
 
     def set_keep_every(self, epochs: int | None) -> None:
-        """Keep the checkpoint of each so-manieth epoch for good. Default None."""
+        """Keep one checkpoint in so many epochs for good. Default None."""
         self.config.keep_every = epochs
 
     def set_with_test(self, with_test: bool) -> None:

@@ -22,9 +22,10 @@ hypothesis.settings.load_profile("plsc")
 
 def pytest_collection_modifyitems(config, items):
     """Leave out the tests that run for minutes, unless the expression of -m names them."""
-    if "soak" not in config.option.markexpr:
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("soak")])
-        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+    for marker in ("soak", "faults"):
+        if marker not in config.option.markexpr:
+            config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
 
 def pytest_runtest_setup(item):

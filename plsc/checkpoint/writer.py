@@ -223,6 +223,11 @@ def write_parts(folder: Path, parts: Iterable[Part], *, rank: int) -> None:
         (partial / _description_name(rank)).write_text(written.model_dump_json(), encoding="utf-8")
 
 
+def is_written(folder: Path, *, ranks: int) -> bool:
+    """Whether so many ranks have ended `write_parts`."""
+    return all((partial_path(folder) / _description_name(rank)).is_file() for rank in range(ranks))
+
+
 def complete(folder: Path, about: dict[str, Any], *, ranks: int) -> None:
     """Give a checkpoint that all ranks have written its index, its manifest and its name. Rank 0 calls this.
 

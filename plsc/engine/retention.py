@@ -23,7 +23,7 @@ def superseded(
         checkpoints: in the order in which training reached them.
         epochs: newest checkpoints of whole epochs that are kept.
         within: newest checkpoints within an epoch that are kept.
-        every: of the whole epochs each so-manieth is kept: with 10 the folders 9, 19, ...
+        every: one whole epoch in so many is kept: with 10 the folders 9, 19, ...
         best: is kept.
 
     Example:

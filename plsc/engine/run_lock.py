@@ -151,6 +151,32 @@ class RunLock:
                 f"where no run saves into the folder; or choose another folder with {setter('model_save_dir')}"
             )
 
+    def renew(self) -> None:
+        """Lock the folder again where it was removed since, or its disk was mounted anew. On other ranks than the first
+        it does nothing.
+
+        Raises:
+            CheckpointError: its disk is not mounted, or another run saves into it now.
+            OSError: the system refuses.
+        """
+        with _GUARD:
+            if self._owner is None or self._key is None:
+                return
+            if self._handle is not None and _is_at(self._path, self._handle):
+                return
+            if _device_of(self._root) != self._key[0] and _owner_at(self._path) != self._owner:
+                raise CheckpointError(
+                    f"{self._root} is not the folder that this run has begun to save into: its disk is not mounted; "
+                    f"mount it again"
+                )
+            was_running = self.is_running
+            self.release()
+            holder = self._take()
+            if holder is not None:
+                raise CheckpointError(f"{self._root}: another run saves into this folder now: {holder}")
+            self.is_running = was_running
+            log.warning("%s: the folder was removed or replaced meanwhile", self._root)
+
     def release(self) -> None:
         """Give the lock back, where it is held. A forked process gives back nothing."""
         with _GUARD:
@@ -253,6 +279,23 @@ def _is_at(path: Path, handle: int) -> bool:
         return os.path.samestat(os.stat(path), os.fstat(handle))
     except FileNotFoundError:
         return False
+
+
+def _owner_at(path: Path) -> Owner | None:
+    try:
+        return Owner.parse(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _device_of(folder: Path) -> int:
+    """The file system that holds a folder, or would hold it if it were made."""
+    folder = folder.absolute()
+    while True:
+        try:
+            return os.stat(folder).st_dev
+        except FileNotFoundError:
+            folder = folder.parent
 
 
 def _machine() -> str:

@@ -3,8 +3,8 @@
 A save goes through these phases, and ranks enter each together:
 
     begin      rank 0 makes the partial folder; each rank copies what it saves (the only wait of training)
-    writing    a thread on each rank writes the rank's files
-    naming     a thread on rank 0 reads all files back, gives the folder its name, and deletes the oldest checkpoints
+    writing    a thread on each rank writes the rank's files, and reads them back
+    naming     a thread on rank 0 gives the folder its name, and deletes the oldest checkpoints
 
 Ranks learn that a phase is over from numbers that travel with the verdict on each step (`Notices`), so that no rank
 waits for another one's disk. Where memory does not allow the copy, training waits while the threads read the tensors
@@ -25,13 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plsc.checkpoint import NotFiniteError, Part, abandon, begin, complete, write_parts
+from plsc.checkpoint import NotFiniteError, Part, abandon, begin, complete, is_written, remove_leftovers, write_parts
 from plsc.config import Config
 from plsc.distributed import watch
 from plsc.distributed.agreement import agree, explain, on_all_ranks
 from plsc.distributed.collectives import Collectives
 from plsc.engine.observers import Step
 from plsc.engine.retention import prune
+from plsc.engine.run_lock import RunLock
 from plsc.engine.snapshot import Snapshot
 from plsc.engine.uploads import Uploader
 from plsc.errors import CheckpointError, NotSavedError
@@ -44,9 +45,9 @@ log = logging.getLogger("plsc")
 # Seconds from a save that failed to the next try.
 _RETRY_SECONDS = 60.0
 # Seconds between the tries at the end of a run: half an hour in all.
-_LAST_PAUSES = (5, 15, 40, 60, 120, 180, 300, 300, 300, 480)
+LAST_PAUSES = (5, 15, 40, 60, 120, 180, 300, 300, 300, 480)
 # The same once a signal has asked to stop: what sent it kills after a while.
-_STOP_PAUSES = (2, 5)
+STOP_PAUSES = (2, 5)
 # Seconds after which a rank that waits says so.
 _ROUND_SECONDS = 5.0
 # Seconds after which ranks that wait for the next try look for a signal.
@@ -111,6 +112,7 @@ class Saver:
         config: `model_save_dir`, and the settings of when to save and what to keep.
         collectives: over all ranks.
         uploads: copies checkpoints to a remote folder; None where `model_save_dir` is a local one.
+        lock: of `model_save_dir`, which may be removed or replaced while the run goes on.
 
     Attributes:
         saved_step: the last step that is in a checkpoint, or in one under way; None where there is none.
@@ -121,6 +123,7 @@ class Saver:
     config: Config
     collectives: Collectives
     uploads: Uploader | None = None
+    lock: RunLock | None = None
     saved_step: int | None = None
     failure: str = ""
     newest: Path | None = None
@@ -237,10 +240,10 @@ class Saver:
             NotSavedError: no try succeeded.
         """
         self.finish()
-        pauses, hurries = list(_LAST_PAUSES), False
+        pauses, hurries = list(LAST_PAUSES), False
         while self.failure and pauses:
             if not hurries and self._is_any(is_stopped()):
-                pauses, hurries = list(_STOP_PAUSES), True
+                pauses, hurries = list(STOP_PAUSES), True
             pause = pauses.pop(0)
             if self.collectives.topology.is_main:
                 log.error("the last checkpoint of this run is not written; the next try is in %g s", pause)
@@ -283,9 +286,11 @@ class Saver:
         if save is None or save.thread is None:
             return
         save.thread.join()
-        if save.failure is None and not save.is_naming and self.collectives.topology.is_main:
-            deadline = time.monotonic() + _RESCUE_SECONDS
-            save.run(lambda: self._name(save, deadline=deadline))
+        topology, deadline = self.collectives.topology, time.monotonic() + _RESCUE_SECONDS
+        if save.failure is None and not save.is_naming and topology.is_main:
+            while not is_written(save.folder, ranks=topology.world_size) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            save.run(lambda: self._name(save))
             save.thread.join()
 
     # Phases
@@ -293,7 +298,11 @@ class Saver:
     def _begin(self, folder: Path, size: int) -> None:
         if not self.collectives.topology.is_main:
             return
+        if self.lock is not None:
+            self.lock.renew()
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if self.failure:  # what the disk would not let it remove then
+            remove_leftovers(folder.parent)
         _check_space(folder.parent, size)
         begin(folder)
 
@@ -334,7 +343,7 @@ class Saver:
             )
         return True
 
-    def _name(self, save: _Save, *, deadline: float | None = None) -> None:
+    def _name(self, save: _Save) -> None:
         complete(save.folder, save.about, ranks=self.collectives.topology.world_size)
         pruned = prune(self.config, newest=save.folder) if save.prunes else []
         if self.uploads is not None:

@@ -184,6 +184,8 @@ class Trainer:
         self._lock.hold(self.collectives, wait=WAIT_SECONDS if config.auto_resume else 0.0)
         if self._lock.is_held:
             clean_save_folder(config.model_save_dir)
+        if config.auto_resume and self._uploads is not None:
+            agree(self._uploads.open_newest, self.collectives, error=StorageError)
         saved = open_start(config, self.collectives)
         agree(lambda: self._open(config, saved, loader), self.collectives, error=DataError)
         agree(lambda: self._make_parts(backbone, observers), self.collectives, error=ConfigError)
@@ -191,6 +193,7 @@ class Trainer:
         agree_on_images(self.loader, self.collectives)
         config = self.config
         self.network = Replica(self.backbone, self.collectives)
+        self._saver = Saver(config, self.collectives, uploads=self._uploads, lock=self._lock)
         agree(lambda: self._make_head(head), self.collectives, error=ConfigError)
         self.precision = Precision(config, self.topology)
         self.verification_sets = open_verification_sets(config, self.collectives) if config.with_test else []
@@ -206,7 +209,6 @@ class Trainer:
         self._verified_step: int | None = None
         self._metrics: dict[int, dict[str, float]] = {}  # found at steps whose checkpoint is not complete yet
         self._to_verify: About | None = None
-        self._saver = Saver(config, self.collectives, uploads=self._uploads)
         self._save_again: Callable[[], None] = lambda: None
         self._run = self.collectives.gather_objects(secrets.token_hex(8))[0]
         if saved is not None:
@@ -250,8 +252,8 @@ class Trainer:
             head=self.head,
             loader=self.loader,
             collectives=self.collectives,
-            notices=self._notices,
-            settle=lambda: self._saver.finish(),
+            notices=functools.partial(_notices, self._saver, self._stop),
+            settle=self._saver.finish,
         )
 
     def _facts(self, saved: checkpoint.Checkpoint | None, head: Head | None) -> dict[str, object]:
@@ -439,10 +441,6 @@ class Trainer:
             return False
         return self.config.test_period > 0 and self.step % self.config.test_period == 0
 
-    def _notices(self) -> Notices:
-        """What this rank tells the others with the verdict on a step."""
-        return self._saver.notices()._replace(stop=float(self._stop.name is not None))
-
     def _heed(self) -> bool:
         """Heed the verdict on the last step, and what ranks told each other with it; returns whether to stop."""
         told = self._judge.check()
@@ -553,7 +551,7 @@ class Trainer:
         metrics = self._metrics.get(step)
         if metrics and self.topology.is_main:
             write_metrics(path, metrics)
-            if self._uploads is not None:
+            if self._uploads is not None and (path / METRICS).is_file():
                 self._uploads.on_added(path / METRICS)
         self._metrics = {later: found for later, found in self._metrics.items() if later > step}
 
@@ -664,7 +662,7 @@ class Trainer:
 
     def _check_uploads(self) -> None:
         if self._uploads is not None and self.topology.is_main:
-            self._uploads.check((self.epoch, self.step_in_epoch))
+            self._uploads.check(self._position)
 
     @property
     def _position(self) -> tuple[int, int]:
@@ -792,3 +790,8 @@ class Trainer:
 def _with_environment(config: Config) -> Config:
     """The settings, with `auto_resume` where the environment asks for it."""
     return config.model_copy(update={"auto_resume": True}) if is_restart() else config
+
+
+def _notices(saver: Saver, stop: StopRequest) -> Notices:
+    """What this rank tells the others with the verdict on a step."""
+    return saver.notices()._replace(stop=float(stop.name is not None))

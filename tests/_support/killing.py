@@ -36,13 +36,18 @@ def kill_at_each_step(prepare, act, root: Path) -> list[Path]:
     raise AssertionError(f"more than {_MOST_STEPS} steps")
 
 
+def changes_files(event, arguments) -> bool:
+    """Whether an event of Python's auditing is a change of the file system, an opening for writing included."""
+    is_write = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    return event in _CHANGES or bool(is_write)
+
+
 def _run(act, folder: Path, steps: int) -> None:
     left = steps
 
     def count(event, arguments):
         nonlocal left
-        is_write = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if event in _CHANGES or is_write:
+        if changes_files(event, arguments):
             if not left:
                 os._exit(_KILLED)
             left -= 1

@@ -80,7 +80,7 @@ RUNS = {
     "unshared_folder": "must name a folder that all machines share",
     "failing_schedule": "ConfigError: rank 1: lr_schedule: the function raised IndexError for step 2",
     "full_disk": "was not written: rank 1: ",
-    "failing_part": "CheckpointError: the checkpoint {root}/part/0 was not written: rank 1: "
+    "failing_part": "NotSavedError: the checkpoint {root}/part/0 was not written: rank 1: "
     "{root}/part/.0.plsc-partial/classes-000000032.safetensors: cannot be written: ZeroDivisionError: of a",
     "damaged_shard": "CheckpointError: rank 1: {root}/damaged/0/classes-000000032.safetensors: tensor 'head.weight'",
     "other_checkpoint": "DistributedError: the ranks do not agree: checkpoint is 1 (",

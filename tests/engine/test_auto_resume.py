@@ -69,7 +69,7 @@ def test_a_run_that_has_ended_says_so_and_returns_its_last_values(automatic, out
     del results["images/s"]
     caplog.clear()
     assert automatic.train() == results
-    assert "nothing is left to train: all 6 steps are done" in caplog.text
+    assert "nothing is left to train after 6 steps" in caplog.text
     assert {path: path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()} == before
 
 
@@ -287,12 +287,16 @@ HARMLESS = {
     "async_save": "off",
     "keep_best": "lfw.accuracy",
     "keep_every": 2,
+    "rank_timeout": 5.0,
+    "cache_gb": 5.0,
     "val_targets": "lfw.bin",
 }
 # What says where data and checkpoints are, and data objects: the content is compared. `model` is the network.
 ELSEWHERE = {
     *(
         "num_classes",
+        "stage_dir",
+        "cache_dir",
         "dataset_dir",
         "train_image_num",
         "checkpoint_dir",

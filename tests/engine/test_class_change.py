@@ -36,8 +36,8 @@ def test_a_renamed_class_stops_a_run_that_resumes_and_both_names_are_told(entry,
     (folders / "p0").rename(folders / "z0")
     with pytest.raises(
         CheckpointError,
-        match=r"output/0: class numbers mean other classes.* class 0 was 'p0' and is 'p1' now; 6 of 6 classes have "
-        r"another name\. .*1 are gone, the first 'p0', and 1 are new, the first 'z0'.*set_class_change\('by_number'\)",
+        match=r"output/0: class numbers mean other classes.* class 0 was 'p0' and is 'p1' now; changed are 6 of 6 "
+        r"class names\. .*1 are gone, the first 'p0', and 1 are new, the first 'z0'.*set_class_change\('by_number'\)",
     ):
         entry.train()
     entry.set_class_change("by_name")

@@ -20,7 +20,7 @@ def test_the_newest_epochs_and_the_newest_within_an_epoch_are_kept():
     assert doomed("0 1.5 1 2 3.2 3.4", epochs=2, within=1) == ["0", "1.5", "3.2"]
 
 
-def test_each_so_manieth_epoch_is_kept_for_good():
+def test_one_epoch_in_so_many_is_kept_for_good():
     assert doomed("0 1 2 3 4 5 6", epochs=1, within=1, every=3) == ["0", "1", "3", "4"]
 
 

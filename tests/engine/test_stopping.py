@@ -198,7 +198,7 @@ def test_a_signal_stops_the_tries_at_the_end_of_a_run(run, monkeypatch):
     with pytest.raises(NotSavedError) as raised:
         run.train()
     assert raised.value.code == 74
-    assert sum(slept) == 5 + 2 + sum(saver._STOP_PAUSES)
+    assert sum(slept) == 5 + 2 + sum(saver.STOP_PAUSES)
 
 
 def test_what_could_not_be_saved_is_the_last_line(run, monkeypatch, caplog):
@@ -206,7 +206,7 @@ def test_what_could_not_be_saved_is_the_last_line(run, monkeypatch, caplog):
         raise CheckpointError("no space left on device")
 
     monkeypatch.setattr(saver, "write_parts", fail)
-    monkeypatch.setattr(saver, "_LAST_PAUSES", ())
+    monkeypatch.setattr(saver, "LAST_PAUSES", ())
     with pytest.raises(NotSavedError):
         run.train()
     assert caplog.messages[-1].endswith("was not written: no space left on device; no further try")

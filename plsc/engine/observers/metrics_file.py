@@ -13,11 +13,14 @@ because a process was killed, move to `metrics.superseded.jsonl` before the firs
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from plsc.engine.observers import Observer, Run, Step
 from plsc.utils.atomic import write_file
@@ -34,8 +37,10 @@ SUPERSEDED_FILE = "metrics.superseded.jsonl"
 class MetricsFile(Observer):
     """Writes `metrics.jsonl` in `model_save_dir`; the module describes its lines.
 
+    A disk that fails later than at the first step ends nothing: the lines are written when it works again.
+
     Raises:
-        OSError: of every method: the file cannot be written.
+        OSError: of `on_step` and `on_verify`: the file cannot be opened at first.
 
     Example:
         >>> Trainer(config).train()  # part of every run
@@ -45,7 +50,8 @@ class MetricsFile(Observer):
     """
 
     def __init__(self) -> None:
-        self._file: TextIO | None = None
+        self._is_open = False
+        self._waiting: list[str] = []  # lines that the disk has not taken yet
         self._verified: set[int] = set()  # steps whose verification the file has from the run before
 
     def on_start(self, run: Run) -> None:
@@ -54,8 +60,7 @@ class MetricsFile(Observer):
         self._written_step, self._written_seconds = run.first_step, 0.0
 
     def on_step(self, step: Step) -> None:
-        if self._file is None:  # not in on_start: a run with no step left to train leaves the file as it is
-            self._file = self._open()
+        self._open()  # not in on_start: a run with no step left to train leaves the file as it is
         if not self._run.is_logged(step):
             return
         values = dict(step.values)
@@ -67,30 +72,64 @@ class MetricsFile(Observer):
 
     def on_verify(self, step: Step, results: Mapping[str, float]) -> None:
         # A run that was stopped while a verification was recorded is verified again when it resumes.
-        if self._file is None:
-            self._file = self._open()
+        self._open()
         if step.number not in self._verified:
             self._write("verify", step, results)
 
     def on_end(self, results: Mapping[str, float], error: BaseException | None) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._flush()
+        if self._waiting:
+            log.error("%s: %s could not be written", self._path, counted(len(self._waiting), "line"))
+        self._is_open, self._waiting = False, []
 
     def _write(self, event: str, step: Step, values: Mapping[str, float]) -> None:
-        assert self._file is not None
         line: dict[str, Any] = {"event": event, "step": step.number, "epoch": step.epoch}
         # A user's head names its metrics; a run that resumes relies on the number of the step.
         line.update({name: value for name, value in values.items() if name not in line})
-        self._file.write(to_json(line) + "\n")
+        had_failed = bool(self._waiting)
+        self._waiting.append(to_json(line) + "\n")
+        failure = self._flush()
+        if failure is not None and not had_failed:
+            log.error("%s: cannot be written: %s; training goes on, and tries again", self._path, failure.strerror)
 
-    def _open(self) -> TextIO:
+    def _flush(self) -> OSError | None:
+        """Write the lines that wait; returns why the disk takes none."""
+        if self._waiting:
+            try:
+                _append(self._path, "".join(self._waiting).encode())
+            except OSError as error:
+                return error
+            self._waiting.clear()
+        return None
+
+    def _open(self) -> None:
+        if self._is_open:
+            return
         checkpoint = self._run.checkpoint
         is_own = checkpoint is not None and checkpoint.resolve().parent == self._path.parent.resolve()
         if self._path.exists():
             kept = _supersede(self._path, self._run.first_step if is_own else 0)
             self._verified = {line["step"] for line in map(json.loads, kept) if line.get("event") == "verify"}
-        return open(self._path, "a", encoding="utf-8", buffering=1)
+        else:
+            self._path.touch()
+        self._is_open = True
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Append to a file all of `data` or nothing. It is opened anew: its folder may have been replaced meanwhile.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    with open(path, "ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def _supersede(path: Path, last_step: int) -> list[bytes]:

@@ -47,7 +47,7 @@ if RANK == ITS_RANK and WAY == "disk":
     saver.write_parts = fail
 if RANK == ITS_RANK and WAY == "signal":
     trainer.check_verification_sets = signal_and_check
-saver._LAST_PAUSES = (0.1,)
+saver.LAST_PAUSES = (0.1,)
 entry = plsc.Entry()
 entry.train_dataset = Pixels()
 entry.set_class_num(CLASSES)
