@@ -556,8 +556,11 @@ class Entry(_Attributes):
         Returns:
             The last values by name, such as 'loss', 'lr' and 'lfw/accuracy'.
         """
-        require_paddle()
-        from plsc.engine.trainer import Trainer
+        from plsc.engine.stopping import held_back
+
+        with held_back():
+            require_paddle()
+            from plsc.engine.trainer import Trainer
 
         return Trainer(self._placed, observers=self._observers).train()
 

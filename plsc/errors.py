@@ -61,6 +61,10 @@ class ServingError(PLSCError):
 class Interrupted(SystemExit):
     """A signal ended training, and all of it is saved: the same command with `auto_resume` goes on.
 
+    Attributes:
+        status: that of the process.
+        is_on_all_ranks: as of `PLSCError`.
+
     A process that does not catch it ends with status 75 (EX_TEMPFAIL: try again), without a traceback.
 
     Example:
@@ -71,8 +75,11 @@ class Interrupted(SystemExit):
         ...     raise
     """
 
+    status = 75
+    is_on_all_ranks = False
+
     def __init__(self, message: str) -> None:
-        super().__init__(75)
+        super().__init__(self.status)
         self.message = message
 
     def __str__(self) -> str:
@@ -80,7 +87,7 @@ class Interrupted(SystemExit):
 
 
 class NotSavedError(CheckpointError, SystemExit):
-    """Training is complete, and its last checkpoint could not be written after many tries.
+    """Training is complete, or was stopped by a signal, and its last checkpoint could not be written after many tries.
 
     A process that does not catch it ends with status 74 (EX_IOERR), without a traceback.
 

@@ -43,6 +43,11 @@ Target = Annotated[Path, typer.Argument(help="Folder to write; it must not exist
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
+@app.callback()
+def _show_log() -> None:
+    show_log(is_main=True)
+
+
 @app.command("list", cls=CheckpointCommand)
 def list_(root: Root = Path("output"), *, as_json: Json = False) -> None:
     """Show the checkpoints of a folder, the oldest first. A damaged manifest is named; tensors are not read."""
@@ -93,7 +98,6 @@ def verify(
     """Read a checkpoint whole and compare it with its digests. Exits with 1 if anything is damaged."""
     from plsc.checkpoint.tools import find_damage
 
-    show_log(is_main=True)
     damages = find_damage(source)
     if as_json:
         print(to_json({path: {"sound": not found, "damages": found} for path, found in damages.items()}, indent=1))

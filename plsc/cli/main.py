@@ -18,7 +18,7 @@ from plsc.cli.serve import serve
 from plsc.cli.settings import SettingsCommand, make_entry, with_settings
 from plsc.config import Config
 from plsc.distributed.launching.reports import report_end
-from plsc.errors import ConfigError, PLSCError
+from plsc.errors import ConfigError, NotSavedError, PLSCError
 from plsc.utils.json_text import to_json
 from plsc.utils.logging import guard_standard_error, guard_standard_output
 from plsc.version import __version__
@@ -140,7 +140,8 @@ def main() -> None:
         app()
     except PLSCError as error:
         report_end(error)
-        print(f"plsc: {error}", file=sys.stderr)
+        if not isinstance(error, NotSavedError):  # it was logged when it was raised
+            print(f"plsc: {error}", file=sys.stderr)
         sys.exit(getattr(error, "code", 1))  # `NotSavedError` has a status of its own
 
 

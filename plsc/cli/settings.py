@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from plsc.cli.command import Command
 from plsc.config import Config
+from plsc.engine.stopping import held_back
 from plsc.entry import Entry
 from plsc.errors import ConfigError
 from plsc.models.registry import find_backbone
@@ -114,8 +115,9 @@ def merge_settings(settings: type[Settings], file: Path | None, *, flags: dict[s
 def _check_backbone(values: Mapping[str, Any], where: str) -> list[str]:
     """What is wrong with the name of a backbone, which `Config` takes as it is: it lies below the registry."""
     try:
-        if "model_name" in values:  # to look one up imports Paddle
-            find_backbone(values["model_name"])
+        if "model_name" in values:
+            with held_back():  # to look one up imports Paddle
+                find_backbone(values["model_name"])
     except ConfigError as error:
         return [f"{where}{error}"]
     return []

@@ -7,10 +7,10 @@ from typing import TypeVar
 
 from plsc import errors
 from plsc.distributed.collectives import Collectives
-from plsc.errors import PLSCError
+from plsc.errors import Interrupted, PLSCError
 
 _Result = TypeVar("_Result")
-_Error = TypeVar("_Error", bound=PLSCError)
+_Error = TypeVar("_Error", bound=PLSCError | Interrupted)
 _Failure = tuple[type[PLSCError], str]
 
 

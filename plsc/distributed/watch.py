@@ -27,7 +27,7 @@ import paddle.distributed as dist
 
 from plsc.distributed.processes import Process
 from plsc.distributed.store import Store
-from plsc.errors import DistributedError, PLSCError
+from plsc.errors import DistributedError, Interrupted, PLSCError
 from plsc.utils.hints import setter
 
 log = logging.getLogger("plsc")
@@ -68,7 +68,17 @@ class _Heard(NamedTuple):
 class _Fault(NamedTuple):
     rank: int
     text: str
-    hangs: bool
+    hangs: bool = False
+    is_stop: bool = False  # a signal asked to stop, which is no fault
+
+    def as_error(self) -> DistributedError | Interrupted:
+        """What another rank raises."""
+        return Interrupted(self.text) if self.is_stop else DistributedError(self.text)
+
+    def __str__(self) -> str:
+        """The last line of a rank that cannot raise it."""
+        kind = DistributedError
+        return self.text if self.is_stop else f"{kind.__module__}.{kind.__name__}: {self.text}"
 
 
 _doing = _Doing("starting", time.monotonic())
@@ -130,6 +140,7 @@ def watched() -> Iterator[None]:
 
     Raises:
         DistributedError: another rank had an exception first; also in place of the one that followed from it here.
+        Interrupted: the same where a signal stopped another rank before there was anything to save.
     """
     global _depth, _thread
     if not _depth:
@@ -140,7 +151,7 @@ def watched() -> Iterator[None]:
         yield
         if _depth == 1 and _current is not None:
             _current.close()
-    except Exception as error:
+    except (Exception, Interrupted) as error:
         first = error if _depth > 1 or _current is None else _current.first_cause(error)
         if first is error:
             raise
@@ -218,7 +229,7 @@ class Watch:
             self._is_raised = True
             self._write_stacks(self._fault)
             self._say_informed(self._main)
-            raise DistributedError(self._fault.text)
+            raise self._fault.as_error()
 
     def _arrive(self) -> None:
         self._meetings += 1
@@ -236,7 +247,7 @@ class Watch:
         if arrived >= _FAULT:
             self._fault = self._fault or self._read_fault(self._main)
 
-    def first_cause(self, error: Exception) -> Exception:
+    def first_cause(self, error: Exception | Interrupted) -> Exception | Interrupted:
         """What a rank raises in place of an error of its own: the error itself where it is the first of the job."""
         if not self._stores or _is_on_all_ranks(error):
             return error
@@ -252,9 +263,11 @@ class Watch:
             if self._fault == self._describe(error):
                 self._wait_until_known(self._main)
                 return _with_rank(error, self._rank)
-        return error if str(error) == self._fault.text else DistributedError(self._fault.text)
+        return error if str(error) == self._fault.text else self._fault.as_error()
 
-    def _describe(self, error: Exception) -> _Fault:
+    def _describe(self, error: Exception | Interrupted) -> _Fault:
+        if isinstance(error, Interrupted):
+            return self._fault_of(self._rank, f"was {error}", is_stop=True)
         return self._fault_of(self._rank, f"stopped: {type(error).__name__}: {error}")
 
     def _wait_until_known(self, store: Store) -> None:
@@ -285,7 +298,7 @@ class Watch:
             last = now
             orphaned = orphaned or self._notice_launcher(now)
             if orphaned and now - orphaned > _SAVING:
-                self._end("the launcher of this rank has ended")
+                self._end(_Fault(self._rank, "the launcher of this rank has ended"))
             if self._stores:
                 try:
                     self._look(now)
@@ -392,8 +405,8 @@ class Watch:
             hangs=True,
         )
 
-    def _fault_of(self, rank: int, text: str, *, hangs: bool = False) -> _Fault:
-        return _Fault(rank, f"rank {rank} on {self._processes[rank].host} {text}", hangs)
+    def _fault_of(self, rank: int, text: str, *, hangs: bool = False, is_stop: bool = False) -> _Fault:
+        return _Fault(rank, f"rank {rank} on {self._processes[rank].host} {text}", hangs, is_stop)
 
     def _lost_store(self) -> _Fault:
         """The fault of rank 0, to which the connection is lost or which does not answer in time."""
@@ -430,9 +443,9 @@ class Watch:
             deadline = now + _RAISING
         if self._fault.rank == self._rank:
             self._wait_until_known(self._own)
-            self._end(self._fault.text)
+            self._end(self._fault)
         if now > deadline:
-            self._end(self._fault.text)
+            self._end(self._fault)
         return deadline
 
     def _write_stacks(self, fault: _Fault) -> None:
@@ -453,26 +466,28 @@ class Watch:
         _doing = _Doing(_doing.text, now)
         self._heard = {rank: heard._replace(at=now) for rank, heard in self._heard.items()}
 
-    def _end(self, text: str) -> NoReturn:
-        os.write(2, f"\n{DistributedError.__module__}.{DistributedError.__name__}: {text}\n".encode())
-        os._exit(1)
+    def _end(self, fault: _Fault) -> NoReturn:
+        os.write(2, f"\n{fault}\n".encode())
+        os._exit(Interrupted.status if fault.is_stop else 1)
 
 
 def _is_on_all_ranks(error: BaseException | None) -> bool:
     """Whether every rank raises it, or the error in place of which it was raised."""
     while error is not None:
-        if isinstance(error, PLSCError) and error.is_on_all_ranks:
+        if isinstance(error, (PLSCError, Interrupted)) and error.is_on_all_ranks:
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
-def _is_of_communication(error: Exception) -> bool:
-    return not isinstance(error, PLSCError) and any(word in str(error) for word in _COMMUNICATION)
+def _is_of_communication(error: Exception | Interrupted) -> bool:
+    return not isinstance(error, (PLSCError, Interrupted)) and any(word in str(error) for word in _COMMUNICATION)
 
 
-def _with_rank(error: Exception, rank: int) -> Exception:
+def _with_rank(error: Exception | Interrupted, rank: int) -> Exception | Interrupted:
     """The same error, whose message names the rank."""
+    if isinstance(error, Interrupted):
+        return error
     text = str(error)
     if isinstance(error, PLSCError) and error.args == (text,):
         if f"rank {rank}" not in text:

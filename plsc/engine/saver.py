@@ -46,7 +46,7 @@ log = logging.getLogger("plsc")
 _RETRY_SECONDS = 60.0
 # Seconds between the tries at the end of a run: half an hour in all.
 LAST_PAUSES = (5, 15, 40, 60, 120, 180, 300, 300, 300, 480)
-# The same where a signal asked to stop: what sent it kills after a while.
+# The same once a signal has asked to stop: what sent it kills after a while.
 STOP_PAUSES = (2, 5)
 # Seconds after which a rank that waits says so.
 _ROUND_SECONDS = 5.0
@@ -225,8 +225,7 @@ class Saver:
             while save.thread is not None and save.thread.is_alive():
                 save.thread.join(_ROUND_SECONDS)
                 watch.phase(f"writing the checkpoint {save.folder}")
-            failed = self.collectives.gather_objects(save.failure is not None)
-            self._enter_next_phase(save, failed=any(failed))
+            self._enter_next_phase(save, failed=self._is_any(save.failure is not None))
 
     def insist(self, again: Callable[[], None], *, is_stopped: Callable[[], bool]) -> None:
         """Wait for the save under way; where it failed, try again after each pause, for half an hour in all.

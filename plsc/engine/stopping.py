@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from plsc.errors import Interrupted
 
@@ -30,6 +32,9 @@ class StopRequest:
     A second signal, 3 s or more after the first, ends the process at once. A handler that the user's script has
     installed stays, and then that signal stops nothing here.
 
+    What asks to stop may repeat itself while the process ends. So after `Interrupted` a signal still has no effect for
+    3 s from the first one, and after that the effect that it had before.
+
     Attributes:
         name: of the signal; None where there was none.
 
@@ -44,6 +49,7 @@ class StopRequest:
         self.name: str | None = None
         self._when = 0.0
         self._at_once = False
+        self._later: dict[int, Any] = {}  # the handlers of further signals
 
     def is_asked(self) -> bool:
         """Whether there was a signal."""
@@ -60,24 +66,57 @@ class StopRequest:
             yield
             return
         before = {number: signal.getsignal(number) for number in _SIGNALS}
-        self._at_once = at_once
+        self._at_once, self._later = at_once, dict.fromkeys(_SIGNALS, signal.SIG_DFL)
         for number, handler in before.items():
             # Paddle's import has replaced handlers without Python's knowledge: the user's is installed again.
-            signal.signal(number, self._handle if handler in _DEFAULTS else handler)
+            is_heeded = handler in _DEFAULTS or isinstance(getattr(handler, "__self__", None), StopRequest)
+            signal.signal(number, self._handle if is_heeded else handler)
         try:
             yield
         except Interrupted as interruption:
             log.warning("%s", interruption)
+            self._later = {number: handler or signal.SIG_DFL for number, handler in before.items()}
+            atexit.register(_ignore_signals)
             raise
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        except BaseException:
+            _put_back(before)
+            raise
+        _put_back(before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.name is not None and time.monotonic() - self._when > _REPEATED:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, self._later[number])
             os.kill(os.getpid(), number)
-        if self.name is None:
+        elif self.name is None:
             self.name, self._when = signal.Signals(number).name, time.monotonic()
             if self._at_once:
                 raise Interrupted(f"stopped by {self.name} before the first step")
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Hold signals back within a `with` block that imports Paddle, which replaces their handlers; then heed them.
+
+    Raises:
+        Interrupted: after the block, where a signal came meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        with StopRequest().heeded(at_once=True):
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _put_back(handlers: dict[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _ignore_signals() -> None:
+    """While a stopped process ends: the interpreter would install the default handlers, and the status be another."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -24,7 +24,7 @@ from plsc.data.class_identity import identify_classes
 from plsc.data.loader import Batch, ReaderLoader, TrainLoader
 from plsc.data.transforms import normalize
 from plsc.distributed import watch
-from plsc.distributed.agreement import agree
+from plsc.distributed.agreement import agree, on_all_ranks
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.launching.reports import report_uncaught
 from plsc.distributed.replica import Replica
@@ -136,7 +136,6 @@ class Trainer:
         >>> results["lfw/accuracy"]
     """
 
-    @watch.watched()
     def __init__(
         self,
         config: Config,
@@ -146,14 +145,12 @@ class Trainer:
         head: Head | None = None,
         observers: Iterable[Observer] = (),
     ) -> None:
-        if not isinstance(config, Config):
-            raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
         report_uncaught()
         self._stop = StopRequest()
         self._held = contextlib.ExitStack()  # what is given back where this trainer goes
         weakref.finalize(self, self._held.close)
         try:
-            with self._stop.heeded(at_once=True):
+            with self._stop.heeded(at_once=True), watch.watched():
                 self._prepare(config, backbone, loader, head, observers)
         except BaseException:
             self._held.close()
@@ -167,6 +164,8 @@ class Trainer:
         head: Head | None,
         observers: Iterable[Observer],
     ) -> None:
+        if not isinstance(config, Config):
+            raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
         self.topology = init_topology(config.rank_timeout)
         show_log(self.topology.is_main)
         for doubt in config.doubts() if self.topology.is_main else ():
@@ -484,22 +483,26 @@ class Trainer:
         finally:
             self._announce()
         if self.is_done:
-            self._saver.insist(self._save_again, is_stopped=self._stop.is_asked)
-            self._announce()
+            self._insist()
 
     def _leave(self, step: Step) -> NoReturn:
         """End the run, as a signal has asked, once all of it is saved."""
         names = self.collectives.gather_objects(self._stop.name)
         if self._saver.saved_step != self.step:
             self._save_within_epoch(step)
-        self._saver.insist(self._save_again, is_stopped=self._stop.is_asked)
-        self._announce()
+        self._insist()
         rank, name = next((rank, name) for rank, name in enumerate(names) if name is not None)
         where = f" on rank {rank}" if len(names) > 1 else ""
-        raise Interrupted(
+        interruption = Interrupted(
             f"stopped by {name}{where}: training up to step {self.step} is saved in {self._saver.newest}; start "
             f"again to go on"
         )
+        raise on_all_ranks(interruption)
+
+    def _insist(self) -> None:
+        """Wait until the last checkpoint of this run is complete."""
+        self._saver.insist(self._save_again, is_stopped=self._stop.is_asked)
+        self._announce()
 
     def _verify(self, step: Step) -> dict[str, float]:
         """The metrics of every verification set, as '<set>/<metric>'; none where this step was verified before.
@@ -578,6 +581,8 @@ class Trainer:
         self._save_again = functools.partial(self._save, step, name, statistics)
         with self._clock.paused():
             dict(step.values)  # read now: observers get this step when later ones were made
+            self._saver.finish()
+            self._announce()  # before the new one may have the earlier one deleted
             self._saver.start(
                 step,
                 name,

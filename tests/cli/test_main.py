@@ -89,3 +89,21 @@ def test_mistakes_on_the_command_line_are_one_line_and_status_one(arguments, wor
     status, output = plsc_command(*arguments, check=False, cwd=tmp_path)
     assert status == 1
     assert words in output and len(output.splitlines()) == 1
+
+
+def test_a_signal_at_the_start_of_a_training_has_its_status(tmp_path):
+    """While Paddle is imported, whose own handler would end the process with another one."""
+    script = (
+        "import os, signal, sys\n"
+        "from plsc.cli import main, settings\n"
+        "find = settings.find_backbone\n"
+        "def signal_and_find(name):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return find(name)\n"
+        "settings.find_backbone = signal_and_find\n"
+        "sys.argv = ['plsc', 'train', '--model-name', 'ResNetTiny']\n"
+        "main.main()\n"
+    )
+    status, output = run([sys.executable, "-c", script], cwd=tmp_path, check=False)
+    assert status == 75 and "stopped by SIGTERM before the first step" in output
+    assert "Traceback" not in output

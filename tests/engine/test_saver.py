@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plsc import CheckpointError, TrainingError
+from plsc import CheckpointError, Interrupted, TrainingError
 from plsc.checkpoint import Checkpoint, list_checkpoints
 from plsc.distributed.topology import Topology
 from plsc.engine import saver
@@ -149,6 +149,24 @@ def test_observers_get_the_checkpoint_of_an_epoch_after_its_verification(entry):
         entry.set_model_save_dir(f"{entry.model_save_dir}{mode}")
         Trainer(entry.config, observers=[events]).train()
         assert events.seen[-2:] == [("verify", 3), ("0", 3)]
+
+
+def test_observers_get_a_checkpoint_before_the_next_one_takes_its_place(by_steps, monkeypatch):
+    """Also where the run is stopped while the former one is written: of one checkpoint within an epoch, one is kept."""
+    gate, events = Gate(monkeypatch), Events()
+
+    class Stops(Observer):
+        def on_step(self, step):
+            if step.number == 4:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            if step.number == 5:
+                gate.open.set()
+
+    by_steps.set_save_period(steps=2, minutes=None, keep=1)
+    with pytest.raises(Interrupted):
+        Trainer(by_steps.config, observers=[events, Stops()]).train()
+    assert [seen for seen in events.seen if seen[0] != "step"] == [("0.2", 2), ("0.5", 5)]
+    assert names(by_steps.model_save_dir) == ["0.5"]
 
 
 def test_a_save_that_fails_costs_no_training(by_steps, monkeypatch, caplog):

@@ -13,13 +13,14 @@ import time
 import numpy as np
 import pytest
 
-from plsc import Interrupted
+from plsc import CheckpointError, Interrupted, NotSavedError
 from plsc.checkpoint import Checkpoint, list_checkpoints
 from plsc.data.verification_set import VerificationSet
+from plsc.engine import saver, stopping
 from plsc.engine.observers import Observer
 from plsc.engine.stopping import StopRequest
 from plsc.engine.trainer import Trainer
-from tests._support.ranks import ROOT, WORKERS
+from tests._support.ranks import ROOT, WORKERS, launch
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 
@@ -131,9 +132,84 @@ def test_a_signal_during_verification_ends_it(run, tmp_path, monkeypatch):
 
 def test_handlers_are_put_back(run):
     before = [signal.getsignal(number) for number in SIGNALS]
-    with pytest.raises(Interrupted):
-        Trainer(run.config, observers=[Kill(signal.SIGTERM, "step", 1)]).train()
+    run.train()
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_signal_that_is_repeated_while_a_stopped_process_ends_has_no_effect(run, monkeypatch):
+    monkeypatch.setattr(stopping, "_REPEATED", 600)
+    with pytest.raises(Interrupted):
+        Trainer(run.config, observers=[Kill(signal.SIGINT, "step", 1)]).train()
+    os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setattr(stopping, "_REPEATED", 0)
+    with pytest.raises(KeyboardInterrupt):  # a later one has the effect that it had before
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_stopped_process_may_train_again_and_be_stopped_again(run, tmp_path):
+    for step in (1, 3):
+        run.set_auto_resume(True)
+        with pytest.raises(Interrupted, match=f"training up to step {step + 1} is saved"):
+            Trainer(run.config, observers=[Kill(signal.SIGTERM, "step", step)]).train()
+
+
+def test_a_stopped_process_has_its_status_though_signals_go_on():
+    """Also while the interpreter ends, which takes the handlers away."""
+    script = (
+        "import atexit, os, signal, sys, time\n"
+        "from plsc.engine.stopping import StopRequest\n"
+        "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.1)))\n"
+        "with StopRequest().heeded(at_once=True):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", script], env=environment, timeout=60).returncode == 75
+
+
+def test_a_signal_while_paddle_is_imported_is_heeded():
+    """Its import replaces the handlers."""
+    script = (
+        "import os, signal, sys\n"
+        "from plsc.engine.stopping import held_back\n"
+        "with held_back():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    import paddle\n"
+        "sys.exit('not stopped')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, timeout=120, stderr=subprocess.PIPE)
+    assert done.returncode == 75, done.stderr
+
+
+def test_a_signal_stops_the_tries_at_the_end_of_a_run(run, monkeypatch):
+    def fail(*arguments, **options):
+        raise CheckpointError("no space left on device")
+
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == 7:  # in the second pause
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(saver, "write_parts", fail)
+    monkeypatch.setattr(saver.time, "sleep", sleep)
+    with pytest.raises(NotSavedError) as raised:
+        run.train()
+    assert raised.value.code == 74
+    assert sum(slept) == 5 + 2 + sum(saver.STOP_PAUSES)
+
+
+def test_what_could_not_be_saved_is_the_last_line(run, monkeypatch, caplog):
+    def fail(*arguments, **options):
+        raise CheckpointError("no space left on device")
+
+    monkeypatch.setattr(saver, "write_parts", fail)
+    monkeypatch.setattr(saver, "LAST_PAUSES", ())
+    with pytest.raises(NotSavedError):
+        run.train()
+    assert caplog.messages[-1].endswith("was not written: no space left on device; no further try")
 
 
 def test_a_handler_of_the_users_stays(run):
@@ -234,3 +310,23 @@ def test_a_signal_to_the_launcher_makes_all_ranks_save_the_same_step(number, tmp
     assert not list((tmp_path / "output").glob(".*"))
     for rank in range(2):
         assert "Traceback" not in (tmp_path / "log" / f"workerlog.{rank}").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    "way, error, code, words",
+    [
+        ("signal", "Interrupted", 75, "stopped by SIGUSR1 before the first step"),
+        ("disk", "NotSavedError", 74, "No space left on device; no further try"),
+    ],
+)
+def test_all_ranks_end_alike_whichever_is_the_cause(tmp_path, rank, way, error, code, words):
+    status, output = launch(2, "ending_worker.py", tmp_path, way, rank, log_dir=tmp_path / "log", check=False)
+    assert status == code, output
+    for number in range(2):
+        lines = (tmp_path / "log" / f"workerlog.{number}").read_text().splitlines()
+        assert f"ENDS {number} {error}" in lines
+        assert [line for line in lines if line.endswith(words)]
+        assert "Traceback" not in "".join(lines)
