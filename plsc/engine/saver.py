@@ -49,7 +49,7 @@ LAST_PAUSES = (5, 15, 40, 60, 120, 180, 300, 300, 300, 480)
 # The same once a signal has asked to stop: what sent it kills after a while.
 STOP_PAUSES = (2, 5)
 # Seconds after which a rank that waits says so.
-_ROUND_SECONDS = 5.0
+_ROUND_SECONDS = 1.0
 # Share of the free memory that a copy may take.
 _MOST_MEMORY = 0.8
 # Seconds that rank 0 waits for other ranks' files where an error has ended the run.
