@@ -64,6 +64,8 @@ class StopRequest:
         for number, handler in before.items():
             # Paddle's import has replaced handlers without Python's knowledge: the user's is installed again.
             signal.signal(number, self._handle if handler in _DEFAULTS else handler)
+            # Paddle's store takes a call of the system that a signal has interrupted for a lost connection.
+            signal.siginterrupt(number, False)
         try:
             yield
         except Interrupted as interruption:
