@@ -71,6 +71,8 @@ class StopRequest:
             # Paddle's import has replaced handlers without Python's knowledge: the user's is installed again.
             is_heeded = handler in _DEFAULTS or isinstance(getattr(handler, "__self__", None), StopRequest)
             signal.signal(number, self._handle if is_heeded else handler)
+            # Paddle's store takes a call of the system that a signal has interrupted for a lost connection.
+            signal.siginterrupt(number, False)
         try:
             yield
         except Interrupted as interruption:

@@ -233,6 +233,29 @@ def test_a_signal_before_the_first_step_ends_at_once(caplog):
     assert "stopped by SIGTERM before the first step" in caplog.text
 
 
+def test_a_signal_interrupts_no_call_of_the_system():
+    """Where it does, Paddle's store raises: the ranks then take a sound one for lost."""
+    script = (
+        "import os, signal, socket, threading, time\n"
+        "from paddle.base import core\n"
+        "from plsc.engine.stopping import StopRequest\n"
+        "with socket.create_server(('127.0.0.1', 0)) as free:\n"
+        "    port = free.getsockname()[1]\n"
+        "store = core.TCPStore('127.0.0.1', port, True, 1, 60)\n"
+        "def act():\n"
+        "    time.sleep(1)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(0.5)\n"
+        "    core.TCPStore('127.0.0.1', port, False, 1, 60).set('late', 'x')\n"
+        "with StopRequest().heeded():\n"
+        "    threading.Thread(target=act).start()\n"
+        "    print(bytes(store.get('late')))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, timeout=60, capture_output=True, text=True)
+    assert "b'x'" in done.stdout, done.stderr
+
+
 def test_repeated_signals_are_one():
     stop = StopRequest()
     with stop.heeded():
