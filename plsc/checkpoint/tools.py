@@ -191,8 +191,8 @@ def _check_alike(saved: Checkpoint, last: Checkpoint, names: list[str]) -> None:
     ]
     if odd:
         raise CheckpointError(
-            f"{saved.path} and {last.path} are not of one network and loss: they differ in {len(odd)} tensors, the "
-            f"first '{odd[0]}'; average checkpoints of one run"
+            f"{saved.path} and {last.path} are not of one network and loss: they differ in "
+            f"{counted(len(odd), 'tensor')}, the first '{odd[0]}'; average checkpoints of one run"
         )
     for key in ("network", "classes"):
         found, expected = (one.about.get(key) for one in (saved, last))

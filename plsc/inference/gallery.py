@@ -111,7 +111,7 @@ class Gallery:
         self._lock = SharedLock()
 
     def __repr__(self) -> str:
-        return f"Gallery({self.dimension}, index={self.index!r}) of {len(self)} entries"
+        return f"Gallery({self.dimension}, index={self.index!r}) of {counted(len(self), 'entry')}"
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock.reading():

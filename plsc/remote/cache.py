@@ -27,6 +27,7 @@ from plsc.remote.folder import RemoteFile, RemoteFolder
 from plsc.utils.atomic import lock_folder
 from plsc.utils.hints import setter
 from plsc.utils.logging import progress_bar
+from plsc.utils.plural import counted
 from plsc.utils.threads import thread_map
 
 log = logging.getLogger("plsc")
@@ -104,7 +105,7 @@ class Cache:
         about = {"url": remote.url, "bytes": total, "files": held}
         if missing:
             self._make_space(place, about, total, sum(listed[name].size for name in missing))
-            log.info("%s: copying %d files to %s", remote.url, len(missing), place)
+            log.info("%s: copying %s to %s", remote.url, counted(len(missing), "file"), place)
             self._copy(place, remote, {name: listed[name] for name in missing}, held)
         _write_about(place, about)
 

@@ -63,7 +63,7 @@ def attempt(action: Callable[[], _Result], url: str, what: str) -> _Result:
         reason = state.outcome.exception() if state.outcome else None
         wait = state.next_action.sleep if state.next_action else 0.0
         log.warning(
-            "%s %s: %s; attempt %d of %d follows in %.1f s",
+            "%s %s: %s; attempt %s of %s comes in %.1f s",
             without_credentials(url),
             what,
             explain(reason),

@@ -98,8 +98,8 @@ def _from_base64(index: int, text: Any) -> bytes:
     except ValueError as error:
         raise HTTPError(
             400,
-            f"image {index}: no base64 ({error}): got {text[:40]!r} of {len(text)} characters, expected the bytes of "
-            f"an image file in base64",
+            f"image {index}: no base64 ({error}): got {text[:40]!r} of {counted(len(text), 'character')}, expected "
+            f"the bytes of an image file in base64",
         ) from None
 
 
