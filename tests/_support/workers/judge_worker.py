@@ -66,4 +66,4 @@ try:
     trainer._saver.finish()
 except CheckpointError as error:
     print("SAVED", error)
-print("FILES", [str(path) for path in Path().glob("s*/*")])
+print("FILES", [str(path) for path in Path().glob("s*/*") if path.name != LOCK_FILE])
