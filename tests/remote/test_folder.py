@@ -59,7 +59,7 @@ def test_a_large_file_is_uploaded_in_parts(s3, tmp_path):
     s3.fail("busy", 1, methods=["PUT"], match="large")
     folder.upload(source, "large")
     assert s3.failed() == 1
-    assert folder.files()["large"].tag.strip('"').endswith("-2")  # as the service names a file of two parts
+    assert int(folder.files()["large"].tag.strip('"').rpartition("-")[2]) >= 2  # the service names the number of parts
     folder.fetch("large", tmp_path / "copy", source.stat().st_size)
     assert (tmp_path / "copy").read_bytes() == source.read_bytes()
 

@@ -7,6 +7,7 @@ import paddle
 
 from plsc import CheckpointError, Config, Trainer, TrainingError
 from plsc.data.loader import Batch
+from plsc.engine.run_lock import LOCK_FILE
 from tests.engine.test_judge import Finished, assert_equal, clipped, everything
 
 CLASSES, SIDE = 6, 16
