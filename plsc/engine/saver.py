@@ -354,9 +354,9 @@ class Saver:
         topology = self.collectives.topology
         if failed:
             self._save = None
-            failures = self.collectives.gather_objects(_describe(save.failure))
             if topology.is_main:
                 abandon(save.folder)
+            failures = self.collectives.gather_objects(_describe(save.failure))
             rank, (is_fatal, reason) = next((rank, found) for rank, found in enumerate(failures) if found is not None)
             reason = f"rank {rank}: {reason}" if topology.world_size > 1 else reason
             if is_fatal:
