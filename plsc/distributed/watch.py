@@ -41,7 +41,7 @@ _LEARNING = 5.0  # seconds for the other ranks to learn of an error
 _SAVING = 60.0  # seconds for a rank to end by itself after its launcher has ended
 _PAUSED = 10.0  # seconds between two reports of this rank after which it was paused itself and judges nobody
 _FAULT = 1 << 40  # added to the count of arrivals, so that nobody waits on
-_LONGEST_NAP = 0.02  # seconds between two looks at the count of arrivals
+_LONGEST_NAP = 0.004  # seconds between two looks at the count of arrivals
 # In the messages of Gloo and NCCL, which Paddle passes on as errors of several classes.
 _COMMUNICATION = ("gloo", "pair closure", "Connection closed by peer", "NCCL", "TCP receive error", "TCP send error")
 
@@ -239,7 +239,7 @@ class Watch:
             while arrived < wanted:
                 self._waits_since = self._waits_since or time.monotonic()
                 time.sleep(nap)
-                nap = min(1.2 * nap, _LONGEST_NAP)  # so that a wait gets longer by a fifth at most
+                nap = min(1.1 * nap, _LONGEST_NAP)  # so that a wait gets longer by a tenth at most
                 arrived = self._main.count("arrived")
         finally:
             phase(_doing.text)
