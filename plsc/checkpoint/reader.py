@@ -348,7 +348,7 @@ class _OpenPart:
         data = self._buffer[: block.size * entry.row_bytes]
         with reading(self._path, what):
             self._handle.seek(self.place.start + (block.start - part.offset) * entry.row_bytes)
-            size = self._handle.readinto(data)  # type: ignore[attr-defined]
+            size = self._handle.readinto(data)  # type: ignore[attr-defined]  # unbuffered files have it
             if size != len(data):
                 raise ValueError(f"found {size} bytes, expected {len(data)}")
         if part.digests is not None:

@@ -53,7 +53,7 @@ class LiveGallery:
         while True:
             try:
                 await asyncio.to_thread(self.refresh)
-            except Exception:
+            except Exception:  # whatever it is, later versions are to be seen
                 log.exception("%s: the gallery cannot be followed; trying again", self._folder)
             await asyncio.sleep(_INTERVAL)
 

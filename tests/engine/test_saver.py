@@ -208,28 +208,6 @@ def test_a_run_whose_last_save_fails_tries_again_and_has_a_status_of_its_own(by_
     assert names(by_steps.model_save_dir) == ["0"]
 
 
-def test_a_signal_ends_the_wait_for_the_last_save(by_steps, monkeypatch):
-    def fail(*arguments, **options):
-        raise CheckpointError("no space left on device")
-
-    slept = []
-
-    def sleep(seconds):
-        slept.append(seconds)
-        if sum(slept) == 20:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(saver.time, "sleep", sleep)
-    monkeypatch.setattr(saver, "write_parts", fail)
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        with pytest.raises(NotSavedError):
-            by_steps.train()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert sum(slept) == 20 + sum(saver.STOP_PAUSES)
-
-
 def test_too_little_space_is_found_before_training_and_before_each_save(by_steps, monkeypatch, caplog):
     usage = shutil.disk_usage(by_steps.dataset_dir)
     free = [1000]
