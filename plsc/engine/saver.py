@@ -245,8 +245,7 @@ class Saver:
             pause = next(pauses, None)
             if pause is None:
                 reason = f"{self.failure}; no further try"
-                if self.collectives.topology.is_main:  # an exception that ends a process with a status says nothing
-                    log.error("%s", reason)
+                log.error("%s", reason)  # on all ranks: an exception that ends a process with a status says nothing
                 raise on_all_ranks(NotSavedError(reason))
             if self.collectives.topology.is_main:
                 log.error("the last checkpoint of this run is not written; the next try is in %g s", pause)

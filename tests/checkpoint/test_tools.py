@@ -141,7 +141,7 @@ def test_rounding_to_bfloat16_is_to_the_nearest_and_ties_to_even():
     "other, message",
     [
         ({"network": "b:Net"}, "the network of one is b:Net, of the other a:Net"),
-        ({"dim": 4}, "are not of one network and loss: they differ in 1 tensors, the first 'head.weight'"),
+        ({"dim": 4}, "are not of one network and loss: they differ in 1 tensor, the first 'head.weight'"),
     ],
 )
 def test_different_networks_are_not_averaged(tmp_path, other, message):

@@ -134,7 +134,7 @@ def test_mistakes_with_a_gallery(tmp_path):
     made.save(tmp_path / "g")
     with pytest.raises(ServingError, match="choose another name; to replace the gallery there, give replace=True"):
         made.save(tmp_path / "g")
-    assert repr(made) == f"Gallery({EMB_DIM}, index='flat') of 1 entries"
+    assert repr(made) == f"Gallery({EMB_DIM}, index='flat') of 1 entry"
     about = json.loads((tmp_path / "g" / "gallery.json").read_text())
     (tmp_path / "g" / about["names"]).write_text('["a", "b"]')
     with pytest.raises(ServingError, match="do not belong together"):
