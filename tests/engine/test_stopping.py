@@ -319,20 +319,20 @@ def test_a_signal_to_the_launcher_makes_all_ranks_save_the_same_step(number, tmp
     ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PADDLE_")}
     environment.update(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
-    process = subprocess.Popen(
-        list(map(str, command)), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    with open(tmp_path / "launcher", "w") as output:
+        process = subprocess.Popen(list(map(str, command)), env=environment, stdout=output, stderr=output)
     metrics = tmp_path / "output" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(number)
     process.wait(60)
-    newest = list_checkpoints(tmp_path / "output")[-1]
-    assert f"is saved in {newest}; start again" in (tmp_path / "log" / "workerlog.0").read_text()
+    logs = [(tmp_path / "log" / f"workerlog.{rank}").read_text() for rank in range(2)]
+    found = list_checkpoints(tmp_path / "output")
+    assert found, [(tmp_path / "launcher").read_text(), *logs]
+    assert f"is saved in {found[-1]}; start again" in logs[0]
     assert not list((tmp_path / "output").glob(".*"))
-    for rank in range(2):
-        assert "Traceback" not in (tmp_path / "log" / f"workerlog.{rank}").read_text()
+    assert "Traceback" not in "".join(logs)
 
 
 @pytest.mark.slow
