@@ -29,9 +29,9 @@ from plsc.distributed.collectives import Collectives
 from plsc.distributed.launching.reports import report_uncaught
 from plsc.distributed.replica import Replica
 from plsc.distributed.topology import init_topology, is_restart
-from plsc.engine.about import METRICS, About, read_metrics, saved_results, saved_settings, write_metrics
-from plsc.engine.auto_resume import is_in_save_folder, is_named, open_start
-from plsc.engine.class_change import about_classes, class_parts, match_classes
+from plsc.engine.about import METRICS, About, read_metrics, write_metrics
+from plsc.engine.auto_resume import open_start
+from plsc.engine.contents import Contents
 from plsc.engine.dataloading import (
     Loader,
     agree_on_images,
@@ -66,8 +66,6 @@ from plsc.engine.resume import (
     check_content_of,
     check_save_folder,
     clean_save_folder,
-    refuse_changes,
-    saved_objects,
     warn_of_another_order,
     warn_of_other_steps,
 )
@@ -77,13 +75,7 @@ from plsc.engine.schedules import build_schedule, try_schedule
 from plsc.engine.soundness import Evidence
 from plsc.engine.state import (
     average_statistics,
-    backbone_parts,
     gather_statistics,
-    head_parts,
-    load_backbone,
-    load_statistics,
-    load_training,
-    statistics_parts,
 )
 from plsc.engine.stopping import StopRequest
 from plsc.errors import CheckpointError, ConfigError, DataError, Interrupted, PLSCError, StorageError, TrainingError
@@ -210,6 +202,19 @@ class Trainer:
         self._metrics: dict[int, dict[str, float]] = {}  # found at steps whose checkpoint is not complete yet
         self._to_verify: About | None = None
         self._save_again: Callable[[], None] = lambda: None
+        self._contents = Contents(
+            config=config,
+            remote=self._remote,
+            topology=self.topology,
+            loader=self.loader,
+            records=self._records,
+            classes=self._classes,
+            backbone=self.backbone,
+            head=self.head,
+            optimizer=self.optimizer,
+            precision=self.precision,
+            judge=self._judge,
+        )
         self._run = self.collectives.gather_objects(secrets.token_hex(8))[0]
         if saved is not None:
             self._resume(saved)
@@ -586,8 +591,18 @@ class Trainer:
             self._saver.start(
                 step,
                 name,
-                parts=lambda: self._parts(statistics),
-                about=self._about(),
+                parts=lambda: self._contents.parts(statistics),
+                about=self._contents.about(
+                    results=self._results,
+                    run=self._run,
+                    epoch=self.epoch,
+                    step=self.step,
+                    images_in_epoch=self.step_in_epoch * self.global_batch,
+                    steps_in_epoch=self.step - self._epoch_began_at,
+                    global_batch=self.global_batch,
+                    verified=self._verified_step == self.step,
+                    averaged=self._is_averaged,
+                ),
                 # The newest is of no use where its last step was skipped.
                 prunes=not self._judge.skipped_in_a_row,
             )
@@ -601,41 +616,6 @@ class Trainer:
                 log.info("saved %s%s", path, "".join(told))
             self._record_metrics(step.number, path)
             self.observers.on_save(step, path)
-
-    def _parts(self, statistics: Mapping[str, NDArray[Any]]) -> Iterator[checkpoint.Part]:
-        """What this rank writes: whole tensors on rank 0, and its class centers."""
-        is_main = self.topology.is_main
-        if is_main:
-            constants = self._judge.constants
-            averages = {
-                name: rows.mean(axis=0, dtype="float64").astype(rows.dtype) for name, rows in statistics.items()
-            }
-            yield from backbone_parts(self.backbone, self.optimizer, averages=averages, constants=constants)
-            yield from class_parts(self._classes)
-            yield from statistics_parts(statistics, constants=constants)
-        yield from head_parts(self.head, is_main, num_classes=self.config.num_classes)
-
-    def _about(self) -> dict[str, Any]:
-        """What a checkpoint says of the run, in addition to its tensors."""
-        return {
-            "epoch": self.epoch,
-            "step": self.step,
-            "images_in_epoch": self.step_in_epoch * self.global_batch,
-            "steps_in_epoch": self.step - self._epoch_began_at,
-            "run": self._run,
-            "results": saved_results(self._results),
-            "verified": self._verified_step == self.step,
-            "num_images": self.loader.num_images,
-            "optimizer": self.optimizer.kind,
-            "head_optimizer": self.head.optimizer_kind,
-            "loss_scaling": self.precision.state(),
-            "network": network_name(self.backbone),
-            "settings": {**saved_settings(self.config), **self._remote},
-            "objects": saved_objects(self.config),
-            "global_batch": self.global_batch,
-            "averaged": self._is_averaged,
-            "classes": about_classes(self._classes),
-        }
 
     def _check_start(self) -> None:
         """Find out before the first step what training would find out later, on all ranks together."""
@@ -656,7 +636,7 @@ class Trainer:
             self.config, position=self._position, last_epoch=self._last_epoch, collectives=self.collectives
         )
         agree(self._lock.require, self.collectives, error=CheckpointError)
-        self._saver.check_space(self._parts(_NONE))
+        self._saver.check_space(self._contents.parts(_NONE))
         agree(self._check_uploads, self.collectives, error=CheckpointError)
         agree(lambda: check_keep_best(self.config, self.verification_sets), self.collectives, error=ConfigError)
         check_verification_sets(self.config, self.verification_sets, collectives=self.collectives)
@@ -710,7 +690,9 @@ class Trainer:
         return saved.resolve().parent == Path(self.config.model_save_dir).resolve()
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
-        about = agree(lambda: self._load(saved), self.collectives, error=CheckpointError)
+        about, has_statistics = agree(lambda: self._contents.load(saved), self.collectives, error=CheckpointError)
+        if not has_statistics:  # all ranks have the average, which is not rounded once more
+            self._averaged_step = about.step
         self.epoch, self.step = about.epoch, about.step
         self.step_in_epoch = about.images_in_epoch // self.global_batch
         self._epoch_began_at = about.step - about.last_step_in_epoch
@@ -757,25 +739,6 @@ class Trainer:
         if about.images_in_epoch == 0 or self.is_done:
             return True
         return self.config.test_period > 0 and about.step % self.config.test_period == 0
-
-    def _load(self, saved: checkpoint.Checkpoint) -> About:
-        about, config = About.of(saved), self.config
-        if config.auto_resume and is_in_save_folder(config, saved) and not is_named(config, saved):
-            refuse_changes(
-                about,
-                config,
-                path=saved.path,
-                network=network_name(self.backbone),
-                num_images=None if self._records is None else self.loader.num_images,
-            )
-        rows = match_classes(saved, self._classes, records=self._records, folder=data_folder(config), config=config)
-        load_backbone(self.backbone, saved, config=config)
-        if not load_statistics(self.backbone, saved, topology=self.topology):
-            self._averaged_step = about.step  # all ranks have the average, which is not rounded once more
-        load_training(self.head, self.optimizer, saved=saved, config=config, rows=rows)
-        with checkpoint.reading(saved.path, "the loss scale "):
-            self.precision.load(about.loss_scaling)
-        return about
 
     def _update(self, place: Place, evidence: Evidence) -> None:
         """Move the head and the backbone by their gradients; neither where a scaled gradient overflowed."""

@@ -1,0 +1,128 @@
+"""What a checkpoint of a run holds and says, and how a run that resumes takes it over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import paddle
+from numpy.typing import NDArray
+
+from plsc.checkpoint import Checkpoint, Part, reading
+from plsc.config import Config
+from plsc.data.class_identity import ClassIdentity
+from plsc.data.records import Records
+from plsc.distributed.topology import Topology
+from plsc.engine.about import About, saved_results, saved_settings
+from plsc.engine.auto_resume import is_in_save_folder, is_named
+from plsc.engine.class_change import about_classes, class_parts, match_classes
+from plsc.engine.dataloading import Loader, data_folder
+from plsc.engine.judge import Judge
+from plsc.engine.optimizer import NamedOptimizer
+from plsc.engine.precision import Precision
+from plsc.engine.resume import refuse_changes, saved_objects
+from plsc.engine.state import (
+    backbone_parts,
+    head_parts,
+    load_backbone,
+    load_statistics,
+    load_training,
+    statistics_parts,
+)
+from plsc.losses import Head
+from plsc.models.base_model import network_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """The parts of a run whose state is in its checkpoints.
+
+    Args:
+        config: the settings, complete.
+        remote: settings that name remote folders, as the user gave them; they take the place of those in `config`.
+        topology: of the ranks.
+        loader: of the training data.
+        records: of the training data; None where the loader is not the library's own.
+        classes: of the training data; None where not known.
+        backbone: the network.
+        head: the last layer.
+        optimizer: of the backbone.
+        precision: with the loss scale.
+        judge: knows which tensors of the backbone are constants that hold numbers that are not finite.
+    """
+
+    config: Config
+    remote: Mapping[str, str]
+    topology: Topology
+    loader: Loader
+    records: Records | None
+    classes: ClassIdentity | None
+    backbone: paddle.nn.Layer
+    head: Head
+    optimizer: NamedOptimizer
+    precision: Precision
+    judge: Judge
+
+    def parts(self, statistics: Mapping[str, NDArray[Any]]) -> Iterator[Part]:
+        """What this rank writes: whole tensors on rank 0, and its class centers.
+
+        Args:
+            statistics: the running statistics of each rank, [R, ...] by name; empty where all ranks have the same.
+        """
+        is_main = self.topology.is_main
+        if is_main:
+            constants = self.judge.constants
+            averages = {
+                name: rows.mean(axis=0, dtype="float64").astype(rows.dtype) for name, rows in statistics.items()
+            }
+            yield from backbone_parts(self.backbone, self.optimizer, averages=averages, constants=constants)
+            yield from class_parts(self.classes)
+            yield from statistics_parts(statistics, constants=constants)
+        yield from head_parts(self.head, is_main, num_classes=self.config.num_classes)
+
+    def about(self, *, results: Mapping[str, float], **progress: Any) -> dict[str, Any]:
+        """What the manifest says, as `About` reads it.
+
+        Args:
+            results: the last values of the run.
+            progress: the fields of `About` that change from step to step.
+        """
+        return {
+            **progress,
+            "results": saved_results(results),
+            "num_images": self.loader.num_images,
+            "optimizer": self.optimizer.kind,
+            "head_optimizer": self.head.optimizer_kind,
+            "loss_scaling": self.precision.state(),
+            "network": network_name(self.backbone),
+            "settings": {**saved_settings(self.config), **self.remote},
+            "objects": saved_objects(self.config),
+            "classes": about_classes(self.classes),
+        }
+
+    def load(self, saved: Checkpoint) -> tuple[About, bool]:
+        """Take over the state of a checkpoint.
+
+        Returns:
+            What the checkpoint says, and whether it held the running statistics of each rank.
+
+        Raises:
+            CheckpointError: it is damaged, or does not fit the settings or the classes of the data.
+        """
+        about, config = About.of(saved), self.config
+        if config.auto_resume and is_in_save_folder(config, saved) and not is_named(config, saved):
+            refuse_changes(
+                about,
+                config,
+                path=saved.path,
+                network=network_name(self.backbone),
+                num_images=None if self.records is None else self.loader.num_images,
+            )
+        rows = match_classes(saved, self.classes, records=self.records, folder=data_folder(config), config=config)
+        load_backbone(self.backbone, saved, config=config)
+        has_statistics = load_statistics(self.backbone, saved, topology=self.topology)
+        load_training(self.head, self.optimizer, saved=saved, config=config, rows=rows)
+        with reading(saved.path, "the loss scale "):
+            self.precision.load(about.loss_scaling)
+        return about, has_statistics
