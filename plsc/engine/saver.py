@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import shutil
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,12 +31,11 @@ from plsc.distributed.collectives import Collectives
 from plsc.engine.observers import Step
 from plsc.engine.retention import prune
 from plsc.engine.run_lock import RunLock
-from plsc.engine.snapshot import Snapshot
+from plsc.engine.snapshot import Layout, Snapshot, layouts
 from plsc.engine.uploads import Uploader
 from plsc.errors import CheckpointError, NotSavedError
 from plsc.utils.files import size_text
 from plsc.utils.hints import setter
-from plsc.utils.memory import available_memory
 
 log = logging.getLogger("plsc")
 
@@ -50,8 +47,6 @@ LAST_PAUSES = (5, 15, 40, 60, 120, 180, 300, 300, 300, 480)
 STOP_PAUSES = (2, 5)
 # Seconds after which a rank that waits says so.
 _ROUND_SECONDS = 1.0
-# Share of the free memory that a copy may take.
-_MOST_MEMORY = 0.8
 # Seconds that rank 0 waits for other ranks' files where an error has ended the run.
 _RESCUE_SECONDS = 20.0
 
@@ -127,13 +122,14 @@ class Saver:
     newest: Path | None = None
     _save: _Save | None = None
     _completed: list[tuple[Step, Path]] = field(default_factory=list)
-    _snapshot: Snapshot = field(default_factory=Snapshot)
-    _copies: bool | None = None
+    _expected: dict[str, Layout] = field(default_factory=dict)
+    _snapshot: Snapshot = field(init=False)
     _is_owed: bool = False
     _next_time: float = field(init=False)
 
     def __post_init__(self) -> None:
         self._next_time = time.monotonic() + self._seconds
+        self._snapshot = Snapshot(self.config, self.collectives)
 
     def check_space(self, parts: Iterable[Part]) -> None:
         """Find out before the first step whether the disk has room for a checkpoint.
@@ -141,7 +137,8 @@ class Saver:
         Raises:
             CheckpointError: it has not; the same on every rank.
         """
-        size = sum(self.collectives.gather_objects(_bytes_of(parts)))
+        self._expected = layouts(parts)
+        size = self._global_size(self._expected)
         root = Path(self.config.model_save_dir)
         agree(lambda: _check_space(root, size), self.collectives, error=CheckpointError)
 
@@ -187,18 +184,16 @@ class Saver:
         prefix = f"the checkpoint {save.folder} was not written: "
         held = agree(lambda: list(parts()), self.collectives, error=CheckpointError, prefix=prefix)
         self.saved_step, self._is_owed, self._next_time = step.number, False, time.monotonic() + self._seconds
-        sizes = self.collectives.gather_objects(_bytes_of(held))
+        size = self._global_size(layouts(held))
         try:
-            agree(lambda: self._begin(save.folder, sum(sizes)), self.collectives, error=CheckpointError)
+            agree(lambda: self._begin(save.folder, size), self.collectives, error=CheckpointError)
         except CheckpointError as error:
             self._note_failure(save, str(error))
             return
         self._save = save
-        if self._takes_copies(held):
-            held = self._snapshot.copy(held)
-        rank = self.collectives.topology.rank
-        save.run(lambda: write_parts(save.folder, held, rank=rank))
-        if not self._copies:
+        copies, rank = self._snapshot.copy(held), self.collectives.topology.rank
+        save.run(lambda: write_parts(save.folder, held if copies is None else copies, rank=rank))
+        if copies is None:
             self.finish()
 
     def heed(self, step: int, told: Notices) -> None:
@@ -209,6 +204,8 @@ class Saver:
         Raises:
             CheckpointError: numbers to save are not finite.
         """
+        if not self._snapshot.is_prepared:  # a step has taken what memory it takes
+            self._snapshot.prepare(self._expected)
         steps = self.config.save_steps
         self._is_owed |= told.save > 0 or (steps is not None and step % steps == 0)
         if self._save is not None and told.ready == self.collectives.topology.world_size:
@@ -263,6 +260,9 @@ class Saver:
     def _is_any(self, flag: bool) -> bool:
         return any(self.collectives.gather_objects(flag))
 
+    def _global_size(self, held: Mapping[str, Layout]) -> int:
+        return sum(self.collectives.gather_objects(sum(layout.size for layout in held.values())))
+
     def take_completed(self) -> list[tuple[Step, Path]]:
         """The last step and the folder of each checkpoint that has got its name since the last call."""
         taken, self._completed = self._completed, []
@@ -303,43 +303,6 @@ class Saver:
                 remove_leftovers(folder.parent)
         _check_space(folder.parent, size)
         begin(folder)
-
-    def _takes_copies(self, parts: Sequence[Part]) -> bool:
-        """Whether checkpoints are copied in memory before they are written; found out once, together with all ranks."""
-        if self._copies is None:
-            self._copies = self._choose(_bytes_of(parts))
-        if self._copies:
-            try:
-                agree(lambda: self._snapshot.reserve(parts), self.collectives, error=CheckpointError)
-            except CheckpointError as error:
-                self._copies = False
-                log.warning("training waits while checkpoints are written: no memory for a copy: %s", error)
-        return self._copies
-
-    def _choose(self, size: int) -> bool:
-        if self.config.async_save != "auto":
-            return self.config.async_save == "on"
-        ranks = self.collectives.gather_objects((socket.gethostname(), size, available_memory()))
-        for host in {name for name, _, _ in ranks}:
-            wanted = sum(own for name, own, _ in ranks if name == host)
-            free = min(own for name, _, own in ranks if name == host)
-            if wanted > _MOST_MEMORY * free:
-                if self.collectives.topology.is_main:
-                    log.warning(
-                        "training waits while checkpoints are written: a copy takes %s on %s, where %s of memory is "
-                        "free; %s makes the copy all the same",
-                        size_text(wanted),
-                        host,
-                        size_text(free),
-                        setter("async_save", True),
-                    )
-                return False
-        if self.collectives.topology.is_main:
-            log.info(
-                "training goes on while checkpoints are written, from a copy of %s in memory",
-                size_text(sum(own for _, own, _ in ranks)),
-            )
-        return True
 
     def _name(self, save: _Save) -> None:
         complete(save.folder, save.about, ranks=self.collectives.topology.world_size)
@@ -384,10 +347,6 @@ def _check_space(root: Path, size: int) -> None:
             f"{root} has {size_text(free)} of free space, and a checkpoint takes {size_text(size)}; free space "
             f"there, or choose another folder with {setter('model_save_dir')}"
         )
-
-
-def _bytes_of(parts: Iterable[Part]) -> int:
-    return sum(math.prod(part.data.shape) * part.data.dtype.itemsize for part in parts)
 
 
 def _describe(failure: Exception | None) -> tuple[bool, str] | None:

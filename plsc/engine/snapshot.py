@@ -3,41 +3,133 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+import logging
+import math
+import socket
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plsc.checkpoint import Part, block_rows
+from plsc.config import Config
+from plsc.distributed.agreement import agree
+from plsc.distributed.collectives import Collectives
+from plsc.errors import CheckpointError
+from plsc.utils.files import size_text
+from plsc.utils.hints import setter
+from plsc.utils.memory import available_memory
+
+log = logging.getLogger("plsc")
+
+# Share of the free memory that a copy may take.
+_MOST_MEMORY = 0.8
+_PAGE_BYTES = 4096
+
+
+class Layout(NamedTuple):
+    """What a part takes in memory."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def layouts(parts: Iterable[Part]) -> dict[str, Layout]:
+    """The layout of each part, by its name."""
+    return {part.name: Layout(tuple(part.data.shape), np.dtype(part.data.dtype)) for part in parts}
 
 
 class Snapshot:
-    """Memory for one copy of this rank's parts.
+    """Memory for one copy of this rank's parts. Every rank makes one, and calls the same methods together.
 
-    It is kept between saves: to touch new memory takes several times as long as to copy into memory that was used
-    before.
+    The memory is kept between saves: to touch new memory takes several times as long as to copy into memory that was
+    used before. Where there is not enough of it, no copies are made.
+
+    Args:
+        config: `async_save`.
+        collectives: over all ranks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config, collectives: Collectives) -> None:
+        self._config, self._collectives = config, collectives
+        self._is_used: bool | None = None
         self._arrays: dict[str, NDArray[Any]] = {}
+        self._touching: threading.Thread | None = None
 
-    def reserve(self, parts: Sequence[Part]) -> None:
-        """Take the memory for a copy of `parts`, and give back what other parts had.
+    @property
+    def is_prepared(self) -> bool:
+        """Whether `prepare` was called, or `copy`."""
+        return self._is_used is not None
 
-        Raises:
-            MemoryError: there is not so much.
-        """
-        wanted = {part.name: (tuple(part.data.shape), part.data.dtype) for part in parts}
+    def prepare(self, wanted: Mapping[str, Layout]) -> None:
+        """Decide whether copies are made, and take memory for one of these parts, in a thread."""
+        if self._takes(wanted):
+            new = list(self._arrays.values())
+            self._touching = threading.Thread(target=_touch, args=(new,), name="plsc snapshot", daemon=True)
+            self._touching.start()
+
+    def copy(self, parts: Sequence[Part]) -> list[Part] | None:
+        """The same parts with a copy of their data, which the next call overwrites; None where no copies are made."""
+        if not self._takes(layouts(parts)):
+            return None
+        if self._touching is not None:
+            self._touching.join()
+            self._touching = None
+        return [dataclasses.replace(part, data=self._fill(part)) for part in parts]
+
+    def _takes(self, wanted: Mapping[str, Layout]) -> bool:
+        """Whether copies are made, and there is memory for this one; the same on all ranks."""
+        if self._is_used is None:
+            self._is_used = self._choose(sum(layout.size for layout in wanted.values()))
+        if self._is_used:
+            try:
+                agree(lambda: self._reserve(wanted), self._collectives, error=CheckpointError)
+            except CheckpointError as error:
+                self._is_used, self._arrays = False, {}
+                log.warning("training waits while checkpoints are written: no memory for a copy: %s", error)
+        return self._is_used
+
+    def _choose(self, size: int) -> bool:
+        """Whether `async_save` asks for copies; with 'auto', whether there is memory for them."""
+        if self._config.async_save != "auto":
+            return self._config.async_save == "on"
+        is_main = self._collectives.topology.is_main
+        ranks = self._collectives.gather_objects((socket.gethostname(), size, available_memory()))
+        for host in {name for name, _, _ in ranks}:
+            wanted = sum(own for name, own, _ in ranks if name == host)
+            free = min(own for name, _, own in ranks if name == host)
+            if wanted > _MOST_MEMORY * free:
+                if is_main:
+                    log.warning(
+                        "training waits while checkpoints are written: a copy takes %s on %s, where %s of memory is "
+                        "free; %s makes the copy all the same",
+                        size_text(wanted),
+                        host,
+                        size_text(free),
+                        setter("async_save", True),
+                    )
+                return False
+        if is_main:
+            log.info(
+                "training goes on while checkpoints are written, from a copy of %s in memory",
+                size_text(sum(own for _, own, _ in ranks)),
+            )
+        return True
+
+    def _reserve(self, wanted: Mapping[str, Layout]) -> None:
+        """Take the memory for a copy, and give back what other parts had."""
         held = {name: array for name, array in self._arrays.items() if wanted.get(name) == (array.shape, array.dtype)}
         self._arrays = held
         for name, (shape, dtype) in wanted.items():
             if name not in held:
                 held[name] = np.empty(shape, dtype)
-
-    def copy(self, parts: Sequence[Part]) -> list[Part]:
-        """The same parts with a copy of their data, which the next call overwrites. `reserve` was called for them."""
-        return [dataclasses.replace(part, data=self._fill(part)) for part in parts]
 
     def _fill(self, part: Part) -> NDArray[Any]:
         array = self._arrays[part.name]
@@ -46,3 +138,9 @@ class Snapshot:
             stop = min(start + size, part.num_rows)
             rows[start:stop] = part.read(start, stop)
         return array
+
+
+def _touch(arrays: Iterable[NDArray[Any]]) -> None:
+    """Have the system give each page of the arrays, which it does when the page is first written to."""
+    for array in arrays:
+        array.reshape(-1).view(np.uint8)[::_PAGE_BYTES] = 0

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from plsc import CheckpointError, Interrupted, TrainingError
-from plsc.checkpoint import Checkpoint, list_checkpoints
+from plsc.checkpoint import Checkpoint, Part, list_checkpoints
+from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
-from plsc.engine import saver
+from plsc.engine import saver, snapshot
 from plsc.engine.dataloading import build_dataloader
 from plsc.engine.observers import Observer
 from plsc.engine.saver import Notices
@@ -256,17 +257,47 @@ def test_numbers_that_are_not_finite_stop_training(by_steps, monkeypatch):
 
 
 def make_saver(entry, **settings):
-    from plsc.distributed.collectives import Collectives
-
     entry.config.assign(**settings)
     return saver.Saver(entry.config, Collectives())
 
 
 @pytest.mark.parametrize("free, copies", [(10_000, True), (9_000, False)])
 def test_a_copy_takes_most_of_the_free_memory_or_none(entry, monkeypatch, caplog, free, copies):
-    monkeypatch.setattr(saver, "available_memory", lambda: free)
-    assert make_saver(entry)._choose(8_000) is copies
+    monkeypatch.setattr(snapshot, "available_memory", lambda: free)
+    part = Part("weight", np.zeros([8_000], np.uint8))
+    made = snapshot.Snapshot(entry.config, Collectives())
+    assert (made.copy([part]) is not None) is copies
     assert ("training goes on while" if copies else "training waits while") in caplog.text
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_a_copy_is_of_the_time_when_it_is_made(entry, is_prepared):
+    value, number = np.random.default_rng(0).standard_normal([3000, 7]), np.float32(3)
+    parts = [Part("weight", value.copy()), Part("number", number), Part("none", np.zeros([0, 7]))]
+    made = snapshot.Snapshot(entry.config, Collectives())
+    if is_prepared:
+        made.prepare(snapshot.layouts(parts[:2]))
+    assert made.is_prepared is is_prepared
+    copies = made.copy(parts)
+    parts[0].data[:] = 0
+    assert made.is_prepared and [copy.name for copy in copies] == ["weight", "number", "none"]
+    assert np.array_equal(copies[0].data, value) and copies[1].data == number
+
+
+def test_without_memory_no_copy_is_made(entry, monkeypatch, caplog):
+    def fail(*arguments):
+        raise MemoryError("unable to allocate 2.0 GiB")
+
+    part = Part("weight", np.zeros([8]))
+    monkeypatch.setattr(snapshot.np, "empty", fail)
+    made = snapshot.Snapshot(entry.config, Collectives())
+    made.prepare(snapshot.layouts([part]))
+    monkeypatch.undo()
+    assert made.copy([part]) is None
+    assert (
+        caplog.text.count("training waits while checkpoints are written: no memory for a copy: MemoryError: unable")
+        == 1
+    )
 
 
 def test_a_rank_is_ready_when_its_thread_is(entry):
