@@ -206,6 +206,8 @@ def _check_alike(saved: Checkpoint, last: Checkpoint, names: list[str]) -> None:
 class _SavedRows:
     """The rows of a tensor of a checkpoint, or a range of them, to be written to another one."""
 
+    is_view = False  # each block is read from the files
+
     def __init__(self, saved: Checkpoint, name: str, rows: Range | None = None) -> None:
         self._saved, self._name, self._rows = saved, name, rows
         shape = saved.shape(name)

@@ -53,6 +53,11 @@ class Rows(Protocol):
         """Of the arrays that `read` returns."""
         ...
 
+    @property
+    def is_view(self) -> bool:
+        """Whether what `read` returns takes no memory of its own."""
+        ...
+
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop), [stop - start, ...]. A scalar is one row."""
         ...
@@ -111,6 +116,11 @@ class Part:
         else:
             rows = self.data.read(start, stop)
         return np.ascontiguousarray(rows, np.dtype(self.dtype))
+
+    @property
+    def is_view(self) -> bool:
+        """Whether what `read` returns takes no memory of its own."""
+        return isinstance(self.data, (np.ndarray, np.generic)) or self.data.is_view
 
     @property
     def row_bytes(self) -> int:

@@ -70,6 +70,7 @@ class _Fault(NamedTuple):
     text: str
     hangs: bool = False
     is_stop: bool = False  # a signal asked to stop, which is no fault
+    hears: bool = True  # whether that rank can still learn of it
 
     def as_error(self) -> DistributedError | Interrupted:
         """What another rank raises."""
@@ -228,7 +229,7 @@ class Watch:
         if self._fault is not None:
             self._is_raised = True
             self._write_stacks(self._fault)
-            self._say_informed(self._main)
+            self._tell(self._main, self._fault)
             raise self._fault.as_error()
 
     def _arrive(self) -> None:
@@ -261,7 +262,7 @@ class Watch:
         if self._fault is None:
             self._fault = self._publish(self._main, self._describe(error))
             if self._fault == self._describe(error):
-                self._wait_until_known(self._main)
+                self._tell(self._main, self._fault)
                 return _with_rank(error, self._rank)
         return error if str(error) == self._fault.text else self._fault.as_error()
 
@@ -270,12 +271,15 @@ class Watch:
             return self._fault_of(self._rank, f"was {error}", is_stop=True)
         return self._fault_of(self._rank, f"stopped: {type(error).__name__}: {error}")
 
-    def _wait_until_known(self, store: Store) -> None:
-        """Let the other ranks learn of the fault: the store ends with rank 0, and the launcher ends all with any."""
+    def _tell(self, store: Store, fault: _Fault) -> None:
+        """Say that this rank knows the fault. The store ends with rank 0, and the launcher ends all ranks with the one
+        at fault: these two wait until the others know it too."""
         self._say_informed(store)
-        deadline = time.monotonic() + _LEARNING
+        if self._rank not in (0, fault.rank):
+            return
+        wanted, deadline = self._world_size - (not fault.hears), time.monotonic() + _LEARNING
         with contextlib.suppress(ValueError):
-            while store.count("informed") < self._world_size and time.monotonic() < deadline:
+            while store.count("informed") < wanted and time.monotonic() < deadline:
                 time.sleep(0.05)
 
     def leave(self) -> None:
@@ -361,6 +365,7 @@ class Watch:
                         rank,
                         f"is dead: its process {process.pid} has ended without an error message, as by SIGKILL, a lack "
                         f"of memory or a crash; its last report: {report.doing}",
+                        hears=False,
                     )
         return None
 
@@ -382,6 +387,7 @@ class Watch:
                         rank,
                         f"has not reported for {silent:.0f} s: its machine or the network has failed; its last report: "
                         f"{report.doing}",
+                        hears=False,
                     )
                 idle[rank] = silent if report.waits else report.idle + silent
         # Rank 0, which hears of all, comes first.
@@ -403,10 +409,11 @@ class Watch:
             f"has made no progress for {seconds:.0f} s; its last report: {doing}; {state}. If that may take so long: "
             f"{more}",
             hangs=True,
+            hears=runs,
         )
 
-    def _fault_of(self, rank: int, text: str, *, hangs: bool = False, is_stop: bool = False) -> _Fault:
-        return _Fault(rank, f"rank {rank} on {self._processes[rank].host} {text}", hangs, is_stop)
+    def _fault_of(self, rank: int, text: str, **kind: bool) -> _Fault:
+        return _Fault(rank, f"rank {rank} on {self._processes[rank].host} {text}", **kind)
 
     def _lost_store(self) -> _Fault:
         """The fault of rank 0, to which the connection is lost or which does not answer in time."""
@@ -441,10 +448,8 @@ class Watch:
         if deadline is None:
             self._write_stacks(self._fault)
             deadline = now + _RAISING
-        if self._fault.rank == self._rank:
-            self._wait_until_known(self._own)
-            self._end(self._fault)
-        if now > deadline:
+        if self._fault.rank == self._rank or now > deadline:
+            self._tell(self._own, self._fault)
             self._end(self._fault)
         return deadline
 

@@ -30,6 +30,7 @@ class TensorRows:
         view = host_view(tensor)
         rows = tensor.detach() if view is None else view
         self._rows = rows if self.shape else rows.reshape([1])
+        self.is_view = view is not None
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop); a scalar is one row."""
