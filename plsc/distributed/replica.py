@@ -36,6 +36,21 @@ class Replica:
                 watch.meet()
                 dist.broadcast(tensor, src=0)
         self._parameters = [item for item in network.parameters() if not item.stop_gradient]
+        if topology.world_size > 1 and not topology.on_gpu:
+            self._reserve()
+
+    def _reserve(self) -> None:
+        """Memory for all gradients as one vector, so that one collective adds them up and a step takes no new memory.
+
+        At its end are, per parameter, how many ranks have a gradient.
+        """
+        sizes = [item.size for item in self._parameters]
+        self._vector = paddle.zeros([sum(sizes) + len(sizes)])
+        self._counts = self._vector[sum(sizes) :]
+        self._gradients, start = [], 0
+        for item, size in zip(self._parameters, sizes):
+            self._gradients.append(self._vector[start : start + size].reshape(item.shape))
+            start += size
 
     def __call__(self, images: paddle.Tensor) -> paddle.Tensor:
         return self._network(images)
@@ -45,20 +60,24 @@ class Replica:
 
         Every rank must call this after backward.
         """
-        if self._collectives.topology.world_size == 1 or self._is_reduced_in_backward:
+        world_size = self._collectives.topology.world_size
+        if world_size == 1 or self._is_reduced_in_backward:
             return
+        with paddle.no_grad():
+            self._average(float(world_size))
+
+    def _average(self, ranks: float) -> None:
         own = [item.grad for item in self._parameters]
-        parts = [
-            paddle.zeros([item.size]) if gradient is None else gradient.reshape([-1]).astype("float32")
-            for item, gradient in zip(self._parameters, own)
-        ]
+        for place, gradient in zip(self._gradients, own):
+            if gradient is None:
+                place.zero_()
+            else:
+                place.copy_(gradient.astype("float32") if gradient.dtype != place.dtype else gradient, False)
         # Which ranks have a gradient may depend on their images, the shape that they exchange may not.
-        counts = paddle.to_tensor([float(gradient is not None) for gradient in own])
-        flat = self._collectives.all_reduce_sum(paddle.concat([*parts, counts]))
-        *sums, counts = paddle.split(flat, [part.size for part in parts] + [len(own)])
-        for item, gradient, total, count in zip(self._parameters, own, sums, counts.tolist()):
-            mean = (total / self._collectives.topology.world_size).reshape(item.shape).astype(item.dtype)
+        self._counts.copy_(paddle.to_tensor([float(gradient is not None) for gradient in own]), False)
+        self._collectives.all_reduce_sum(self._vector).divide_(paddle.full([], ranks))
+        for item, gradient, mean, count in zip(self._parameters, own, self._gradients, self._counts.tolist()):
             if gradient is not None:
-                gradient.copy_(mean, False)
+                gradient.copy_(mean.astype(gradient.dtype) if gradient.dtype != mean.dtype else mean, False)
             elif count:
-                item.grad = mean
+                item.grad = mean.astype(item.dtype)
