@@ -91,7 +91,10 @@ def split_rows(rows: paddle.Tensor, *, sizes: list[int]) -> Sequence[paddle.Tens
 
 
 def add_at_(target: paddle.Tensor, index: paddle.Tensor, *, values: paddle.Tensor) -> None:
-    """target.flatten()[index] += values, in place; index and values are [M]."""
+    """target.flatten()[index] += values, in place; index and values are [M], and no index occurs twice.
+
+    On GPUs the operator adds atomically, in any order, so that twice the same index would give other bits in each run.
+    """
     _index_add_(_reshape(target, [-1]), index, values, 0)
 
 
@@ -107,7 +110,7 @@ def take_rows(source: paddle.Tensor, index: paddle.Tensor, *, out: paddle.Tensor
 
 
 def put_rows(target: paddle.Tensor, index: paddle.Tensor, *, values: paddle.Tensor) -> None:
-    """target[index] = values, [K, D] into [S, D] at [K] int64, in which no row occurs twice.
+    """target[index] = values, [K, D] into [S, D] at [K] int64; a row that occurs twice must have equal values.
 
     `paddle.scatter_` would refuse a parameter, which requires a gradient; the operator does not check.
     """
@@ -165,6 +168,15 @@ def squared_norms(rows: paddle.Tensor, view: Array | None, *, ones: paddle.Tenso
         # NumPy 2.0 has vecdot, which needs half the time.
         found: Array = np.vecdot(view, view) if hasattr(np, "vecdot") else np.einsum("ij,ij->i", view, view)
     return found
+
+
+def row_products(a: paddle.Tensor, b: paddle.Tensor, *, ones: paddle.Tensor) -> paddle.Tensor:
+    """[M]: the scalar product of each row of a [M, D] with that of b [M, D]; ones: [D]."""
+    a_view, b_view = host_view(a), host_view(b)
+    if a_view is None or b_view is None or not hasattr(np, "vecdot"):
+        return _matmul(multiply(a, b), ones, False, False)
+    with np.errstate(over="ignore", invalid="ignore"):  # the judgment of the step finds it
+        return paddle.to_tensor(np.vecdot(a_view, b_view))
 
 
 def concat_norms(parts: list[SquaredNorms]) -> paddle.Tensor:

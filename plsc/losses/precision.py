@@ -14,11 +14,23 @@ from typing import NamedTuple
 import paddle
 
 from plsc.errors import ConfigError
-from plsc.losses.ops import add_, add_matmul_
+from plsc.losses.ops import add_matmul_, multiply
+
+
+class Factor(NamedTuple):
+    """A matrix of a product.
+
+    Attributes:
+        full: as it is, float32 or float64.
+        cast: in the type that the policy multiplies in; `full` itself where that is the same.
+    """
+
+    full: paddle.Tensor
+    cast: paddle.Tensor
 
 
 class Operand(NamedTuple):
-    """A matrix as the products take it.
+    """The matrix x of the row gradients, as the products take it.
 
     Attributes:
         values: the matrix, divided by `scale`.
@@ -33,25 +45,46 @@ class Precision:
     """The policy that multiplies in the operands' own type.
 
     Attributes:
+        is_half: whether `cast` rounds to a type of half the size.
         needs_half_range: whether exponentials must stay within float16's range, 6e-8 to 65,504.
     """
 
+    is_half = False
     needs_half_range = False
 
-    def logits(self, rows: paddle.Tensor, features_t: paddle.Tensor, *, out: paddle.Tensor) -> None:
-        """out = r [B, G], of rows [B, D] and the transposed features [D, G]."""
-        paddle.matmul(rows, features_t, out=out)
+    def cast(self, matrix: paddle.Tensor) -> paddle.Tensor:
+        """The matrix in the type of the products."""
+        return matrix
 
-    def feature_gradient(self, e: paddle.Tensor, rows: paddle.Tensor, *, out: paddle.Tensor) -> None:
-        """out = dx [G, D], of e [B, G] and rows [B, D]."""
-        paddle.matmul(e, rows, transpose_x=True, out=out)
+    def factor(self, matrix: paddle.Tensor) -> Factor:
+        """The matrix for several products, cast once."""
+        return Factor(matrix, self.cast(matrix))
+
+    def logits(self, rows: Factor, features_t: Factor, *, out: paddle.Tensor | None = None) -> paddle.Tensor:
+        """r [B, G], of rows [B, D] and the transposed features [D, G]; in `out`, where that is given."""
+        return _matmul(rows.full, features_t.full, out=out)
+
+    def feature_gradient(self, e: paddle.Tensor, rows: Factor, *, out: paddle.Tensor) -> paddle.Tensor:
+        """dx [G, D], of e [B, G] as `cast` returned it and rows [B, D]; `out` may be used for it."""
+        return _matmul(e, rows.full, transpose_x=True, out=out)
+
+    def spread(self, e: paddle.Tensor, factor: paddle.Tensor | None) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+        """(e, factor) with e as cast, and a factor [G] of its columns that is still to be multiplied with x, or None.
+
+        A product with x [G, D] costs less than one with e [B, G].
+        """
+        return e, factor
 
     def operand(self, x: paddle.Tensor) -> Operand:
-        """x [G, D] as `add_row_gradient` takes it; made once for all blocks."""
+        """x [G, D] as the row gradients take it."""
         return Operand(x, None)
 
+    def row_gradient(self, e: paddle.Tensor, x: Operand) -> paddle.Tensor:
+        """dw [b, D], of e [b, G] as cast."""
+        return _matmul(e, x.values)
+
     def add_row_gradient(self, gradient: paddle.Tensor, e: paddle.Tensor, *, x: Operand) -> None:
-        """gradient += dw [b, D], of e [b, G]."""
+        """gradient += dw [b, D], of e [b, G] as cast."""
         add_matmul_(gradient, e, b=x.values)
 
 
@@ -69,32 +102,53 @@ class HalfPrecision(Precision):
         ConfigError: another type.
     """
 
+    is_half = True
+
     def __init__(self, dtype: str) -> None:
         if dtype not in ("float16", "bfloat16"):
             raise ConfigError(f"products in '{dtype}'; expected 'float16' or 'bfloat16'")
         self._dtype, self.needs_half_range = dtype, dtype == "float16"
 
-    def logits(self, rows: paddle.Tensor, features_t: paddle.Tensor, *, out: paddle.Tensor) -> None:
-        if self.needs_half_range:
-            paddle.assign(self._multiply(rows, features_t), out)
-        else:
-            super().logits(rows, features_t, out=out)
+    def cast(self, matrix: paddle.Tensor) -> paddle.Tensor:
+        return matrix.astype(self._dtype)
 
-    def feature_gradient(self, e: paddle.Tensor, rows: paddle.Tensor, *, out: paddle.Tensor) -> None:
-        paddle.assign(self._multiply(e, rows, transpose_x=True), out)
+    def logits(self, rows: Factor, features_t: Factor, *, out: paddle.Tensor | None = None) -> paddle.Tensor:
+        if not self.needs_half_range:
+            return super().logits(rows, features_t, out=out)
+        return self._multiply(rows.cast, features_t.cast).astype("float32")
+
+    def feature_gradient(self, e: paddle.Tensor, rows: Factor, *, out: paddle.Tensor) -> paddle.Tensor:
+        return self._multiply(e, rows.cast, transpose_x=True).astype("float32")
+
+    def spread(self, e: paddle.Tensor, factor: paddle.Tensor | None) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+        # In float16 the factor, which has half the logarithm of the total, balances the ranges of e and of x.
+        if factor is None or not self.needs_half_range:
+            return e, factor
+        if e.place.is_cpu_place():
+            return multiply(e.astype("float32"), self.cast(factor).astype("float32")).astype(self._dtype), None
+        return multiply(e, self.cast(factor)), None
 
     def operand(self, x: paddle.Tensor) -> Operand:
         # The probability of one class in a million underflows in float16, so the largest entry is scaled to 1.
         largest = paddle.clip(x.abs().max(), min=1e-30)
-        return Operand(x / largest, largest)
+        return Operand(self.cast(x / largest), largest)
+
+    def row_gradient(self, e: paddle.Tensor, x: Operand) -> paddle.Tensor:
+        return self._multiply(e, x.values).astype("float32") * x.scale
 
     def add_row_gradient(self, gradient: paddle.Tensor, e: paddle.Tensor, *, x: Operand) -> None:
-        add_(gradient, self._multiply(e, x.values) * x.scale)
+        gradient.add_(self.row_gradient(e, x))
 
     def _multiply(self, a: paddle.Tensor, b: paddle.Tensor, *, transpose_x: bool = False) -> paddle.Tensor:
-        a, b = a.astype(self._dtype), b.astype(self._dtype)
         if a.place.is_cpu_place():
-            product = paddle.matmul(a.astype("float32"), b.astype("float32"), transpose_x).astype(self._dtype)
-        else:
-            product = paddle.matmul(a, b, transpose_x)
-        return product.astype("float32")
+            return paddle.matmul(a.astype("float32"), b.astype("float32"), transpose_x).astype(self._dtype)
+        return paddle.matmul(a, b, transpose_x)
+
+
+def _matmul(
+    a: paddle.Tensor, b: paddle.Tensor, *, transpose_x: bool = False, out: paddle.Tensor | None = None
+) -> paddle.Tensor:
+    if out is None:
+        return paddle.matmul(a, b, transpose_x)
+    paddle.matmul(a, b, transpose_x, out=out)
+    return out

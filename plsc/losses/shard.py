@@ -72,6 +72,9 @@ class Shard:
         first_class: global id of the class in row 0.
         step: updates made so far.
         state: the optimizer's state as `Shard.state` names it, '<parameter>:<state name>'; zeros when not given.
+
+    Attributes:
+        ones: [D].
     """
 
     def __init__(
@@ -100,7 +103,7 @@ class Shard:
         device = "gpu" if weight.place.is_gpu_place() else "cpu"
         self.chunk_rows, self.block_rows = CHUNK_ROWS[device], BLOCK_ROWS[device]
         self._zeros = paddle.zeros([self.block_rows], weight.dtype)
-        self._ones = paddle.ones([weight.shape[1]], weight.dtype)
+        self.ones = paddle.ones([weight.shape[1]], weight.dtype)
         self._squared_norms: paddle.Tensor | None = None
         self._chunks: list[Chunk] | None = None
 
@@ -198,7 +201,7 @@ class Shard:
         self._squared_norms = None
 
     def _block_norms(self, block: Block) -> SquaredNorms:
-        return squared_norms(block.rows, block.view, ones=self._ones)
+        return squared_norms(block.rows, block.view, ones=self.ones)
 
     def _concat(self, norms: list[SquaredNorms]) -> paddle.Tensor:
         return concat_norms(norms) if norms else paddle.zeros([0], self.weight.dtype)

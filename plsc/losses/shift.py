@@ -41,8 +41,15 @@ class Shift(Protocol):
         """In the first pass, before `subtract_`: adapt `value` to exponents [B, G] and the sums so far to `value`."""
         ...
 
-    def subtract_(self, exponents: paddle.Tensor) -> paddle.Tensor:
-        """exponents [B, G], which lack the constant already, minus the rest of the shift; in place."""
+    def subtract_(self, exponents: paddle.Tensor, k: int | None = None) -> paddle.Tensor:
+        """exponents [B, G], which lack the constant already, minus the rest of `value`; in place.
+
+        With `k`, minus what the shift was when the first pass came to chunk k.
+        """
+        ...
+
+    def factor(self, k: int) -> paddle.Tensor | None:
+        """exp(shift at chunk k - `value`) [G], at most 1: from its exponentials to those of `value`; None for 1."""
         ...
 
     def agree(self, reducer: Reducer, *, total: paddle.Tensor, gradient: paddle.Tensor) -> None:
@@ -65,8 +72,11 @@ class ConstantShift:
     def follow(self, exponents: paddle.Tensor, *, total: paddle.Tensor, gradient: paddle.Tensor) -> None:
         pass
 
-    def subtract_(self, exponents: paddle.Tensor) -> paddle.Tensor:
+    def subtract_(self, exponents: paddle.Tensor, k: int | None = None) -> paddle.Tensor:
         return exponents
+
+    def factor(self, k: int) -> paddle.Tensor | None:
+        return None
 
     def agree(self, reducer: Reducer, *, total: paddle.Tensor, gradient: paddle.Tensor) -> None:
         pass
@@ -82,12 +92,17 @@ class RunningMaximum:
 
     def __init__(self, samples: int, dtype: paddle.dtype) -> None:
         self.value = paddle.full([samples], _LOWEST, dtype)
+        self._values: list[paddle.Tensor] = []  # at each chunk
 
     def follow(self, exponents: paddle.Tensor, *, total: paddle.Tensor, gradient: paddle.Tensor) -> None:
         self._raise(paddle.maximum(self.value, exponents.max(axis=0)), total, gradient)
+        self._values.append(self.value)
 
-    def subtract_(self, exponents: paddle.Tensor) -> paddle.Tensor:
-        return subtract_(exponents, self.value)
+    def subtract_(self, exponents: paddle.Tensor, k: int | None = None) -> paddle.Tensor:
+        return subtract_(exponents, self.value if k is None else self._values[k])
+
+    def factor(self, k: int) -> paddle.Tensor | None:
+        return paddle.exp(self._values[k] - self.value)
 
     def agree(self, reducer: Reducer, *, total: paddle.Tensor, gradient: paddle.Tensor) -> None:
         self._raise(reducer.all_reduce_max(self.value.clone()), total, gradient)
@@ -103,10 +118,10 @@ class RunningMaximum:
 
 
 class HalfRange(RunningMaximum):
-    """max_c z_nc + log(total) / 2: float16 holds both ends of the second pass.
+    """max_c z_nc + log(total) / 2: float16 holds both factors of the row gradients.
 
-    The exponentials there are 1 at most, and the target's term is about their total. Divided by the root of the total,
-    both are equally far from 1.
+    Without the second part the exponentials would be 1 at most, and the features' factor t_n about 1 / total. With it
+    both are divided by the root of the total.
     """
 
     def center(self, total: paddle.Tensor, *, gradient: paddle.Tensor) -> None:

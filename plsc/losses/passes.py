@@ -1,0 +1,304 @@
+"""The two passes of the fused step over the chunks of a shard; `plsc.losses.fused` has the equations and the letters.
+
+The first pass makes r, e, the sums of e and the feature gradient. The second makes the gradient of one block of rows
+after the other, in one of two ways: `gradients_by_logits` and `gradients_by_rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import paddle
+
+from plsc.losses.ops import (
+    add,
+    add_,
+    add_at_,
+    exp_,
+    matmul,
+    multiply,
+    row_products,
+    scale_rows,
+    split_rows,
+)
+from plsc.losses.precision import Factor, Precision
+from plsc.losses.reference import Targets
+from plsc.losses.row_sums import RowSums
+from plsc.losses.shard import Block, Shard
+from plsc.losses.shift import Shift
+
+# Added to r where the class is the sample's own: its exponential is 0, and so is that times this.
+_EXCLUDED = -1e20
+
+
+class LogitBuffer:
+    """Memory for r of each chunk: S rows in all ('store'), or those of one chunk at a time ('recompute').
+
+    Attributes:
+        chunks: r [B, G] of each chunk.
+    """
+
+    def __init__(self, shard: Shard, samples: int, *, store: bool) -> None:
+        self._shape = (samples, shard.size, shard.chunk_rows)
+        rows = shard.size if store else min(shard.chunk_rows, shard.size)
+        memory = paddle.empty([rows, samples], shard.weight.dtype)
+        self.chunks: list[paddle.Tensor] = []
+        for start in range(0, shard.size, shard.chunk_rows):
+            count = min(shard.chunk_rows, shard.size - start)
+            self.chunks.append(memory[start : start + count] if store else memory[:count])
+
+    def fits(self, shard: Shard, samples: int) -> bool:
+        return self._shape == (samples, shard.size, shard.chunk_rows)
+
+
+class RowTerms(NamedTuple):
+    """What turns r of a chunk into e = exp(scale * r + offset), per class; lists hold one [B] per chunk.
+
+    Attributes:
+        scale: s / |w|.
+        offset: -log |w|, minus the constant part of the shift.
+        weight: |w|, the factor of e in the sum of exponentials.
+        logit_offset: the offset of a logit z = scale * r + logit_offset.
+        radial: [S], -1 / |w|^2; None for softmax.
+    """
+
+    scale: list[paddle.Tensor]
+    offset: list[paddle.Tensor]
+    weight: list[paddle.Tensor]
+    logit_offset: list[paddle.Tensor]
+    radial: paddle.Tensor | None
+
+
+class TargetIndex(NamedTuple):
+    """Where the targets lie in r [B, G] of each chunk.
+
+    Attributes:
+        inside: [chunks, G], whether the target is in the chunk.
+        flat: per chunk, [G] offsets in the flattened r, in column n for sample n: the target's row where it is in the
+            chunk, else row 0. Each offset is in its own column, so no two are equal.
+        excluded: per chunk, [G], what is added to r to exclude the targets.
+        may_hold: per chunk, whether it may hold a target.
+    """
+
+    inside: paddle.Tensor
+    flat: list[paddle.Tensor]
+    excluded: list[paddle.Tensor]
+    may_hold: list[bool]
+
+    @classmethod
+    def of(cls, targets: Targets, shard: Shard) -> TargetIndex:
+        samples = targets.row.shape[0]
+        starts = paddle.arange(0, shard.size, shard.chunk_rows, dtype="int64").unsqueeze(1)
+        row = targets.row.unsqueeze(0) - starts
+        inside = (row >= 0) & (row < shard.chunk_rows) & targets.owned.unsqueeze(0)
+        flat = paddle.where(inside, row, paddle.zeros_like(row)) * samples + paddle.arange(samples, dtype="int64")
+        excluded = paddle.full([samples], _EXCLUDED, shard.weight.dtype)
+        # Few chunks hold a target, and on a CPU it costs little to look. On a GPU the host would wait for the device.
+        look = shard.size and inside.place.is_cpu_place()
+        may_hold = inside.any(axis=1).tolist() if look else [True] * inside.shape[0]
+        return cls(inside, paddle.unbind(flat) if shard.size else [], _spread(excluded, inside), may_hold)
+
+    def add_(self, k: int, matrix: paddle.Tensor, values: list[paddle.Tensor]) -> None:
+        """Add values[k] [G] to the targets' entries of chunk k's matrix [B, G]."""
+        if self.may_hold[k]:
+            add_at_(matrix, self.flat[k], values=values[k])
+
+    def spread(self, values: paddle.Tensor) -> list[paddle.Tensor]:
+        """Per chunk [G]: the values [G] of the targets inside it, 0 for the others."""
+        return _spread(values, self.inside)
+
+
+class OwnTerms(NamedTuple):
+    """Of each sample's own class, for the second pass; all [G].
+
+    Attributes:
+        row: its row in the shard, any row where the class is not one of this shard's.
+        term: e_yn; 0 where it is not.
+        product: r_yn.
+    """
+
+    row: paddle.Tensor
+    term: paddle.Tensor
+    product: paddle.Tensor
+
+
+class Exponentials:
+    """Makes r and e of each chunk.
+
+    Args:
+        shard: the class centers.
+        features: x [G, D].
+        rows: terms per class.
+        index: where the targets are.
+        shift: of the exponents.
+        precision: of the products.
+        buffer: memory for r; None for new memory for each chunk.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        features: paddle.Tensor,
+        *,
+        rows: RowTerms,
+        index: TargetIndex,
+        shift: Shift,
+        precision: Precision,
+        buffer: LogitBuffer | None,
+    ) -> None:
+        self.shard, self.features, self.rows, self.index = shard, features, rows, index
+        self.shift, self.precision, self.buffer = shift, precision, buffer
+        self._features_t = precision.factor(features.t().contiguous())
+
+    def logits(self, k: int, chunk_rows: Factor) -> paddle.Tensor:
+        """r of chunk k, targets excluded."""
+        out = None if self.buffer is None else self.buffer.chunks[k]
+        r = self.precision.logits(chunk_rows, self._features_t, out=out)
+        self.index.add_(k, r, self.index.excluded)
+        return r
+
+    def exponents(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
+        """log e_cn [B, G] of chunk k, but for the part of the shift that is not in the offset."""
+        return scale_rows(r, scale=self.rows.scale[k], offset=self.rows.offset[k])
+
+
+class FirstPass:
+    """Sums over all chunks.
+
+    Args:
+        work: of the chunks.
+        threshold: [G], also count the classes with a greater logit; None for no count.
+        keep: keep r or e.
+
+    Attributes:
+        total: others_n [G].
+        gradient: sum_c e_cn w_c [G, D].
+        greater: [G] int64, number of classes whose logit exceeds the threshold; None without one.
+        kept: of each chunk, what the second pass needs: r in the buffer, or e as the products take it where there is
+            no buffer; empty if not asked for.
+    """
+
+    def __init__(self, work: Exponentials, *, threshold: paddle.Tensor | None, keep: bool) -> None:
+        x = work.features
+        self._work, self._threshold, self._keep = work, threshold, keep
+        self.total, self.gradient = paddle.zeros(x.shape[:1], x.dtype), paddle.zeros_like(x)
+        self._part = paddle.empty_like(x)
+        self.greater = None if threshold is None else paddle.zeros(x.shape[:1], "int64")
+        self.kept: list[paddle.Tensor] = []
+        for k, chunk in enumerate(work.shard.chunks):
+            work.shard.load_chunk(k)
+            self._add(k, work.precision.factor(chunk.rows))
+
+    def _add(self, k: int, rows: Factor) -> None:
+        # A method of its own, so that the memory of one chunk is free before the next.
+        work, shift = self._work, self._work.shift
+        r = work.logits(k, rows)
+        if self.greater is not None:
+            self.greater += self._count_greater(k, r)
+        exponents = work.exponents(k, r)
+        shift.follow(exponents, total=self.total, gradient=self.gradient)
+        e = exp_(shift.subtract_(exponents))
+        add_(self.total, matmul(work.rows.weight[k], e))
+        e = work.precision.cast(e)
+        add_(self.gradient, work.precision.feature_gradient(e, rows, out=self._part))
+        if self._keep:
+            self.kept.append(e if work.buffer is None else r)
+
+    def _count_greater(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
+        terms = self._work.rows
+        logits = scale_rows(r, scale=terms.scale[k], offset=terms.logit_offset[k])
+        return (logits > self._threshold).astype("int32").sum(axis=0, dtype="int32").astype("int64")
+
+
+def gradients_by_logits(
+    work: Exponentials, own: OwnTerms, row_factor: paddle.Tensor, *, l2: float, kept: list[paddle.Tensor]
+) -> Iterator[tuple[Block, paddle.Tensor]]:
+    """(block, gradient) of each block, from r.
+
+    Args:
+        work: of the chunks, as the first pass left it.
+        own: of the own classes.
+        row_factor: s t_n [G].
+        l2: this multiple of each row is added to its gradient.
+        kept: r of each chunk; empty to multiply again.
+    """
+    shard, index, precision, terms = work.shard, work.index, work.precision, work.rows
+    x = precision.operand(work.features * row_factor.unsqueeze(1))
+    own_terms, own_parts = index.spread(own.term), index.spread(own.term * own.product)
+    coefficients = shard.split_by_chunk(paddle.full([shard.size], l2, row_factor.dtype))
+    radial = None if terms.radial is None else shard.split_by_chunk(terms.radial)
+    bias_gradient = []
+    for k, chunk in enumerate(shard.chunks):
+        shard.load_chunk(k)
+        r = kept[k] if kept else work.logits(k, precision.factor(chunk.rows))
+        e = exp_(work.shift.subtract_(work.exponents(k, r)))
+        coefficient = coefficients[k]
+        if radial is not None:
+            parts = multiply(e, r)
+            index.add_(k, parts, own_parts)
+            coefficient = add(coefficient, multiply(radial[k], matmul(parts, row_factor)))
+        index.add_(k, e, own_terms)
+        if shard.bias is not None:
+            bias_gradient.append(matmul(e, row_factor))
+        pieces = zip(chunk.blocks, split_rows(coefficient, sizes=chunk.sizes), split_rows(e, sizes=chunk.sizes))
+        for block, factor, e_rows in pieces:
+            gradient = scale_rows(block.rows, scale=factor, offset=block.zeros)
+            precision.add_row_gradient(gradient, e_rows, x=x)
+            yield block, gradient
+    if bias_gradient:
+        block = shard.bias_block
+        yield block, add(paddle.concat(bias_gradient), block.rows * l2)
+
+
+def gradients_by_rows(
+    work: Exponentials, own: OwnTerms, row_factor: paddle.Tensor, *, l2: float, kept: list[paddle.Tensor]
+) -> Iterator[tuple[Block, paddle.Tensor]]:
+    """(block, gradient) of each block, from e.
+
+    Args:
+        kept: e of each chunk as the products take it; empty to make it again.
+
+    The other arguments are those of `gradients_by_logits`.
+    """
+    shard, precision = work.shard, work.precision
+    sums = RowSums(own.row)
+    own_factor = row_factor * own.term
+    own_rows = sums.totals(own_factor.unsqueeze(1) * work.features)
+    x = precision.operand(work.features * row_factor.unsqueeze(1))
+    bias_gradient = []
+    first = 0
+    for k, chunk in enumerate(shard.chunks):
+        shard.load_chunk(k)
+        e, factor = precision.spread(kept[k] if kept else _made_again(k, work), work.shift.factor(k))
+        if factor is not None:
+            x = precision.operand(work.features * (row_factor * factor).unsqueeze(1))
+        if shard.bias is not None:
+            sample_factor = row_factor if factor is None else row_factor * factor
+            bias_gradient.append(matmul(e.astype(row_factor.dtype), sample_factor))
+        for block, e_rows in zip(chunk.blocks, split_rows(e, sizes=chunk.sizes)):
+            gradient = precision.row_gradient(e_rows, x)
+            sums.add_(gradient, own_rows, first=first)
+            last = first + block.rows.shape[0]
+            coefficient = block.zeros + l2
+            if work.rows.radial is not None:
+                radial = work.rows.radial[first:last]
+                coefficient = add(coefficient, multiply(radial, row_products(gradient, block.rows, ones=shard.ones)))
+            add_(gradient, scale_rows(block.rows, scale=coefficient, offset=block.zeros))
+            first = last
+            yield block, gradient
+    if bias_gradient:
+        block = shard.bias_block
+        gradient = add(paddle.concat(bias_gradient), block.rows * l2)
+        sums.add_(gradient, sums.totals(own_factor))
+        yield block, gradient
+
+
+def _made_again(k: int, work: Exponentials) -> paddle.Tensor:
+    """e of chunk k as the first pass kept it."""
+    r = work.logits(k, work.precision.factor(work.shard.chunks[k].rows))
+    return work.precision.cast(exp_(work.shift.subtract_(work.exponents(k, r), k)))
+
+
+def _spread(values: paddle.Tensor, inside: paddle.Tensor) -> list[paddle.Tensor]:
+    return list(paddle.unbind(paddle.where(inside, values, paddle.zeros_like(values)))) if inside.shape[0] else []
