@@ -52,14 +52,14 @@ from plsc.errors import ConfigError
 from plsc.losses.margins import Margin
 from plsc.losses.ops import no_grad
 from plsc.losses.passes import (
+    ByLogits,
+    ByRows,
     Exponentials,
     FirstPass,
     LogitBuffer,
     OwnTerms,
     RowTerms,
     TargetIndex,
-    gradients_by_logits,
-    gradients_by_rows,
 )
 from plsc.losses.precision import Precision
 from plsc.losses.reference import (
@@ -76,6 +76,22 @@ from plsc.losses.reference import (
 from plsc.losses.shard import Block, Shard
 from plsc.losses.shift import choose_shift
 from plsc.metrics.embeddings import EPSILON
+
+# Of [B, G], [B, D] and [G, D]: how many matrices of float32 a pass holds at once, at most, beside what it keeps.
+# Measured with a chunk as one block; tests/losses/test_memory.py measures it again.
+_CHUNK_SHARES = (3.5, 3.0, 6.0)
+
+
+class Memory(NamedTuple):
+    """Bytes of a step, beside weight and optimizer state.
+
+    Attributes:
+        kept: between the passes.
+        temporary: of one chunk, within a pass.
+    """
+
+    kept: int
+    temporary: int
 
 
 class TargetTerms(NamedTuple):
@@ -224,8 +240,15 @@ class FusedSoftmax:
             state: of the last `loss_and_feature_gradient`.
             l2: this multiple of each row is added to its gradient.
         """
-        gradients = gradients_by_rows if state.work.buffer is None else gradients_by_logits
-        return gradients(state.work, state.own, state.row_factor, l2=l2, kept=state.kept)
+        second = ByRows if state.work.buffer is None else ByLogits
+        return second(state.work, state.own, row_factor=state.row_factor, l2=l2, kept=state.kept).run()
+
+    def memory(self, shard: Shard, samples: int) -> Memory:
+        """What a step on so many samples takes beside weight and optimizer state."""
+        width, rows = shard.weight.shape[1], min(shard.chunk_rows, shard.size)
+        number = 2 if self._precision.is_half else 4
+        chunk = _CHUNK_SHARES[0] * rows * samples + _CHUNK_SHARES[1] * rows * width + _CHUNK_SHARES[2] * samples * width
+        return Memory(number * shard.size * samples if self._store else 0, int(4 * chunk))
 
     def _fitting_buffer(self, shard: Shard, samples: int) -> LogitBuffer | None:
         """Memory for r; None where the second pass goes by rows."""

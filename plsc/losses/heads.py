@@ -25,7 +25,7 @@ from plsc.losses.row_optimizers import AdamW, RowOptimizer
 from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
 from plsc.utils.files import size_text
-from plsc.utils.memory import available_memory
+from plsc.utils.memory import available_gpu_memory, available_memory
 from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
@@ -234,29 +234,32 @@ class FusedHead:
         if self._softmax is not None and self._samples >= samples:
             return self._softmax
         self._samples = samples
+        self._shard.fit(samples)
         if self._ratio < 1.0:
             self._sampled = SampledShard(self._shard, ratio=self._ratio, samples=samples)
-        logits = self._logits
-        if logits == "auto":
-            rows = (self._sampled or self._shard).size
-            needed, free = 4 * rows * samples, _free_bytes(self._shard.weight)
-            # Half, since the backbone's activations and the other ranks of this machine need memory too.
-            logits = "store" if needed <= free / 2 else "recompute"
-            log.info(
-                "logits of %s x %s take %s, %s are free: mode '%s'",
-                counted(rows, "class"),
-                counted(samples, "sample"),
-                size_text(needed),
-                size_text(free),
-                logits,
-            )
-        self._softmax = self._make_softmax(logits)
+        self._softmax = self._make_softmax("store" if self._logits == "auto" else self._logits)
+        if self._logits == "auto" and not self._fits(self._softmax, samples):
+            self._softmax = self._make_softmax("recompute")
         return self._softmax
+
+    def _fits(self, softmax: FusedSoftmax, samples: int) -> bool:
+        """Whether there is memory to keep the logits."""
+        shard = self._sampled or self._shard
+        needed, free = softmax.memory(shard, samples), _free_bytes(shard.weight)
+        # Half, since the backbone's activations and the other ranks of this machine need memory too.
+        fits = needed.kept + needed.temporary <= free / 2
+        log.info(
+            "logits of %s x %s take %s, a chunk of them %s, %s are free: mode '%s'",
+            counted(shard.size, "class"),
+            counted(samples, "sample"),
+            size_text(needed.kept),
+            size_text(needed.temporary),
+            size_text(free),
+            "store" if fits else "recompute",
+        )
+        return fits
 
 
 def _free_bytes(tensor: paddle.Tensor) -> int:
     """Free memory of the device that holds the tensor."""
-    if tensor.place.is_gpu_place():
-        cuda = paddle.device.cuda
-        return int(cuda.get_device_properties().total_memory - cuda.memory_reserved())
-    return available_memory()
+    return available_gpu_memory() if tensor.place.is_gpu_place() else available_memory()

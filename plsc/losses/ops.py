@@ -22,7 +22,7 @@ import paddle
 _C = paddle._C_ops
 _matmul, _addmm_, _exp_ = _C.matmul, _C.addmm_, _C.exp_
 _affine_channel, _reshape, _split = _C.affine_channel, _C.reshape, _C.split
-_index_add_, _scatter_ = _C.index_add_, _C.scatter_
+_index_select, _scatter_ = _C.index_select, _C.scatter_
 _sgd_, _momentum_, _adamw_ = _C.sgd_, _C.momentum_, _C.adamw_
 _squared_l2_norm = _C.squared_l2_norm
 
@@ -93,9 +93,10 @@ def split_rows(rows: paddle.Tensor, *, sizes: list[int]) -> Sequence[paddle.Tens
 def add_at_(target: paddle.Tensor, index: paddle.Tensor, *, values: paddle.Tensor) -> None:
     """target.flatten()[index] += values, in place; index and values are [M], and no index occurs twice.
 
-    On GPUs the operator adds atomically, in any order, so that twice the same index would give other bits in each run.
+    Paddle's `index_add_` adds atomically on GPUs, and in one thread where FLAGS_cudnn_deterministic is set.
     """
-    _index_add_(_reshape(target, [-1]), index, values, 0)
+    flat = _reshape(target, [-1])
+    _scatter_(flat, index, add(_index_select(flat, index, 0), values), True)
 
 
 def take_rows(source: paddle.Tensor, index: paddle.Tensor, *, out: paddle.Tensor) -> None:
@@ -127,7 +128,8 @@ def highest(scores: paddle.Tensor, count: int) -> paddle.Tensor:
     """
     view = host_view(scores)
     if view is None:
-        return paddle.sort(paddle.topk(scores, count, sorted=False)[1])
+        # Not by `topk`: for one row of millions its GPU kernel uses one block of threads. `argsort` uses all of them.
+        return paddle.sort(paddle.argsort(scores)[len(scores) - count :])
     least = np.partition(view, len(view) - count)[len(view) - count]
     found = np.flatnonzero(view >= least)
     if len(found) > count:  # several scores equal the least: leave the first of them out

@@ -1,13 +1,14 @@
 """The two passes of the fused step over the chunks of a shard; `plsc.losses.fused` has the equations and the letters.
 
 The first pass makes r, e, the sums of e and the feature gradient. The second makes the gradient of one block of rows
-after the other, in one of two ways: `gradients_by_logits` and `gradients_by_rows`.
+after the other, in one of two ways: `ByLogits` and `ByRows`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import paddle
 
@@ -197,13 +198,15 @@ class FirstPass:
         if self.greater is not None:
             self.greater += self._count_greater(k, r)
         exponents = work.exponents(k, r)
+        kept = r if work.buffer is not None else None
+        del r  # its memory may serve the cast
         shift.follow(exponents, total=self.total, gradient=self.gradient)
         e = exp_(shift.subtract_(exponents))
         add_(self.total, matmul(work.rows.weight[k], e))
         e = work.precision.cast(e)
         add_(self.gradient, work.precision.feature_gradient(e, rows, out=self._part))
         if self._keep:
-            self.kept.append(e if work.buffer is None else r)
+            self.kept.append(e if kept is None else kept)
 
     def _count_greater(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
         terms = self._work.rows
@@ -211,93 +214,125 @@ class FirstPass:
         return (logits > self._threshold).astype("int32").sum(axis=0, dtype="int32").astype("int64")
 
 
-def gradients_by_logits(
-    work: Exponentials, own: OwnTerms, row_factor: paddle.Tensor, *, l2: float, kept: list[paddle.Tensor]
-) -> Iterator[tuple[Block, paddle.Tensor]]:
-    """(block, gradient) of each block, from r.
+Gradients = Iterator[tuple[Block, paddle.Tensor]]
+
+
+class SecondPass(ABC):
+    """The gradient of each block of rows, and of the bias; one of two ways.
 
     Args:
         work: of the chunks, as the first pass left it.
         own: of the own classes.
         row_factor: s t_n [G].
         l2: this multiple of each row is added to its gradient.
-        kept: r of each chunk; empty to multiply again.
+        kept: what the first pass kept of each chunk; empty to multiply again.
     """
-    shard, index, precision, terms = work.shard, work.index, work.precision, work.rows
-    x = precision.operand(work.features * row_factor.unsqueeze(1))
-    own_terms, own_parts = index.spread(own.term), index.spread(own.term * own.product)
-    coefficients = shard.split_by_chunk(paddle.full([shard.size], l2, row_factor.dtype))
-    radial = None if terms.radial is None else shard.split_by_chunk(terms.radial)
-    bias_gradient = []
-    for k, chunk in enumerate(shard.chunks):
-        shard.load_chunk(k)
-        r = kept[k] if kept else work.logits(k, precision.factor(chunk.rows))
+
+    def __init__(
+        self, work: Exponentials, own: OwnTerms, *, row_factor: paddle.Tensor, l2: float, kept: list[paddle.Tensor]
+    ) -> None:
+        self._work, self._own, self._row_factor, self._l2, self._kept = work, own, row_factor, l2, kept
+        self._x = work.precision.operand(work.features * row_factor.unsqueeze(1))
+        self._bias_gradient: list[paddle.Tensor] = []
+
+    def run(self) -> Gradients:
+        """(block, gradient) of each block."""
+        shard = self._work.shard
+        for k in range(len(shard.chunks)):
+            shard.load_chunk(k)
+            # A generator of its own for each chunk, so that the memory of one is free before the next.
+            yield from self._gradients(k)
+        if self._bias_gradient:
+            block = shard.bias_block
+            gradient = add(paddle.concat(self._bias_gradient), block.rows * self._l2)
+            self._complete_bias(gradient)
+            yield block, gradient
+
+    @abstractmethod
+    def _gradients(self, k: int) -> Gradients:
+        """Those of chunk k, whose rows are loaded."""
+
+    @abstractmethod
+    def _complete_bias(self, gradient: paddle.Tensor) -> None:
+        """Add to the bias's gradient [S] what the chunks did not."""
+
+
+class ByLogits(SecondPass):
+    """From r, with the targets in e."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        index, shard, radial = self._work.index, self._work.shard, self._work.rows.radial
+        self._terms, self._parts = index.spread(self._own.term), index.spread(self._own.term * self._own.product)
+        self._plain = shard.split_by_chunk(paddle.full([shard.size], self._l2, self._row_factor.dtype))
+        self._radial = None if radial is None else shard.split_by_chunk(radial)
+
+    def _gradients(self, k: int) -> Gradients:
+        work, chunk = self._work, self._work.shard.chunks[k]
+        r = self._kept[k] if self._kept else work.logits(k, work.precision.factor(chunk.rows))
         e = exp_(work.shift.subtract_(work.exponents(k, r)))
-        coefficient = coefficients[k]
-        if radial is not None:
-            parts = multiply(e, r)
-            index.add_(k, parts, own_parts)
-            coefficient = add(coefficient, multiply(radial[k], matmul(parts, row_factor)))
-        index.add_(k, e, own_terms)
-        if shard.bias is not None:
-            bias_gradient.append(matmul(e, row_factor))
+        coefficient = self._coefficient(k, e, r)
+        work.index.add_(k, e, self._terms)
+        if work.shard.bias is not None:
+            self._bias_gradient.append(matmul(e, self._row_factor))
         pieces = zip(chunk.blocks, split_rows(coefficient, sizes=chunk.sizes), split_rows(e, sizes=chunk.sizes))
         for block, factor, e_rows in pieces:
             gradient = scale_rows(block.rows, scale=factor, offset=block.zeros)
-            precision.add_row_gradient(gradient, e_rows, x=x)
+            work.precision.add_row_gradient(gradient, e_rows, x=self._x)
             yield block, gradient
-    if bias_gradient:
-        block = shard.bias_block
-        yield block, add(paddle.concat(bias_gradient), block.rows * l2)
+
+    def _coefficient(self, k: int, e: paddle.Tensor, r: paddle.Tensor) -> paddle.Tensor:
+        """l2 - radial_c [B]."""
+        if self._radial is None:
+            return self._plain[k]
+        parts = multiply(e, r)
+        self._work.index.add_(k, parts, self._parts)
+        return add(self._plain[k], multiply(self._radial[k], matmul(parts, self._row_factor)))
+
+    def _complete_bias(self, gradient: paddle.Tensor) -> None:
+        pass
 
 
-def gradients_by_rows(
-    work: Exponentials, own: OwnTerms, row_factor: paddle.Tensor, *, l2: float, kept: list[paddle.Tensor]
-) -> Iterator[tuple[Block, paddle.Tensor]]:
-    """(block, gradient) of each block, from e.
+class ByRows(SecondPass):
+    """From e as the products take it; the targets' part is added to the rows."""
 
-    Args:
-        kept: e of each chunk as the products take it; empty to make it again.
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._sums, own_factor = RowSums(self._own.row), self._row_factor * self._own.term
+        self._own_rows = self._sums.totals(own_factor.unsqueeze(1) * self._work.features)
+        self._own_bias = None if self._work.shard.bias is None else self._sums.totals(own_factor)
 
-    The other arguments are those of `gradients_by_logits`.
-    """
-    shard, precision = work.shard, work.precision
-    sums = RowSums(own.row)
-    own_factor = row_factor * own.term
-    own_rows = sums.totals(own_factor.unsqueeze(1) * work.features)
-    x = precision.operand(work.features * row_factor.unsqueeze(1))
-    bias_gradient = []
-    first = 0
-    for k, chunk in enumerate(shard.chunks):
-        shard.load_chunk(k)
-        e, factor = precision.spread(kept[k] if kept else _made_again(k, work), work.shift.factor(k))
-        if factor is not None:
-            x = precision.operand(work.features * (row_factor * factor).unsqueeze(1))
-        if shard.bias is not None:
-            sample_factor = row_factor if factor is None else row_factor * factor
-            bias_gradient.append(matmul(e.astype(row_factor.dtype), sample_factor))
+    def _gradients(self, k: int) -> Gradients:
+        work, chunk, precision = self._work, self._work.shard.chunks[k], self._work.precision
+        e, factor = precision.spread(self._kept[k] if self._kept else self._made_again(k), work.shift.factor(k))
+        row_factor = self._row_factor if factor is None else self._row_factor * factor
+        x = self._x if factor is None else precision.operand(work.features * row_factor.unsqueeze(1))
+        if work.shard.bias is not None:
+            self._bias_gradient.append(matmul(e.astype(row_factor.dtype), row_factor))
+        first = k * work.shard.chunk_rows
         for block, e_rows in zip(chunk.blocks, split_rows(e, sizes=chunk.sizes)):
             gradient = precision.row_gradient(e_rows, x)
-            sums.add_(gradient, own_rows, first=first)
-            last = first + block.rows.shape[0]
-            coefficient = block.zeros + l2
-            if work.rows.radial is not None:
-                radial = work.rows.radial[first:last]
-                coefficient = add(coefficient, multiply(radial, row_products(gradient, block.rows, ones=shard.ones)))
-            add_(gradient, scale_rows(block.rows, scale=coefficient, offset=block.zeros))
-            first = last
+            self._sums.add_(gradient, self._own_rows, first=first)
+            add_(gradient, self._multiple(block, gradient, first))
+            first += block.rows.shape[0]
             yield block, gradient
-    if bias_gradient:
-        block = shard.bias_block
-        gradient = add(paddle.concat(bias_gradient), block.rows * l2)
-        sums.add_(gradient, sums.totals(own_factor))
-        yield block, gradient
 
+    def _multiple(self, block: Block, gradient: paddle.Tensor, first: int) -> paddle.Tensor:
+        """(l2 - radial_c) w_c [b, D], of the block whose first row is `first`."""
+        radial, coefficient = self._work.rows.radial, block.zeros + self._l2
+        if radial is not None:
+            along = row_products(gradient, block.rows, ones=self._work.shard.ones)
+            coefficient = add(coefficient, multiply(radial[first : first + block.rows.shape[0]], along))
+        return scale_rows(block.rows, scale=coefficient, offset=block.zeros)
 
-def _made_again(k: int, work: Exponentials) -> paddle.Tensor:
-    """e of chunk k as the first pass kept it."""
-    r = work.logits(k, work.precision.factor(work.shard.chunks[k].rows))
-    return work.precision.cast(exp_(work.shift.subtract_(work.exponents(k, r), k)))
+    def _made_again(self, k: int) -> paddle.Tensor:
+        """e of chunk k as the first pass kept it."""
+        work = self._work
+        r = work.logits(k, work.precision.factor(work.shard.chunks[k].rows))
+        return work.precision.cast(exp_(work.shift.subtract_(work.exponents(k, r), k)))
+
+    def _complete_bias(self, gradient: paddle.Tensor) -> None:
+        self._sums.add_(gradient, self._own_bias)
 
 
 def _spread(values: paddle.Tensor, inside: paddle.Tensor) -> list[paddle.Tensor]:

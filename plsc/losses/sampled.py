@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import paddle
 
 from plsc.errors import ConfigError
-from plsc.losses.ops import add_at_, highest, no_grad, put_rows, take_rows
+from plsc.losses.ops import highest, no_grad, put_rows, take_rows
 from plsc.losses.reference import Targets
 from plsc.losses.shard import Block, Shard
 
@@ -47,6 +47,7 @@ class SampledShard(Shard):
         weight = paddle.empty([min(count, shard.chunk_rows), shard.weight.shape[1]], shard.weight.dtype)
         bias = None if shard.bias is None else paddle.empty([count], shard.bias.dtype)
         super().__init__(weight, shard.optimizer, bias=bias, state=self._state_buffers(shard, count))
+        self.chunk_rows, self.block_rows = shard.chunk_rows, shard.block_rows
         self._full = shard
         self.rows = paddle.arange(count, dtype="int64")
         self._rows_of_chunk: list[paddle.Tensor] = []
@@ -88,7 +89,7 @@ class SampledShard(Shard):
         targets = full.locate(labels)
         # The K highest of random scores are a sample without replacement. Positives score above all others.
         score = paddle.uniform([full.size], "float32", min=0.0, max=1.0, seed=seed)
-        add_at_(score, targets.row, values=targets.owned.astype("float32") * 2.0)
+        _mark(score, targets)
         # In ascending order, so that memory is read in its order.
         self.rows = highest(score, self.size)
         self._rows_of_chunk = self.split_by_chunk(self.rows)
@@ -132,3 +133,11 @@ class SampledShard(Shard):
         if self._squared_norms is None:
             self._squared_norms = paddle.index_select(self._full.squared_norms(), self.rows)
         return self._squared_norms
+
+
+def _mark(score: paddle.Tensor, targets: Targets) -> None:
+    """Set the scores [S] of the owned targets to 2, above all others; each is written with the same number."""
+    one_owned = paddle.index_select(targets.row, targets.owned.astype("int32").argmax().reshape([1]))
+    row = paddle.where(targets.owned, targets.row, one_owned)
+    before = paddle.index_select(score, row)
+    put_rows(score, row, values=paddle.where(targets.owned.any(), paddle.full_like(before, 2.0), before))

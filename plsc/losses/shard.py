@@ -18,6 +18,10 @@ from plsc.losses.row_optimizers import RowOptimizer
 # cache (2 MB) between the passes over them; on a GPU the number of kernel launches decides.
 CHUNK_ROWS = {"cpu": 2048, "gpu": 65536}
 BLOCK_ROWS = {"cpu": 128, "gpu": 65536}
+# Logits of a chunk at most, so that what a chunk needs for the time being is bounded for a large batch too: 256 MiB of
+# float32 on a GPU.
+CHUNK_LOGITS = {"cpu": 1 << 24, "gpu": 1 << 26}
+_LEAST_CHUNK = 128
 
 
 class Block(NamedTuple):
@@ -100,8 +104,8 @@ class Shard:
             for kind in optimizer.state_names
         }
         self._state_of = {name: [self.state[f"{name}:{kind}"] for kind in optimizer.state_names] for name in own}
-        device = "gpu" if weight.place.is_gpu_place() else "cpu"
-        self.chunk_rows, self.block_rows = CHUNK_ROWS[device], BLOCK_ROWS[device]
+        self._device = "gpu" if weight.place.is_gpu_place() else "cpu"
+        self.chunk_rows, self.block_rows = CHUNK_ROWS[self._device], BLOCK_ROWS[self._device]
         self._zeros = paddle.zeros([self.block_rows], weight.dtype)
         self.ones = paddle.ones([weight.shape[1]], weight.dtype)
         self._squared_norms: paddle.Tensor | None = None
@@ -142,6 +146,13 @@ class Shard:
         """The bias as one block, numbered after those of the weight."""
         number = sum(len(chunk.blocks) for chunk in self.chunks)
         return Block("bias", number, self.bias, tuple(self.state_of("bias")), self._zeros, None)
+
+    def fit(self, samples: int) -> None:
+        """Choose the rows of a chunk for batches of up to so many samples."""
+        most = max(CHUNK_LOGITS[self._device] // samples, _LEAST_CHUNK)
+        self.chunk_rows = min(CHUNK_ROWS[self._device], most)
+        self.block_rows = min(BLOCK_ROWS[self._device], most)
+        self._chunks = None
 
     def _block(self, number: int, first: int, last: int) -> Block:
         rows = self._rows(first, last)

@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""How much memory this process may still take, of the machine and of its GPU."""
 
 from __future__ import annotations
 
@@ -15,6 +15,21 @@ def available_memory() -> int:
     """
     machine = next((int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAv")), 0)
     return max(min([machine, *_group_limits()]), 0)
+
+
+def available_gpu_memory() -> int:
+    """Bytes that this process can still allocate on the current GPU: what the driver has, and Paddle's pool.
+
+    The driver counts what other processes, the CUDA context, NCCL and cuDNN hold. Paddle's pool gives back to this
+    process what its tensors have freed, and the driver counts that as taken. FLAGS_gpu_memory_limit_mb is kept.
+    """
+    import paddle
+
+    # Paddle 3.2 and 3.3 have no public function for it: `paddle.nn.Layer.to` asks this one, which is cudaMemGetInfo
+    # (paddle/phi/core/platform/device/gpu/gpu_info.cc, GpuMemoryUsage). It exists in builds for GPUs only.
+    driver = paddle.base.core.gpu_memory_available()
+    pool = paddle.device.cuda.memory_reserved() - paddle.device.cuda.memory_allocated()
+    return int(driver + pool)
 
 
 def _group_limits() -> list[int]:

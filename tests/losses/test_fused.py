@@ -11,6 +11,7 @@ import pytest
 from plsc.errors import ConfigError
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.margins.combined import CombinedMargin
+from plsc.losses.precision import HalfPrecision
 from plsc.losses.reference import ReferenceSoftmax
 from plsc.losses.row_optimizers import SGD, AdamW, Momentum
 from plsc.losses.shard import Shard
@@ -64,6 +65,24 @@ def test_a_margin_that_depends_on_the_norm_matches_the_oracle(classes, ranks, sa
     assert relative_error(found_w, d_w) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("logits", ["store", "recompute"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("classes, ranks, samples", [(6, 4, 5), (3, 4, 6), (40, 3, 4), (50, 2, 16), (90, 1, 7)])
+@pytest.mark.parametrize("margins, scale", [(ARCFACE, 64.0), ((0.9, 0.4, 0.15), 100.0), (None, 1.0)])
+def test_a_batch_as_wide_as_the_embedding_matches_the_oracle(classes, ranks, samples, margins, scale, dtype, logits):
+    """The second pass goes by rows then; l2 is in it. Among the vectors are short ones, each compared by itself."""
+    problem = make_problem(classes, samples, size=4, dtype=dtype, with_bias=margins is None)
+    problem = with_short_vectors(problem) if margins else problem
+    loss, d_x, d_w, d_b = oracle(*problem, margins=margins, scale=scale)
+    states, found_x, found_w, found_b = run_fused(problem, ranks, combined(margins), scale, logits=logits, l2=0.3)
+    tolerance = 1e-9 if dtype == "float64" else 1e-4
+    assert relative_error(states[0].loss, loss) < tolerance
+    assert relative_error(found_x, d_x) < tolerance
+    assert worst_row_error(found_w, d_w + 0.3 * problem[2].astype("float64")) < tolerance
+    if margins is None:
+        assert relative_error(found_b, d_b + 0.3 * problem[3].astype("float64")) < tolerance
+
+
 @pytest.mark.parametrize("margins", [ARCFACE, None])
 def test_l2_adds_a_multiple_of_each_row(margins):
     problem = make_problem(50, 8, with_bias=margins is None)
@@ -104,11 +123,15 @@ def test_fused_and_reference_train_to_the_same_weights(row_optimizer, optimizer,
         np.testing.assert_allclose(gathered(shards, name), parameter.numpy(), rtol=0, atol=1e-9)
 
 
-def test_stored_and_recomputed_logits_give_the_same_bits():
-    problem, margin = make_problem(50, 8, dtype="float32"), CombinedMargin(*ARCFACE)
+@pytest.mark.parametrize("half", [None, "float16", "bfloat16"])
+@pytest.mark.parametrize("size", [4, 64])
+@pytest.mark.parametrize("margins, scale", [(ARCFACE, 64.0), (ARCFACE, 128.0), (None, 1.0)])
+def test_stored_and_recomputed_logits_give_the_same_bits(margins, scale, size, half):
+    problem = make_problem(50, 8, size=size, dtype="float32", with_bias=margins is None)
+    options = {"optimizer": Momentum(), "steps": 5, "learning_rate": 0.1}
+    options["precision"] = HalfPrecision(half) if half else None
     shards = [
-        train_fused(problem, 2, margin, 64.0, optimizer=Momentum(), steps=5, learning_rate=0.1, logits=logits)
-        for logits in ("store", "recompute")
+        train_fused(problem, 2, combined(margins), scale, logits=logits, **options) for logits in ("store", "recompute")
     ]
     np.testing.assert_array_equal(*(gathered(found, "weight") for found in shards))
 

@@ -37,7 +37,7 @@ def test_a_sum_of_squares_is_infinite_where_a_square_is(value, is_finite, size):
 
 
 @pytest.mark.parametrize("count", [1, 4, 9, 10])
-def test_of_equal_scores_no_more_are_taken_than_asked_for(count):
+def test_of_equal_scores_no_more_are_taken_than_asked_for(place, count):
     scores = np.array([0.5, 0.5, 2.5, 0.1, 0.5, 0.7, 0.5, 0.2, 0.5, 2.0], np.float32)
     found = ops.highest(paddle.to_tensor(scores), count).numpy()
     assert found.tolist() == sorted(set(found.tolist())) and len(found) == count
@@ -75,6 +75,8 @@ def test_exponentials_and_norms(place):
     expected = rows.numpy()
     parts = [ops.squared_norms(part, ops.host_view(part), ones=paddle.ones([3])) for part in (rows[:2], rows[2:])]
     np.testing.assert_allclose(ops.concat_norms(parts), (expected**2).sum(axis=1), rtol=1e-6)
+    products = ops.row_products(rows, rows * 2.0, ones=paddle.ones([3]))
+    np.testing.assert_allclose(products, 2.0 * (expected**2).sum(axis=1), rtol=1e-6)
     found = ops.exp_(rows)
     np.testing.assert_allclose(found, np.exp(expected), rtol=1e-6)
     assert found.data_ptr() == rows.data_ptr()

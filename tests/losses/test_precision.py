@@ -7,12 +7,13 @@ import paddle
 import pytest
 
 from plsc.errors import ConfigError
+from plsc.losses import shard as shard_module
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.margins.combined import CombinedMargin
 from plsc.losses.precision import HalfPrecision
 from plsc.losses.row_optimizers import SGD
 from plsc.losses.shard import Shard
-from tests._support.head_oracle import oracle, relative_error
+from tests._support.head_oracle import oracle, relative_error, worst_row_error
 from tests._support.head_problems import ARCFACE, collect, make_problem, run_fused, with_short_vectors
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -59,6 +60,53 @@ def test_many_classes_at_even_odds_stay_in_range(dtype):
     others = np.delete(np.arange(classes), 7)
     assert relative_error(half_w[others], d_w[others]) < 0.05
     assert (np.abs(half_w[others]).max(axis=1) > 0).mean() > 0.99
+
+
+class Steep:
+    """A margin of so large a derivative that others dpsi / |w_y| is beyond float16's 65,504."""
+
+    slope = 1e4
+
+    def __call__(self, cosine, norms, labels):
+        return self.slope * (cosine - 1.0) + 0.5, paddle.full_like(cosine, self.slope)
+
+    @classmethod
+    def of_one(cls, cosine, norm, label):
+        return cls.slope * (cosine - 1.0) + 0.5, cls.slope, 0.0
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_the_targets_part_of_a_gradient_may_be_beyond_half_precision(dtype, ranks):
+    rng = np.random.default_rng(0)
+    weight = (0.05 * rng.standard_normal((300, 8))).astype("float32")
+    labels = np.array([7, 120, 7, 299, 200, 7])
+    features = weight[labels] + 1e-4 * rng.standard_normal((6, 8)).astype("float32")
+    problem = (features.astype("float32"), labels, weight, None)
+    loss, d_x, d_w, _ = oracle(*problem, margin=Steep.of_one, scale=4.0)
+    states, found_x, found_w, _ = run_fused(problem, ranks, Steep(), 4.0, precision=HalfPrecision(dtype))
+    if dtype == "float16":
+        assert max(state.own.term.abs().max().item() for state in states) > 65_504
+    assert abs(states[0].loss.item() - loss) < 4.0 / 2048 + 1e-3
+    assert relative_error(found_x, d_x) < TOLERANCE[dtype]
+    assert worst_row_error(found_w[labels], d_w[labels]) < TOLERANCE[dtype]
+    others = np.setdiff1d(np.arange(300), labels)
+    assert worst_row_error(found_w[others], d_w[others]) < 5 * TOLERANCE[dtype]
+
+
+def test_many_classes_at_a_small_scale_have_finite_gradients(monkeypatch):
+    """ArcFace at scale 4 with 200,000 classes, features at their centers: e_yn is about 1e5."""
+    for rows in (shard_module.CHUNK_ROWS, shard_module.BLOCK_ROWS):
+        monkeypatch.setitem(rows, "cpu", 1 << 14)
+    rng = np.random.default_rng(0)
+    weight = (0.01 * rng.standard_normal((200_000, 8))).astype("float32")
+    labels = rng.integers(0, len(weight), 4)
+    shard = Shard(paddle.to_tensor(weight), SGD())
+    softmax = FusedSoftmax(CombinedMargin(*ARCFACE), 4.0, precision=HalfPrecision("float16"))
+    features = paddle.to_tensor(100.0 * weight[labels])
+    state = softmax.loss_and_feature_gradient(features, paddle.to_tensor(labels), shard=shard)
+    d_w, _ = collect(softmax.row_gradients(state), shard)
+    assert np.isfinite(state.loss.item()) and np.isfinite(d_w.numpy()).all()
 
 
 def test_a_loss_near_zero_has_finite_gradients():

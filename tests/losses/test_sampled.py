@@ -7,6 +7,7 @@ import paddle
 import pytest
 
 from plsc.errors import ConfigError
+from plsc.losses import ops, shard
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.margins.combined import CombinedMargin
 from plsc.losses.row_optimizers import SGD, AdamW, Momentum
@@ -140,3 +141,51 @@ def test_a_batch_of_one_has_a_negative_class_at_any_ratio(classes, ranks, sizes)
 def test_a_ratio_outside_its_range_is_refused(ratio):
     with pytest.raises(ConfigError, match="sample ratio"):
         SampledShard(Shard(paddle.ones([4, 2]), SGD()), ratio=ratio, samples=2)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(), Momentum()])
+def test_a_step_computes_the_norms_of_sampled_rows_only(monkeypatch, optimizer):
+    """But for the first step, and the first one after others have written the weight."""
+    monkeypatch.setattr(ops, "host_view", lambda tensor: None)
+    monkeypatch.setattr(shard, "host_view", lambda tensor: None)
+    normed = []
+    real = shard.squared_norms
+
+    def counting(rows, view, *, ones):
+        normed[-1] += rows.shape[0]
+        return real(rows, view, ones=ones)
+
+    monkeypatch.setattr(shard, "squared_norms", counting)
+    features, labels, weight, _ = make_problem(1000, 8)
+    features, labels = paddle.to_tensor(features), paddle.to_tensor(labels)
+    full = Shard(paddle.to_tensor(weight), optimizer)
+    sampled, softmax = SampledShard(full, ratio=0.1, samples=8), FusedSoftmax(CombinedMargin(*ARCFACE))
+    for step in range(5):
+        normed.append(0)
+        if step == 3:
+            full.invalidate_norms()
+        sampled.draw(labels, seed=step + 1)
+        train_step(softmax, features, labels, sampled, 0.1)
+    assert normed == [1100, 100, 100, 1100, 100]
+    expected = (full.weight.numpy() ** 2).sum(axis=1)
+    np.testing.assert_allclose(full.squared_norms().numpy(), expected, rtol=1e-12)
+
+
+def test_a_draw_elsewhere_is_a_sample_without_replacement(monkeypatch):
+    """As on a GPU: of the same size in each draw, without repeats, each class and each pair equally often."""
+    monkeypatch.setattr(ops, "host_view", lambda tensor: None)
+    full = Shard(paddle.zeros([40, 4]), SGD())
+    sampled = SampledShard(full, ratio=0.3, samples=2)
+    counts, pairs, draws = np.zeros(40), np.zeros((40, 40)), 3000
+    for seed in range(1, draws + 1):
+        sampled.draw(paddle.to_tensor([5, 5]), seed=seed)
+        rows = sampled.rows.numpy()
+        assert len(rows) == 12 and (np.diff(rows) > 0).all() and 5 in rows
+        counts[rows] += 1
+        pairs[np.ix_(rows, rows)] += 1
+    others = np.delete(np.arange(40), 5)
+    share = 11 / 39
+    assert np.abs(counts[others] / draws - share).max() < 4.5 * np.sqrt(share * (1 - share) / draws)
+    both = share * 10 / 38
+    off_diagonal = pairs[np.ix_(others, others)][~np.eye(39, dtype=bool)]
+    assert np.abs(off_diagonal / draws - both).max() < 5 * np.sqrt(both * (1 - both) / draws)

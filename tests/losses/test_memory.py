@@ -1,0 +1,108 @@
+"""What a step takes beside weight and state, and what is chosen by it."""
+
+from __future__ import annotations
+
+import logging
+
+import paddle
+import pytest
+
+from plsc.losses import heads, ops, shard
+from plsc.losses.fused import FusedSoftmax
+from plsc.losses.margins.combined import CombinedMargin
+from plsc.losses.precision import HalfPrecision, Precision
+from plsc.losses.row_optimizers import SGD
+from plsc.losses.shard import Shard
+from plsc.utils import memory
+
+CHUNK = 512
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """A chunk is a block, and no NumPy."""
+    monkeypatch.setitem(shard.CHUNK_ROWS, "cpu", CHUNK)
+    monkeypatch.setitem(shard.BLOCK_ROWS, "cpu", CHUNK)
+    monkeypatch.setattr(ops, "host_view", lambda tensor: None)
+    monkeypatch.setattr(shard, "host_view", lambda tensor: None)
+
+
+class Allocated:
+    """What Paddle allocates in host memory within the context, beyond what there was: `peak` and `left`."""
+
+    def __enter__(self):
+        paddle.base.core.host_memory_stat_reset_peak_value("Allocated", 0)
+        self._before = paddle.base.core.host_memory_stat_current_value("Allocated", 0)
+        return self
+
+    def __exit__(self, *error):
+        self.peak = paddle.base.core.host_memory_stat_peak_value("Allocated", 0) - self._before
+        self.left = paddle.base.core.host_memory_stat_current_value("Allocated", 0) - self._before
+
+
+@pytest.mark.parametrize("count_above", [False, True])
+@pytest.mark.parametrize("scale", [64.0, 128.0])
+@pytest.mark.parametrize("logits", ["store", "recompute"])
+@pytest.mark.parametrize("precision", [Precision(), HalfPrecision("float16"), HalfPrecision("bfloat16")])
+@pytest.mark.parametrize("samples, width", [(512, 16), (256, 512), (512, 512)])
+def test_a_step_takes_no_more_than_it_says(as_on_a_gpu, samples, width, precision, logits, scale, count_above):
+    own = Shard(paddle.randn([4 * CHUNK, width]), SGD())
+    softmax = FusedSoftmax(CombinedMargin(m2=0.5), scale, logits=logits, precision=precision)
+    features, labels = paddle.randn([samples, width]), paddle.randint(0, 4 * CHUNK, [samples])
+    own.squared_norms()
+    said = softmax.memory(own, samples)
+    with Allocated() as forward:
+        state = softmax.loss_and_feature_gradient(features, labels, shard=own, count_above=count_above)
+    with Allocated() as backward:
+        own.update(softmax.row_gradients(state), learning_rate=0.0)
+    taken = max(forward.peak, forward.left + backward.peak)
+    assert taken <= said.kept + said.temporary
+    assert taken >= said.kept + said.temporary / 4
+
+
+@pytest.mark.parametrize(
+    "device, rows", [("gpu", {64: 65536, 1024: 65536, 8192: 8192, 10**7: 128}), ("cpu", {64: 2048})]
+)
+def test_a_chunk_has_fewer_rows_for_a_large_batch(monkeypatch, device, rows):
+    own = Shard(paddle.zeros([10, 4]), SGD())
+    own._device = device
+    for samples, expected in rows.items():
+        own.fit(samples)
+        assert own.chunk_rows == expected and own.block_rows <= expected
+
+
+def test_chunks_for_another_batch_are_made_anew(monkeypatch):
+    monkeypatch.setitem(shard.CHUNK_LOGITS, "cpu", 200 * 100)
+    own = Shard(paddle.zeros([500, 4]), SGD())
+    assert [chunk.rows.shape[0] for chunk in own.chunks] == [500]
+    own.fit(100)
+    assert [chunk.rows.shape[0] for chunk in own.chunks] == [200, 200, 100]
+
+
+@pytest.mark.parametrize("half, kept", [(False, 4), (True, 2)])
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_logits_are_kept_where_they_take_half_of_the_free_memory_at_most(monkeypatch, caplog, ratio, half, kept):
+    chosen = []
+
+    def make(logits):
+        chosen.append(logits)
+        precision = HalfPrecision("float16") if half else Precision()
+        return FusedSoftmax(CombinedMargin(m2=0.5), logits=logits, precision=precision)
+
+    samples, classes, width = 16, 4096, 8
+    needed = kept * samples * int(classes * ratio)
+    chunk = 4 * (3.5 * samples * min(2048, int(classes * ratio)) + 3 * width * 2048 + 6 * width * samples)
+    for free, mode in ((2 * (needed + chunk), "store"), (2 * (needed + chunk) - 2, "recompute")):
+        monkeypatch.setattr(heads, "_free_bytes", lambda tensor, free=free: int(free))
+        head = heads.FusedHead(Shard(paddle.randn([classes, width]), SGD()), make, sample_ratio=ratio)
+        with caplog.at_level(logging.INFO, "plsc"):
+            head.forward(paddle.randn([samples, width]), paddle.arange(samples), count_above=False, seed=1)
+        assert chosen[-1] == mode
+        assert f"mode '{mode}'" in caplog.text
+
+
+def test_free_memory_of_a_gpu_is_the_drivers_and_that_of_the_pool(monkeypatch):
+    monkeypatch.setattr(paddle.base.core, "gpu_memory_available", lambda: 10_000, raising=False)
+    monkeypatch.setattr(paddle.device.cuda, "memory_reserved", lambda: 7_000)
+    monkeypatch.setattr(paddle.device.cuda, "memory_allocated", lambda: 4_000)
+    assert memory.available_gpu_memory() == 13_000
