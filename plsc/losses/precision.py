@@ -17,7 +17,6 @@ from plsc.errors import ConfigError
 from plsc.losses.ops import add_, add_matmul_
 from plsc.utils.hints import setter
 
-
 # The least compute capability of a GPU on which Paddle computes in a type: below, `paddle.amp` turns itself off with a
 # warning, and cuBLAS refuses products of bfloat16.
 _CAPABILITIES = {"float16": (7, 0), "bfloat16": (8, 0)}

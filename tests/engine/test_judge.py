@@ -508,7 +508,8 @@ def test_overflows_without_end_stop_training(entry, overflow):
     model = Network()
     model.harm = lambda network, x: OVERFLOWS[overflow][0](network, x) if network.calls > 1 else x
     trainer = in_float16(Trainer(prepare(entry, model=model, max_skipped_steps=3).config))
-    with pytest.raises(TrainingError, match=rf"step 4: skipped 3 steps in a row .*; in the last {OVERFLOWS[overflow][1]}"):
+    said = f"step 4: skipped 3 steps in a row .*; in the last {OVERFLOWS[overflow][1]}"
+    with pytest.raises(TrainingError, match=said):
         trainer.train()
 
 
