@@ -1,7 +1,7 @@
 """Switches of Paddle that decide, for the whole process, how GPUs compute: TF32, and deterministic algorithms.
 
-TF32 keeps 10 of float32's 23 bits of a factor. cuDNN's convolutions and cuBLAS's matrix products have a switch each, and
-Paddle's defaults differ: 3.2 has both on, 3.3 only that of convolutions.
+TF32 keeps 10 of float32's 23 bits of a factor. cuDNN's convolutions and cuBLAS's matrix products have a switch each,
+and Paddle's defaults differ: 3.2 has both on, 3.3 only that of convolutions.
 """
 
 from __future__ import annotations
