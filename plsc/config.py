@@ -268,11 +268,7 @@ class Config(Settings):
     amp_dtype: Literal["float16", "bfloat16"] = Field(
         default="float16", description="Half-precision type of mixed precision."
     )
-    init_loss_scaling: float = Field(
-        default=2.0**15,
-        gt=0.0,
-        description="Loss scale of the first step in float16. set_mixed_precision without it takes 1, as in PLSC 0.x.",
-    )
+    init_loss_scaling: float = Field(default=2.0**15, gt=0.0, description="Loss scale of the first step in float16.")
     incr_every_n_steps: int = Field(
         default=2000, ge=1, description="Steps without overflow after which the loss scale grows."
     )

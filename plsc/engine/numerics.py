@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 
 import paddle
 
-_TF32_FLAGS = ("FLAGS_cudnn_allow_tf32", "FLAGS_cublas_allow_tf32")  # of Paddle 3.3
-_TF32_SWITCHES = ("set_cudnn_switch", "set_cublas_switch")  # of every Paddle since 2.1
+_TF32_SWITCHES = ("set_cudnn_switch", "set_cublas_switch")  # of GPU builds since 2.1; read at each call
 _DETERMINISTIC = {
     "FLAGS_cudnn_deterministic": True,
     "FLAGS_embedding_deterministic": 1,
@@ -22,11 +21,19 @@ _DETERMINISTIC = {
 
 
 def set_tf32(on: bool) -> None:
-    """Allow or forbid TF32 in float32 convolutions and matrix products on GPUs."""
+    """Allow or forbid TF32 in float32 convolutions and matrix products on GPUs, from here on."""
     for name in _TF32_SWITCHES:
         if hasattr(paddle.base.core, name):
             getattr(paddle.base.core, name)(on)
-    _set_flags(dict.fromkeys(_TF32_FLAGS, on))
+    _set_flags({"FLAGS_cudnn_allow_tf32": on})  # of 3.3, whose convolutions read it too
+
+
+def prepare_tf32() -> None:
+    """Let `tf32_allowed` have an effect on matrix products. Call it before the first of them.
+
+    Paddle 3.3 reads this flag once, when it makes the cuBLAS handle that the switch then chooses.
+    """
+    _set_flags({"FLAGS_cublas_allow_tf32": True})
 
 
 @contextlib.contextmanager

@@ -123,6 +123,8 @@ class Precision:
 
 def _set_up_gpu(config: Config) -> None:
     numerics.set_tf32(False)
+    if config.tf32:
+        numerics.prepare_tf32()
     if config.deterministic:
         numerics.make_deterministic()
 

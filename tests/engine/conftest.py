@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import paddle
 import pytest
 from paddle.base import core
@@ -27,9 +29,19 @@ def gpu_flags(monkeypatch):
 
 
 @pytest.fixture
-def tf32():
-    """Called, it tells whether (cuDNN, cuBLAS) may use TF32, which each build of Paddle has; set back afterwards."""
-    before = core.get_cudnn_switch(), core.get_cublas_switch()
-    yield lambda: (core.get_cudnn_switch(), core.get_cublas_switch())
-    core.set_cudnn_switch(before[0])
-    core.set_cublas_switch(before[1])
+def tf32(monkeypatch):
+    """Called, it tells whether (cuDNN, cuBLAS) may use TF32; set back afterwards.
+
+    A CPU build of Paddle 3.3 has the switches; of 3.2 it has not, and the fixture plays them.
+    """
+    names = ("cudnn", "cublas")
+    if not hasattr(core, "set_cudnn_switch"):
+        state = dict.fromkeys(names, True)
+        for name in names:
+            monkeypatch.setattr(core, f"get_{name}_switch", functools.partial(state.get, name), raising=False)
+            set_one = functools.partial(state.__setitem__, name)
+            monkeypatch.setattr(core, f"set_{name}_switch", set_one, raising=False)
+    before = [getattr(core, f"get_{name}_switch")() for name in names]
+    yield lambda: tuple(getattr(core, f"get_{name}_switch")() for name in names)
+    for name, value in zip(names, before):
+        getattr(core, f"set_{name}_switch")(value)

@@ -14,7 +14,16 @@ def test_both_libraries_are_switched(gpu_flags, tf32):
     for on in (True, False):
         numerics.set_tf32(on)
         assert tf32() == (on, on)
-        assert gpu_flags == {"FLAGS_cudnn_allow_tf32": on, "FLAGS_cublas_allow_tf32": on}
+        assert gpu_flags == {"FLAGS_cudnn_allow_tf32": on}
+
+
+def test_matrix_products_get_a_handle_that_can(gpu_flags, tf32):
+    """Paddle 3.3 makes it once: switching this flag later would do nothing."""
+    numerics.prepare_tf32()
+    with numerics.tf32_allowed():
+        pass
+    assert gpu_flags == {"FLAGS_cudnn_allow_tf32": False, "FLAGS_cublas_allow_tf32": True}
+    assert tf32() == (False, False)
 
 
 def test_tf32_is_allowed_within_the_context_only(tf32):

@@ -228,7 +228,9 @@ def test_the_flags_are_left_alone_where_nothing_asks_for_them(tf32, gpu_flags):
     Precision(Config(deterministic=True, tf32=True), Topology())
     assert gpu_flags == {}
     Precision(Config(), GPU)
-    assert set(gpu_flags) == {"FLAGS_cudnn_allow_tf32", "FLAGS_cublas_allow_tf32"}
+    assert gpu_flags == {"FLAGS_cudnn_allow_tf32": False}
+    Precision(Config(tf32=True), GPU)
+    assert gpu_flags == {"FLAGS_cudnn_allow_tf32": False, "FLAGS_cublas_allow_tf32": True}
 
 
 @pytest.mark.parametrize("run", ["test", "predict"])
