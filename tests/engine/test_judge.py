@@ -562,6 +562,7 @@ def test_ranks_leave_out_a_step_together_and_name_the_rank(tmp_path):
         assert "SKIPPED 1 equal" in text and "UNFUSED 1 equal" in text
         assert "BACKWARD 1 equal, scale 16384.0" in text and "FORWARD 1 equal, scale 16384.0" in text
         assert "step 2 skipped: the input, " in text and ", holds nan (rank 1)" in text
+        assert re.search(r"CARD (rank 1: )?amp_dtype is 'bfloat16', which needs .* Tesla T4, has 7\.5", text)
         assert "STOPPED epoch 0, step 2: the input, " in text
         assert "SAVED the checkpoint save/0 was not written: rank 1: head.weight holds nan in row 5" in text
         assert "FILES []" in text

@@ -1,13 +1,17 @@
 """Steps that are bad on one rank only: skipped, stopped, and a broken center that is not saved."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import paddle
 
-from plsc import CheckpointError, Config, Trainer, TrainingError
+from plsc import CheckpointError, Config, ConfigError, Trainer, TrainingError
 from plsc.data.loader import Batch
+from plsc.engine import trainer as trainer_module
+from plsc.engine.precision import Precision
 from plsc.engine.run_lock import LOCK_FILE
+from plsc.losses import precision as half_products
 from tests.engine.test_judge import (
     Finished,
     Network,
@@ -75,6 +79,16 @@ for word, overflow in (("BACKWARD", overflow_backward), ("FORWARD", overflow_for
     print(word, values["skipped_steps"], f"equal, scale {trainer.precision.scale.value}")
     trainer.train_step(second)
     assert trainer._judge.check() is not None  # sound, on both ranks
+
+# A card of one rank that cannot compute in bfloat16: all ranks say so before training.
+trainer_module.Precision = lambda config, topology: Precision(config, dataclasses.replace(topology, device="gpu:0"))
+half_products._capability = lambda: (8, 0) if trainer.topology.rank == 0 else (7, 5)
+paddle.device.cuda.get_device_name = lambda: "Tesla T4"
+try:
+    make("card", use_fp16=True, amp_dtype="bfloat16")
+except ConfigError as error:
+    print("CARD", error)
+trainer_module.Precision = Precision
 
 trainer = make("stop")
 _, _, third = two_steps(trainer)
