@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 
 import paddle
 
@@ -140,6 +141,8 @@ def step_bytes(counter, classes, width, samples, half, logits, scale, margin) ->
     paddle.seed(0)
     own = shards.Shard(paddle.randn([classes, width]) * 0.1, SGD())
     options = {"logits": logits, "precision": HalfPrecision(half) if half else None}
+    if "by_rows" in inspect.signature(FusedSoftmax).parameters:  # as on a GPU; earlier versions have one way only
+        options["by_rows"] = True
     softmax = FusedSoftmax(CombinedMargin(m2=0.5) if margin else None, scale, **options)
     features, labels = paddle.randn([samples, width]), paddle.randint(0, classes, [samples])
     for _ in range(2):  # the first one makes the norms

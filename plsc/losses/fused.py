@@ -30,13 +30,13 @@ Softmax is the same with x_n the feature as it is, z_cn = r_cn + b_c, |w_c| read
 
 The first pass over the chunks makes r, e, others and the feature gradient, which needs the factor t_n only at the end.
 The second pass makes the gradient of one block of rows after the other; the gradient of the whole weight never exists.
-It has two ways, and takes the one that moves fewer numbers:
+It has two ways, and takes the one that moves fewer numbers through memory:
 
-    by logits   G < D: radial_c = s / |w_c|^2 sum_n t_n e_cn r_cn. 'store' keeps r [S, G], of which the second pass
-                makes e again; the target terms are put into e.
-    by rows     G >= D, or half-precision products: radial_c is the product of g_c and w_c. 'store' keeps e [S, G] as
-                the products take it, and no exponential is made twice. The target terms' part of g_c is added in
-                float32: beside e, which is 1 at most where half precision needs it, e_yn may be beyond float16.
+    by logits   on CPUs, where a chunk stays in the cache, and where G < D: radial_c = s / |w_c|^2 sum_n t_n e_cn r_cn.
+                'store' keeps r [S, G], of which the second pass makes e again; the target terms are put into e.
+    by rows     on GPUs where G >= D, and with half-precision products: radial_c is the product of g_c and w_c. 'store'
+                keeps e [S, G] as the products take it, and no exponential is made twice. The target terms' part of g_c
+                is added in float32: beside e, which is 1 at most for float16, e_yn may be beyond float16.
 
 'recompute' keeps neither and multiplies again, with the same result.
 """
@@ -149,6 +149,7 @@ class FusedSoftmax:
         reducer: reductions over the ranks that hold the other shards.
         logits: 'store' or 'recompute', see the module.
         precision: how matrices are multiplied.
+        by_rows: which way the second pass goes, see the module; None to choose. Half-precision products go by rows.
 
     Raises:
         ConfigError: another value of `logits`.
@@ -167,6 +168,7 @@ class FusedSoftmax:
         reducer: Reducer | None = None,
         logits: str = "store",
         precision: Precision | None = None,
+        by_rows: bool | None = None,
     ) -> None:
         if logits not in ("store", "recompute"):
             raise ConfigError(f"logits mode '{logits}'; expected 'store' or 'recompute'")
@@ -174,6 +176,7 @@ class FusedSoftmax:
         self._scale, self._precision = (1.0 if margin is None else scale), precision or Precision()
         self._row_terms = _product_row_terms if margin is None else _cosine_row_terms
         self._shift = choose_shift(None if margin is None else scale, half_range=self._precision.needs_half_range)
+        self._by_rows = True if self._precision.is_half else by_rows
         self._buffer: LogitBuffer | None = None
 
     @no_grad
@@ -252,7 +255,10 @@ class FusedSoftmax:
 
     def _fitting_buffer(self, shard: Shard, samples: int) -> LogitBuffer | None:
         """Memory for r; None where the second pass goes by rows."""
-        if self._precision.is_half or samples >= shard.weight.shape[1]:
+        by_rows = self._by_rows
+        if by_rows is None:
+            by_rows = shard.weight.place.is_gpu_place() and samples >= shard.weight.shape[1]
+        if by_rows:
             self._buffer = None
         elif self._buffer is None or not self._buffer.fits(shard, samples):
             self._buffer = None  # free the old memory first

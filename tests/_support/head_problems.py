@@ -78,14 +78,14 @@ def collect(gradients, shard):
     return weight, paddle.concat(parts["bias"]) if shard.size else paddle.zeros([0])
 
 
-def run_fused(problem, ranks, margin, scale, *, logits="store", precision=None, l2=0.0, **options):
+def run_fused(problem, ranks, margin, scale, *, logits="store", precision=None, l2=0.0, by_rows=None, **options):
     """(states in rank order, dX summed over ranks, dW, dbias or None); no weight changes."""
     reducer, ranges = LockstepReducer(ranks), shard_ranges(len(problem[2]), ranks)
 
     def play(rank):
         features, labels, weight, bias = own_rows(problem, ranges, rank)
         shard = Shard(weight, SGD(), bias=bias, first_class=ranges[rank].start)
-        softmax = FusedSoftmax(margin, scale, reducer=reducer, logits=logits, precision=precision)
+        softmax = FusedSoftmax(margin, scale, reducer=reducer, logits=logits, precision=precision, by_rows=by_rows)
         state = softmax.loss_and_feature_gradient(features, labels, shard=shard, **options)
         d_w, d_b = collect(softmax.row_gradients(state, l2=l2), shard)
         return state, d_w.numpy(), None if d_b is None else d_b.numpy()

@@ -43,11 +43,14 @@ class Allocated:
 @pytest.mark.parametrize("count_above", [False, True])
 @pytest.mark.parametrize("scale", [64.0, 128.0])
 @pytest.mark.parametrize("logits", ["store", "recompute"])
-@pytest.mark.parametrize("precision", [Precision(), HalfPrecision("float16"), HalfPrecision("bfloat16")])
+@pytest.mark.parametrize(
+    "precision, by_rows",
+    [(Precision(), False), (Precision(), True), (HalfPrecision("float16"), None), (HalfPrecision("bfloat16"), None)],
+)
 @pytest.mark.parametrize("samples, width", [(512, 16), (256, 512), (512, 512)])
-def test_a_step_takes_no_more_than_it_says(as_on_a_gpu, samples, width, precision, logits, scale, count_above):
+def test_a_step_takes_no_more_than_it_says(as_on_a_gpu, samples, width, precision, by_rows, logits, scale, count_above):
     own = Shard(paddle.randn([4 * CHUNK, width]), SGD())
-    softmax = FusedSoftmax(CombinedMargin(m2=0.5), scale, logits=logits, precision=precision)
+    softmax = FusedSoftmax(CombinedMargin(m2=0.5), scale, logits=logits, precision=precision, by_rows=by_rows)
     features, labels = paddle.randn([samples, width]), paddle.randint(0, 4 * CHUNK, [samples])
     own.squared_norms()
     said = softmax.memory(own, samples)
