@@ -80,7 +80,7 @@ class Judge:
     With `on_nonfinite` 'stop' the verdict on a step is read when the next one begins, or `transfers.lag` steps after
     that, so that the device works while the next batch is awaited. It is always that number of steps, whether the
     device has come to it sooner or not: ranks that read the verdicts on different steps would save and stop after
-    different ones. With 'skip' it is read before anything moves.
+    different ones. With 'skip' it is read before anything moves, and only that on what the update left is read late.
 
     Args:
         config: the settings.
@@ -127,11 +127,6 @@ class Judge:
         """Whether steps that are not sound are left out."""
         return self._config.on_nonfinite == "skip"
 
-    @property
-    def _lag(self) -> int:
-        # A step must not be left out for what an earlier update has broken.
-        return 0 if self.skips else self._transfers.lag
-
     def check_start(self) -> None:
         """Find a parameter that is not sound before the first step, so that it is not blamed on a step.
 
@@ -162,7 +157,7 @@ class Judge:
             TrainingError: a step was not sound.
         """
         told, self._told = self._told, []
-        while len(self._unread) > (0 if every else self._lag):
+        while len(self._unread) > (0 if every else self._transfers.lag):
             place, evidence = self._unread.popleft()
             if not evidence.is_sound():
                 self._unread.clear()
@@ -186,7 +181,8 @@ class Judge:
         evidence = Evidence(self._collectives, self._transfers)
         if made.images is not None:
             evidence.add(Stage.INPUT, {"input": made.images})
-        evidence.add(Stage.STATISTIC, self._state.statistics(), keep=self._lag == 0)
+        # What the next steps move cannot be looked at late.
+        evidence.add(Stage.STATISTIC, self._state.statistics(), keep=self.skips or self._transfers.lag == 0)
         evidence.add(Stage.FEATURES, {"features": made.features})
         evidence.add(Stage.LOSS, {"loss": made.loss})
         evidence.add(Stage.FEATURE_GRADIENT, {"feature gradient": made.feature_gradient})
@@ -205,6 +201,8 @@ class Judge:
             return False
         evidence.close(self._notices())
         is_sound, numbers = evidence.is_sound(), evidence.notices()
+        if not is_sound:  # what an earlier update has broken is no fault of this step
+            self._told = self.check(every=True)
         if numbers:
             self._told.append(Told(place.step + 1, numbers))
         if is_sound:
@@ -242,8 +240,7 @@ class Judge:
             evidence = Evidence(self._collectives, self._transfers)
         else:
             notices = self._notices()
-        # The next steps move them.
-        evidence.add(Stage.PARAMETER, self._state.parameters, keep=self._lag == 0)
+        evidence.add(Stage.PARAMETER, self._state.parameters, keep=self._transfers.lag == 0)
         centers = self._head.sum_of_squares()
         if centers is not None:
             evidence.add_sum(Stage.CENTERS, "class centers", sum_of_squares=centers)
