@@ -93,6 +93,8 @@ def counts(monkeypatch):
     for name in READS:
         if hasattr(paddle.Tensor, name):
             wrap(paddle.Tensor, name, lambda *_: True)
+    for name in ("__add__", "__sub__", "__mul__", "__truediv__"):  # an array beside a tensor is copied
+        wrap(paddle.Tensor, name, lambda _, other: isinstance(other, np.ndarray))
     # A single number is no copy: Paddle has an operator make it.
     wrap(paddle, "to_tensor", lambda data, *_: np.asarray(data).size > 1)
     monkeypatch.setattr(transfer, "transfers_of", lambda topology: Counting(made))
