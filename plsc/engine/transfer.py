@@ -118,6 +118,7 @@ class GPUTransfers:
         if self._in_use is not None:
             self._in_use.used.record()  # all that uses it is in the queue
         self._in_use = slot
+        paddle.device.current_stream().wait_event(slot.copied)
         return slot.tensors[0], slot.tensors[1]
 
     def to_host(self, numbers: paddle.Tensor) -> Read:
