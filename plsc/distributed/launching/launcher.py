@@ -141,7 +141,7 @@ class Launcher:
         attempt.signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     def _stopped(self, attempt: Attempt) -> int:
-        if attempt.saved or not attempt.had_ranks:
+        if attempt.saved or attempt.is_complete:
             _say("stopped; the same command goes on")
             return SAVED
         _failed("stopped; the ranks have not saved", attempt)
