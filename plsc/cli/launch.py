@@ -17,6 +17,7 @@ import typer
 from plsc.cli.command import Command
 from plsc.distributed.launching.launcher import Launcher, LaunchSettings
 from plsc.errors import ConfigError, MissingDependencyError
+from plsc.utils.lazy import PADDLE_PACKAGES
 
 # Flags of paddle.distributed.launch. Each takes one value.
 PADDLE_FLAGS = {
@@ -103,7 +104,7 @@ def launch(
     _check_script(command[0])
     flags = [_with_address(flag) for flag in _with_one_name(flags)]
     if importlib.util.find_spec("paddle") is None:
-        raise MissingDependencyError("plsc launch needs paddle, which is not installed: pip install paddlepaddle")
+        raise MissingDependencyError(f"plsc launch needs paddle, which is not installed: pip install {PADDLE_PACKAGES}")
     settings = LaunchSettings(
         command=command,
         flags=flags,

@@ -1,7 +1,7 @@
 """Paddle's launcher, on the devices that were asked for: `python -m plsc.distributed.launching.paddle_launcher`.
 
-It takes the flags of `python -m paddle.distributed.launch`, and `--devices=cpu` for CPU ranks on a machine that has GPUs.
-Paddle's launcher by itself ends with an IndexError where there are fewer GPUs than ranks, also where
+It takes the flags of `python -m paddle.distributed.launch`, and `--devices=cpu` for CPU ranks on a machine that has
+GPUs. Paddle's launcher by itself ends with an IndexError where there are fewer GPUs than ranks, also where
 CUDA_VISIBLE_DEVICES is empty, and otherwise puts ranks on GPUs whenever there are any.
 """
 
@@ -80,8 +80,8 @@ def check_fit(ranks: int, asked: list[str], gpus: list[str]) -> None:
     there = f"Paddle finds {'GPUs ' + ','.join(gpus) if gpus else 'no GPU'} here"
     if missing := [gpu for gpu in asked if gpu.strip() not in gpus]:
         raise ConfigError(
-            f"--gpus={','.join(asked)}: {there}, expected GPU {missing[0]} too; correct --gpus or CUDA_VISIBLE_DEVICES, "
-            f"or start {_CPU_RANKS}{ranks or len(asked)}"
+            f"--gpus={','.join(asked)}: {there}, expected GPU {missing[0]} too; correct --gpus or "
+            f"CUDA_VISIBLE_DEVICES, or start {_CPU_RANKS}{ranks or len(asked)}"
         )
     if asked and ranks not in (0, len(asked)):
         raise ConfigError(
