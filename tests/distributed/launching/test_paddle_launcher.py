@@ -1,4 +1,4 @@
-"""The launcher under `plsc launch`, on machines with any number of GPUs. The GPUs are faked, the launcher is Paddle's."""
+"""The launcher under `plsc launch`, on machines with any number of GPUs: the GPUs are faked, the launcher is Paddle's."""
 
 from __future__ import annotations
 
