@@ -12,7 +12,6 @@ import pytest
 from plsc.utils.lazy import OLDEST_PADDLE, PADDLE_PACKAGES, SERVER_PACKAGES
 from tests._support.ranks import run
 
-
 ROOT = Path(__file__).parents[2]
 
 

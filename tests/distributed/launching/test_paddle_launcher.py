@@ -1,4 +1,4 @@
-"""The launcher under `plsc launch`, on machines with any number of GPUs: the GPUs are faked, the launcher is Paddle's."""
+"""The launcher under `plsc launch` on machines with any number of GPUs. They are faked; the launcher is Paddle's."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_too_few_gpus_are_one_message(start):
     assert status == 1 and not found
     assert "Traceback" not in output
     assert output.splitlines()[-1] == (
-        "plsc launch: --nproc_per_node=2: Paddle finds GPUs 0 here, expected one for each rank; start 1 at most, or CPU "
-        "ranks: --devices=cpu --nproc_per_node=2"
+        "plsc launch: --nproc_per_node=2: Paddle finds GPUs 0 here, expected one for each rank; start 1 at most, or "
+        "CPU ranks: --devices=cpu --nproc_per_node=2"
     )
 
 
