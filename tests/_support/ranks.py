@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+from plsc.distributed.launching.launcher import PADDLE_LAUNCHER
 from plsc.distributed.topology import Topology
 
 WORKERS = Path(__file__).parent / "workers"
@@ -16,12 +17,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def launch(ranks, script, *arguments, log_dir, check=True, timeout=300, cwd=None):
-    """Run a worker script (a name in workers/, or a path) on so many ranks; returns (exit status, all output)."""
+    """Run a worker script (a name in workers/, or a path) on so many CPU ranks; returns (exit status, all output)."""
     script = WORKERS / script if not Path(script).is_absolute() else script
     command = [
         sys.executable,
         "-m",
-        "paddle.distributed.launch",
+        PADDLE_LAUNCHER,
+        "--devices",
+        "cpu",
         "--nproc_per_node",
         str(ranks),
         "--log_dir",
