@@ -254,7 +254,7 @@ def test_ranks_whose_launcher_is_killed_save_and_are_started_again(tmp_path):
 
 
 def test_the_older_launcher_of_paddle(tmp_path):
-    launch = Launch(tmp_path, SAVES, *("--selected_gpus", "0,1"))
+    launch = Launch(tmp_path, SAVES, *("--legacy", "1"))
     pids_of(launch)
     launch.process.send_signal(signal.SIGTERM)
     status, output = launch.finish()
