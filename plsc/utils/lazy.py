@@ -12,7 +12,7 @@ from plsc.utils.processor import use_vector_kernels
 
 # Before, matmul and index_select have no argument `out`.
 OLDEST_PADDLE = (3, 2)
-# As arguments of pip. PyPI has no GPU build after 2.6.2.
+# As arguments of pip. The public package index has no GPU build after 2.6.2.
 PADDLE_PACKAGES = (
     "'paddlepaddle>=3.2.2,<3.4', or for NVIDIA GPUs 'paddlepaddle-gpu>=3.3,<3.4' -i "
     "https://www.paddlepaddle.org.cn/packages/stable/cu126/ (README.md: which index for which driver)"
