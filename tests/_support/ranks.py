@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from plsc.distributed.topology import Topology
+from tests._support import fake_gpu
 
 WORKERS = Path(__file__).parent / "workers"
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,7 @@ def launch(ranks, script, *arguments, log_dir, check=True, timeout=300, cwd=None
         str(log_dir),
         "--log_overwrite",
         "1",
+        *([fake_gpu.__file__] if fake_gpu.is_asked_for() else []),
         str(script),
         *map(str, arguments),
     ]

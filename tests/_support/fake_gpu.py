@@ -1,0 +1,250 @@
+"""A GPU that is not there: the code of PLSC that runs on GPUs, run on the CPU. `PLSC_FAKE_GPU=1` turns it on.
+
+    PLSC_FAKE_GPU=1 python -m pytest tests/losses tests/engine/test_precision.py
+    python tests/_support/fake_gpu.py script.py arguments    # a script under it, as ranks are
+
+To modules of `plsc`, and to no others, every tensor says that it lies on a GPU, and Paddle that it has one. All
+computation stays on the CPU. What a CPU cannot do is played:
+
+    half products           operands in float32, the result rounded to the half type
+    exp_                    NumPy's, which becomes 0 as CUDA's does; Paddle's on CPUs ends at e^-709
+    autocast                inputs and outputs of convolutions and linear layers are rounded to the half type, and so
+                            are their gradients, which overflow where those of a GPU would; the tensors stay float32
+    GradScaler              takes the place of its tensors for a GPU
+    reduce_scatter, NCCL    all_reduce of gloo; float16, which gloo adds up wrongly, in float32
+    CUDA's functions        memory, properties, streams and events: numbers of one card, and nothing to wait for
+
+Chunks and blocks are 16 classes, so that small problems have several; a block is a chunk, as on a GPU.
+
+What this cannot show: that a kernel exists or is right, the order in which streams run, memory, speed. A test that
+is about CPUs is marked `cpu`; it is left out here, and where there is a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import runpy
+import sys
+from types import SimpleNamespace
+
+VARIABLE = "PLSC_FAKE_GPU"
+CHUNK = 16
+MEMORY = 2**35
+_HALVES = ("float16", "bfloat16")
+
+
+def is_asked_for() -> bool:
+    """Whether the environment asks for it."""
+    return os.environ.get(VARIABLE) == "1"
+
+
+def install() -> None:
+    """Play the GPU from here on, in this process and those it forks. Before the first import of `plsc.losses`."""
+    import paddle
+
+    _play_half_products(paddle)
+    _play_exponentials(paddle)
+    _play_autocast(paddle)
+    _play_device(paddle)
+    _play_collectives(paddle)
+    from plsc.losses import shard
+
+    shard.CHUNK_ROWS["gpu"] = shard.BLOCK_ROWS["gpu"] = CHUNK
+
+
+def _is_plsc(depth: int = 2) -> bool:
+    """Whether the function that calls the caller of this one is of the library."""
+    return sys._getframe(depth).f_globals.get("__name__", "").partition(".")[0] == "plsc"
+
+
+def _to_plsc(owner: object, **fakes: object) -> None:
+    """Replace functions of `owner` for calls from `plsc`; for all others they stay. None are missing on this build."""
+    for name, fake in fakes.items():
+        setattr(owner, name, _chosen(getattr(owner, name, None), fake))
+
+
+def _chosen(real, fake):
+    @functools.wraps(real or fake)
+    def choose(*arguments, **named):
+        return (fake if _is_plsc() or real is None else real)(*arguments, **named)
+
+    return choose
+
+
+# What the CPU has no kernels for
+
+
+def _play_half_products(paddle) -> None:
+    """Everywhere, before `plsc.losses.ops` takes the operators: matmul and addmm_ of half types."""
+    operators = paddle._C_ops
+    matmul, addmm_ = operators.matmul, operators.addmm_
+
+    def half_matmul(x, y, *options, **named):
+        if not _is_half(x):
+            return matmul(x, y, *options, **named)
+        out = named.pop("out", None)
+        product = matmul(x.astype("float32"), y.astype("float32"), *options, **named).astype(x.dtype)
+        return product if out is None else paddle.assign(product, out)
+
+    def half_addmm_(target, x, y, *options):
+        if not _is_half(x):
+            return addmm_(target, x, y, *options)
+        wide = target.astype("float32")
+        addmm_(wide, x.astype("float32"), y.astype("float32"), *options)
+        paddle.assign(wide.astype(target.dtype), target)
+        return target
+
+    operators.matmul, operators.addmm_ = half_matmul, half_addmm_
+
+
+def _play_exponentials(paddle) -> None:
+    """With NumPy, which returns 0 for large negative numbers as CUDA does; Eigen returns e^-709."""
+    import numpy as np
+
+    exp_ = paddle._C_ops.exp_
+
+    def exactly(tensor):
+        if not tensor.place.is_cpu_place() or str(tensor.dtype) not in ("paddle.float32", "paddle.float64"):
+            return exp_(tensor)
+        view = np.from_dlpack(tensor.detach())
+        with np.errstate(over="ignore"):
+            np.exp(view, out=view)
+        return tensor
+
+    paddle._C_ops.exp_ = exactly
+
+
+def _is_half(tensor) -> bool:
+    return str(tensor.dtype).rpartition(".")[2] in _HALVES
+
+
+def _play_autocast(paddle) -> None:
+    dtypes: list[str] = []  # of the contexts that are open
+
+    @contextlib.contextmanager
+    def auto_cast(enable=True, custom_white_list=None, custom_black_list=None, level="O1", dtype="float16", **options):
+        from paddle.amp.auto_cast import amp_global_state
+
+        amp_global_state().amp_dtype = dtype  # which Paddle does not set back either, and GradScaler reads
+        dtypes.append(dtype if enable else "float32")
+        try:
+            yield
+        finally:
+            dtypes.pop()
+
+    def rounded(forward):
+        @functools.wraps(forward)
+        def run(layer, x):
+            dtype = dtypes[-1] if dtypes else "float32"
+            if dtype == "float32":
+                return forward(layer, x)
+            return forward(layer, x.astype(dtype).astype("float32")).astype(dtype).astype("float32")
+
+        return run
+
+    _to_plsc(paddle.amp, auto_cast=auto_cast)
+    for layer in (paddle.nn.Conv2D, paddle.nn.Linear):
+        layer.forward = rounded(layer.forward)
+    place = SimpleNamespace(is_gpu_place=lambda: True)
+    sys.modules["paddle.amp.grad_scaler"]._dygraph_tracer = lambda: SimpleNamespace(_expected_place=place)
+
+
+# What the CPU has no device for
+
+
+def _play_device(paddle) -> None:
+    _play_places(paddle)
+    chosen = ["gpu:0"]
+    properties = SimpleNamespace(name="fake GPU", major=8, minor=0, total_memory=MEMORY, multi_processor_count=1)
+    for owner in (paddle, paddle.device):
+        _to_plsc(
+            owner,
+            is_compiled_with_cuda=lambda: True,
+            set_device=lambda device: chosen.__setitem__(0, device),
+            get_device=lambda: chosen[0],
+        )
+    for owner in (paddle.device, paddle.device.cuda):
+        _to_plsc(
+            owner,
+            get_device_properties=lambda device=None: properties,
+            get_device_capability=lambda device=None: (8, 0),
+            get_device_name=lambda device=None: properties.name,
+            synchronize=lambda device=None: None,
+        )
+    nothing = dict.fromkeys(("memory_reserved", "memory_allocated", "max_memory_reserved", "max_memory_allocated"))
+    _to_plsc(
+        paddle.device.cuda,
+        device_count=lambda: 1,
+        empty_cache=lambda: None,
+        **{name: lambda device=None: 0 for name in nothing},
+    )
+
+
+def _play_places(paddle) -> None:
+    class GPUPlace(paddle.base.core.Place):
+        """The CPU's place to Paddle, a GPU's to who asks in Python."""
+
+        def __init__(self):
+            super().__init__()
+            self.set_place(paddle.CPUPlace())
+
+        def is_cpu_place(self):
+            return False
+
+        def is_gpu_place(self):
+            return True
+
+        def gpu_device_id(self):
+            return 0
+
+    place, real = GPUPlace(), paddle.Tensor.place
+    paddle.Tensor.place = property(lambda tensor: place if _is_plsc() else real.__get__(tensor))
+
+
+def _play_collectives(paddle) -> None:
+    import paddle.distributed as dist
+
+    os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
+    dist.ParallelEnv._device_id = 0
+    all_reduce = dist.all_reduce
+
+    def wide_all_reduce(tensor, op=dist.ReduceOp.SUM, **options):
+        if not _is_half(tensor):
+            return all_reduce(tensor, op, **options)
+        wide = tensor.astype("float32")
+        all_reduce(wide, op)
+        paddle.assign(wide.astype(tensor.dtype), tensor)
+        return None
+
+    def reduce_scatter(own, rows, op=dist.ReduceOp.SUM, **options):
+        total = rows.clone()
+        wide_all_reduce(total, op)
+        first = dist.get_rank() * own.shape[0]
+        paddle.assign(total[first : first + own.shape[0]], own)
+
+    _to_plsc(dist, all_reduce=wide_all_reduce, reduce_scatter=reduce_scatter)
+    _to_plsc(dist.stream, all_reduce=wide_all_reduce, reduce_scatter=reduce_scatter)
+
+
+# The plugin of pytest
+
+
+def pytest_report_header() -> str:
+    return "PLSC believes that its tensors lie on a GPU"
+
+
+def pytest_collection_modifyitems(items) -> None:
+    import pytest
+
+    for item in items:
+        if marker := item.get_closest_marker("cpu"):
+            item.add_marker(pytest.mark.skip(reason=f"about CPUs: {marker.args[0]}"))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+    sys.argv = sys.argv[1:]
+    install()
+    runpy.run_path(sys.argv[0], run_name="__main__")
