@@ -9,13 +9,17 @@ SIZE ?= full
 # Test processes, each with one thread; auto is one per core.
 WORKERS ?= auto
 TESTS ?= tests
+# What runs a second time with a GPU played by the CPU.
+FAKE_GPU_TESTS := tests/gpu tests/checkpoint/test_checkpoint.py tests/distributed/test_replica.py \
+    $(addprefix tests/engine/test_,judge.py optimizer.py precision.py resume.py soundness.py state.py tensor_rows.py trainer.py) \
+    $(addprefix tests/losses/test_,classifier.py fused.py ops.py precision.py row_optimizers.py sampled.py shard.py)
 # Of `make soak`, divided among its tests.
 SECONDS ?= 600
 
-.PHONY: help demo test soak faults bench lint format serving-env clean
+.PHONY: help demo test fake-gpu-test gpu-check soak faults bench lint format serving-env clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +37,12 @@ demo: $(VENV)/.installed  ## train, verify, resume, export and embed on the buil
 test: $(VENV)/.installed  ## run the tests (PADDLE=3.2.2: with that Paddle; TESTS=tests/data: a part; WORKERS=1: one by one)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not alone" $(TESTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone $(TESTS) || [ $$? -eq 5 ]  # 5: none of these is in TESTS
+
+fake-gpu-test: $(VENV)/.installed  ## run the code of GPUs on the CPU: the tests of head, precision, trainer, checkpoints and two ranks
+	PLSC_FAKE_GPU=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(FAKE_GPU_TESTS)
+
+gpu-check: $(VENV)/.installed  ## on a machine with GPUs: run the tests for GPUs and the benchmarks, write gpu-check.json and gpu-check.md
+	$(BIN)/python -m tests.gpu.check
 
 soak: $(VENV)/.installed  ## stress models and other shared objects by threads and processes (ten minutes; SECONDS=60: one)
 	OMP_NUM_THREADS=1 PLSC_SOAK_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m soak $(TESTS)

@@ -235,12 +235,22 @@ def pytest_report_header() -> str:
     return "PLSC believes that its tensors lie on a GPU"
 
 
-def pytest_collection_modifyitems(items) -> None:
+def pytest_collection_modifyitems(config, items) -> None:
+    """Leave out what is about CPUs, and tests of more than two ranks: their code is that of two."""
     import pytest
 
+    more = [item for item in items if item.get_closest_marker("ranks") and _most_ranks(item) > 2]
+    config.hook.pytest_deselected(items=more)
+    items[:] = [item for item in items if item not in more]
     for item in items:
         if marker := item.get_closest_marker("cpu"):
             item.add_marker(pytest.mark.skip(reason=f"about CPUs: {marker.args[0]}"))
+
+
+def _most_ranks(item) -> int:
+    """The largest whole number among the parameters of a test that starts ranks."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return max((value for value in parameters if type(value) is int), default=1)
 
 
 if __name__ == "__main__":
