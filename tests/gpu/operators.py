@@ -1,6 +1,6 @@
 """What of Paddle the code that runs on GPUs calls, and where the kernels are: calls.tsv, kernels.tsv beside this file.
 
-    python -m tests.gpu.operators      # writes the tables of docs/gpu.md anew
+python -m tests.gpu.operators      # writes the tables of docs/gpu.md anew
 """
 
 from __future__ import annotations
@@ -76,7 +76,14 @@ def tables() -> str:
     text += "\n| counted as | kernel | types registered | file | commit | note |\n|---|---|---|---|---|---|\n"
     for row in table("kernels.tsv"):
         file = row["file"].replace("paddle/phi/kernels/", "")
-        cells = (row["counted as"], row["kernel"], row["types registered for GPUs"], file, row["commit read"], row["note"])
+        cells = (
+            row["counted as"],
+            row["kernel"],
+            row["types registered for GPUs"],
+            file,
+            row["commit read"],
+            row["note"],
+        )
         text += "| " + " | ".join(cells) + " |\n"
     return text
 
