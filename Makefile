@@ -41,8 +41,8 @@ test: $(VENV)/.installed  ## run the tests (PADDLE=3.2.2: with that Paddle; TEST
 fake-gpu-test: $(VENV)/.installed  ## run the code of GPUs on the CPU: the tests of head, precision, trainer, checkpoints and two ranks
 	PLSC_FAKE_GPU=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(FAKE_GPU_TESTS)
 
-gpu-check: $(VENV)/.installed  ## on a machine with GPUs: run the tests for GPUs and the benchmarks, write gpu-check.json and gpu-check.md
-	$(BIN)/python -m tests.gpu.check
+gpu-check:  ## on GPUs: run their tests and benchmarks, write gpu-check.json and .md (PYTHON: has paddlepaddle-gpu; docs/gpu.md)
+	$(PYTHON) -m tests.gpu.check
 
 soak: $(VENV)/.installed  ## stress models and other shared objects by threads and processes (ten minutes; SECONDS=60: one)
 	OMP_NUM_THREADS=1 PLSC_SOAK_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m soak $(TESTS)

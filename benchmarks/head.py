@@ -4,10 +4,11 @@
     python benchmarks/head.py --classes 1000000                        # the size of the figures in docs/losses.md
     python benchmarks/head.py --torch-python /path/to/python           # with PyTorch Partial FC of another environment
 
-The ranks run on the GPUs where Paddle finds some, which was never tried, else on the CPU with one thread each. Before every step of a head, a bare loop of the three matrix products
-runs over the same weight. A step's time is also given over the median time of that loop, since machines differ, and one
-machine differs from hour to hour. The peak is the resident memory of the variant's process beyond what the process held
-before weight and momentum were made. Time and peak are those of the slowest rank.
+The ranks run on the CPU with one thread each, or on GPUs where Paddle finds some, which was never tried. Before every
+step of a head, a bare loop of the three matrix products runs over the same weight. A step's time is also given over the
+median time of that loop, since machines differ, and one machine differs from hour to hour. The peak is the resident
+memory of the variant's process beyond what the process held before weight and momentum were made, or the memory of the
+GPU. Time and peak are those of the slowest rank.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The kit of `make gpu-check`, without a GPU: what it says, and what it writes of tests and benchmarks that are played."""
+"""The kit of `make gpu-check`, without a GPU: what it says, and what it writes of played tests and benchmarks."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def called():
 @pytest.mark.slow
 def test_every_kernel_that_training_calls_is_listed_with_its_types(called):
     listed = {row["counted as"]: row["types registered for GPUs"] for row in table("kernels.tsv")}
-    assert HALVES < set(called["kernels"]["matmul_v2"])
+    assert set(called["kernels"]["matmul_v2"]) > HALVES
     missing = []
     for name, kinds in called["kernels"].items():
         if name not in listed:
