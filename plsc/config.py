@@ -92,7 +92,7 @@ class Config(Settings):
         "dataset_dir": "Data",
         "augment_crop": "Augmentation of training images, in addition to the flip",
         "train_epochs": "Schedule and optimization",
-        "use_fp16": "Mixed precision on GPUs",
+        "use_fp16": "Precision on GPUs",
         "checkpoint_dir": "Checkpoints, verification and logging",
     }
 
@@ -268,7 +268,7 @@ class Config(Settings):
     amp_dtype: Literal["float16", "bfloat16"] = Field(
         default="float16", description="Half-precision type of mixed precision."
     )
-    init_loss_scaling: float = Field(default=1.0, gt=0.0, description="Loss scale of the first step.")
+    init_loss_scaling: float = Field(default=2.0**15, gt=0.0, description="Loss scale of the first step in float16.")
     incr_every_n_steps: int = Field(
         default=2000, ge=1, description="Steps without overflow after which the loss scale grows."
     )
@@ -281,6 +281,16 @@ class Config(Settings):
     amp_lists: dict[str, Any] | None = Field(
         default=None,
         description="Operators that run in half precision (custom_white_list) or in float32 (custom_black_list).",
+    )
+    tf32: bool = Field(
+        default=False,
+        description="Multiply float32 numbers of the backbone in TF32 while it trains: faster on GPUs from Ampere on, "
+        "with 10 of 23 bits. The head and verification compute in full float32 in any case.",
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="Choose GPU algorithms that compute the same numbers in each run, some of them slower. Has no "
+        "effect on CPU.",
     )
 
     checkpoint_dir: str = Field(

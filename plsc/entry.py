@@ -386,7 +386,8 @@ class Entry(_Attributes):
 
         Args:
             use_fp16: on or off.
-            init_loss_scaling: loss scale of the first step. This and the next five as in `paddle.amp.GradScaler`.
+            init_loss_scaling: loss scale of the first step. Default 1, as in PLSC 0.x; 2**15 is better, and what
+                `entry.use_fp16 = True` alone takes. This and the next five as in `paddle.amp.GradScaler`.
             incr_every_n_steps: steps without overflow after which the loss scale grows.
             decr_every_n_nan_or_inf: overflows after which the loss scale shrinks.
             incr_ratio: factor by which the loss scale grows.
@@ -406,6 +407,21 @@ class Entry(_Attributes):
             amp_lists=amp_lists,
             amp_dtype=amp_dtype,
         )
+
+    def set_tf32(self, allowed: bool) -> None:
+        """Multiply float32 numbers of the backbone in TF32 while it trains, on GPUs from Ampere on. Default False.
+
+        The head's logits, verification and prediction are full float32 in any case: with the 10 bits of TF32, a logit
+        of 64 has an error of 1/32. It changes nothing that mixed precision computes in half precision.
+        """
+        self.config.tf32 = allowed
+
+    def set_deterministic(self, deterministic: bool) -> None:
+        """Choose GPU algorithms that compute the same numbers in each run, some of them slower. Default False.
+
+        What is promised with it, and where: docs/precision.md. Has no effect on CPU.
+        """
+        self.config.deterministic = deterministic
 
     # Checkpoints, verification and logging
 
@@ -632,6 +648,10 @@ class Entry(_Attributes):
 
         topology = init_topology(self.config.rank_timeout)
         show_log(topology.is_main)
+        if topology.on_gpu:
+            from plsc.engine.numerics import set_tf32
+
+            set_tf32(False)  # verification, prediction and export give the numbers of a CPU
         for doubt in self.config.doubts() if topology.is_main else ():
             log.warning(doubt)
         return topology

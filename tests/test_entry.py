@@ -88,6 +88,8 @@ SETTERS = [
     ("set_class_change", "action", "by_name", "class_change"),
     ("set_on_nonfinite", "action", "skip", "on_nonfinite"),
     ("set_max_skipped_steps", "num", 7, "max_skipped_steps"),
+    ("set_tf32", "allowed", True, "tf32"),
+    ("set_deterministic", "deterministic", True, "deterministic"),
 ]
 
 

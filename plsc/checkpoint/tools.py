@@ -85,27 +85,41 @@ def summarize(path: str | Path) -> Summary:
     )
 
 
-def find_damage(path: str | Path) -> dict[str, list[str]]:
+@dataclass(frozen=True)
+class Condition:
+    """What reading a checkpoint whole has shown.
+
+    Attributes:
+        damages: what is damaged; empty where nothing is.
+        has_digests: whether it has digests, without which damaged numbers are not found. None where that is damaged.
+    """
+
+    damages: list[str]
+    has_digests: bool | None
+
+
+def find_damage(path: str | Path) -> dict[str, Condition]:
     """Read checkpoints whole and compare them with their digests.
 
     Args:
         path: a checkpoint, or a folder of checkpoints, of which all are read.
 
     Returns:
-        By the path of each checkpoint, what is damaged; an empty list where nothing is.
+        The condition of each checkpoint, by its path.
 
     Raises:
         CheckpointError: there is no checkpoint.
     """
     checkpoints = list_checkpoints(path) or [Checkpoint(path).path]
-    return {str(checkpoint): _damages_of(checkpoint) for checkpoint in checkpoints}
+    return {str(checkpoint): _condition_of(checkpoint) for checkpoint in checkpoints}
 
 
-def _damages_of(path: Path) -> list[str]:
+def _condition_of(path: Path) -> Condition:
     try:
-        return [str(damage) for damage in Checkpoint(path).damages()]
+        saved = Checkpoint(path)
     except CheckpointError as error:
-        return [str(error)]
+        return Condition([str(error)], None)
+    return Condition([str(damage) for damage in saved.damages()], saved.has_digests)
 
 
 def reshard(source: str | Path, target: str | Path, *, ranks: int) -> Path:

@@ -98,13 +98,15 @@ def verify(
     """Read a checkpoint whole and compare it with its digests. Exits with 1 if anything is damaged."""
     from plsc.checkpoint.tools import find_damage
 
-    damages = find_damage(source)
+    conditions = find_damage(source)
     if as_json:
-        print(to_json({path: {"sound": not found, "damages": found} for path, found in damages.items()}, indent=1))
+        told = {path: {"sound": not found.damages, **vars(found)} for path, found in conditions.items()}
+        print(to_json(told, indent=1))
     else:
-        for path, found in damages.items():
-            print("\n".join(found) if found else f"{path}: sound")
-    if any(damages.values()):
+        for path, found in conditions.items():
+            whole = "sound" if found.has_digests else "has no digests, and all of its files are of the right size"
+            print("\n".join(found.damages or [f"{path}: {whole}"]))
+    if any(found.damages for found in conditions.values()):
         raise typer.Exit(1)
 
 

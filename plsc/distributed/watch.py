@@ -192,8 +192,8 @@ class Watch:
             gathered: list[tuple[str, str, int, str]] = []
             dist.all_gather_object(gathered, tuple(self._processes[0]))
             self._processes = [Process(*fields) for fields in gathered]
+            threading.Thread(target=self._end_late_calls, name="plsc watch of the store", daemon=True).start()
             self._report()
-            self.allow(self._limit)
             self.meet()  # from here on there is a report of every rank
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="plsc watch", daemon=True)
@@ -202,8 +202,6 @@ class Watch:
     def allow(self, seconds: float) -> None:
         """Set the time after which a rank without progress counts as hanging; 0 sets no limit."""
         self._limit = seconds
-        for store in self._stores:
-            store.wait_at_most(seconds)
 
     # What the main thread calls.
 
@@ -291,7 +289,13 @@ class Watch:
             with contextlib.suppress(ValueError):
                 self._report()
 
-    # What the thread calls.
+    # What the threads call.
+
+    def _end_late_calls(self) -> None:
+        while True:
+            time.sleep(_PERIOD)
+            for store in self._stores:
+                store.end_late_call(self._limit, period=_PERIOD)
 
     def _run(self) -> None:
         last, deadline, orphaned = time.monotonic(), None, None

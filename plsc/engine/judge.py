@@ -16,6 +16,7 @@ from plsc.config import Config
 from plsc.distributed.agreement import on_all_ranks
 from plsc.distributed.collectives import Collectives
 from plsc.engine.dataloading import Loader
+from plsc.engine.precision import Precision
 from plsc.engine.soundness import BackboneState, Evidence, Finding, Snapshot, Stage
 from plsc.errors import TrainingError
 from plsc.losses import Head
@@ -51,19 +52,22 @@ class Made:
         features: [N, D] float32.
         loss: 0-d.
         feature_gradient: [N, D].
+        overflowed: [1] bool, whether a gradient of the backbone was not finite where the loss is scaled; else None.
     """
 
     images: paddle.Tensor | None
     features: paddle.Tensor
     loss: paddle.Tensor
     feature_gradient: paddle.Tensor
+    overflowed: paddle.Tensor | None
 
 
 class Judge:
     """The judgment of all steps of a run. Every rank makes one, and calls the same methods in the same order.
 
     With `on_nonfinite` 'stop' the verdict on a step is read when the next one begins, so that the device works while
-    the next batch is awaited. With 'skip' it is read before anything moves.
+    the next batch is awaited. With 'skip', and where the loss is scaled, it is read before anything moves: such a step
+    may be left out, as if it had not been, but for the number of steps and the loss scale.
 
     Args:
         config: the settings.
@@ -71,6 +75,7 @@ class Judge:
         head: the last layer.
         loader: its `describe(epoch, step, row=...)`, where it has one, names a sample.
         collectives: over all ranks.
+        precision: knows what float16 explains, and has the loss scale.
         notices: called once per step: what this rank tells the others with the verdict, as many numbers on every rank.
         settle: called on every rank before an error is raised, so that a checkpoint under way is complete.
 
@@ -89,12 +94,14 @@ class Judge:
         head: Head,
         loader: Loader,
         collectives: Collectives,
+        precision: Precision,
         notices: Callable[[], Sequence[float]] = tuple,
         settle: Callable[[], None] = lambda: None,
     ) -> None:
         self._notices, self._settle = notices, settle
         self._told: list[float] = []
         self._config, self._head, self._loader, self._collectives = config, head, loader, collectives
+        self._precision = precision
         self._state = BackboneState(backbone)
         self.constants = self._state.constants
         self.started_from = ""
@@ -103,8 +110,12 @@ class Judge:
         self._unread: tuple[Place, Evidence] | None = None
 
     @property
-    def skips(self) -> bool:
-        """Whether steps that are not sound are left out."""
+    def may_leave_out(self) -> bool:
+        """Whether steps may be left out, so that the verdict is read before anything moves."""
+        return self._skips or self._precision.scales_loss
+
+    @property
+    def _skips(self) -> bool:
         return self._config.on_nonfinite == "skip"
 
     def check_start(self) -> None:
@@ -143,16 +154,11 @@ class Judge:
 
     def before_forward(self) -> None:
         """Where steps may be left out, copy what the forward pass may move."""
-        if self.skips:
+        if self.may_leave_out:
             self._before = self._state.copy()
 
-    def collect(self, made: Made, *, gradients: bool) -> Evidence:
-        """The evidence on a step before its update.
-
-        Args:
-            made: what it made.
-            gradients: whether the gradients of the backbone count.
-        """
+    def collect(self, made: Made) -> Evidence:
+        """The evidence on a step before its update."""
         evidence = Evidence(self._collectives)
         if made.images is not None:
             evidence.add(Stage.INPUT, {"input": made.images})
@@ -160,18 +166,20 @@ class Judge:
         evidence.add(Stage.FEATURES, {"features": made.features})
         evidence.add(Stage.LOSS, {"loss": made.loss})
         evidence.add(Stage.FEATURE_GRADIENT, {"feature gradient": made.feature_gradient})
-        if gradients:
+        if made.overflowed is not None:
+            evidence.add_overflow(made.overflowed)
+        else:
             # They are gone when a verdict is read late.
-            evidence.add(Stage.GRADIENT, self._state.gradients(), keep=self.skips)
+            evidence.add(Stage.GRADIENT, self._state.gradients(), keep=self.may_leave_out)
         return evidence
 
     def leaves_out(self, place: Place, evidence: Evidence) -> bool:
         """Whether the step is left out. Backbone and head are then as before its forward pass.
 
         Raises:
-            TrainingError: as many steps in a row were skipped as may be, or no step can be sound any more.
+            TrainingError: the step may not be left out, or as many in a row were as may be.
         """
-        if not self.skips:
+        if not self.may_leave_out:
             return False
         evidence.close(self._notices())
         is_sound, self._told = evidence.is_sound(), evidence.notices()
@@ -180,32 +188,30 @@ class Judge:
         finding = self._find(place, evidence, is_updated=False)
         self._state.restore(self._before)
         self._head.discard()
-        if finding.stage is Stage.CENTERS_BEFORE:
+        # The finding is the same on all ranks, and so is the loss scale.
+        overflowed = self._precision.may_have_overflowed(finding.stage)
+        if finding.stage is Stage.CENTERS_BEFORE or not (overflowed or self._skips):
             raise self._error(place, finding)
-        log.warning("step %d skipped: %s", place.step + 1, finding.text)
+        if overflowed:
+            self._precision.update(overflowed=True)
+        log.warning("step %d skipped: %s%s", place.step + 1, finding.text, self._scale_in_words(overflowed))
         self._count(place, finding)
         return True
 
-    def overflowed(self, place: Place) -> None:
-        """Count a step in which a scaled gradient overflowed, so that nothing moved.
+    def _scale_in_words(self, overflowed: bool) -> str:
+        scale = self._precision.scale
+        return f"; the loss scale is now {scale.value:g}" if overflowed and scale is not None else ""
 
-        Raises:
-            TrainingError: as many steps in a row were skipped as may be.
-        """
-        self._count(place, Finding(Stage.GRADIENT, 0, "a gradient, times the loss scale, is beyond float16"))
-
-    def after_update(self, place: Place, evidence: Evidence, *, moved: bool) -> None:
+    def after_update(self, place: Place, evidence: Evidence) -> None:
         """Judge what the update of a step left; `check` reads the verdict.
 
         Args:
             place: the step.
             evidence: on the step before its update.
-            moved: whether anything was updated.
         """
-        if moved:
-            self.skipped_in_a_row = 0
+        self.skipped_in_a_row = 0
         notices: Sequence[float] = ()
-        if self.skips:
+        if self.may_leave_out:
             evidence = Evidence(self._collectives)  # what was before the update was read already
         else:
             notices = self._notices()
@@ -241,8 +247,10 @@ class Judge:
         if finding.stage is not Stage.INPUT:
             cure = f"Lower the learning rate ({setter('lr')}), warm up ({setter('warmup_epochs')})"
         # What an update has broken, skipping cannot mend.
-        if not (self.skips or skipped) and finding.stage not in (Stage.PARAMETER, Stage.CENTERS):
+        if not (self._skips or skipped) and finding.stage not in (Stage.PARAMETER, Stage.CENTERS):
             cure += f", or skip such steps: {setter('on_nonfinite', 'skip')}"
+        if self._precision.scales_loss and finding.stage not in (Stage.INPUT, Stage.CENTERS_BEFORE):
+            cure += f", or train in a type of greater range: {setter('amp_dtype', 'bfloat16')}"
         error = TrainingError(
             f"epoch {place.epoch}, step {place.step + 1}: {finding.text} (learning rate {place.learning_rate:.3g}, "
             f"scale {self._config.scale:g}); {kept}. {cure}"

@@ -43,25 +43,22 @@ class NamedOptimizer:
         """The same arithmetic for any rows of a parameter; None where the optimizer does more than that."""
         return row_optimizer_of(self._optimizer, self._named.values())
 
-    def step(self, learning_rate: float, scaler: paddle.amp.GradScaler | None = None) -> None:
-        """Update the parameters from their gradients, and set the gradients to zero."""
+    def step(self, learning_rate: float) -> None:
+        """Update the parameters from their gradients, and drop the gradients."""
         self._optimizer.set_lr(learning_rate)
         # Paddle numbers the names of an optimizer's state with a counter of the process. The guard restarts the
         # counter, so that a state has the same name in every process; `load` relies on it.
         with paddle.utils.unique_name.guard():
-            if scaler is None:
-                self._optimizer.step()
-            else:
-                scaler.step(self._optimizer)
+            self._optimizer.step()
         self.clear_gradients()
 
     def clear_gradients(self) -> None:
         """Drop the gradients of the parameters."""
         self._optimizer.clear_grad(set_to_zero=False)
 
-    def unscale(self, scaler: paddle.amp.GradScaler) -> None:
-        """Divide the gradients by the loss scale, and note in `scaler` whether one is not finite."""
-        scaler.unscale_(self._optimizer)
+    def gradients(self) -> list[paddle.Tensor]:
+        """The gradients of the parameters that have one."""
+        return [tensor.grad for tensor in self._named.values() if tensor.grad is not None]
 
     def state(self) -> dict[str, paddle.Tensor]:
         """The tensors to save; none before the first step.

@@ -47,9 +47,10 @@ class Stage(enum.IntEnum):
     CENTERS_BEFORE = 3
     LOSS = 4
     FEATURE_GRADIENT = 5
-    GRADIENT = 6
-    PARAMETER = 7
-    CENTERS = 8
+    SCALED_GRADIENT = 6
+    GRADIENT = 7
+    PARAMETER = 8
+    CENTERS = 9
 
 
 # Stages whose tensors hold one row per sample.
@@ -106,6 +107,11 @@ class Evidence:
             self._entries += [_Entry(stage, name, tensor if keep else None) for name, tensor in tensors.items()]
             self._sums.append(sums_of_squares(list(tensors.values())))
 
+    def add_overflow(self, found: paddle.Tensor) -> None:
+        """Add whether a gradient of this rank overflowed, [1] bool, where it was multiplied by a loss scale."""
+        infinite = paddle.where(found, paddle.full([1], math.inf), paddle.zeros([1]))
+        self.add_sum(Stage.SCALED_GRADIENT, "gradient", sum_of_squares=infinite)
+
     def add_sum(self, stage: Stage, name: str, *, sum_of_squares: paddle.Tensor) -> None:
         """Add a tensor of which only the sum of its squares, of one element, is known."""
         self._entries.append(_Entry(stage, name, None))
@@ -160,7 +166,8 @@ class Evidence:
             return None
         index = min(bad, key=lambda place: self._entries[place].stage)
         entry = self._entries[index]
-        if entry.stage is Stage.CENTERS or (not is_updated and entry.stage > Stage.CENTERS_BEFORE):
+        explained_by_centers = not is_updated and entry.stage in (Stage.LOSS, Stage.FEATURE_GRADIENT, Stage.GRADIENT)
+        if entry.stage is Stage.CENTERS or explained_by_centers:
             text = find_center(head)
             if text is not None:
                 return (Stage.CENTERS, f"after the update {text}") if is_updated else (Stage.CENTERS_BEFORE, text)
@@ -262,6 +269,8 @@ def _is_sound(tensor: paddle.Tensor | None) -> bool:
 
 def _explain(entry: _Entry, total: float, describe: Describe) -> str:
     """An entry that is not sound, in words."""
+    if entry.stage is Stage.SCALED_GRADIENT:
+        return "a gradient, times the loss scale, is beyond float16"
     held = f"holds {'nan' if math.isnan(total) else 'infinity, or numbers too large to be squared'}"
     row = None
     if entry.tensor is not None:

@@ -187,7 +187,6 @@ class Trainer:
         self.network = Replica(self.backbone, self.collectives)
         self._saver = Saver(config, self.collectives, uploads=self._uploads, lock=self._lock)
         agree(lambda: self._make_head(head), self.collectives, error=ConfigError)
-        self.precision = Precision(config, self.topology)
         self.verification_sets = open_verification_sets(config, self.collectives) if config.with_test else []
         if config.with_test and (path := missing_default_set(config)) is not None:
             log.warning("no verification: %s (the default of val_targets) does not exist", path)
@@ -245,8 +244,12 @@ class Trainer:
         self.observers = ObserverGroup([Progress(), MetricsFile(), LaunchReport(), *observers], self.topology.is_main)
 
     def _make_head(self, head: Head | None) -> None:
-        """Make the head, unless it is given, and the optimizers. Only this rank's memory may not hold them."""
+        """Make the head, unless it is given, and the optimizers.
+
+        What one rank alone may not be able to: its memory may not hold them, or its GPU not know the type.
+        """
         config = self.config
+        self.precision = Precision(config, self.topology)
         self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
         if head is None:
             head = Classifier(config, self.collectives, make_optimizer=lambda named: NamedOptimizer(config, named))
@@ -257,6 +260,7 @@ class Trainer:
             head=self.head,
             loader=self.loader,
             collectives=self.collectives,
+            precision=self.precision,
             notices=functools.partial(_notices, self._saver, self._stop),
             settle=self._saver.finish,
         )
@@ -340,12 +344,12 @@ class Trainer:
 
         A step that is not sound stops training when the next one begins: the device works while the next batch is
         awaited. With `on_nonfinite` 'skip' it is found before anything moves, and left out: everything stays as it was,
-        but for the number of steps. With float16, a step in which a gradient overflows moves nothing but the loss
-        scale.
+        but for the number of steps. With float16, a step that overflows is left out in either mode, and the loss scale
+        shrinks.
 
         Returns:
             Numbers, and tensors of one element that the device may still be computing: 'loss', 'lr', with
-            `calc_acc` 'acc1' and 'acc5', and with `on_nonfinite` 'skip' 'skipped_steps'.
+            `calc_acc` 'acc1' and 'acc5', and where steps may be left out 'skipped_steps'.
 
         Raises:
             TrainingError: the step before is not sound, or `max_skipped_steps` in a row were skipped.
@@ -359,7 +363,7 @@ class Trainer:
         labels = paddle.to_tensor(batch.labels)
 
         self._judge.before_forward()
-        with self.precision.autocast():
+        with self.precision.forward():
             features = self.network(images)
         check_embedding(features, self.backbone, images=len(batch.labels), emb_dim=self.config.emb_dim)
         head_features = features.detach().astype("float32")
@@ -371,8 +375,9 @@ class Trainer:
         check_gradient(feature_gradient, self.head, features=features)
         # The head's gradient is exact for the mean over the global batch. `Replica` averages over ranks what must be
         # summed, so that average is undone here, and nowhere else.
-        scaled = self.precision.scaler.scale(feature_gradient * self.topology.world_size)
-        features.backward(scaled.astype(features.dtype))
+        scaled = self.precision.scaled(feature_gradient * self.topology.world_size)
+        with self.precision.backward():
+            features.backward(scaled.astype(features.dtype))
         self.network.average_gradients()
 
         made = Made(
@@ -380,14 +385,14 @@ class Trainer:
             features=head_features,
             loss=loss,
             feature_gradient=feature_gradient,
+            overflowed=self.precision.unscale_(self.optimizer.gradients()),
         )
-        # A gradient times the loss scale may overflow in a sound step.
-        evidence = self._judge.collect(made, gradients=not self.precision.scales_loss)
+        evidence = self._judge.collect(made)
         if self._judge.leaves_out(place, evidence):
             self.optimizer.clear_gradients()
         else:
             self._update(place, evidence)
-        if self._judge.skips:
+        if self._judge.may_leave_out:
             values["skipped_steps"] = self._judge.skipped_steps
         self.step += 1
         self.step_in_epoch += 1
@@ -741,17 +746,11 @@ class Trainer:
         return self.config.test_period > 0 and about.step % self.config.test_period == 0
 
     def _update(self, place: Place, evidence: Evidence) -> None:
-        """Move the head and the backbone by their gradients; neither where a scaled gradient overflowed."""
-        overflows = self.precision.overflows(self.optimizer)
-        if overflows:
-            self.head.discard()
-        else:
-            self.head.update(place.learning_rate)
-        self.optimizer.step(place.learning_rate, self.precision.scaler)
-        self.precision.scaler.update()
-        if overflows:
-            self._judge.overflowed(place)
-        self._judge.after_update(place, evidence, moved=not overflows)
+        """Move the head and the backbone by their gradients."""
+        self.head.update(place.learning_rate)
+        self.optimizer.step(place.learning_rate)
+        self.precision.update(overflowed=False)
+        self._judge.after_update(place, evidence)
 
 
 def _with_environment(config: Config) -> Config:

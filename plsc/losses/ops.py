@@ -25,6 +25,7 @@ _affine_channel, _reshape, _split = _C.affine_channel, _C.reshape, _C.split
 _index_add_, _scatter_ = _C.index_add_, _C.scatter_
 _sgd_, _momentum_, _adamw_ = _C.sgd_, _C.momentum_, _C.adamw_
 _squared_l2_norm = _C.squared_l2_norm
+_check_finite_and_unscale_ = _C.check_finite_and_unscale_
 
 # Element by element, of two tensors; a trailing underscore: into the first.
 add, add_, subtract_, multiply = _C.add, _C.add_, _C.subtract_, _C.multiply
@@ -149,6 +150,22 @@ def sums_of_squares(tensors: Sequence[paddle.Tensor]) -> paddle.Tensor:
         for tensor in tensors
     ]
     return paddle.concat(sums) if sums else paddle.zeros([0], "float32")
+
+
+@no_grad
+def unscale_(tensors: Sequence[paddle.Tensor], scale: paddle.Tensor) -> paddle.Tensor:
+    """Divide tensors by `scale` [1] float32, in place, in one kernel per type.
+
+    Returns:
+        [1] bool: whether any element was not finite.
+    """
+    found = paddle.zeros([1], "bool")
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        same = [tensor for tensor in tensors if tensor.dtype == dtype]
+        # Parameters are float32 under autocast; the operator wants the scale in the type of the sums.
+        own = scale.astype("float64") if dtype == paddle.float64 else scale
+        found = paddle.logical_or(found, _check_finite_and_unscale_(same, own)[1])
+    return found
 
 
 def squared_norms(rows: paddle.Tensor, view: Array | None, *, ones: paddle.Tensor) -> SquaredNorms:

@@ -15,6 +15,41 @@ import paddle
 
 from plsc.errors import ConfigError
 from plsc.losses.ops import add_, add_matmul_
+from plsc.utils.hints import setter
+
+# The least compute capability of a GPU on which Paddle computes in a type: below, `paddle.amp` turns itself off with a
+# warning, and cuBLAS refuses products of bfloat16.
+_CAPABILITIES = {"float16": (7, 0), "bfloat16": (8, 0)}
+
+
+def check_capability(dtype: str) -> None:
+    """Raise `ConfigError` where the GPU of this process cannot compute in a half-precision type.
+
+    Args:
+        dtype: 'float16' or 'bfloat16'.
+    """
+    needed, found = _CAPABILITIES[dtype], _capability()
+    if found is None or found >= needed:
+        return
+    remedies = [f"train in float32: {setter('use_fp16', False)}"]
+    if dtype == "bfloat16" and found >= _CAPABILITIES["float16"]:
+        remedies.insert(0, f"{setter('amp_dtype', 'float16')}")
+    raise ConfigError(
+        f"amp_dtype is '{dtype}', which needs a GPU of compute capability {_dotted(needed)} or more; this rank's GPU, "
+        f"{paddle.device.cuda.get_device_name()}, has {_dotted(found)}; {', or '.join(remedies)}"
+    )
+
+
+def _capability() -> tuple[int, int] | None:
+    """Of this process's GPU; None where there is none, or one of AMD, whose numbers mean other things."""
+    if not paddle.device.is_compiled_with_cuda() or paddle.device.is_compiled_with_rocm():
+        return None
+    major, minor = paddle.device.cuda.get_device_capability()
+    return int(major), int(minor)
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 class Operand(NamedTuple):

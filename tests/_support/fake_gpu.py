@@ -10,7 +10,6 @@ computation stays on the CPU. What a CPU cannot do is played:
     exp_                    NumPy's, which becomes 0 as CUDA's does; Paddle's on CPUs ends at e^-709
     autocast                inputs and outputs of convolutions and linear layers are rounded to the half type, and so
                             are their gradients, which overflow where those of a GPU would; the tensors stay float32
-    GradScaler              takes the place of its tensors for a GPU
     reduce_scatter, NCCL    all_reduce of gloo; float16, which gloo adds up wrongly, in float32
     CUDA's functions        memory, properties, streams and events: numbers of one card, and nothing to wait for
 
@@ -129,9 +128,6 @@ def _play_autocast(paddle) -> None:
 
     @contextlib.contextmanager
     def auto_cast(enable=True, custom_white_list=None, custom_black_list=None, level="O1", dtype="float16", **options):
-        from paddle.amp.auto_cast import amp_global_state
-
-        amp_global_state().amp_dtype = dtype  # which Paddle does not set back either, and GradScaler reads
         dtypes.append(dtype if enable else "float32")
         try:
             yield
@@ -151,8 +147,6 @@ def _play_autocast(paddle) -> None:
     _to_plsc(paddle.amp, auto_cast=auto_cast)
     for layer in (paddle.nn.Conv2D, paddle.nn.Linear):
         layer.forward = rounded(layer.forward)
-    place = SimpleNamespace(is_gpu_place=lambda: True)
-    sys.modules["paddle.amp.grad_scaler"]._dygraph_tracer = lambda: SimpleNamespace(_expected_place=place)
 
 
 # What the CPU has no device for

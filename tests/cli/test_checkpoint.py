@@ -13,6 +13,7 @@ from plsc.checkpoint import Checkpoint, Part, save_checkpoint
 from plsc.cli.main import main
 from plsc.distributed.collectives import Collectives
 from plsc.utils.ranges import shard_ranges
+from tests._support.manifests import downgrade
 
 
 @pytest.fixture
@@ -84,7 +85,9 @@ def test_verify_names_what_is_damaged(run, root):
     assert "classes-000000003.safetensors: tensor 'head.weight', rows 3 to 5, differs" in run("verify", root, status=1)
     found = run("verify", root, "--json", status=1)
     assert [entry["sound"] for entry in found.values()] == [True, False, True]
-    assert run("verify", root / "2", "--json") == {str(root / "2"): {"sound": True, "damages": []}}
+    assert run("verify", root / "2", "--json") == {str(root / "2"): {"sound": True, "damages": [], "has_digests": True}}
+    downgrade(root / "0")
+    assert run("verify", root / "0") == f"{root / '0'}: has no digests, and all of its files are of the right size\n"
     absence = run("verify", root / "9", status=1)
     assert "does not exist" in absence and absence.endswith("; name another folder\n")
 

@@ -275,6 +275,8 @@ HARMLESS = {
     "incr_ratio": 3.0,
     "decr_ratio": 0.25,
     "use_dynamic_loss_scaling": False,
+    "tf32": True,
+    "deterministic": True,
     "max_last_checkpoint_num": 9,
     "with_test": False,
     "test_period": 1,

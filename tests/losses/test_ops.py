@@ -28,6 +28,21 @@ def test_sums_of_squares_show_what_is_not_finite(dtype):
     assert ops.sums_of_squares([]).shape == [0]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("which", [0, 1])
+def test_tensors_are_unscaled_in_place_and_judged_together(dtype, bad, which):
+    values = [np.array([[1.0, -2.0], [3.0, 0.0]]), np.array([8.0])]
+    if bad is not None:
+        values[which].flat[0] = bad
+    # A tensor of the other type, so that both groups are judged.
+    tensors = [paddle.to_tensor(values[0], dtype), paddle.to_tensor(values[1], "float32")]
+    assert ops.unscale_(tensors, paddle.to_tensor([4.0])).item() == (bad is not None)
+    if bad is None:
+        for tensor, value in zip(tensors, values):
+            np.testing.assert_array_equal(tensor.numpy(), value / 4)
+
+
 @pytest.mark.parametrize("value, is_finite", [(1.8e19, True), (1.9e19, False), (1e30, False)])
 @pytest.mark.parametrize("size", [1, 1000])
 def test_a_sum_of_squares_is_infinite_where_a_square_is(value, is_finite, size):

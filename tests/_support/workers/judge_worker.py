@@ -1,26 +1,40 @@
 """Steps that are bad on one rank only: skipped, stopped, and a broken center that is not saved."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import paddle
 
-from plsc import CheckpointError, Config, Trainer, TrainingError
+from plsc import CheckpointError, Config, ConfigError, Trainer, TrainingError
 from plsc.data.loader import Batch
+from plsc.engine import trainer as trainer_module
+from plsc.engine.precision import Precision
 from plsc.engine.run_lock import LOCK_FILE
-from tests.engine.test_judge import Finished, assert_equal, clipped, everything
+from plsc.losses import precision as half_products
+from tests.engine.test_judge import (
+    Finished,
+    Network,
+    assert_equal,
+    clipped,
+    everything,
+    in_float16,
+    in_step,
+    overflow_backward,
+    overflow_forward,
+    without_scale,
+)
 
 CLASSES, SIDE = 6, 16
 
 
 def make(folder, **settings):
+    settings = {"model_name": "ResNetTiny", "emb_dim": 16, **settings}
     return Trainer(
         Config(
             train_dataset=Finished(count=40),
             num_classes=CLASSES,
             image_shape=(3, SIDE, SIDE),
-            model_name="ResNetTiny",
-            emb_dim=16,
             train_batch_size=5,
             num_workers=0,
             with_test=False,
@@ -51,6 +65,30 @@ for word, settings in (("SKIPPED", {}), ("UNFUSED", {"optimizer": clipped, "loss
     trainer.train_step(third)
     assert all(np.isfinite(value).all() for value in everything(trainer).values() if value.dtype.kind == "f")
     print(word, values["skipped_steps"], "equal")
+
+for word, overflow in (("BACKWARD", overflow_backward), ("FORWARD", overflow_forward)):  # on rank 1 only
+    model = Network()
+    trainer = in_float16(make("overflow", model=model, decr_every_n_nan_or_inf=1))
+    if trainer.topology.rank == 1:
+        model.harm = in_step(2, overflow)
+    first, second, *_ = trainer.loader.epoch(0)
+    trainer.train_step(first)
+    before = without_scale(everything(trainer))
+    values = trainer.train_step(second)
+    assert_equal(without_scale(everything(trainer)), before)
+    print(word, values["skipped_steps"], f"equal, scale {trainer.precision.scale.value}")
+    trainer.train_step(second)
+    assert trainer._judge.check() is not None  # sound, on both ranks
+
+# A card of one rank that cannot compute in bfloat16: all ranks say so before training.
+trainer_module.Precision = lambda config, topology: Precision(config, dataclasses.replace(topology, device="gpu:0"))
+half_products._capability = lambda: (8, 0) if trainer.topology.rank == 0 else (7, 5)
+paddle.device.cuda.get_device_name = lambda: "Tesla T4"
+try:
+    make("card", use_fp16=True, amp_dtype="bfloat16")
+except ConfigError as error:
+    print("CARD", error)
+trainer_module.Precision = Precision
 
 trainer = make("stop")
 _, _, third = two_steps(trainer)
