@@ -11,7 +11,8 @@ WORKERS ?= auto
 TESTS ?= tests
 # What runs a second time with a GPU played by the CPU.
 FAKE_GPU_TESTS := tests/gpu tests/checkpoint/test_checkpoint.py tests/distributed/test_replica.py \
-    $(addprefix tests/engine/test_,judge.py optimizer.py precision.py resume.py soundness.py state.py tensor_rows.py trainer.py) \
+    $(addprefix tests/engine/test_,judge.py loss_scale.py optimizer.py precision.py resume.py soundness.py state.py) \
+    $(addprefix tests/engine/test_,tensor_rows.py trainer.py) \
     $(addprefix tests/losses/test_,classifier.py fused.py ops.py precision.py row_optimizers.py sampled.py shard.py)
 # Of `make soak`, divided among its tests.
 SECONDS ?= 600
