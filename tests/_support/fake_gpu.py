@@ -6,7 +6,7 @@
 To modules of `plsc`, and to no others, every tensor says that it lies on a GPU, and Paddle that it has one. All
 computation stays on the CPU. What a CPU cannot do is played:
 
-    half products           operands in float32, the result rounded to the half type
+    half operators          operands in float32, the result rounded to the half type
     exp_                    NumPy's, which becomes 0 as CUDA's does; Paddle's on CPUs ends at e^-709
     autocast                inputs and outputs of convolutions and linear layers are rounded to the half type, and so
                             are their gradients, which overflow where those of a GPU would; the tensors stay float32
@@ -32,6 +32,15 @@ VARIABLE = "PLSC_FAKE_GPU"
 CHUNK = 16
 MEMORY = 2**35
 _HALVES = ("float16", "bfloat16")
+# As `paddle._C_ops` names them -> as Paddle counts them.
+_HALF_OPERATORS = {
+    "matmul": "matmul_v2",
+    "addmm_": "addmm",
+    "multiply": "elementwise_mul",
+    "add": "elementwise_add",
+    "add_": "elementwise_add",
+    "subtract_": "elementwise_sub",
+}
 # (kernel, type) of those played, which Paddle's count of kernels does not show.
 half_products: set[tuple[str, str]] = set()
 
@@ -78,28 +87,22 @@ def _chosen(real, fake):
 
 
 def _play_half_products(paddle) -> None:
-    """Everywhere, before `plsc.losses.ops` takes the operators: matmul and addmm_ of half types."""
-    operators = paddle._C_ops
-    matmul, addmm_ = operators.matmul, operators.addmm_
+    """Everywhere, before `plsc.losses.ops` takes the operators: those of half types that a CPU has no kernels of."""
+    for name, counted in _HALF_OPERATORS.items():
+        setattr(paddle._C_ops, name, _in_float32(paddle, getattr(paddle._C_ops, name), counted, name.endswith("_")))
 
-    def half_matmul(x, y, *options, **named):
+
+def _in_float32(paddle, operator, counted, is_in_place):
+    def run(x, *arguments, **named):
         if not _is_half(x):
-            return matmul(x, y, *options, **named)
-        half_products.add(("matmul_v2", str(x.dtype).rpartition(".")[2]))
-        out = named.pop("out", None)
-        product = matmul(x.astype("float32"), y.astype("float32"), *options, **named).astype(x.dtype)
-        return product if out is None else paddle.assign(product, out)
+            return operator(x, *arguments, **named)
+        half_products.add((counted, str(x.dtype).rpartition(".")[2]))
+        out = x if is_in_place else named.pop("out", None)
+        wide = [item.astype("float32") if _is_half(item) else item for item in (x, *arguments)]
+        result = operator(*wide, **named).astype(x.dtype)
+        return result if out is None else paddle.assign(result, out)
 
-    def half_addmm_(target, x, y, *options):
-        if not _is_half(x):
-            return addmm_(target, x, y, *options)
-        half_products.add(("addmm", str(x.dtype).rpartition(".")[2]))
-        wide = target.astype("float32")
-        addmm_(wide, x.astype("float32"), y.astype("float32"), *options)
-        paddle.assign(wide.astype(target.dtype), target)
-        return target
-
-    operators.matmul, operators.addmm_ = half_matmul, half_addmm_
+    return run
 
 
 def _play_exponentials(paddle) -> None:
@@ -119,8 +122,8 @@ def _play_exponentials(paddle) -> None:
     paddle._C_ops.exp_ = exactly
 
 
-def _is_half(tensor) -> bool:
-    return str(tensor.dtype).rpartition(".")[2] in _HALVES
+def _is_half(item) -> bool:
+    return str(getattr(item, "dtype", None)).rpartition(".")[2] in _HALVES
 
 
 def _play_autocast(paddle) -> None:
@@ -179,6 +182,7 @@ def _play_device(paddle) -> None:
         stream_guard=lambda stream: contextlib.nullcontext(),
     )
     _to_plsc(paddle, CUDAPinnedPlace=paddle.CPUPlace, CUDAPlace=lambda index: paddle.CPUPlace())
+    _to_plsc(paddle.base.core, gpu_memory_available=lambda: MEMORY)  # only in builds for GPUs
     nothing = dict.fromkeys(("memory_reserved", "memory_allocated", "max_memory_reserved", "max_memory_allocated"))
     _to_plsc(
         paddle.device.cuda,
