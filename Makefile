@@ -10,12 +10,12 @@ SIZE ?= full
 WORKERS ?= auto
 TESTS ?= tests
 # What runs a second time with a GPU played by the CPU.
-FAKE_GPU_TESTS := tests/gpu tests/checkpoint/test_checkpoint.py tests/distributed/test_replica.py \
+FAKE_GPU_TESTS := $(addprefix tests/gpu/test_,collectives.py head.py training.py) tests/checkpoint/test_checkpoint.py tests/distributed/test_replica.py \
     $(addprefix tests/engine/test_,judge.py loss_scale.py optimizer.py precision.py resume.py soundness.py state.py) \
     $(addprefix tests/engine/test_,tensor_rows.py trainer.py) \
     $(addprefix tests/losses/test_,classifier.py fused.py ops.py precision.py row_optimizers.py sampled.py shard.py)
 # Of these not: what differs from another one of them in what no GPU computes.
-FAKE_GPU_LEFT_OUT := not (bit_for_bit and 10) and not whole_gradient and not handed_in
+FAKE_GPU_LEFT_OUT := not (bit_for_bit and (10 or extra0)) and not whole_gradient and not handed_in
 # Of `make soak`, divided among its tests.
 SECONDS ?= 600
 

@@ -278,9 +278,9 @@ def pytest_collection_modifyitems(config, items) -> None:
 
 
 def _most_ranks(item) -> int:
-    """The largest whole number among the parameters of a test that starts ranks."""
-    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    return max((value for value in parameters if type(value) is int), default=1)
+    """The largest number of ranks among the parameters of a test that starts some."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return max((parameters[name] for name in ("ranks", "before", "after", "played") if name in parameters), default=1)
 
 
 if __name__ == "__main__":
