@@ -121,8 +121,7 @@ shift
 SLURM_NODEID=0 "$@" &
 step=$!
 trap 'kill -USR1 $step' USR1
-while kill -0 $step 2>/dev/null; do wait $step; status=$?; done
-exit $status""",
+while :; do wait $step; status=$?; kill -0 $step 2>/dev/null || exit $status; done""",
     "scontrol": """
 if [ "$1" = show ]; then echo localhost; echo other; else echo "$@" >>"$CALLS/scontrol"; fi""",
     "plsc": """

@@ -1,4 +1,4 @@
-"""`plsc launch`: `paddle.distributed.launch` with restarts. Its flags are taken, and passed on, unchanged."""
+"""`plsc launch`: `paddle.distributed.launch` with restarts. Its flags are taken, and passed on."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ import typer
 from plsc.cli.command import Command
 from plsc.distributed.launching.launcher import Launcher, LaunchSettings
 from plsc.errors import ConfigError, MissingDependencyError
+from plsc.utils.lazy import PADDLE_PACKAGES
 
-# Flags of paddle.distributed.launch. Each takes one value; none is read here.
+# Flags of paddle.distributed.launch. Each takes one value.
 PADDLE_FLAGS = {
     "nproc_per_node": "Ranks on this machine. Default: one per GPU, one without a GPU.",
-    "gpus": "GPUs of this machine, as 0,1,2,3. Each has a rank. Also --devices, --npus, --xpus.",
-    "selected_gpus": "The same, by Paddle's older launcher.",
+    "gpus": "GPUs of this machine, as 0,1,2,3. Each has a rank. Also --npus, --xpus.",
+    "selected_gpus": "The same as --gpus.",
+    "devices": "cpu: CPU ranks, as many as --nproc_per_node, also on a machine with GPUs. Else the same as --gpus.",
     "nnodes": "Number of machines.",
     "master": "HOST:PORT at which the machines meet: a free port of the machine with --rank 0.",
     "rank": "Number of this machine, from 0.",
@@ -33,7 +35,7 @@ PADDLE_FLAGS = {
     "log_level": "Of the launcher: DEBUG, INFO, WARNING or ERROR.",
 }
 RARE_FLAGS = (
-    *("devices", "npus", "xpus", "selected_xpus", "legacy", "log_overwrite", "sort_ip", "enable_gpu_log", "run_mode"),
+    *("npus", "xpus", "selected_xpus", "legacy", "log_overwrite", "sort_ip", "enable_gpu_log", "run_mode"),
     *("auto_parallel_config", "auto_cluster_config", "auto_tuner_json", "max_restart", "elastic_level"),
     *("elastic_timeout", "servers", "trainers", "trainer_num", "server_num", "gloo_port", "with_gloo", "backend"),
     *("cluster_topo_path", "rank_mapping_path", "enable_auto_mapping", "workers", "worker_num", "http_port"),
@@ -100,9 +102,9 @@ def launch(
     that failed first; 128 + signal: stopped, not all is saved. See docs/reliability.md.
     """
     _check_script(command[0])
-    flags = [_with_address(flag) for flag in flags]
+    flags = [_with_address(flag) for flag in _with_one_name(flags)]
     if importlib.util.find_spec("paddle") is None:
-        raise MissingDependencyError("plsc launch needs paddle, which is not installed: pip install paddlepaddle")
+        raise MissingDependencyError(f"plsc launch needs paddle, which is not installed: pip install {PADDLE_PACKAGES}")
     settings = LaunchSettings(
         command=command,
         flags=flags,
@@ -120,6 +122,15 @@ def _check_script(script: str) -> None:
             f"{script}: expected a Python script or a program, as in plsc launch --nproc_per_node 2 train.py, or "
             f"plsc launch --nproc_per_node 2 plsc train --config run.yaml"
         )
+
+
+def _with_one_name(flags: list[str]) -> list[str]:
+    """--gpus in place of --selected_gpus, at which Paddle's launcher would become its older form."""
+    given = [flag for flag in flags if flag.partition("=")[0] in ("--gpus", "--selected_gpus", "--devices")]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)}: expected one of these flags, which mean the same")
+    old, new = "--selected_gpus=", "--gpus="
+    return [new + flag.removeprefix(old) if flag.startswith(old) else flag for flag in flags]
 
 
 def _with_address(flag: str) -> str:

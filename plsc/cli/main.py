@@ -82,6 +82,9 @@ def embed(
     model: Annotated[Path, typer.Argument(help="Folder that plsc export wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     output: Annotated[Path, typer.Option("--output", help="Name of the .npy file to write.")] = Path("embeddings.npy"),
+    device: Annotated[
+        str | None, typer.Option(help="cpu or gpu:<index>. Default: the first GPU that Paddle finds, else the CPU.")
+    ] = None,
 ) -> None:
     """Embed images with an exported model. Writes a .npy file: n x D float32, a row of unit length per image."""
     import numpy as np
@@ -92,7 +95,7 @@ def embed(
         raise ConfigError(f"{output} exists and is not overwritten; choose another --output")
     if not os.path.isdir(output.parent):
         raise ConfigError(f"{output}: there is no folder {output.parent}; make it first")
-    embeddings = load_inference_model(model).embed(images)
+    embeddings = load_inference_model(model, device=device).embed(images)
     try:
         with open(output, "xb") as file:
             np.save(file, embeddings)

@@ -97,22 +97,38 @@ class Transform:
 Channels = float | Sequence[float]
 
 
-def normalize(images: Any, *, mean: Channels = PIXEL_MEAN, std: Channels = PIXEL_STD) -> Any:
+def normalize_tensor(images: Any, *, mean: Any, std: Any) -> Any:
+    """`normalize` for a tensor, computed where the tensor lies.
+
+    Args:
+        images: [..., 3, H, W] uint8.
+        mean, std: numbers, or tensors [3, 1, 1] float32 that lie where the images do; see `tensor_constants`.
+    """
+    return images if "float32" in str(images.dtype) else (images.astype("float32") - mean) / std
+
+
+def tensor_constants(
+    mean: Channels, std: Channels
+) -> tuple[float, float] | tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Mean and standard deviation for `normalize_tensor`: two numbers where channels are equal, else two [3, 1, 1]."""
+    means, stds, are_channels_equal = _by_channel(mean, std)
+    if are_channels_equal:
+        return float(means[0]), float(stds[0])
+    return means.astype(np.float32).reshape(3, 1, 1), stds.astype(np.float32).reshape(3, 1, 1)
+
+
+def normalize(
+    images: npt.NDArray[Any], *, mean: Channels = PIXEL_MEAN, std: Channels = PIXEL_STD
+) -> npt.NDArray[np.float32]:
     """(pixel - mean) / std in float32. Images that are float32 already are returned as they are.
 
     Args:
-        images: [..., 3, H, W] uint8, array or tensor.
+        images: [..., 3, H, W] uint8.
         mean, std: one number for all channels, or three in the order red, green, blue; pixels are 0 to 255.
     """
-    if "float32" in str(images.dtype):
+    if images.dtype == np.float32:
         return images
-    means, stds = (np.broadcast_to(np.asarray(value, np.float64), 3) for value in (mean, std))
-    are_channels_equal = len(set(means)) == len(set(stds)) == 1
-    if not isinstance(images, np.ndarray):
-        images = images.astype("float32")
-        if are_channels_equal:
-            return (images - float(means[0])) / float(stds[0])
-        return (images - means.astype(np.float32).reshape(3, 1, 1)) / stds.astype(np.float32).reshape(3, 1, 1)
+    means, stds, are_channels_equal = _by_channel(mean, std)
     groups = 1 if are_channels_equal else 3
     pixels = np.ascontiguousarray(images).reshape(-1, groups, 3 * images.shape[-2] * images.shape[-1] // groups)
     finished = np.empty(pixels.shape, np.float32)
@@ -122,6 +138,12 @@ def normalize(images: Any, *, mean: Channels = PIXEL_MEAN, std: Channels = PIXEL
         low, high = ((end - means[group]) / stds[group] for end in _ends(pixels[:, group]))
         cv2.normalize(pixels[:, group], finished[:, group], low, high, cv2.NORM_MINMAX, cv2.CV_32F)
     return finished.reshape(images.shape)
+
+
+def _by_channel(mean: Channels, std: Channels) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], bool]:
+    """Mean [3], standard deviation [3], and whether both are equal in all channels."""
+    means, stds = (np.broadcast_to(np.asarray(value, np.float64), 3) for value in (mean, std))
+    return means, stds, len(set(means)) == len(set(stds)) == 1
 
 
 def _ends(images: npt.NDArray[np.uint8]) -> tuple[float, float]:

@@ -8,11 +8,14 @@ Task k goes to worker k mod W, and replies are taken in that order, so results d
 from __future__ import annotations
 
 import collections
+import contextlib
+import gc
 import mmap
 import multiprocessing
 import pickle
 import select
 import signal
+import sys
 import time
 import traceback
 import weakref
@@ -53,6 +56,10 @@ class WorkerPool:
 
     The processes are forked, so that a user's script need not guard its main part and sources need not be pickled. They
     read files and call OpenCV, never Paddle. They end with `close`, or when the process that made them has ended.
+
+    They are forked after the ranks are connected, so that what they inherit may lie on a GPU, which a forked process
+    cannot use. They free none of it: what there was at the fork is left out of garbage collection. Where a user's own
+    data set calls Paddle, it computes on the CPU.
 
     Args:
         work: the function that a worker runs. Its reply goes through a pipe and should be small; the pixels go to
@@ -124,7 +131,8 @@ class WorkerPool:
                 ),
             )
             try:
-                process.start()
+                with _without_collection():
+                    process.start()
             except OSError as error:
                 self.close()
                 raise DataError(
@@ -257,6 +265,27 @@ def _end(workers: list[_Worker]) -> None:
     workers.clear()
 
 
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Within it, nothing is collected, so that a process forked in it collects nothing before it begins."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _leave_parents_objects() -> None:
+    """In a forked process: never free what the parent had, such as tensors on a GPU, and keep Paddle off the GPU."""
+    gc.freeze()
+    gc.enable()
+    paddle = sys.modules.get("paddle")
+    if paddle is not None:
+        paddle.set_device("cpu")
+
+
 def _serve(
     work: Work,
     pipe: connection.Connection,
@@ -265,6 +294,7 @@ def _serve(
     held: npt.NDArray[np.float64],
     describe: Callable[[int], str],
 ) -> None:
+    _leave_parents_objects()
     # Terminals and schedulers signal all processes of a group. The parent decides what follows, and needs batches until
     # then; a worker ends when its pipe does.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):

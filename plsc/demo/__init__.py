@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from plsc.data.sources.glyphs import GlyphRecords
+from plsc.distributed.launching.launcher import PADDLE_LAUNCHER
 from plsc.entry import Entry
 from plsc.errors import ConfigError, TrainingError
 from plsc.inference.model import load_inference_model
@@ -85,7 +86,8 @@ def run_demo(output: Path, size: str, *, ranks: int) -> None:
 
 
 def _train(output: Path, size: Size, *, ranks: int, epochs: int, resume: bool = False) -> None:
-    launcher = ["paddle.distributed.launch", "--nproc_per_node", ranks, "--log_dir", output / "log"]
+    # On CPUs also where there are GPUs, of which there may be fewer than ranks.
+    launcher = [PADDLE_LAUNCHER, "--devices", "cpu", "--nproc_per_node", ranks, "--log_dir", output / "log"]
     options = {
         "--output": output,
         "--ranks": ranks,

@@ -153,7 +153,7 @@ def _store_address() -> tuple[str, int]:
 def launcher_of_this_rank() -> int | None:
     """The id of the process that started this rank, if that is a launcher; else None."""
     command = " ".join(_command_of_parent())
-    found = re.search(r"paddle[./]distributed[./]launch|fleetrun|plsc launch", command)
+    found = re.search(r"(?:paddle|plsc)[./]distributed[./]launch|fleetrun|plsc launch", command)
     return os.getppid() if found else None
 
 

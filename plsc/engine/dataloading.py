@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import paddle
 
 from plsc.config import DEFAULT_VAL_TARGETS, Config, check_callable
@@ -22,6 +24,7 @@ from plsc.data.verification_set import VerificationSet, find_bin
 from plsc.distributed.agreement import agree, explain, on_all_ranks
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
+from plsc.engine.transfer import Read, Transfers
 from plsc.errors import ConfigError, DataError, PLSCError
 from plsc.utils.hints import setter
 from plsc.utils.plural import counted
@@ -275,11 +278,12 @@ def _augment(config: Config) -> Augment:
     return Augment(**{field.name: getattr(config, f"augment_{field.name}") for field in dataclasses.fields(Augment)})
 
 
-def agreed_batches(batches: Iterator[Batch], collectives: Collectives) -> Iterator[Batch]:
+def agreed_batches(batches: Iterator[Batch], collectives: Collectives, transfers: Transfers) -> Iterator[Batch]:
     """The batches of a loader that may have more on one rank than on another.
 
     Each batch is cut to the shortest over ranks, and the batches end when the first rank has none left. Otherwise ranks
-    would wait for each other without end.
+    would wait for each other without end. On a GPU, ranks agree on a batch so many steps before it is used that no rank
+    waits for the answer.
 
     Raises:
         PLSCError: the loader of a rank failed; the same on every rank.
@@ -287,16 +291,13 @@ def agreed_batches(batches: Iterator[Batch], collectives: Collectives) -> Iterat
     if collectives.topology.world_size == 1:
         yield from batches
         return
-    dropped = 0
+    dropped, ahead = 0, transfers.lag + 1 if transfers.lag else 0
+    offers: collections.deque[_Offer] = collections.deque()
     while True:
-        reason: Exception | None = None
-        batch: Batch | None = None
-        try:
-            batch = next(batches, None)
-        except Exception as raised:  # whatever it is, the other ranks must learn of it
-            reason = raised
-        own = -1 if reason is not None else 0 if batch is None else len(batch.labels)
-        shared = int(collectives.all_reduce_min(paddle.to_tensor([own], dtype="int64")).item())
+        while len(offers) <= ahead:
+            offers.append(_offer(batches, collectives, transfers))
+        own, batch, reason, shortest = offers.popleft()
+        shared = int(shortest()[0])
         if shared < 0:
             text = "the training data cannot be read: "
             agree(functools.partial(_raise, reason), collectives, error=DataError, prefix=text)
@@ -310,6 +311,35 @@ def agreed_batches(batches: Iterator[Batch], collectives: Collectives) -> Iterat
             collectives.topology.rank,
             counted(dropped, "image"),
         )
+
+
+class _Offer(NamedTuple):
+    """What this rank has for a step.
+
+    Attributes:
+        own: the number of its samples; 0 where there are none left, -1 where reading them failed.
+        batch: the samples.
+        reason: why reading them failed.
+        shortest: the least `own` of all ranks.
+    """
+
+    own: int
+    batch: Batch | None
+    reason: Exception | None
+    shortest: Read
+
+
+def _offer(batches: Iterator[Batch], collectives: Collectives, transfers: Transfers) -> _Offer:
+    reason: Exception | None = None
+    batch: Batch | None = None
+    try:
+        batch = next(batches, None)
+    except Exception as raised:  # whatever it is, the other ranks must learn of it
+        reason = raised
+    if batch is not None and transfers.lag:  # a loader may use its arrays again
+        batch = Batch(np.array(batch.images), np.array(batch.labels))
+    own = -1 if reason is not None else 0 if batch is None else len(batch.labels)
+    return _Offer(own, batch, reason, transfers.to_host(collectives.all_reduce_min(paddle.full([1], own, "int64"))))
 
 
 def _raise(reason: Exception | None) -> None:

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import paddle
 
@@ -18,6 +20,7 @@ from plsc.distributed.collectives import Collectives
 from plsc.engine.dataloading import Loader
 from plsc.engine.precision import Precision
 from plsc.engine.soundness import BackboneState, Evidence, Finding, Snapshot, Stage
+from plsc.engine.transfer import Transfers
 from plsc.errors import TrainingError
 from plsc.losses import Head
 from plsc.utils.hints import setter
@@ -62,12 +65,27 @@ class Made:
     overflowed: paddle.Tensor | None
 
 
+class Told(NamedTuple):
+    """What ranks told each other with the verdict on a step.
+
+    Attributes:
+        step: steps done when they told it, that one included.
+        numbers: the sums over ranks of `notices()`; the same on every rank.
+    """
+
+    step: int
+    numbers: list[float]
+
+
 class Judge:
     """The judgment of all steps of a run. Every rank makes one, and calls the same methods in the same order.
 
-    With `on_nonfinite` 'stop' the verdict on a step is read when the next one begins, so that the device works while
-    the next batch is awaited. With 'skip', and where the loss is scaled, it is read before anything moves: such a step
-    may be left out, as if it had not been, but for the number of steps and the loss scale.
+    With `on_nonfinite` 'stop' the verdict on a step is read when the next one begins, or `transfers.lag` steps after
+    that, so that the device works while the next batch is awaited. It is always that number of steps, whether the
+    device has come to it sooner or not: ranks that read the verdicts on different steps would save and stop after
+    different ones. With 'skip', and where the loss is scaled, it is read before anything moves: such a step may be left
+    out, as if it had not been, but for the number of steps and the loss scale. Only the verdict on what the update left
+    is read late then.
 
     Args:
         config: the settings.
@@ -75,6 +93,7 @@ class Judge:
         head: the last layer.
         loader: its `describe(epoch, step, row=...)`, where it has one, names a sample.
         collectives: over all ranks.
+        transfers: bring the verdicts to the host.
         precision: knows what float16 explains, and has the loss scale.
         notices: called once per step: what this rank tells the others with the verdict, as many numbers on every rank.
         settle: called on every rank before an error is raised, so that a checkpoint under way is complete.
@@ -94,20 +113,21 @@ class Judge:
         head: Head,
         loader: Loader,
         collectives: Collectives,
+        transfers: Transfers,
         precision: Precision,
         notices: Callable[[], Sequence[float]] = tuple,
         settle: Callable[[], None] = lambda: None,
     ) -> None:
         self._notices, self._settle = notices, settle
-        self._told: list[float] = []
-        self._config, self._head, self._loader, self._collectives = config, head, loader, collectives
-        self._precision = precision
+        self._told: list[Told] = []
+        self._config, self._head, self._loader = config, head, loader
+        self._collectives, self._transfers, self._precision = collectives, transfers, precision
         self._state = BackboneState(backbone)
         self.constants = self._state.constants
         self.started_from = ""
         self.skipped_steps, self.skipped_in_a_row = 0, 0
         self._before: Snapshot = []
-        self._unread: tuple[Place, Evidence] | None = None
+        self._unread: deque[tuple[Place, Evidence]] = deque()
 
     @property
     def may_leave_out(self) -> bool:
@@ -124,7 +144,7 @@ class Judge:
         Raises:
             TrainingError: there is one, on any rank.
         """
-        evidence = Evidence(self._collectives)
+        evidence = Evidence(self._collectives, self._transfers)
         evidence.add(Stage.PARAMETER, self._state.parameters)
         evidence.add(Stage.CENTERS, self._head.parameters)
         if not evidence.is_sound():
@@ -135,21 +155,26 @@ class Judge:
             )
             raise on_all_ranks(error)
 
-    def check(self) -> list[float]:
-        """Read the verdict on the last step.
+    def check(self, *, every: bool = False) -> list[Told]:
+        """Read the verdicts that are due: on all steps but the last `transfers.lag`.
+
+        Args:
+            every: on the last steps, too, for which this waits.
 
         Returns:
-            What ranks told each other with it: the sums over ranks of `notices()`. Empty where it was read before.
+            What ranks told each other with the steps whose verdict was not read before.
 
         Raises:
-            TrainingError: the step was not sound.
+            TrainingError: a step was not sound.
         """
-        if self._unread is not None:
-            (place, evidence), self._unread = self._unread, None
-            if not evidence.is_sound():
-                raise self._error(place, self._find(place, evidence, is_updated=True))
-            self._told = self._told or evidence.notices()
         told, self._told = self._told, []
+        while len(self._unread) > (0 if every else self._transfers.lag):
+            place, evidence = self._unread.popleft()
+            if not evidence.is_sound():
+                self._unread.clear()
+                raise self._error(place, self._find(place, evidence, is_updated=True))
+            if numbers := evidence.notices():
+                told.append(Told(place.step + 1, numbers))
         return told
 
     def before_forward(self) -> None:
@@ -159,10 +184,11 @@ class Judge:
 
     def collect(self, made: Made) -> Evidence:
         """The evidence on a step before its update."""
-        evidence = Evidence(self._collectives)
+        evidence = Evidence(self._collectives, self._transfers)
         if made.images is not None:
             evidence.add(Stage.INPUT, {"input": made.images})
-        evidence.add(Stage.STATISTIC, self._state.statistics())
+        # What the next steps move cannot be looked at late.
+        evidence.add(Stage.STATISTIC, self._state.statistics(), keep=self.may_leave_out or self._transfers.lag == 0)
         evidence.add(Stage.FEATURES, {"features": made.features})
         evidence.add(Stage.LOSS, {"loss": made.loss})
         evidence.add(Stage.FEATURE_GRADIENT, {"feature gradient": made.feature_gradient})
@@ -182,7 +208,11 @@ class Judge:
         if not self.may_leave_out:
             return False
         evidence.close(self._notices())
-        is_sound, self._told = evidence.is_sound(), evidence.notices()
+        is_sound, numbers = evidence.is_sound(), evidence.notices()
+        if not is_sound:  # what an earlier update has broken is no fault of this step
+            self._told = self.check(every=True)
+        if numbers:
+            self._told.append(Told(place.step + 1, numbers))
         if is_sound:
             return False
         finding = self._find(place, evidence, is_updated=False)
@@ -212,15 +242,16 @@ class Judge:
         self.skipped_in_a_row = 0
         notices: Sequence[float] = ()
         if self.may_leave_out:
-            evidence = Evidence(self._collectives)  # what was before the update was read already
+            # What was before the update was read already.
+            evidence = Evidence(self._collectives, self._transfers)
         else:
             notices = self._notices()
-        evidence.add(Stage.PARAMETER, self._state.parameters)
+        evidence.add(Stage.PARAMETER, self._state.parameters, keep=self._transfers.lag == 0)
         centers = self._head.sum_of_squares()
         if centers is not None:
             evidence.add_sum(Stage.CENTERS, "class centers", sum_of_squares=centers)
         evidence.close(notices)
-        self._unread = place, evidence
+        self._unread.append((place, evidence))
 
     def _count(self, place: Place, finding: Finding) -> None:
         self.skipped_steps += 1

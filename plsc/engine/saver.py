@@ -125,6 +125,7 @@ class Saver:
     _expected: dict[str, Layout] = field(default_factory=dict)
     _snapshot: Snapshot = field(init=False)
     _is_owed: bool = False
+    _phase_since: int = -1  # steps done when the present phase was entered
     _next_time: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -180,6 +181,7 @@ class Saver:
             CheckpointError: the parts cannot be made, or hold numbers that are not finite.
         """
         self.finish()
+        self._phase_since = step.number
         save = _Save(step, Path(self.config.model_save_dir) / name, about, prunes)
         prefix = f"the checkpoint {save.folder} was not written: "
         held = agree(lambda: list(parts()), self.collectives, error=CheckpointError, prefix=prefix)
@@ -196,19 +198,32 @@ class Saver:
         if copies is None:
             self.finish()
 
-    def heed(self, step: int, told: Notices) -> None:
-        """Heed what ranks told each other with the last of `step` steps.
+    def note_step(self, step: int) -> None:
+        """Take note that a step was done, the last of `step` steps."""
+        if not self._snapshot.is_prepared:  # a step has taken what memory it takes
+            self._snapshot.prepare(self._expected)
+        steps = self.config.save_steps
+        self._is_owed |= steps is not None and step % steps == 0
 
-        The save under way goes on where all ranks are ready for its next phase.
+    def heed(self, told: Notices, *, of_step: int, step: int) -> None:
+        """Heed what ranks told each other with a step.
+
+        The save under way goes on where all ranks are ready for its next phase. What they told before it was in its
+        present phase does not count.
+
+        Args:
+            told: the sums over ranks.
+            of_step: steps done when they told it, that one included.
+            step: steps done by now; the same on every rank.
 
         Raises:
             CheckpointError: numbers to save are not finite.
         """
-        if not self._snapshot.is_prepared:  # a step has taken what memory it takes
-            self._snapshot.prepare(self._expected)
-        steps = self.config.save_steps
-        self._is_owed |= told.save > 0 or (steps is not None and step % steps == 0)
+        if of_step <= self._phase_since:
+            return
+        self._is_owed |= told.save > 0
         if self._save is not None and told.ready == self.collectives.topology.world_size:
+            self._phase_since = step
             self._enter_next_phase(self._save, failed=told.failed > 0)
 
     def finish(self) -> None:

@@ -8,8 +8,7 @@ of the backbone, its parameters after the update, and the class centers where th
 A tensor is sound where the sum of its squares is finite in float32: it holds no NaN, no infinity, and no number of
 1.8e19 or more, whose square no batch normalization and no norm can hold. The device makes the sums of all tensors,
 one operator per tensor, and brings them into one number, which is NaN where any tensor of any rank is not sound. That
-number is read when the next step begins, so that the device works while the next batch is awaited, or at once where a
-step may be left out.
+number is read when the next step begins, on a GPU some steps later, or at once where a step may be left out.
 
 N batch on this rank, D embedding.
 """
@@ -26,6 +25,7 @@ import numpy as np
 import paddle
 
 from plsc.distributed.collectives import Collectives
+from plsc.engine.transfer import Read, Transfers
 from plsc.losses import Head
 from plsc.losses.ops import no_grad, sums_of_squares
 from plsc.utils.finite import find_nonfinite
@@ -86,14 +86,15 @@ class Evidence:
 
     Args:
         collectives: over the ranks that judge together.
+        transfers: bring the verdict to the host.
     """
 
-    def __init__(self, collectives: Collectives) -> None:
-        self._collectives = collectives
+    def __init__(self, collectives: Collectives, transfers: Transfers) -> None:
+        self._collectives, self._transfers = collectives, transfers
         self._entries: list[_Entry] = []
         self._sums: list[paddle.Tensor] = []
-        self._flag: paddle.Tensor | None = None
-        self._read: list[float] | None = None
+        self._read: Read | None = None
+        self._found: list[float] = []
 
     def add(self, stage: Stage, tensors: Mapping[str, paddle.Tensor], *, keep: bool = True) -> None:
         """Add tensors by name.
@@ -124,26 +125,27 @@ class Evidence:
         Args:
             notices: numbers of this rank that are summed over ranks on the way; as many on every rank.
         """
+        self._sums = [paddle.concat(self._sums)]  # what was added may be written to before it is asked about
         # Finite times 0 is 0; NaN and infinity times 0 are NaN, which every sum over ranks keeps.
-        verdict = (paddle.concat(self._sums) * 0.0).sum().reshape([1])
-        if notices:
-            verdict = paddle.concat([verdict, paddle.to_tensor(list(notices), "float32")])
-        self._flag = self._collectives.all_reduce_sum(verdict)
+        verdict = (self._sums[0] * 0.0).sum().reshape([1])
+        if notices:  # a number for an operator is no copy to the device, as that of a list would be
+            verdict = paddle.concat([verdict, *(paddle.full([1], number, "float32") for number in notices)])
+        self._read = self._transfers.to_host(self._collectives.all_reduce_sum(verdict))
 
     def is_sound(self) -> bool:
-        """Whether all tensors of all ranks are sound; the same answer on every rank. Waits for the device."""
+        """Whether all tensors of all ranks are sound; the same answer on every rank. Waits until they are computed."""
         return math.isfinite(self._numbers()[0])
 
     def notices(self) -> list[float]:
-        """The sums over ranks of what `close` was given; the same on every rank. Waits for the device."""
+        """The sums over ranks of what `close` was given; the same on every rank. Waits as well."""
         return self._numbers()[1:]
 
     def _numbers(self) -> list[float]:
-        if self._flag is None:
+        if self._read is None:
             self.close()
-        if self._read is None and self._flag is not None:
-            self._read = self._flag.tolist()
-        return self._read or []
+        if not self._found and self._read is not None:
+            self._found = self._read()
+        return self._found
 
     def find(self, describe: Describe, head: Head, *, is_updated: bool) -> Finding:
         """What was found first, over all ranks; every rank must call this, where `is_sound` is False.

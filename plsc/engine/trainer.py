@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+import numpy as np
 import paddle
 from numpy.typing import NDArray
 
@@ -22,7 +23,7 @@ from plsc import checkpoint
 from plsc.config import Config
 from plsc.data.class_identity import identify_classes
 from plsc.data.loader import Batch, ReaderLoader, TrainLoader
-from plsc.data.transforms import normalize
+from plsc.data.transforms import normalize_tensor, tensor_constants
 from plsc.distributed import watch
 from plsc.distributed.agreement import agree, on_all_ranks
 from plsc.distributed.collectives import Collectives
@@ -78,6 +79,7 @@ from plsc.engine.state import (
     gather_statistics,
 )
 from plsc.engine.stopping import StopRequest
+from plsc.engine.transfer import Feed, transfers_of
 from plsc.errors import CheckpointError, ConfigError, DataError, Interrupted, PLSCError, StorageError, TrainingError
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
@@ -186,7 +188,13 @@ class Trainer:
         config = self.config
         self.network = Replica(self.backbone, self.collectives)
         self._saver = Saver(config, self.collectives, uploads=self._uploads, lock=self._lock)
+        self._transfers = transfers_of(self.topology)
+        self._pixel_mean, self._pixel_std = (
+            paddle.to_tensor(value) if isinstance(value, np.ndarray) else value
+            for value in tensor_constants(config.pixel_mean, config.pixel_std)
+        )
         agree(lambda: self._make_head(head), self.collectives, error=ConfigError)
+        self._feed: Feed | None = None
         self.verification_sets = open_verification_sets(config, self.collectives) if config.with_test else []
         if config.with_test and (path := missing_default_set(config)) is not None:
             log.warning("no verification: %s (the default of val_targets) does not exist", path)
@@ -260,6 +268,7 @@ class Trainer:
             head=self.head,
             loader=self.loader,
             collectives=self.collectives,
+            transfers=self._transfers,
             precision=self.precision,
             notices=functools.partial(_notices, self._saver, self._stop),
             settle=self._saver.finish,
@@ -326,11 +335,12 @@ class Trainer:
                 for batch in self._batches():
                     self._between_steps(step)
                     step = self._make_step(self.train_step(batch))
+                    self._saver.note_step(self.step)
                     self.observers.on_step(step)
                     if self.is_done:
                         break
                     if self._is_verified_within_epoch():
-                        self._between_steps(step)
+                        self._between_steps(step, every=True)
                         results.update(self._verify(step))
                 results.update(step.values)
                 self._end_epoch(step, results)
@@ -342,25 +352,25 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, Any]:
         """One step of every rank on its share of the global batch.
 
-        A step that is not sound stops training when the next one begins: the device works while the next batch is
-        awaited. With `on_nonfinite` 'skip' it is found before anything moves, and left out: everything stays as it was,
-        but for the number of steps. With float16, a step that overflows is left out in either mode, and the loss scale
-        shrinks.
+        A step that is not sound stops training when the next one begins, on a GPU `plsc.engine.transfer.LAGS` steps
+        later: the device works while the next batch is awaited. With `on_nonfinite` 'skip' it is found before anything
+        moves, and left out: everything stays as it was, but for the number of steps. With float16, a step that
+        overflows is left out in either mode, and the loss scale shrinks. Both wait for the device once per step.
 
         Returns:
             Numbers, and tensors of one element that the device may still be computing: 'loss', 'lr', with
             `calc_acc` 'acc1' and 'acc5', and where steps may be left out 'skipped_steps'.
 
         Raises:
-            TrainingError: the step before is not sound, or `max_skipped_steps` in a row were skipped.
+            TrainingError: an earlier step is not sound, or `max_skipped_steps` in a row were skipped.
         """
         watch.phase(f"in step {self.step + 1}")
         self._judge.check()
         paddle.seed(derive_seed(self.config.seed, self.step, self.topology.rank))
         learning_rate = self.schedule(self.step)
         place = Place(epoch=self.epoch, step_in_epoch=self.step_in_epoch, step=self.step, learning_rate=learning_rate)
-        images = normalize(paddle.to_tensor(batch.images), mean=self.config.pixel_mean, std=self.config.pixel_std)
-        labels = paddle.to_tensor(batch.labels)
+        pixels, labels = self._transfers.take(batch)
+        images = normalize_tensor(pixels, mean=self._pixel_mean, std=self._pixel_std)
 
         self._judge.before_forward()
         with self.precision.forward():
@@ -379,6 +389,7 @@ class Trainer:
         with self.precision.backward():
             features.backward(scaled.astype(features.dtype))
         self.network.average_gradients()
+        self._fetch()
 
         made = Made(
             images=images if batch.images.dtype.kind == "f" else None,
@@ -437,13 +448,24 @@ class Trainer:
         batches = self.loader.epoch(self.epoch, self.step_in_epoch)
         # A TrainLoader has equally many batches on every rank; of another loader that is not known.
         if not isinstance(self.loader, TrainLoader):
-            batches = agreed_batches(batches, self.collectives)
-        while True:
-            watch.phase(f"reading a batch of epoch {self.epoch}, for step {self.step + 1}")
-            batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
+            batches = agreed_batches(batches, self.collectives, self._transfers)
+        self._feed = Feed(batches, self._transfers)
+        try:
+            while True:
+                watch.phase(f"reading a batch of epoch {self.epoch}, for step {self.step + 1}")
+                batch = next(self._feed, None)
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            self._feed = None
+
+    def _fetch(self) -> None:
+        """Read the next batch while the device computes this step, before anything waits for that."""
+        if self._feed is not None and self._transfers.lag:
+            watch.phase(f"reading a batch of epoch {self.epoch}, for step {self.step + 2}")
+            self._feed.fetch()
+            watch.phase(f"in step {self.step + 1}")
 
     def _is_verified_within_epoch(self) -> bool:
         """Whether `test_period` is over. After the last step of an epoch it is saved first, see `_end_epoch`."""
@@ -451,19 +473,26 @@ class Trainer:
             return False
         return self.config.test_period > 0 and self.step % self.config.test_period == 0
 
-    def _heed(self) -> bool:
-        """Heed the verdict on the last step, and what ranks told each other with it; returns whether to stop."""
-        told = self._judge.check()
-        if not told:  # heeded before
-            return False
-        notices = Notices(*told)
-        self._saver.heed(self.step, notices)
-        self._announce()
-        return notices.stop > 0
+    def _heed(self, *, every: bool = False) -> bool:
+        """Heed the verdicts that are due, and what ranks told each other with them; returns whether to stop.
 
-    def _between_steps(self, step: Step) -> None:
+        Args:
+            every: those on the last steps, too. No checkpoint may hold a step that is not judged.
+        """
+        stops = False
+        for of_step, numbers in self._judge.check(every=every):
+            notices = Notices(*numbers)
+            self._saver.heed(notices, of_step=of_step, step=self.step)
+            stops |= notices.stop > 0
+        self._announce()
+        return stops
+
+    def _between_steps(self, step: Step, *, every: bool = False) -> None:
         """Stop after a step where that was asked for; save within the epoch where that is due."""
-        if self._heed():
+        stops = self._heed(every=every)
+        if stops or self._saver.is_due(self.step):
+            stops |= self._heed(every=True)
+        if stops:
             self._leave(step)
         if self._saver.is_due(self.step):
             self._save_within_epoch(step)
@@ -479,7 +508,7 @@ class Trainer:
                 f"epoch {self.epoch}: the training data yielded no batch; a train_reader must return "
                 f"a new iterable at each call"
             )
-        stops = self._heed()
+        stops = self._heed(every=True)
         if self.is_done and self.step_in_epoch != self.steps_per_epoch:
             self._save_within_epoch(step)
         else:

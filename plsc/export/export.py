@@ -32,6 +32,7 @@ from plsc.engine.state import open_backbone
 from plsc.errors import ExportError
 from plsc.export.baking import BakedNetwork, input_spec, parse_bake
 from plsc.export.checking import Run, check_backbone, check_export, find_difference, run_eager, sample_inputs
+from plsc.export.device import on_cpu
 from plsc.export.formats import FORMATS, parse_formats
 from plsc.export.manifest import check_replaceable, describe_export, unchanged_files, write_manifest
 from plsc.export.tracing import save_traced
@@ -77,7 +78,8 @@ def export_checkpoint(
 
     def export() -> None:
         config.check()
-        backbone, opened, saved = open_backbone(places_of_use(config))
+        with on_cpu():
+            backbone, opened, saved = open_backbone(places_of_use(config))
 
         origin = str(saved.path)
         if is_remote(given := config.checkpoint_dir or config.model_save_dir):
@@ -107,7 +109,7 @@ def export_backbone(
     bgr: bool = False,
     images: Iterable[NDArray[np.uint8]] = (),
 ) -> None:
-    """Export a backbone and compare each format with the eager network.
+    """Export a backbone and compare each format with the eager network, on the CPU.
 
     Args:
         backbone: [N, 3, H, W] -> [N, D].
@@ -131,31 +133,32 @@ def export_backbone(
     if bgr and "preprocess" not in bake:
         raise ExportError("bgr says how baked pre-processing takes pixels; bake 'preprocess' too, or leave it out")
     check_replaceable(directory)
-    backbone.eval()
-    check_backbone(backbone, config)
-    network = BakedNetwork(backbone, config, bake=bake, bgr=bgr) if bake else backbone
-    network.eval()
-    spec = input_spec(config, bake)
-    inputs = sample_inputs(config, spec, images=images, bgr=bgr)
-    expected = run_eager(network, inputs)
-    with write_folder(directory, ExportError) as write:
-        folder = write.path
-        save_traced(network, spec, prefix=folder / MODEL_PREFIX)
-        model = folder / f"{MODEL_PREFIX}.json"
-        difference = _find_difference_when_fused(network, model, inputs=inputs, expected=expected)
-        if difference:
-            log.warning("%s: it will be served by plain kernels, more slowly", difference)
-        about = describe_export(
-            config, backbone, origin=origin, bake=bake, bgr=bgr, plain_kernels=difference is not None
-        )
-        write_manifest(folder, about, with_files=False)
-        runs: dict[str, Run] = {"paddle": Predictor(model, plain=True).run}
-        for name in formats:
-            runs[name] = FORMATS[name].write(network, spec, folder=folder)
-        check_export(network, runs, inputs=inputs, expected=expected)
-        write_manifest(folder, about, with_files=True)
-        write.obsolete = unchanged_files(directory)
-        write.keep = [file for format in FORMATS.values() for file in format.keep]
+    with on_cpu(backbone):
+        backbone.eval()
+        check_backbone(backbone, config)
+        network = BakedNetwork(backbone, config, bake=bake, bgr=bgr) if bake else backbone
+        network.eval()
+        spec = input_spec(config, bake)
+        inputs = sample_inputs(config, spec, images=images, bgr=bgr)
+        expected = run_eager(network, inputs)
+        with write_folder(directory, ExportError) as write:
+            folder = write.path
+            save_traced(network, spec, prefix=folder / MODEL_PREFIX)
+            model = folder / f"{MODEL_PREFIX}.json"
+            difference = _find_difference_when_fused(network, model, inputs=inputs, expected=expected)
+            if difference:
+                log.warning("%s: it will be served by plain kernels, more slowly", difference)
+            about = describe_export(
+                config, backbone, origin=origin, bake=bake, bgr=bgr, plain_kernels=difference is not None
+            )
+            write_manifest(folder, about, with_files=False)
+            runs: dict[str, Run] = {"paddle": Predictor(model, plain=True).run}
+            for name in formats:
+                runs[name] = FORMATS[name].write(network, spec, folder=folder)
+            check_export(network, runs, inputs=inputs, expected=expected)
+            write_manifest(folder, about, with_files=True)
+            write.obsolete = unchanged_files(directory)
+            write.keep = [file for format in FORMATS.values() for file in format.keep]
 
 
 def _find_difference_when_fused(

@@ -22,21 +22,23 @@ from plsc.utils.finite import find_nonfinite
 from plsc.utils.numbers import as_array, as_count
 
 
-def load_inference_model(directory: str | Path) -> InferenceModel:
+def load_inference_model(directory: str | Path, *, device: str | None = None) -> InferenceModel:
     """Load a model that `plsc export` or `Entry.convert_for_prediction` wrote.
 
     Args:
         directory: the exported folder, or the `model_save_dir` that holds it as inference_model/.
+        device: 'cpu' or 'gpu:<index>'; by default the device that Paddle computes on in this process, see
+            `InferenceModel`.
 
     Raises:
-        ServingError: the folder holds no export, or Paddle cannot load it.
+        ServingError: the folder holds no export, Paddle cannot load it, or there is no such device.
 
     Example:
         >>> model = plsc.load_inference_model("output")
         >>> embeddings = model.embed(["ann.jpg", "bob.jpg"])
         >>> cosine = embeddings[0] @ embeddings[1]
     """
-    return InferenceModel(directory)
+    return InferenceModel(directory, device=device)
 
 
 class InferenceModel:
@@ -50,6 +52,8 @@ class InferenceModel:
     Args:
         directory: the exported folder, or the `model_save_dir` that holds it as inference_model/.
         threads: CPU threads of a forward pass, 1 or more; by default Paddle's own choice, which is 1.
+        device: 'cpu' or 'gpu:<index>'; by default the device that Paddle computes on in this process: that of
+            `paddle.set_device`, in a rank its own, else the first GPU, else the CPU. A pickle keeps what is given.
 
     Attributes:
         card: the model's inputs and outputs.
@@ -57,7 +61,8 @@ class InferenceModel:
         emb_dim: D.
 
     Raises:
-        ServingError: the folder holds no export, or Paddle cannot load it; or `threads` is no number of 1 or more.
+        ServingError: the folder holds no export, Paddle cannot load it, `threads` is no number of 1 or more, or the
+            device is not there.
 
     Example:
         >>> model = InferenceModel("output/inference_model", threads=4)
@@ -65,12 +70,12 @@ class InferenceModel:
         (2, 512)
     """
 
-    def __init__(self, directory: str | Path, threads: int | None = None) -> None:
+    def __init__(self, directory: str | Path, threads: int | None = None, *, device: str | None = None) -> None:
         self.card: ModelCard = read_model_card(directory)
         self.image_shape, self.emb_dim = self.card.image_shape, self.card.emb_dim
-        self._predictor = Predictor(self.card.model_file, threads, plain=self.card.plain_kernels)
+        self._predictor = Predictor(self.card.model_file, threads, plain=self.card.plain_kernels, device=device)
         # Where to load from in another process, whose current folder may be another.
-        self._source = (os.path.abspath(self.card.directory), threads, self.card.fingerprint)
+        self._source = (os.path.abspath(self.card.directory), threads, device, self.card.fingerprint)
 
     def embed(self, images: Any | Iterable[Any], batch_size: int = 32) -> Embeddings:
         """Embed images: [n, D] float32 of unit length, in the order of the images.
@@ -182,9 +187,9 @@ def _axes(shape: tuple[int, ...]) -> str:
     return f"[N, {', '.join('any' if size == -1 else str(size) for size in shape)}]"
 
 
-def _load_again(directory: str, threads: int | None, fingerprint: str) -> InferenceModel:
+def _load_again(directory: str, threads: int | None, device: str | None, fingerprint: str) -> InferenceModel:
     """The model of a pickle."""
-    model = InferenceModel(directory, threads)
+    model = InferenceModel(directory, threads, device=device)
     if model.card.fingerprint != fingerprint:
         raise ServingError(f"{directory}: another model has been exported there since the pickle was made; load it")
     return model

@@ -16,6 +16,9 @@ from plsc.inference.embedding import Embeddings
 from plsc.utils.files import utf8_folder
 from plsc.utils.lazy import require_paddle
 from plsc.utils.numbers import as_count
+from plsc.utils.plural import counted
+
+_GPU_MEMORY = 256  # MB that Paddle reserves first; it takes more as it needs more
 
 
 class Predictor:
@@ -34,7 +37,8 @@ class Predictor:
         model_file: .json or .pdmodel; its weights are in the .pdiparams file of the same name.
         threads: CPU threads of a forward pass, 1 or more; by default Paddle's own choice, which is 1.
         plain: use neither oneDNN nor fused kernels. The model then computes with the kernels of eager execution.
-        use_gpu: run on the first GPU if this Paddle has one.
+        device: 'cpu' or 'gpu:<index>'; by default the device that Paddle computes on in this process: that of
+            `paddle.set_device`, else the first GPU, else the CPU.
 
     Attributes:
         input_name: the input's name in the model.
@@ -42,12 +46,12 @@ class Predictor:
 
     Raises:
         MissingDependencyError: Paddle is not installed.
-        ServingError: a file is missing, Paddle cannot load the model, `threads` is no number of 1 or more, or this
-            process was forked from one that had used Paddle on several threads or on a GPU.
+        ServingError: a file is missing, Paddle cannot load the model, `threads` is no number of 1 or more, there is no
+            such device, or this process was forked from one that had used Paddle on several threads or on a GPU.
     """
 
     def __init__(
-        self, model_file: Path, threads: int | None = None, *, plain: bool = False, use_gpu: bool = True
+        self, model_file: Path, threads: int | None = None, *, plain: bool = False, device: str | None = None
     ) -> None:
         _check_fork()
         paddle = require_paddle()
@@ -58,7 +62,7 @@ class Predictor:
             if not path.is_file():
                 raise ServingError(f"{path} is missing; export the model again")
         self._lock = threading.Lock()
-        self._is_on_gpu = bool(use_gpu and paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count())
+        self._gpu = _gpu_of(_current_device() if device is None else device, paddle.device.cuda.device_count())
         with utf8_folder(model_file.parent) as folder:
             self._predictor = self._load(folder / model_file.name, model_file, threads=count, plain=plain)
         self.input_name: str = self._predictor.get_input_names()[0]
@@ -72,8 +76,8 @@ class Predictor:
         config.disable_glog_info()
         if threads is not None:
             config.set_cpu_math_library_num_threads(threads)
-        if self._is_on_gpu:
-            config.enable_use_gpu(256, 0)
+        if self._gpu is not None:
+            config.enable_use_gpu(_GPU_MEMORY, self._gpu)
         if plain:
             config.switch_ir_optim(False)
             if hasattr(config, "disable_mkldnn"):
@@ -107,6 +111,32 @@ class Predictor:
         return outputs
 
 
+def _current_device() -> str:
+    """What Paddle computes on in this process: 'gpu:<index>', else 'cpu'."""
+    device: str = require_paddle().get_device()
+    return device if device.startswith("gpu:") else "cpu"
+
+
+def _gpu_of(device: str, count: int) -> int | None:
+    """The index of a GPU; None for 'cpu'.
+
+    Args:
+        device: 'cpu' or 'gpu:<index>'.
+        count: GPUs that Paddle finds.
+
+    Raises:
+        ServingError: the text is neither, or there is no such GPU.
+    """
+    if device == "cpu":
+        return None
+    index = device.removeprefix("gpu:")
+    if index == device or not index.isdigit() or int(index) >= count:
+        raise ServingError(
+            f"device: got {device!r}, expected cpu or gpu:<index>; Paddle finds {counted(count, 'GPU')} here"
+        )
+    return int(index)
+
+
 _predictors: weakref.WeakSet[Predictor] = weakref.WeakSet()
 _users: set[int] = set()  # the threads of this process that have computed with a predictor
 _held: list[Predictor] = []  # while the process forks
@@ -131,7 +161,7 @@ def _after_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    is_on_gpu = any(predictor._is_on_gpu for predictor in _held)
+    is_on_gpu = any(predictor._gpu is not None for predictor in _held)
     if is_on_gpu or _users - {threading.get_ident()}:
         why = "on a GPU" if is_on_gpu else "by several threads, or by another than the one that forked"
         _unusable.append(
@@ -149,8 +179,8 @@ def keep_memory() -> None:
 
     On a CPU this saves the 3 to 10 % of a pass that freeing and allocating takes. The memory kept is that of the
     largest batch so far: 60 MB per image for ResNet50 at 112 x 112. On a GPU Paddle keeps its memory anyway, so that
-    nothing changes.
+    nothing changes where Paddle computes on one in this process.
     """
     paddle = require_paddle()
-    if not (paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count()):
+    if _current_device() == "cpu":
         paddle.set_flags({"FLAGS_eager_delete_tensor_gb": -1.0})

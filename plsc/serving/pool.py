@@ -64,12 +64,15 @@ class _Job:
 class _Worker:
     """One predictor process.
 
+    Args:
+        number: of the process, from 0. One that replaces it has the same number, and so the same device.
+
     Attributes:
         is_busy: whether a batch is being run.
     """
 
-    def __init__(self, settings: ServeSettings, fingerprint: str) -> None:
-        self._settings, self._fingerprint, self.is_busy = settings, fingerprint, False
+    def __init__(self, settings: ServeSettings, fingerprint: str, *, number: int) -> None:
+        self._settings, self._fingerprint, self._number, self.is_busy = settings, fingerprint, number, False
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> tuple[str, str]:
@@ -87,6 +90,8 @@ class _Worker:
                 str(self._settings.model),
                 threads,
                 self._fingerprint,
+                str(self._number),
+                self._settings.devices or "",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 env={**os.environ, "OMP_NUM_THREADS": threads},
@@ -211,7 +216,9 @@ class PredictorPool:
         Raises:
             ServingError: the model cannot be loaded.
         """
-        self._workers = [_Worker(self._settings, self._fingerprint) for _ in range(self._settings.workers)]
+        self._workers = [
+            _Worker(self._settings, self._fingerprint, number=number) for number in range(self._settings.workers)
+        ]
         try:
             found = await asyncio.gather(*(worker.start() for worker in self._workers))
         except BaseException:

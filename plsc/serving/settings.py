@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, ConfigDict, Field
 
 from plsc.errors import ServingError
+from plsc.serving.devices import check_form
 from plsc.utils.settings import Settings
 
 MIB = 1 << 20
@@ -59,6 +60,11 @@ class ServeSettings(Settings):
         default=None,
         ge=1,
         description="CPU threads of each predictor process. By default the cores divided by the number of processes.",
+    )
+    devices: Annotated[str, AfterValidator(check_form)] | None = Field(
+        default=None,
+        description="Where predictor processes compute: 'cpu'; 'gpu' for all GPUs, which the processes take in turn; "
+        "'gpu:0,2' for these. By default all GPUs that Paddle finds, else the CPU.",
     )
     max_batch: int = Field(
         default=8, ge=1, description="Largest number of images per forward pass. For a GPU try 32 and more."

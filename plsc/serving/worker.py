@@ -1,4 +1,4 @@
-"""One predictor in a process of its own: `python -m plsc.serving.worker MODEL THREADS FINGERPRINT`.
+"""One predictor in a process of its own: `python -m plsc.serving.worker MODEL THREADS FINGERPRINT NUMBER DEVICES`.
 
 Paddle holds Python's interpreter lock while it computes. In the server's own process it would block every other
 request, health checks among them, for the time of a batch.
@@ -25,6 +25,7 @@ from typing import BinaryIO
 import numpy as np
 
 from plsc.errors import ServingError
+from plsc.serving.devices import device_of
 from plsc.utils.lazy import require_paddle
 from plsc.utils.logging import guard_standard_error, lossy
 
@@ -44,6 +45,7 @@ def main() -> None:
     sys.stdout = lossy(sys.stdout)
     try:
         _import_paddle()
+        choose_device(int(sys.argv[4]), sys.argv[5] or None)
         from plsc.inference.model import InferenceModel
         from plsc.inference.predictor import keep_memory
 
@@ -73,6 +75,16 @@ def main() -> None:
         replies.write(REPLY.pack(DONE, *found.shape))
         replies.write(np.ascontiguousarray(found, "<f4").data)
         replies.flush()
+
+
+def choose_device(number: int, devices: str | None) -> None:
+    """Have Paddle compute on the device of the process with this number, and keep nothing on the first GPU.
+
+    Raises:
+        ServingError: a GPU that the setting `devices` asks for is not there.
+    """
+    paddle = require_paddle()
+    paddle.set_device(device_of(number, devices, gpus=paddle.device.cuda.device_count()))
 
 
 def _import_paddle() -> None:

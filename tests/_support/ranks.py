@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+from plsc.distributed.launching.launcher import PADDLE_LAUNCHER
 from plsc.distributed.topology import Topology
 from tests._support import fake_gpu
 
@@ -17,12 +18,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def launch(ranks, script, *arguments, log_dir, check=True, timeout=300, cwd=None):
-    """Run a worker script (a name in workers/, or a path) on so many ranks; returns (exit status, all output)."""
+    """Run a worker script (a name in workers/, or a path) on so many CPU ranks; returns (exit status, all output)."""
     script = WORKERS / script if not Path(script).is_absolute() else script
     command = [
         sys.executable,
         "-m",
-        "paddle.distributed.launch",
+        PADDLE_LAUNCHER,
+        "--devices",
+        "cpu",
         "--nproc_per_node",
         str(ranks),
         "--log_dir",
@@ -38,12 +41,9 @@ def launch(ranks, script, *arguments, log_dir, check=True, timeout=300, cwd=None
 
 def run(command, log_dir=None, check=True, timeout=300, cwd=None):
     """Run a command with one thread and this checkout on its path; returns (exit status, all output)."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PADDLE_")}
-    environment.update(PYTHONPATH=path, OMP_NUM_THREADS="1")
     done = subprocess.run(
         list(map(str, command)),
-        env=environment,
+        env=clean_environment(),
         cwd=cwd,
         timeout=timeout,
         text=True,
@@ -57,6 +57,13 @@ def run(command, log_dir=None, check=True, timeout=300, cwd=None):
     if check:
         assert done.returncode == 0, output[-8000:]
     return done.returncode, output
+
+
+def clean_environment():
+    """The variables of this process with one thread and this checkout on its path, and without a launcher's."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PADDLE_")}
+    return {**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 class ThreadRanks:

@@ -83,6 +83,16 @@ def test_a_master_is_an_address(launched):
         assert f"--master={master}: {message}" in str(error)
 
 
+def test_gpus_have_several_names_but_one_meaning(launched):
+    """Users of PLSC 0.x know --selected_gpus, at which Paddle's launcher would become its older form."""
+    assert launched("--selected_gpus=0,1", "train.py")[1].flags == ["--gpus=0,1"]
+    assert launched("--selected_gpus", "3", "train.py", "--selected_gpus", "4")[1].flags == ["--gpus=3"]
+    assert launched("--devices", "cpu", "train.py")[1].flags == ["--devices=cpu"]
+    error = launched("--selected_gpus=0,1", "--gpus=0", "train.py")[0].exception
+    assert isinstance(error, ConfigError)
+    assert str(error) == "--gpus=0 and --selected_gpus=0,1: expected one of these flags, which mean the same"
+
+
 def test_an_unknown_flag_is_refused_before_the_script(launched):
     result, settings = launched("--nproc", "2", "train.py")
     assert result.exit_code == 2 and settings is None

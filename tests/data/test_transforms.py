@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from plsc.data.augment import Augment
-from plsc.data.transforms import PIXEL_MEAN, PIXEL_STD, Transform, normalize, random_keys
+from plsc.data.transforms import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    Transform,
+    normalize,
+    normalize_tensor,
+    random_keys,
+    tensor_constants,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -90,11 +98,16 @@ def test_tensors_and_arrays_are_normalized_alike_by_channel(mean, std):
     images = RNG.integers(0, 256, (2, 3, 5, 7), np.uint8)
     shape = (3, 1, 1) if isinstance(mean, tuple) else ()
     expected = (images - np.reshape(mean, shape)) / np.reshape(std, shape)
+    constants = [
+        value if isinstance(value, float) else paddle.to_tensor(value) for value in tensor_constants(mean, std)
+    ]
     for found in (
         normalize(images, mean=mean, std=std),
-        normalize(paddle.to_tensor(images), mean=mean, std=std).numpy(),
+        normalize_tensor(paddle.to_tensor(images), mean=constants[0], std=constants[1]).numpy(),
     ):
         assert found.dtype == np.float32
         assert np.allclose(found, expected, atol=1e-6)
     finished = np.ones((2, 3, 5, 7), np.float32)
     assert normalize(finished, mean=mean, std=std) is finished
+    tensor = paddle.to_tensor(finished)
+    assert normalize_tensor(tensor, mean=constants[0], std=constants[1]) is tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import multiprocessing
 import os
 import signal
@@ -13,9 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import paddle
 import pytest
 
 from plsc import ConfigError, DataError
+from plsc.data import workers
 from plsc.data.augment import Augment
 from plsc.data.loader import TrainLoader
 from plsc.data.records import Record
@@ -293,3 +296,64 @@ def test_signals_to_all_processes_of_a_group_leave_the_reading_to_the_parent(loa
                     os.kill(pid, what)
         labels.extend(batch.labels)
     assert sorted(labels) == list(range(400))
+
+
+class Tensor:
+    """Stands for a tensor on a GPU: whoever frees it writes its process id to a pipe."""
+
+    def __init__(self, pipe):
+        self.itself, self.pipe, self.write, self.pid = self, pipe, os.write, os.getpid
+
+    def __del__(self):
+        self.write(self.pipe, b"%d " % self.pid())
+
+
+def test_a_worker_frees_nothing_that_it_inherits_and_collects_its_own_garbage():
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+
+    def work(task, batch, hold):
+        if task == "collect":
+            return gc.isenabled(), gc.collect()
+        Tensor(writing)
+        return None
+
+    gc.collect()
+    gc.disable()
+    try:
+        Tensor(writing)  # a cycle, and so garbage that is not free yet
+        pool = WorkerPool(work, 1, batch_shape=(1,), describe=str)
+        assert not gc.isenabled()  # as it was
+        (pid,) = pool.pids
+        found = [reply for reply, _ in pool.run(["collect", "make", "collect"])]
+        pool.close()
+        assert found[0][0] and found[2][0]
+        assert found[2][1] >= 1
+        assert os.read(reading, 100).split() == [b"%d" % pid]  # its own, and not the one that it inherits
+        gc.collect()
+        assert os.read(reading, 100).split() == [b"%d" % os.getpid()]
+    finally:
+        gc.enable()
+        gc.collect()  # before another file gets the number of the pipe
+        os.close(reading)
+        os.close(writing)
+
+
+def test_nothing_is_collected_from_the_fork_until_the_worker_begins(monkeypatch):
+    """The fork itself makes objects, at which a collection is due."""
+    states, real = [], workers._leave_parents_objects
+    monkeypatch.setattr(workers, "_leave_parents_objects", lambda: states.append(gc.isenabled()) or real())
+    assert gc.isenabled()
+    pool = WorkerPool(lambda task, batch, hold: states, 1, batch_shape=(1,), describe=str)
+    assert gc.isenabled()
+    assert [reply for reply, _ in pool.run([0])] == [[False]]
+    pool.close()
+
+
+def test_a_worker_has_paddle_compute_on_the_cpu(monkeypatch):
+    devices = ["gpu:1"]
+    monkeypatch.setattr(paddle, "set_device", devices.append)
+    pool = WorkerPool(lambda task, batch, hold: devices, 1, batch_shape=(1,), describe=str)
+    assert [reply for reply, _ in pool.run([0])] == [["gpu:1", "cpu"]]
+    pool.close()
+    assert devices == ["gpu:1"]  # of the training process

@@ -9,6 +9,7 @@ from paddle import nn
 
 from plsc.distributed.collectives import Collectives
 from plsc.engine.soundness import BackboneState, Evidence, Stage
+from plsc.engine.transfer import CPUTransfers
 from plsc.losses import Head
 from plsc.utils.ranges import Range
 
@@ -24,7 +25,7 @@ SOUND_HEAD = Centers(paddle.ones([4, 2]))
 
 
 def find(stages, head=SOUND_HEAD, is_updated=False):
-    evidence = Evidence(Collectives())
+    evidence = Evidence(Collectives(), CPUTransfers())
     for stage, tensors in stages:
         evidence.add(stage, tensors)
     assert not evidence.is_sound()
@@ -32,7 +33,7 @@ def find(stages, head=SOUND_HEAD, is_updated=False):
 
 
 def test_numbers_that_can_be_squared_are_sound():
-    evidence = Evidence(Collectives())
+    evidence = Evidence(Collectives(), CPUTransfers())
     evidence.add(Stage.INPUT, {"input": paddle.full([3, 2], 1e18)})
     evidence.add(Stage.GRADIENT, {})
     evidence.add(Stage.PARAMETER, {"half": paddle.ones([2], "bfloat16"), "none": paddle.zeros([0, 3])})

@@ -260,9 +260,9 @@ def test_forks_of_a_process_whose_threads_have_used_models(model):
         assert in_a_fork(embed) == expected
         assert embed() == expected
 
-        model._predictor._is_on_gpu = True  # which CUDA would make true
+        model._predictor._gpu = 0  # as on a GPU
         assert f"fork of process {{os.getpid()}}, where Paddle was used on a GPU" in in_a_fork(embed)
-        model._predictor._is_on_gpu = False
+        model._predictor._gpu = None
 
         thread = threading.Thread(target=embed)
         thread.start()

@@ -78,15 +78,16 @@ class Attempt:
         return self._launcher.returncode
 
     @property
-    def had_ranks(self) -> bool:
-        """Whether a rank was started."""
-        return bool(self._ranks)
-
-    @property
     def saved(self) -> bool:
         """Whether the ranks have saved their state and ask to be started again."""
         reported = [ending.status for ending in read_endings(self._logs.reports)]
         return SAVED in (self.status, *reported, *(end.code for end in self._ends)) and self.cause is None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether training is complete on all ranks that were started here. A signal may have ended their scripts."""
+        complete = {ending.rank for ending in read_endings(self._logs.reports) if ending.status == 0}
+        return complete.issuperset(rank.rank for rank in self._ranks.values()) and self.cause is None
 
     @property
     def cause(self) -> Cause | None:

@@ -10,6 +10,9 @@ from plsc.distributed.launching.logs import LogFolder, last_error
 from plsc.distributed.launching.processes import RankProcess
 from plsc.distributed.launching.reports import SAVED, Ending, read_endings
 
+# Exit codes of ranks that were asked to stop and had no handler.
+_STOPS = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR1)
+
 
 @dataclass(frozen=True)
 class End:
@@ -46,6 +49,8 @@ def first_cause(ends: list[End], logs: LogFolder) -> Cause | None:
     first. Else the first report is, then what stands in the log of the rank that ended first. After a rank that has
     saved and left, Paddle's launcher ends the others: that is no fault.
 
+    A signal that ends a rank whose training is complete is none either: its script has no handler any more.
+
     Args:
         ends: the ranks of this machine that have ended, in this order.
         logs: of the run.
@@ -57,7 +62,7 @@ def first_cause(ends: list[End], logs: LogFolder) -> Cause | None:
         status = end.code if end.code is not None or report is None else report.status
         if status == SAVED:
             return None
-        if status == 0:
+        if status == 0 or (report is not None and report.status == 0 and status in _STOPS):
             continue
         if report is None and ((status is None and faults) or (status is not None and status < 0)):
             return _killed(end, logs)

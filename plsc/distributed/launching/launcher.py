@@ -15,6 +15,8 @@ from plsc.distributed.launching.logs import LogFolder
 from plsc.distributed.launching.reports import SAVED
 
 AUTO_RESUME = "PLSC_AUTO_RESUME"
+# It imports Paddle, which this process does without.
+PADDLE_LAUNCHER = "plsc.distributed.launching.paddle_launcher"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 _AT_ONCE = 10.0  # seconds for the ranks after a second signal
 _REPEATED = 3.0  # seconds after the first signal in which others count as the same: schedulers send several
@@ -119,7 +121,7 @@ class Launcher:
     def _attempt(self, *, again: bool) -> Attempt:
         settings, logs = self._settings, LogFolder(self._settings.log_dir)
         _say(f"logs of the ranks: {logs.path}")
-        launcher = [sys.executable, "-m", "paddle.distributed.launch", *settings.flags, f"--log_dir={logs.path}"]
+        launcher = [sys.executable, "-m", PADDLE_LAUNCHER, *settings.flags, f"--log_dir={logs.path}"]
         environment = {**self._environment, AUTO_RESUME: "1"} if again else self._environment
         attempt = Attempt([*launcher, *settings.command], environment, logs=logs, grace=settings.grace)
         sent, deadline = 0, float("inf")
@@ -141,7 +143,7 @@ class Launcher:
         attempt.signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     def _stopped(self, attempt: Attempt) -> int:
-        if attempt.saved or not attempt.had_ranks:
+        if attempt.saved or attempt.is_complete:
             _say("stopped; the same command goes on")
             return SAVED
         _failed("stopped; the ranks have not saved", attempt)

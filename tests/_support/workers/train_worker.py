@@ -3,7 +3,8 @@
 With "hand_in" a Trainer is given its backbone, loader, head and observers; otherwise Entry makes them of the settings.
 With "die": [event, step] rank 0 is killed at an event of that step: before its verification ("evaluate"), between the
 line of metrics.jsonl and metrics.json ("on_verify"), or after the step ("on_step"). With "fail": step the verification
-of that step fails.
+of that step fails. With "signal": [rank, step] that rank sends itself SIGTERM after the step. With "lag": n verdicts
+are read n steps late, as on a GPU.
 """
 
 import functools
@@ -21,6 +22,7 @@ import plsc
 from plsc.data.verification_set import VerificationSet
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import init_topology
+from plsc.engine import transfer
 from plsc.engine.dataloading import build_dataloader
 from plsc.engine.observers import Observer
 from plsc.engine.optimizer import NamedOptimizer
@@ -127,6 +129,17 @@ class Die(Observer):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Signal(Observer):
+    every_rank = True
+
+    def __init__(self, rank, number):
+        self.rank, self.number = rank, number
+
+    def on_step(self, step):
+        if step.number == self.number and init_topology().rank == self.rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def train_with_parts(config, backbone):
     """Train with every part handed in."""
     topology = init_topology()
@@ -142,6 +155,7 @@ def train_with_parts(config, backbone):
 
 settings = json.loads(sys.argv[1])
 hand_in = settings.pop("hand_in", False)
+transfer.LAGS["cpu"] = settings.pop("lag", 0)
 entry = plsc.Entry()
 paddle.seed(5)
 model = settings.pop("model")
@@ -163,6 +177,8 @@ if die := settings.pop("die", None):
     entry.add_observer(Die(*die))
 if fail := settings.pop("fail", None):
     entry.add_observer(Die("evaluate", fail, fail=True))
+if sent := settings.pop("signal", None):
+    entry.add_observer(Signal(*sent))
 verify = settings.pop("verify", False)
 for name, value in settings.items():
     setattr(entry, name, value)

@@ -72,6 +72,14 @@ def test_a_rank_that_is_complete_is_no_fault(logs, report):
     assert first_cause([end(0, None), end(1, 1)], logs).text == "rank 1: ValueError: at the end"
 
 
+@pytest.mark.parametrize("code, is_fault", [(-15, False), (-2, False), (-11, True), (1, True)])
+def test_a_signal_that_ends_a_rank_whose_training_is_complete_is_no_fault(logs, report, code, is_fault):
+    report(0, None)
+    report(1, None)
+    assert (first_cause([end(0, code), end(1, 0)], logs) is not None) == is_fault
+    assert first_cause([end(2, -15)], logs) is not None
+
+
 def test_the_log_tells_where_the_rank_does_not(logs):
     logs.worker(1).write_text("step 1\nTraceback (most recent call last):\n  File x\n    y\nKeyError: 'z'\nstep 2\n")
     cause = first_cause([end(None, 1, local_rank=1), end(0, -15)], logs)

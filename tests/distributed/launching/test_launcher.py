@@ -159,6 +159,15 @@ def test_a_signal_reaches_each_rank_once_and_the_run_leaves_with_75(tmp_path, se
     assert output.splitlines()[-1] == "plsc launch: stopped; the same command goes on"
 
 
+def test_a_signal_after_training_leaves_with_75(tmp_path):
+    """What the script does after training is cut off, and begins again with the same command."""
+    launch = Launch(tmp_path, 'report_position(7)\nreport_end()\nnote("pid", os.getpid())\ntime.sleep(60)')
+    pids_of(launch)
+    launch.process.send_signal(signal.SIGTERM)
+    status, output = launch.finish()
+    assert status == 75, output
+
+
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
 def test_a_scheduler_may_signal_every_process_of_a_job(tmp_path, name):
     """As Slurm does: Paddle's launcher ends on SIGUSR1, and repeats SIGTERM. The ranks here bear both."""
@@ -245,7 +254,7 @@ def test_ranks_whose_launcher_is_killed_save_and_are_started_again(tmp_path):
 
 
 def test_the_older_launcher_of_paddle(tmp_path):
-    launch = Launch(tmp_path, SAVES, *("--selected_gpus", "0,1"))
+    launch = Launch(tmp_path, SAVES, *("--legacy", "1"))
     pids_of(launch)
     launch.process.send_signal(signal.SIGTERM)
     status, output = launch.finish()
