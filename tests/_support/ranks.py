@@ -17,15 +17,15 @@ WORKERS = Path(__file__).parent / "workers"
 ROOT = Path(__file__).parents[2]
 
 
-def launch(ranks, script, *arguments, log_dir, check=True, timeout=300, cwd=None):
-    """Run a worker script (a name in workers/, or a path) on so many CPU ranks; returns (exit status, all output)."""
+def launch(ranks, script, *arguments, log_dir, check=True, timeout=300, cwd=None, on_gpus=False):
+    """Run a worker script (a name in workers/, or a path) on so many CPU ranks, or on ranks with a GPU each; returns
+    (exit status, all output)."""
     script = WORKERS / script if not Path(script).is_absolute() else script
     command = [
         sys.executable,
         "-m",
         PADDLE_LAUNCHER,
-        "--devices",
-        "cpu",
+        *([] if on_gpus else ["--devices", "cpu"]),
         "--nproc_per_node",
         str(ranks),
         "--log_dir",
