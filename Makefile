@@ -9,13 +9,20 @@ SIZE ?= full
 # Test processes, each with one thread; auto is one per core.
 WORKERS ?= auto
 TESTS ?= tests
+# What runs a second time with a GPU played by the CPU.
+FAKE_GPU_TESTS := $(addprefix tests/gpu/test_,collectives.py head.py training.py) tests/checkpoint/test_checkpoint.py tests/distributed/test_replica.py \
+    $(addprefix tests/engine/test_,judge.py loss_scale.py optimizer.py precision.py resume.py soundness.py state.py) \
+    $(addprefix tests/engine/test_,tensor_rows.py trainer.py) \
+    $(addprefix tests/losses/test_,classifier.py fused.py ops.py precision.py row_optimizers.py sampled.py shard.py)
+# Of these not: what differs from another one of them in what no GPU computes.
+FAKE_GPU_LEFT_OUT := not (bit_for_bit and (10 or extra0)) and not whole_gradient and not handed_in
 # Of `make soak`, divided among its tests.
 SECONDS ?= 600
 
-.PHONY: help demo test soak faults bench lint format serving-env clean
+.PHONY: help demo test fake-gpu-test gpu-check soak faults bench lint format serving-env clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +40,12 @@ demo: $(VENV)/.installed  ## train, verify, resume, export and embed on the buil
 test: $(VENV)/.installed  ## run the tests (PADDLE=3.2.2: with that Paddle; TESTS=tests/data: a part; WORKERS=1: one by one)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not alone" $(TESTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone $(TESTS) || [ $$? -eq 5 ]  # 5: none of these is in TESTS
+
+fake-gpu-test: $(VENV)/.installed  ## run the code of GPUs on the CPU: the tests of head, precision, trainer, checkpoints and two ranks
+	PLSC_FAKE_GPU=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -k "$(FAKE_GPU_LEFT_OUT)" $(FAKE_GPU_TESTS)
+
+gpu-check:  ## on GPUs: run their tests and benchmarks, write gpu-check.json and .md (PYTHON: has paddlepaddle-gpu; docs/gpu.md)
+	$(PYTHON) -m tests.gpu.check
 
 soak: $(VENV)/.installed  ## stress models and other shared objects by threads and processes (ten minutes; SECONDS=60: one)
 	OMP_NUM_THREADS=1 PLSC_SOAK_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m soak $(TESTS)

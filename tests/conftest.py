@@ -11,13 +11,22 @@ import pytest
 
 import plsc
 from plsc.data.verification_set import VerificationSet
+from tests._support import fake_gpu
 from tests._support.images import CLASSES, SIDE, make_images
 from tests._support.s3 import KEY, SECRET, s3_server
 from tests._support.servers import make_model
 
+if fake_gpu.is_asked_for():
+    fake_gpu.install()
+
 # An example takes longer where processes share the cores; the time is no part of what is tested.
 hypothesis.settings.register_profile("plsc", deadline=None)
 hypothesis.settings.load_profile("plsc")
+
+
+def pytest_configure(config):
+    if fake_gpu.is_asked_for():
+        config.pluginmanager.register(fake_gpu)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -56,15 +56,13 @@ class Collectives:
         """Adjoint of `all_gather`: the sum over ranks, of which this rank keeps its rows: [G, ...] -> [N, ...]."""
         if self._is_single:
             return rows
-        self._wait_for_late_ranks()
         local = rows.shape[0] // self.topology.world_size
         if self.topology.on_gpu:
             own = paddle.empty([local, *rows.shape[1:]], rows.dtype)
             dist.stream.reduce_scatter(own, rows.contiguous())
             return own
         # Gloo has no reduce_scatter.
-        dist.all_reduce(rows)
-        return rows[self.topology.rank * local : (self.topology.rank + 1) * local]
+        return self.all_reduce_sum(rows)[self.topology.rank * local : (self.topology.rank + 1) * local]
 
     def all_reduce_sum(self, tensor: paddle.Tensor) -> paddle.Tensor:
         """Element-wise sum over ranks, the same on every rank."""

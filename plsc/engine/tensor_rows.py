@@ -106,7 +106,7 @@ def _put_rows(tensor: paddle.Tensor, places: NDArray[np.int64], values: NDArray[
     if view is not None:
         view[places] = values
     else:
-        put_rows(tensor, paddle.to_tensor(places), values=_to_tensor(values, tensor))
+        put_rows(tensor.detach(), paddle.to_tensor(places), values=_to_tensor(values, tensor))
 
 
 def _to_tensor(values: NDArray[Any], like: paddle.Tensor) -> paddle.Tensor:

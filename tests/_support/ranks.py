@@ -11,26 +11,28 @@ from types import SimpleNamespace
 
 from plsc.distributed.launching.launcher import PADDLE_LAUNCHER
 from plsc.distributed.topology import Topology
+from tests._support import fake_gpu
 
 WORKERS = Path(__file__).parent / "workers"
 ROOT = Path(__file__).parents[2]
 
 
-def launch(ranks, script, *arguments, log_dir, check=True, timeout=300, cwd=None):
-    """Run a worker script (a name in workers/, or a path) on so many CPU ranks; returns (exit status, all output)."""
+def launch(ranks, script, *arguments, log_dir, check=True, timeout=300, cwd=None, on_gpus=False):
+    """Run a worker script (a name in workers/, or a path) on so many CPU ranks, or on ranks with a GPU each; returns
+    (exit status, all output)."""
     script = WORKERS / script if not Path(script).is_absolute() else script
     command = [
         sys.executable,
         "-m",
         PADDLE_LAUNCHER,
-        "--devices",
-        "cpu",
+        *([] if on_gpus else ["--devices", "cpu"]),
         "--nproc_per_node",
         str(ranks),
         "--log_dir",
         str(log_dir),
         "--log_overwrite",
         "1",
+        *([fake_gpu.__file__] if fake_gpu.is_asked_for() else []),
         str(script),
         *map(str, arguments),
     ]

@@ -12,6 +12,7 @@ from tests._support.ranks import launch
 
 @pytest.mark.slow
 @pytest.mark.ranks
+@pytest.mark.cpu("DataParallel gives no gradient where this rank has not used the parameter; see docs/gpu.md")
 def test_replicas_begin_alike_and_have_the_mean_gradient(tmp_path):
     _, output = launch(2, "replica_worker.py", log_dir=tmp_path)
     logs = output.partition("\n== workerlog.0")[2]

@@ -230,6 +230,7 @@ def test_a_weight_written_from_outside_counts_once_the_norms_are_invalidated():
     assert softmax.loss_and_feature_gradient(features, labels, shard=shard).loss.item() == fresh.loss.item()
 
 
+@pytest.mark.cpu("counts the blocks of a CPU")
 def test_neither_loss_nor_gradients_change_the_shard():
     features, labels, weight, _ = make_problem(50, 8)
     shard, softmax = Shard(paddle.to_tensor(weight), Momentum()), FusedSoftmax(CombinedMargin(*ARCFACE))

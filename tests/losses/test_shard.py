@@ -17,6 +17,7 @@ def make_shard(classes=50, optimizer=None, **options):
     return Shard(paddle.to_tensor(weight), optimizer or SGD(), **options)
 
 
+@pytest.mark.cpu("counts the blocks of a CPU")
 def test_blocks_are_views_of_the_weight_in_order():
     shard = make_shard()
     blocks = [block for chunk in shard.chunks for block in chunk.blocks]
