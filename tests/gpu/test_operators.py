@@ -16,10 +16,11 @@ from tests.gpu.operators import PAGE, names_called, names_in, page, table
 HALVES = {"float16", "bfloat16"}
 
 
-def test_every_name_of_paddle_is_listed():
+def test_every_name_of_paddle_is_listed_and_no_other():
     listed = {row["name"] for row in table("calls.tsv")}
     unlisted = {name: sorted(files) for name, files in names_called().items() if name not in listed}
     assert not unlisted, "look the kernels up, add rows to tests/gpu/calls.tsv and kernels.tsv"
+    assert not listed - set(names_called()), "remove these rows"
 
 
 def test_every_call_names_a_kernel_that_is_listed():
@@ -58,6 +59,8 @@ def test_every_kernel_that_training_calls_is_listed_with_its_types(called):
         elif listed[name] not in ("all", "not read", "not found"):
             missing += [f"{name} of {kind}" for kind in kinds if kind != "other" and kind not in listed[name].split()]
     assert not missing
+    of_names = {row["counted as"] for row in table("calls.tsv")}
+    assert not set(listed) - of_names - set(called["kernels"]) - set(called["gradients"]), "remove these rows"
 
 
 @pytest.mark.slow
