@@ -62,10 +62,10 @@ class LossScale:
             return
         self._good_steps = 0 if overflowed else self._good_steps + 1
         self._overflows = self._overflows + 1 if overflowed else 0
-        if self._overflows == config.decr_every_n_nan_or_inf:
+        if self._overflows >= config.decr_every_n_nan_or_inf:  # beyond, where a run resumes with other settings
             self._set(self.value * config.decr_ratio)
             self._overflows = 0
-        elif self._good_steps == config.incr_every_n_steps:
+        elif self._good_steps >= config.incr_every_n_steps:
             self._set(self.value * config.incr_ratio)
             self._good_steps = 0
 

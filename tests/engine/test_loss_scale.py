@@ -118,6 +118,19 @@ def test_its_state_is_that_of_the_run_before_and_its_settings_are_those_of_this_
     assert again.value == 4.0
 
 
+def test_a_run_that_resumes_with_smaller_numbers_of_steps_still_grows_and_shrinks():
+    """The counters of the run before may be beyond them."""
+    before = {**LossScale(Config()).state(), "scale": [8.0]}
+    scale = LossScale(Config(incr_every_n_steps=1000))
+    scale.load({**before, "incr_count": 1500})
+    scale.update(overflowed=False)
+    assert (scale.value, scale.state()["incr_count"]) == (16.0, 0)
+    scale = LossScale(Config(decr_every_n_nan_or_inf=1))
+    scale.load({**before, "decr_count": 1})
+    scale.update(overflowed=True)
+    assert (scale.value, scale.state()["decr_count"]) == (4.0, 0)
+
+
 @pytest.mark.parametrize("scale", [[0.0], [float("nan")], [-1.0], [1.0, 2.0], []])
 def test_a_damaged_state_is_refused(scale):
     with pytest.raises(ValueError):
