@@ -46,9 +46,10 @@ class Store:
     @contextlib.contextmanager
     def _call(self) -> Iterator[None]:
         """A call that no signal interrupts, whatever handlers a script has installed."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
-        self._calls, self._is_calling = self._calls + 1, True
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)  # runs handlers, which may raise, when it has blocked
+            self._calls, self._is_calling = self._calls + 1, True
             yield
         finally:
             self._is_calling = False
@@ -102,7 +103,9 @@ def _sockets() -> set[int]:
 def _connected(descriptor: int, port: int) -> socket.socket | None:
     """The socket of a descriptor, if it is connected to `port`: another thread may have opened one meanwhile."""
     with contextlib.suppress(OSError):
+        waits = os.get_blocking(descriptor)
         shared = socket.socket(fileno=os.dup(descriptor))
+        os.set_blocking(descriptor, waits)  # Python has changed it where a script calls `socket.setdefaulttimeout`
         with contextlib.suppress(OSError):
             if shared.getpeername()[1] == port:
                 return shared

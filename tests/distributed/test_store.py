@@ -14,8 +14,9 @@ from tests._support.ranks import ROOT
 
 # A process that waits for a key, with handlers as any script may install them. It prints its own pid first.
 WAITS = """
-import os, signal, sys, threading, time
+import os, signal, socket, sys, threading, time
 from plsc.distributed.store import Store
+socket.setdefaulttimeout(0.1)  # of the script's own downloads
 signal.signal(signal.SIGTERM, lambda number, frame: print("handled", flush=True))
 store = Store("127.0.0.1", int(sys.argv[1]))
 def look():
@@ -88,6 +89,29 @@ def test_neither_a_signal_nor_a_pause_ends_a_call(server, waiting, limit):
     server.stdin.flush()
     output, errors = process.communicate(timeout=30)
     assert output.split() == ["handled", "text"], errors
+
+
+STOPS = """
+import signal, sys
+from plsc.distributed.store import Store
+store, block, blocked = Store("127.0.0.1", int(sys.argv[1])), signal.pthread_sigmask, signal.pthread_sigmask(0, [])
+def block_late(how, signals):
+    # As in Python: handlers of signals that are there run within the call, after it has changed the mask.
+    before = block(how, signals)
+    if how == signal.SIG_BLOCK and signals:
+        raise KeyboardInterrupt
+    return before
+signal.pthread_sigmask = block_late
+try:
+    store.count("anything")
+except KeyboardInterrupt:
+    print("interrupted", len(block(signal.SIG_BLOCK, []) - blocked))
+"""
+
+
+def test_no_signal_stays_blocked_where_a_handler_raises_as_they_are_blocked(server):
+    output, errors = start(STOPS, server.port).communicate(timeout=30)
+    assert output.split() == ["interrupted", "0"], errors
 
 
 def test_a_call_that_is_late_ends(waiting):
