@@ -10,8 +10,9 @@ What runs on a GPU was never run on one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import paddle
 
@@ -22,6 +23,9 @@ from plsc.distributed.topology import Topology
 # may be ahead of the device, and by which a run goes on after a signal or a step that is not sound. On a CPU nothing is
 # gained: there the host is the device.
 LAGS = {"cpu": 0, "gpu": 4}
+
+# Seconds between two looks at an event.
+_LOOK = 1e-4
 
 # Returns numbers that were on the device.
 Read = Callable[[], list[float]]
@@ -101,7 +105,7 @@ class GPUTransfers:
     def begin(self, batch: Batch) -> None:
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % len(self._slots)
-        slot.copied.synchronize()  # no wait: `lag` + 2 batches ago
+        _wait(slot.copied)  # not long: `lag` + 2 batches ago
         slot.pinned = [paddle.to_tensor(part, place=paddle.CUDAPinnedPlace()) for part in (batch.images, batch.labels)]
         slot.fit()
         with paddle.device.stream_guard(self._stream):
@@ -127,10 +131,19 @@ class GPUTransfers:
         copied.record()
 
         def read() -> list[float]:
-            copied.synchronize()
+            _wait(copied)
             return pinned.tolist()  # type: ignore[no-any-return]  # Paddle is Any
 
         return read
+
+
+def _wait(event: Any) -> None:
+    """Wait for an event while other threads run, as the ranks' watch and the writing of a checkpoint.
+
+    The binding of `Event.synchronize` (`cuda_streams_py.cc`) keeps Python's lock for as long as it waits.
+    """
+    while not event.query():
+        time.sleep(_LOOK)
 
 
 class _Slot:

@@ -15,6 +15,7 @@ import paddle
 class Event:
     def __init__(self, device):
         self._device, self.recorded, self.happened = device, 0, 0
+        self._looks = 0
 
     def record(self, stream=None):
         self.recorded += 1
@@ -23,6 +24,13 @@ class Event:
 
     def _happen(self, number):
         self.happened = max(self.happened, number)
+
+    def query(self):
+        """False at the first look at what has not happened; at the second one it has."""
+        self._looks = self._looks + 1 if self.happened < self.recorded else 0
+        if self._looks > 1:
+            self.synchronize()
+        return self.happened >= self.recorded
 
     def synchronize(self):
         """What is waited for happens now, and no more than that takes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import paddle
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from plsc.data.loader import Batch
 from plsc.distributed.topology import Topology
 from plsc.engine.transfer import LAGS, CPUTransfers, Feed, GPUTransfers, transfers_of
-from tests._support.fake_streams import Device
+from tests._support.fake_streams import Device, Event
 
 
 def batch(number, size=3, dtype=np.uint8):
@@ -90,6 +92,16 @@ def test_nothing_is_waited_for_but_the_number_that_is_read(device):
     device.do(lambda: pytest.fail("what comes later is not waited for"))
     transfers.take(batch(2))
     assert first() == [1.0, 1.0]
+
+
+def test_threads_run_while_a_number_is_waited_for(device, monkeypatch):
+    """As the ranks' watch, and the writing of a checkpoint: Paddle's own wait would keep Python's lock."""
+    read, happened = GPUTransfers(2).to_host(paddle.ones([1])), threading.Event()
+    synchronize = Event.synchronize
+    monkeypatch.setattr(Event, "synchronize", lambda event: pytest.fail("this wait keeps Python's lock"))
+    monkeypatch.setattr(Event, "query", lambda event: happened.is_set() and (synchronize(event), True)[1])
+    threading.Timer(0.05, happened.set).start()
+    assert read() == [1.0]
 
 
 # Reading ahead
