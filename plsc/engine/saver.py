@@ -122,7 +122,6 @@ class Saver:
     newest: Path | None = None
     _save: _Save | None = None
     _completed: list[tuple[Step, Path]] = field(default_factory=list)
-    _expected: dict[str, Layout] = field(default_factory=dict)
     _snapshot: Snapshot = field(init=False)
     _is_owed: bool = False
     _phase_since: int = -1  # steps done when the present phase was entered
@@ -138,8 +137,7 @@ class Saver:
         Raises:
             CheckpointError: it has not; the same on every rank.
         """
-        self._expected = layouts(parts)
-        size = self._global_size(self._expected)
+        size = self._global_size(layouts(parts))
         root = Path(self.config.model_save_dir)
         agree(lambda: _check_space(root, size), self.collectives, error=CheckpointError)
 
@@ -198,10 +196,22 @@ class Saver:
         if copies is None:
             self.finish()
 
+    def prepare(self, parts: Callable[[], Iterable[Part]]) -> None:
+        """Take memory for copies, at the first call. Call it after a step, which has taken what memory it takes.
+
+        Args:
+            parts: makes what this rank holds.
+
+        Raises:
+            CheckpointError: the parts cannot be made.
+        """
+        if not self._snapshot.is_prepared:
+            prefix = "no checkpoint can be written: "
+            held = agree(lambda: list(parts()), self.collectives, error=CheckpointError, prefix=prefix)
+            self._snapshot.prepare(layouts(held))
+
     def note_step(self, step: int) -> None:
         """Take note that a step was done, the last of `step` steps."""
-        if not self._snapshot.is_prepared:  # a step has taken what memory it takes
-            self._snapshot.prepare(self._expected)
         steps = self.config.save_steps
         self._is_owed |= steps is not None and step % steps == 0
 

@@ -336,6 +336,8 @@ class Trainer:
                     self._between_steps(step)
                     step = self._make_step(self.train_step(batch))
                     self._saver.note_step(self.step)
+                    if not self._judge.skipped_in_a_row:  # a step has made the state of the optimizers
+                        self._saver.prepare(lambda: self._contents.parts(_NONE))
                     self.observers.on_step(step)
                     if self.is_done:
                         break
@@ -449,20 +451,21 @@ class Trainer:
         # A TrainLoader has equally many batches on every rank; of another loader that is not known.
         if not isinstance(self.loader, TrainLoader):
             batches = agreed_batches(batches, self.collectives, self._transfers)
-        self._feed = Feed(batches, self._transfers)
+        feed = self._feed = Feed(batches, self._transfers)
         try:
             while True:
                 watch.phase(f"reading a batch of epoch {self.epoch}, for step {self.step + 1}")
-                batch = next(self._feed, None)
+                batch = next(feed, None)
                 if batch is None:
                     return
                 yield batch
         finally:
-            self._feed = None
+            if self._feed is feed:  # an epoch that an error has ended may be closed while a later one is read
+                self._feed = None
 
     def _fetch(self) -> None:
-        """Read the next batch while the device computes this step, before anything waits for that."""
-        if self._feed is not None and self._transfers.lag:
+        """Read the batch of the next step, if there is one, while the device computes this one, before any wait."""
+        if self._feed is not None and self._transfers.lag and self.step + 1 != self.total_steps:
             watch.phase(f"reading a batch of epoch {self.epoch}, for step {self.step + 2}")
             self._feed.fetch()
             watch.phase(f"in step {self.step + 1}")

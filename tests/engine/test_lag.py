@@ -13,6 +13,7 @@ import pytest
 
 from plsc import DataError, Interrupted, TrainingError
 from plsc.checkpoint import Checkpoint, list_checkpoints
+from plsc.data.loader import ReaderLoader
 from plsc.engine import saver, transfer
 from plsc.engine.about import About
 from plsc.engine.observers import Observer
@@ -256,3 +257,36 @@ def test_an_image_that_cannot_be_read_ends_the_run_after_the_steps_before_it(run
     with pytest.raises(DataError, match="item 9 of Broken: reading it failed"):
         Trainer(run.config, observers=[watcher]).train()
     assert watcher.last == step_of(run, 9) - 1
+
+
+class Counted(ReaderLoader):
+    """Says how many batches were asked for."""
+
+    asked = 0
+
+    def epoch(self, epoch, first_step=0):
+        for batch in super().epoch(epoch, first_step):
+            self.asked += 1
+            yield batch
+
+
+def test_nothing_is_read_ahead_of_the_last_step(run, late):
+    """What gives the batches may have no more, and wait for ever."""
+    run.set_train_steps(3)
+    batch = [(np.zeros((3, SIDE, SIDE), np.float32), 1)] * 5
+    loader = Counted(lambda: iter([batch] * 9), (3, SIDE, SIDE), num_classes=CLASSES)
+    Trainer(run.config, loader=loader).train()
+    assert loader.asked == 3
+
+
+def test_an_epoch_that_is_closed_late_leaves_the_next_one_alone(run, late):
+    """As that of a run that an error has ended, when the error is collected."""
+    run.set_num_workers(0)
+    trainer = Trainer(run.config)
+    first, second = trainer._batches(), trainer._batches()
+    next(first), next(second)
+    first.close()
+    trainer._fetch()
+    assert trainer._feed._is_fetched and next(second) is not None
+    second.close()
+    assert trainer._feed is None

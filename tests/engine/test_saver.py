@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 
 from plsc import CheckpointError, Interrupted, TrainingError
@@ -268,6 +270,20 @@ def test_a_copy_takes_most_of_the_free_memory_or_none(entry, monkeypatch, caplog
     made = snapshot.Snapshot(entry.config, Collectives())
     assert (made.copy([part]) is not None) is copies
     assert ("training goes on while" if copies else "training waits while") in caplog.text
+
+
+def test_the_memory_for_a_copy_is_that_of_all_that_is_saved(by_steps, monkeypatch):
+    """The optimizers that Paddle has get their state in the first step that moves something."""
+    by_steps.loss_type = "arcface"
+    by_steps.set_optimizer(functools.partial(paddle.optimizer.Adam, weight_decay=1e-4))
+    wanted, prepare = [], snapshot.Snapshot.prepare
+    monkeypatch.setattr(
+        snapshot.Snapshot, "prepare", lambda self, layouts: (wanted.append(dict(layouts)), prepare(self, layouts))
+    )
+    trainer = Trainer(by_steps.config)
+    trainer.train()
+    assert len(wanted) == 1
+    assert wanted[0] == snapshot.layouts(trainer._contents.parts({}))
 
 
 @pytest.mark.parametrize("is_prepared", [False, True])
