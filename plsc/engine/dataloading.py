@@ -307,7 +307,7 @@ def agreed_batches(batches: Iterator[Batch], collectives: Collectives, transfers
         yield Batch(batch.images[:shared], batch.labels[:shared])
     if dropped:
         log.warning(
-            "train_reader of rank %d had %s more than another rank's; this epoch left them out",
+            "train_reader of rank %d had at least %s more than another rank's; this epoch left them out",
             collectives.topology.rank,
             counted(dropped, "image"),
         )

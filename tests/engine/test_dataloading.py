@@ -508,5 +508,5 @@ def test_readers_of_unequal_length_end_together_and_say_so(data_dir, tmp_path, l
         )
     )
     _, output = launch(2, script, log_dir=tmp_path / "log")
-    assert "train_reader of rank 1 had 5 images more than another rank's" in output
+    assert "train_reader of rank 1 had at least 5 images more than another rank's" in output
     assert About.of(Checkpoint(tmp_path / "output" / "1")).step == 6
