@@ -622,7 +622,7 @@ class Trainer:
             )
         self._save_again = functools.partial(self._save, step, name, statistics)
         with self._clock.paused():
-            dict(step.values)  # read now: observers get this step when later ones were made
+            values = dict(step.values)  # read now: observers get this step when later ones were made
             self._saver.finish()
             self._announce()  # before the new one may have the earlier one deleted
             self._saver.start(
@@ -630,7 +630,7 @@ class Trainer:
                 name,
                 parts=lambda: self._contents.parts(statistics),
                 about=self._contents.about(
-                    results=self._results,
+                    results={**self._results, **values},
                     run=self._run,
                     epoch=self.epoch,
                     step=self.step,

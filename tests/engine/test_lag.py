@@ -104,6 +104,24 @@ def test_a_signal_is_heeded_late_and_loses_nothing(run, whole, late, step, tmp_p
     assert_equal(contents(tmp_path / "output" / "2"), contents(whole / "2"))
 
 
+@pytest.mark.parametrize("lag", [0, LAG])
+def test_a_run_that_is_stopped_after_its_last_batch_still_has_the_last_values(run, monkeypatch, tmp_path, lag):
+    """Nothing is left of the epoch of a reader, whose length is not known."""
+    monkeypatch.setitem(transfer.LAGS, "cpu", lag)
+    images = np.random.default_rng(0).integers(0, 255, (30, 3, SIDE, SIDE)).astype(np.float32)
+    run.train_reader = lambda: iter([[(image, 1) for image in images[start : start + 5]] for start in range(0, 30, 5)])
+    run.set_train_epochs(1)
+    run.set_save_period(minutes=None)
+    run.set_test_period(3)
+    expected = Trainer(run.config).train()
+    run.set_model_save_dir(tmp_path / "stopped")
+    with pytest.raises(Interrupted):
+        Trainer(run.config, observers=[At(5, lambda: os.kill(os.getpid(), signal.SIGTERM))]).train()
+    assert names(run.model_save_dir) == ["0.6"]
+    run.set_auto_resume(True)
+    assert Trainer(run.config).train() == {name: expected[name] for name in ("loss", "lr")}
+
+
 @pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.parametrize("settings", [{"save_minutes": None}, {"save_minutes": None, "save_steps": 2}])

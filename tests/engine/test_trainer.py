@@ -571,11 +571,13 @@ def test_a_run_of_steps_that_ends_within_an_epoch_is_saved_before_it_is_verified
         entry.train()
 
 
-def test_a_head_that_cannot_be_saved_is_a_checkpoint_error(entry, tmp_path):
+@pytest.mark.parametrize("step, message", [(1, "no checkpoint can be"), (2, "checkpoint .*output/0 was not")])
+def test_a_head_that_cannot_be_saved_is_a_checkpoint_error(entry, tmp_path, step, message):
+    """After the first step, where it cannot be from the start."""
     trainer = Trainer(entry.config)
-    trainer.head.state = lambda: 1 / 0
-    with pytest.raises(
-        CheckpointError, match="checkpoint .*output/0 was not written: ZeroDivisionError: division by zero"
-    ):
+    state = trainer.head.state
+    trainer.head.state = lambda: 1 / 0 if trainer.step >= step else state()
+    with pytest.raises(CheckpointError, match=f"{message} written: ZeroDivisionError: division by zero"):
         trainer.train()
-    assert {path.name for path in (tmp_path / "output").iterdir()} == {"metrics.jsonl"}
+    assert trainer.step == (1 if step == 1 else trainer.steps_per_epoch)
+    assert {path.name for path in (tmp_path / "output").iterdir()} <= {"metrics.jsonl"}
