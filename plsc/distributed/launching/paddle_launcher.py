@@ -82,13 +82,17 @@ def check_fit(ranks: int, asked: list[str], gpus: list[str]) -> None:
         gpus: those that Paddle can use.
 
     Raises:
-        ConfigError: a GPU that was asked for is not there, or there are not as many GPUs as ranks.
+        ConfigError: a GPU that was asked for is not there or is named twice, or there are not as many GPUs as ranks.
     """
     there = f"Paddle finds {'GPUs ' + ','.join(gpus) if gpus else 'no GPU'} here"
     if missing := [gpu for gpu in asked if gpu.strip() not in gpus]:
         raise ConfigError(
             f"--gpus={','.join(asked)}: {there}, expected GPU {missing[0]} too; correct --gpus or "
             f"CUDA_VISIBLE_DEVICES, or start {_CPU_RANKS}{ranks or len(asked)}"
+        )
+    if len({gpu.strip() for gpu in asked}) < len(asked):
+        raise ConfigError(
+            f"--gpus={','.join(asked)}: a GPU is named twice, expected each once, since a rank takes a whole one"
         )
     if asked and ranks not in (0, len(asked)):
         raise ConfigError(

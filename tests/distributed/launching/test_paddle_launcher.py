@@ -111,6 +111,7 @@ def test_ranks_that_have_their_gpus(ranks, asked, gpus):
             "0 1",
             "--gpus=0,2: Paddle finds GPUs 0,1 here, expected GPU 2 too; correct --gpus or CUDA_VISIBLE_",
         ),
+        (0, "0 0", "0 1", "--gpus=0,0: a GPU is named twice, expected each once, since a rank takes a whole one"),
         (1, "0 1", "0 1", "--nproc_per_node=1 and --gpus=0,1: expected as many GPUs as ranks; leave one"),
         (3, "0 1", "0 1 2", "--nproc_per_node=3 and --gpus=0,1: expected as many GPUs as ranks; leave one"),
     ],
