@@ -19,19 +19,14 @@ def on_cpu(*networks: nn.Layer) -> Iterator[None]:
     Args:
         networks: their parameters, buffers and gradients are moved. They stay the same objects, for optimizers.
     """
-    device = paddle.get_device()
-    places = [_place_of(network) for network in networks]
-    paddle.set_device("cpu")
-    try:
-        for network, place in zip(networks, places):
-            if not place.is_cpu_place():
+    with contextlib.ExitStack() as restored:  # all of it, also where a GPU is too full for the network to move back
+        restored.callback(paddle.set_device, paddle.get_device())
+        paddle.set_device("cpu")
+        for network in networks:
+            if not (place := _place_of(network)).is_cpu_place():
+                restored.callback(_move, network, place)
                 _move(network, paddle.CPUPlace())
         yield
-    finally:
-        for network, place in zip(networks, places):
-            if not place.is_cpu_place():
-                _move(network, place)
-        paddle.set_device(device)
 
 
 def _place_of(network: nn.Layer) -> paddle.base.libpaddle.Place:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import weakref
 from pathlib import Path
@@ -129,12 +130,12 @@ def _gpu_of(device: str, count: int) -> int | None:
     """
     if device == "cpu":
         return None
-    index = device.removeprefix("gpu:")
-    if index == device or not index.isdigit() or int(index) >= count:
+    found = re.fullmatch(r"gpu:(\d+)", device) if isinstance(device, str) else None
+    if found is None or int(found[1]) >= count:
         raise ServingError(
             f"device: got {device!r}, expected cpu or gpu:<index>; Paddle finds {counted(count, 'GPU')} here"
         )
-    return int(index)
+    return int(found[1])
 
 
 _predictors: weakref.WeakSet[Predictor] = weakref.WeakSet()

@@ -79,7 +79,7 @@ from plsc.metrics.embeddings import EPSILON
 
 # Of [B, G], [B, D] and [G, D]: how many matrices of float32 a pass holds at once, at most, beside what it keeps.
 # Measured with a chunk as one block; tests/losses/test_memory.py measures it again.
-_CHUNK_SHARES = (3.5, 3.0, 6.0)
+_CHUNK_SHARES = (3.5, 4.0, 6.0)
 
 
 class Memory(NamedTuple):

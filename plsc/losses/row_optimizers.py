@@ -145,8 +145,8 @@ class HalfMomentum(Momentum):
         super().apply(rows, gradient, state=[velocity], prepared=learning_rate)
         # bfloat16 is the upper half of float32: a carry out of the lower half rounds up in magnitude.
         bits = add_(velocity.view("int32"), noise[0][: rows.shape[0]])
-        upper = paddle.bitwise_and(bits, paddle.full([], -(1 << 16), "int32"))
-        paddle.assign(upper.view("float32").astype("bfloat16"), state[0])
+        paddle.bitwise_and_(bits, paddle.full([], -(1 << 16), "int32"))
+        paddle.assign(velocity.astype("bfloat16"), state[0])
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,20 @@ def test_a_network_on_a_gpu_is_moved_and_moved_back(monkeypatch, current, error)
     assert [layer._dtype for layer in net.sublayers(include_self=True)] == types
 
 
+def test_the_device_is_set_back_where_a_network_cannot_be_moved_back(monkeypatch, current):
+    net = Moved()
+    monkeypatch.setattr(device, "_place_of", lambda network: OnGPU())
+
+    def move(network, place):
+        if isinstance(place, OnGPU):
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(device, "_move", move)
+    with pytest.raises(RuntimeError, match="out of memory"), device.on_cpu(net):
+        pass
+    assert current == ["gpu:1", "cpu", "gpu:1"]
+
+
 def test_a_network_on_the_cpu_is_not_moved(current):
     net = Moved()
     with device.on_cpu(net):

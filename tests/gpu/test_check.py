@@ -48,6 +48,15 @@ def test_results_and_figures_are_written_to_one_file_and_one_table(tmp_path, mon
     assert "2 seconds" in table and "test_good | passed" in table and "needs 8 GPUs" in table
 
 
+@pytest.mark.parametrize("interrupted", ["raise KeyboardInterrupt", "import os; os._exit(3)"])
+def test_tests_that_were_stopped_are_not_sound(tmp_path, interrupted):
+    (tmp_path / "test_it.py").write_text(f"def test_good(): pass\ndef test_stops(): {interrupted}\n")
+    options = ("-p", "no:cacheprovider", "-c", "/dev/null", str(tmp_path / "test_it.py"))
+    report = {"machine": {}, "tests": check.run_tests(tmp_path / "tests.xml", *options), "benchmarks": []}
+    assert not check.is_sound(report)
+    assert "| pytest | error: ended with status" in check.as_table(report)
+
+
 def test_a_benchmark_that_fails_and_tests_that_are_all_left_out_are_not_sound():
     passed, skipped = {"result": "passed"}, {"result": "skipped"}
     assert check.is_sound({"tests": [passed, skipped], "benchmarks": [{"status": 0}]})

@@ -96,7 +96,7 @@ def test_a_predictor_computes_where_paddle_does_in_its_process_or_where_it_is_to
     assert [values[1] for values in asked] == ([] if index is None else [index])
 
 
-@pytest.mark.parametrize("device", ["gpu:2", "gpu", "gpu:-1", "gpu:x", "cuda:0", "", "0"])
+@pytest.mark.parametrize("device", ["gpu:2", "gpu", "gpu:-1", "gpu:x", "cuda:0", "", "0", 0, "gpu:²"])
 def test_a_device_that_is_not_there_is_refused(on_machine, device):
     message = f"device: got {device!r}, expected cpu or gpu:<index>; Paddle finds 2 GPUs here"
     with pytest.raises(ServingError, match=f"^{re.escape(message)}$"):

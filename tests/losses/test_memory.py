@@ -11,9 +11,12 @@ from plsc.losses import heads, ops, shard
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.margins.combined import CombinedMargin
 from plsc.losses.precision import HalfPrecision, Precision
-from plsc.losses.row_optimizers import SGD
+from plsc.losses.row_optimizers import SGD, AdamW, HalfMomentum, Momentum
+from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
 from plsc.utils import memory
+
+pytestmark = pytest.mark.cpu("makes the CPU work as a GPU by itself, and counts its memory")
 
 CHUNK = 512
 
@@ -63,6 +66,28 @@ def test_a_step_takes_no_more_than_it_says(as_on_a_gpu, samples, width, precisio
     assert taken >= said.kept + said.temporary / 4
 
 
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+@pytest.mark.parametrize("optimizer", [Momentum(), HalfMomentum(), AdamW()])
+@pytest.mark.parametrize(
+    "precision, by_rows", [(Precision(), False), (Precision(), True), (HalfPrecision("float16"), None)]
+)
+@pytest.mark.parametrize("samples, width", [(64, 512), (512, 512)])
+def test_no_optimizer_makes_a_step_take_more(as_on_a_gpu, samples, width, precision, by_rows, optimizer, ratio):
+    full = Shard(paddle.randn([4 * CHUNK, width]), optimizer)
+    own = full if ratio == 1.0 else SampledShard(full, ratio=ratio, samples=samples)
+    softmax = FusedSoftmax(CombinedMargin(m2=0.5), logits="recompute", precision=precision, by_rows=by_rows)
+    features, labels = paddle.randn([samples, width]), paddle.randint(0, 4 * CHUNK, [samples])
+    full.squared_norms()
+    if ratio < 1.0:
+        own.draw(labels, seed=1)
+    said = softmax.memory(own, samples)
+    with Allocated() as forward:
+        state = softmax.loss_and_feature_gradient(features, labels, shard=own)
+    with Allocated() as backward:
+        own.update(softmax.row_gradients(state), learning_rate=0.0)
+    assert max(forward.peak, forward.left + backward.peak) <= said.kept + said.temporary
+
+
 @pytest.mark.parametrize(
     "device, rows", [("gpu", {64: 65536, 1024: 65536, 8192: 8192, 10**7: 128}), ("cpu", {64: 2048})]
 )
@@ -94,7 +119,7 @@ def test_logits_are_kept_where_they_take_half_of_the_free_memory_at_most(monkeyp
 
     samples, classes, width = 16, 4096, 8
     needed = kept * samples * int(classes * ratio)
-    chunk = 4 * (3.5 * samples * min(2048, int(classes * ratio)) + 3 * width * 2048 + 6 * width * samples)
+    chunk = 4 * (3.5 * samples * min(2048, int(classes * ratio)) + 4 * width * 2048 + 6 * width * samples)
     for free, mode in ((2 * (needed + chunk), "store"), (2 * (needed + chunk) - 2, "recompute")):
         monkeypatch.setattr(heads, "_free_bytes", lambda tensor, free=free: int(free))
         head = heads.FusedHead(Shard(paddle.randn([classes, width]), SGD()), make, sample_ratio=ratio)

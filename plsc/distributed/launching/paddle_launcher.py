@@ -7,6 +7,7 @@ CUDA_VISIBLE_DEVICES is empty, and otherwise puts ranks on GPUs whenever there a
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 
@@ -45,14 +46,20 @@ def main() -> None:
         # So that Paddle finds no GPU in the ranks. The second is for Paddle's older launcher.
         os.environ.update(CUDA_VISIBLE_DEVICES="", PADDLE_DISTRI_BACKEND="gloo")
         Device.parse_device = classmethod(lambda cls: _CPUOnly())
-    elif not (flags.legacy or unknown):  # else Paddle takes its older launcher, which has its own checks
+    elif not _is_older(flags, unknown):  # which has its own checks
         found = Device.parse_device()
         if found.dtype in (DeviceType.CPU, DeviceType.GPU):
-            gpus = visible_gpus(found.labels)
-            check_fit(ranks, asked.split(",") if asked else [], gpus)
-            if not gpus:
-                Device.parse_device = classmethod(lambda cls: _CPUOnly())
+            found.labels = visible_gpus(found.labels)
+            check_fit(ranks, asked.split(",") if asked else [], found.labels)
+            device_found = found if found.labels else _CPUOnly()
+            Device.parse_device = classmethod(lambda cls: device_found)
     launcher.launch()
+
+
+def _is_older(flags: argparse.Namespace, unknown: list[str]) -> bool:
+    """Whether Paddle's launcher becomes its older form, by the rule of its `Context.is_legacy_mode`."""
+    has_master = os.environ.get("PADDLE_MASTER", flags.master)
+    return bool(flags.legacy or (unknown and not has_master))
 
 
 def visible_gpus(labels: list[str]) -> list[str]:
@@ -63,7 +70,7 @@ def visible_gpus(labels: list[str]) -> list[str]:
             to whether there are such GPUs.
     """
     count = device.cuda.device_count() if device.is_compiled_with_cuda() else 0
-    return labels[:count]
+    return [label.strip() for label in labels[:count]]
 
 
 def check_fit(ranks: int, asked: list[str], gpus: list[str]) -> None:
@@ -75,13 +82,17 @@ def check_fit(ranks: int, asked: list[str], gpus: list[str]) -> None:
         gpus: those that Paddle can use.
 
     Raises:
-        ConfigError: a GPU that was asked for is not there, or there are not as many GPUs as ranks.
+        ConfigError: a GPU that was asked for is not there or is named twice, or there are not as many GPUs as ranks.
     """
     there = f"Paddle finds {'GPUs ' + ','.join(gpus) if gpus else 'no GPU'} here"
     if missing := [gpu for gpu in asked if gpu.strip() not in gpus]:
         raise ConfigError(
             f"--gpus={','.join(asked)}: {there}, expected GPU {missing[0]} too; correct --gpus or "
             f"CUDA_VISIBLE_DEVICES, or start {_CPU_RANKS}{ranks or len(asked)}"
+        )
+    if len({gpu.strip() for gpu in asked}) < len(asked):
+        raise ConfigError(
+            f"--gpus={','.join(asked)}: a GPU is named twice, expected each once, since a rank takes a whole one"
         )
     if asked and ranks not in (0, len(asked)):
         raise ConfigError(

@@ -55,6 +55,11 @@ def start(tmp_path):
         (0, ["--nproc_per_node=2"], {"CUDA_VISIBLE_DEVICES": ""}, ["0 2 - gloo ''", "1 2 - gloo ''"]),
         (0, ["--nproc_per_node=2"], {"CUDA_VISIBLE_DEVICES": "0"}, ["0 2 - gloo '0'", "1 2 - gloo '0'"]),
         (0, ["--devices=cpu"], {}, ["0 1 - gloo ''"]),
+        # Entries for which there is no GPU, and spaces.
+        (1, [], {"CUDA_VISIBLE_DEVICES": "0,1"}, ["0 1 0 - '0,1'"]),
+        (2, [], {"CUDA_VISIBLE_DEVICES": "4,5,-1"}, ["0 2 0 - '4,5,-1'", "1 2 1 - '4,5,-1'"]),
+        (2, ["--gpus=4,5"], {"CUDA_VISIBLE_DEVICES": "4, 5"}, ["0 2 0 - '4, 5'", "1 2 1 - '4, 5'"]),
+        (2, ["--gpus=GPU-b"], {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}, ["0 1 1 - 'GPU-a,GPU-b'"]),
     ],
 )
 def test_ranks_run_on_the_devices_that_were_asked_for(start, gpus, flags, environment, told):
@@ -72,6 +77,14 @@ def test_too_few_gpus_are_one_message(start):
         "plsc launch: --nproc_per_node=2: Paddle finds GPUs 0 here, expected one for each rank; start 1 at most, or "
         "CPU ranks: --devices=cpu --nproc_per_node=2"
     )
+
+
+@pytest.mark.slow
+def test_a_flag_of_the_older_launcher_beside_a_master_is_checked_too(start):
+    """With a master, Paddle's launcher does not become its older form."""
+    status, output, found = start(1, "--nproc_per_node=2", "--master=127.0.0.1:1", "--backend=auto")
+    assert status == 1 and not found
+    assert output.splitlines()[-1].startswith("plsc launch: --nproc_per_node=2: Paddle finds GPUs 0 here, expected")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +111,7 @@ def test_ranks_that_have_their_gpus(ranks, asked, gpus):
             "0 1",
             "--gpus=0,2: Paddle finds GPUs 0,1 here, expected GPU 2 too; correct --gpus or CUDA_VISIBLE_",
         ),
+        (0, "0 0", "0 1", "--gpus=0,0: a GPU is named twice, expected each once, since a rank takes a whole one"),
         (1, "0 1", "0 1", "--nproc_per_node=1 and --gpus=0,1: expected as many GPUs as ranks; leave one"),
         (3, "0 1", "0 1 2", "--nproc_per_node=3 and --gpus=0,1: expected as many GPUs as ranks; leave one"),
     ],
