@@ -19,8 +19,9 @@ def on_cpu(*networks: nn.Layer) -> Iterator[None]:
     Args:
         networks: their parameters, buffers and gradients are moved. They stay the same objects, for optimizers.
     """
+    device = paddle.get_device()
     with contextlib.ExitStack() as restored:  # all of it, also where a GPU is too full for the network to move back
-        restored.callback(paddle.set_device, paddle.get_device())
+        restored.callback(lambda: paddle.set_device(device))
         paddle.set_device("cpu")
         for network in networks:
             if not (place := _place_of(network)).is_cpu_place():
