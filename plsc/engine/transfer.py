@@ -70,16 +70,18 @@ class CPUTransfers:
         self._begun: tuple[Batch, tuple[paddle.Tensor, paddle.Tensor]] | None = None
 
     def begin(self, batch: Batch) -> None:
-        self._begun = batch, (paddle.to_tensor(batch.images), paddle.to_tensor(batch.labels))
+        self._begun = batch, self._copy(batch)
 
     def take(self, batch: Batch) -> tuple[paddle.Tensor, paddle.Tensor]:
-        if self._begun is None or self._begun[0] is not batch:
-            self.begin(batch)
-        (_, tensors), self._begun = self._begun, None  # type: ignore[misc]  # `begin` has set it
-        return tensors
+        begun, self._begun = self._begun, None
+        return begun[1] if begun is not None and begun[0] is batch else self._copy(batch)
 
     def to_host(self, numbers: paddle.Tensor) -> Read:
-        return numbers.tolist  # type: ignore[no-any-return]  # Paddle is Any
+        read: Read = numbers.tolist
+        return read
+
+    def _copy(self, batch: Batch) -> tuple[paddle.Tensor, paddle.Tensor]:
+        return paddle.to_tensor(batch.images), paddle.to_tensor(batch.labels)
 
 
 class GPUTransfers:
@@ -103,6 +105,9 @@ class GPUTransfers:
         self._in_use: _Slot | None = None
 
     def begin(self, batch: Batch) -> None:
+        self._begun = batch, self._copy(batch)
+
+    def _copy(self, batch: Batch) -> _Slot:
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % len(self._slots)
         _wait(slot.copied)  # not long: `lag` + 2 batches ago
@@ -113,12 +118,11 @@ class GPUTransfers:
             for source, target in zip(slot.pinned, slot.tensors):
                 target.copy_(source, False)
         slot.copied.record(self._stream)
-        self._begun = batch, slot
+        return slot
 
     def take(self, batch: Batch) -> tuple[paddle.Tensor, paddle.Tensor]:
-        if self._begun is None or self._begun[0] is not batch:
-            self.begin(batch)
-        (_, slot), self._begun = self._begun, None  # type: ignore[misc]  # `begin` has set it
+        begun, self._begun = self._begun, None
+        slot = begun[1] if begun is not None and begun[0] is batch else self._copy(batch)
         if self._in_use is not None:
             self._in_use.used.record()  # all that uses it is in the queue
         self._in_use = slot
@@ -132,7 +136,8 @@ class GPUTransfers:
 
         def read() -> list[float]:
             _wait(copied)
-            return pinned.tolist()  # type: ignore[no-any-return]  # Paddle is Any
+            numbers: list[float] = pinned.tolist()
+            return numbers
 
         return read
 

@@ -19,6 +19,7 @@ from plsc.engine.about import About
 from plsc.engine.observers import Observer
 from plsc.engine.saver import Saver
 from plsc.engine.trainer import Trainer
+from tests._support.checkpoints import assert_equal, contents, names
 from tests._support.images import CLASSES, SIDE
 from tests._support.ranks import launch
 
@@ -51,21 +52,6 @@ class At(Observer):
         self.last = step.number
         if step.number == self.number:
             self.function()
-
-
-def contents(path):
-    saved = Checkpoint(path)
-    return {name: saved.read(name) for name in saved.names("")}
-
-
-def assert_equal(found, expected):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
-
-
-def names(folder):
-    return [path.name for path in list_checkpoints(folder)]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import paddle
 import pytest
 
 from plsc import CheckpointError, Interrupted, TrainingError
-from plsc.checkpoint import Checkpoint, Part, list_checkpoints
+from plsc.checkpoint import Part, list_checkpoints
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine import saver, snapshot
@@ -24,22 +24,8 @@ from plsc.engine.observers import Observer
 from plsc.engine.saver import Notices
 from plsc.engine.trainer import Trainer
 from plsc.errors import NotSavedError
+from tests._support.checkpoints import assert_equal, contents, names
 from tests._support.ranks import launch
-
-
-def names(folder):
-    return [path.name for path in list_checkpoints(folder)]
-
-
-def contents(path):
-    saved = Checkpoint(path)
-    return {name: saved.read(name) for name in saved.names("")}
-
-
-def assert_equal(found, expected):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 class Events(Observer):

@@ -27,10 +27,10 @@ class Counting(CPUTransfers):
         super().__init__(LAG)
         self._counts, self._given = counts, 0
 
-    def begin(self, batch):
+    def _copy(self, batch):
         self._counts["batches"] += 1
         with self._counts.paused():
-            super().begin(batch)
+            return super()._copy(batch)
 
     def to_host(self, numbers):
         self._given += 1
