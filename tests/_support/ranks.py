@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -40,23 +41,39 @@ def launch(ranks, script, *arguments, log_dir, check=True, timeout=300, cwd=None
 
 
 def run(command, log_dir=None, check=True, timeout=300, cwd=None):
-    """Run a command with one thread and this checkout on its path; returns (exit status, all output)."""
-    done = subprocess.run(
+    """Run a command with one thread and this checkout on its path; returns (exit status, all output).
+
+    A command that takes longer is an error that shows what each of its processes was doing.
+    """
+    process = subprocess.Popen(
         list(map(str, command)),
-        env=clean_environment(),
+        env={**clean_environment(), "PYTHONFAULTHANDLER": "1"},
         cwd=cwd,
-        timeout=timeout,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
+        start_new_session=True,
     )
-    output = done.stdout
-    for log in sorted(Path(log_dir).glob("workerlog.*")) if log_dir else []:
-        output += f"\n== {log.name}\n{log.read_text()}"
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGABRT)
+        output, _ = process.communicate(timeout=60)
+        raise AssertionError(f"still running after {timeout} s: {output + logs_of(log_dir)}") from None
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    output += logs_of(log_dir)
     if check:
-        assert done.returncode == 0, output[-8000:]
-    return done.returncode, output
+        assert process.returncode == 0, output[-8000:]
+    return process.returncode, output
+
+
+def logs_of(log_dir):
+    """What all ranks of a launcher wrote."""
+    logs = sorted(Path(log_dir).glob("workerlog.*")) if log_dir else []
+    return "".join(f"\n== {log.name}\n{log.read_text()}" for log in logs)
 
 
 def clean_environment():
