@@ -56,6 +56,7 @@ from plsc.engine.observers.progress import Progress
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.places import places_of_training, remote_settings
 from plsc.engine.precision import Precision
+from plsc.engine.pretrained import load_pretrained
 from plsc.engine.rank_check import (
     check_ranks_agree,
     describe_checkpoint,
@@ -183,6 +184,8 @@ class Trainer:
         saved = open_start(config, self.collectives)
         agree(lambda: self._open(config, saved, loader), self.collectives, error=DataError)
         agree(lambda: self._make_parts(backbone, observers), self.collectives, error=ConfigError)
+        weights = functools.partial(load_pretrained, self.config, self.backbone, resumed=saved, topology=self.topology)
+        self._pretrained = agree(weights, self.collectives, error=CheckpointError)
         check_ranks_agree(lambda: self._facts(saved, head), self.collectives)
         agree_on_images(self.loader, self.collectives)
         config = self.config
@@ -286,6 +289,7 @@ class Trainer:
             "classes of the training data": self._classes
             and f"known by {self._classes.by}, {self._classes.digest[:12]}",
             "checkpoint": describe_checkpoint(saved),
+            "pretrained weights": self._pretrained,
         }
 
     @watch.watched()
