@@ -66,7 +66,8 @@ def read_pickle(data: memoryview, *, constructors: Constructors, persistent: Cal
     at: int | None = 0
     try:
         # What it takes of a file are `read` and `readline`; its annotation asks for more.
-        for instruction, argument, at in pickletools.genops(_Bytes(data)):  # type: ignore[arg-type]
+        for instruction, argument, position in pickletools.genops(_Bytes(data)):  # type: ignore[arg-type]
+            at = position
             machine.run(instruction.name, argument)
         return machine.result()
     except CheckpointError:

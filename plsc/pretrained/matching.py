@@ -36,6 +36,7 @@ class Match:
         unused: names in the file of tensors that the network has no place for, in parts that it has.
         foreign: the same in parts that it does not have, as the head of a training.
         matrices: names in the network of the weights of fully connected layers.
+        slopes: names in the network of the slopes of PReLU, which may be one number for all channels in the file.
     """
 
     weights: Weights
@@ -47,6 +48,7 @@ class Match:
     unused: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     matrices: frozenset[str] = frozenset()
+    slopes: frozenset[str] = frozenset()
 
     @property
     def is_whole(self) -> bool:
@@ -66,7 +68,8 @@ def match(weights: Weights, network: nn.Layer) -> Match:
     scheme = scheme_of(weights.tensors)
     targets = scheme_of(plain).translate(plain)  # name -> common name
     given = {common: name for name, common in scheme.translate(weights.tensors).items() if not IGNORED.search(name)}
-    result = Match(weights=weights, scheme=scheme, matrices=_matrices(network))
+    matrices, slopes = _weights_of(network, nn.Linear, "weight"), _weights_of(network, nn.PReLU, "_weight")
+    result = Match(weights=weights, scheme=scheme, matrices=matrices, slopes=slopes)
     for short, common in targets.items():
         name = plain[short]
         shape = list(own[name].shape)
@@ -74,7 +77,7 @@ def match(weights: Weights, network: nn.Layer) -> Match:
             source = given.pop(common)
             result.sources[name] = source
             found = result.tensor(name).shape
-            if found != shape and not (_size(found) == _size(shape) == 1 == len(shape)):
+            if found != shape and not (name in slopes and found == [1]):
                 result.misfits[name] = shape, found
                 del result.sources[name]
         elif kind := next((kind for text, kind in scheme.implied.items() if re.fullmatch(text, common)), None):
@@ -168,10 +171,10 @@ def _other_network() -> str:
     return f"choose the network of the file with {setter('model_name')}, and its {setter('emb_dim')}"
 
 
-def _matrices(network: nn.Layer) -> frozenset[str]:
-    """The names of the weights of fully connected layers."""
+def _weights_of(network: nn.Layer, kind: type[nn.Layer], attribute: str) -> frozenset[str]:
+    """The names of a tensor of all layers of a kind."""
     layers = network.named_sublayers(include_self=True)
-    return frozenset(f"{name}.weight".lstrip(".") for name, layer in layers if isinstance(layer, nn.Linear))
+    return frozenset(f"{name}.{attribute}".lstrip(".") for name, layer in layers if isinstance(layer, kind))
 
 
 def _first_convolution(network: nn.Layer) -> str:
@@ -181,13 +184,6 @@ def _first_convolution(network: nn.Layer) -> str:
     raise CheckpointError(
         f"{type(network).__name__} has no convolution of three channels, whose order could be reversed"
     )
-
-
-def _size(shape: list[int]) -> int:
-    size = 1
-    for axis in shape:
-        size *= axis
-    return size
 
 
 def _numpy_type(tensor: paddle.Tensor) -> np.dtype[np.generic]:
@@ -208,7 +204,7 @@ def _value(found: Match, name: str, tensor: paddle.Tensor) -> NDArray[np.generic
     bad = find_nonfinite(value) if find_nonfinite(tensor.numpy()) is None else None  # a mask may hold -infinity
     if bad is not None:
         raise CheckpointError(f"{found.weights.path}: {found.sources[name]} holds {bad[1]:g}, expected finite numbers")
-    return value.astype(dtype).reshape(list(tensor.shape))
+    return np.broadcast_to(value.astype(dtype), list(tensor.shape))
 
 
 def _implied(kind: str, shape: list[int]) -> NDArray[np.float64]:

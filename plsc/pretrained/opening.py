@@ -132,12 +132,10 @@ def find_state_dict(content: Any) -> dict[str, StoredTensor]:
         CheckpointError: there are none.
     """
     if isinstance(content, dict):
-        for key in _KEYS:
-            inner = content.get(key)
-            if isinstance(inner, dict) and any(isinstance(value, StoredTensor) for value in inner.values()):
-                return find_state_dict(inner)
-        found = {str(name): value for name, value in content.items() if isinstance(value, StoredTensor)}
-        if found:
+        for inner in (content.get(key) for key in _KEYS):
+            if isinstance(inner, dict) and (found := _tensors_in(inner)):
+                return found
+        if found := _tensors_in(content):
             return found
     if isinstance(content, Named):
         raise CheckpointError(
@@ -145,6 +143,10 @@ def find_state_dict(content: Any) -> dict[str, StoredTensor]:
         )
     keys = ", ".join(map(repr, list(content)[:10])) if isinstance(content, dict) else f"a {type(content).__name__}"
     raise CheckpointError(f"holds no tensors by name, expected a state_dict; it holds {keys or 'nothing'}")
+
+
+def _tensors_in(content: dict[Any, Any]) -> dict[str, StoredTensor]:
+    return {str(name): value for name, value in content.items() if isinstance(value, StoredTensor)}
 
 
 def _without_prefixes(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:

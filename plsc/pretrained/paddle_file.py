@@ -16,6 +16,7 @@ from plsc.pretrained.tensors import StoredTensor, map_file, view_of
 # The numbers of types in Paddle's binary form. 22 is bfloat16.
 _TYPES = {0: "?", 1: "<i2", 2: "<i4", 3: "<i8", 4: "<f2", 5: "<f4", 6: "<f8", 20: "<u1", 21: "<i1", 22: "<u2"}
 _LONGEST_DESCRIPTION = 1 << 10
+_DEEPEST = 5  # dicts within dicts that are looked through
 # Arrays of more than 2^30 elements are saved in pieces under protocols 2 and 3; this key says how.
 _PIECES = "UnpackBigParamInfor@@"
 
@@ -29,16 +30,24 @@ def read_paddle(path: Path) -> Any:
     return with_tensors(read_pickle(map_file(path), constructors={}))
 
 
-def with_tensors(content: Any, depth: int = 0) -> Any:
+def with_tensors(content: Any) -> Any:
     """The same content with a `StoredTensor` for each array, in dicts within dicts."""
+    return _with_tensors(content, {}, depth=0)
+
+
+def _with_tensors(content: Any, seen: dict[int, Any], *, depth: int) -> Any:
+    """`seen` has what dicts have become, by their identity: a file may refer to one from very many places."""
+    if isinstance(content, tuple) and len(content) == 2 and isinstance(content[1], PickledArray):
+        content = content[1]  # a tensor outside of a state dict is saved as its name and its array
     if isinstance(content, PickledArray) and not isinstance(content.array, list):
         return StoredTensor(content.array)
-    if isinstance(content, tuple) and len(content) == 2 and isinstance(content[1], PickledArray):
-        return with_tensors(content[1])  # a tensor outside of a state dict is saved as its name and its array
-    if isinstance(content, dict) and depth < 4:
-        found = {key: with_tensors(value, depth + 1) for key, value in content.items()}
-        return _joined(found)
-    return content
+    if not isinstance(content, dict) or depth > _DEEPEST:
+        return content
+    if id(content) not in seen:
+        seen[id(content)] = {}  # for a dict that holds itself
+        found = {key: _with_tensors(value, seen, depth=depth + 1) for key, value in content.items()}
+        seen[id(content)] = _joined(found)
+    return seen[id(content)]
 
 
 def _joined(content: dict[Any, Any]) -> dict[Any, Any]:

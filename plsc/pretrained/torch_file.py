@@ -154,12 +154,17 @@ class _Archive:
             raise CheckpointError(f"has a storage of the kind {str(kind)[:80]}, which is not known")
         if key not in self._storages:
             data = self.bytes_of(f"data/{key}")
-            self._storages[key] = data, _check_once(data, self._members[f"{self._root}data/{key}"].CRC, name=key)
+            self._storages[key] = (
+                data,
+                _check_once(
+                    data, self._members[f"{self._root}data/{key}"].CRC, where=f"{self._path}: its storage {key}"
+                ),
+            )
         data, check = self._storages[key]
         return _Storage(data, _TYPES[kind.name], order=self._order, check=check)
 
 
-def _check_once(data: memoryview, expected: int, *, name: str) -> Callable[[], None]:
+def _check_once(data: memoryview, expected: int, *, where: str) -> Callable[[], None]:
     """A function that compares bytes with their checksum when it is first called."""
 
     @functools.cache
@@ -169,8 +174,8 @@ def _check_once(data: memoryview, expected: int, *, name: str) -> Callable[[], N
             found = zlib.crc32(data[start : start + _CHECKED_BYTES], found)
         if found != expected:
             raise CheckpointError(
-                f"is damaged: the checksum of its storage {name} is {found:08x}, expected {expected:08x}; copy the "
-                f"file again, or save it again where it was written without checksums"
+                f"{where} is damaged: its checksum is {found:08x}, expected {expected:08x}; copy the file again, or "
+                f"save it again where it was written without checksums"
             )
 
     return check
