@@ -22,13 +22,14 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     data, tensors = map_file(path), {}
     try:
         with open(path, "rb") as file:
-            places = parse_header(read_header(file))
+            header = read_header(file)
+        places = parse_header(header)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"is no safetensors file, or damaged: {error}") from None
     for name, place in places.items():
         if place.dtype not in _TYPES:
             continue  # of a type that NumPy does not have
-        if not 0 <= place.start <= place.stop <= len(data):
+        if not len(header) <= place.start <= place.stop <= len(data):
             raise CheckpointError(f"is cut off: '{name}' lies at bytes {place.start} to {place.stop} of {len(data)}")
         piece = data[place.start : place.stop]
         dtype = np.dtype(_TYPES[place.dtype]).newbyteorder("<")

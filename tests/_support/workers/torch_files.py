@@ -6,6 +6,7 @@ Each case is FOLDER/<case>.pt (or .safetensors, .onnx) and FOLDER/<case>.npz wit
 [2, D]. The networks have the names of the libraries that publish weights, and are small.
 """
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -227,6 +228,50 @@ def main(folder):
     from safetensors.torch import save_file
 
     write(folder, "safetensors", vit, lambda state: save_file(state, str(folder / "safetensors.safetensors")))
+    write_onnx(folder / "iresnet18.onnx", iresnet)
+    write_states(folder / "states")
+
+
+def write_onnx(path, net):
+    """The network of iresnet18.pt as ONNX, under the names of its tensors."""
+    if importlib.util.find_spec("onnx") is None:
+        return
+    net.load_state_dict(torch.load(path.with_suffix(".pt")))
+    keep = torch.onnx.TrainingMode.PRESERVE
+    options = {"training": keep, "do_constant_folding": False, "dynamo": False}
+    torch.onnx.export(net.eval(), torch.randn(1, 3, SIDE, SIDE), path, **options)
+
+
+def write_states(folder, classes=10, ranks=4):
+    """What arcface_torch saves of four ranks: each has the network, its class centers and an optimizer of both."""
+    folder.mkdir()
+    net = nn.Module()
+    net.conv, net.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 8 * 8, 16)
+    centers, velocities = [], []
+    for rank in range(ranks):
+        head = nn.Module()
+        head.weight = nn.Parameter(torch.randn(classes // ranks + (rank < classes % ranks), 16) * 0.01)
+        groups = [{"params": net.parameters()}, {"params": head.parameters()}]
+        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=5e-4)
+        for parameter in [*net.parameters(), *head.parameters()]:
+            torch.manual_seed(parameter.numel() + len(centers) * (parameter is head.weight))
+            parameter.grad = torch.randn_like(parameter)
+        kept = {name: value.clone() for name, value in net.state_dict().items()}
+        optimizer.step()
+        state = {"epoch": 2, "global_step": 10, "state_dict_backbone": net.state_dict()}
+        scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer)
+        state.update(state_dict_softmax_fc=head.state_dict(), state_optimizer=optimizer.state_dict())
+        torch.save({**state, "state_lr_scheduler": scheduler.state_dict()}, folder / f"checkpoint_gpu_{rank}.pt")
+        centers.append(head.weight.detach().clone().numpy())
+        velocities.append(optimizer.state[head.weight]["momentum_buffer"].clone().numpy())
+        if rank == 0:
+            held = {name: value.clone().numpy() for name, value in net.state_dict().items()}
+            held.update(
+                (f"{name}:velocity", optimizer.state[value]["momentum_buffer"].clone().numpy())
+                for name, value in net.named_parameters()
+            )
+        net.load_state_dict(kept)
+    np.savez(folder / "held.npz", weight=np.concatenate(centers), velocity=np.concatenate(velocities), **held)
 
 
 if __name__ == "__main__":
