@@ -22,6 +22,8 @@ _KEYS = ("state_dict_backbone", "state_dict", "model_state_dict", "backbone", "m
 # Parts of names that say in what a network was wrapped.
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "network.")
 WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".pdparams", ".safetensors", ".onnx")
+# Names of tensors that Paddle alone has. Safetensors files do not say which library wrote them.
+_OF_PADDLE = re.compile(r"\._(mean|variance|weight)$")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 
@@ -73,8 +75,10 @@ def open_weights(path: str | Path) -> Weights:
     except CheckpointError as error:
         message = str(error)
         raise CheckpointError(message if message.startswith(str(path)) else f"{path}: {message}") from None
-    is_torch = not any(re.search(r"\._(mean|variance|weight)$", name) for name in tensors) and kind != "Paddle's file"
-    return Weights(path=path, kind=kind, tensors=tensors, is_torch=is_torch, content=content)
+    is_paddle = kind == "Paddle's file" or (
+        kind == "safetensors file" and any(_OF_PADDLE.search(name) for name in tensors)
+    )
+    return Weights(path=path, kind=kind, tensors=tensors, is_torch=not is_paddle, content=content)
 
 
 def _read(path: Path) -> tuple[str, Any]:
