@@ -115,8 +115,15 @@ class Config(Settings):
     )
     model_name: str = Field(
         default="ResNet50",
-        description="Backbone: ResNet50, ResNet101, ResNet152, ResNetTiny (small images, CPUs), another registered "
-        "name, or 'package.module:Class'.",
+        description="Backbone: IResNet18, IResNet34, IResNet50, IResNet100, IResNet200, MobileFaceNet, ViT-T, ViT-S, "
+        "ViT-B, ViT-L, EdgeFace-XXS, EdgeFace-XS, EdgeFace-S, EdgeFace-Base, ResNet50, ResNet101, ResNet152, "
+        "ResNetTiny (small images, CPUs), another registered name, 'package.module:Class', or a network of Paddle as "
+        "'paddle.vision.models:resnet18'. See docs/backbones.md.",
+    )
+    recompute: bool = Field(
+        default=False,
+        description="Compute the activations of the backbone's blocks again in the backward pass, in place of keeping "
+        "them: less memory, the same numbers, about a third more time. See docs/backbones.md.",
     )
 
     loss_type: str = Field(default="dist_arcface", description=f"Loss: {', '.join(LOSS_TYPES)}.")

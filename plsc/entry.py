@@ -126,9 +126,20 @@ class Entry(_Attributes):
         self.config.model = check_model(model)
 
     def set_model_name(self, model_name: str) -> None:
-        """Backbone by name: one of `plsc.list_backbones()` or 'package.module:Class'. Default 'ResNet50'."""
+        """Backbone by name. Default 'ResNet50'.
+
+        One of `plsc.list_backbones()`, 'package.module:Class', or a network of Paddle as 'paddle.vision.models:resnet18'.
+        docs/backbones.md compares them, and `plsc models` lists what they cost.
+        """
         find_backbone(model_name)
         self.config.model_name = model_name
+
+    def set_recompute(self, recompute: bool) -> None:
+        """Compute the activations of the backbone's blocks again in the backward pass, in place of keeping them.
+
+        It takes less memory and about a third more time, and changes no number. Default False.
+        """
+        self.config.recompute = recompute
 
     # Last layer and loss
 

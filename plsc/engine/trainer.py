@@ -85,6 +85,7 @@ from plsc.errors import CheckpointError, ConfigError, DataError, Interrupted, PL
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
+from plsc.models.recompute import BlockRecompute
 from plsc.utils.hints import setter
 from plsc.utils.logging import show_log
 from plsc.utils.plural import counted
@@ -252,6 +253,7 @@ class Trainer:
             self.config = self.config.model_copy(update={"model": check_model(backbone)})
         paddle.seed(self.config.seed)
         self.backbone = build_backbone(self.config)
+        self._recomputing = BlockRecompute(self.backbone).forward if self.config.recompute else contextlib.nullcontext
         self.observers = ObserverGroup([Progress(), MetricsFile(), LaunchReport(), *observers], self.topology.is_main)
 
     def _make_head(self, head: Head | None) -> None:
@@ -379,7 +381,7 @@ class Trainer:
         images = normalize_tensor(pixels, mean=self._pixel_mean, std=self._pixel_std)
 
         self._judge.before_forward()
-        with self.precision.forward():
+        with self.precision.forward(), self._recomputing():
             features = self.network(images)
         check_embedding(features, self.backbone, images=len(batch.labels), emb_dim=self.config.emb_dim)
         head_features = features.detach().astype("float32")

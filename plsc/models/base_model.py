@@ -62,6 +62,13 @@ class BaseModel(nn.Layer):
         """Embeddings [N, D] of images [N, 3, H, W]."""
         return self.build_network(images, None, is_train=self.training)
 
+    def recomputable(self) -> list[nn.Layer]:
+        """Layers of this network whose activations the setting `recompute` may have computed twice; by default none.
+
+        Each is called once in a forward pass, with one tensor, and returns one.
+        """
+        return []
+
 
 def build_backbone(config: Config) -> nn.Layer:
     """The backbone that a configuration asks for: its `model`, else the one of `model_name`.

@@ -1,4 +1,4 @@
-"""Backbones by name: those that are registered, and any class as 'package.module:Class'.
+"""Backbones by name: those that are registered, any class as 'package.module:Class', and Paddle's own networks.
 
 Nothing here imports Paddle before a backbone is looked up, so that a name can be checked where it is given.
 """
@@ -30,6 +30,8 @@ F = TypeVar("F", bound=Factory)
 
 # Name -> the class or function that creates it, or 'package.module:Class'.
 _BACKBONES: dict[str, Factory | str] = {}
+# Module whose functions are no backbones -> (module, function), which makes one of the name of a function.
+_MAKERS = {"paddle.vision.models": ("plsc.models.zoo", "vision_backbone")}
 
 
 @overload
@@ -91,7 +93,7 @@ def create_backbone(name: str, *, emb_dim: int = 512, image_shape: Sequence[int]
     """Create a backbone by name.
 
     Args:
-        name: one of `list_backbones()`, or 'package.module:Class'.
+        name: one of `list_backbones()`, 'package.module:Class', or 'paddle.vision.models:resnet18'.
         emb_dim: embedding size D.
         image_shape: (3, H, W) of its input.
 
@@ -173,6 +175,10 @@ def _import_backbone(name: str) -> Factory:
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
         raise ConfigError(f"model_name: got {name!r}; expected 'package.module:Class'")
+    if module_name in _MAKERS:
+        maker_module, maker = _MAKERS[module_name]
+        made: Factory = getattr(importlib.import_module(maker_module), maker)(attribute)
+        return made
     module = _import_module(name, module_name)
     factory: Factory | None = getattr(module, attribute, None)
     if not callable(factory):

@@ -68,6 +68,18 @@ _OTHER_WORDS = {
     "sphereface": "asoftmax angularsoftmax sphere multiplicativeangular",
     "softmax": "ce crossentropy xent normalizedsoftmax normface",
     "drain": "draintimeout gracefultimeout grace",
+    "IResNet18": "r18 ir18 iresnet18",
+    "IResNet34": "r34 ir34 iresnet34",
+    "IResNet50": "r50 ir50 irse50 iresnet50",
+    "IResNet100": "r100 r101 ir100 ir101 iresnet101",
+    "IResNet200": "r200 ir200 iresnet200",
+    "MobileFaceNet": "mbf mobilefacenet mfn mobileface",
+    "ViT-T": "vittiny",
+    "ViT-S": "vitsmall",
+    "ViT-B": "vitbase",
+    "ViT-L": "vitlarge",
+    "EdgeFace-XS": "edgefacexsgamma06",
+    "EdgeFace-S": "edgefacesgamma05 edgefacesmall",
 }
 # Words for what is no setting, without dashes and underscores, and where it is given.
 _ELSEWHERE = {
