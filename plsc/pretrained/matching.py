@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +20,7 @@ from plsc.utils.finite import find_nonfinite
 from plsc.utils.hints import setter
 from plsc.utils.plural import counted
 
+_BODY = "body."  # of `plsc.models.zoo.VisionBackbone`
 _SHOWN = 10  # names of a kind in a table
 
 
@@ -64,9 +66,15 @@ class Match:
 def match(weights: Weights, network: nn.Layer) -> Match:
     """Find the tensors of a file for a network. None is read."""
     own = network.state_dict()
-    plain = {short: name for name, short in strip_prefixes(own).items()}
-    scheme = scheme_of(weights.tensors)
+    plain = {short: name for name, short in _plain_names(own, weights).items()}
     targets = scheme_of(plain).translate(plain)  # name -> common name
+    common_names = set(targets.values())
+
+    def hits(scheme: Scheme) -> int:
+        return len(common_names.intersection(scheme.translate(weights.tensors).values()))
+
+    # A file that lacks the tensors that mark its scheme may have the names of the network.
+    scheme = max(scheme_of(weights.tensors), scheme_of(plain), key=hits)
     given = {common: name for name, common in scheme.translate(weights.tensors).items() if not IGNORED.search(name)}
     matrices, slopes = _weights_of(network, nn.Linear, "weight"), _weights_of(network, nn.PReLU, "_weight")
     result = Match(weights=weights, scheme=scheme, matrices=matrices, slopes=slopes)
@@ -84,10 +92,18 @@ def match(weights: Weights, network: nn.Layer) -> Match:
             result.implied[name] = kind
         else:
             result.missing.append(name)
-    parts = {common.split(".")[0] for common in targets.values()}
+    parts = {common.split(".")[0] for common in common_names}
     for common, name in given.items():
         (result.unused if common.split(".")[0] in parts else result.foreign).append(name)
     return result
+
+
+def _plain_names(own: Iterable[str], weights: Weights) -> dict[str, str]:
+    """The names in a network without the part that holds a network of Paddle, which its own files do not have."""
+    plain = strip_prefixes(own)
+    if any(name.startswith(_BODY) for name in weights.tensors):
+        return plain
+    return {name: short.removeprefix(_BODY) for name, short in plain.items()}
 
 
 def load(found: Match, network: nn.Layer, *, strict: bool = False, bgr: bool = False) -> None:

@@ -43,7 +43,7 @@ def stirred(seed=0):
     """A network whose every tensor is random."""
     network, rng = ResNetTiny(DIM, SHAPE), np.random.default_rng(seed)
     for tensor in network.state_dict().values():
-        tensor.set_value(rng.uniform(0.5, 1.5, tensor.shape).astype("f4"))
+        tensor.set_value((rng.uniform(0.5, 1.5, tensor.shape) / 4 ** (len(tensor.shape) > 1)).astype("f4"))
     network.eval()
     return network
 

@@ -189,6 +189,32 @@ def test_adaface_names_fit_resnet_with_what_they_leave_out(tmp_path):
 _AFFINE = ("output_layer.4.weight", "output_layer.4.bias")
 
 
+def test_paddleclas_names_fit_a_network_of_paddle(tmp_path):
+    """ResNet50 of PaddleClas and of paddle.vision are one network; the classifier stays behind."""
+    network = create_backbone("paddle.vision.models:resnet50", emb_dim=4, image_shape=SHAPE)
+    own = {name.removeprefix("body."): value.numpy() + 1 for name, value in network.state_dict().items()}
+    units = [f"layer{stage}.{unit}" for stage, count in enumerate((3, 4, 6, 3), start=1) for unit in range(count)]
+    words = {f"conv{index}": f"conv{index - 1}.conv" for index in (1, 2, 3)}
+    words.update({f"bn{index}": f"conv{index - 1}.bn" for index in (1, 2, 3)})
+    words.update({"downsample.0": "short.conv", "downsample.1": "short.bn"})
+    clas = {"fc.weight": np.ones([2048, 1000], "f4")}
+    for name, value in own.items():
+        stage, _, inner = name.rpartition(".")
+        unit = next((unit for unit in units if stage.startswith(f"{unit}.")), None)
+        if unit is not None:
+            stage = f"blocks.{units.index(unit)}.{words[stage[len(unit) + 1 :]]}"
+        if not name.startswith("embedding"):
+            clas[f"{ {'conv1': 'stem.0.conv', 'bn1': 'stem.0.bn'}.get(stage, stage) }.{inner}"] = value
+    paddle.save(clas, str(tmp_path / "net.pdparams"))
+    found = match(open_weights(tmp_path / "net.pdparams"), network)
+    load(found, network)
+    assert found.scheme.name == "PaddleClas" and found.foreign == ["fc.weight"] and not found.unused
+    assert {name.split(".")[0] for name in found.missing} == {"embedding"}
+    for name, value in network.state_dict().items():
+        if name.startswith("body."):
+            np.testing.assert_array_equal(value.numpy(), own[name.removeprefix("body.")], err_msg=name)
+
+
 @pytest.fixture(scope="module")
 def torch_files(tmp_path_factory):
     """Files that PyTorch has written, with what its networks compute."""
@@ -220,3 +246,12 @@ def test_networks_agree_with_pytorch(torch_files, case, network):
     found = backbone(paddle.to_tensor(held["images"])).numpy()
     np.testing.assert_allclose(found, held["outputs"], rtol=0, atol=1e-5)
     assert np.abs(held["outputs"]).max() > 0.1
+
+
+@pytest.mark.slow
+def test_an_onnx_model_of_pytorch_whose_layers_are_folded_is_refused(torch_files):
+    if not (torch_files / "folded.onnx").is_file():
+        pytest.skip("PyTorch has not written folded.onnx: its package onnx is missing")
+    network = create_backbone("IResNet18", emb_dim=DIM, image_shape=SHAPE)
+    with pytest.raises(CheckpointError, match=r"has no tensors of the names conv1.weight, bn1.*folded layers together"):
+        load(match(open_weights(torch_files / "folded.onnx"), network), network)

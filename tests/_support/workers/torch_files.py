@@ -240,6 +240,7 @@ def write_onnx(path, net):
     keep = torch.onnx.TrainingMode.PRESERVE
     options = {"training": keep, "do_constant_folding": False, "dynamo": False}
     torch.onnx.export(net.eval(), torch.randn(1, 3, SIDE, SIDE), path, **options)
+    torch.onnx.export(net.eval(), torch.randn(1, 3, SIDE, SIDE), path.with_name("folded.onnx"), dynamo=False)
 
 
 def write_states(folder, classes=10, ranks=4):
