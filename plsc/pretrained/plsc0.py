@@ -15,6 +15,7 @@ from plsc.errors import CheckpointError
 from plsc.pretrained.opening import Weights
 from plsc.pretrained.paddle_file import read_variable
 from plsc.pretrained.tensors import StoredTensor
+from plsc.utils.plural import counted
 
 _NAME = re.compile(r"(conv2d|batch_norm|prelu|fc)_(\d+)\.([wb]_\d)")
 _UNITS = (3, 4, 14, 3)
@@ -40,7 +41,7 @@ def open_network(files: list[Path]) -> Weights | None:
         numbers = {number for own, number, _ in found if own == kind}
         if len(numbers) != len(places):
             raise CheckpointError(
-                f"the network has {len(numbers)} layers of the kind {kind}, and ResNet50, the network of PLSC 0.x that "
+                f"the network has {counted(len(numbers), 'layer')} of the kind {kind}, and ResNet50, the network of PLSC 0.x that "
                 f"is read, has {len(places)}"
             )
     tensors = {}

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from plsc.errors import CheckpointError
 from plsc.pretrained.tensors import StoredTensor
+from plsc.utils.plural import counted
 from plsc.utils.ranges import Range, shard_ranges
 
 
@@ -71,7 +72,7 @@ def check_sizes(sizes: Sequence[int], *, by: str) -> None:
     is_right = list(sizes) == expected if by == "evenly" else len(set(sizes[:-1])) <= 1 and sizes[-1] <= sizes[0]
     if not is_right:
         raise CheckpointError(
-            f"the shards have {', '.join(map(str, sizes))} classes, which {len(sizes)} ranks of one run do not have "
+            f"the shards have {', '.join(map(str, sizes))} classes, which {counted(len(sizes), 'rank')} of one run do not have "
             f"together; give all files of one run"
         )
 

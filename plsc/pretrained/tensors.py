@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plsc.errors import CheckpointError
+from plsc.utils.plural import counted
 
 
 class StoredTensor:
@@ -73,6 +74,6 @@ def view_of(data: memoryview, dtype: np.dtype[Any], shape: list[int], *, what: s
         CheckpointError: the shape needs another number of bytes.
     """
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data):
-        raise CheckpointError(f"{what} has {len(data)} bytes, and {shape} of {dtype} needs another number")
+        raise CheckpointError(f"{what} has {counted(len(data), 'byte')}, and {shape} of {dtype} needs another number")
     array: NDArray[Any] = np.frombuffer(data, dtype).reshape(shape)
     return array

@@ -23,6 +23,7 @@ from plsc.pretrained.plsc0 import open_network
 from plsc.pretrained.schemes import IGNORED
 from plsc.pretrained.shards import check_ranks, check_sizes
 from plsc.pretrained.tensors import StoredTensor
+from plsc.utils.plural import counted
 
 _STATES = re.compile(r"checkpoint_gpu_(\d+)\.pt")
 _CENTERS = re.compile(r"rank_(\d+)_softmax_weight\.pt")
@@ -143,7 +144,9 @@ def _only_tensor(state: Any) -> StoredTensor:
     tensors = [value for value in state.values() if isinstance(value, StoredTensor)] if isinstance(state, dict) else []
     matrices = [value for value in tensors if len(value.shape) == 2]
     if len(matrices) != 1:
-        raise CheckpointError(f"the head has {len(matrices)} matrices, expected one: the class centers [classes, D]")
+        raise CheckpointError(
+            f"the head has {counted(len(matrices), 'tensor')} of two axes, expected one: the class centers [classes, D]"
+        )
     return matrices[0]
 
 
