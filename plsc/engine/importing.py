@@ -163,10 +163,10 @@ def _log_head(training: Training, tensors: dict[str, Any], config: Config) -> No
         log.info("%s: no class centers: test and export take the checkpoint, training does not", training.kind)
         return
     log.info(
-        "%s: %s of %d numbers in %s, %s momentum",
+        "%s: %s of %s in %s, %s momentum",
         training.kind,
         counted(config.num_classes, "class center"),
-        config.emb_dim,
+        counted(config.emb_dim, "number"),
         counted(len(training.head["weight"]), "file"),
         "with their" if f"{_HEAD}weight{_VELOCITY}" in tensors else "without",
     )

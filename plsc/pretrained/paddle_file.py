@@ -12,6 +12,7 @@ from plsc.data.guarded_pickle import PickledArray
 from plsc.errors import CheckpointError
 from plsc.pretrained.inert_pickle import read_pickle
 from plsc.pretrained.tensors import StoredTensor, map_file, view_of
+from plsc.utils.plural import counted
 
 # The numbers of types in Paddle's binary form. 22 is bfloat16.
 _TYPES = {0: "?", 1: "<i2", 2: "<i4", 3: "<i8", 4: "<f2", 5: "<f4", 6: "<f8", 20: "<u1", 21: "<i1", 22: "<u2"}
@@ -73,7 +74,7 @@ def read_variable(path: Path) -> StoredTensor:
     data = map_file(path)
     tensor, end = _read_variable(data)
     if end != len(data):
-        raise CheckpointError(f"has {len(data)} bytes, expected one tensor of {end}")
+        raise CheckpointError(f"has {counted(len(data), 'byte')}, expected one tensor of {end}")
     return tensor
 
 
