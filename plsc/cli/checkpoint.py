@@ -155,6 +155,12 @@ def import_(
     backbone: Annotated[
         Path | None, typer.Option(help="File of the network, where it is not among those of the source.")
     ] = None,
+    pixel_mean: Annotated[
+        str | None, typer.Option(help="Mean of pixels of 0 to 255 in its training. Default: 127.5.")
+    ] = None,
+    pixel_std: Annotated[
+        str | None, typer.Option(help="Standard deviation of these pixels. Default: 127.5, for PLSC 0.x 128.")
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="Refuse a network whose tensors do not all fit. By default a table lists them."),
@@ -167,14 +173,15 @@ def import_(
     Of arcface_torch the folder with checkpoint_gpu_0.pt and so on, or with rank_0_softmax_weight.pt; of PLSC 2.x
     latest.pdparams; of PLSC 0.x the folder of an epoch; or any file that --pretrained takes. See docs/pretrained.md.
     """
-    from plsc.config import Config
     from plsc.engine.importing import import_checkpoint
 
     written = import_checkpoint(
         source,
         target,
         model_name=model_name,
-        image_shape=Config(image_shape=image_shape).image_shape,  # type: ignore[arg-type]  # text is parsed
+        image_shape=image_shape,
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
         loss_type=loss_type,
         ranks=ranks,
         backbone=backbone,

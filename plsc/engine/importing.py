@@ -36,10 +36,12 @@ def import_checkpoint(
     target: str | Path,
     *,
     model_name: str,
-    image_shape: Sequence[int] = (3, 112, 112),
+    image_shape: Sequence[int] | str = (3, 112, 112),
     loss_type: str = "dist_arcface",
     ranks: int = 1,
     backbone: str | Path | None = None,
+    pixel_mean: Sequence[float] | str | None = None,
+    pixel_std: Sequence[float] | str | None = None,
     strict: bool = False,
     bgr: bool = False,
 ) -> Path:
@@ -57,6 +59,8 @@ def import_checkpoint(
         loss_type: with which training goes on, for the checkpoint's notes.
         ranks: how many ranks the class centers are divided among; any number resumes from them.
         backbone: a file of the network, where it is not among those of `source`.
+        pixel_mean: of red, green and blue, 0 to 255, with which the network was trained; by default 127.5.
+        pixel_std: the same; by default 127.5, and 128 for PLSC 0.x.
         strict: refuse a network that does not fit whole.
         bgr: the network takes pixels blue first; see `plsc.pretrained.matching.load`.
 
@@ -74,7 +78,9 @@ def import_checkpoint(
             f"{source}: holds class centers and no network; name its file: "
             f"{argument('backbone', 'backbone.pth', of='plsc checkpoint import')}"
         )
-    config = _config_of(training, model_name=model_name, image_shape=image_shape, loss_type=loss_type)
+    config = _config_of(training, model_name=model_name, loss_type=loss_type)
+    given = {"image_shape": image_shape, "pixel_mean": pixel_mean, "pixel_std": pixel_std}
+    config.assign(**{name: value for name, value in given.items() if value is not None})
     network, found = _open_network(training, config, backbone)
     for line in table(found, network):
         log.info("%s", line)
@@ -116,10 +122,9 @@ class _Whole:
         return np.atleast_1d(self._array)[start:stop]
 
 
-def _config_of(training: Training, *, model_name: str, image_shape: Sequence[int], loss_type: str) -> Config:
-    """The settings that the checkpoint notes."""
+def _config_of(training: Training, *, model_name: str, loss_type: str) -> Config:
+    """The settings that the checkpoint notes, as far as the files say them."""
     config = Config(model_name=model_name, loss_type=loss_type, pixel_std=(training.pixel_std,) * 3)
-    config.assign(image_shape=image_shape)
     if training.head:
         config.emb_dim = training.head["weight"][0].shape[1]
     return config

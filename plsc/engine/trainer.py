@@ -119,7 +119,8 @@ class Trainer:
         DataError: the training data or a verification set cannot be opened, or an image of a verification set cannot
             be decoded: all are decoded once.
         CheckpointError: the checkpoint to start from is damaged or does not fit the settings or the classes of the
-            data; or `model_save_dir` cannot be written to, or another run saves into it.
+            data; the file of `pretrained` cannot be read or does not fit the network; or `model_save_dir` cannot be
+            written to, or another run saves into it.
         StorageError: a remote folder cannot be read or written, or does not fit into the cache.
         DistributedError: ranks have different settings or data.
 

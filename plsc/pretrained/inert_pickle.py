@@ -21,8 +21,9 @@ Constructors = Mapping[tuple[str, str], Callable[..., Any]]
 # of them stays inert. Anything else that a file names has no place beside weights.
 _HARMLESS = frozenset(
     {
-        *("argparse", "collections", "datetime", "easydict", "enum", "lightning", "lightning_fabric", "ml_collections"),
-        *("numpy", "omegaconf", "paddle", "pathlib", "pytorch_lightning", "torch", "torchvision", "typing", "yacs"),
+        *("argparse", "collections", "copy_reg", "copyreg", "datetime", "easydict", "enum", "functools", "lightning"),
+        *("lightning_fabric", "ml_collections", "numpy", "omegaconf", "paddle", "pathlib", "pytorch_lightning"),
+        *("torch", "torchvision", "typing", "yacs"),
     }
 )
 _HARMLESS_BUILTINS = frozenset(
@@ -181,7 +182,7 @@ class _Machine:
             return Named(module, name)
         raise CheckpointError(
             f"asks for {module[:80]}.{name[:80]}, which does not belong beside weights and may be an attack; nothing "
-            f"of it was run. A network that was saved whole is saved by torch.save(network.state_dict(), FILE)"
+            f"of it was run. Where that is a mistake, save the tensors alone: torch.save(network.state_dict(), FILE)"
         )
 
     def _above_mark(self) -> list[Any]:

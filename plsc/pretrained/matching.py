@@ -21,7 +21,7 @@ from plsc.utils.hints import setter
 from plsc.utils.plural import counted
 
 _BODY = "body."  # of `plsc.models.zoo.VisionBackbone`
-_SHOWN = 10  # names of a kind in a table
+_SHOWN, _LONGEST = 10, 120  # names of a kind in a table, and characters of one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ def check(found: Match, network: nn.Layer, *, strict: bool) -> None:
     """Refuse a file that fits too little; arguments and errors are those of `load`."""
     path, kind = found.weights.path, type(network).__name__
     if not found.sources:
-        listed = ", ".join([*found.weights.tensors][:4])
+        listed = ", ".join(name[:_LONGEST] for name in [*found.weights.tensors][:4])
         raise CheckpointError(
             f"{path}: no tensor fits {kind}, whose tensors are {', '.join([*network.state_dict()][:4])}, ...; the file "
             f"has {listed or 'none'}, ...; {_other_network()}"
@@ -180,7 +180,9 @@ def _odds(found: Match) -> list[str]:
 
 def _some(names: list[str]) -> str:
     more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {counted(more, 'other')}" if more > 0 else "")
+    return ", ".join(name[:_LONGEST] for name in names[:_SHOWN]) + (
+        f" and {counted(more, 'other')}" if more > 0 else ""
+    )
 
 
 def _other_network() -> str:

@@ -163,8 +163,8 @@ def strip_prefixes(names: Iterable[str]) -> dict[str, str]:
     """Each name without `PREFIXES` at its beginning; all as they are where two would become one."""
     short: dict[str, str] = {}
     for name in names:
-        rest = name
-        while found := next((prefix for prefix in PREFIXES if rest.startswith(prefix)), None):
-            rest = rest[len(found) :]
-        short[name] = rest
+        start = 0
+        while found := next((prefix for prefix in PREFIXES if name.startswith(prefix, start)), None):
+            start += len(found)
+        short[name] = name[start:]
     return short if len(set(short.values())) == len(short) else {name: name for name in short}

@@ -47,10 +47,10 @@ class Scheme:
         """{name: common name}."""
         names = list(names)
         places = {name: found for name in names if (found := re.match(self.unit, name))}
-        order = sorted({_place(found) for found in places.values()})
+        order = {place: number for number, place in enumerate(sorted({_place(found) for found in places.values()}))}
         return {
             name: _common_end(
-                f"unit.{order.index(_place(places[name]))}.{_begin(name[places[name].end() :], self.parts)}"
+                f"unit.{order[_place(places[name])]}.{_begin(name[places[name].end() :], self.parts)}"
                 if name in places
                 else _begin(name, self.others)
             )

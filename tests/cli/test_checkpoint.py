@@ -152,7 +152,9 @@ def test_import(run, tmp_path, caplog):
     assert f"wrote {tmp_path}/out: " in told and "3 ranks" in told
     (row,) = [run("inspect", tmp_path / "out", "--json")]
     assert (row["epoch"], row["step"], row["ranks"]) == (4, 9, 3)
-    found = run("import", tmp_path / "in", tmp_path / "again", *flags, "--json")
+    found = run("import", tmp_path / "in", tmp_path / "again", *flags, "--json", "--pixel-std", "58,57,57.5")
+    assert Checkpoint(tmp_path / "out").about["settings"]["pixel_std"] == [127.5] * 3
+    assert Checkpoint(tmp_path / "again").about["settings"]["pixel_std"] == [58, 57, 57.5]
     assert found["path"] == str(tmp_path / "again") and found["ranks"] == 1
     assert "never overwritten" in run("import", tmp_path / "in", tmp_path / "out", *flags, status=1)
     assert "accepted: " in run("import", tmp_path / "in", tmp_path / "x", "--model-name", "ResNetTin", status=1)

@@ -8,6 +8,8 @@ import struct
 import numpy as np
 import paddle
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from plsc import CheckpointError
 from plsc.pretrained.opening import open_weights
@@ -65,6 +67,19 @@ def test_arrays_saved_in_pieces_are_joined(path):
         pickle.dump({"w@@.0": np.arange(4.0), "w@@.1": np.arange(4.0, 6), **pieces}, file, protocol=2)
     with pytest.raises(CheckpointError, match="do not fit together"):
         open_weights(path)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 10_000), byte=st.integers(0, 255))
+def test_any_changed_byte_gives_numbers_or_a_checkpoint_error(path, place, byte):
+    data = bytearray(pickle.dumps({"a": np.arange(6.0), "b": {"c": np.ones([2, 2], np.float32)}}, protocol=4))
+    data[place % len(data)] = byte
+    path.write_bytes(data)
+    try:
+        for tensor in open_weights(path).tensors.values():
+            tensor.numpy()
+    except CheckpointError as error:
+        assert str(error).startswith(str(path))
 
 
 class Attack:
