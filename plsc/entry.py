@@ -128,8 +128,8 @@ class Entry(_Attributes):
     def set_model_name(self, model_name: str) -> None:
         """Backbone by name. Default 'ResNet50'.
 
-        One of `plsc.list_backbones()`, 'package.module:Class', or a network of Paddle as 'paddle.vision.models:resnet18'.
-        docs/backbones.md compares them, and `plsc models` lists what they cost.
+        One of `plsc.list_backbones()`, 'package.module:Class', or a network of Paddle, as
+        'paddle.vision.models:resnet18'. docs/backbones.md compares them, and `plsc models` lists what they cost.
         """
         find_backbone(model_name)
         self.config.model_name = model_name

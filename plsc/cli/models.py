@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from plsc.config import Config
 from plsc.errors import ConfigError
 from plsc.models.registry import list_backbones
 from plsc.utils.json_text import to_json
@@ -27,8 +28,8 @@ def models(
 ) -> None:
     """List backbones with parameters, multiply-adds and memory per image.
 
-    Multiply-adds are those of convolutions and matrix products, for one image in evaluation. The memory is what training
-    in float32 keeps of one image for the backward pass. Nothing is run: the numbers come from shapes.
+    Multiply-adds are those of convolutions and matrix products, for one image in evaluation. The memory is what
+    training in float32 keeps of one image for the backward pass. Nothing is run: the numbers come from shapes.
     """
     require_paddle()
     shape = _parse_shape(image_shape)
@@ -46,9 +47,9 @@ def models(
 
 
 def _parse_shape(text: str) -> tuple[int, ...]:
-    from plsc.config import Config
-
-    return Config(image_shape=text).image_shape
+    config = Config()
+    config.assign(image_shape=text)
+    return config.image_shape
 
 
 def _measure(name: str, emb_dim: int, image_shape: tuple[int, ...]) -> dict[str, Any]:

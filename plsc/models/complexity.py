@@ -63,8 +63,7 @@ def measure(make: Callable[[], nn.Layer], name: str, image_shape: Sequence[int])
         network = make()
         network.eval()
         _trace(network, name, graph_images(image_shape))
-        multiply_adds = sum(map(_products, graph.global_block().ops))
-        parameters = sum(math.prod(item.shape) for item in _weights(network))
+        multiply_adds, parameters = count_multiply_adds(graph), count_parameters(network)
     with graph_mode() as graph:
         network = make()
         network.train()
@@ -87,10 +86,15 @@ def _trace(network: nn.Layer, name: str, images: Any) -> Any:
         ) from error
 
 
-def _weights(network: nn.Layer) -> list[Any]:
-    """The parameters of a network. Paddle counts running statistics of batch normalization as parameters, too."""
+def count_parameters(network: nn.Layer) -> int:
+    """Numbers of a network's parameters. Paddle counts running statistics of batch normalization as such, too."""
     statistics = {id(tensor) for layer in batch_norms(network) for tensor in running_statistics(layer)}
-    return [item for item in network.parameters() if id(item) not in statistics]
+    return sum(math.prod(item.shape) for item in network.parameters() if id(item) not in statistics)
+
+
+def count_multiply_adds(graph: Any) -> int:
+    """Multiply-adds of the convolutions and matrix products of what `graph_mode` returned."""
+    return sum(map(_products, graph.global_block().ops))
 
 
 def _products(operator: Any) -> int:
@@ -98,32 +102,36 @@ def _products(operator: Any) -> int:
     kind = operator.name().removeprefix("pd_op.")
     if kind not in ("conv2d", "depthwise_conv2d", "conv2d_transpose", "matmul", "bmm", "addmm"):
         return 0
-    made = math.prod(operator.result(0).shape)
-    first, second = (list(operator.operand_source(index).shape) for index in (0, 1))
+    made: int = math.prod(operator.result(0).shape)
+    first, second = ([int(size) for size in operator.operand_source(index).shape] for index in (0, 1))
     if kind == "conv2d_transpose":
         return math.prod(first) * math.prod(second[1:])
     if kind in ("conv2d", "depthwise_conv2d"):
         return made * math.prod(second[1:])
     if kind == "addmm":
-        return made * int(second[-1])
-    return made * int(first[-2 if kind == "matmul" and operator.attrs()["transpose_x"] else -1])
+        return made * second[-1]
+    return made * first[-2 if kind == "matmul" and operator.attrs()["transpose_x"] else -1]
 
 
 def _kept_bytes(forward: Sequence[Any], backward: Sequence[Any]) -> int:
     """Bytes of what `forward` makes and `backward` reads, each once, without parameters."""
     readers = {operator.id() for operator in backward if operator.name() not in _ONLY_SHAPES}
     kept: dict[str, int] = {}
-    owner: dict[str, str] = {}
+    owner: dict[str, str] = {}  # of the memory of each value
     for operator in forward:
         if operator.name() in ("builtin.parameter", "builtin.combine"):
             continue
-        is_view = operator.name() in _VIEWS and operator.operand_source(0).initialized()
-        for value in operator.results():
-            if not value.initialized():
-                continue
+        is_view = operator.name() in _VIEWS
+        for value in [value for value in operator.results() if value.initialized()]:
             owner[value.id] = owner.get(operator.operand_source(0).id, value.id) if is_view else value.id
-            if value.is_dense_tensor_type() and -1 not in value.shape:
-                if any(reader.id() in readers for reader in value.all_used_ops()):
-                    size = math.prod(value.shape) * _ITEM_BYTES.get(str(value.dtype).split(".")[-1].lower(), 4)
-                    kept[owner[value.id]] = max(size, kept.get(owner[value.id], 0))
+            if any(reader.id() in readers for reader in value.all_used_ops()):
+                kept[owner[value.id]] = max(_bytes_of(value), kept.get(owner[value.id], 0))
     return sum(kept.values())
+
+
+def _bytes_of(value: Any) -> int:
+    """Of a tensor; 0 of a list of tensors, which count by themselves, and of what has no size yet."""
+    if not value.is_dense_tensor_type() or -1 in value.shape:
+        return 0
+    numbers: int = math.prod(value.shape)
+    return numbers * _ITEM_BYTES.get(str(value.dtype).split(".")[-1].lower(), 4)

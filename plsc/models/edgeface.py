@@ -17,7 +17,7 @@ from paddle.nn.initializer import Constant, TruncatedNormal
 
 from plsc.errors import ConfigError
 from plsc.models.base_model import BaseModel
-from plsc.models.layers import DropPath, linear
+from plsc.models.layers import DropPath, in_float32, linear
 
 DEPTHS, KERNELS, SCALES = (3, 3, 9, 3), (3, 5, 7, 9), (2, 2, 3, 4)
 EPSILON = 1e-6
@@ -128,7 +128,7 @@ class ChannelAttention(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         tokens, width = x.shape[1:]
         qkv = self.qkv(x).reshape([-1, tokens, 3, self._heads, width // self._heads]).transpose([2, 0, 3, 4, 1])
-        with paddle.amp.auto_cast(enable=False):
+        with in_float32():
             queries, keys, values = (part.astype("float32") for part in (qkv[0], qkv[1], qkv[2]))
             scores = (_unit(queries) @ _unit(keys).transpose([0, 1, 3, 2])) * self.temperature
             x = nn.functional.softmax(scores) @ values

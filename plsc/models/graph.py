@@ -22,6 +22,8 @@ def graph_mode() -> Iterator[Any]:
         >>> features.shape, [operator.name() for operator in graph.global_block().ops]
     """
     was_dynamic, place = paddle.in_dynamic_mode(), paddle.device.get_device()
+    # Paddle counts its names from 0 again where eager execution begins again; two parameters would have one name.
+    names = paddle.utils.unique_name.switch()
     graph = paddle.static.Program()
     paddle.enable_static()
     try:
@@ -36,6 +38,7 @@ def graph_mode() -> Iterator[Any]:
     finally:
         if was_dynamic:
             paddle.disable_static(place)
+        paddle.utils.unique_name.switch(*names)
 
 
 def graph_images(image_shape: Sequence[int], batch: int = 1) -> Any:

@@ -1,7 +1,7 @@
-"""IResNet: the residual networks of ArcFace with basic units, as arcface_torch, AdaFace's and others' weights have them.
+"""IResNet: the residual networks of ArcFace with basic units, whose weights arcface_torch and others publish.
 
 Deng et al., "ArcFace", CVPR 2019, section 3.1; Duta et al., "Improved Residual Networks", ICPR 2020. Layers are named,
-ordered and initialized as in the networks whose weights are published, so that these have the same names here.
+ordered and initialized as in arcface_torch's `iresnet`, so that its weights have the same names here.
 
 `plsc.models.resnet` has the ResNet50, 101 and 152 of PLSC 0.1, of which the last two are bottleneck networks.
 """
@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 import paddle
 from paddle import nn
-from paddle.nn.initializer import Constant, Normal
+from paddle.nn.initializer import Normal
 
 from plsc.models.base_model import BaseModel
-from plsc.models.layers import conv, linear, side_after
+from plsc.models.layers import FixedScaleNorm, conv, linear, side_after
 
 _CONV = Normal(0.0, 0.1)
 WIDTHS = (64, 128, 256, 512)
@@ -81,8 +81,7 @@ class IResNet(BaseModel):
         self.bn2 = nn.BatchNorm2D(channels)
         self.dropout = nn.Dropout(dropout)
         self.fc = linear(channels * math.prod(side_after(image_shape, halvings=len(WIDTHS))), emb_dim)
-        scale = paddle.ParamAttr(initializer=Constant(1.0), trainable=False)
-        self.features = nn.BatchNorm1D(emb_dim, weight_attr=scale)
+        self.features = FixedScaleNorm(emb_dim)
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         x = self.prelu(self.bn1(self.conv1(images)))

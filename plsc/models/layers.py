@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import paddle
 from paddle import nn
-from paddle.nn.initializer import Initializer, Uniform
+from paddle.nn.initializer import Constant, Initializer, Uniform
 
 
 def conv(
@@ -54,6 +55,31 @@ def side_after(image_shape: Sequence[int], halvings: int) -> tuple[int, int]:
     for _ in range(halvings):
         height, width = (height + 1) // 2, (width + 1) // 2
     return height, width
+
+
+def in_float32() -> contextlib.AbstractContextManager[Any]:
+    """Where mixed precision computes float32 tensors in float32. Graphs are float32 anyway."""
+    if not paddle.in_dynamic_mode():
+        return contextlib.nullcontext()
+    return paddle.amp.auto_cast(enable=False)  # type: ignore[no-any-return]  # Paddle is Any
+
+
+class FixedScaleNorm(nn.BatchNorm1D):
+    """Batch normalization of features [N, D] whose scale is not trained, and whose offset is.
+
+    With a scale that needs no gradient, Paddle 3.3 gives the offset none.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features, weight_attr=paddle.ParamAttr(initializer=Constant(1.0), trainable=False))
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        if not self.training:
+            return super().forward(x)
+        scale = self.weight.detach()
+        scale.stop_gradient = False
+        statistics, rates = (self._mean, self._variance), {"momentum": self._momentum, "epsilon": self._epsilon}
+        return nn.functional.batch_norm(x, *statistics, scale, self.bias, training=True, **rates)
 
 
 def batch_norms(network: nn.Layer) -> list[nn.Layer]:

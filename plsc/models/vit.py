@@ -15,7 +15,7 @@ from paddle.nn.initializer import Constant, Normal, Uniform
 
 from plsc.errors import ConfigError
 from plsc.models.base_model import BaseModel
-from plsc.models.layers import DropPath
+from plsc.models.layers import DropPath, in_float32
 
 PATCH, HEADS = 9, 8
 _WEIGHT = Normal(0.0, 0.02)
@@ -34,7 +34,7 @@ class Attention(nn.Layer):
         tokens, width = x.shape[1:]
         qkv = self.qkv(x).reshape([-1, tokens, 3, self._heads, width // self._heads]).transpose([2, 0, 3, 1, 4])
         # Half precision overflows where a query meets a key that is like it.
-        with paddle.amp.auto_cast(enable=False):
+        with in_float32():
             queries, keys, values = qkv.astype("float32").unbind(0)
             scores = (queries @ keys.transpose([0, 1, 3, 2])) * (width // self._heads) ** -0.5
             x = nn.functional.softmax(scores) @ values

@@ -87,11 +87,14 @@ def _features(network: nn.Layer, images: paddle.Tensor) -> paddle.Tensor:
 
 
 def _count_features(make: Callable[..., nn.Layer], name: str, image_shape: Sequence[int]) -> int:
-    with graph_mode():
-        try:
-            return math.prod(_features(make(num_classes=0), graph_images(image_shape)).shape[1:])
-        except Exception as error:
+    with graph_mode() as graph:
+        features = _features(make(num_classes=0), graph_images(image_shape))
+        made = [operator for operator in graph.global_block().ops if operator.name() != "builtin.parameter"]
+        maps = [value for operator in made for value in operator.results() if value.is_dense_tensor_type()]
+        # Paddle averages maps without a pixel, too.
+        if any(size == 0 for value in maps for size in value.shape):
             raise ConfigError(
-                f"image_shape: got {tuple(image_shape)}, which {MODULE}:{name} cannot take; give larger images, or choose "
-                f"another network"
-            ) from error
+                f"image_shape: got {tuple(image_shape)}, of which {MODULE}:{name} makes maps without a pixel; give "
+                f"larger images, or choose another network"
+            )
+        return math.prod(features.shape[1:])

@@ -28,16 +28,24 @@ def images(side=112):
     return np.random.default_rng(0).uniform(-1, 1, [2, 3, side, side]).astype(np.float32)
 
 
+def public_tensors(network):
+    """Shapes of a network's tensors by their public names, as PyTorch has them."""
+    return {name: tuple(tensor.shape)[:: -1 if turned else 1] for name, tensor, turned in _tensors(network)}
+
+
 def fill(network):
-    """Give each tensor of a network the one of its public name; returns the names with PyTorch's shapes."""
+    """Give each tensor of a network the one of its public name."""
+    shapes = public_tensors(network)
+    for name, tensor, turned in _tensors(network):
+        value = draw(name, shapes[name])
+        tensor.set_value(value.T if turned else value)
+
+
+def _tensors(network):
+    """(public name, tensor, whether PyTorch has it transposed), in order."""
     turned = {f"{name}.weight" for name, layer in network.named_sublayers() if isinstance(layer, nn.Linear)}
-    found = {}
     for name, tensor in network.state_dict().items():
         public = name
         for own, of_others in OTHER_NAMES.items():
             public = public.replace(own, of_others)
-        shape = tuple(tensor.shape)[:: -1 if name in turned else 1]
-        value = draw(public, shape)
-        tensor.set_value(value.T if name in turned else value)
-        found[public] = shape
-    return found
+        yield public, tensor, name in turned
