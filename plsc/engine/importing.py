@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,10 +79,14 @@ def import_checkpoint(
             f"{source}: holds class centers and no network; name its file: "
             f"{argument('backbone', 'backbone.pth', of='plsc checkpoint import')}"
         )
-    config = _config_of(training, model_name=model_name, loss_type=loss_type)
     given = {"image_shape": image_shape, "pixel_mean": pixel_mean, "pixel_std": pixel_std}
+    config = Config(model_name=model_name, loss_type=loss_type, pixel_std=(training.pixel_std,) * 3)
     config.assign(**{name: value for name, value in given.items() if value is not None})
+    if training.head_name in build_backbone(config).state_dict():  # a layer of the network, and no class centers
+        training = dataclasses.replace(training, head={}, head_name="")
     network, found = _open_network(training, config, backbone)
+    if training.head_name in found.foreign:
+        found.foreign.remove(training.head_name)  # the class centers, which are taken over
     for line in table(found, network):
         log.info("%s", line)
     load(found, network, strict=strict, bgr=bgr)
@@ -90,10 +95,8 @@ def import_checkpoint(
     }
     if backbone is None:
         tensors.update(_momentum(training, found, network, bgr=bgr))
-    head = {} if training.head_name in found.sources.values() else training.head
-    tensors.update({f"{_HEAD}{name}": JoinedRows(shards) for name, shards in head.items()})
-    classes = tensors[f"{_HEAD}weight"].shape[0] if head else 1
-    config = config.model_copy(update={"num_classes": classes})
+    tensors.update({f"{_HEAD}{name}": JoinedRows(shards) for name, shards in training.head.items()})
+    config.num_classes = tensors[f"{_HEAD}weight"].shape[0] if training.head else 1
     _log_head(training, tensors, config)
     return write_as_ranks(
         Path(target),
@@ -122,16 +125,10 @@ class _Whole:
         return np.atleast_1d(self._array)[start:stop]
 
 
-def _config_of(training: Training, *, model_name: str, loss_type: str) -> Config:
-    """The settings that the checkpoint notes, as far as the files say them."""
-    config = Config(model_name=model_name, loss_type=loss_type, pixel_std=(training.pixel_std,) * 3)
+def _open_network(training: Training, config: Config, file: str | Path | None) -> tuple[paddle.nn.Layer, Match]:
+    """The network here, and what of the file fits it. `config` gets the embedding size of the file."""
     if training.head:
         config.emb_dim = training.head["weight"][0].shape[1]
-    return config
-
-
-def _open_network(training: Training, config: Config, file: str | Path | None) -> tuple[paddle.nn.Layer, Match]:
-    """The network here, of the embedding size of the file, and what of the file fits it."""
     network = build_backbone(config)
     weights = training.backbone if file is None else open_for(file, network)
     if weights is None:

@@ -41,8 +41,8 @@ def open_network(files: list[Path]) -> Weights | None:
         numbers = {number for own, number, _ in found if own == kind}
         if len(numbers) != len(places):
             raise CheckpointError(
-                f"the network has {counted(len(numbers), 'layer')} of the kind {kind}, and ResNet50, the network of PLSC 0.x that "
-                f"is read, has {len(places)}"
+                f"the network has {counted(len(numbers), 'layer')} of the kind {kind}, and ResNet50, the network of "
+                f"PLSC 0.x that is read, has {len(places)}"
             )
     tensors = {}
     for kind, places in layers.items():

@@ -72,8 +72,8 @@ def check_sizes(sizes: Sequence[int], *, by: str) -> None:
     is_right = list(sizes) == expected if by == "evenly" else len(set(sizes[:-1])) <= 1 and sizes[-1] <= sizes[0]
     if not is_right:
         raise CheckpointError(
-            f"the shards have {', '.join(map(str, sizes))} classes, which {counted(len(sizes), 'rank')} of one run do not have "
-            f"together; give all files of one run"
+            f"the shards have {', '.join(map(str, sizes))} classes, which {counted(len(sizes), 'rank')} of one run "
+            f"do not have together; give all files of one run"
         )
 
 

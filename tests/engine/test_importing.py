@@ -190,14 +190,33 @@ def test_files_of_plsc_2(tmp_path):
         bring_in(tmp_path / "latest.pdparams", tmp_path / "again")
 
 
-def test_a_head_in_the_file_of_the_network(tmp_path):
+def test_a_head_in_the_file_of_the_network(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "plsc")
     kernel = np.random.default_rng(1).standard_normal([DIM, CLASSES], np.float32)
     lightning = {f"model.{name}": value for name, value in state().items()}
     torch_save(tmp_path / "a.ckpt", {"state_dict": {**lightning, "head.kernel": kernel, "head.t": np.zeros(1)}})
     np.testing.assert_array_equal(contents(bring_in(tmp_path / "a.ckpt", tmp_path / "a"))["head.weight"], kernel.T)
+    assert "not used, of other parts: head.t" in caplog.text
     paddle.save({**Net().state_dict(), "head.weight": paddle.to_tensor(kernel)}, str(tmp_path / "b.pdparams"))
     found = contents(bring_in(tmp_path / "b.pdparams", tmp_path / "b"))
     np.testing.assert_array_equal(found["head.weight"], kernel.T)
+
+
+@register_backbone("ImportedHead")
+class WithHead(nn.Layer):
+    """A network of its own whose last layer has the name of the class centers of PLSC 2.x."""
+
+    def __init__(self, emb_dim=DIM, image_shape=(3, SIDE, SIDE)):
+        super().__init__()
+        self.conv, self.head = nn.Conv2D(3, 8, 3), nn.Linear(8, emb_dim)
+
+
+def test_a_layer_that_is_called_head_is_no_class_center(tmp_path):
+    network = WithHead(5)
+    paddle.save(network.state_dict(), str(tmp_path / "net.pdparams"))
+    saved = Checkpoint(bring_in(tmp_path / "net.pdparams", tmp_path / "out", model_name="ImportedHead", strict=True))
+    assert not saved.names("head.") and saved.about["settings"]["emb_dim"] == 5
+    np.testing.assert_array_equal(saved.read("backbone.head.weight"), network.head.weight.numpy())
 
 
 def write_plsc_0(folder, *, units=(3, 4, 14, 3), ranks=3):
