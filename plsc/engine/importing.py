@@ -154,7 +154,8 @@ def _momentum(training: Training, found: Match, network: paddle.nn.Layer, *, bgr
         velocity: StoredTensor | None = training.momentum.get(source)
         if name in own and not own[name].stop_gradient and velocity is not None:
             velocity = velocity.transposed() if found.weights.is_torch and name in found.matrices else velocity
-            taken[f"{prefix}{name}{_VELOCITY}"] = _Whole(velocity.numpy().astype(np.float32))
+            if velocity.shape == list(own[name].shape):
+                taken[f"{prefix}{name}{_VELOCITY}"] = _Whole(velocity.numpy().astype(np.float32))
     return taken
 
 

@@ -22,7 +22,7 @@ Constructors = Mapping[tuple[str, str], Callable[..., Any]]
 _HARMLESS = frozenset(
     {
         *("argparse", "collections", "copy_reg", "copyreg", "datetime", "easydict", "enum", "functools", "lightning"),
-        *("lightning_fabric", "ml_collections", "numpy", "omegaconf", "paddle", "pathlib", "pytorch_lightning"),
+        *("lightning_fabric", "ml_collections", "numpy", "omegaconf", "paddle", "pathlib", "plsc", "pytorch_lightning"),
         *("torch", "torchvision", "typing", "yacs"),
     }
 )

@@ -2,7 +2,8 @@
 
 arcface_torch     checkpoint_gpu_0.pt, ...           all states; 'weight' of the head [S, D]
                   rank_0_softmax_weight.pt, ...      a tensor [S, D]; rank_0_softmax_weight_mom.pt; backbone.pth
-PLSC 2.x          latest.pdparams                    the network; latest_rank0.pdparams, ... 'head.weight' [D, S]
+PLSC 2.x          latest.pdparams                    the network; latest_rank0.pdparams, ... 'head.weight' [D, S];
+                                                         latest.pdopt, latest_rank0.pdopt, ... the momentum
 PLSC 0.x          dist@arcface@rank@00000.w_0, ...   a tensor [D, S]; a file for each tensor of the network
 AdaFace           a file with 'head.kernel' [D, C]
 any               a network alone
@@ -18,7 +19,7 @@ from typing import Any
 
 from plsc.errors import CheckpointError
 from plsc.pretrained.opening import Weights, open_weights
-from plsc.pretrained.paddle_file import read_variable
+from plsc.pretrained.paddle_file import read_paddle, read_variable
 from plsc.pretrained.plsc0 import open_network
 from plsc.pretrained.schemes import IGNORED
 from plsc.pretrained.shards import check_ranks, check_sizes
@@ -31,6 +32,7 @@ _OF_RANK = re.compile(r"(.*)_rank(\d+)\.pdparams")
 _VARIABLE = re.compile(r"dist@.+@rank@(\d+)\.(w|b)_0(_velocity_0)?")
 _BACKBONES = ("backbone.pth", "model.pt", "backbone.pt")
 _STATISTICS = re.compile(r"\.running_(mean|var)$")
+_NAMES = "StructuredToParameterName@@"  # a dict in files of Paddle: name of a tensor -> Paddle's name of the parameter
 # Statistics of pixels of 0 to 255: arcface_torch, AdaFace and PLSC 2.x map them to -1 to 1, PLSC 0.x as here.
 _TO_ONE, _AS_HERE = 127.5, 128.0
 
@@ -118,15 +120,11 @@ def _open_states(paths: list[Path]) -> Training:
         raise CheckpointError("a file has no state_dict_softmax_fc, expected that of arcface_torch's save_all_states")
     weights = [_only_tensor(content["state_dict_softmax_fc"]) for content in contents]
     check_sizes([tensor.shape[0] for tensor in weights], by="evenly")
-    head, notes = {"weight": weights}, []
+    head = {"weight": weights}
     velocities = [_head_velocity(content, weight) for content, weight in zip(contents, weights)]
     if all(velocity is not None for velocity in velocities):
         head["weight:velocity"] = [velocity for velocity in velocities if velocity is not None]
-    else:
-        notes.append("no momentum of all class centers was found: it begins at zero")
     momentum = _backbone_momentum(opened[0])
-    if not momentum:
-        notes.append("no momentum of the network was found: it begins at zero")
     epoch, step = (contents[0].get(key) for key in ("epoch", "global_step"))
     return Training(
         kind="arcface_torch",
@@ -135,7 +133,7 @@ def _open_states(paths: list[Path]) -> Training:
         momentum=momentum,
         epoch=epoch if isinstance(epoch, int) and epoch >= 0 else 0,
         step=step if isinstance(step, int) and step >= 0 else 0,
-        notes=tuple(notes),
+        notes=_missing_momentum(head, momentum),
     )
 
 
@@ -199,7 +197,7 @@ def _open_centers(folder: Path, paths: list[Path]) -> Training:
         kind="arcface_torch",
         backbone=None if backbone is None else open_weights(backbone),
         head=head,
-        notes=("no momentum of the network was found: it begins at zero",),
+        notes=_missing_momentum(head, {}),
     )
 
 
@@ -219,15 +217,50 @@ def _of_paddle(path: Path) -> dict[int, Path]:
 
 
 def _open_paddle(path: Path, beside: Mapping[int, Path]) -> Training:
-    """PLSC 2.x: the network, and a file of class centers [D, S] per rank."""
+    """PLSC 2.x: the network, and a file of class centers [D, S] per rank; beside each one of the optimizer's state."""
     check_ranks([*beside], what=f"{path.stem}_rank*.pdparams")
-    weights = [open_weights(beside[rank]).tensors for rank in sorted(beside)]
-    if any(len(tensors) != 1 for tensors in weights):
+    files = [beside[rank] for rank in sorted(beside)]
+    shards = [open_weights(file).tensors for file in files]
+    if any(len(tensors) != 1 for tensors in shards):
         raise CheckpointError("a rank's file holds several tensors, expected one: class centers [D, classes]")
-    head = {"weight": [next(iter(tensors.values())).transposed() for tensors in weights]}
+    head = {"weight": [next(iter(tensors.values())).transposed() for tensors in shards]}
     check_sizes([tensor.shape[0] for tensor in head["weight"]], by="rounded up")
-    notes = (f"the momentum in {path.stem}.pdopt and its like is not read: it begins at zero",)
-    return Training(kind="PLSC 2.x", backbone=open_weights(path), head=head, notes=notes)
+    velocities = [[tensor.transposed() for tensor in _paddle_momentum(file).values()] for file in files]
+    if all(len(own) == 1 and own[0].shape == weight.shape for own, weight in zip(velocities, head["weight"])):
+        head["weight:velocity"] = [own[0] for own in velocities]
+    backbone = open_weights(path)
+    names = backbone.content.get(_NAMES) if isinstance(backbone.content, dict) else None
+    own = _paddle_momentum(path)
+    named = names.items() if isinstance(names, dict) else ()
+    momentum = {name: own[of] for name, of in named if isinstance(of, str) and of in own}
+    notes = _missing_momentum(head, momentum)
+    return Training(kind="PLSC 2.x", backbone=backbone, head=head, momentum=momentum, notes=notes)
+
+
+def _paddle_momentum(path: Path) -> dict[str, StoredTensor]:
+    """Paddle's name of a parameter -> its momentum, in the file of PLSC 2.x's optimizer beside one of parameters."""
+    path = path.with_suffix(".pdopt")
+    if not path.is_file():
+        return {}
+    try:
+        content = read_paddle(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path.name}: {error}") from None
+    state = content.get("state") if isinstance(content, dict) else None
+    found = {name: own for name, own in state.items() if isinstance(own, dict)} if isinstance(state, dict) else {}
+    # AdamW has a mean of the gradient under the same name.
+    return {
+        name: own["exp_avg"]
+        for name, own in found.items()
+        if isinstance(own.get("exp_avg"), StoredTensor) and "exp_avg_sq" not in own
+    }
+
+
+def _missing_momentum(head: Mapping[str, list[StoredTensor]], momentum: Mapping[str, StoredTensor]) -> tuple[str, ...]:
+    """What is said of momentum that is not there."""
+    missing = ["all class centers"] if "weight:velocity" not in head else []
+    missing += ["the network"] if not momentum else []
+    return tuple(f"no momentum of {what} was found: it begins at zero" for what in missing)
 
 
 def _open_file(path: Path) -> Training:
@@ -264,7 +297,7 @@ def _open_variables(files: list[Path]) -> Training:
         backbone=open_network(files),
         head=joined,
         pixel_std=_AS_HERE,
-        notes=("the momentum of the network is not read: it begins at zero",),
+        notes=_missing_momentum(joined, {}),
     )
 
 

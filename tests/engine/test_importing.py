@@ -185,6 +185,16 @@ def test_files_of_plsc_2(tmp_path):
     saved = Checkpoint(bring_in(tmp_path / "latest.pdparams", tmp_path / "out", ranks=3))
     np.testing.assert_array_equal(saved.read("head.weight"), weight)
     np.testing.assert_array_equal(saved.read("backbone.fc.weight"), network.fc.weight.numpy())
+    assert not saved.names("optimizer.") and saved.names("head.") == ["head.weight"]
+    own = {tensor.name: {"exp_avg": tensor + 1} for tensor in network.parameters()}
+    paddle.save({"state": own, "param_groups": [{"lr": 0.1, "params": list(own)}]}, str(tmp_path / "latest.pdopt"))
+    for rank, start in enumerate(range(0, CLASSES, 4)):
+        shard = {"partialfc": {"exp_avg": paddle.to_tensor(-weight[start : start + 4].T)}}
+        paddle.save({"state": shard, "param_groups": []}, str(tmp_path / f"latest_rank{rank}.pdopt"))
+    saved = Checkpoint(bring_in(tmp_path / "latest.pdparams", tmp_path / "with momentum"))
+    np.testing.assert_array_equal(saved.read("head.weight:velocity"), -weight)
+    for name, value in network.named_parameters():
+        np.testing.assert_array_equal(saved.read(f"optimizer.{name}:velocity"), value.numpy() + 1)
     (tmp_path / "latest_rank1.pdparams").unlink()
     with pytest.raises(CheckpointError, match="of rank 1 is missing"):
         bring_in(tmp_path / "latest.pdparams", tmp_path / "again")

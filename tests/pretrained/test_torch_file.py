@@ -223,7 +223,7 @@ def test_a_compressed_member_is_refused(path, tmp_path):
         (b"PK\x03\x04 and no more", "cut off or damaged"),
         (b"some text", "none of the files that are read"),
         (b"\x80\x02}.", "holds no tensors by name"),
-        (b"\x80\x02cplsc.nowhere\nNet\n)\x81.", "may be an attack"),
+        (b"\x80\x02cmy.nowhere\nNet\n)\x81.", "may be an attack"),
     ],
 )
 def test_other_files_are_refused_with_what_to_do(path, data, said):
