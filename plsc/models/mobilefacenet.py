@@ -105,23 +105,30 @@ class MobileFaceNet(BaseModel):
     Args:
         emb_dim: embedding size D. Default 512.
         image_shape: (3, H, W), of any height and width. Default (3, 112, 112).
+        units: number of units of stride 1 in each of the three stages. Default (4, 6, 2).
 
     Example:
         >>> MobileFaceNet(512, (3, 112, 112))(paddle.rand([2, 3, 112, 112])).shape
         [2, 512]
     """
 
-    def __init__(self, emb_dim: int = 512, image_shape: Sequence[int] = (3, 112, 112)) -> None:
+    def __init__(
+        self,
+        emb_dim: int = 512,
+        image_shape: Sequence[int] = (3, 112, 112),
+        *,
+        units: tuple[int, int, int] = (4, 6, 2),
+    ) -> None:
         super().__init__(emb_dim)
         self.layers = nn.Sequential(
             ConvUnit(image_shape[0], 128, kernel=3, stride=2, padding=1),
             ConvUnit(128, 128, kernel=3, padding=1, groups=64),
             InvertedUnit(128, 128, width=128, stride=2),
-            Stage(128, width=128, units=4),
+            Stage(128, width=128, units=units[0]),
             InvertedUnit(128, 256, width=256, stride=2),
-            Stage(256, width=256, units=6),
+            Stage(256, width=256, units=units[1]),
             InvertedUnit(256, 256, width=512, stride=2),
-            Stage(256, width=256, units=2),
+            Stage(256, width=256, units=units[2]),
         )
         self.conv_sep = ConvUnit(256, 512)
         self.features = GlobalEmbedding(512, side_after(image_shape, halvings=4), emb_dim)

