@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from plsc import list_backbones
 from plsc.config import LOSS_TYPES, Config
 from plsc.serving.settings import ServeSettings
 from plsc.utils.names import (
@@ -73,7 +74,7 @@ def test_a_word_means_what_there_is():
 
 
 def test_every_word_leads_somewhere():
-    known = {*Config.model_fields, *ServeSettings.model_fields, *LOSS_TYPES, "to", "api_key_file"}
+    known = {*Config.model_fields, *ServeSettings.model_fields, *LOSS_TYPES, *list_backbones(), "to", "api_key_file"}
     assert set(_OTHER_WORDS) <= known
     for words in [*_OTHER_WORDS.values(), *_ELSEWHERE]:
         assert words == words.lower() and "_" not in words and "-" not in words
