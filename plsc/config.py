@@ -13,15 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, field_validator
 
 from plsc.errors import ConfigError
+from plsc.loss_types import LOSS_TYPES, LOSSES, LossType, Parameters, check_option_names, parameters_of
+from plsc.utils.hints import setter
 from plsc.utils.locations import keep_credentials
 from plsc.utils.names import one_of
 from plsc.utils.settings import Settings
 
-# (m1, m2, m3) in cos(m1 theta + m2) - m3 on the target class, and which of the three `margin` means.
-MARGINS = {"arcface": (1.0, 0.5, 0.0), "cosface": (1.0, 0.0, 0.35), "sphereface": (1.35, 0.0, 0.0)}
-MAIN_MARGIN = {"arcface": 1, "cosface": 2, "sphereface": 0}
-LOSS_KINDS = ("softmax", *MARGINS, "combined")
-LOSS_TYPES = LOSS_KINDS + tuple("dist_" + kind for kind in LOSS_KINDS)
 ScheduleName = Literal["step", "cosine", "poly"]
 SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 # The least and the greatest number that float32 holds in full precision.
@@ -142,7 +139,16 @@ class Config(Settings):
         description="Main margin of the loss: m2 of arcface (by default 0.5), m3 of cosface (0.35), m1 of sphereface "
         "(1.35).",
     )
-    scale: float = Field(default=64.0, gt=0.0, description="Scale s. Logits are s times the cosines.")
+    scale: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="Scale s. Logits are s times the cosines. By default that of the loss, 64 for most.",
+    )
+    loss_options: dict[str, float] = Field(
+        default={},
+        description="Parameters of the loss by name, as m=0.4,h=0.333; docs/losses.md has those of each loss and their "
+        "defaults.",
+    )
     sample_ratio: float = Field(
         default=1.0, gt=0.0, le=1.0, description="Fraction of the class centers used in each step (Partial FC)."
     )
@@ -426,6 +432,12 @@ class Config(Settings):
     def _known_loss(cls, value: str) -> str:
         return one_of(value, LOSS_TYPES)
 
+    @field_validator("loss_options")
+    @classmethod
+    def _known_options(cls, value: dict[str, float]) -> dict[str, float]:
+        check_option_names(value)
+        return value
+
     @field_validator("dataset_dir", "val_targets", "checkpoint_dir", "model_save_dir")
     @classmethod
     def _without_credentials(cls, value: str | None) -> str | None:
@@ -466,6 +478,25 @@ class Config(Settings):
         return self.loss_type.removeprefix("dist_")
 
     @property
+    def loss(self) -> LossType:
+        """What `loss_type` stands for, sharded or not."""
+        return LOSSES[self.loss_kind]
+
+    @property
+    def loss_scale(self) -> float:
+        """s: `scale`, or by default that of the loss."""
+        return self.loss.scale if self.scale is None else self.scale
+
+    @property
+    def loss_parameters(self) -> Parameters:
+        """The loss's own parameters, those of `loss_options` set.
+
+        Raises:
+            ConfigError: the loss has no such parameter, or a value is outside its range.
+        """
+        return parameters_of(self.loss_kind, self.loss_options)
+
+    @property
     def is_sharded(self) -> bool:
         """Whether class centers are sharded over ranks (`dist_`) or replicated."""
         return self.loss_type.startswith("dist_") if self.model_parallel is None else self.model_parallel
@@ -478,29 +509,28 @@ class Config(Settings):
             ConfigError: a margin is set that the loss does not have, or one that it needs is missing.
         """
         given = (self.margin1, self.margin2, self.margin3)
-        kind = self.loss_kind
-        if kind != "combined" and kind not in MARGINS:
+        kind, defaults, main = self.loss_kind, self.loss.margins, self.loss.main
+        if defaults is None:
             if self.margin is not None or any(value is not None for value in given):
-                raise ConfigError(f"loss_type '{self.loss_type}' has no margin, but one is set; leave it out")
+                own = ", ".join(self.loss.parameters.names())
+                cure = f"its parameters are {own}, see {setter('loss_options')}" if own else "leave it out"
+                raise ConfigError(f"loss_type '{self.loss_type}' has no margin, but one is set; {cure}")
             return None
-        m1, m2, m3 = given
-        if kind == "combined":
-            if self.margin is not None or m1 is None or m2 is None or m3 is None:
-                raise ConfigError(
-                    f"loss_type '{self.loss_type}' needs margin1, margin2 and margin3, and takes no "
-                    f"single margin; got {given}"
-                )
-            return m1, m2, m3
-        margins = list(MARGINS[kind])
-        if self.margin is not None:
-            margins[MAIN_MARGIN[kind]] = self.margin
+        if kind == "combined" and (self.margin is not None or None in given):
+            raise ConfigError(
+                f"loss_type '{self.loss_type}' needs margin1, margin2 and margin3, and takes no single margin; "
+                f"got {given}"
+            )
+        margins = list(defaults)
+        if self.margin is not None and main is not None:
+            margins[main] = self.margin
         m1, m2, m3 = (default if value is None else value for default, value in zip(margins, given))
         return m1, m2, m3
 
     @property
     def main_margin(self) -> float | None:
         """The one of `margins` that `margin` means, or None where the loss has no main margin."""
-        main = MAIN_MARGIN.get(self.loss_kind)
+        main = self.loss.main
         return None if main is None or self.margins is None else self.margins[main]
 
     @property
@@ -524,26 +554,26 @@ class Config(Settings):
 
     def check(self) -> None:
         """Raise `ConfigError` where settings that are right alone contradict each other."""
-        self.check_margins()
+        self.check_loss()
         if (self.train_epochs is None) == (self.train_steps is None):
             raise ConfigError(
                 f"train_epochs is {self.train_epochs} and train_steps is {self.train_steps}; set one of them"
             )
 
-    def check_margins(self) -> None:
-        """Raise `ConfigError` where margins are set that the loss does not have."""
-        margins = self.margins
-        if self.margin_function is not None:
-            given = {"margin": self.margin, "margin1": self.margin1, "margin2": self.margin2, "margin3": self.margin3}
-            names = [name for name, value in given.items() if value is not None]
-            if names:
-                raise ConfigError(
-                    f"margin_function replaces the margins of loss_type, but {names[0]} is set; unset one"
-                )
-            if margins is None:
-                raise ConfigError(
-                    f"loss_type '{self.loss_type}' has no margin, but margin_function is set; choose another loss_type"
-                )
+    def check_loss(self) -> None:
+        """Raise `ConfigError` where margins or parameters are set that the loss does not have."""
+        margins, _ = self.margins, self.loss_parameters
+        if self.margin_function is None:
+            return
+        given = {"margin": self.margin, "margin1": self.margin1, "margin2": self.margin2, "margin3": self.margin3}
+        names = [name for name, value in given.items() if value is not None]
+        names += [f"{name} of loss_options" for name in self.loss_options if margins is None]
+        if names:
+            raise ConfigError(f"margin_function replaces the margins of loss_type, but {names[0]} is set; unset one")
+        if not self.loss.has_margin:
+            raise ConfigError(
+                f"loss_type '{self.loss_type}' has no margin, but margin_function is set; choose another loss_type"
+            )
 
 
 def _short(values: tuple[float, ...]) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from plsc.config import DEFAULT_VAL_TARGETS, LOSS_TYPES, Config, ScheduleName, check_callable, config
+from plsc.config import DEFAULT_VAL_TARGETS, Config, ScheduleName, check_callable, config
 from plsc.errors import ConfigError
+from plsc.loss_types import LOSS_TYPES
 from plsc.models.registry import find_backbone
 from plsc.utils.hints import setter
 from plsc.utils.lazy import require_paddle
@@ -83,9 +84,11 @@ class Entry(_Attributes):
             if name.startswith("set_"):
                 raise AttributeError(f"Entry has no method '{name}'{_setter_hint(name)}")
             name = Config.present_name(name, AttributeError)
-            # Scripts for PLSC 0.x read the defaults of these two, which depend on the loss and on the data.
+            # Scripts for PLSC 0.x read the defaults of these, which depend on the loss and on the data.
             if name == "margin" and self.config.margin is None:
                 return self.config.main_margin
+            if name == "scale":
+                return self.config.loss_scale
             if name == "val_targets" and self.config.val_targets is None:
                 return DEFAULT_VAL_TARGETS
             return getattr(self.config, name)
@@ -157,7 +160,7 @@ class Entry(_Attributes):
         else:
             changed.assign(loss_type=_known_loss(loss_type, (margin1, margin2, margin3)), margin_function=None)
         if any(value is not None for value in (margin1, margin2, margin3)):
-            changed.check_margins()
+            changed.check_loss()
         self.config.assign(
             loss_type=changed.loss_type,
             margin_function=changed.margin_function,
@@ -171,8 +174,18 @@ class Entry(_Attributes):
         self.config.margin = margin
 
     def set_scale(self, scale: float) -> None:
-        """Scale s, the factor from cosines to logits. Default 64."""
+        """Scale s, the factor from cosines to logits. Default: that of the loss, 64 for most."""
         self.config.scale = scale
+
+    def set_loss_options(self, **options: float) -> None:
+        """Parameters of the loss by name, for example `set_loss_options(m=0.4, h=0.333)` for adaface.
+
+        It replaces those set before. docs/losses.md has the parameters of each loss, with units and defaults.
+
+        Raises:
+            ConfigError: no loss has such a parameter; or, when training begins, `loss_type` has not.
+        """
+        self.config.assign(loss_options=options)
 
     def set_model_parallel(self, flag: bool) -> None:
         """Shard the class centers over ranks, or replicate them. Overrides the prefix of loss_type."""

@@ -22,7 +22,8 @@ from plsc.errors import ConfigError
 from plsc.losses import MARGIN_STATE, SavedState, load_tensor
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.heads import FusedHead, HeadOutput, ParameterOptimizer, UnfusedHead
-from plsc.losses.margins import Margin, StatefulMargin, apply_margin, build_margin
+from plsc.losses.margins import Margin, StatefulMargin, SteppedMargin, apply_margin, build_margin
+from plsc.losses.margins.combined import CombinedMargin
 from plsc.losses.precision import HalfPrecision, Precision
 from plsc.losses.reference import ReferenceSoftmax
 from plsc.losses.row_optimizers import HalfMomentum, Momentum, RowOptimizer
@@ -37,6 +38,8 @@ log = logging.getLogger("plsc")
 # depend on how classes are sharded.
 _INIT_BLOCK = 4096
 _INIT_STD = 0.01
+# In the place of a rank, of which there are fewer, in the seed of what margins draw.
+_MARGIN_SEED = 2**31
 
 
 class Classifier:
@@ -107,6 +110,8 @@ class Classifier:
             features, labels = self._collectives.all_gather(features), self._collectives.all_gather(labels)
         if isinstance(self._margin, StatefulMargin):
             self._margin_before = {name: value.clone() for name, value in self._margin.state().items()}
+        if isinstance(self._margin, SteppedMargin):
+            self._margin.begin_step(step, seed=max(1, derive_seed(self._seed, step, _MARGIN_SEED)))
         seed = max(1, derive_seed(self._seed, step, self._collectives.topology.rank))
         self._output = self._head.forward(features, labels, count_above=count_above, seed=seed)
         loss = self._output.loss
@@ -205,7 +210,7 @@ class Classifier:
         reducer = self._collectives if self._sharded else Collectives()
         margin = self._margin
         replicated = not self._sharded and self._ranks > 1
-        if replicated and margin is not None and config.margin_function is not None:
+        if replicated and margin is not None and not isinstance(margin, CombinedMargin):  # which has no statistics
             margin = _GlobalBatchMargin(margin, self._collectives)
         row_optimizer = None if replicated else optimizer.row_optimizer
         if config.head_optimizer is not None:
@@ -225,7 +230,9 @@ class Classifier:
             weight, bias = self.parameters["weight"], self.parameters.get("bias")
             return FusedHead(
                 Shard(weight, row_optimizer, bias=bias, first_class=self.classes.start),
-                lambda logits: FusedSoftmax(margin, config.scale, reducer=reducer, logits=logits, precision=precision),
+                lambda logits: FusedSoftmax(
+                    margin, config.loss_scale, reducer=reducer, logits=logits, precision=precision
+                ),
                 sample_ratio=config.sample_ratio,
                 logits=config.logits,
             )
@@ -238,7 +245,7 @@ class Classifier:
             )
             raise ConfigError(f"{setter('sample_ratio', config.sample_ratio)}: {why}")
         return UnfusedHead(
-            ReferenceSoftmax(margin, config.scale, first_class=self.classes.start, reducer=reducer),
+            ReferenceSoftmax(margin, config.loss_scale, first_class=self.classes.start, reducer=reducer),
             self.parameters,
             optimizer=optimizer,
             reduce_gradient=self._mean_over_ranks,

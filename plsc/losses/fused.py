@@ -69,6 +69,7 @@ from plsc.losses.reference import (
     Reducer,
     SingleRank,
     Targets,
+    all_cosines,
     as_directions,
     by_rows,
     sample_weights,
@@ -101,7 +102,7 @@ class TargetTerms(NamedTuple):
     Attributes:
         rows: [G, D], w_y.
         product: r_yn.
-        plain: the logit without margin.
+        plain: the logit without margin; right for all samples where the margin asks for it.
         logit: z_yn.
         derivative: (d psi / d cos) / |w_y|; 1 for softmax.
         by_norm: d psi / d |x|; None for 0.
@@ -327,6 +328,7 @@ class FusedSoftmax:
         plain = product * inverse_norm
         if shard.bias is not None and shard.size:
             plain += paddle.index_select(shard.bias, targets.row)
+        plain = all_cosines(self._margin, plain, targets, self._reducer)
         every, by_cosine, by_norm = target_logits(self._margin, plain, features=directions, labels=labels)
         psi = every
         if self._margin is not None:

@@ -44,7 +44,7 @@ from typing import NamedTuple, Protocol
 
 import paddle
 
-from plsc.losses.margins import Margin, MarginOutput, apply_margin
+from plsc.losses.margins import Margin, MarginOutput, apply_margin, needs_all_cosines
 from plsc.losses.ops import no_grad
 from plsc.metrics.embeddings import EPSILON
 
@@ -175,6 +175,7 @@ class ReferenceSoftmax:
             logits += bias
         plain = _pick(logits, targets)
         num_greater = self._count_greater(logits, plain, targets.owned) if count_above else None
+        plain = all_cosines(self.margin, plain, targets, self.reducer)
         target = target_logits(self.margin, plain, features=x, labels=labels)
         logits = _place(logits, targets, target.psi) * scale
 
@@ -242,6 +243,13 @@ def by_rows(gradient: paddle.Tensor, directions: Directions) -> paddle.Tensor:
     if inverse_norms is None:
         return gradient
     return (gradient - unit * (gradient * unit).sum(axis=1, keepdim=True)) * inverse_norms
+
+
+def all_cosines(margin: Margin | None, plain: paddle.Tensor, targets: Targets, reducer: Reducer) -> paddle.Tensor:
+    """The target cosines [G], right on every rank for all samples where the margin needs that."""
+    if not needs_all_cosines(margin):
+        return plain
+    return reducer.all_reduce_sum(paddle.where(targets.owned, plain, paddle.zeros_like(plain)))
 
 
 def target_logits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import numpy as np
@@ -387,3 +388,31 @@ def test_distfc_attributes_set_weight_and_bias(entry):
     saved = Checkpoint(entry.model_save_dir)
     assert np.unique(saved.read("head.weight")) == 0.5
     assert np.unique(saved.read("head.bias")) == 2.0
+
+
+class Alone(Collectives):
+    """One of several ranks, which has nobody to communicate with."""
+
+    _is_single = True
+
+
+class Seeded(NormMargin):
+    def begin_step(self, step, *, seed):
+        self.told = step, seed
+
+
+def test_a_margin_is_told_the_step_and_a_seed_that_depends_on_no_rank():
+    told = []
+    for rank, ranks in ((0, 1), (0, 3), (2, 3)):
+        margin = Seeded()
+        config = Config(num_classes=7, emb_dim=8, margin_function=margin, seed=5)
+        head = Classifier(
+            config, Alone(Topology(rank, ranks)), make_optimizer=functools.partial(NamedOptimizer, config)
+        )
+        head.forward(paddle.ones([2, 8]), paddle.zeros([2], "int64"), step=4)
+        told.append(margin.told)
+        assert margin.told[0] == 4 and 0 < margin.told[1] < 2**31
+        head.discard()
+        head.forward(paddle.ones([2, 8]), paddle.zeros([2], "int64"), step=5)
+        assert margin.told[1] != told[0][1]
+    assert len(set(told)) == 1

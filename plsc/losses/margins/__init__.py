@@ -6,7 +6,8 @@ margin is psi: an object that is called with the target cosines and returns psi 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,7 +27,11 @@ class Margin(Protocol):
     `norms` and `labels` are then the same on all ranks. `cosine` is not: with sharded centers a rank holds the target's
     center only for the labels of its own classes; the other entries of `cosine` are cosines to some other class, and
     what the margin returns for them is ignored. A margin that keeps a statistic, such as a running mean, must compute
-    it from `norms` and `labels` only. It then has the same value on all ranks without any communication.
+    it from `norms` and `labels` only. It then has the same value on all ranks without any communication. Where it needs
+    the cosines for it, an attribute `needs_all_cosines = True` makes those the same on all ranks, too, by one
+    all-reduce of [G] numbers per step.
+
+    A margin that depends on the step, or draws at random, has a method `begin_step`, see `SteppedMargin`.
 
     Example:
         >>> class CosFace:
@@ -65,6 +70,26 @@ class StatefulMargin(Protocol):
         ...
 
 
+@runtime_checkable
+class SteppedMargin(Protocol):
+    """A margin that depends on the step, or draws at random."""
+
+    def begin_step(self, step: int, *, seed: int) -> None:
+        """Called on every rank before the margin is called with the batch of a step.
+
+        Args:
+            step: number of the step in the whole run, 0 for the first.
+            seed: 1 to 2^31 - 1; depends on the run's seed and on the step only, so it is the same on all ranks, on any
+                number of them, and in a run that is resumed. What is drawn from it must depend on nothing else.
+        """
+        ...
+
+
+def needs_all_cosines(margin: object) -> bool:
+    """Whether a margin needs the right cosines of the whole global batch on every rank."""
+    return bool(getattr(margin, "needs_all_cosines", False))
+
+
 class MarginOutput(NamedTuple):
     """What a margin returned; all [G].
 
@@ -97,6 +122,11 @@ def apply_margin(margin: Margin, cosine: paddle.Tensor, *, norms: paddle.Tensor,
     return MarginOutput(found[0], found[1], found[2] if len(found) == 3 else None)
 
 
+MARGIN_CLASSES: dict[str, Callable[..., Margin]] = {}
+"""Loss of `plsc.loss_types` -> class of its margin, made with the loss's parameters as keywords. A loss with margins
+(m1, m2, m3) has `CombinedMargin`, and softmax none."""
+
+
 def build_margin(config: Config) -> Margin | None:
     """The margin that the settings ask for; None for the softmax loss, which has plain products instead of cosines.
 
@@ -105,7 +135,10 @@ def build_margin(config: Config) -> Margin | None:
             checkpoint can hold.
     """
     if config.margin_function is None:
-        return None if config.margins is None else CombinedMargin(*config.margins)
+        if config.margins is not None:
+            return CombinedMargin(*config.margins)
+        margin_class = MARGIN_CLASSES.get(config.loss_kind)
+        return None if margin_class is None else margin_class(**dataclasses.asdict(config.loss_parameters))
     margin: Margin = config.margin_function
     if not callable(margin) or isinstance(margin, type):
         raise ConfigError(

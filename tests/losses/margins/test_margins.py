@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import paddle
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from plsc.config import Config
 from plsc.errors import ConfigError
 from plsc.losses.margins import apply_margin, build_margin
-from tests._support.head_problems import make_problem, run_fused
+from tests._support.head_problems import make_problem, run_fused, run_reference
 from tests._support.workers.cases import NormMargin
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -80,3 +82,41 @@ class Unloadable(NormMargin):
 def test_what_is_no_margin_is_found_before_training(margin, words):
     with pytest.raises(ConfigError, match=words):
         build_margin(Config(margin_function=margin))
+
+
+class MeanCosine(NormMargin):
+    """psi = cos - (mean of all target cosines): a margin that needs those of all ranks."""
+
+    needs_all_cosines = True
+
+    def __call__(self, cosine, norms, labels):
+        self.seen = cosine.numpy()
+        return cosine - cosine.mean(), paddle.ones_like(cosine)
+
+
+@pytest.mark.parametrize("run", [run_fused, run_reference])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_a_margin_that_asks_for_it_gets_the_cosines_of_all_ranks(run, ranks):
+    features, labels, weight, _ = problem = make_problem(7, 5, dtype="float64")
+    centers = weight[labels]
+    norms = np.linalg.norm(features, axis=1) * np.linalg.norm(centers, axis=1)
+    margins = [MeanCosine() for _ in range(ranks)]
+    margin = PerRank(margins)
+    states, *_ = run(problem, ranks, margin, 16.0)
+    for each in margins:
+        np.testing.assert_allclose(each.seen, (features * centers).sum(axis=1) / norms, rtol=1e-12)
+    assert len({state.loss.item() for state in states}) == 1
+
+
+class PerRank:
+    """A margin of its own for each of the threads that play a rank."""
+
+    needs_all_cosines = True
+
+    def __init__(self, margins):
+        self._left, self._own = list(margins), threading.local()
+
+    def __call__(self, cosine, norms, labels):
+        if not hasattr(self._own, "margin"):
+            self._own.margin = self._left.pop()
+        return self._own.margin(cosine, norms, labels)
