@@ -127,11 +127,13 @@ class Ending(NamedTuple):
         losses: of each sample.
         by_psi: what the derivative of L by psi is to `row_factor`.
         row_factor: what the derivatives of L by the cosines are to e |w|.
+        by_bias: 0-d, the derivative of L by the bias of a binary loss; None for other losses.
     """
 
     losses: paddle.Tensor
     by_psi: paddle.Tensor
     row_factor: paddle.Tensor
+    by_bias: paddle.Tensor | None = None
 
 
 class FusedState(NamedTuple):
@@ -146,6 +148,7 @@ class FusedState(NamedTuple):
         kept: of each chunk, with 'store': r by logits, e by rows.
         own: terms of the own classes.
         row_factor: [G], s t_n.
+        by_bias: as in `Ending`.
     """
 
     loss: paddle.Tensor
@@ -156,6 +159,7 @@ class FusedState(NamedTuple):
     kept: list[paddle.Tensor]
     own: OwnTerms
     row_factor: paddle.Tensor
+    by_bias: paddle.Tensor | None = None
 
 
 class FusedSoftmax:
@@ -234,7 +238,7 @@ class FusedSoftmax:
         greater = None if first.greater is None else self._reducer.all_reduce_sum(first.greater)
         own = OwnTerms(targets.row, target_term, target.product)
         loss = ending.losses.mean()
-        return FusedState(loss, gradient, greater, shard, work, first.kept, own, ending.row_factor)
+        return FusedState(loss, gradient, greater, shard, work, first.kept, own, ending.row_factor, ending.by_bias)
 
     def _start(
         self, shard: Shard, x: paddle.Tensor, *, targets: Targets, psi: paddle.Tensor

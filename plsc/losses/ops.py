@@ -195,6 +195,15 @@ def _outputs(like: paddle.Tensor) -> tuple[paddle.Tensor, Array]:
 # Rows, by range and by index
 
 
+def flat_rows(tensor: paddle.Tensor) -> paddle.Tensor:
+    """[S, K, D] as [S K, D] in the same memory; other tensors as they are."""
+    if tensor.ndim != 3:
+        return tensor
+    classes, group, width = tensor.shape
+    # Paddle views no tensor without elements.
+    return tensor.view([classes * group, width]) if classes else paddle.zeros([0, width], tensor.dtype)
+
+
 def split_rows(rows: paddle.Tensor, *, sizes: list[int]) -> Sequence[paddle.Tensor]:
     """Consecutive pieces of so many rows each. Splitting copies, and still takes half the time of slicing."""
     return [rows] if len(sizes) == 1 else _split(rows, sizes, 0)

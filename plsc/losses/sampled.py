@@ -137,7 +137,9 @@ class SampledShard(Shard):
         owned, row = self._full.locate(labels)
         if not self.size:
             return Targets(owned, row)
-        return Targets(owned, paddle.clip(paddle.searchsorted(self.rows, row), 0, self.size - 1))
+        # A class that is not owned lies anywhere among the sampled rows: at the first row of some class.
+        first = paddle.clip(paddle.searchsorted(self.rows, row), 0, self.size - self.subcenters)
+        return Targets(owned, first if self.subcenters == 1 else first // self.subcenters * self.subcenters)
 
     def squared_norms(self) -> paddle.Tensor:
         if self._squared_norms is None:

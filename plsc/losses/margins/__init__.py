@@ -15,7 +15,9 @@ import paddle
 
 from plsc.config import Config
 from plsc.errors import ConfigError
+from plsc.losses.margins.binary import BinaryMargin, SphereFace2, UniFace
 from plsc.losses.margins.combined import CombinedMargin
+from plsc.losses.margins.curricularface import CurricularFace
 
 
 class Margin(Protocol):
@@ -122,7 +124,11 @@ def apply_margin(margin: Margin, cosine: paddle.Tensor, *, norms: paddle.Tensor,
     return MarginOutput(found[0], found[1], found[2] if len(found) == 3 else None)
 
 
-MARGIN_CLASSES: dict[str, Callable[..., Margin]] = {}
+MARGIN_CLASSES: dict[str, Callable[..., Any]] = {
+    "curricularface": CurricularFace,
+    "sphereface2": SphereFace2,
+    "uniface": UniFace,
+}
 """Loss of `plsc.loss_types` -> class of its margin, made with the loss's parameters as keywords. A loss with margins
 (m1, m2, m3) has `CombinedMargin`, and softmax none."""
 
@@ -138,7 +144,10 @@ def build_margin(config: Config) -> Margin | None:
         if config.margins is not None:
             return CombinedMargin(*config.margins)
         margin_class = MARGIN_CLASSES.get(config.loss_kind)
-        return None if margin_class is None else margin_class(**dataclasses.asdict(config.loss_parameters))
+        made: Margin | None = None if margin_class is None else margin_class(**dataclasses.asdict(config.loss_parameters))
+        if isinstance(made, BinaryMargin):
+            made.start(num_classes=max(1, round(config.num_classes * config.sample_ratio)), scale=config.loss_scale)
+        return made
     margin: Margin = config.margin_function
     if not callable(margin) or isinstance(margin, type):
         raise ConfigError(
