@@ -22,12 +22,21 @@ from plsc.errors import ConfigError
 from plsc.losses import MARGIN_STATE, SavedState, load_tensor
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.heads import FusedHead, HeadOutput, ParameterOptimizer, UnfusedHead
-from plsc.losses.margins import Margin, StatefulMargin, SteppedMargin, apply_margin, build_margin
-from plsc.losses.margins.combined import CombinedMargin
+from plsc.losses.margins import (
+    CountedMargin,
+    Margin,
+    PenalizedMargin,
+    StatefulMargin,
+    SteppedMargin,
+    apply_margin,
+    build_margin,
+    is_per_sample,
+)
 from plsc.losses.precision import HalfPrecision, Precision
 from plsc.losses.reference import ReferenceSoftmax
 from plsc.losses.row_optimizers import HalfMomentum, Momentum, RowOptimizer
 from plsc.losses.shard import Shard
+from plsc.utils.class_numbers import numbers_of_classes
 from plsc.utils.hints import setter
 from plsc.utils.ranges import Range, shard_range
 from plsc.utils.seeding import derive_seed
@@ -52,6 +61,8 @@ class Classifier:
         config: the settings.
         collectives: over all ranks.
         make_optimizer: {name: parameter} -> the optimizer of these parameters.
+        class_counts: the number of training images [C] of each class, or None where it is not known; called where the
+            margin depends on it and `config.class_counts` does not give it.
 
     Raises:
         ConfigError: `sample_ratio`, `momentum_storage` or `head_optimizer` does not fit the loss or the optimizer, or
@@ -71,6 +82,7 @@ class Classifier:
         collectives: Collectives,
         *,
         make_optimizer: Callable[[dict[str, paddle.Tensor]], ParameterOptimizer],
+        class_counts: Callable[[], np.ndarray[Any, Any] | None] = lambda: None,
     ) -> None:
         self._collectives, self._sharded = collectives, config.is_sharded
         self._ranks, rank = collectives.topology.world_size, collectives.topology.rank
@@ -83,6 +95,8 @@ class Classifier:
             )
         self._seed = config.seed
         self._margin = build_margin(config)
+        if isinstance(self._margin, CountedMargin):
+            self._margin.set_class_counts(self._class_counts(config, class_counts), self.classes)
         self.parameters = {"weight": self._create_weight(config)}
         if self._margin is None and config.bias_attr is not False:
             self.parameters["bias"] = self._create([self.classes.size], config.bias_attr, is_bias=True)
@@ -201,6 +215,18 @@ class Classifier:
         """Whether the tensor `name` of `state` has one row per class."""
         return not name.startswith(MARGIN_STATE) and self._head.has_row_per_class(name)
 
+    @staticmethod
+    def _class_counts(config: Config, known: Callable[[], np.ndarray[Any, Any] | None]) -> np.ndarray[Any, Any]:
+        if config.class_counts:
+            return numbers_of_classes("class_counts", config.class_counts, config.num_classes)
+        counts = known()
+        if counts is None:
+            raise ConfigError(
+                f"loss_type '{config.loss_type}' needs the number of training images of each class, which this "
+                f"training data does not say; give it: {setter('class_counts', 'counts.npy')}"
+            )
+        return counts
+
     def _last_output(self) -> HeadOutput:
         if self._output is None:
             raise RuntimeError("there was no forward() since the last update() or discard()")
@@ -210,7 +236,7 @@ class Classifier:
         reducer = self._collectives if self._sharded else Collectives()
         margin = self._margin
         replicated = not self._sharded and self._ranks > 1
-        if replicated and margin is not None and not isinstance(margin, CombinedMargin):  # which has no statistics
+        if replicated and margin is not None and not is_per_sample(margin):
             margin = _GlobalBatchMargin(margin, self._collectives)
         row_optimizer = None if replicated else optimizer.row_optimizer
         if config.head_optimizer is not None:
@@ -303,6 +329,8 @@ class _GlobalBatchMargin:
 
     def __init__(self, margin: Margin, collectives: Collectives) -> None:
         self._margin, self._collectives = margin, collectives
+        if isinstance(margin, PenalizedMargin):
+            self.penalty = margin.penalty
 
     def __call__(self, cosine: paddle.Tensor, norms: paddle.Tensor, labels: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
         samples, rank = cosine.shape[0], self._collectives.topology.rank

@@ -73,6 +73,7 @@ from plsc.losses.reference import (
     by_rows,
     sample_weights,
     target_logits,
+    with_penalty,
 )
 from plsc.losses.shard import Block, Shard
 from plsc.losses.shift import choose_shift
@@ -230,9 +231,12 @@ class FusedSoftmax:
         gradient = by_rows(gradient, directions)
         if target.by_norm is not None:
             gradient -= (row_factor * others * target.by_norm * target.owned).unsqueeze(1) * x
+        loss, gradient = with_penalty(
+            self._margin, losses.mean(), gradient, features=features, directions=directions, targets=targets
+        )
         greater = None if first.greater is None else self._reducer.all_reduce_sum(first.greater)
         own = OwnTerms(targets.row, target_term, target.product)
-        return FusedState(losses.mean(), gradient, greater, shard, work, first.kept, own, row_factor)
+        return FusedState(loss, gradient, greater, shard, work, first.kept, own, row_factor)
 
     def row_gradients(self, state: FusedState, *, l2: float = 0.0) -> Iterator[tuple[Block, paddle.Tensor]]:
         """(block, gradient [b, D]) of each block of rows, then of the bias if there is one; the second pass.

@@ -44,7 +44,7 @@ from typing import NamedTuple, Protocol
 
 import paddle
 
-from plsc.losses.margins import Margin, MarginOutput, apply_margin, needs_all_cosines
+from plsc.losses.margins import Margin, MarginOutput, apply_margin, needs_all_cosines, penalty_of
 from plsc.losses.ops import no_grad
 from plsc.metrics.embeddings import EPSILON
 
@@ -194,6 +194,7 @@ class ReferenceSoftmax:
         if target.by_norm is not None:
             by_norm = paddle.where(targets.owned, by_psi * target.by_norm, paddle.zeros_like(plain))
             gradient += by_norm.unsqueeze(1) * x.rows
+        loss, gradient = with_penalty(self.margin, loss, gradient, features=features, directions=x, targets=targets)
         return State(loss, gradient, num_greater, x, w, d_logits, bias is not None)
 
     @no_grad
@@ -256,9 +257,37 @@ def target_logits(
     margin: Margin | None, plain: paddle.Tensor, *, features: Directions, labels: paddle.Tensor
 ) -> MarginOutput:
     """psi and its derivatives at the margin-free targets [G]; for softmax psi is the target itself."""
-    if margin is None or features.inverse_norms is None:
+    norms = feature_norms(features)
+    if margin is None or norms is None:
         return MarginOutput(plain, paddle.ones_like(plain), None)
-    return apply_margin(margin, plain, norms=1.0 / features.inverse_norms.squeeze(1), labels=labels)
+    return apply_margin(margin, plain, norms=norms, labels=labels)
+
+
+def with_penalty(
+    margin: Margin | None,
+    loss: paddle.Tensor,
+    gradient: paddle.Tensor,
+    *,
+    features: paddle.Tensor,
+    directions: Directions,
+    targets: Targets,
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """The loss and this shard's part of the feature gradient [G, D], with the margin's penalty on the norms if any.
+
+    Each sample's penalty enters the gradient on the rank that owns its target, with the weight of the sample.
+    """
+    norms = feature_norms(directions)
+    penalty = None if norms is None else penalty_of(margin, norms)
+    if penalty is None:
+        return loss, gradient
+    value, by_norm = penalty
+    factor = by_norm * sample_weights(features, margin) * targets.owned.astype(by_norm.dtype) / len(by_norm)
+    return loss + value.mean(), gradient + factor.unsqueeze(1) * directions.rows
+
+
+def feature_norms(features: Directions) -> paddle.Tensor | None:
+    """[G]: the norms of features, 1e-12 for shorter ones; None for softmax, which takes features as they are."""
+    return None if features.inverse_norms is None else 1.0 / features.inverse_norms.squeeze(1)
 
 
 def _pick(matrix: paddle.Tensor, targets: Targets) -> paddle.Tensor:
