@@ -28,7 +28,8 @@ _squared_l2_norm = _C.squared_l2_norm
 _check_finite_and_unscale_ = _C.check_finite_and_unscale_
 
 # Element by element, of two tensors; a trailing underscore: into the first.
-add, add_, subtract_, multiply = _C.add, _C.add_, _C.subtract_, _C.multiply
+add, add_, subtract_ = _C.add, _C.add_, _C.subtract_
+multiply, multiply_ = _C.multiply, _C.multiply_
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 SquaredNorms: TypeAlias = "Array | paddle.Tensor"
@@ -81,6 +82,114 @@ def exp_(tensor: paddle.Tensor) -> paddle.Tensor:
     with np.errstate(over="ignore"):  # the judgment of the step finds it
         np.exp(view, out=view)
     return tensor
+
+
+# Negatives: the cosines of classes that are not the sample's own, [B, G]. See plsc.losses.negatives.
+#
+# Each function is several passes over a chunk. Where it lies in the cache of a CPU, NumPy needs a third of Paddle's time.
+
+Mask: TypeAlias = "Array | paddle.Tensor"
+_DROPPED = 1e20  # subtracted from a logit, whose exponential is then 0
+
+
+def above(values: paddle.Tensor, limit: float) -> Mask:
+    """[B, G] bool: where values are above a limit."""
+    view = host_view(values)
+    found: Mask = (values if view is None else view) > limit
+    return found
+
+
+def all_but_greatest(values: paddle.Tensor, *, group: int) -> Mask:
+    """[B, G] bool: of each `group` consecutive rows all but the greatest, the first one at ties."""
+    view = host_view(values)
+    if view is not None:
+        rows = view.reshape(-1, group, view.shape[1])
+        best = rows.max(axis=1, keepdims=True)
+        others: Array = rows < best
+        if np.count_nonzero(others) == (group - 1) * best.size:
+            return others.reshape(view.shape)
+        # Ties, which are rare.
+        first: Array = np.arange(group)[:, None] != (~others).argmax(axis=1)[:, None]
+        return first.reshape(view.shape)
+    parts = paddle.unbind(paddle.reshape(values, [-1, group, values.shape[1]]), axis=1)
+    best, number = parts[0], paddle.zeros(parts[0].shape, "int32")
+    for j, part in enumerate(parts[1:], 1):
+        number = paddle.where(part > best, paddle.full_like(number, j), number)
+        best = paddle.maximum(part, best)
+    return paddle.stack([number != j for j in range(group)], axis=1).reshape(values.shape)
+
+
+def drop_(values: paddle.Tensor, where: Mask) -> paddle.Tensor:
+    """Logits [B, G], in place so low where a mask is true that their exponential is 0."""
+    if isinstance(where, paddle.Tensor):
+        return subtract_(values, where.astype(values.dtype) * _DROPPED)
+    view = np.from_dlpack(values)
+    view -= np.multiply(where, _DROPPED, dtype=view.dtype)
+    return values
+
+
+def harden(
+    cosine: paddle.Tensor, *, threshold: paddle.Tensor, t: paddle.Tensor
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """(cos (t + cos), t + 2 cos) where cosines [B, G] are above the threshold [G], elsewhere (cos, 1); t is [1]."""
+    view = host_view(cosine)
+    if view is None:
+        hard = (cosine > threshold).astype(cosine.dtype)
+        excess = (cosine + (t - 1.0)) * hard
+        return cosine * excess + cosine, hard * cosine + excess + 1.0
+    (value, excess), (derivative, slope) = _outputs(cosine), _outputs(cosine)
+    with np.errstate(invalid="ignore", over="ignore"):  # the judgment of the step finds it
+        hard = view > np.from_dlpack(threshold)
+        np.add(view, np.from_dlpack(t) - view.dtype.type(1.0), out=excess)
+        excess *= hard
+        np.multiply(view, hard, out=slope)
+        slope += excess
+        slope += 1.0
+        excess += 1.0
+        excess *= view
+    return value, derivative
+
+
+def half_powers(cosine: paddle.Tensor, *, power: float) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """(2 h^power - 1, its derivative power h^(power - 1)) with h = (cos + 1) / 2 of cosines [B, G]; h kept in 0 to 1."""
+    view = host_view(cosine)
+    if view is None:
+        half = paddle.clip(0.5 * cosine + 0.5, 0.0, 1.0)
+        lower = half if power == 2.0 else half * half if power == 3.0 else paddle.pow(half, power - 1.0)
+        return 2.0 * lower * half - 1.0, power * lower
+    (value, lifted), (derivative, lower) = _outputs(cosine), _outputs(cosine)
+    np.multiply(view, 0.5, out=lifted)
+    lifted += 0.5
+    np.clip(lifted, 0.0, 1.0, out=lifted)
+    np.power(lifted, power - 1.0, out=lower) if power != 3.0 else np.multiply(lifted, lifted, out=lower)
+    lower *= power
+    lifted *= lower
+    lifted *= 2.0 / power
+    lifted -= 1.0
+    return value, derivative
+
+
+def logistic_(values: paddle.Tensor, *, with_sum: bool) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+    """(1 / (1 + exp(-values)), log(1 + exp(values)) if asked for else None) of logits [B, G], which are overwritten."""
+    view = host_view(values)
+    if view is None or view.max(initial=0.0) > 80.0:  # whose exponential may be beyond float32
+        low = paddle.exp(-values.abs())
+        share = 1.0 / (1.0 + low)
+        total = paddle.clip(values, min=0.0) + paddle.log1p(low) if with_sum else None
+        return paddle.where(values >= 0.0, share, low * share), total
+    np.exp(view, out=view)
+    total = None
+    if with_sum:
+        total, sums = _outputs(values)
+        np.log1p(view, out=sums)
+    view /= view + 1.0
+    return values, total
+
+
+def _outputs(like: paddle.Tensor) -> tuple[paddle.Tensor, Array]:
+    """A new tensor in host memory, and its memory as an array."""
+    tensor = paddle.empty(like.shape, like.dtype)
+    return tensor, np.from_dlpack(tensor)
 
 
 # Rows, by range and by index

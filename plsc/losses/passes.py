@@ -19,10 +19,12 @@ from plsc.losses.ops import (
     exp_,
     matmul,
     multiply,
+    multiply_,
     row_products,
     scale_rows,
     split_rows,
 )
+from plsc.losses.negatives import Negatives, drop_all_
 from plsc.losses.precision import Factor, Precision
 from plsc.losses.reference import Targets
 from plsc.losses.row_sums import RowSums
@@ -58,6 +60,7 @@ class RowTerms(NamedTuple):
 
     Attributes:
         scale: s / |w|.
+        inverse: 1 / |w|.
         offset: -log |w|, minus the constant part of the shift.
         weight: |w|, the factor of e in the sum of exponentials.
         logit_offset: the offset of a logit z = scale * r + logit_offset.
@@ -65,6 +68,7 @@ class RowTerms(NamedTuple):
     """
 
     scale: list[paddle.Tensor]
+    inverse: list[paddle.Tensor]
     offset: list[paddle.Tensor]
     weight: list[paddle.Tensor]
     logit_offset: list[paddle.Tensor]
@@ -78,12 +82,14 @@ class TargetIndex(NamedTuple):
         inside: [chunks, G], whether the target is in the chunk.
         flat: per chunk, [G] offsets in the flattened r, in column n for sample n: the target's row where it is in the
             chunk, else row 0. Each offset is in its own column, so no two are equal.
+        own: `flat` of each of the K rows of the target's class; one list of chunks per sub-center.
         excluded: per chunk, [G], what is added to r to exclude the targets.
         may_hold: per chunk, whether it may hold a target.
     """
 
     inside: paddle.Tensor
     flat: list[paddle.Tensor]
+    own: list[list[paddle.Tensor]]
     excluded: list[paddle.Tensor]
     may_hold: list[bool]
 
@@ -93,17 +99,28 @@ class TargetIndex(NamedTuple):
         starts = paddle.arange(0, shard.size, shard.chunk_rows, dtype="int64").unsqueeze(1)
         row = targets.row.unsqueeze(0) - starts
         inside = (row >= 0) & (row < shard.chunk_rows) & targets.owned.unsqueeze(0)
-        flat = paddle.where(inside, row, paddle.zeros_like(row)) * samples + paddle.arange(samples, dtype="int64")
+        column, zeros = paddle.arange(samples, dtype="int64"), paddle.zeros_like(row)
+        flat = _split_rows(paddle.where(inside, row, zeros) * samples + column)
+        own = [flat]
+        if shard.subcenters > 1:
+            first = paddle.where(inside, row - row % shard.subcenters, zeros)
+            own = [_split_rows((first + j) * samples + column) for j in range(shard.subcenters)]
         excluded = paddle.full([samples], _EXCLUDED, shard.weight.dtype)
         # Few chunks hold a target, and on a CPU it costs little to look. On a GPU the host would wait for the device.
         look = shard.size and inside.place.is_cpu_place()
         may_hold = inside.any(axis=1).tolist() if look else [True] * inside.shape[0]
-        return cls(inside, paddle.unbind(flat) if shard.size else [], _spread(excluded, inside), may_hold)
+        return cls(inside, flat, own, _spread(excluded, inside), may_hold)
 
     def add_(self, k: int, matrix: paddle.Tensor, values: list[paddle.Tensor]) -> None:
         """Add values[k] [G] to the targets' entries of chunk k's matrix [B, G]."""
         if self.may_hold[k]:
             add_at_(matrix, self.flat[k], values=values[k])
+
+    def exclude_(self, k: int, matrix: paddle.Tensor) -> None:
+        """Make the entries of the targets' classes in chunk k's matrix [B, G] so low that their exponentials are 0."""
+        if self.may_hold[k]:
+            for flat in self.own:
+                add_at_(matrix, flat[k], values=self.excluded[k])
 
     def spread(self, values: paddle.Tensor) -> list[paddle.Tensor]:
         """Per chunk [G]: the values [G] of the targets inside it, 0 for the others."""
@@ -135,6 +152,8 @@ class Exponentials:
         shift: of the exponents.
         precision: of the products.
         buffer: memory for r; None for new memory for each chunk.
+        negatives: what is done to the cosines before they become exponents; None for nothing.
+        target: [G], psi of all samples, which negatives are compared with; None where they are not.
     """
 
     def __init__(
@@ -147,21 +166,62 @@ class Exponentials:
         shift: Shift,
         precision: Precision,
         buffer: LogitBuffer | None,
+        negatives: Negatives | None = None,
+        target: paddle.Tensor | None = None,
     ) -> None:
         self.shard, self.features, self.rows, self.index = shard, features, rows, index
         self.shift, self.precision, self.buffer = shift, precision, buffer
+        self._negatives, self._target = negatives, target
         self._features_t = precision.factor(features.t().contiguous())
 
     def logits(self, k: int, chunk_rows: Factor) -> paddle.Tensor:
         """r of chunk k, targets excluded."""
         out = None if self.buffer is None else self.buffer.chunks[k]
         r = self.precision.logits(chunk_rows, self._features_t, out=out)
-        self.index.add_(k, r, self.index.excluded)
+        self.index.exclude_(k, r)
         return r
 
-    def exponents(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
-        """log e_cn [B, G] of chunk k, but for the part of the shift that is not in the offset."""
-        return scale_rows(r, scale=self.rows.scale[k], offset=self.rows.offset[k])
+    def first(self, k: int, r: paddle.Tensor, *, total: paddle.Tensor, gradient: paddle.Tensor) -> paddle.Tensor:
+        """e [B, G] in the first pass: its sum is added to total [G], and both sums follow the shift."""
+        exponents, slope = self._exponents(k, r)
+        self.shift.follow(exponents, total=total, gradient=gradient)
+        e = exp_(self.shift.subtract_(exponents))
+        add_(total, matmul(self.rows.weight[k], e))
+        return e if slope is None else multiply_(e, slope)
+
+    def again(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
+        """e [B, G] in the second pass."""
+        return self._made_again(r, k, at=None)
+
+    def as_first(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
+        """e [B, G] in the second pass as `first` returned it, which `factor` brings to that of `again`."""
+        return self._made_again(r, k, at=k)
+
+    def factor(self, k: int) -> paddle.Tensor | None:
+        """[G], of e of chunk k as the first pass kept it; None for 1."""
+        return self.shift.factor(k)
+
+    def _made_again(self, r: paddle.Tensor, k: int, *, at: int | None) -> paddle.Tensor:
+        exponents, slope = self._exponents(k, r)
+        e = exp_(self.shift.subtract_(exponents, at))
+        return e if slope is None else multiply_(e, slope)
+
+    def _exponents(self, k: int, r: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+        """log e_cn [B, G], but for the part of the shift that is not in the offset, and what to multiply e by."""
+        if self._negatives is None:
+            return scale_rows(r, scale=self.rows.scale[k], offset=self.rows.offset[k]), None
+        return self._changed(self._negatives, k, r)
+
+    def _changed(self, negatives: Negatives, k: int, r: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+        inverse, offset = self.rows.inverse[k], self.rows.offset[k]
+        cosine = scale_rows(r, scale=inverse, offset=paddle.zeros_like(inverse))
+        masks = negatives.dropped(cosine)
+        if negatives.margin is None:
+            return drop_all_(scale_rows(r, scale=self.rows.scale[k], offset=offset), masks), None
+        value, slope = negatives.values(cosine, self._target)
+        exponents = scale_rows(value, scale=self.rows.scale[k] / inverse, offset=offset)
+        self.index.exclude_(k, exponents)  # the change may have brought them near 0
+        return drop_all_(exponents, masks), slope
 
 
 class FirstPass:
@@ -193,16 +253,13 @@ class FirstPass:
 
     def _add(self, k: int, rows: Factor) -> None:
         # A method of its own, so that the memory of one chunk is free before the next.
-        work, shift = self._work, self._work.shift
+        work = self._work
         r = work.logits(k, rows)
         if self.greater is not None:
             self.greater += self._count_greater(k, r)
-        exponents = work.exponents(k, r)
+        e = work.first(k, r, total=self.total, gradient=self.gradient)
         kept = r if work.buffer is not None else None
         del r  # its memory may serve the cast
-        shift.follow(exponents, total=self.total, gradient=self.gradient)
-        e = exp_(shift.subtract_(exponents))
-        add_(self.total, matmul(work.rows.weight[k], e))
         e = work.precision.cast(e)
         add_(self.gradient, work.precision.feature_gradient(e, rows, out=self._part))
         if self._keep:
@@ -210,8 +267,10 @@ class FirstPass:
 
     def _count_greater(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
         terms = self._work.rows
-        logits = scale_rows(r, scale=terms.scale[k], offset=terms.logit_offset[k])
-        return (logits > self._threshold).astype("int32").sum(axis=0, dtype="int32").astype("int64")
+        greater = scale_rows(r, scale=terms.scale[k], offset=terms.logit_offset[k]) > self._threshold
+        if self._work.shard.subcenters > 1:  # a class counts once
+            greater = paddle.reshape(greater, [-1, self._work.shard.subcenters, greater.shape[1]]).any(axis=1)
+        return greater.astype("int32").sum(axis=0, dtype="int32").astype("int64")
 
 
 Gradients = Iterator[tuple[Block, paddle.Tensor]]
@@ -270,7 +329,7 @@ class ByLogits(SecondPass):
     def _gradients(self, k: int) -> Gradients:
         work, chunk = self._work, self._work.shard.chunks[k]
         r = self._kept[k] if self._kept else work.logits(k, work.precision.factor(chunk.rows))
-        e = exp_(work.shift.subtract_(work.exponents(k, r)))
+        e = work.again(k, r)
         coefficient = self._coefficient(k, e, r)
         work.index.add_(k, e, self._terms)
         if work.shard.bias is not None:
@@ -304,7 +363,7 @@ class ByRows(SecondPass):
 
     def _gradients(self, k: int) -> Gradients:
         work, chunk, precision = self._work, self._work.shard.chunks[k], self._work.precision
-        e, factor = precision.spread(self._kept[k] if self._kept else self._made_again(k), work.shift.factor(k))
+        e, factor = precision.spread(self._kept[k] if self._kept else self._made_again(k), work.factor(k))
         row_factor = self._row_factor if factor is None else self._row_factor * factor
         x = self._x if factor is None else precision.operand(work.features * row_factor.unsqueeze(1))
         if work.shard.bias is not None:
@@ -329,10 +388,14 @@ class ByRows(SecondPass):
         """e of chunk k as the first pass kept it."""
         work = self._work
         r = work.logits(k, work.precision.factor(work.shard.chunks[k].rows))
-        return work.precision.cast(exp_(work.shift.subtract_(work.exponents(k, r), k)))
+        return work.precision.cast(work.as_first(k, r))
 
     def _complete_bias(self, gradient: paddle.Tensor) -> None:
         self._sums.add_(gradient, self._own_bias)
+
+
+def _split_rows(matrix: paddle.Tensor) -> list[paddle.Tensor]:
+    return list(paddle.unbind(matrix)) if matrix.shape[0] else []
 
 
 def _spread(values: paddle.Tensor, inside: paddle.Tensor) -> list[paddle.Tensor]:
