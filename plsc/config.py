@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, f
 
 from plsc.errors import ConfigError
 from plsc.loss_types import LOSS_TYPES, LOSSES, LossType, Parameters, check_option_names, parameters_of
+from plsc.utils.class_numbers import ClassNumbers
 from plsc.utils.hints import setter
 from plsc.utils.locations import keep_credentials
 from plsc.utils.names import one_of
@@ -148,6 +149,38 @@ class Config(Settings):
         default={},
         description="Parameters of the loss by name, as m=0.4,h=0.333; docs/losses.md has those of each loss and their "
         "defaults.",
+    )
+    margin_warmup: int = Field(
+        default=0, ge=0, description="Steps over which the margin rises from none to its full size."
+    )
+    label_smoothing: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Part of each label that is spread evenly over the classes of the softmax.",
+    )
+    class_weights: str | Any = Field(
+        default="",
+        description="Weight of each class in the loss: a file of C numbers, .npy or text with one per line. In Python "
+        "also an array.",
+    )
+    class_counts: str | Any = Field(
+        default="",
+        description="Number of training images of each class, for dynamic_margin: a file as for class_weights, in "
+        "Python also an array. By default they are counted.",
+    )
+    subcenters: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="Class centers per class (K), of which the nearest counts: sub-center ArcFace, with any margin.",
+    )
+    interclass_filter: float | None = Field(
+        default=None,
+        gt=-1.0,
+        lt=1.0,
+        description="Other classes with a greater cosine than this leave the loss of a sample, as likely of the same "
+        "person; 0.4 in the paper. By default none does.",
     )
     sample_ratio: float = Field(
         default=1.0, gt=0.0, le=1.0, description="Fraction of the class centers used in each step (Partial FC)."
@@ -438,6 +471,11 @@ class Config(Settings):
         check_option_names(value)
         return value
 
+    @field_validator("class_weights", "class_counts")
+    @classmethod
+    def _numbers_of_classes(cls, value: Any) -> Any:
+        return value if isinstance(value, (str, ClassNumbers)) else ClassNumbers(value)
+
     @field_validator("dataset_dir", "val_targets", "checkpoint_dir", "model_save_dir")
     @classmethod
     def _without_credentials(cls, value: str | None) -> str | None:
@@ -465,6 +503,10 @@ class Config(Settings):
     def _switch(cls, value: Any) -> Any:
         names = {True: "on", False: "off", "true": "on", "false": "off"}
         return names.get(value, value) if isinstance(value, (bool, str)) else value
+
+    @field_serializer("class_weights", "class_counts")
+    def _text_of_numbers(self, value: str | ClassNumbers) -> str:
+        return str(value)
 
     @field_serializer("lr_schedule")
     def _name_of_schedule(self, value: str | Callable[[int], float]) -> str:
@@ -560,9 +602,22 @@ class Config(Settings):
                 f"train_epochs is {self.train_epochs} and train_steps is {self.train_steps}; set one of them"
             )
 
+    def _check_negatives(self) -> None:
+        """Raise `ConfigError` where what concerns other classes does not fit the loss."""
+        given = {"subcenters": self.subcenters > 1, "interclass_filter": self.interclass_filter is not None}
+        names = [name for name, is_set in given.items() if is_set]
+        if names and self.loss_kind == "softmax":
+            raise ConfigError(
+                f"loss_type '{self.loss_type}' has no cosines, but {names[0]} is set; choose another loss_type, or "
+                f"leave {names[0]} out"
+            )
+
     def check_loss(self) -> None:
         """Raise `ConfigError` where margins or parameters are set that the loss does not have."""
         margins, _ = self.margins, self.loss_parameters
+        self._check_negatives()
+        if self.margin_warmup and not self.loss.has_margin:
+            raise ConfigError(f"loss_type '{self.loss_type}' has no margin, but margin_warmup is set; leave it out")
         if self.margin_function is None:
             return
         given = {"margin": self.margin, "margin1": self.margin1, "margin2": self.margin2, "margin3": self.margin3}

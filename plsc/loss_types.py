@@ -59,6 +59,41 @@ class Parameters:
         return [field.name for field in dataclasses.fields(cls)]
 
 
+@dataclass(eq=False)
+class AdaFaceParameters(Parameters):
+    m: float = number(0.4, "Margin: part of an angle, in radians, and part of a cosine.", least=0.0)
+    h: float = number(0.333, "How far the norm moves the margin, per standard deviation of norms.", least=0.0)
+    average: float = number(0.01, "Weight of a batch in the moving averages.", least=0.0, most=1.0)
+
+
+@dataclass(eq=False)
+class MagFaceParameters(Parameters):
+    l_a: float = number(10.0, "Norm with the least margin.", least=0.0, above=True)
+    u_a: float = number(110.0, "Norm with the greatest margin.", least=0.0, above=True)
+    l_margin: float = number(0.45, "Least margin, in radians.", least=0.0, most=math.pi)
+    u_margin: float = number(0.8, "Greatest margin, in radians.", least=0.0, most=math.pi)
+    lambda_g: float = number(35.0, "Factor of the penalty on the norm.", least=0.0)
+
+
+@dataclass(eq=False)
+class ElasticArcParameters(Parameters):
+    m: float = number(0.5, "Mean of the drawn margins, in radians.", least=0.0, most=math.pi)
+    std: float = number(0.05, "Standard deviation of the drawn margins, in radians.", least=0.0)
+
+
+@dataclass(eq=False)
+class ElasticCosParameters(Parameters):
+    m: float = number(0.35, "Mean of the drawn margins on the cosine.", least=0.0)
+    std: float = number(0.05, "Standard deviation of the drawn margins.", least=0.0)
+
+
+@dataclass(eq=False)
+class DynamicMarginParameters(Parameters):
+    low: float = number(0.05, "Margin of the class with the most images, in radians.", least=0.0, most=math.pi)
+    high: float = number(0.5, "Margin of the class with the fewest images, in radians.", least=0.0, most=math.pi)
+    power: float = number(0.25, "The margin grows as n^-power in the images n of a class.", least=0.0, above=True)
+
+
 class LossType(NamedTuple):
     """One loss.
 
@@ -113,6 +148,13 @@ LOSSES: dict[str, LossType] = {
     "curricularface": LossType(parameters=CurricularFaceParameters),
     "sphereface2": LossType(scale=40.0, parameters=SphereFace2Parameters, has_margin=False),
     "uniface": LossType(parameters=UniFaceParameters, has_margin=False),
+    "adaface": LossType(parameters=AdaFaceParameters),
+    "magface": LossType(parameters=MagFaceParameters),
+    "elasticface_arc": LossType(parameters=ElasticArcParameters),
+    "elasticface_arc_plus": LossType(parameters=ElasticArcParameters),
+    "elasticface_cos": LossType(parameters=ElasticCosParameters),
+    "elasticface_cos_plus": LossType(parameters=ElasticCosParameters),
+    "dynamic_margin": LossType(scale=80.0, parameters=DynamicMarginParameters),
 }
 LOSS_KINDS = tuple(LOSSES)
 LOSS_TYPES = LOSS_KINDS + tuple("dist_" + kind for kind in LOSS_KINDS)

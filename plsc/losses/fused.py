@@ -74,6 +74,7 @@ from plsc.losses.reference import (
     by_rows,
     sample_weights,
     target_logits,
+    with_penalty,
 )
 from plsc.losses.shard import Block, Shard
 from plsc.losses.shift import choose_shift
@@ -202,7 +203,9 @@ class FusedSoftmax:
         changing = margin if isinstance(margin, NegativesMargin) else None
         self._negatives = Negatives(filter_above=filter_above, margin=changing)
         bound = 1.0 if changing is None else changing.negatives_bound
-        self._shift = choose_shift(None if margin is None else bound * scale, half_range=self._precision.needs_half_range)
+        self._shift = choose_shift(
+            None if margin is None else bound * scale, half_range=self._precision.needs_half_range
+        )
         self._by_rows = True if self._precision.is_half else by_rows
         self._buffer: LogitBuffer | None = None
 
@@ -220,7 +223,7 @@ class FusedSoftmax:
         """
         directions = as_directions(features, self._margin, floor=EPSILON)
         targets = nearest_targets(directions.rows, shard.locate(labels), shard)
-        x, samples = directions.rows, features.shape[0]
+        x = directions.rows
         target = self._target_terms(directions, labels, targets, shard)
         threshold = self._reducer.all_reduce_sum(target.plain * target.owned) if count_above else None
         work = self._start(shard, x, targets=targets, psi=target.psi)
@@ -237,12 +240,12 @@ class FusedSoftmax:
             gradient += (ending.row_factor * ending.by_psi * target.by_norm * target.owned).unsqueeze(1) * x
         greater = None if first.greater is None else self._reducer.all_reduce_sum(first.greater)
         own = OwnTerms(targets.row, target_term, target.product)
-        loss = ending.losses.mean()
+        loss, gradient = with_penalty(
+            self._margin, ending.losses.mean(), gradient, features=features, directions=directions, targets=targets
+        )
         return FusedState(loss, gradient, greater, shard, work, first.kept, own, ending.row_factor, ending.by_bias)
 
-    def _start(
-        self, shard: Shard, x: paddle.Tensor, *, targets: Targets, psi: paddle.Tensor
-    ) -> Exponentials:
+    def _start(self, shard: Shard, x: paddle.Tensor, *, targets: Targets, psi: paddle.Tensor) -> Exponentials:
         """What turns products into e."""
         shift = self._shift(x.shape[0], x.dtype)
         return Exponentials(shift=shift, **self._terms(shard, x, targets=targets, psi=psi, shift=shift.constant))
@@ -263,9 +266,7 @@ class FusedSoftmax:
             "target": psi,
         }
 
-    def _end(
-        self, work: Exponentials, first: FirstPass, *, logit: paddle.Tensor, weights: paddle.Tensor
-    ) -> Ending:
+    def _end(self, work: Exponentials, first: FirstPass, *, logit: paddle.Tensor, weights: paddle.Tensor) -> Ending:
         """Losses and factors of softmax, from the sums of the first pass; they and its gradient follow the shift.
 
         Args:

@@ -96,8 +96,9 @@ class FusedBinary(FusedSoftmax):
     def __init__(self, margin: Any, scale: float, **options: Any) -> None:
         if not isinstance(margin, BinaryMargin):
             raise ConfigError(f"margin {type(margin).__name__} has no bias, scale and weights of a binary loss")
-        super().__init__(margin, margin.scale, **options)
         self._binary: BinaryMargin = margin
+        as_margin: Any = margin
+        super().__init__(as_margin, self._binary.scale, **options)
 
     def _start(self, shard: Shard, x: paddle.Tensor, *, targets: Targets, psi: paddle.Tensor) -> Exponentials:
         terms = self._terms(shard, x, targets=targets, psi=psi, shift=0.0)
@@ -105,9 +106,7 @@ class FusedBinary(FusedSoftmax):
         terms["rows"] = terms["rows"]._replace(offset=shard.split_by_chunk(bias))
         return Sigmoids(needs_range=self._precision.needs_half_range, **terms)
 
-    def _end(
-        self, work: Exponentials, first: FirstPass, *, logit: paddle.Tensor, weights: paddle.Tensor
-    ) -> Ending:
+    def _end(self, work: Exponentials, first: FirstPass, *, logit: paddle.Tensor, weights: paddle.Tensor) -> Ending:
         assert isinstance(work, Sigmoids)
         samples, binary = logit.shape[0], self._binary
         sums = self._reducer.all_reduce_sum(paddle.stack([first.total, logit, work.shares]))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import paddle
 
+from plsc.losses.negatives import Negatives, drop_all_
 from plsc.losses.ops import (
     add,
     add_,
@@ -24,7 +25,6 @@ from plsc.losses.ops import (
     scale_rows,
     split_rows,
 )
-from plsc.losses.negatives import Negatives, drop_all_
 from plsc.losses.precision import Factor, Precision
 from plsc.losses.reference import Targets
 from plsc.losses.row_sums import RowSums

@@ -44,7 +44,7 @@ from typing import NamedTuple, Protocol
 
 import paddle
 
-from plsc.losses.margins import Margin, MarginOutput, apply_margin, needs_all_cosines
+from plsc.losses.margins import Margin, MarginOutput, apply_margin, needs_all_cosines, penalty_of
 from plsc.losses.margins.binary import BinaryMargin
 from plsc.losses.negatives import NegativesMargin
 from plsc.losses.ops import flat_rows, no_grad
@@ -196,7 +196,9 @@ class ReferenceSoftmax:
         if target.by_norm is not None:
             by_norm = paddle.where(targets.owned, ending.by_psi * target.by_norm, paddle.zeros_like(plain))
             gradient += by_norm.unsqueeze(1) * x.rows
-        loss = ending.losses.mean()
+        loss, gradient = with_penalty(
+            self.margin, ending.losses.mean(), gradient, features=features, directions=x, targets=targets
+        )
         return State(loss, gradient, num_greater, x, w, d_logits, bias is not None, subcenters, ending.by_bias)
 
     @no_grad
@@ -208,9 +210,7 @@ class ReferenceSoftmax:
             weight = weight.reshape(shape) if shape[0] else paddle.zeros(shape, weight.dtype)
         return RowGradients(weight, state.d_logits.sum(axis=0) if state.has_bias else None)
 
-    def _end(
-        self, values: paddle.Tensor, psi: paddle.Tensor, targets: Targets, weights: paddle.Tensor
-    ) -> _Ending:
+    def _end(self, values: paddle.Tensor, psi: paddle.Tensor, targets: Targets, weights: paddle.Tensor) -> _Ending:
         """The losses and their derivatives, from the logits over s.
 
         Args:
@@ -239,7 +239,7 @@ class ReferenceSoftmax:
     def _negatives(
         self, cosines: paddle.Tensor, targets: Targets, psi: paddle.Tensor, subcenters: int
     ) -> tuple[paddle.Tensor, paddle.Tensor | None]:
-        """[G, S K]: what enters the sum in the cosines' place, -infinity for nothing, and its derivative; None for 1."""
+        """[G, S K]: what enters the sum for the cosines, -infinity for nothing, and its derivative; None for 1."""
         values, slopes = cosines, None
         if isinstance(self.margin, NegativesMargin):
             changed, slope = self.margin.negatives(cosines.t().contiguous(), target=psi)
@@ -266,9 +266,7 @@ class ReferenceSoftmax:
 class ReferenceBinary(ReferenceSoftmax):
     """A binary loss over one shard of the classes; `margin` is a `plsc.losses.margins.binary.BinaryMargin`."""
 
-    def _end(
-        self, values: paddle.Tensor, psi: paddle.Tensor, targets: Targets, weights: paddle.Tensor
-    ) -> _Ending:
+    def _end(self, values: paddle.Tensor, psi: paddle.Tensor, targets: Targets, weights: paddle.Tensor) -> _Ending:
         binary = self.margin
         assert isinstance(binary, BinaryMargin)
         bias = binary.bias.astype(psi.dtype)
@@ -346,9 +344,37 @@ def target_logits(
     margin: Margin | None, plain: paddle.Tensor, *, features: Directions, labels: paddle.Tensor
 ) -> MarginOutput:
     """psi and its derivatives at the margin-free targets [G]; for softmax psi is the target itself."""
-    if margin is None or features.inverse_norms is None:
+    norms = feature_norms(features)
+    if margin is None or norms is None:
         return MarginOutput(plain, paddle.ones_like(plain), None)
-    return apply_margin(margin, plain, norms=1.0 / features.inverse_norms.squeeze(1), labels=labels)
+    return apply_margin(margin, plain, norms=norms, labels=labels)
+
+
+def with_penalty(
+    margin: Margin | None,
+    loss: paddle.Tensor,
+    gradient: paddle.Tensor,
+    *,
+    features: paddle.Tensor,
+    directions: Directions,
+    targets: Targets,
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """The loss and this shard's part of the feature gradient [G, D], with the margin's penalty on the norms if any.
+
+    Each sample's penalty enters the gradient on the rank that owns its target, with the weight of the sample.
+    """
+    norms = feature_norms(directions)
+    penalty = None if norms is None else penalty_of(margin, norms)
+    if penalty is None:
+        return loss, gradient
+    value, by_norm = penalty
+    factor = by_norm * sample_weights(features, margin) * targets.owned.astype(by_norm.dtype) / len(by_norm)
+    return loss + value.mean(), gradient + factor.unsqueeze(1) * directions.rows
+
+
+def feature_norms(features: Directions) -> paddle.Tensor | None:
+    """[G]: the norms of features, 1e-12 for shorter ones; None for softmax, which takes features as they are."""
+    return None if features.inverse_norms is None else 1.0 / features.inverse_norms.squeeze(1)
 
 
 def _pick(matrix: paddle.Tensor, targets: Targets) -> paddle.Tensor:

@@ -29,9 +29,9 @@ _LEAST_CLASSES = 2
 class SampledShard(Shard):
     """Some classes of a shard. In each step: `draw`, then the loss on this shard, then `update`.
 
-    Their number is the ratio's part of the shard, or the batch size where that is more, so that all positives are among them; it
-    is 2 at least, where the shard has 2. It is the same in every step, so that a step never waits for the device
-    to learn a size.
+    Their number is the ratio's part of the shard, or the batch size where that is more, so that all positives are among
+    them; it is 2 at least, where the shard has 2. It is the same in every step, so that a step never waits for the
+    device to learn a size.
 
     Args:
         shard: the shard to draw from.

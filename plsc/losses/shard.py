@@ -108,7 +108,9 @@ class Shard:
             for name, tensor in own.items()
             for kind in optimizer.state_names
         }
-        self._state_of = {name: [flat_rows(self.state[f"{name}:{kind}"]) for kind in optimizer.state_names] for name in own}
+        self._state_of = {
+            name: [flat_rows(self.state[f"{name}:{kind}"]) for kind in optimizer.state_names] for name in own
+        }
         self._device = "gpu" if weight.place.is_gpu_place() else "cpu"
         self.chunk_rows, self.block_rows = self._whole(CHUNK_ROWS[self._device]), BLOCK_ROWS[self._device]
         self._zeros = paddle.zeros([self.block_rows], weight.dtype)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import paddle
 
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.fused_binary import FusedBinary
@@ -20,7 +19,7 @@ from tests._support.head_problems import collect, own_rows, train_step
 
 
 class Found(NamedTuple):
-    """States in rank order, the feature gradient summed over ranks, the whole weight gradient, margins in rank order."""
+    """States and margins in rank order, the feature gradient summed over ranks, the whole weight gradient."""
 
     states: Any
     features: np.ndarray

@@ -106,7 +106,8 @@ def test_binary_losses_of_many_classes_stay_in_the_range_of_float16(name):
     problem = rng.standard_normal((64, 8)).astype("float32"), np.full(64, 7), weight, None
     case = dataclasses.replace(CASES[name], scale=4.0, bias=-20.0)
     whole, half = (
-        run_negatives(case, problem, 1, "by rows", precision=precision) for precision in (None, HalfPrecision("float16"))
+        run_negatives(case, problem, 1, "by rows", precision=precision)
+        for precision in (None, HalfPrecision("float16"))
     )
     assert half.states[0].loss.item() == pytest.approx(whole.states[0].loss.item(), rel=1e-3)
     others = np.delete(np.arange(20_000), 7)

@@ -67,7 +67,7 @@ class BinaryMargin(Protocol):
 class _Binary:
     """The bias: one number, updated by SGD with momentum 0.9 and no weight decay, at the head's learning rate."""
 
-    needs_all_cosines = False
+    needs_all_cosines, is_per_sample = False, True
     negatives_bound = 1.0
     scale = 1.0
     bias: paddle.Tensor
@@ -115,22 +115,20 @@ class SphereFace2(_Binary, SphereFace2Parameters):
         self.positive_weight = self.balance * self.weight / scale
         self.negative_weight = (1.0 - self.balance) * self.weight / scale
         at_zero = 2.0 * 0.5**self.t - 1.0
-        self._set_bias(_best_bias(
-            own=scale * (at_zero - self.m),
-            others=scale * (at_zero + self.m),
-            share=self.balance / ((1.0 - self.balance) * max(num_classes - 1, 1)),
-        ))
+        self._set_bias(
+            _best_bias(
+                own=scale * (at_zero - self.m),
+                others=scale * (at_zero + self.m),
+                share=self.balance / ((1.0 - self.balance) * max(num_classes - 1, 1)),
+            )
+        )
 
-    def __call__(
-        self, cosine: paddle.Tensor, norms: paddle.Tensor, labels: paddle.Tensor
-    ) -> tuple[paddle.Tensor, ...]:
+    def __call__(self, cosine: paddle.Tensor, norms: paddle.Tensor, labels: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
         """psi = g - m and its derivative."""
         value, derivative = half_powers(cosine, power=self.t)
         return value - self.m, derivative
 
-    def negatives(
-        self, cosine: paddle.Tensor, *, target: paddle.Tensor
-    ) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+    def negatives(self, cosine: paddle.Tensor, *, target: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor | None]:
         """g + m and its derivative."""
         value, derivative = half_powers(cosine, power=self.t)
         return value.add_(paddle.full([], self.m, value.dtype)), derivative
@@ -159,15 +157,11 @@ class UniFace(_Binary, UniFaceParameters):
         self.scale, self.negative_weight = scale, self.balance
         self._set_bias(-math.log(10.0 * num_classes))
 
-    def __call__(
-        self, cosine: paddle.Tensor, norms: paddle.Tensor, labels: paddle.Tensor
-    ) -> tuple[paddle.Tensor, ...]:
+    def __call__(self, cosine: paddle.Tensor, norms: paddle.Tensor, labels: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
         """psi = cos - m and its derivative."""
         return cosine - self.m, paddle.ones_like(cosine)
 
-    def negatives(
-        self, cosine: paddle.Tensor, *, target: paddle.Tensor
-    ) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+    def negatives(self, cosine: paddle.Tensor, *, target: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor | None]:
         """The cosine itself."""
         return cosine, None
 

@@ -52,17 +52,13 @@ class CurricularFace(CurricularFaceParameters):
         self.t = paddle.zeros([1])
 
     @no_grad
-    def __call__(
-        self, cosine: paddle.Tensor, norms: paddle.Tensor, labels: paddle.Tensor
-    ) -> tuple[paddle.Tensor, ...]:
+    def __call__(self, cosine: paddle.Tensor, norms: paddle.Tensor, labels: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
         """psi and its derivative; moves t."""
         mean = paddle.clip(cosine, -1.0, 1.0).mean().astype(self.t.dtype)
         self.t = (1.0 - self.average) * self.t + self.average * mean
         return self._margin(cosine)
 
-    def negatives(
-        self, cosine: paddle.Tensor, *, target: paddle.Tensor
-    ) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+    def negatives(self, cosine: paddle.Tensor, *, target: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor | None]:
         """As `plsc.losses.negatives.NegativesMargin` says."""
         return harden(cosine, threshold=target, t=self.t.astype(cosine.dtype))
 
