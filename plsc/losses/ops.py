@@ -111,7 +111,7 @@ def all_but_greatest(values: paddle.Tensor, *, group: int) -> Mask:
         # Ties, which are rare.
         first: Array = np.arange(group)[:, None] != (~others).argmax(axis=1)[:, None]
         return first.reshape(view.shape)
-    parts = paddle.unbind(paddle.reshape(values, [-1, group, values.shape[1]]), axis=1)
+    parts = paddle.unbind(values.reshape([-1, group, values.shape[1]]), axis=1)
     best, number = parts[0], paddle.zeros(parts[0].shape, "int32")
     for j, part in enumerate(parts[1:], 1):
         number = paddle.where(part > best, paddle.full_like(number, j), number)
@@ -153,7 +153,7 @@ def half_powers(cosine: paddle.Tensor, *, power: float) -> tuple[paddle.Tensor, 
     view = host_view(cosine)
     if view is None:
         half = paddle.clip(0.5 * cosine + 0.5, 0.0, 1.0)
-        lower = half if power == 2.0 else half * half if power == 3.0 else paddle.pow(half, power - 1.0)
+        lower = half if power == 2.0 else half * half if power == 3.0 else half ** (power - 1.0)
         return 2.0 * lower * half - 1.0, power * lower
     (value, lifted), (derivative, lower) = _outputs(cosine), _outputs(cosine)
     np.multiply(view, 0.5, out=lifted)

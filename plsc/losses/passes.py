@@ -269,7 +269,7 @@ class FirstPass:
         terms = self._work.rows
         greater = scale_rows(r, scale=terms.scale[k], offset=terms.logit_offset[k]) > self._threshold
         if self._work.shard.subcenters > 1:  # a class counts once
-            greater = paddle.reshape(greater, [-1, self._work.shard.subcenters, greater.shape[1]]).any(axis=1)
+            greater = greater.reshape([-1, self._work.shard.subcenters, greater.shape[1]]).any(axis=1)
         return greater.astype("int32").sum(axis=0, dtype="int32").astype("int64")
 
 

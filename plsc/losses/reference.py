@@ -272,14 +272,14 @@ class ReferenceBinary(ReferenceSoftmax):
         bias = binary.bias.astype(psi.dtype)
         # The target's entry is no negative.
         logits = _place(values, targets, paddle.full_like(psi, -float("inf"))) * binary.scale + bias
-        shares = paddle.nn.functional.sigmoid(logits)
+        shares = 1.0 / (1.0 + paddle.exp(-logits))
         softplus = paddle.clip(logits, min=0.0) + paddle.log1p(paddle.exp(-logits.abs()))
         zeros = paddle.zeros_like(psi)
         own = paddle.where(targets.owned, psi, zeros) * binary.scale
         sums = paddle.stack([softplus.sum(axis=1), shares.sum(axis=1), own])
         total, share, own = paddle.unbind(self.reducer.all_reduce_sum(sums))
         own = own + bias
-        missing = paddle.nn.functional.sigmoid(-own)
+        missing = 1.0 / (1.0 + paddle.exp(own))
         own_loss = paddle.clip(-own, min=0.0) + paddle.log1p(paddle.exp(-own.abs()))
         positive, negative = binary.positive_weight, binary.negative_weight
         factor = weights * (binary.scale / len(psi))
@@ -404,7 +404,8 @@ def _nearest(cosines: paddle.Tensor, targets: Targets, subcenters: int) -> Targe
 def _not_nearest(cosines: paddle.Tensor, targets: Targets, subcenters: int) -> paddle.Tensor:
     """[G, S K] bool: all rows of the targets' classes, and of the others all but the one with the greatest cosine."""
     grouped = cosines.reshape([cosines.shape[0], -1, subcenters])
-    nearest = paddle.nn.functional.one_hot(grouped.argmax(axis=2), subcenters).astype("bool").reshape(cosines.shape)
+    order = paddle.arange(subcenters, dtype="int64")
+    nearest = (grouped.argmax(axis=2, keepdim=True) == order).reshape(cosines.shape)
     of_class = paddle.arange(cosines.shape[1], dtype="int64") // subcenters
     own = (of_class == (targets.row // subcenters).unsqueeze(1)) & targets.owned.unsqueeze(1)
     return own | ~nearest
