@@ -103,6 +103,7 @@ class LossType(NamedTuple):
             a margin that must be given.
         main: which of the three the setting `margin` means; None for none.
         parameters: the class of its own parameters, which `loss_options` sets.
+        is_softmax: whether the loss is a cross-entropy over classes, whose labels can be smoothed.
         has_margin: whether a margin of the user's own can take the place of the margin on the target.
     """
 
@@ -110,6 +111,7 @@ class LossType(NamedTuple):
     margins: tuple[float, float, float] | None = None
     main: int | None = None
     parameters: type[Parameters] = Parameters
+    is_softmax: bool = True
     has_margin: bool = True
 
 

@@ -31,9 +31,7 @@ class NegativesMargin(Protocol):
     needs_all_cosines: bool
     negatives_bound: float
 
-    def negatives(
-        self, cosine: paddle.Tensor, *, target: paddle.Tensor
-    ) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+    def negatives(self, cosine: paddle.Tensor, *, target: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor | None]:
         """v(cos) and v'(cos), each like `cosine`; None for a derivative of 1.
 
         It is called after the margin itself, chunk by chunk, twice for each chunk, with the same result.
@@ -73,9 +71,7 @@ class Negatives(NamedTuple):
             masks.append(above(cosine, self.filter_above))
         return masks
 
-    def values(
-        self, cosine: paddle.Tensor, target: paddle.Tensor
-    ) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+    def values(self, cosine: paddle.Tensor, target: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor | None]:
         """(v, v') [B, G]."""
         return (cosine, None) if self.margin is None else self.margin.negatives(cosine, target=target)
 

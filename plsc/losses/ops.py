@@ -128,9 +128,7 @@ def drop_(values: paddle.Tensor, where: Mask) -> paddle.Tensor:
     return values
 
 
-def harden(
-    cosine: paddle.Tensor, *, threshold: paddle.Tensor, t: paddle.Tensor
-) -> tuple[paddle.Tensor, paddle.Tensor]:
+def harden(cosine: paddle.Tensor, *, threshold: paddle.Tensor, t: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
     """(cos (t + cos), t + 2 cos) where cosines [B, G] are above the threshold [G], elsewhere (cos, 1); t is [1]."""
     view = host_view(cosine)
     if view is None:

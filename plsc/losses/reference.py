@@ -135,6 +135,7 @@ class ReferenceSoftmax:
         scale: s, the factor of the cosines; not used for softmax.
         first_class: global id of the class in row 0 of the shard.
         reducer: reductions over the ranks that hold the other shards.
+        smoothing: the part of each label that is spread over all classes, see `plsc.losses.smoothing`.
 
     Example:
         >>> softmax = ReferenceSoftmax(CombinedMargin(m2=0.5), 64.0)
@@ -146,6 +147,7 @@ class ReferenceSoftmax:
     scale: float = 64.0
     first_class: int = 0
     reducer: Reducer = SingleRank()
+    smoothing: float = 0.0
 
     @no_grad
     def loss_and_feature_gradient(
@@ -155,6 +157,7 @@ class ReferenceSoftmax:
         *,
         weight: paddle.Tensor,
         bias: paddle.Tensor | None = None,
+        weights: paddle.Tensor | None = None,
         count_above: bool = False,
     ) -> State:
         """The loss and its gradient by the features.
@@ -164,6 +167,7 @@ class ReferenceSoftmax:
             labels: [G] int64 global class ids in [0, C), the same on every rank; repeats are allowed.
             weight: [S, D] class centers; S may be 0.
             bias: [S], softmax only.
+            weights: [G], v_n, of mean 1 and the same on every rank: L is the mean of v_n L_n; None for 1.
             count_above: also count `State.num_greater`, for acc1 and acc5.
         """
         targets = locate(labels, self.first_class, num_classes=weight.shape[0])
@@ -184,12 +188,22 @@ class ReferenceSoftmax:
         exponential = paddle.exp(logits - shift.unsqueeze(1))
         total = self.reducer.all_reduce_sum(exponential.sum(axis=1))
         owned_logit = paddle.where(targets.owned, target.psi * scale, paddle.zeros_like(plain))
-        loss = (paddle.log(total) + shift - self.reducer.all_reduce_sum(owned_logit)).mean()
+        target_logit = self.reducer.all_reduce_sum(owned_logit)
+        losses = paddle.log(total) + shift - target_logit
+        share = 0.0
+        if self.smoothing:
+            count = self.reducer.all_reduce_sum(paddle.full([], float(weight.shape[0]), logits.dtype))
+            share = self.smoothing / count
+            losses += self.smoothing * target_logit - share * self.reducer.all_reduce_sum(logits.sum(axis=1))
+        loss = losses.mean() if weights is None else (losses * weights).mean()
 
-        # dL/dz_nc = (p_nc - [c = y]) / G, and a cosine or psi is z / s.
-        factor = sample_weights(features, self.margin) * (scale / len(labels))
-        by_psi = (_pick(exponential, targets) / total - 1.0) * factor
-        d_logits = _place(exponential * (factor / total).unsqueeze(1), targets, by_psi * target.by_cosine)
+        # dL/dz_nc = (p_nc - [c = y] + epsilon ([c = y] - 1 / C)) / G, and a cosine or psi is z / s.
+        factor = sample_weights(features, self.margin) * (scale / len(labels)) * (1.0 if weights is None else weights)
+        by_psi = (_pick(exponential, targets) / total - 1.0 + self.smoothing - share) * factor
+        by_cosine = exponential * (factor / total).unsqueeze(1)
+        if self.smoothing:
+            by_cosine -= (share * factor).unsqueeze(1)
+        d_logits = _place(by_cosine, targets, by_psi * target.by_cosine)
         gradient = by_rows(paddle.matmul(d_logits, w.rows), x)
         if target.by_norm is not None:
             by_norm = paddle.where(targets.owned, by_psi * target.by_norm, paddle.zeros_like(plain))
