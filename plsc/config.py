@@ -616,6 +616,11 @@ class Config(Settings):
         """Raise `ConfigError` where margins or parameters are set that the loss does not have."""
         margins, _ = self.margins, self.loss_parameters
         self._check_negatives()
+        if self.label_smoothing and not self.loss.is_softmax:
+            raise ConfigError(
+                f"loss_type '{self.loss_type}' has no softmax whose labels could be smoothed, but label_smoothing is "
+                f"set; leave it out"
+            )
         if self.margin_warmup and not self.loss.has_margin:
             raise ConfigError(f"loss_type '{self.loss_type}' has no margin, but margin_warmup is set; leave it out")
         if self.margin_function is None:

@@ -103,6 +103,7 @@ class LossType(NamedTuple):
             a margin that must be given.
         main: which of the three the setting `margin` means; None for none.
         parameters: the class of its own parameters, which `loss_options` sets.
+        is_softmax: whether the loss is a cross-entropy over classes, whose labels can be smoothed.
         has_margin: whether a margin of the user's own can take the place of the margin on the target.
     """
 
@@ -110,6 +111,7 @@ class LossType(NamedTuple):
     margins: tuple[float, float, float] | None = None
     main: int | None = None
     parameters: type[Parameters] = Parameters
+    is_softmax: bool = True
     has_margin: bool = True
 
 
@@ -146,8 +148,8 @@ LOSSES: dict[str, LossType] = {
     "sphereface": LossType(margins=(1.35, 0.0, 0.0), main=0),
     "combined": LossType(margins=(math.nan, math.nan, math.nan)),
     "curricularface": LossType(parameters=CurricularFaceParameters),
-    "sphereface2": LossType(scale=40.0, parameters=SphereFace2Parameters, has_margin=False),
-    "uniface": LossType(parameters=UniFaceParameters, has_margin=False),
+    "sphereface2": LossType(scale=40.0, parameters=SphereFace2Parameters, is_softmax=False, has_margin=False),
+    "uniface": LossType(parameters=UniFaceParameters, is_softmax=False, has_margin=False),
     "adaface": LossType(parameters=AdaFaceParameters),
     "magface": LossType(parameters=MagFaceParameters),
     "elasticface_arc": LossType(parameters=ElasticArcParameters),

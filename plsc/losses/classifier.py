@@ -100,6 +100,10 @@ class Classifier:
         self._margin = build_margin(config)
         if isinstance(self._margin, CountedMargin):
             self._margin.set_class_counts(self._class_counts(config, class_counts), self.classes)
+        self._class_weights: paddle.Tensor | None = None
+        if config.class_weights:
+            given = numbers_of_classes("class_weights", config.class_weights, config.num_classes)
+            self._class_weights = paddle.to_tensor(given.astype(np.float32))
         self.parameters = {"weight": self._create_weight(config)}
         if self._margin is None and config.bias_attr is not False:
             self.parameters["bias"] = self._create([self.classes.size], config.bias_attr, is_bias=True)
@@ -130,7 +134,8 @@ class Classifier:
         if isinstance(self._margin, SteppedMargin):
             self._margin.begin_step(step, seed=max(1, derive_seed(self._seed, step, _MARGIN_SEED)))
         seed = max(1, derive_seed(self._seed, step, self._collectives.topology.rank))
-        self._output = self._head.forward(features, labels, count_above=count_above, seed=seed)
+        weights = None if self._class_weights is None else self._weights_of(self._class_weights, labels)
+        self._output = self._head.forward(features, labels, weights=weights, count_above=count_above, seed=seed)
         loss = self._output.loss
         return loss if self._sharded else self._collectives.all_reduce_sum(loss.clone()) / self._ranks
 
@@ -224,6 +229,14 @@ class Classifier:
         """Whether the tensor `name` of `state` has one row per class."""
         return not name.startswith(MARGIN_STATE) and self._head.has_row_per_class(name)
 
+    def _weights_of(self, class_weights: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
+        """The weights of the samples of `labels`, of mean 1 over the global batch; 0 where all of them are 0."""
+        weights, samples = paddle.index_select(class_weights, labels), len(labels)
+        total = weights.sum()
+        if not self._sharded:
+            total, samples = self._collectives.all_reduce_sum(total), samples * self._ranks
+        return weights * (samples / paddle.clip(total, min=paddle.finfo(total.dtype).tiny))
+
     @staticmethod
     def _class_counts(config: Config, known: Callable[[], np.ndarray[Any, Any] | None]) -> np.ndarray[Any, Any]:
         if config.class_counts:
@@ -274,6 +287,7 @@ class Classifier:
                     logits=logits,
                     precision=precision,
                     filter_above=config.interclass_filter,
+                    smoothing=config.label_smoothing,
                 ),
                 sample_ratio=config.sample_ratio,
                 logits=config.logits,
@@ -294,6 +308,7 @@ class Classifier:
                 first_class=self.classes.start,
                 reducer=reducer,
                 filter_above=config.interclass_filter,
+                smoothing=config.label_smoothing,
             ),
             self.parameters,
             optimizer=optimizer,

@@ -78,6 +78,7 @@ from plsc.losses.reference import (
 )
 from plsc.losses.shard import Block, Shard
 from plsc.losses.shift import choose_shift
+from plsc.losses.smoothing import OwnClass, RowParts, Smoothing, smooth
 from plsc.metrics.embeddings import EPSILON
 
 # Of [B, G], [B, D] and [G, D]: how many matrices of float32 a pass holds at once, at most, beside what it keeps.
@@ -109,6 +110,7 @@ class TargetTerms(NamedTuple):
         by_norm: d psi / d |x|; None for 0.
         owned: 1 where the class is one of this shard's, else 0.
         psi: of all samples on every rank, where the margin needs all cosines.
+        inverse_norm: 1 / |w_y|; 1 for softmax.
     """
 
     rows: paddle.Tensor
@@ -119,6 +121,7 @@ class TargetTerms(NamedTuple):
     by_norm: paddle.Tensor | None
     owned: paddle.Tensor
     psi: paddle.Tensor
+    inverse_norm: paddle.Tensor
 
 
 class Ending(NamedTuple):
@@ -150,6 +153,7 @@ class FusedState(NamedTuple):
         own: terms of the own classes.
         row_factor: [G], s t_n.
         by_bias: as in `Ending`.
+        smoothing: what label smoothing adds to the gradients by the rows; None without it.
     """
 
     loss: paddle.Tensor
@@ -161,6 +165,7 @@ class FusedState(NamedTuple):
     own: OwnTerms
     row_factor: paddle.Tensor
     by_bias: paddle.Tensor | None = None
+    smoothing: RowParts | None = None
 
 
 class FusedSoftmax:
@@ -174,6 +179,7 @@ class FusedSoftmax:
         precision: how matrices are multiplied.
         by_rows: which way the second pass goes, see the module; None to choose. Half-precision products go by rows.
         filter_above: negatives with a greater cosine leave the sum; None for none.
+        smoothing: the part of each label that is spread over all classes, see `plsc.losses.smoothing`.
 
     Raises:
         ConfigError: another value of `logits`.
@@ -194,6 +200,7 @@ class FusedSoftmax:
         precision: Precision | None = None,
         by_rows: bool | None = None,
         filter_above: float | None = None,
+        smoothing: float = 0.0,
     ) -> None:
         if logits not in ("store", "recompute"):
             raise ConfigError(f"logits mode '{logits}'; expected 'store' or 'recompute'")
@@ -208,10 +215,17 @@ class FusedSoftmax:
         )
         self._by_rows = True if self._precision.is_half else by_rows
         self._buffer: LogitBuffer | None = None
+        self._smoothing = smoothing
 
     @no_grad
     def loss_and_feature_gradient(
-        self, features: paddle.Tensor, labels: paddle.Tensor, *, shard: Shard, count_above: bool = False
+        self,
+        features: paddle.Tensor,
+        labels: paddle.Tensor,
+        *,
+        shard: Shard,
+        weights: paddle.Tensor | None = None,
+        count_above: bool = False,
     ) -> FusedState:
         """The loss and its gradient by the features; the first pass over the chunks. The shard does not change.
 
@@ -219,6 +233,7 @@ class FusedSoftmax:
             features: [G, D], the same on every rank.
             labels: [G] int64 global class ids in [0, C), the same on every rank; repeats are allowed.
             shard: the class centers.
+            weights: [G], v_n, of mean 1 and the same on every rank: L is the mean of v_n L_n; None for 1.
             count_above: also count `num_greater`, for acc1 and acc5.
         """
         directions = as_directions(features, self._margin, floor=EPSILON)
@@ -227,23 +242,64 @@ class FusedSoftmax:
         target = self._target_terms(directions, labels, targets, shard)
         threshold = self._reducer.all_reduce_sum(target.plain * target.owned) if count_above else None
         work = self._start(shard, x, targets=targets, psi=target.psi)
-        first = FirstPass(work, threshold=threshold, keep=self._store)
+        first = FirstPass(work, threshold=threshold, keep=self._store, sum_rows=self._smoothing > 0.0)
         gradient = first.gradient
-        weights = sample_weights(features, self._margin)
-        ending = self._end(work, first, logit=target.logit * target.owned, weights=weights)
+        in_gradients = sample_weights(features, self._margin) * (1.0 if weights is None else weights)
+        ending = self._end(work, first, logit=target.logit * target.owned, weights=in_gradients)
+        losses, by_psi = ending.losses, ending.row_factor * ending.by_psi
 
         target_term = ending.by_psi * target.derivative * target.owned
         gradient += target_term.unsqueeze(1) * target.rows
         gradient *= ending.row_factor.unsqueeze(1)
+        smoothing = self._smooth(work, first, target=target, row=targets.row, weights=in_gradients)
+        if smoothing is not None:
+            losses, by_psi = losses + smoothing.losses, by_psi + smoothing.by_psi
+            gradient += smoothing.gradient
         gradient = by_rows(gradient, directions)
         if target.by_norm is not None:
-            gradient += (ending.row_factor * ending.by_psi * target.by_norm * target.owned).unsqueeze(1) * x
+            gradient += (by_psi * target.by_norm * target.owned).unsqueeze(1) * x
         greater = None if first.greater is None else self._reducer.all_reduce_sum(first.greater)
         own = OwnTerms(targets.row, target_term, target.product)
+        loss = losses.mean() if weights is None else (losses * weights).mean()
         loss, gradient = with_penalty(
-            self._margin, ending.losses.mean(), gradient, features=features, directions=directions, targets=targets
+            self._margin, loss, gradient, features=features, directions=directions, targets=targets
         )
-        return FusedState(loss, gradient, greater, shard, work, first.kept, own, ending.row_factor, ending.by_bias)
+        rows = None if smoothing is None else smoothing.rows
+        return FusedState(
+            loss, gradient, greater, shard, work, first.kept, own, ending.row_factor, ending.by_bias, rows
+        )
+
+    def _smooth(
+        self,
+        work: Exponentials,
+        first: FirstPass,
+        *,
+        target: TargetTerms,
+        row: paddle.Tensor,
+        weights: paddle.Tensor,
+    ) -> Smoothing | None:
+        """What label smoothing adds; None without it."""
+        if first.row_sum is None:
+            return None
+        own = OwnClass(
+            row,
+            target.owned,
+            target.rows,
+            target.product,
+            target.plain,
+            target.logit,
+            target.derivative,
+            target.inverse_norm,
+        )
+        return smooth(
+            self._smoothing,
+            work,
+            row_sum=first.row_sum,
+            own=own,
+            weights=weights,
+            scale=self._scale,
+            reducer=self._reducer,
+        )
 
     def _start(self, shard: Shard, x: paddle.Tensor, *, targets: Targets, psi: paddle.Tensor) -> Exponentials:
         """What turns products into e."""
@@ -301,7 +357,8 @@ class FusedSoftmax:
             l2: this multiple of each row is added to its gradient.
         """
         second = ByRows if state.work.buffer is None else ByLogits
-        return second(state.work, state.own, row_factor=state.row_factor, l2=l2, kept=state.kept).run()
+        gradients = second(state.work, state.own, row_factor=state.row_factor, l2=l2, kept=state.kept).run()
+        return gradients if state.smoothing is None else state.smoothing.added_to(gradients)
 
     def memory(self, shard: Shard, samples: int) -> Memory:
         """What a step on so many samples takes beside weight and optimizer state."""
@@ -341,7 +398,15 @@ class FusedSoftmax:
             psi, by_cosine = _where_owned(psi, targets), _where_owned(by_cosine, targets)
             by_norm = None if by_norm is None else _where_owned(by_norm, targets)
         return TargetTerms(
-            rows, product, plain * self._scale, psi * self._scale, by_cosine * inverse_norm, by_norm, owned, every
+            rows,
+            product,
+            plain * self._scale,
+            psi * self._scale,
+            by_cosine * inverse_norm,
+            by_norm,
+            owned,
+            every,
+            inverse_norm,
         )
 
 

@@ -231,25 +231,32 @@ class FirstPass:
         work: of the chunks.
         threshold: [G], also count the classes with a greater logit; None for no count.
         keep: keep r or e.
+        sum_rows: also sum the directions of the rows.
 
     Attributes:
         total: others_n [G].
         gradient: sum_c e_cn w_c [G, D].
         greater: [G] int64, number of classes whose logit exceeds the threshold; None without one.
+        row_sum: [D], the sum of w_c / |w_c| over the classes of this shard; None if not asked for.
         kept: of each chunk, what the second pass needs: r in the buffer, or e as the products take it where there is
             no buffer; empty if not asked for.
     """
 
-    def __init__(self, work: Exponentials, *, threshold: paddle.Tensor | None, keep: bool) -> None:
+    def __init__(
+        self, work: Exponentials, *, threshold: paddle.Tensor | None, keep: bool, sum_rows: bool = False
+    ) -> None:
         x = work.features
         self._work, self._threshold, self._keep = work, threshold, keep
         self.total, self.gradient = paddle.zeros(x.shape[:1], x.dtype), paddle.zeros_like(x)
         self._part = paddle.empty_like(x)
         self.greater = None if threshold is None else paddle.zeros(x.shape[:1], "int64")
+        self.row_sum = paddle.zeros(x.shape[1:], x.dtype) if sum_rows else None
         self.kept: list[paddle.Tensor] = []
         for k, chunk in enumerate(work.shard.chunks):
             work.shard.load_chunk(k)
             self._add(k, work.precision.factor(chunk.rows))
+            if self.row_sum is not None:
+                add_(self.row_sum, matmul(work.rows.inverse[k], chunk.rows))
 
     def _add(self, k: int, rows: Factor) -> None:
         # A method of its own, so that the memory of one chunk is free before the next.

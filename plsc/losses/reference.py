@@ -142,6 +142,7 @@ class ReferenceSoftmax:
         first_class: global id of the class in row 0 of the shard.
         reducer: reductions over the ranks that hold the other shards.
         filter_above: negatives with a greater cosine leave the sum; None for none.
+        smoothing: the part of each label that is spread over all classes, see `plsc.losses.smoothing`.
 
     Example:
         >>> softmax = ReferenceSoftmax(CombinedMargin(m2=0.5), 64.0)
@@ -154,6 +155,7 @@ class ReferenceSoftmax:
     first_class: int = 0
     reducer: Reducer = SingleRank()
     filter_above: float | None = None
+    smoothing: float = 0.0
 
     @no_grad
     def loss_and_feature_gradient(
@@ -163,6 +165,7 @@ class ReferenceSoftmax:
         *,
         weight: paddle.Tensor,
         bias: paddle.Tensor | None = None,
+        weights: paddle.Tensor | None = None,
         count_above: bool = False,
     ) -> State:
         """The loss and its gradient by the features.
@@ -172,6 +175,7 @@ class ReferenceSoftmax:
             labels: [G] int64 global class ids in [0, C), the same on every rank; repeats are allowed.
             weight: [S, D] class centers, or [S, K, D] with K sub-centers per class; S may be 0.
             bias: [S], softmax only.
+            weights: [G], v_n, of mean 1 and the same on every rank: L is the mean of v_n L_n; None for 1.
             count_above: also count `State.num_greater`, for acc1 and acc5.
         """
         subcenters = weight.shape[1] if weight.ndim == 3 else 1
@@ -188,17 +192,19 @@ class ReferenceSoftmax:
         target = target_logits(self.margin, plain, features=x, labels=labels)
         values, slopes = self._negatives(cosines, targets, target.psi, subcenters)
 
-        weights = sample_weights(features, self.margin)
-        ending = self._end(_place(values, targets, target.psi), target.psi, targets, weights)
-        by_values = ending.by_values if slopes is None else ending.by_values * slopes
-        d_logits = _place(by_values, targets, ending.by_psi * target.by_cosine)
+        in_gradients = sample_weights(features, self.margin) * (1.0 if weights is None else weights)
+        ending = self._end(_place(values, targets, target.psi), target.psi, targets, in_gradients)
+        if slopes is not None:
+            ending = ending._replace(by_values=ending.by_values * slopes)
+        if self.smoothing:
+            ending = self._smooth(ending, cosines, plain, target.psi, targets, in_gradients)
+        d_logits = _place(ending.by_values, targets, ending.by_psi * target.by_cosine)
         gradient = by_rows(paddle.matmul(d_logits, w.rows), x)
         if target.by_norm is not None:
             by_norm = paddle.where(targets.owned, ending.by_psi * target.by_norm, paddle.zeros_like(plain))
             gradient += by_norm.unsqueeze(1) * x.rows
-        loss, gradient = with_penalty(
-            self.margin, ending.losses.mean(), gradient, features=features, directions=x, targets=targets
-        )
+        loss = ending.losses.mean() if weights is None else (ending.losses * weights).mean()
+        loss, gradient = with_penalty(self.margin, loss, gradient, features=features, directions=x, targets=targets)
         return State(loss, gradient, num_greater, x, w, d_logits, bias is not None, subcenters, ending.by_bias)
 
     @no_grad
@@ -230,6 +236,31 @@ class ReferenceSoftmax:
         factor = weights * (scale / len(psi))
         by_psi = (_pick(exponential, targets) / total - 1.0) * factor
         return _Ending(losses, exponential * (factor / total).unsqueeze(1), by_psi)
+
+    def _smooth(
+        self,
+        ending: _Ending,
+        cosines: paddle.Tensor,
+        plain: paddle.Tensor,
+        psi: paddle.Tensor,
+        targets: Targets,
+        weights: paddle.Tensor,
+    ) -> _Ending:
+        """The losses with a part of each label spread over all centers, by their plain cosines [G, S K].
+
+        dL/dz_nc has + epsilon ([c = y] - 1 / C) / G.
+        """
+        scale, zeros = self._factor, paddle.zeros_like(psi)
+        rows = paddle.full([len(psi)], float(cosines.shape[1]), psi.dtype)
+        own = paddle.where(targets.owned, psi, zeros) * scale
+        spread = (cosines.sum(axis=1) + paddle.where(targets.owned, psi - plain, zeros)) * scale
+        count, own, spread = paddle.unbind(self.reducer.all_reduce_sum(paddle.stack([rows, own, spread])))
+        share, factor = self.smoothing / count, weights * (scale / len(psi))
+        return ending._replace(
+            losses=ending.losses + self.smoothing * own - share * spread,
+            by_values=ending.by_values - (share * factor).unsqueeze(1),
+            by_psi=ending.by_psi + (self.smoothing - share) * factor,
+        )
 
     @property
     def _factor(self) -> float:
