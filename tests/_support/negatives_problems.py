@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import paddle
 
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.fused_binary import FusedBinary
@@ -33,23 +34,27 @@ def fused_of(case, margin, **options):
     return head(margin, case.scale, filter_above=case.filter_above, **options)
 
 
-def run_negatives(case, problem, ranks, head, *, precision=None, count_above=False):
+def run_negatives(case, problem, ranks, head, *, precision=None, smoothing=0.0, weights=None, count_above=False):
     """One step of a head: 'reference', or the fused one as its words say; no weight changes."""
     reducer, ranges = LockstepReducer(ranks), shard_ranges(len(problem[2]), ranks)
 
     def play(rank):
         features, labels, weight, _ = own_rows(problem, ranges, rank)
         margin, first = case.margin(), ranges[rank].start
+        v = None if weights is None else paddle.to_tensor(weights)
+        options = {"reducer": reducer} if isinstance(margin, BinaryMargin) else {"reducer": reducer, "smoothing": smoothing}
         if head == "reference":
             made = ReferenceBinary if isinstance(margin, BinaryMargin) else ReferenceSoftmax
-            softmax = made(margin, case.scale, first_class=first, reducer=reducer, filter_above=case.filter_above)
-            state = softmax.loss_and_feature_gradient(features, labels, weight=weight, count_above=count_above)
+            softmax = made(margin, case.scale, first_class=first, filter_above=case.filter_above, **options)
+            state = softmax.loss_and_feature_gradient(
+                features, labels, weight=weight, weights=v, count_above=count_above
+            )
             return state, softmax.row_gradients(state).weight.numpy(), margin
         logits = "recompute" if "recompute" in head else "store"
         by_rows = "by rows" in head
-        softmax = fused_of(case, margin, reducer=reducer, logits=logits, by_rows=by_rows, precision=precision)
+        softmax = fused_of(case, margin, logits=logits, by_rows=by_rows, precision=precision, **options)
         own = Shard(weight, SGD(), first_class=first)
-        state = softmax.loss_and_feature_gradient(features, labels, shard=own, count_above=count_above)
+        state = softmax.loss_and_feature_gradient(features, labels, shard=own, weights=v, count_above=count_above)
         return state, collect(softmax.row_gradients(state), own)[0].numpy().reshape(weight.shape), margin
 
     states, weights, margins = zip(*reducer.run(play))

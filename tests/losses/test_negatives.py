@@ -144,6 +144,22 @@ def test_stored_and_recomputed_logits_give_the_same_bits(name, by_rows, half):
     np.testing.assert_array_equal(stored.features, again.features)
 
 
+@pytest.mark.parametrize("head", ["store", "by rows"])
+@pytest.mark.parametrize("name", CASES)
+def test_class_weights_and_label_smoothing_are_those_of_the_definition(name, head):
+    case = CASES[name]
+    for classes, ranks, samples in SHARDINGS:
+        problem = with_subcenters(make_problem(classes, samples), case.subcenters)
+        weights = np.random.default_rng(0).uniform(0.1, 1.9, samples)
+        options = {"smoothing": 0.1, "weights": weights / weights.mean()}
+        found, expected = (run_negatives(case, problem, ranks, each, **options) for each in (head, "reference"))
+        assert relative_error(found.states[0].loss, expected.states[0].loss) < 1e-10
+        assert relative_error(found.features, expected.features) < 1e-10
+        assert relative_error(rows_of(found.weight), rows_of(expected.weight)) < 1e-10
+        if found.states[0].by_bias is not None:
+            assert relative_error(found.states[0].by_bias, expected.states[0].by_bias) < 1e-10
+
+
 def test_a_filter_of_all_leaves_neither_loss_nor_gradient():
     case = Case(filter_above=-1.0)
     for head in HEADS:
