@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # this checkout
 BASE = {"loss_type": "dist_arcface"}
 
 
@@ -82,7 +83,7 @@ def parse() -> argparse.Namespace:
 def run(name: str, options: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        command = [sys.executable, "-m", "paddle.distributed.launch", "--devices", "cpu"]
+        command = [sys.executable, "-m", "paddle.distributed.launch"]
         command += ["--nproc_per_node", str(options.ranks), "--log_dir", f"{folder}/log", str(HERE / "losses.py")]
         command += ["--worker", name, "--answer", str(answer)]
         for option in ("classes", "dim", "batch", "ranks", "ratio", "rounds"):
