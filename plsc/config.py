@@ -172,6 +172,19 @@ class Config(Settings):
         description="Number of training images of each class, for dynamic_margin: a file as for class_weights, in "
         "Python also an array. By default they are counted.",
     )
+    subcenters: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="Class centers per class (K), of which the nearest counts: sub-center ArcFace, with any margin.",
+    )
+    interclass_filter: float | None = Field(
+        default=None,
+        gt=-1.0,
+        lt=1.0,
+        description="Other classes with a greater cosine than this leave the loss of a sample, as likely of the same "
+        "person; 0.4 in the paper. By default none does.",
+    )
     sample_ratio: float = Field(
         default=1.0, gt=0.0, le=1.0, description="Fraction of the class centers used in each step (Partial FC)."
     )
@@ -592,9 +605,20 @@ class Config(Settings):
                 f"train_epochs is {self.train_epochs} and train_steps is {self.train_steps}; set one of them"
             )
 
+    def _check_negatives(self) -> None:
+        """Raise `ConfigError` where what concerns other classes does not fit the loss."""
+        given = {"subcenters": self.subcenters > 1, "interclass_filter": self.interclass_filter is not None}
+        names = [name for name, is_set in given.items() if is_set]
+        if names and self.loss_kind == "softmax":
+            raise ConfigError(
+                f"loss_type '{self.loss_type}' has no cosines, but {names[0]} is set; choose another loss_type, or "
+                f"leave {names[0]} out"
+            )
+
     def check_loss(self) -> None:
         """Raise `ConfigError` where margins or parameters are set that the loss does not have."""
         margins, _ = self.margins, self.loss_parameters
+        self._check_negatives()
         if self.label_smoothing and not self.loss.is_softmax:
             raise ConfigError(
                 f"loss_type '{self.loss_type}' has no softmax whose labels could be smoothed, but label_smoothing is "

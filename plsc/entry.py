@@ -218,6 +218,17 @@ class Entry(_Attributes):
         """Shard the class centers over ranks, or replicate them. Overrides the prefix of loss_type."""
         self.config.model_parallel = flag
 
+    def set_subcenters(self, count: int) -> None:
+        """Class centers per class, of which the nearest counts (Deng et al., ECCV 2020); 3 in the paper. Default 1."""
+        self.config.subcenters = count
+
+    def set_interclass_filter(self, cosine: float | None) -> None:
+        """Other classes with a greater cosine leave the loss of a sample (An et al., CVPR 2022). Default: none.
+
+        0.4 in the paper, -1 to 1 both excluded; None for no filter.
+        """
+        self.config.interclass_filter = cosine
+
     def set_sample_ratio(self, sample_ratio: float) -> None:
         """Fraction of the class centers in each step (Partial FC, An et al., 2021), over 0 up to 1. Default 1."""
         self.config.sample_ratio = sample_ratio

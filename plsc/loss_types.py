@@ -115,12 +115,41 @@ class LossType(NamedTuple):
     has_margin: bool = True
 
 
+@dataclass(eq=False)
+class CurricularFaceParameters(Parameters):
+    """Those of CurricularFace."""
+
+    m: float = number(0.5, "Margin in radians.", least=0.0, most=math.pi)
+    average: float = number(0.01, "Weight of a batch in the moving mean t.", least=0.0, most=1.0, above=True)
+
+
+@dataclass(eq=False)
+class SphereFace2Parameters(Parameters):
+    """Those of SphereFace2."""
+
+    m: float = number(0.4, "Margin on g(cos).", least=0.0)
+    t: float = number(3.0, "Exponent of g(cos) = 2 ((cos + 1) / 2)^t - 1.", least=1.0)
+    balance: float = number(0.7, "Weight lambda of the own class, between 0 and 1.", least=0.01, most=0.99)
+    weight: float = number(50.0, "Factor of the loss.", least=0.0, above=True)
+
+
+@dataclass(eq=False)
+class UniFaceParameters(Parameters):
+    """Those of UniFace."""
+
+    m: float = number(0.4, "Margin on the cosine.", least=0.0)
+    balance: float = number(1.0, "Weight lambda of the other classes.", least=0.0, above=True)
+
+
 LOSSES: dict[str, LossType] = {
     "softmax": LossType(has_margin=False),
     "arcface": LossType(margins=(1.0, 0.5, 0.0), main=1),
     "cosface": LossType(margins=(1.0, 0.0, 0.35), main=2),
     "sphereface": LossType(margins=(1.35, 0.0, 0.0), main=0),
     "combined": LossType(margins=(math.nan, math.nan, math.nan)),
+    "curricularface": LossType(parameters=CurricularFaceParameters),
+    "sphereface2": LossType(scale=40.0, parameters=SphereFace2Parameters, is_softmax=False, has_margin=False),
+    "uniface": LossType(parameters=UniFaceParameters, is_softmax=False, has_margin=False),
     "adaface": LossType(parameters=AdaFaceParameters),
     "magface": LossType(parameters=MagFaceParameters),
     "elasticface_arc": LossType(parameters=ElasticArcParameters),

@@ -27,6 +27,7 @@ _ORDER_SETTINGS = ("seed", "class_balanced", "min_images_per_class")
 # number of ranks are none of them: they change the global batch, of which there is a warning. The loss, its margins,
 # scale and parameters, the network and the end of a schedule are compared apart.
 DECIDING_SETTINGS = (
+    *("subcenters", "interclass_filter"),
     *("sample_ratio", "momentum_storage", "margin_warmup", "label_smoothing", "class_weights", "class_counts"),
     *("lr", "lr_schedule", "lr_steps", "lr_decay_factor", "warmup_epochs"),
     *("emb_dim", "image_shape", "pixel_mean", "pixel_std", "flip"),

@@ -21,8 +21,10 @@ from plsc.distributed.collectives import Collectives
 from plsc.errors import ConfigError
 from plsc.losses import MARGIN_STATE, SavedState, load_tensor
 from plsc.losses.fused import FusedSoftmax
+from plsc.losses.fused_binary import FusedBinary
 from plsc.losses.heads import FusedHead, HeadOutput, ParameterOptimizer, UnfusedHead
 from plsc.losses.margins import (
+    BinaryMargin,
     CountedMargin,
     Margin,
     PenalizedMargin,
@@ -32,8 +34,9 @@ from plsc.losses.margins import (
     build_margin,
     is_per_sample,
 )
+from plsc.losses.negatives import NegativesMargin
 from plsc.losses.precision import HalfPrecision, Precision
-from plsc.losses.reference import ReferenceSoftmax
+from plsc.losses.reference import ReferenceBinary, ReferenceSoftmax
 from plsc.losses.row_optimizers import HalfMomentum, Momentum, RowOptimizer
 from plsc.losses.shard import Shard
 from plsc.utils.class_numbers import numbers_of_classes
@@ -147,14 +150,16 @@ class Classifier:
         return self._collectives.reduce_scatter_sum(gradient) if self._sharded else gradient / self._ranks
 
     def update(self, learning_rate: float) -> None:
-        """Move the centers by the gradient of the last loss.
+        """Move the centers, and the bias of a binary loss, by the gradient of the last loss.
 
         Raises:
             RuntimeError: there was no `forward` since the last `update` or `discard`.
         """
-        self._last_output()
+        by_bias = self._last_output().by_bias
         self._output = None
         self._head.update(learning_rate)
+        if by_bias is not None and isinstance(self._margin, BinaryMargin):
+            self._margin.move_bias(self._mean_over_ranks(by_bias), learning_rate)
 
     def discard(self) -> None:
         """Leave the last `forward` out: no center moves, and the margin's state is that of before."""
@@ -182,7 +187,11 @@ class Classifier:
         return {name: self._collectives.all_reduce_sum(value) / self._ranks for name, value in found.items()}
 
     def state(self) -> dict[str, paddle.Tensor]:
-        """'weight' [S, D], 'bias' [S], optimizer state as '<parameter>:<kind>', the margin's as 'margin:<name>'."""
+        """The tensors to save by name.
+
+        'weight' [S, D] or [S, K, D], 'bias' [S], the optimizer's state as '<parameter>:<kind>', the margin's as
+        'margin:<name>'.
+        """
         state = {**self.parameters, **self._head.state()}
         if isinstance(self._margin, StatefulMargin):
             state.update({MARGIN_STATE + name: value for name, value in self._margin.state().items()})
@@ -250,7 +259,8 @@ class Classifier:
         margin = self._margin
         replicated = not self._sharded and self._ranks > 1
         if replicated and margin is not None and not is_per_sample(margin):
-            margin = _GlobalBatchMargin(margin, self._collectives)
+            wrapped = _GlobalBatchNegatives if isinstance(margin, NegativesMargin) else _GlobalBatchMargin
+            margin = wrapped(margin, self._collectives)
         row_optimizer = None if replicated else optimizer.row_optimizer
         if config.head_optimizer is not None:
             row_optimizer = _check_head_optimizer(config, replicated)
@@ -267,14 +277,16 @@ class Classifier:
             half = config.use_fp16 and self._collectives.topology.on_gpu
             precision = HalfPrecision(config.amp_dtype) if half else Precision()
             weight, bias = self.parameters["weight"], self.parameters.get("bias")
+            fused = FusedBinary if isinstance(margin, BinaryMargin) else FusedSoftmax
             return FusedHead(
                 Shard(weight, row_optimizer, bias=bias, first_class=self.classes.start),
-                lambda logits: FusedSoftmax(
+                lambda logits: fused(
                     margin,
                     config.loss_scale,
                     reducer=reducer,
                     logits=logits,
                     precision=precision,
+                    filter_above=config.interclass_filter,
                     smoothing=config.label_smoothing,
                 ),
                 sample_ratio=config.sample_ratio,
@@ -288,12 +300,14 @@ class Classifier:
                 f"Momentum, SGD or AdamW without gradient clipping, and no special param_attr"
             )
             raise ConfigError(f"{setter('sample_ratio', config.sample_ratio)}: {why}")
+        reference = ReferenceBinary if isinstance(margin, BinaryMargin) else ReferenceSoftmax
         return UnfusedHead(
-            ReferenceSoftmax(
+            reference(
                 margin,
                 config.loss_scale,
                 first_class=self.classes.start,
                 reducer=reducer,
+                filter_above=config.interclass_filter,
                 smoothing=config.label_smoothing,
             ),
             self.parameters,
@@ -306,10 +320,11 @@ class Classifier:
         return gradient if self._sharded else self._collectives.all_reduce_sum(gradient) / self._ranks
 
     def _create_weight(self, config: Config) -> paddle.Tensor:
-        shape = [self.classes.size, config.emb_dim]
-        weight = self._create(shape, config.param_attr)
+        group = [config.subcenters] if config.subcenters > 1 else []
+        weight = self._create([self.classes.size, *group, config.emb_dim], config.param_attr)
         if getattr(config.param_attr, "initializer", None) is None:
-            weight.set_value(initial_centers(self.classes, config.emb_dim, seed=config.seed))
+            centers = initial_centers(self.classes, config.emb_dim, seed=config.seed, subcenters=config.subcenters)
+            weight.set_value(centers.reshape(weight.shape))
         return weight
 
     def _create(self, shape: list[int], attr: Any, *, is_bias: bool = False) -> paddle.Tensor:
@@ -364,6 +379,16 @@ class _GlobalBatchMargin:
         return tuple(part[rank * samples : (rank + 1) * samples] for part in output if part is not None)
 
 
+class _GlobalBatchNegatives(_GlobalBatchMargin):
+    """A margin that changes the cosines of other classes too."""
+
+    needs_all_cosines = False  # it gathers them itself
+
+    def __init__(self, margin: Any, collectives: Collectives) -> None:
+        super().__init__(margin, collectives)
+        self.negatives, self.negatives_bound = margin.negatives, margin.negatives_bound
+
+
 def _check_head_optimizer(config: Config, replicated: bool) -> RowOptimizer:
     optimizer = config.head_optimizer
     if not isinstance(optimizer, RowOptimizer) or isinstance(optimizer, type):
@@ -394,12 +419,15 @@ def _check_head_optimizer(config: Config, replicated: bool) -> RowOptimizer:
     return optimizer
 
 
-def initial_centers(classes: Range, emb_dim: int, *, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """[S, D] float32 of N(0, 0.01); the center of a class does not depend on how classes are sharded."""
-    centers = np.empty([classes.size, emb_dim], np.float32)
+def initial_centers(
+    classes: Range, emb_dim: int, *, seed: int, subcenters: int = 1
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """[S K, D] float32 of N(0, 0.01); the centers of a class do not depend on how classes are sharded."""
+    width = subcenters * emb_dim
+    centers = np.empty([classes.size, width], np.float32)
     for block in range(classes.start // _INIT_BLOCK, -(-classes.stop // _INIT_BLOCK)):
         first = block * _INIT_BLOCK
         rows = classes.overlap(Range(first, first + _INIT_BLOCK))
-        drawn = np.random.default_rng(derive_seed(seed, block)).standard_normal([_INIT_BLOCK, emb_dim], np.float32)
+        drawn = np.random.default_rng(derive_seed(seed, block)).standard_normal([_INIT_BLOCK, width], np.float32)
         centers[rows.start - classes.start : rows.stop - classes.start] = drawn[rows.start - first : rows.stop - first]
-    return np.multiply(centers, _INIT_STD, out=centers)
+    return np.multiply(centers, _INIT_STD, out=centers).reshape(-1, emb_dim)

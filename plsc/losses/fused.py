@@ -131,11 +131,13 @@ class Ending(NamedTuple):
         losses: of each sample.
         by_psi: what the derivative of L by psi is to `row_factor`.
         row_factor: what the derivatives of L by the cosines are to e |w|.
+        by_bias: 0-d, the derivative of L by the bias of a binary loss; None for other losses.
     """
 
     losses: paddle.Tensor
     by_psi: paddle.Tensor
     row_factor: paddle.Tensor
+    by_bias: paddle.Tensor | None = None
 
 
 class FusedState(NamedTuple):
@@ -150,6 +152,7 @@ class FusedState(NamedTuple):
         kept: of each chunk, with 'store': r by logits, e by rows.
         own: terms of the own classes.
         row_factor: [G], s t_n.
+        by_bias: as in `Ending`.
         smoothing: what label smoothing adds to the gradients by the rows; None without it.
     """
 
@@ -161,6 +164,7 @@ class FusedState(NamedTuple):
     kept: list[paddle.Tensor]
     own: OwnTerms
     row_factor: paddle.Tensor
+    by_bias: paddle.Tensor | None = None
     smoothing: RowParts | None = None
 
 
@@ -261,7 +265,9 @@ class FusedSoftmax:
             self._margin, loss, gradient, features=features, directions=directions, targets=targets
         )
         rows = None if smoothing is None else smoothing.rows
-        return FusedState(loss, gradient, greater, shard, work, first.kept, own, ending.row_factor, rows)
+        return FusedState(
+            loss, gradient, greater, shard, work, first.kept, own, ending.row_factor, ending.by_bias, rows
+        )
 
     def _smooth(
         self,

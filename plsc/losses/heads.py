@@ -45,11 +45,13 @@ class HeadOutput(NamedTuple):
         loss: L, 0-d.
         feature_gradient: [G, D], partial over shards.
         num_greater: [G], as in `plsc.losses.reference.State`.
+        by_bias: 0-d, the derivative of L by the bias of a binary loss; None for other losses.
     """
 
     loss: paddle.Tensor
     feature_gradient: paddle.Tensor
     num_greater: paddle.Tensor | None
+    by_bias: paddle.Tensor | None = None
 
 
 class ParameterOptimizer(Protocol):
@@ -112,7 +114,8 @@ class UnfusedHead:
         self._state = self._softmax.loss_and_feature_gradient(
             features, labels, **self._parameters, weights=weights, count_above=count_above
         )
-        return HeadOutput(self._state.loss, self._state.feature_gradient, self._state.num_greater)
+        state = self._state
+        return HeadOutput(state.loss, state.feature_gradient, state.num_greater, state.by_bias)
 
     def update(self, learning_rate: float) -> None:
         """Update the parameters by the gradient of the last `forward`."""
@@ -197,7 +200,8 @@ class FusedHead:
         self._state = softmax.loss_and_feature_gradient(
             features, labels, shard=self._sampled or self._shard, weights=weights, count_above=count_above
         )
-        return HeadOutput(self._state.loss, self._state.feature_gradient, self._state.num_greater)
+        state = self._state
+        return HeadOutput(state.loss, state.feature_gradient, state.num_greater, state.by_bias)
 
     def update(self, learning_rate: float) -> None:
         """Update the rows by the gradient of the last `forward`."""

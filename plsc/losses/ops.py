@@ -86,7 +86,7 @@ def exp_(tensor: paddle.Tensor) -> paddle.Tensor:
 
 # Negatives: the cosines of classes that are not the sample's own, [B, G]. See plsc.losses.negatives.
 #
-# Each function is several passes over a chunk. Where it lies in the cache of a CPU, NumPy needs a third of Paddle's time.
+# Each function is several passes over a chunk. In the cache of a CPU, NumPy needs a third of Paddle's time for them.
 
 Mask: TypeAlias = "Array | paddle.Tensor"
 _DROPPED = 1e20  # subtracted from a logit, whose exponential is then 0
@@ -111,7 +111,7 @@ def all_but_greatest(values: paddle.Tensor, *, group: int) -> Mask:
         # Ties, which are rare.
         first: Array = np.arange(group)[:, None] != (~others).argmax(axis=1)[:, None]
         return first.reshape(view.shape)
-    parts = paddle.unbind(paddle.reshape(values, [-1, group, values.shape[1]]), axis=1)
+    parts = paddle.unbind(values.reshape([-1, group, values.shape[1]]), axis=1)
     best, number = parts[0], paddle.zeros(parts[0].shape, "int32")
     for j, part in enumerate(parts[1:], 1):
         number = paddle.where(part > best, paddle.full_like(number, j), number)
@@ -123,7 +123,7 @@ def drop_(values: paddle.Tensor, where: Mask) -> paddle.Tensor:
     """Logits [B, G], in place so low where a mask is true that their exponential is 0."""
     if isinstance(where, paddle.Tensor):
         return subtract_(values, where.astype(values.dtype) * _DROPPED)
-    view = np.from_dlpack(values)
+    view: Array = np.from_dlpack(values)
     view -= np.multiply(where, _DROPPED, dtype=view.dtype)
     return values
 
@@ -149,11 +149,11 @@ def harden(cosine: paddle.Tensor, *, threshold: paddle.Tensor, t: paddle.Tensor)
 
 
 def half_powers(cosine: paddle.Tensor, *, power: float) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """(2 h^power - 1, its derivative power h^(power - 1)) with h = (cos + 1) / 2 of cosines [B, G]; h kept in 0 to 1."""
+    """(2 h^power - 1, its derivative power h^(power - 1)) of cosines [B, G]; h is (cos + 1) / 2, kept in 0 to 1."""
     view = host_view(cosine)
     if view is None:
         half = paddle.clip(0.5 * cosine + 0.5, 0.0, 1.0)
-        lower = half if power == 2.0 else half * half if power == 3.0 else paddle.pow(half, power - 1.0)
+        lower = half if power == 2.0 else half * half if power == 3.0 else half ** (power - 1.0)
         return 2.0 * lower * half - 1.0, power * lower
     (value, lifted), (derivative, lower) = _outputs(cosine), _outputs(cosine)
     np.multiply(view, 0.5, out=lifted)
@@ -167,16 +167,19 @@ def half_powers(cosine: paddle.Tensor, *, power: float) -> tuple[paddle.Tensor, 
     return value, derivative
 
 
-def logistic_(values: paddle.Tensor, *, with_sum: bool) -> tuple[paddle.Tensor, paddle.Tensor | None]:
-    """(1 / (1 + exp(-values)), log(1 + exp(values)) if asked for else None) of logits [B, G], which are overwritten."""
+def logistic_(values: paddle.Tensor, *, with_sum: bool) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """(1 / (1 + exp(-values)), log(1 + exp(values))) of logits [B, G], which are overwritten.
+
+    The second is of meaning only if it was asked for.
+    """
     view = host_view(values)
     if view is None or view.max(initial=0.0) > 80.0:  # whose exponential may be beyond float32
         low = paddle.exp(-values.abs())
         share = 1.0 / (1.0 + low)
-        total = paddle.clip(values, min=0.0) + paddle.log1p(low) if with_sum else None
+        total = paddle.clip(values, min=0.0) + paddle.log1p(low) if with_sum else low
         return paddle.where(values >= 0.0, share, low * share), total
     np.exp(view, out=view)
-    total = None
+    total = values
     if with_sum:
         total, sums = _outputs(values)
         np.log1p(view, out=sums)
@@ -191,6 +194,15 @@ def _outputs(like: paddle.Tensor) -> tuple[paddle.Tensor, Array]:
 
 
 # Rows, by range and by index
+
+
+def flat_rows(tensor: paddle.Tensor) -> paddle.Tensor:
+    """[S, K, D] as [S K, D] in the same memory; other tensors as they are."""
+    if tensor.ndim != 3:
+        return tensor
+    classes, group, width = tensor.shape
+    # Paddle views no tensor without elements.
+    return tensor.view([classes * group, width]) if classes else paddle.zeros([0, width], tensor.dtype)
 
 
 def split_rows(rows: paddle.Tensor, *, sizes: list[int]) -> Sequence[paddle.Tensor]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import paddle
 
+from plsc.losses.negatives import Negatives, drop_all_
 from plsc.losses.ops import (
     add,
     add_,
@@ -24,7 +25,6 @@ from plsc.losses.ops import (
     scale_rows,
     split_rows,
 )
-from plsc.losses.negatives import Negatives, drop_all_
 from plsc.losses.precision import Factor, Precision
 from plsc.losses.reference import Targets
 from plsc.losses.row_sums import RowSums
@@ -276,7 +276,7 @@ class FirstPass:
         terms = self._work.rows
         greater = scale_rows(r, scale=terms.scale[k], offset=terms.logit_offset[k]) > self._threshold
         if self._work.shard.subcenters > 1:  # a class counts once
-            greater = paddle.reshape(greater, [-1, self._work.shard.subcenters, greater.shape[1]]).any(axis=1)
+            greater = greater.reshape([-1, self._work.shard.subcenters, greater.shape[1]]).any(axis=1)
         return greater.astype("int32").sum(axis=0, dtype="int32").astype("int64")
 
 

@@ -29,9 +29,9 @@ _LEAST_CLASSES = 2
 class SampledShard(Shard):
     """Some classes of a shard. In each step: `draw`, then the loss on this shard, then `update`.
 
-    Their number is the ratio's part of the shard, or the batch size where that is more, so that all positives are among them; it
-    is 2 at least, where the shard has 2. It is the same in every step, so that a step never waits for the device
-    to learn a size.
+    Their number is the ratio's part of the shard, or the batch size where that is more, so that all positives are among
+    them; it is 2 at least, where the shard has 2. It is the same in every step, so that a step never waits for the
+    device to learn a size.
 
     Args:
         shard: the shard to draw from.
@@ -137,7 +137,9 @@ class SampledShard(Shard):
         owned, row = self._full.locate(labels)
         if not self.size:
             return Targets(owned, row)
-        return Targets(owned, paddle.clip(paddle.searchsorted(self.rows, row), 0, self.size - 1))
+        # A class that is not owned lies anywhere among the sampled rows: at the first row of some class.
+        first = paddle.clip(paddle.searchsorted(self.rows, row), 0, self.size - self.subcenters)
+        return Targets(owned, first if self.subcenters == 1 else first // self.subcenters * self.subcenters)
 
     def squared_norms(self) -> paddle.Tensor:
         if self._squared_norms is None:

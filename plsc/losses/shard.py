@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import paddle
 
-from plsc.losses.ops import Array, SquaredNorms, concat_norms, host_view, no_grad, squared_norms
+from plsc.losses.ops import Array, SquaredNorms, concat_norms, flat_rows, host_view, no_grad, squared_norms
 from plsc.losses.reference import Targets, locate
 from plsc.losses.row_optimizers import RowOptimizer
 
@@ -96,7 +96,7 @@ class Shard:
         state: dict[str, paddle.Tensor] | None = None,
     ) -> None:
         # The same memory without autograd: a parameter requires a gradient, and each operator would record its inputs.
-        self.weight, self.bias = _flat(weight.detach()), None if bias is None else bias.detach()
+        self.weight, self.bias = flat_rows(weight.detach()), None if bias is None else bias.detach()
         self.subcenters = int(weight.shape[1]) if weight.ndim == 3 else 1
         self.optimizer, self.first_class, self.step = optimizer, first_class, step
         own = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
@@ -108,7 +108,9 @@ class Shard:
             for name, tensor in own.items()
             for kind in optimizer.state_names
         }
-        self._state_of = {name: [_flat(self.state[f"{name}:{kind}"]) for kind in optimizer.state_names] for name in own}
+        self._state_of = {
+            name: [flat_rows(self.state[f"{name}:{kind}"]) for kind in optimizer.state_names] for name in own
+        }
         self._device = "gpu" if weight.place.is_gpu_place() else "cpu"
         self.chunk_rows, self.block_rows = self._whole(CHUNK_ROWS[self._device]), BLOCK_ROWS[self._device]
         self._zeros = paddle.zeros([self.block_rows], weight.dtype)
@@ -259,8 +261,3 @@ class Shard:
 
     def _prepare(self, learning_rate: float) -> object:
         return self.optimizer.prepare(learning_rate, step=self.step, dtype=self.weight.dtype)
-
-
-def _flat(tensor: paddle.Tensor) -> paddle.Tensor:
-    """[S, K, D] as [S K, D], in the same memory; others as they are."""
-    return tensor.view([tensor.shape[0] * tensor.shape[1], tensor.shape[2]]) if tensor.ndim == 3 else tensor

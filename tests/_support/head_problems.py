@@ -57,7 +57,7 @@ def run_reference(problem, ranks, margin, scale, *, smoothing=0.0, **options):
 
     def play(rank):
         features, labels, weight, bias = own_rows(problem, ranges, rank)
-        softmax = ReferenceSoftmax(of_rank(margin, rank), scale, ranges[rank].start, reducer, smoothing)
+        softmax = ReferenceSoftmax(of_rank(margin, rank), scale, ranges[rank].start, reducer, smoothing=smoothing)
         state = softmax.loss_and_feature_gradient(features, labels, weight=weight, bias=bias, **options)
         return state, softmax.row_gradients(state)
 

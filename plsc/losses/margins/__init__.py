@@ -14,7 +14,9 @@ import paddle
 from plsc.config import Config
 from plsc.errors import ConfigError
 from plsc.losses.margins.adaface import AdaFace
+from plsc.losses.margins.binary import BinaryMargin, SphereFace2, UniFace
 from plsc.losses.margins.combined import CombinedMargin
+from plsc.losses.margins.curricularface import CurricularFace
 from plsc.losses.margins.dynamic import DynamicMargin
 from plsc.losses.margins.elasticface import ElasticArc, ElasticArcPlus, ElasticCos, ElasticCosPlus
 from plsc.losses.margins.magface import MagFace
@@ -34,6 +36,7 @@ from plsc.losses.margins.warmup import WarmupMargin
 
 __all__ = [
     "MARGIN_CLASSES",
+    "BinaryMargin",
     "CountedMargin",
     "Margin",
     "MarginOutput",
@@ -55,6 +58,9 @@ MARGIN_CLASSES: dict[str, Callable[..., Margin]] = {
     "elasticface_cos": ElasticCos,
     "elasticface_cos_plus": ElasticCosPlus,
     "dynamic_margin": DynamicMargin,
+    "curricularface": CurricularFace,
+    "sphereface2": SphereFace2,
+    "uniface": UniFace,
 }
 """Loss of `plsc.loss_types` -> class of its margin, made with the loss's parameters as keywords. A loss with margins
 (m1, m2, m3) has `CombinedMargin`, and softmax none."""
@@ -82,9 +88,12 @@ def _full_margin(config: Config) -> Margin | None:
             return None
         parameters = dataclasses.asdict(config.loss_parameters)
         try:
-            return margin_class(**parameters)
+            made = margin_class(**parameters)
         except ConfigError as error:  # of two parameters together
             raise ConfigError(f"loss_options: {error}") from None
+        if isinstance(made, BinaryMargin):
+            made.start(num_classes=max(1, round(config.num_classes * config.sample_ratio)), scale=config.loss_scale)
+        return made
     margin: Margin = config.margin_function
     if not callable(margin) or isinstance(margin, type):
         raise ConfigError(

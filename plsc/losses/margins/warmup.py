@@ -20,6 +20,7 @@ from plsc.losses.margins.protocol import (
     is_per_sample,
     needs_all_cosines,
 )
+from plsc.losses.negatives import NegativesMargin
 
 
 class WarmupMargin:
@@ -44,6 +45,8 @@ class WarmupMargin:
             self.state, self.load = margin.state, margin.load
         if isinstance(margin, PenalizedMargin):
             self.penalty = margin.penalty
+        if isinstance(margin, NegativesMargin):
+            self.negatives, self.negatives_bound = margin.negatives, margin.negatives_bound
         if isinstance(margin, CountedMargin):
             self.set_class_counts = margin.set_class_counts
 
