@@ -196,7 +196,7 @@ def test_contradictions(settings, words):
         ({"margin_function": 3}, "margin_function: got 3 (int); expected callable"),
         (
             {"loss_options": {"avarage": 1}},
-            "no loss has a parameter 'avarage'; did you mean 'average'? known: average, h",
+            "no loss has a parameter 'avarage'; did you mean 'average'? known: average, ",
         ),
         ({"loss_options": "m=0.4,h"}, "loss_options: got 'm=0.4,h' (str); expected numbers by name, as m=0.4,h=0.333"),
         ({"loss_options": "m=0.4,m=0.3"}, "'m' is given twice"),
