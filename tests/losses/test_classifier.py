@@ -157,6 +157,13 @@ SETTINGS = {
     "adaface": {"loss_type": "dist_adaface", "loss_options": {"average": 0.3}},
     "adaface, sampled, rising": {"loss_type": "dist_adaface", "sample_ratio": 0.4, "margin_warmup": 4},
     "elasticface, unfused": {"loss_type": "dist_elasticface_arc_plus", "optimizer": unfused_adam},
+    "curricularface": {"loss_type": "dist_curricularface", "loss_options": {"average": 0.3}},
+    "sphereface2, sampled": {"loss_type": "dist_sphereface2", "sample_ratio": 0.4},
+    "uniface, unfused": {"loss_type": "dist_uniface", "optimizer": unfused_adam},
+    "sub-centers": {"subcenters": 3, "interclass_filter": 0.3},
+    "sub-centers, sampled": {"subcenters": 3, "sample_ratio": 0.4, "optimizer": paddle.optimizer.AdamW},
+    "sub-centers, unfused": {"subcenters": 2, "optimizer": unfused_adam},
+    "sub-centers, sampled, lion": {"subcenters": 2, "sample_ratio": 0.4, "head_optimizer": Lion()},
     "weighted and smoothed": {"class_weights": [0.1] * 15 + [1.0] * 15, "label_smoothing": 0.1, "sample_ratio": 0.4},
 }
 
@@ -337,6 +344,7 @@ def test_forward_and_backward_move_nothing_that_discard_does_not_set_back(name):
     head.backward()
     moved = {key for key, value in saved(head).items() if (value != before[key]).any()}
     expected_to_move = {"adaface": {"margin:mean", "margin:std"}, "margin with state": {"margin:mean"}}
+    expected_to_move["curricularface"] = {"margin:t"}
     assert moved == expected_to_move.get(name.split(",")[0], set())
     head.discard()
     for key, value in saved(head).items():
