@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, field_validator
 
 from plsc.errors import ConfigError
-from plsc.loss_types import LOSS_TYPES, LOSSES, LossType, Parameters, check_option_names, parameters_of
+from plsc.loss_types import LOSS_KINDS, LOSS_TYPES, LOSSES, LossType, Parameters, check_option_names, parameters_of
 from plsc.utils.class_numbers import ClassNumbers
 from plsc.utils.hints import setter
 from plsc.utils.locations import keep_credentials
@@ -117,7 +117,10 @@ class Config(Settings):
         "name, or 'package.module:Class'.",
     )
 
-    loss_type: str = Field(default="dist_arcface", description=f"Loss: {', '.join(LOSS_TYPES)}.")
+    loss_type: str = Field(
+        default="dist_arcface",
+        description=f"Loss: {', '.join(LOSS_KINDS)}; each also with dist_ in front, which shards the class centers.",
+    )
     model_parallel: bool | None = Field(
         default=None,
         description="Shard the class centers over ranks (on) or replicate them (off). By default on for the losses "

@@ -124,7 +124,7 @@ class Classifier:
         Args:
             features: [N, D] of this rank, outside autograd.
             labels: [N] int64, 0 to C - 1.
-            step: decides, with the seed and the rank, which classes are sampled.
+            step: decides, with the seed and the rank, which classes are sampled; the margin is told it.
             count_above: make `accuracy` available.
         """
         if self._sharded:

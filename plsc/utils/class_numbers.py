@@ -76,6 +76,22 @@ class ClassNumbers:
     __repr__ = __str__
 
 
+def read_numbers(name: str, given: str | ClassNumbers) -> ClassNumbers:
+    """The numbers that the setting `name` gives: the value itself, or those of the file whose path it is.
+
+    Raises:
+        ConfigError: the file cannot be read or does not hold such numbers.
+    """
+    if isinstance(given, ClassNumbers):
+        return given
+    try:
+        return ClassNumbers.read(given)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{name}: {given}: {error}; a file holds one number per class, as .npy or as lines of text"
+        ) from None
+
+
 def numbers_of_classes(name: str, given: str | ClassNumbers, num_classes: int) -> np.ndarray[Any, Any]:
     """[C] float64 of the setting `name`.
 
@@ -87,14 +103,11 @@ def numbers_of_classes(name: str, given: str | ClassNumbers, num_classes: int) -
     Raises:
         ConfigError: the file cannot be read or does not hold such numbers, or they are not C.
     """
-    where = name if isinstance(given, ClassNumbers) else f"{name}: {given}"
-    try:
-        numbers = given if isinstance(given, ClassNumbers) else ClassNumbers.read(given)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}; a file holds one number per class, as .npy or as lines of text") from None
+    numbers = read_numbers(name, given)
     if numbers.size != num_classes:
+        where = "" if isinstance(given, ClassNumbers) else f" {given}:"
         raise ConfigError(
-            f"{where}: {numbers.size} numbers, expected one for each of the {num_classes} classes; "
+            f"{name}:{where} {numbers.size} numbers, expected one for each of the {num_classes} classes; "
             f"{setter('num_classes')} sets their number"
         )
     return numbers.values

@@ -42,7 +42,9 @@ def run_negatives(case, problem, ranks, head, *, precision=None, smoothing=0.0, 
         features, labels, weight, _ = own_rows(problem, ranges, rank)
         margin, first = case.margin(), ranges[rank].start
         v = None if weights is None else paddle.to_tensor(weights)
-        options = {"reducer": reducer} if isinstance(margin, BinaryMargin) else {"reducer": reducer, "smoothing": smoothing}
+        options = (
+            {"reducer": reducer} if isinstance(margin, BinaryMargin) else {"reducer": reducer, "smoothing": smoothing}
+        )
         if head == "reference":
             made = ReferenceBinary if isinstance(margin, BinaryMargin) else ReferenceSoftmax
             softmax = made(margin, case.scale, first_class=first, filter_above=case.filter_above, **options)

@@ -56,7 +56,8 @@ class AdaFace(AdaFaceParameters):
         self._mean = self._mean.astype(norms.dtype) * (1.0 - self.average) + mean * self.average
         self._std = self._std.astype(norms.dtype)
         if norms.shape[0] > 1:  # one sample has no deviation
-            squares = ((norms - mean) ** 2).sum() / (norms.shape[0] - 1)
+            deviations = norms - mean
+            squares = (deviations * deviations).sum() / (norms.shape[0] - 1)
             self._std = self._std * (1.0 - self.average) + paddle.sqrt(squares) * self.average
 
     def state(self) -> dict[str, paddle.Tensor]:

@@ -43,7 +43,7 @@ def add_angle(cosine: paddle.Tensor, margin: paddle.Tensor) -> AddedAngle:
     cosine_of_margin, sine_of_margin = paddle.cos(margin), paddle.sin(margin)
     psi = cosine * cosine_of_margin - sine * sine_of_margin
     by_angle = sine * cosine_of_margin + cosine * sine_of_margin  # with the sign reversed
-    beyond = paddle.logical_and(cosine < -cosine_of_margin, margin > 0.0)
+    beyond = (cosine < -cosine_of_margin) & (margin > 0.0)
     return AddedAngle(
         paddle.where(beyond, cosine + cosine_of_margin - 1.0, psi),
         paddle.where(beyond, paddle.ones_like(cosine), by_angle / sine),

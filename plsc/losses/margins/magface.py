@@ -55,4 +55,4 @@ class MagFace(MagFaceParameters):
         return value, self.lambda_g * (1.0 / self.u_a**2 - 1.0 / (length * length)) * self._is_inside(norms)
 
     def _is_inside(self, norms: paddle.Tensor) -> paddle.Tensor:
-        return paddle.logical_and(norms > self.l_a, norms < self.u_a).astype(norms.dtype)
+        return ((norms > self.l_a) & (norms < self.u_a)).astype(norms.dtype)

@@ -26,7 +26,8 @@ from plsc.losses.negatives import NegativesMargin
 class WarmupMargin:
     """Any margin, times f.
 
-    It has the state, the penalty and the other properties of that margin; its penalty is not multiplied by f.
+    It has the state, the penalty and the other properties of that margin; its penalty is not multiplied by f. What the
+    margin does to other classes, it does from the first step on, compared with psi_f.
 
     Args:
         margin: the margin.

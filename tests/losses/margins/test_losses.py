@@ -12,10 +12,12 @@ import pytest
 from plsc.errors import ConfigError
 from plsc.losses.margins.adaface import AdaFace
 from plsc.losses.margins.combined import CombinedMargin
+from plsc.losses.margins.curricularface import CurricularFace
 from plsc.losses.margins.dynamic import DynamicMargin
 from plsc.losses.margins.elasticface import ElasticArc, ElasticArcPlus, ElasticCos, ElasticCosPlus
 from plsc.losses.margins.magface import MagFace
 from plsc.losses.margins.warmup import WarmupMargin
+from plsc.losses.negatives import NegativesMargin
 from plsc.utils.ranges import Range, shard_ranges
 from tests._support import margin_oracles as one
 from tests._support.head_oracle import oracle, psi, relative_error
@@ -229,6 +231,27 @@ def test_a_warm_up_has_what_its_margin_has():
     assert ada.state().keys() == {"mean", "std"} and not ada.is_per_sample and not hasattr(ada, "penalty")
     assert WarmupMargin(ElasticArcPlus(), 3).needs_all_cosines
     assert hasattr(WarmupMargin(DynamicMargin(), 3), "set_class_counts")
+    assert isinstance(WarmupMargin(CurricularFace(), 3), NegativesMargin) and not isinstance(plain, NegativesMargin)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_warm_up_of_a_margin_that_changes_negatives_is_that_of_its_definition(ranks):
+    problem = make_problem(20, 9)
+
+    def found(runner):
+        def make():
+            margin = WarmupMargin(CurricularFace(average=1.0), 4)
+            margin.begin_step(0, seed=1)
+            return margin
+
+        states, d_x, d_w, _ = runner(problem, ranks, [make() for _ in range(ranks)], 16.0)
+        return states[0].loss.item(), d_x, d_w
+
+    for one_way, other in zip(found(run_fused), found(run_reference)):
+        assert relative_error(one_way, other) < 1e-10
+    _, d_x, _ = found(run_fused)
+    full = run_fused(problem, 1, CurricularFace(average=1.0), 16.0)[1]
+    assert relative_error(d_x, full) > 1e-3
 
 
 @pytest.mark.parametrize(

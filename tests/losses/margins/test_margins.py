@@ -10,7 +10,8 @@ import pytest
 
 from plsc.config import Config
 from plsc.errors import ConfigError
-from plsc.losses.margins import apply_margin, build_margin
+from plsc.loss_types import LOSSES
+from plsc.losses.margins import MARGIN_CLASSES, apply_margin, build_margin, penalty_of
 from tests._support.head_problems import make_problem, run_fused, run_reference
 from tests._support.workers.cases import NormMargin
 
@@ -120,3 +121,30 @@ class PerRank:
         if not hasattr(self._own, "margin"):
             self._own.margin = self._left.pop()
         return self._own.margin(cosine, norms, labels)
+
+
+@pytest.mark.parametrize("kind", [*MARGIN_CLASSES, "arcface", "softmax"])
+def test_the_margin_of_a_loss_has_the_parameters_of_the_table(kind):
+    margin = build_margin(Config(loss_type=f"dist_{kind}"))
+    parameters = LOSSES[kind].parameters
+    assert (margin is None) == (kind == "softmax")
+    assert not parameters.names() or isinstance(margin, parameters)
+
+
+def test_two_parameters_that_do_not_fit_are_named_as_a_setting():
+    with pytest.raises(ConfigError, match="loss_options: u_a: got 5, expected a number above l_a, 10"):
+        build_margin(Config(loss_type="magface", loss_options={"u_a": 5}))
+
+
+@pytest.mark.parametrize(
+    "penalty, words",
+    [
+        (lambda norms: norms, r"penalty\(norms\) returned Tensor; expected \(value, derivative by the norm\)"),
+        (lambda norms: (norms.sum(), norms), r"returned \(\[\] float32, \[3\] float32\)"),
+    ],
+)
+def test_what_a_penalty_must_return_is_said(penalty, words):
+    margin = NormMargin()
+    margin.penalty = penalty
+    with pytest.raises(ConfigError, match=words):
+        penalty_of(margin, paddle.ones([3]))
