@@ -84,6 +84,8 @@ from plsc.metrics.embeddings import EPSILON
 # Of [B, G], [B, D] and [G, D]: how many matrices of float32 a pass holds at once, at most, beside what it keeps.
 # Measured with a chunk as one block; tests/losses/test_memory.py measures it again.
 _CHUNK_SHARES = (3.5, 4.0, 6.0)
+# Of [B, G] in addition, where some of the classes leave the sum, and where their cosines are changed.
+_DROPPING_SHARE, _CHANGING_SHARE = 2.0, 5.0
 
 
 class Memory(NamedTuple):
@@ -364,7 +366,14 @@ class FusedSoftmax:
         """What a step on so many samples takes beside weight and optimizer state."""
         width, rows = shard.weight.shape[1], min(shard.chunk_rows, shard.size)
         number = 2 if self._precision.is_half else 4
-        chunk = _CHUNK_SHARES[0] * rows * samples + _CHUNK_SHARES[1] * rows * width + _CHUNK_SHARES[2] * samples * width
+        negatives = self._negatives._replace(subcenters=shard.subcenters)
+        extra = 0.0 if negatives.changes_nothing else _DROPPING_SHARE
+        extra = extra if negatives.margin is None else _CHANGING_SHARE
+        chunk = (
+            (_CHUNK_SHARES[0] + extra) * rows * samples
+            + _CHUNK_SHARES[1] * rows * width
+            + _CHUNK_SHARES[2] * samples * width
+        )
         return Memory(number * shard.size * samples if self._store else 0, int(4 * chunk))
 
     def _fitting_buffer(self, shard: Shard, samples: int) -> LogitBuffer | None:
