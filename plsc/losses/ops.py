@@ -99,29 +99,59 @@ def above(values: paddle.Tensor, limit: float) -> Mask:
     return found
 
 
-def greatest(values: paddle.Tensor, *, group: int) -> tuple[paddle.Tensor, Mask]:
-    """Of each `group` consecutive rows of [B, G] the greatest, [B / group, G], and the mask of `all_but_greatest`."""
-    others = all_but_greatest(values, group=group)
-    view = host_view(values)
+def greatest(rows: paddle.Tensor, *, scale: paddle.Tensor, group: int) -> tuple[paddle.Tensor, Mask]:
+    """Of each `group` consecutive rows of `rows` [B, G] times scale [B] the greatest, [B / group, G].
+
+    Also the mask [B, G] of all other rows; at ties the first row is the greatest.
+    """
+    view = host_view(rows)
     if view is None:
-        return values.reshape([-1, group, values.shape[1]]).max(axis=1), others
-    best = paddle.empty([values.shape[0] // group, values.shape[1]], values.dtype)
-    np.max(view.reshape(-1, group, view.shape[1]), axis=1, out=np.from_dlpack(best))
-    return best, others
+        scaled = scale_rows(rows, scale=scale, offset=paddle.zeros_like(scale))
+        others = all_but_greatest(scaled, group=group)
+        return scaled.reshape([-1, group, rows.shape[1]]).max(axis=1), others
+    count, width = view.shape
+    best, mask = paddle.empty([count // group, width], rows.dtype), np.empty((count // group, group, width), bool)
+    best_view, factor = np.from_dlpack(best), np.from_dlpack(scale)[:, None]
+    for start, stop in _tiles(count // group, group):
+        tile = (view[start * group : stop * group] * factor[start * group : stop * group]).reshape(-1, group, width)
+        top = np.max(tile, axis=1, out=best_view[start:stop])
+        _mark_others(tile, top[:, None], out=mask[start:stop])
+    others_found: Array = mask.reshape(count, width)
+    return best, others_found
 
 
 def spread_over(values: paddle.Tensor, others: Mask, *, scale: paddle.Tensor) -> paddle.Tensor:
     """[B, G]: values [B / group, G] times scale [B] in the rows where `greatest` found them, 0 in the others."""
-    rows, width = scale.shape[0], values.shape[1]
+    rows, (count, width) = scale.shape[0], values.shape
     if isinstance(others, paddle.Tensor):
         kept = (1.0 - others.astype(values.dtype)) * scale.unsqueeze(1)
-        return (kept.reshape([values.shape[0], -1, width]) * values.unsqueeze(1)).reshape([rows, width])
+        return (kept.reshape([count, -1, width]) * values.unsqueeze(1)).reshape([rows, width])
     out = paddle.empty([rows, width], values.dtype)
-    view: Array = np.from_dlpack(out)
-    np.multiply(~others, np.from_dlpack(scale)[:, None], out=view)
-    grouped = view.reshape(values.shape[0], -1, width)
-    grouped *= np.from_dlpack(values)[:, None]
+    shape = (count, rows // count, width)
+    view, mask, factor = (
+        np.from_dlpack(out).reshape(shape),
+        others.reshape(shape),
+        np.from_dlpack(scale).reshape(shape[:2]),
+    )
+    given = np.from_dlpack(values)
+    for start, stop in _tiles(count, shape[1]):
+        tile = view[start:stop]
+        np.multiply(~mask[start:stop], factor[start:stop, :, None], out=tile)
+        tile *= given[start:stop, None]
     return out
+
+
+def _tiles(classes: int, group: int) -> list[tuple[int, int]]:
+    """Ranges of classes whose rows, with what is made of them, stay in the first two levels of the cache."""
+    step = max(1, 256 // group)
+    return [(start, min(start + step, classes)) for start in range(0, classes, step)]
+
+
+def _mark_others(groups: Array, best: Array, *, out: Array) -> None:
+    """out = all of groups [M, group, G] but the first that equals the best [M, 1, G]."""
+    np.less(groups, best, out=out)
+    if np.count_nonzero(out) != (groups.shape[1] - 1) * best.size:  # ties, which are rare
+        np.not_equal(np.arange(groups.shape[1])[:, None], (~out).argmax(axis=1)[:, None], out=out)
 
 
 def column_maxima(values: paddle.Tensor) -> paddle.Tensor:
@@ -144,13 +174,9 @@ def all_but_greatest(values: paddle.Tensor, *, group: int) -> Mask:
     view = host_view(values)
     if view is not None:
         rows = view.reshape(-1, group, view.shape[1])
-        best = rows.max(axis=1, keepdims=True)
-        others: Array = rows < best
-        if np.count_nonzero(others) == (group - 1) * best.size:
-            return others.reshape(view.shape)
-        # Ties, which are rare.
-        first: Array = np.arange(group)[:, None] != (~others).argmax(axis=1)[:, None]
-        return first.reshape(view.shape)
+        others: Array = np.empty(rows.shape, bool)
+        _mark_others(rows, rows.max(axis=1, keepdims=True), out=others)
+        return others.reshape(view.shape)
     parts = paddle.unbind(values.reshape([-1, group, values.shape[1]]), axis=1)
     best, number = parts[0], paddle.zeros(parts[0].shape, "int32")
     for j, part in enumerate(parts[1:], 1):

@@ -238,26 +238,26 @@ class Exponentials:
         """log e_cn [B, G], but for the part of the shift that is not in the offset."""
         if self._negatives is None:
             return Exponents(scale_rows(r, scale=self.rows.scale[k], offset=self.rows.offset[k]))
-        inverse = self.rows.inverse[k]
-        cosine = scale_rows(r, scale=inverse, offset=paddle.zeros_like(inverse))
         # A center near zero has an e / |w| of 10,000. It is within float16's range where |w| is in the exponent.
         by_class = self.shard.subcenters > 1 and not self.precision.needs_half_range
-        return (self._of_classes if by_class else self._of_rows)(self._negatives, k, r, cosine)
+        return (self._of_classes if by_class else self._of_rows)(self._negatives, k, r)
 
-    def _of_rows(self, negatives: Negatives, k: int, r: paddle.Tensor, cosine: paddle.Tensor) -> Exponents:
+    def _of_rows(self, negatives: Negatives, k: int, r: paddle.Tensor) -> Exponents:
+        inverse = self.rows.inverse[k]
+        cosine = scale_rows(r, scale=inverse, offset=paddle.zeros_like(inverse))
         masks = negatives.dropped(cosine)
         if negatives.margin is None:
             exponents = scale_rows(r, scale=self.rows.scale[k], offset=self.rows.offset[k])
             return Exponents(drop_all_(exponents, masks))
         value, slope = negatives.values(cosine, self._target)
-        scale = self.rows.scale[k] / self.rows.inverse[k]
+        scale = self.rows.scale[k] / inverse
         exponents = scale_rows(value, scale=scale, offset=self.rows.offset[k])
         self.index.exclude_(k, exponents)  # the change may have brought them near 0
         return Exponents(drop_all_(exponents, masks), slope)
 
-    def _of_classes(self, negatives: Negatives, k: int, r: paddle.Tensor, cosine: paddle.Tensor) -> Exponents:
+    def _of_classes(self, negatives: Negatives, k: int, r: paddle.Tensor) -> Exponents:
         """With a row for each class, that of its nearest sub-center: a K-th of the exponentials."""
-        best, others = greatest(cosine, group=self.shard.subcenters)
+        best, others = greatest(r, scale=self.rows.inverse[k], group=self.shard.subcenters)
         masks = negatives._replace(subcenters=1).dropped(best)
         value, slope = negatives.values(best, self._target)
         first = slice(None, None, self.shard.subcenters)
