@@ -23,7 +23,7 @@ import paddle
 from plsc.errors import ConfigError
 from plsc.losses.fused import Ending, FusedSoftmax
 from plsc.losses.margins.binary import BinaryMargin
-from plsc.losses.ops import add_, logistic_, matmul, multiply_, scale_rows
+from plsc.losses.ops import Mask, add_, logistic_, matmul, multiply_, scale_rows
 from plsc.losses.passes import Exponentials, FirstPass
 from plsc.losses.reference import Targets
 from plsc.losses.shard import Shard
@@ -47,21 +47,22 @@ class Sigmoids(Exponentials):
     def __init__(self, *, needs_range: bool, **options: Any) -> None:
         super().__init__(shift=ConstantShift(1, options["features"].dtype), **options)
         samples, dtype = self.features.shape[:1], self.features.dtype
+        self._has_norms_in_offset = False  # it is the bias
         self.shares = paddle.zeros(samples, dtype)
         self.range = paddle.full(samples, _LEAST_RANGE, dtype) if needs_range else None
         self._ranges: list[paddle.Tensor] = []
 
     def first(self, k: int, r: paddle.Tensor, *, total: paddle.Tensor, gradient: paddle.Tensor) -> paddle.Tensor:
-        logits, slope = self._exponents(k, r)
+        logits, slope, others = self._exponents(k, r)
         shares, sums = logistic_(logits, with_sum=True)
-        ones = paddle.ones_like(self.rows.inverse[k])
+        ones = paddle.ones(sums.shape[:1], sums.dtype)
         add_(total, matmul(ones, sums))
         add_(self.shares, matmul(ones, shares))
-        return self._follow(self._coefficients(k, shares, slope), gradient)
+        return self._follow(self._coefficients(k, shares, slope, others), gradient)
 
     def again(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
-        logits, slope = self._exponents(k, r)
-        return self._coefficients(k, logistic_(logits, with_sum=False)[0], slope)
+        logits, slope, others = self._exponents(k, r)
+        return self._coefficients(k, logistic_(logits, with_sum=False)[0], slope, others)
 
     def as_first(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
         e = self.again(k, r)
@@ -70,8 +71,12 @@ class Sigmoids(Exponentials):
     def factor(self, k: int) -> paddle.Tensor | None:
         return None if self.range is None else self._ranges[k] / self.range
 
-    def _coefficients(self, k: int, shares: paddle.Tensor, slope: paddle.Tensor | None) -> paddle.Tensor:
+    def _coefficients(
+        self, k: int, shares: paddle.Tensor, slope: paddle.Tensor | None, others: Mask | None
+    ) -> paddle.Tensor:
         e = shares if slope is None else multiply_(slope, shares)
+        if others is not None:
+            return self._by_row(k, e, others)
         inverse = self.rows.inverse[k]
         return scale_rows(e, scale=inverse, offset=paddle.zeros_like(inverse))
 

@@ -99,6 +99,46 @@ def above(values: paddle.Tensor, limit: float) -> Mask:
     return found
 
 
+def greatest(values: paddle.Tensor, *, group: int) -> tuple[paddle.Tensor, Mask]:
+    """Of each `group` consecutive rows of [B, G] the greatest, [B / group, G], and the mask of `all_but_greatest`."""
+    others = all_but_greatest(values, group=group)
+    view = host_view(values)
+    if view is None:
+        return values.reshape([-1, group, values.shape[1]]).max(axis=1), others
+    best = paddle.empty([values.shape[0] // group, values.shape[1]], values.dtype)
+    np.max(view.reshape(-1, group, view.shape[1]), axis=1, out=np.from_dlpack(best))
+    return best, others
+
+
+def spread_over(values: paddle.Tensor, others: Mask, *, scale: paddle.Tensor) -> paddle.Tensor:
+    """[B, G]: values [B / group, G] times scale [B] in the rows where `greatest` found them, 0 in the others."""
+    rows, width = scale.shape[0], values.shape[1]
+    if isinstance(others, paddle.Tensor):
+        kept = (1.0 - others.astype(values.dtype)) * scale.unsqueeze(1)
+        return (kept.reshape([values.shape[0], -1, width]) * values.unsqueeze(1)).reshape([rows, width])
+    out = paddle.empty([rows, width], values.dtype)
+    view: Array = np.from_dlpack(out)
+    np.multiply(~others, np.from_dlpack(scale)[:, None], out=view)
+    grouped = view.reshape(values.shape[0], -1, width)
+    grouped *= np.from_dlpack(values)[:, None]
+    return out
+
+
+def column_maxima(values: paddle.Tensor) -> paddle.Tensor:
+    """[G]: the maximum of each column of [B, G]. In the cache NumPy needs a tenth of Paddle's time."""
+    view = host_view(values)
+    return values.max(axis=0) if view is None else paddle.to_tensor(view.max(axis=0))
+
+
+def subtract_row_(values: paddle.Tensor, row: paddle.Tensor) -> paddle.Tensor:
+    """values [B, G] minus row [G], in place."""
+    view = host_view(values)
+    if view is None:
+        return subtract_(values, row)
+    view -= np.from_dlpack(row)
+    return values
+
+
 def all_but_greatest(values: paddle.Tensor, *, group: int) -> Mask:
     """[B, G] bool: of each `group` consecutive rows all but the greatest, the first one at ties."""
     view = host_view(values)
@@ -148,22 +188,22 @@ def harden(cosine: paddle.Tensor, *, threshold: paddle.Tensor, t: paddle.Tensor)
     return value, derivative
 
 
-def half_powers(cosine: paddle.Tensor, *, power: float) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """(2 h^power - 1, its derivative power h^(power - 1)) of cosines [B, G]; h is (cos + 1) / 2, kept in 0 to 1."""
+def half_powers(cosine: paddle.Tensor, *, power: float, plus: float = 0.0) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """(2 h^power - 1 + plus, its derivative power h^(power - 1)) of cosines [B, G]; h is (cos + 1) / 2, at least 0."""
     view = host_view(cosine)
     if view is None:
-        half = paddle.clip(0.5 * cosine + 0.5, 0.0, 1.0)
+        half = paddle.clip(0.5 * cosine + 0.5, min=0.0)
         lower = half if power == 2.0 else half * half if power == 3.0 else half ** (power - 1.0)
-        return 2.0 * lower * half - 1.0, power * lower
+        return 2.0 * lower * half + (plus - 1.0), power * lower
     (value, lifted), (derivative, lower) = _outputs(cosine), _outputs(cosine)
     np.multiply(view, 0.5, out=lifted)
     lifted += 0.5
-    np.clip(lifted, 0.0, 1.0, out=lifted)
+    np.maximum(lifted, 0.0, out=lifted)
     np.power(lifted, power - 1.0, out=lower) if power != 3.0 else np.multiply(lifted, lifted, out=lower)
     lower *= power
     lifted *= lower
     lifted *= 2.0 / power
-    lifted -= 1.0
+    lifted += plus - 1.0
     return value, derivative
 
 

@@ -14,22 +14,26 @@ import paddle
 
 from plsc.losses.negatives import Negatives, drop_all_
 from plsc.losses.ops import (
+    Mask,
     add,
     add_,
     add_at_,
     exp_,
+    greatest,
     matmul,
     multiply,
     multiply_,
     row_products,
     scale_rows,
     split_rows,
+    spread_over,
 )
 from plsc.losses.precision import Factor, Precision
 from plsc.losses.reference import Targets
 from plsc.losses.row_sums import RowSums
 from plsc.losses.shard import Block, Shard
 from plsc.losses.shift import Shift
+from plsc.losses.spread import Spread
 
 # Added to r where the class is the sample's own: its exponential is 0, and so is that times this.
 _EXCLUDED = -1e20
@@ -83,6 +87,7 @@ class TargetIndex(NamedTuple):
         flat: per chunk, [G] offsets in the flattened r, in column n for sample n: the target's row where it is in the
             chunk, else row 0. Each offset is in its own column, so no two are equal.
         own: `flat` of each of the K rows of the target's class; one list of chunks per sub-center.
+        classes: per chunk, as `flat` in a matrix with a row per class.
         excluded: per chunk, [G], what is added to r to exclude the targets.
         may_hold: per chunk, whether it may hold a target.
     """
@@ -90,6 +95,7 @@ class TargetIndex(NamedTuple):
     inside: paddle.Tensor
     flat: list[paddle.Tensor]
     own: list[list[paddle.Tensor]]
+    classes: list[paddle.Tensor]
     excluded: list[paddle.Tensor]
     may_hold: list[bool]
 
@@ -101,25 +107,29 @@ class TargetIndex(NamedTuple):
         inside = (row >= 0) & (row < shard.chunk_rows) & targets.owned.unsqueeze(0)
         column, zeros = paddle.arange(samples, dtype="int64"), paddle.zeros_like(row)
         flat = _split_rows(paddle.where(inside, row, zeros) * samples + column)
-        own = [flat]
+        own, classes = [flat], flat
         if shard.subcenters > 1:
             first = paddle.where(inside, row - row % shard.subcenters, zeros)
             own = [_split_rows((first + j) * samples + column) for j in range(shard.subcenters)]
+            classes = _split_rows(first // shard.subcenters * samples + column)
         excluded = paddle.full([samples], _EXCLUDED, shard.weight.dtype)
         # Few chunks hold a target, and on a CPU it costs little to look. On a GPU the host would wait for the device.
         look = shard.size and inside.place.is_cpu_place()
         may_hold = inside.any(axis=1).tolist() if look else [True] * inside.shape[0]
-        return cls(inside, flat, own, _spread(excluded, inside), may_hold)
+        return cls(inside, flat, own, classes, _spread(excluded, inside), may_hold)
 
     def add_(self, k: int, matrix: paddle.Tensor, values: list[paddle.Tensor]) -> None:
         """Add values[k] [G] to the targets' entries of chunk k's matrix [B, G]."""
         if self.may_hold[k]:
             add_at_(matrix, self.flat[k], values=values[k])
 
-    def exclude_(self, k: int, matrix: paddle.Tensor) -> None:
-        """Make the entries of the targets' classes in chunk k's matrix [B, G] so low that their exponentials are 0."""
+    def exclude_(self, k: int, matrix: paddle.Tensor, *, by_class: bool = False) -> None:
+        """Make the entries of the targets' classes so low that their exponentials are 0.
+
+        In chunk k's matrix [B, G], or in one of [B / K, G] with a row per class.
+        """
         if self.may_hold[k]:
-            for flat in self.own:
+            for flat in [self.classes] if by_class else self.own:
                 add_at_(matrix, flat[k], values=self.excluded[k])
 
     def spread(self, values: paddle.Tensor) -> list[paddle.Tensor]:
@@ -139,6 +149,20 @@ class OwnTerms(NamedTuple):
     row: paddle.Tensor
     term: paddle.Tensor
     product: paddle.Tensor
+
+
+class Exponents(NamedTuple):
+    """Of a chunk.
+
+    Attributes:
+        values: [B, G], or [B / K, G] with one row per class.
+        slope: like them, what e is multiplied by in the products; None for 1.
+        others: [B, G], where e is 0, as it is not of a class's nearest sub-center; None where `values` are [B, G].
+    """
+
+    values: paddle.Tensor
+    slope: paddle.Tensor | None = None
+    others: Mask | None = None
 
 
 class Exponentials:
@@ -172,6 +196,7 @@ class Exponentials:
         self.shard, self.features, self.rows, self.index = shard, features, rows, index
         self.shift, self.precision, self.buffer = shift, precision, buffer
         self._negatives, self._target = negatives, target
+        self._has_norms_in_offset = True
         self._features_t = precision.factor(features.t().contiguous())
 
     def logits(self, k: int, chunk_rows: Factor) -> paddle.Tensor:
@@ -183,11 +208,11 @@ class Exponentials:
 
     def first(self, k: int, r: paddle.Tensor, *, total: paddle.Tensor, gradient: paddle.Tensor) -> paddle.Tensor:
         """e [B, G] in the first pass: its sum is added to total [G], and both sums follow the shift."""
-        exponents, slope = self._exponents(k, r)
+        exponents, slope, others = self._exponents(k, r)
         self.shift.follow(exponents, total=total, gradient=gradient)
         e = exp_(self.shift.subtract_(exponents))
-        add_(total, matmul(self.rows.weight[k], e))
-        return e if slope is None else multiply_(e, slope)
+        add_(total, matmul(self.rows.weight[k] if others is None else paddle.ones(e.shape[:1], e.dtype), e))
+        return self._by_row(k, e if slope is None else multiply_(e, slope), others)
 
     def again(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
         """e [B, G] in the second pass."""
@@ -202,26 +227,48 @@ class Exponentials:
         return self.shift.factor(k)
 
     def _made_again(self, r: paddle.Tensor, k: int, *, at: int | None) -> paddle.Tensor:
-        exponents, slope = self._exponents(k, r)
+        exponents, slope, others = self._exponents(k, r)
         e = exp_(self.shift.subtract_(exponents, at))
-        return e if slope is None else multiply_(e, slope)
+        return self._by_row(k, e if slope is None else multiply_(e, slope), others)
 
-    def _exponents(self, k: int, r: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor | None]:
-        """log e_cn [B, G], but for the part of the shift that is not in the offset, and what to multiply e by."""
+    def _by_row(self, k: int, e: paddle.Tensor, others: Mask | None) -> paddle.Tensor:
+        """[B, G] of what `_exponents` made of one row per class."""
+        return e if others is None else spread_over(e, others, scale=self.rows.inverse[k])
+
+    def _exponents(self, k: int, r: paddle.Tensor) -> Exponents:
+        """log e_cn [B, G], but for the part of the shift that is not in the offset."""
         if self._negatives is None:
-            return scale_rows(r, scale=self.rows.scale[k], offset=self.rows.offset[k]), None
-        return self._changed(self._negatives, k, r)
-
-    def _changed(self, negatives: Negatives, k: int, r: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor | None]:
-        inverse, offset = self.rows.inverse[k], self.rows.offset[k]
+            return Exponents(scale_rows(r, scale=self.rows.scale[k], offset=self.rows.offset[k]))
+        inverse = self.rows.inverse[k]
         cosine = scale_rows(r, scale=inverse, offset=paddle.zeros_like(inverse))
+        # A center near zero has an e / |w| of 10,000. It is within float16's range where |w| is in the exponent.
+        by_class = self.shard.subcenters > 1 and not self.precision.needs_half_range
+        return (self._of_classes if by_class else self._of_rows)(self._negatives, k, r, cosine)
+
+    def _of_rows(self, negatives: Negatives, k: int, r: paddle.Tensor, cosine: paddle.Tensor) -> Exponents:
         masks = negatives.dropped(cosine)
         if negatives.margin is None:
-            return drop_all_(scale_rows(r, scale=self.rows.scale[k], offset=offset), masks), None
+            exponents = scale_rows(r, scale=self.rows.scale[k], offset=self.rows.offset[k])
+            return Exponents(drop_all_(exponents, masks))
         value, slope = negatives.values(cosine, self._target)
-        exponents = scale_rows(value, scale=self.rows.scale[k] / inverse, offset=offset)
+        scale = self.rows.scale[k] / self.rows.inverse[k]
+        exponents = scale_rows(value, scale=scale, offset=self.rows.offset[k])
         self.index.exclude_(k, exponents)  # the change may have brought them near 0
-        return drop_all_(exponents, masks), slope
+        return Exponents(drop_all_(exponents, masks), slope)
+
+    def _of_classes(self, negatives: Negatives, k: int, r: paddle.Tensor, cosine: paddle.Tensor) -> Exponents:
+        """With a row for each class, that of its nearest sub-center: a K-th of the exponentials."""
+        best, others = greatest(cosine, group=self.shard.subcenters)
+        masks = negatives._replace(subcenters=1).dropped(best)
+        value, slope = negatives.values(best, self._target)
+        first = slice(None, None, self.shard.subcenters)
+        scale, offset = self.rows.scale[k] / self.rows.inverse[k], self.rows.offset[k]
+        if self._has_norms_in_offset:
+            offset = offset - paddle.log(self.rows.inverse[k])
+        exponents = scale_rows(value, scale=scale[first], offset=offset[first])
+        if negatives.margin is not None:
+            self.index.exclude_(k, exponents, by_class=True)
+        return Exponents(drop_all_(exponents, masks), slope, others)
 
 
 class FirstPass:
@@ -292,11 +339,20 @@ class SecondPass(ABC):
         row_factor: s t_n [G].
         l2: this multiple of each row is added to its gradient.
         kept: what the first pass kept of each chunk; empty to multiply again.
+        spread: added to the gradients of all rows; None for nothing.
     """
 
     def __init__(
-        self, work: Exponentials, own: OwnTerms, *, row_factor: paddle.Tensor, l2: float, kept: list[paddle.Tensor]
+        self,
+        work: Exponentials,
+        own: OwnTerms,
+        *,
+        row_factor: paddle.Tensor,
+        l2: float,
+        kept: list[paddle.Tensor],
+        spread: Spread | None = None,
     ) -> None:
+        self._spread = spread
         self._work, self._own, self._row_factor, self._l2, self._kept = work, own, row_factor, l2, kept
         self._x = work.precision.operand(work.features * row_factor.unsqueeze(1))
         self._bias_gradient: list[paddle.Tensor] = []
@@ -312,6 +368,8 @@ class SecondPass(ABC):
             block = shard.bias_block
             gradient = add(paddle.concat(self._bias_gradient), block.rows * self._l2)
             self._complete_bias(gradient)
+            if self._spread is not None:
+                self._spread.add_to_bias_(gradient)
             yield block, gradient
 
     @abstractmethod
@@ -342,9 +400,14 @@ class ByLogits(SecondPass):
         if work.shard.bias is not None:
             self._bias_gradient.append(matmul(e, self._row_factor))
         pieces = zip(chunk.blocks, split_rows(coefficient, sizes=chunk.sizes), split_rows(e, sizes=chunk.sizes))
+        parts = iter(() if self._spread is None else self._spread.parts(k, chunk.sizes))
+        first = k * work.shard.chunk_rows
         for block, factor, e_rows in pieces:
             gradient = scale_rows(block.rows, scale=factor, offset=block.zeros)
             work.precision.add_row_gradient(gradient, e_rows, x=self._x)
+            if self._spread is not None:
+                self._spread.add_to_(gradient, next(parts), first=first, with_along=False)
+                first += block.rows.shape[0]
             yield block, gradient
 
     def _coefficient(self, k: int, e: paddle.Tensor, r: paddle.Tensor) -> paddle.Tensor:
@@ -353,7 +416,9 @@ class ByLogits(SecondPass):
             return self._plain[k]
         parts = multiply(e, r)
         self._work.index.add_(k, parts, self._parts)
-        return add(self._plain[k], multiply(self._radial[k], matmul(parts, self._row_factor)))
+        coefficient = add(self._plain[k], multiply(self._radial[k], matmul(parts, self._row_factor)))
+        spread = None if self._spread is None else self._spread.multiples(k, self._work.shard.chunks[k].rows)
+        return coefficient if spread is None else add(coefficient, spread)
 
     def _complete_bias(self, gradient: paddle.Tensor) -> None:
         pass
@@ -375,10 +440,13 @@ class ByRows(SecondPass):
         x = self._x if factor is None else precision.operand(work.features * row_factor.unsqueeze(1))
         if work.shard.bias is not None:
             self._bias_gradient.append(matmul(e.astype(row_factor.dtype), row_factor))
+        parts = iter(() if self._spread is None else self._spread.parts(k, chunk.sizes))
         first = k * work.shard.chunk_rows
         for block, e_rows in zip(chunk.blocks, split_rows(e, sizes=chunk.sizes)):
             gradient = precision.row_gradient(e_rows, x)
             self._sums.add_(gradient, self._own_rows, first=first)
+            if self._spread is not None:  # before the part along the row is removed from all of it
+                self._spread.add_to_(gradient, next(parts), first=first, with_along=True)
             add_(gradient, self._multiple(block, gradient, first))
             first += block.rows.shape[0]
             yield block, gradient

@@ -10,7 +10,7 @@ import paddle
 import pytest
 
 from plsc import CheckpointError, ConfigError, DataError, TrainingError, VerificationSet
-from plsc.checkpoint import Checkpoint
+from plsc.checkpoint import Checkpoint, tools
 from plsc.data.loader import Batch
 from plsc.distributed.topology import Topology
 from plsc.engine.dataloading import build_dataloader
@@ -64,7 +64,7 @@ def test_training_on_ranks_equals_training_on_one(ranks, one_rank, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ranks
-@pytest.mark.parametrize("loss_type", ["arcface", "dist_softmax", "softmax"])
+@pytest.mark.parametrize("loss_type", ["arcface", "dist_softmax", "softmax", "curricularface", "uniface"])
 def test_replicated_and_sharded_heads_equal_one_rank(loss_type, tmp_path):
     alone = train(1, tmp_path / "1", loss_type=loss_type, lr=0.5)
     assert_close(train(2, tmp_path / "2", loss_type=loss_type, lr=0.5), alone, 1e-5)
@@ -122,6 +122,8 @@ def unbroken(tmp_path_factory):
         ("batch norm", {}),
         ("dropout", {"optimizer": "adamw", "lr": 0.2}),
         ("plain", {"sample_ratio": 0.5}),
+        ("plain", {"loss_type": "dist_curricularface", "subcenters": 2}),
+        ("plain", {"loss_type": "dist_uniface", "sample_ratio": 0.5, "subcenters": 3, "interclass_filter": 0.4}),
         ("plain", {"loss_type": "dist_adaface", "margin_warmup": 15}),
         ("plain", {"loss_type": "dist_elasticface_cos"}),
     ],
@@ -143,6 +145,19 @@ def test_resume_on_another_number_of_ranks(before, after, one_rank, tmp_path):
     train(before, tmp_path, train_epochs=2)
     resumed = train(after, tmp_path, checkpoint_dir=str(tmp_path / "output"))
     assert_close(resumed, one_rank, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("loss_type", ["dist_curricularface", "dist_sphereface2"])
+def test_sub_centers_and_the_state_of_a_loss_resume_on_another_number_of_ranks(loss_type, tmp_path):
+    settings = {"loss_type": loss_type, "subcenters": 3, "interclass_filter": 0.5}
+    whole = train(1, tmp_path / "whole", **settings)
+    assert whole["head.weight"].shape == whole["head.weight:velocity"].shape == (10, 3, 16)
+    train(2, tmp_path, train_epochs=2, **settings)
+    tools.reshard(tmp_path / "output", tmp_path / "four", ranks=4)
+    resumed = train(3, tmp_path, checkpoint_dir=str(tmp_path / "four"), **settings)
+    assert_close(resumed, whole, 1e-5)
 
 
 @pytest.mark.slow

@@ -125,13 +125,11 @@ class SphereFace2(_Binary, SphereFace2Parameters):
 
     def __call__(self, cosine: paddle.Tensor, norms: paddle.Tensor, labels: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
         """psi = g - m and its derivative."""
-        value, derivative = half_powers(cosine, power=self.t)
-        return value - self.m, derivative
+        return half_powers(cosine, power=self.t, plus=-self.m)
 
     def negatives(self, cosine: paddle.Tensor, *, target: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor | None]:
         """g + m and its derivative."""
-        value, derivative = half_powers(cosine, power=self.t)
-        return value.add_(paddle.full([], self.m, value.dtype)), derivative
+        return half_powers(cosine, power=self.t, plus=self.m)
 
 
 @dataclass(eq=False)
