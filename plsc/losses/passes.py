@@ -400,13 +400,16 @@ class ByLogits(SecondPass):
         if work.shard.bias is not None:
             self._bias_gradient.append(matmul(e, self._row_factor))
         pieces = zip(chunk.blocks, split_rows(coefficient, sizes=chunk.sizes), split_rows(e, sizes=chunk.sizes))
-        parts = iter(() if self._spread is None else self._spread.parts(k, chunk.sizes))
-        first = k * work.shard.chunk_rows
+        spread, first = self._spread, k * work.shard.chunk_rows
+        parts = None if spread is None else spread.parts(k, chunk.sizes)
         for block, factor, e_rows in pieces:
+            part = None if parts is None else next(parts)
+            multiples = None if spread is None or part is None else spread.multiples(block.rows, part)
+            factor = factor if multiples is None else add(factor, multiples)
             gradient = scale_rows(block.rows, scale=factor, offset=block.zeros)
             work.precision.add_row_gradient(gradient, e_rows, x=self._x)
-            if self._spread is not None:
-                self._spread.add_to_(gradient, next(parts), first=first, with_along=False)
+            if spread is not None and part is not None:
+                spread.add_to_(gradient, part, first=first, with_along=False)
                 first += block.rows.shape[0]
             yield block, gradient
 
@@ -416,9 +419,7 @@ class ByLogits(SecondPass):
             return self._plain[k]
         parts = multiply(e, r)
         self._work.index.add_(k, parts, self._parts)
-        coefficient = add(self._plain[k], multiply(self._radial[k], matmul(parts, self._row_factor)))
-        spread = None if self._spread is None else self._spread.multiples(k, self._work.shard.chunks[k].rows)
-        return coefficient if spread is None else add(coefficient, spread)
+        return add(self._plain[k], multiply(self._radial[k], matmul(parts, self._row_factor)))
 
     def _complete_bias(self, gradient: paddle.Tensor) -> None:
         pass
@@ -440,12 +441,12 @@ class ByRows(SecondPass):
         x = self._x if factor is None else precision.operand(work.features * row_factor.unsqueeze(1))
         if work.shard.bias is not None:
             self._bias_gradient.append(matmul(e.astype(row_factor.dtype), row_factor))
-        parts = iter(() if self._spread is None else self._spread.parts(k, chunk.sizes))
+        parts = None if self._spread is None else self._spread.parts(k, chunk.sizes)
         first = k * work.shard.chunk_rows
         for block, e_rows in zip(chunk.blocks, split_rows(e, sizes=chunk.sizes)):
             gradient = precision.row_gradient(e_rows, x)
             self._sums.add_(gradient, self._own_rows, first=first)
-            if self._spread is not None:  # before the part along the row is removed from all of it
+            if self._spread is not None and parts is not None:  # before the part along the row is removed from all
                 self._spread.add_to_(gradient, next(parts), first=first, with_along=True)
             add_(gradient, self._multiple(block, gradient, first))
             first += block.rows.shape[0]

@@ -11,7 +11,7 @@ G gathered batch, D embedding, S rows of this shard, B rows of a chunk, b of a b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import paddle
 
@@ -48,18 +48,28 @@ class Spread:
         self._is_unit, self._sums, self._own, self._along, self._bias = is_unit, sums, own, along, bias
         self._totals: paddle.Tensor | None = None
 
-    def multiples(self, k: int, rows: paddle.Tensor) -> paddle.Tensor | None:
-        """[B]: the multiples of the rows of chunk k that remove the parts along them; None for none."""
-        if not self._is_unit:
-            return None
+    def parts(self, k: int, sizes: list[int]) -> Iterator[tuple[paddle.Tensor, paddle.Tensor | None]]:
+        """What `multiples` and `add_to_` take for each block of chunk k, in their order."""
         inverse = self._inverse[k]
-        return -multiply(matmul(rows, self._vector), multiply(inverse, multiply(inverse, inverse)))
+        columns = split_rows(inverse.unsqueeze(1), sizes=sizes)
+        if not self._is_unit:
+            return zip(columns, [None] * len(columns))
+        cubes = -multiply(inverse, multiply(inverse, inverse))
+        return zip(columns, split_rows(cubes, sizes=sizes))
 
-    def parts(self, k: int, sizes: list[int]) -> Sequence[paddle.Tensor]:
-        """What `add_to_` takes for each block of chunk k."""
-        return split_rows(self._inverse[k].unsqueeze(1), sizes=sizes)
+    def multiples(self, rows: paddle.Tensor, part: tuple[paddle.Tensor, paddle.Tensor | None]) -> paddle.Tensor | None:
+        """[b]: the multiples of the rows of a block that remove the parts of q along them; None for none."""
+        cubes = part[1]
+        return None if cubes is None else multiply(matmul(rows, self._vector), cubes)
 
-    def add_to_(self, gradient: paddle.Tensor, part: paddle.Tensor, *, first: int, with_along: bool) -> None:
+    def add_to_(
+        self,
+        gradient: paddle.Tensor,
+        part: tuple[paddle.Tensor, paddle.Tensor | None],
+        *,
+        first: int,
+        with_along: bool,
+    ) -> None:
         """Add q / |w_c| to the gradient [b, D] of the rows from `first` on, and what their own samples add.
 
         Args:
@@ -71,7 +81,7 @@ class Spread:
         if self._totals is None:
             own = self._own if with_along or self._along is None else self._own - self._along
             self._totals = self._sums.totals(own)
-        add_matmul_(gradient, part, b=self._row)
+        add_matmul_(gradient, part[0], b=self._row)
         self._sums.add_(gradient, self._totals, first=first)
 
     def add_to_bias_(self, gradient: paddle.Tensor) -> None:
