@@ -39,9 +39,9 @@ def variants() -> dict[str, dict[str, Any]]:
     if "interclass_filter" in Config.model_fields:
         found["inter-class filter"] = {**BASE, "interclass_filter": 0.4}
     if "subcenters" in Config.model_fields:
-        found |= {f"sub-centers, K {k}": {**BASE, "subcenters": k} for k in (2, 3)}
-    found["arcface, again"] = BASE  # what the measurement itself is worth
-    found["arcface, s 80"] = {**BASE, "scale": 80.0}
+        found |= {f"sub-centers K {k}": {**BASE, "subcenters": k} for k in (2, 3)}
+    found["arcface again"] = BASE  # what the measurement itself is worth
+    found["arcface s 80"] = {**BASE, "scale": 80.0}
     return found
 
 

@@ -78,7 +78,8 @@ from plsc.losses.reference import (
 )
 from plsc.losses.shard import Block, Shard
 from plsc.losses.shift import choose_shift
-from plsc.losses.smoothing import OwnClass, RowParts, Smoothing, smooth
+from plsc.losses.smoothing import OwnClass, Smoothing, smooth
+from plsc.losses.spread import Spread
 from plsc.metrics.embeddings import EPSILON
 
 # Of [B, G], [B, D] and [G, D]: how many matrices of float32 a pass holds at once, at most, beside what it keeps.
@@ -155,7 +156,7 @@ class FusedState(NamedTuple):
         own: terms of the own classes.
         row_factor: [G], s t_n.
         by_bias: as in `Ending`.
-        smoothing: what label smoothing adds to the gradients by the rows; None without it.
+        spread: what label smoothing adds to the gradients by the rows; None without it.
     """
 
     loss: paddle.Tensor
@@ -167,7 +168,7 @@ class FusedState(NamedTuple):
     own: OwnTerms
     row_factor: paddle.Tensor
     by_bias: paddle.Tensor | None = None
-    smoothing: RowParts | None = None
+    spread: Spread | None = None
 
 
 class FusedSoftmax:
@@ -266,9 +267,9 @@ class FusedSoftmax:
         loss, gradient = with_penalty(
             self._margin, loss, gradient, features=features, directions=directions, targets=targets
         )
-        rows = None if smoothing is None else smoothing.rows
+        spread = None if smoothing is None else smoothing.spread
         return FusedState(
-            loss, gradient, greater, shard, work, first.kept, own, ending.row_factor, ending.by_bias, rows
+            loss, gradient, greater, shard, work, first.kept, own, ending.row_factor, ending.by_bias, spread
         )
 
     def _smooth(
@@ -359,8 +360,9 @@ class FusedSoftmax:
             l2: this multiple of each row is added to its gradient.
         """
         second = ByRows if state.work.buffer is None else ByLogits
-        gradients = second(state.work, state.own, row_factor=state.row_factor, l2=l2, kept=state.kept).run()
-        return gradients if state.smoothing is None else state.smoothing.added_to(gradients)
+        return second(
+            state.work, state.own, row_factor=state.row_factor, l2=l2, kept=state.kept, spread=state.spread
+        ).run()
 
     def memory(self, shard: Shard, samples: int) -> Memory:
         """What a step on so many samples takes beside weight and optimizer state."""

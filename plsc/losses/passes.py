@@ -33,6 +33,7 @@ from plsc.losses.reference import Targets
 from plsc.losses.row_sums import RowSums
 from plsc.losses.shard import Block, Shard
 from plsc.losses.shift import Shift
+from plsc.losses.spread import Spread
 
 # Added to r where the class is the sample's own: its exponential is 0, and so is that times this.
 _EXCLUDED = -1e20
@@ -338,11 +339,20 @@ class SecondPass(ABC):
         row_factor: s t_n [G].
         l2: this multiple of each row is added to its gradient.
         kept: what the first pass kept of each chunk; empty to multiply again.
+        spread: added to the gradients of all rows; None for nothing.
     """
 
     def __init__(
-        self, work: Exponentials, own: OwnTerms, *, row_factor: paddle.Tensor, l2: float, kept: list[paddle.Tensor]
+        self,
+        work: Exponentials,
+        own: OwnTerms,
+        *,
+        row_factor: paddle.Tensor,
+        l2: float,
+        kept: list[paddle.Tensor],
+        spread: Spread | None = None,
     ) -> None:
+        self._spread = spread
         self._work, self._own, self._row_factor, self._l2, self._kept = work, own, row_factor, l2, kept
         self._x = work.precision.operand(work.features * row_factor.unsqueeze(1))
         self._bias_gradient: list[paddle.Tensor] = []
@@ -358,6 +368,8 @@ class SecondPass(ABC):
             block = shard.bias_block
             gradient = add(paddle.concat(self._bias_gradient), block.rows * self._l2)
             self._complete_bias(gradient)
+            if self._spread is not None:
+                self._spread.add_to_bias_(gradient)
             yield block, gradient
 
     @abstractmethod
@@ -388,9 +400,17 @@ class ByLogits(SecondPass):
         if work.shard.bias is not None:
             self._bias_gradient.append(matmul(e, self._row_factor))
         pieces = zip(chunk.blocks, split_rows(coefficient, sizes=chunk.sizes), split_rows(e, sizes=chunk.sizes))
+        spread, first = self._spread, k * work.shard.chunk_rows
+        parts = None if spread is None else spread.parts(k, chunk.sizes)
         for block, factor, e_rows in pieces:
+            part = None if parts is None else next(parts)
+            multiples = None if spread is None or part is None else spread.multiples(block.rows, part)
+            factor = factor if multiples is None else add(factor, multiples)
             gradient = scale_rows(block.rows, scale=factor, offset=block.zeros)
             work.precision.add_row_gradient(gradient, e_rows, x=self._x)
+            if spread is not None and part is not None:
+                spread.add_to_(gradient, part, first=first, with_along=False)
+                first += block.rows.shape[0]
             yield block, gradient
 
     def _coefficient(self, k: int, e: paddle.Tensor, r: paddle.Tensor) -> paddle.Tensor:
@@ -421,10 +441,13 @@ class ByRows(SecondPass):
         x = self._x if factor is None else precision.operand(work.features * row_factor.unsqueeze(1))
         if work.shard.bias is not None:
             self._bias_gradient.append(matmul(e.astype(row_factor.dtype), row_factor))
+        parts = None if self._spread is None else self._spread.parts(k, chunk.sizes)
         first = k * work.shard.chunk_rows
         for block, e_rows in zip(chunk.blocks, split_rows(e, sizes=chunk.sizes)):
             gradient = precision.row_gradient(e_rows, x)
             self._sums.add_(gradient, self._own_rows, first=first)
+            if self._spread is not None and parts is not None:  # before the part along the row is removed from all
+                self._spread.add_to_(gradient, next(parts), first=first, with_along=True)
             add_(gradient, self._multiple(block, gradient, first))
             first += block.rows.shape[0]
             yield block, gradient

@@ -15,29 +15,26 @@ the weight of the sample in the gradients, its gradients are
     by x_n    s k_n [(epsilon - epsilon / C) dpsi w_y / |w_y| + epsilon / C w_y / |w_y| - epsilon / C W]
     by w_c    q / |w_c|, q = -epsilon / C s sum_n k_n x_n, and for its own samples s k_n [the same factor] x_n / |w_y|
 
-from which the parts along x_n and w_c are removed, as in `plsc.losses.fused`. The gradient by the rows adds a matrix of
-rank one. Where other classes have logits that are changed, or several centers each, the label is spread over the plain
+from which the parts along x_n and w_c are removed, as in `plsc.losses.fused`; `plsc.losses.spread` adds those by the
+rows. Where other classes have logits that are changed, or several centers each, the label is spread over the plain
 cosines of all centers; where classes are sampled, over those of the sample.
 
 Source: Rethinking the Inception Architecture for Computer Vision, Szegedy et al., CVPR 2016, section 7.
 
-G gathered batch, D embedding, S rows of this shard, b rows of a block.
+G gathered batch, D embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import paddle
 
-from plsc.losses.ops import add_, add_matmul_, matmul, multiply, scale_rows
+from plsc.losses.ops import matmul
 from plsc.losses.passes import Exponentials
 from plsc.losses.reference import Reducer
 from plsc.losses.row_sums import RowSums
-from plsc.losses.shard import Block
-
-Gradients = Iterator[tuple[Block, paddle.Tensor]]
+from plsc.losses.spread import Spread
 
 
 class OwnClass(NamedTuple):
@@ -71,61 +68,13 @@ class Smoothing(NamedTuple):
         losses: [G], to the loss of each sample.
         gradient: [G, D], to the gradient by the directions of the features; partial over shards.
         by_psi: [G], to the derivative of L by psi.
-        rows: to the gradients by the rows.
+        spread: to the gradients by the rows and by the bias.
     """
 
     losses: paddle.Tensor
     gradient: paddle.Tensor
     by_psi: paddle.Tensor
-    rows: RowParts
-
-
-class RowParts:
-    """What smoothing adds to the gradients by the rows and by the bias.
-
-    Args:
-        work: of the chunks.
-        vector: q [D].
-        sums: the samples by row.
-        own: [G, D], totals of the samples' own classes, the part along the row removed.
-        bias: [G] totals of the bias, and what is added to all of it; None without a bias.
-    """
-
-    def __init__(
-        self,
-        work: Exponentials,
-        vector: paddle.Tensor,
-        *,
-        sums: RowSums,
-        own: paddle.Tensor,
-        bias: tuple[paddle.Tensor, paddle.Tensor] | None,
-    ) -> None:
-        self._vector, self._sums, self._own, self._bias = vector, sums, own, bias
-        self._is_unit = work.rows.radial is not None
-        self._inverse = paddle.concat(work.rows.inverse) if work.rows.inverse else None
-
-    def added_to(self, gradients: Gradients) -> Gradients:
-        """The gradients with this part; each is changed in place before it is passed on."""
-        first = 0
-        for block, gradient in gradients:
-            if block.parameter == "weight":
-                self._add(block, gradient, first)
-                first += block.rows.shape[0]
-            elif self._bias is not None:
-                totals, every = self._bias
-                add_(gradient, every.expand([gradient.shape[0]]))
-                self._sums.add_(gradient, totals)
-            yield block, gradient
-
-    def _add(self, block: Block, gradient: paddle.Tensor, first: int) -> None:
-        if self._inverse is None:
-            return
-        inverse = self._inverse[first : first + block.rows.shape[0]]
-        add_matmul_(gradient, inverse.unsqueeze(1), b=self._vector.unsqueeze(0))
-        if self._is_unit:
-            along = multiply(matmul(block.rows, self._vector), multiply(inverse, multiply(inverse, inverse)))
-            add_(gradient, scale_rows(block.rows, scale=-along, offset=block.zeros))
-        self._sums.add_(gradient, self._own, first=first)
+    spread: Spread
 
 
 def smooth(
@@ -164,13 +113,17 @@ def smooth(
     by_own = (by_psi * own.slope + factor * share * own.inverse_norm) * own.owned
     everywhere = factor * share
     gradient = by_own.unsqueeze(1) * own.vectors - everywhere.unsqueeze(1) * row_sum
-    vector = -matmul(everywhere, x)
 
-    own_rows = by_own.unsqueeze(1) * x
+    along = None
     if work.rows.radial is not None:
-        along = by_own * own.product * own.inverse_norm * own.inverse_norm
-        own_rows = own_rows - along.unsqueeze(1) * own.vectors
-    sums = RowSums(own.row)
-    bias = None if shard.bias is None else (sums.totals(by_own), -everywhere.sum())
-    rows = RowParts(work, vector, sums=sums, own=sums.totals(own_rows), bias=bias)
-    return Smoothing(losses, gradient, by_psi, rows)
+        along = (by_own * own.product * own.inverse_norm * own.inverse_norm).unsqueeze(1) * own.vectors
+    added = Spread(
+        -matmul(everywhere, x),
+        work.rows.inverse,
+        is_unit=along is not None,
+        sums=RowSums(own.row),
+        own=by_own.unsqueeze(1) * x,
+        along=along,
+        bias=None if shard.bias is None else (-everywhere.sum(), by_own),
+    )
+    return Smoothing(losses, gradient, by_psi, added)
