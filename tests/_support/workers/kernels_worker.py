@@ -11,7 +11,7 @@ import paddle
 
 from plsc.models.registry import create_backbone
 from tests._support import fake_gpu
-from tests._support.patterns import make_entry
+from tests._support.patterns import CLASSES, make_entry
 
 TYPES = ("float16", "bfloat16", "float32", "other")
 RUNS = [
