@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, field_validator
 
 from plsc.errors import ConfigError
+from plsc.loss_types import LOSS_KINDS, LOSS_TYPES, LOSSES, LossType, Parameters, check_option_names, parameters_of
+from plsc.utils.class_numbers import ClassNumbers
+from plsc.utils.hints import setter
 from plsc.utils.locations import keep_credentials
 from plsc.utils.names import one_of
 from plsc.utils.settings import Settings
 
-# (m1, m2, m3) in cos(m1 theta + m2) - m3 on the target class, and which of the three `margin` means.
-MARGINS = {"arcface": (1.0, 0.5, 0.0), "cosface": (1.0, 0.0, 0.35), "sphereface": (1.35, 0.0, 0.0)}
-MAIN_MARGIN = {"arcface": 1, "cosface": 2, "sphereface": 0}
-LOSS_KINDS = ("softmax", *MARGINS, "combined")
-LOSS_TYPES = LOSS_KINDS + tuple("dist_" + kind for kind in LOSS_KINDS)
 ScheduleName = Literal["step", "cosine", "poly"]
 SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 # The least and the greatest number that float32 holds in full precision.
@@ -126,7 +124,10 @@ class Config(Settings):
         "them: less memory, the same numbers, about a third more time. See docs/backbones.md.",
     )
 
-    loss_type: str = Field(default="dist_arcface", description=f"Loss: {', '.join(LOSS_TYPES)}.")
+    loss_type: str = Field(
+        default="dist_arcface",
+        description=f"Loss: {', '.join(LOSS_KINDS)}; each also with dist_ in front, which shards the class centers.",
+    )
     model_parallel: bool | None = Field(
         default=None,
         description="Shard the class centers over ranks (on) or replicate them (off). By default on for the losses "
@@ -149,7 +150,48 @@ class Config(Settings):
         description="Main margin of the loss: m2 of arcface (by default 0.5), m3 of cosface (0.35), m1 of sphereface "
         "(1.35).",
     )
-    scale: float = Field(default=64.0, gt=0.0, description="Scale s. Logits are s times the cosines.")
+    scale: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="Scale s. Logits are s times the cosines. By default that of the loss, 64 for most.",
+    )
+    loss_options: dict[str, float] = Field(
+        default={},
+        description="Parameters of the loss by name, as m=0.4,h=0.333; docs/losses.md has those of each loss and their "
+        "defaults.",
+    )
+    margin_warmup: int = Field(
+        default=0, ge=0, description="Steps over which the margin rises from none to its full size."
+    )
+    label_smoothing: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Part of each label that is spread evenly over the classes of the softmax.",
+    )
+    class_weights: str | Any = Field(
+        default="",
+        description="Weight of each class in the loss: a file of C numbers, .npy or text with one per line. In Python "
+        "also an array.",
+    )
+    class_counts: str | Any = Field(
+        default="",
+        description="Number of training images of each class, for dynamic_margin: a file as for class_weights, in "
+        "Python also an array. By default they are counted.",
+    )
+    subcenters: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="Class centers per class (K), of which the nearest counts: sub-center ArcFace, with any margin.",
+    )
+    interclass_filter: float | None = Field(
+        default=None,
+        gt=-1.0,
+        lt=1.0,
+        description="Other classes with a greater cosine than this leave the loss of a sample, as likely of the same "
+        "person; 0.4 in the paper. By default none does.",
+    )
     sample_ratio: float = Field(
         default=1.0, gt=0.0, le=1.0, description="Fraction of the class centers used in each step (Partial FC)."
     )
@@ -449,6 +491,17 @@ class Config(Settings):
     def _known_loss(cls, value: str) -> str:
         return one_of(value, LOSS_TYPES)
 
+    @field_validator("loss_options")
+    @classmethod
+    def _known_options(cls, value: dict[str, float]) -> dict[str, float]:
+        check_option_names(value)
+        return value
+
+    @field_validator("class_weights", "class_counts")
+    @classmethod
+    def _numbers_of_classes(cls, value: Any) -> Any:
+        return value if isinstance(value, (str, ClassNumbers)) else ClassNumbers(value)
+
     @field_validator("dataset_dir", "val_targets", "checkpoint_dir", "pretrained", "model_save_dir")
     @classmethod
     def _without_credentials(cls, value: str | None) -> str | None:
@@ -477,6 +530,10 @@ class Config(Settings):
         names = {True: "on", False: "off", "true": "on", "false": "off"}
         return names.get(value, value) if isinstance(value, (bool, str)) else value
 
+    @field_serializer("class_weights", "class_counts")
+    def _text_of_numbers(self, value: str | ClassNumbers) -> str:
+        return str(value)
+
     @field_serializer("lr_schedule")
     def _name_of_schedule(self, value: str | Callable[[int], float]) -> str:
         return value if isinstance(value, str) else getattr(value, "__qualname__", type(value).__qualname__)
@@ -487,6 +544,25 @@ class Config(Settings):
     def loss_kind(self) -> str:
         """`loss_type` without `dist_`."""
         return self.loss_type.removeprefix("dist_")
+
+    @property
+    def loss(self) -> LossType:
+        """What `loss_type` stands for, sharded or not."""
+        return LOSSES[self.loss_kind]
+
+    @property
+    def loss_scale(self) -> float:
+        """s: `scale`, or by default that of the loss."""
+        return self.loss.scale if self.scale is None else self.scale
+
+    @property
+    def loss_parameters(self) -> Parameters:
+        """The loss's own parameters, those of `loss_options` set.
+
+        Raises:
+            ConfigError: the loss has no such parameter, or a value is outside its range.
+        """
+        return parameters_of(self.loss_kind, self.loss_options)
 
     @property
     def is_sharded(self) -> bool:
@@ -501,29 +577,28 @@ class Config(Settings):
             ConfigError: a margin is set that the loss does not have, or one that it needs is missing.
         """
         given = (self.margin1, self.margin2, self.margin3)
-        kind = self.loss_kind
-        if kind != "combined" and kind not in MARGINS:
+        kind, defaults, main = self.loss_kind, self.loss.margins, self.loss.main
+        if defaults is None:
             if self.margin is not None or any(value is not None for value in given):
-                raise ConfigError(f"loss_type '{self.loss_type}' has no margin, but one is set; leave it out")
+                own = ", ".join(self.loss.parameters.names())
+                cure = f"its parameters are {own}, see {setter('loss_options')}" if own else "leave it out"
+                raise ConfigError(f"loss_type '{self.loss_type}' has no margin, but one is set; {cure}")
             return None
-        m1, m2, m3 = given
-        if kind == "combined":
-            if self.margin is not None or m1 is None or m2 is None or m3 is None:
-                raise ConfigError(
-                    f"loss_type '{self.loss_type}' needs margin1, margin2 and margin3, and takes no "
-                    f"single margin; got {given}"
-                )
-            return m1, m2, m3
-        margins = list(MARGINS[kind])
-        if self.margin is not None:
-            margins[MAIN_MARGIN[kind]] = self.margin
+        if kind == "combined" and (self.margin is not None or None in given):
+            raise ConfigError(
+                f"loss_type '{self.loss_type}' needs margin1, margin2 and margin3, and takes no single margin; "
+                f"got {given}"
+            )
+        margins = list(defaults)
+        if self.margin is not None and main is not None:
+            margins[main] = self.margin
         m1, m2, m3 = (default if value is None else value for default, value in zip(margins, given))
         return m1, m2, m3
 
     @property
     def main_margin(self) -> float | None:
         """The one of `margins` that `margin` means, or None where the loss has no main margin."""
-        main = MAIN_MARGIN.get(self.loss_kind)
+        main = self.loss.main
         return None if main is None or self.margins is None else self.margins[main]
 
     @property
@@ -547,26 +622,44 @@ class Config(Settings):
 
     def check(self) -> None:
         """Raise `ConfigError` where settings that are right alone contradict each other."""
-        self.check_margins()
+        self.check_loss()
         if (self.train_epochs is None) == (self.train_steps is None):
             raise ConfigError(
                 f"train_epochs is {self.train_epochs} and train_steps is {self.train_steps}; set one of them"
             )
 
-    def check_margins(self) -> None:
-        """Raise `ConfigError` where margins are set that the loss does not have."""
-        margins = self.margins
-        if self.margin_function is not None:
-            given = {"margin": self.margin, "margin1": self.margin1, "margin2": self.margin2, "margin3": self.margin3}
-            names = [name for name, value in given.items() if value is not None]
-            if names:
-                raise ConfigError(
-                    f"margin_function replaces the margins of loss_type, but {names[0]} is set; unset one"
-                )
-            if margins is None:
-                raise ConfigError(
-                    f"loss_type '{self.loss_type}' has no margin, but margin_function is set; choose another loss_type"
-                )
+    def _check_negatives(self) -> None:
+        """Raise `ConfigError` where what concerns other classes does not fit the loss."""
+        given = {"subcenters": self.subcenters > 1, "interclass_filter": self.interclass_filter is not None}
+        names = [name for name, is_set in given.items() if is_set]
+        if names and self.loss_kind == "softmax":
+            raise ConfigError(
+                f"loss_type '{self.loss_type}' has no cosines, but {names[0]} is set; choose another loss_type, or "
+                f"leave {names[0]} out"
+            )
+
+    def check_loss(self) -> None:
+        """Raise `ConfigError` where margins or parameters are set that the loss does not have."""
+        margins, _ = self.margins, self.loss_parameters
+        self._check_negatives()
+        if self.label_smoothing and not self.loss.is_softmax:
+            raise ConfigError(
+                f"loss_type '{self.loss_type}' has no softmax whose labels could be smoothed, but label_smoothing is "
+                f"set; leave it out"
+            )
+        if self.margin_warmup and not self.loss.has_margin:
+            raise ConfigError(f"loss_type '{self.loss_type}' has no margin, but margin_warmup is set; leave it out")
+        if self.margin_function is None:
+            return
+        given = {"margin": self.margin, "margin1": self.margin1, "margin2": self.margin2, "margin3": self.margin3}
+        names = [name for name, value in given.items() if value is not None]
+        names += [f"{name} of loss_options" for name in self.loss_options if margins is None]
+        if names:
+            raise ConfigError(f"margin_function replaces the margins of loss_type, but {names[0]} is set; unset one")
+        if not self.loss.has_margin:
+            raise ConfigError(
+                f"loss_type '{self.loss_type}' has no margin, but margin_function is set; choose another loss_type"
+            )
 
 
 def _short(values: tuple[float, ...]) -> str:

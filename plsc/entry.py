@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from plsc.config import DEFAULT_VAL_TARGETS, LOSS_TYPES, Config, ScheduleName, check_callable, config
+from plsc.config import DEFAULT_VAL_TARGETS, Config, ScheduleName, check_callable, config
 from plsc.errors import ConfigError
+from plsc.loss_types import LOSS_TYPES
 from plsc.models.registry import find_backbone
 from plsc.utils.hints import setter
 from plsc.utils.lazy import require_paddle
@@ -37,7 +38,7 @@ log = logging.getLogger("plsc")
 # Losses of other kinds: three margins with such a name do not mean the combined margin.
 _OTHER_LOSSES = (
     *("triplet", "contrastive", "center", "circle", "npair", "ntxent", "proxy", "quadruplet", "focal", "bce", "mse"),
-    *("adaface", "magface", "curricular", "elastic", "vpl", "unified"),
+    *("adaface", "magface", "curricular", "elastic", "dynamic", "vpl", "unified"),
 )
 
 
@@ -83,9 +84,11 @@ class Entry(_Attributes):
             if name.startswith("set_"):
                 raise AttributeError(f"Entry has no method '{name}'{_setter_hint(name)}")
             name = Config.present_name(name, AttributeError)
-            # Scripts for PLSC 0.x read the defaults of these two, which depend on the loss and on the data.
+            # Scripts for PLSC 0.x read the defaults of these, which depend on the loss and on the data.
             if name == "margin" and self.config.margin is None:
                 return self.config.main_margin
+            if name == "scale":
+                return self.config.loss_scale
             if name == "val_targets" and self.config.val_targets is None:
                 return DEFAULT_VAL_TARGETS
             return getattr(self.config, name)
@@ -149,10 +152,10 @@ class Entry(_Attributes):
         """Loss and its margins: cos(margin1 theta + margin2) - margin3 on the target class, or a margin of your own.
 
         Args:
-            loss_type: softmax, arcface, cosface, sphereface or combined, each also as `dist_...`, which shards
-                the class centers over ranks. Default 'dist_arcface'. An unknown name together with all three
-                margins means combined, as in PLSC 0.2, with a warning. Or a margin object of `plsc.losses.margins`,
-                which replaces the margins of the loss set before and leaves its sharding.
+            loss_type: softmax, arcface, cosface, sphereface, combined or another one of docs/losses.md, each also as
+                `dist_...`, which shards the class centers over ranks. Default 'dist_arcface'. An unknown name together
+                with all three margins means combined, as in PLSC 0.2, with a warning. Or a margin object of
+                `plsc.losses.margins`, which replaces the margins of the loss set before and leaves its sharding.
             margin1: factor on the angle. Default 1, for sphereface 1.35.
             margin2: added to the angle, in radians. Default 0, for arcface 0.5.
             margin3: subtracted from the cosine. Default 0, for cosface 0.35.
@@ -168,7 +171,7 @@ class Entry(_Attributes):
         else:
             changed.assign(loss_type=_known_loss(loss_type, (margin1, margin2, margin3)), margin_function=None)
         if any(value is not None for value in (margin1, margin2, margin3)):
-            changed.check_margins()
+            changed.check_loss()
         self.config.assign(
             loss_type=changed.loss_type,
             margin_function=changed.margin_function,
@@ -182,12 +185,60 @@ class Entry(_Attributes):
         self.config.margin = margin
 
     def set_scale(self, scale: float) -> None:
-        """Scale s, the factor from cosines to logits. Default 64."""
+        """Scale s, the factor from cosines to logits. Default: that of the loss, 64 for most."""
         self.config.scale = scale
+
+    def set_loss_options(self, **options: float) -> None:
+        """Parameters of the loss by name, for example `set_loss_options(m=0.4, h=0.333)` for adaface.
+
+        It replaces those set before. docs/losses.md has the parameters of each loss, with units and defaults.
+
+        Raises:
+            ConfigError: no loss has such a parameter; or, when training begins, `loss_type` has not.
+        """
+        self.config.assign(loss_options=options)
+
+    def set_margin_warmup(self, steps: int) -> None:
+        """Steps over which the margin rises from none to its full size; for a loss that stays at its first value.
+
+        Default 0: the margin is full from the first step on.
+        """
+        self.config.margin_warmup = steps
+
+    def set_label_smoothing(self, epsilon: float) -> None:
+        """Part of each label that is spread evenly over the classes of the softmax, 0 up to below 1. Default 0."""
+        self.config.label_smoothing = epsilon
+
+    def set_class_weights(self, weights: Any) -> None:
+        """Weight of each class in the loss, as that of `torch.nn.CrossEntropyLoss`: the loss is a weighted mean.
+
+        Args:
+            weights: [C] numbers of 0 or more, or the path of a file of them: .npy, or text with one per line.
+        """
+        self.config.class_weights = _path_or_array(weights)
+
+    def set_class_counts(self, counts: Any) -> None:
+        """Number of training images of each class, for dynamic_margin. Default: they are counted.
+
+        Args:
+            counts: [C] numbers of 0 or more, or the path of a file of them, as for `set_class_weights`.
+        """
+        self.config.class_counts = _path_or_array(counts)
 
     def set_model_parallel(self, flag: bool) -> None:
         """Shard the class centers over ranks, or replicate them. Overrides the prefix of loss_type."""
         self.config.model_parallel = flag
+
+    def set_subcenters(self, count: int) -> None:
+        """Class centers per class, of which the nearest counts (Deng et al., ECCV 2020); 3 in the paper. Default 1."""
+        self.config.subcenters = count
+
+    def set_interclass_filter(self, cosine: float | None) -> None:
+        """Other classes with a greater cosine leave the loss of a sample (An et al., CVPR 2022). Default: none.
+
+        0.4 in the paper, -1 to 1 both excluded; None for no filter.
+        """
+        self.config.interclass_filter = cosine
 
     def set_sample_ratio(self, sample_ratio: float) -> None:
         """Fraction of the class centers in each step (Partial FC, An et al., 2021), over 0 up to 1. Default 1."""
@@ -680,6 +731,10 @@ class Entry(_Attributes):
         return topology
 
 
+def _path_or_array(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
 def _known_loss(loss_type: str, margins: tuple[float | None, ...]) -> str:
     """The name of the loss that a name and three margins mean.
 
@@ -691,8 +746,8 @@ def _known_loss(loss_type: str, margins: tuple[float | None, ...]) -> str:
         return loss_type
     if any(word in kind.lower() for word in _OTHER_LOSSES):
         raise ConfigError(
-            f"loss_type: got {loss_type!r}, a loss that PLSC does not have; accepted: {', '.join(LOSS_TYPES)}, or a "
-            f"margin object of your own (docs/extending.md)"
+            f"loss_type: got {loss_type!r}, a loss that PLSC does not have; {did_you_mean(loss_type, LOSS_TYPES)}"
+            f"accepted: {', '.join(LOSS_TYPES)}, or a margin object of your own (docs/extending.md)"
         )
     combined = f"{'dist_' if loss_type != kind else ''}combined"
     log.warning(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import paddle
 
 from plsc.config import DEFAULT_VAL_TARGETS, Config, check_callable
@@ -186,6 +187,14 @@ def warn_of_large_batch(loader: Loader, config: Config, *, global_batch: int) ->
         else f", and the peak of the learning rate, lr * global batch / 1024, is {config.lr * global_batch / 1024:.3g}",
         setter("train_batch_size", max(1, loader.num_images * config.train_batch_size // global_batch)),
     )
+
+
+def count_images(records: Records | None, num_classes: int) -> npt.NDArray[np.int64] | None:
+    """[C]: training images of each class; None where the training data has no records.
+
+    A source that does not know its labels reads every record for it.
+    """
+    return None if records is None else np.bincount(records.labels, minlength=num_classes)
 
 
 def count_steps_per_epoch(loader: Loader, global_batch: int) -> int | None:

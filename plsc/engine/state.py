@@ -139,6 +139,7 @@ def load_training(
     """
     about = About.of(saved)
     _check_setting(saved, about.settings.num_classes, config.num_classes, "class number", "num_classes")
+    _check_setting(saved, about.settings.subcenters, config.subcenters, "number of centers per class", "subcenters")
     kinds = {"optimizer": optimizer.kind, "head_optimizer": head.optimizer_kind}
     before = {"optimizer": about.optimizer, "head_optimizer": about.head_optimizer}
     same = {name: before[name] == kind for name, kind in kinds.items()}

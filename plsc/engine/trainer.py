@@ -39,6 +39,7 @@ from plsc.engine.dataloading import (
     agreed_batches,
     build_dataloader,
     check_loader,
+    count_images,
     count_steps_per_epoch,
     data_folder,
     missing_default_set,
@@ -266,7 +267,12 @@ class Trainer:
         self.precision = Precision(config, self.topology)
         self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
         if head is None:
-            head = Classifier(config, self.collectives, make_optimizer=lambda named: NamedOptimizer(config, named))
+            head = Classifier(
+                config,
+                self.collectives,
+                make_optimizer=lambda named: NamedOptimizer(config, named),
+                class_counts=functools.partial(count_images, self._records, config.num_classes),
+            )
         self.head = check_head(head, config.num_classes)
         self._judge = Judge(
             config,

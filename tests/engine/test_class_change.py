@@ -50,8 +50,13 @@ def test_a_renamed_class_stops_a_run_that_resumes_and_both_names_are_told(entry,
     assert Checkpoint(entry.model_save_dir).path.name == "1"
 
 
-@pytest.mark.parametrize("loss_type, optimizer", [("dist_softmax", None), ("dist_arcface", "clipped")])
-def test_by_name_each_center_and_its_optimizer_state_move_to_their_class(entry, data_dir, loss_type, optimizer):
+@pytest.mark.parametrize(
+    "loss_type, optimizer, subcenters",
+    [("dist_softmax", None, 1), ("dist_arcface", "clipped", 1), ("dist_arcface", None, 3)],
+)
+def test_by_name_each_center_and_its_optimizer_state_move_to_their_class(
+    entry, data_dir, loss_type, optimizer, subcenters
+):
     """All tensors with a row per class, of the fused and of the whole update."""
     import paddle
 
@@ -62,6 +67,7 @@ def test_by_name_each_center_and_its_optimizer_state_move_to_their_class(entry, 
             )
         )
     entry.set_loss_type(loss_type)
+    entry.set_subcenters(subcenters)
     names = ["f", "b", "e", "a", "d", "c"]  # of classes 0 to 5
     table = data_dir / "classes.txt"
     table.write_text("".join(f"{name}\n" for name in names))
