@@ -220,9 +220,10 @@ def _reader_loader(config: Config, topology: Topology, num_classes: int) -> Read
         num_images=config.train_image_num,
         world_size=topology.world_size,
     )
-    if loader.num_images is None and config.warmup_epochs:
+    if loader.num_images is None and (config.warmup_epochs or config.lr_epochs):
         log.info(
-            "warm-up in epochs needs the number of images: reading train_reader once to count them (%s saves this)",
+            "a learning rate by epochs needs the number of images: reading train_reader once to count them (%s saves "
+            "this)",
             setter("train_image_num"),
         )
         loader.num_images = loader.count()

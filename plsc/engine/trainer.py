@@ -72,7 +72,7 @@ from plsc.engine.resume import (
 )
 from plsc.engine.run_lock import WAIT_SECONDS, RunLock
 from plsc.engine.saver import Notices, Saver
-from plsc.engine.schedules import build_schedule, try_schedule
+from plsc.engine.schedules import build_schedule, explain_learning_rate, try_schedule
 from plsc.engine.soundness import Evidence
 from plsc.engine.state import (
     average_statistics,
@@ -260,7 +260,9 @@ class Trainer:
         self.precision = Precision(config, self.topology)
         self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
         if head is None:
-            head = Classifier(config, self.collectives, make_optimizer=lambda named: NamedOptimizer(config, named))
+            head = Classifier(
+                config, self.collectives, make_optimizer=lambda own: NamedOptimizer(config, own, of_centers=True)
+            )
         self.head = check_head(head, config.num_classes)
         self._judge = Judge(
             config,
@@ -442,6 +444,16 @@ class Trainer:
             self.config.train_batch_size,
             self.topology.world_size,
         )
+        if self.topology.is_main:
+            rate = explain_learning_rate(
+                self.config,
+                self.schedule,
+                self.step,
+                global_batch=self.global_batch,
+                steps_per_epoch=self.steps_per_epoch,
+                total_steps=self.total_steps,
+            )
+            log.info(rate)
 
     def _make_step(self, values: dict[str, Any]) -> Step:
         return Step(number=self.step, epoch=self.epoch, values=Values(values), clock=self._clock)
@@ -779,8 +791,8 @@ class Trainer:
 
     def _update(self, place: Place, evidence: Evidence) -> None:
         """Move the head and the backbone by their gradients."""
-        self.head.update(place.learning_rate)
-        self.optimizer.step(place.learning_rate)
+        self.head.update(place.learning_rate * self.config.head_lr_factor)
+        self.optimizer.step(place.learning_rate * self.config.backbone_lr_factor)
         self.precision.update(overflowed=False)
         self._judge.after_update(place, evidence)
 

@@ -233,7 +233,9 @@ class FusedSoftmax:
         own = OwnTerms(targets.row, target_term, target.product)
         return FusedState(losses.mean(), gradient, greater, shard, work, first.kept, own, row_factor)
 
-    def row_gradients(self, state: FusedState, *, l2: float = 0.0) -> Iterator[tuple[Block, paddle.Tensor]]:
+    def row_gradients(
+        self, state: FusedState, *, l2: float = 0.0, bias_l2: float | None = None
+    ) -> Iterator[tuple[Block, paddle.Tensor]]:
         """(block, gradient [b, D]) of each block of rows, then of the bias if there is one; the second pass.
 
         A block's rows may be updated as soon as they were yielded. The state is used up by the next call of
@@ -242,9 +244,17 @@ class FusedSoftmax:
         Args:
             state: of the last `loss_and_feature_gradient`.
             l2: this multiple of each row is added to its gradient.
+            bias_l2: the same of the bias; by default `l2`.
         """
         second = ByRows if state.work.buffer is None else ByLogits
-        return second(state.work, state.own, row_factor=state.row_factor, l2=l2, kept=state.kept).run()
+        return second(
+            state.work,
+            state.own,
+            row_factor=state.row_factor,
+            l2=l2,
+            bias_l2=l2 if bias_l2 is None else bias_l2,
+            kept=state.kept,
+        ).run()
 
     def memory(self, shard: Shard, samples: int) -> Memory:
         """What a step on so many samples takes beside weight and optimizer state."""
