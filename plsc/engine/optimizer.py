@@ -45,6 +45,11 @@ class NamedOptimizer:
             self._optimizers = [_build(factory, config.lr, list(self._named.values()))]
 
     @property
+    def parameters(self) -> Mapping[str, paddle.Tensor]:
+        """The parameters by name."""
+        return self._named
+
+    @property
     def kind(self) -> str:
         """Whose state `state` returns."""
         return type(self._rows or self._optimizers[0]).__name__
@@ -121,10 +126,30 @@ class NamedOptimizer:
             else:
                 restored[f"{own_name}_{kind}_0"] = tensor
         for optimizer in self._optimizers:
-            own = tuple(f"{parameter.name}_" for parameter in optimizer._parameter_list)
-            optimizer.set_state_dict(
-                {key: value for key, value in restored.items() if key == "master_weights" or key.startswith(own)}
-            )
+            parameters = list(optimizer._parameter_list)
+            own = tuple(f"{parameter.name}_" for parameter in parameters)
+            found = {key: value for key, value in restored.items() if key == "master_weights" or key.startswith(own)}
+            if found:
+                names = [key for key in found if key != "master_weights"]
+                found.update(_new_state(optimizer, [each for each in parameters if not _has_state(each, names)]))
+                optimizer.set_state_dict(found)
+
+
+def _has_state(parameter: paddle.Tensor, names: list[str]) -> bool:
+    return parameter.stop_gradient or any(name.startswith(f"{parameter.name}_") for name in names)
+
+
+def _new_state(optimizer: paddle.optimizer.Optimizer, parameters: list[paddle.Tensor]) -> dict[str, paddle.Tensor]:
+    """The state of parameters before their first step, as of those that were frozen in the run before.
+
+    Paddle refuses to make it once an optimizer has loaded the state of others.
+    """
+    if parameters:
+        with paddle.utils.unique_name.guard():
+            optimizer._create_accumulators(paddle.static.default_main_program().global_block(), parameters)
+    return {
+        key: value for key, value in optimizer.state_dict().items() if key not in ("LR_Scheduler", "master_weights")
+    }
 
 
 class RowWise(paddle.optimizer.Optimizer):

@@ -217,10 +217,10 @@ def _length(config: Config, steps_per_epoch: int | None, total_steps: int | None
 def _steps_per_epoch(config: Config, steps_per_epoch: int | None, setting: str) -> int:
     """The number that a setting in epochs depends on."""
     if steps_per_epoch is None:
-        in_steps = {"warmup_epochs": "warmup_steps", "lr_epochs": "lr_steps"}[setting]
+        in_steps = setter("warmup_steps") if setting == "warmup_epochs" else setter("lr_steps")
         raise ConfigError(
             f"{setting} is {text_of(getattr(config, setting))}, but the number of training images is unknown; "
-            f"give it with {setter('train_image_num')}, or use {setter(in_steps)}"
+            f"give it with {setter('train_image_num')}, or use {in_steps}"
         )
     return steps_per_epoch
 

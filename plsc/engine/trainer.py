@@ -32,6 +32,7 @@ from plsc.distributed.replica import Replica
 from plsc.distributed.topology import init_topology, is_restart
 from plsc.engine.about import METRICS, About, read_metrics, write_metrics
 from plsc.engine.auto_resume import open_start
+from plsc.engine.class_change import ClassMove
 from plsc.engine.contents import Contents
 from plsc.engine.dataloading import (
     Loader,
@@ -47,7 +48,9 @@ from plsc.engine.dataloading import (
     warn_of_large_batch,
 )
 from plsc.engine.evaluator import check_keep_best, check_verification_sets, evaluate
+from plsc.engine.freezing import freeze
 from plsc.engine.judge import Judge, Made, Place
+from plsc.engine.new_classes import begin_new_classes
 from plsc.engine.observers import Observer, Run, Step, TrainingClock, Values
 from plsc.engine.observers.group import ObserverGroup
 from plsc.engine.observers.launch_report import LaunchReport
@@ -236,7 +239,10 @@ class Trainer:
         """Open the training data, and complete the settings by the data and the checkpoint to start from."""
         trained = None if saved is None else About.of(saved).settings.num_classes
         if loader is None:
-            loader = build_dataloader(config, self.topology, classes_trained=trained)
+            follows_data = config.class_change in ("by_name", "new_head")
+            loader = build_dataloader(
+                config, self.topology, classes_trained=trained, follows_data=saved is not None and follows_data
+            )
         self.loader = check_loader(loader, config, topology=self.topology)
         num_classes = num_classes_of(self.loader, config, classes_trained=trained)
         self.config = config.model_copy(update={"num_classes": num_classes})
@@ -249,6 +255,7 @@ class Trainer:
             self.config = self.config.model_copy(update={"model": check_model(backbone)})
         paddle.seed(self.config.seed)
         self.backbone = build_backbone(self.config)
+        self._trained = freeze(self.backbone, self.config.frozen)
         self.observers = ObserverGroup([Progress(), MetricsFile(), LaunchReport(), *observers], self.topology.is_main)
 
     def _make_head(self, head: Head | None) -> None:
@@ -258,7 +265,7 @@ class Trainer:
         """
         config = self.config
         self.precision = Precision(config, self.topology)
-        self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
+        self.optimizer = NamedOptimizer(config, self._trained)
         if head is None:
             head = Classifier(
                 config, self.collectives, make_optimizer=lambda own: NamedOptimizer(config, own, of_centers=True)
@@ -391,7 +398,8 @@ class Trainer:
         # summed, so that average is undone here, and nowhere else.
         scaled = self.precision.scaled(feature_gradient * self.topology.world_size)
         with self.precision.backward():
-            features.backward(scaled.astype(features.dtype))
+            if not features.stop_gradient:  # as where all of the backbone is frozen
+                features.backward(scaled.astype(features.dtype))
         self.network.average_gradients()
         self._fetch()
 
@@ -739,8 +747,16 @@ class Trainer:
         return saved.resolve().parent == Path(self.config.model_save_dir).resolve()
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
-        about, has_statistics = agree(lambda: self._contents.load(saved), self.collectives, error=CheckpointError)
-        if not has_statistics:  # all ranks have the average, which is not rounded once more
+        start = agree(lambda: self._contents.load(saved), self.collectives, error=CheckpointError)
+        if start.move is not None:
+            self._begin_classes(saved, start.move)
+        if start.is_anew:
+            self._judge.started_from = f" since the run was started from {saved.path}"
+            if self.topology.is_main:
+                log.info("started from %s: epochs and steps begin at 0, with the schedule of this run", saved.path)
+            return
+        about = start.about
+        if not start.has_statistics:  # all ranks have the average, which is not rounded once more
             self._averaged_step = about.step
         self.epoch, self.step = about.epoch, about.step
         self.step_in_epoch = about.images_in_epoch // self.global_batch
@@ -782,6 +798,19 @@ class Trainer:
             if self.step_in_epoch >= self.loader.steps_per_epoch:
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
                 self._epoch_began_at = self.step
+
+    def _begin_classes(self, saved: checkpoint.Checkpoint, move: ClassMove) -> None:
+        """Set the centers of new classes, and say what becomes of all."""
+        begin = begin_new_classes(
+            self.head,
+            self.backbone,
+            move,
+            records=self._records,
+            config=self.config,
+            collectives=self.collectives,
+        )
+        if self.topology.is_main:
+            log.info("classes of %s in this run:\n  %s", saved.path, "\n  ".join(move.table(begin)))
 
     def _is_verification_due(self, about: About) -> bool:
         """Whether a run that is not interrupted verifies at the last step of a checkpoint."""

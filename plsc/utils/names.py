@@ -78,7 +78,7 @@ _OTHER_WORDS = {
 }
 # Words for what is no setting, without dashes and underscores, and where it is given.
 _ELSEWHERE = {
-    "beta1 beta2": "a script gives an optimizer that has it, with set_optimizer(...)",
+    "beta1 beta2": "a script gives an optimizer that has it, as a function",
     "gpu gpus gpuids devices device numgpus ngpus cuda worldsize localrank rank nproc nprocpernode nodes numnodes": (
         "devices and ranks are chosen by python -m paddle.distributed.launch, with --gpus, --nproc_per_node, --nnodes"
     ),
