@@ -144,12 +144,12 @@ def _new_state(optimizer: paddle.optimizer.Optimizer, parameters: list[paddle.Te
 
     Paddle refuses to make it once an optimizer has loaded the state of others.
     """
-    if parameters:
-        with paddle.utils.unique_name.guard():
-            optimizer._create_accumulators(paddle.static.default_main_program().global_block(), parameters)
-    return {
-        key: value for key, value in optimizer.state_dict().items() if key not in ("LR_Scheduler", "master_weights")
-    }
+    if not parameters:
+        return {}
+    with paddle.utils.unique_name.guard():
+        optimizer._create_accumulators(paddle.static.default_main_program().global_block(), parameters)
+    others = ("LR_Scheduler", "master_weights")
+    return {key: value for key, value in optimizer.state_dict().items() if key not in others}
 
 
 class RowWise(paddle.optimizer.Optimizer):

@@ -110,9 +110,7 @@ def test_the_same_classes_resume_without_a_word(entry, folders, caplog, grown):
 def test_a_class_that_was_added_is_told_as_such(entry, folders):
     shutil.copytree(folders / "p0", folders / "z")
     entry.config.model_fields_set.discard("num_classes")
-    with pytest.raises(
-        CheckpointError, match=r"it has 6 classes, the training data has 7: .*set_class_change\('grow'\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"has 6 classes, the training data has 7: .*set_class_change\('grow'\)"):
         entry.train()
 
 
