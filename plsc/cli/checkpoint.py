@@ -186,7 +186,7 @@ def classes(
         to,
         drop=[] if drop is None else [name for (name,) in read_class_lists(drop, columns=1)],
         merge=[] if merge is None else read_class_lists(merge, columns=None),
-        rename={old: new for old, new in renamed},
+        rename=dict(renamed),
     )
     if as_json:
         print(to_json(vars(found), indent=1))
