@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -14,7 +18,7 @@ from plsc.engine.class_change import ClassMove, rows_of_classes
 from plsc.engine.trainer import Trainer
 from plsc.losses.classifier import initial_centers
 from plsc.utils.ranges import Range
-from tests._support.ranks import launch
+from tests._support.ranks import launch, run
 from tests._support.workers.classes_worker import Named, make_entry
 
 BEFORE = ["d", "b", "a", "c", "e"]
@@ -286,3 +290,28 @@ def test_a_move_counts_what_it_does():
     move = ClassMove(np.array([3, -1, 0]), 5, ["d", "x", "a"], ["a", "b", "c", "d", "e"])
     assert (move.num_kept, move.new.tolist(), move.gone.tolist(), move.changes_classes) == (2, [1], [1, 2, 4], True)
     assert not ClassMove(np.array([1, 0]), 2, [], []).changes_classes
+
+
+@pytest.mark.slow
+def test_the_script_of_the_page_trains_and_goes_on(tmp_path, data_dir, entry):
+    """docs/finetuning.md, on class folders of which two names are new and one is gone."""
+    images = [line.split() for line in (data_dir / "label.txt").read_text().splitlines()]
+    for folder, names in (("faces", "abcdef"), ("new_faces", "xbcydef")):
+        for image, label in images:
+            for name in names:
+                if "abcdefxy".index(name) % 6 == int(label):
+                    (tmp_path / folder / name).mkdir(parents=True, exist_ok=True)
+                    shutil.copy(data_dir / image, tmp_path / folder / name)
+    entry.set_dataset_dir(tmp_path / "faces")
+    entry.set_with_test(False)
+    entry.train()
+    page = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text()
+    (script,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "finetune.py").write_text(script)
+    _, output = run([sys.executable, "finetune.py"], cwd=tmp_path)
+    for words in ("kept          5", "new           2", "gone          1", "started from", "learning rate of step 1:"):
+        assert words in output, output
+    assert Checkpoint(tmp_path / "finetuned").about["epoch"] == 2
+    (tmp_path / "finetune.py").write_text(script.replace("epochs(2)", "epochs(2)\nentry.set_lr('cosine')"))
+    _, output = run([sys.executable, "finetune.py"], cwd=tmp_path)
+    assert "nothing is left to train" in output
