@@ -30,7 +30,7 @@ from plsc.distributed.collectives import Collectives
 from plsc.distributed.launching.reports import report_uncaught
 from plsc.distributed.replica import Replica
 from plsc.distributed.topology import init_topology, is_restart
-from plsc.engine.about import METRICS, About, read_metrics, write_metrics
+from plsc.engine.about import About, read_metrics
 from plsc.engine.auto_resume import open_start
 from plsc.engine.class_change import ClassMove
 from plsc.engine.contents import Contents
@@ -47,7 +47,7 @@ from plsc.engine.dataloading import (
     open_verification_sets,
     warn_of_large_batch,
 )
-from plsc.engine.evaluator import check_keep_best, check_verification_sets, evaluate
+from plsc.engine.evaluator import check_keep_best, check_verification_sets
 from plsc.engine.freezing import freeze
 from plsc.engine.judge import Judge, Made, Place
 from plsc.engine.new_classes import begin_new_classes
@@ -77,12 +77,9 @@ from plsc.engine.run_lock import WAIT_SECONDS, RunLock
 from plsc.engine.saver import Notices, Saver
 from plsc.engine.schedules import build_schedule, explain_learning_rate, try_schedule
 from plsc.engine.soundness import Evidence
-from plsc.engine.state import (
-    average_statistics,
-    gather_statistics,
-)
 from plsc.engine.stopping import StopRequest
 from plsc.engine.transfer import Feed, transfers_of
+from plsc.engine.verifier import Verifier
 from plsc.errors import CheckpointError, ConfigError, DataError, Interrupted, PLSCError, StorageError, TrainingError
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
@@ -207,10 +204,13 @@ class Trainer:
         self._epoch_began_at = 0  # the step
         self._results: dict[str, float] = {}
         self._resumed_from: Path | None = None
-        self._averaged_step: int | None = None
-        self._verified_step: int | None = None
-        self._metrics: dict[int, dict[str, float]] = {}  # found at steps whose checkpoint is not complete yet
-        self._to_verify: About | None = None
+        self._verifier = Verifier(
+            config,
+            self.backbone,
+            sets=self.verification_sets,
+            collectives=self.collectives,
+            uploads=self._uploads,
+        )
         self._save_again: Callable[[], None] = lambda: None
         self._contents = Contents(
             config=config,
@@ -536,7 +536,7 @@ class Trainer:
             self._save_within_epoch(step)
         else:
             self.epoch, self.step_in_epoch, self._epoch_began_at = self.epoch + 1, 0, self.step
-            self._average_statistics(step.number)
+            self._verifier.average_statistics(step.number)
             self._save(step, self._name)
         if stops:
             self._leave(step)
@@ -571,18 +571,11 @@ class Trainer:
 
         Where it fails, training up to this step is in a checkpoint.
         """
-        if step.number == self._verified_step:
+        if self._verifier.is_verified(step.number):
             return {}
         try:
             with self._clock.paused():
-                self._average_statistics(step.number)
-                results = evaluate(
-                    self.config,
-                    self.backbone,
-                    sets=self.verification_sets,
-                    collectives=self.collectives,
-                    is_stopped=self._stop.is_asked,
-                )
+                results = self._verifier.verify(step.number, is_stopped=self._stop.is_asked)
         except PLSCError as error:  # on all ranks
             if self._saver.saved_step != step.number:
                 self._save_within_epoch(step)
@@ -594,44 +587,22 @@ class Trainer:
         if results:
             with self._clock.paused():
                 self.observers.on_verify(step, results)
-        self._verified_step, self._metrics[step.number] = step.number, results
         return results
 
     def _verify_resumed(self, results: dict[str, float]) -> None:
         """Verify what training resumes from, where the run before ended between its saving and its verification."""
-        if self._to_verify is None:
+        about, self._verifier.interrupted = self._verifier.interrupted, None
+        if about is None:
             return
-        about, self._to_verify = self._to_verify, None
         epoch = about.epoch if about.images_in_epoch else about.epoch - 1
         step = Step(number=self.step, epoch=epoch, values=Values(about.last_results), clock=self._clock)
         results.update(self._verify(step))
         if self._resumed_from is not None and self._is_own(self._resumed_from):
-            self._record_metrics(self.step, self._resumed_from)
-
-    def _record_metrics(self, step: int, path: Path) -> None:
-        """Write what the verification of a step found into the folder of that step's checkpoint."""
-        metrics = self._metrics.get(step)
-        if metrics and self.topology.is_main:
-            write_metrics(path, metrics)
-            if self._uploads is not None and (path / METRICS).is_file():
-                self._uploads.on_added(path / METRICS)
-        self._metrics = {later: found for later, found in self._metrics.items() if later > step}
-
-    @property
-    def _is_averaged(self) -> bool:
-        """Whether the running statistics of the last step were replaced by their average over ranks."""
-        return self._averaged_step == self.step
-
-    def _average_statistics(self, step: int) -> None:
-        """Once after a step, so that what is saved is what is verified: an average of equal numbers is rounded."""
-        if step != self._averaged_step:
-            self._averaged_step = step
-            average_statistics(self.backbone, self.collectives)
+            self._verifier.record(self.step, self._resumed_from)
 
     def _save_within_epoch(self, step: Step) -> None:
         """Begin to save `<epoch>.<step>`, with the running statistics of each rank: training goes on with these."""
-        statistics = {} if self._is_averaged else gather_statistics(self.backbone, self.collectives)
-        self._save(step, self._name, statistics)
+        self._save(step, self._name, self._verifier.own_statistics(step.number))
 
     def _save(self, step: Step, name: str, statistics: Mapping[str, NDArray[Any]] = _NONE) -> None:
         """Begin to save a checkpoint; `statistics` are those of each rank."""
@@ -657,8 +628,8 @@ class Trainer:
                     images_in_epoch=self.step_in_epoch * self.global_batch,
                     steps_in_epoch=self.step - self._epoch_began_at,
                     global_batch=self.global_batch,
-                    verified=self._verified_step == self.step,
-                    averaged=self._is_averaged,
+                    verified=self._verifier.is_verified(self.step),
+                    averaged=self._verifier.is_averaged(self.step),
                 ),
                 # The newest is of no use where its last step was skipped.
                 prunes=not self._judge.skipped_in_a_row,
@@ -671,7 +642,7 @@ class Trainer:
                 skipped = {"unreadable image": self.loader.skipped, "step": self._judge.skipped_steps}
                 told = [f"; {counted(number, what)} skipped so far" for what, number in skipped.items() if number]
                 log.info("saved %s%s", path, "".join(told))
-            self._record_metrics(step.number, path)
+            self._verifier.record(step.number, path)
             self.observers.on_save(step, path)
 
     def _check_start(self) -> None:
@@ -756,8 +727,6 @@ class Trainer:
                 log.info("started from %s: epochs and steps begin at 0, with the schedule of this run", saved.path)
             return
         about = start.about
-        if not start.has_statistics:  # all ranks have the average, which is not rounded once more
-            self._averaged_step = about.step
         self.epoch, self.step = about.epoch, about.step
         self.step_in_epoch = about.images_in_epoch // self.global_batch
         self._epoch_began_at = about.step - about.last_step_in_epoch
@@ -767,14 +736,8 @@ class Trainer:
             self._saver.saved_step, self._saver.newest = self.step, saved.path
         metrics = self.collectives.gather_objects(read_metrics(saved.path))[0]  # rank 0 decides
         self._results = {**about.last_results, **(metrics or {})}
-        is_verified = about.verified is not False or metrics is not None
-        if not is_verified and self._is_verification_due(about):
-            self._to_verify = about
-        if about.averaged:
-            self._averaged_step = self.step
-        elif metrics is not None and self._averaged_step is None:
-            # It was verified after it was saved: training went on with the average.
-            self._average_statistics(self.step)
+        has, due = start.has_statistics, self._is_verification_due(about)
+        self._verifier.resume(about, metrics, has_statistics=has, is_due=due)
         self._judge.started_from = f" since the run was resumed from {saved.path}"
         if self.topology.is_main:
             log.info("resumed from %s: %s done, step %d", saved.path, counted(self.epoch, "epoch"), self.step)

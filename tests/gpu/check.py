@@ -119,12 +119,9 @@ def benchmarks(cards: int) -> dict[str, list[str]]:
         for count in sorted({1, ranks})
         for classes in (100_000, 1_000_000)
     }
-    entry = ROOT / "benchmarks" / "entry.py"
-    if entry.exists():
-        found["entry"] = ["benchmarks/entry.py"]
-    else:  # a whole step, of this checkout beside itself: its seconds, and how far two runs of the same differ
-        steps = ["benchmarks/step_versions.py", "--old", ".", "--new", ".", "--model", "ResNet50", "--side", "112"]
-        found["step of ResNet50"] = steps
+    for model, side in (("ResNet50", 112), ("ResNetTiny", 32)):
+        entry = ["benchmarks/entry.py", "--model", model, "--side", str(side), "--out", "{folder}"]
+        found[f"entry, {model}"] = entry
     return found
 
 

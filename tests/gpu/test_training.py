@@ -12,7 +12,8 @@ from plsc.losses.classifier import initial_centers
 from plsc.models.tiny import ResNetTiny
 from plsc.utils.ranges import Range
 from tests._support.exporting import eager, unit
-from tests.gpu.conftest import CLASSES, CLOSE, SIDE, Pixels
+from tests._support.patterns import CLASSES, SIDE, Pixels
+from tests.gpu.conftest import CLOSE
 
 
 def tensors(folder):

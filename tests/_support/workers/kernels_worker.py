@@ -7,15 +7,13 @@ the statistics of mixed precision: float16, bfloat16, float32, other.
 import json
 import tempfile
 
-import numpy as np
 import paddle
 
-import plsc
 from plsc.models.registry import create_backbone
 from tests._support import fake_gpu
+from tests._support.patterns import make_entry
 
 TYPES = ("float16", "bfloat16", "float32", "other")
-SIDE, CLASSES = 16, 40
 RUNS = [
     {"loss_type": "dist_arcface", "calc_acc": True},
     {"loss_type": "dist_arcface", "logits": "recompute", "scale": 128.0, "on_nonfinite": "skip"},
@@ -27,36 +25,12 @@ RUNS = [
 ]
 
 
-class Pixels:
-    """Noise."""
-
-    num_classes = CLASSES
-    labels = np.arange(60) % CLASSES
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        return np.random.default_rng(index).integers(0, 255, (SIDE, SIDE, 3)).astype(np.uint8), self.labels[index]
-
-
 def train(settings, folder):
     """Two epochs, the second by a run that resumes."""
     for epochs in (1, 2):
-        entry = plsc.Entry()
-        entry.train_dataset, entry.with_test = Pixels(), False
-        entry.set_class_num(CLASSES)
-        entry.set_emb_size(16)
-        entry.set_image_shape((3, SIDE, SIDE))
-        entry.set_model_name("ResNetTiny")
-        entry.set_train_batch_size(20)
-        entry.set_num_workers(0)
-        entry.set_model_save_dir(folder)
-        entry.set_auto_resume(True)
-        entry.set_train_epochs(epochs)
-        for name, value in settings.items():
-            setattr(entry, name, value)
-        entry.train()
+        make_entry(
+            folder, auto_resume=True, train_epochs=epochs, **{"scale": 64.0, "calc_acc": False, **settings}
+        ).train()
 
 
 def nodes_of(tensor):
