@@ -227,9 +227,9 @@ class Lion(RowOptimizer):
         self, rows: paddle.Tensor, gradient: paddle.Tensor, *, state: Sequence[paddle.Tensor], prepared: float
     ) -> None:
         (momentum,) = state
-        change = paddle.lerp(gradient, momentum, self.beta1).sign()
+        change = (self.beta1 * momentum + (1.0 - self.beta1) * gradient).sign()
         change += rows * _decay_of(rows, self.decay, decays_bias=self.decays_bias)
-        paddle.assign(paddle.lerp(gradient, momentum, self.beta2), momentum)
+        paddle.assign(self.beta2 * momentum + (1.0 - self.beta2) * gradient, momentum)
         paddle.assign(rows - prepared * change, rows)
 
 
@@ -272,10 +272,9 @@ class Lars(RowOptimizer):
         change = prepared * (gradient + decay * rows)
         if len(rows.shape) > 1:
             length, steepness = (self._lengths(tensor) for tensor in (rows, gradient))
-            divisor = steepness + decay * length
-            has_ratio = paddle.logical_and(length > 0.0, divisor > 0.0)
-            ones = paddle.ones_like(length)
-            change *= paddle.where(has_ratio, self.trust * length / paddle.where(has_ratio, divisor, ones), ones)
+            divisor, ones = steepness + decay * length, paddle.ones_like(length)
+            ratio = self.trust * length / paddle.where(divisor > 0.0, divisor, ones)
+            change *= paddle.where(length > 0.0, ratio, ones)
         paddle.assign(self.momentum * velocity + change, velocity)
         paddle.assign(rows - velocity, rows)
 
