@@ -370,15 +370,17 @@ class Entry(_Attributes):
         """Momentum of the optimizers 'momentum' and 'lars', 0 to below 1. Default 0.9."""
         self.config.momentum = momentum
 
-    def set_weight_decay(self, decay: float, norms: bool = True) -> None:
+    def set_weight_decay(self, decay: float, norms: bool | None = None) -> None:
         """Weight decay of a named optimizer. Default 5e-4.
 
         Args:
             decay: 0 or more. L2 regularization of 'momentum', 'sgd' and 'lars'; of 'adamw' and 'lion' apart from the
                 gradient and multiplied by the learning rate, where 0.05 and more are usual.
-            norms: also of biases and of the parameters of normalization layers.
+            norms: also of biases and of the parameters of normalization layers. By default as it was, True at first.
         """
-        self.config.assign(weight_decay=decay, decay_norms=norms)
+        self.config.weight_decay = decay
+        if norms is not None:
+            self.config.decay_norms = norms
 
     def set_head_lr_factor(self, factor: float) -> None:
         """Learning rate of the class centers, as a multiple of the schedule's, over 0. Default 1."""

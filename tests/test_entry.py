@@ -92,7 +92,6 @@ SETTERS = [
     ("set_optimizer", "optimizer", max, "optimizer"),
     ("set_momentum", "momentum", 0.8, "momentum"),
     ("set_weight_decay", "decay", 0.1, "weight_decay"),
-    ("set_weight_decay", "decay", 0.1, "weight_decay"),
     ("set_head_lr_factor", "factor", 10.0, "head_lr_factor"),
     ("set_backbone_lr_factor", "factor", 0.1, "backbone_lr_factor"),
     ("set_lr_epochs", "epochs", [3, 5], "lr_epochs"),

@@ -11,9 +11,11 @@ import pytest
 
 from plsc import CheckpointError, ConfigError
 from plsc.checkpoint import Checkpoint
+from plsc.cli.settings import make_entry, merge_settings
 from plsc.config import OPTIMIZERS, Config
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.trainer import Trainer
+from plsc.entry import Entry
 from tests._support.optimizer_oracle import OptimizerOracle
 
 
@@ -236,3 +238,27 @@ def test_factors_multiply_the_learning_rates_of_backbone_and_head(entry):
     np.testing.assert_allclose(changed["head"], 4.0 * plain["head"], rtol=1e-3, atol=2e-8)
     np.testing.assert_allclose(changed["backbone"], 0.25 * plain["backbone"], rtol=1e-2, atol=2e-8)
     assert min(np.abs(value).max() for value in plain.values()) > 1e-5
+
+
+def test_a_file_and_flags_give_all_that_a_script_gives(tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "optimizer: lars\nmomentum: 0.8\nweight_decay: 1e-4\ndecay_norms: off\nlr_schedule: poly\nlr_power: 1\n"
+        "warmup_epochs: 2\nlr_epochs: 3,5\nhead_lr_factor: 10\nfrozen: [body.0.*, body.1.*]\nclass_change: grow\n"
+    )
+    flags = {"optimizer": "Lion", "warmup_steps": "9", "backbone_lr_factor": "0.1", "frozen": "conv*,fc.bias"}
+    found = make_entry(merge_settings(Config, tmp_path / "run.yaml", flags=flags)).config
+    entry = Entry()
+    entry.set_optimizer("lion")
+    entry.set_momentum(0.8)
+    entry.set_weight_decay(1e-4, norms=False)
+    entry.set_lr("polynomial")
+    entry.set_lr_power(1.0)
+    entry.set_warmup_steps(9)
+    entry.set_lr_epochs([3, 5])
+    entry.set_head_lr_factor(10.0)
+    entry.set_backbone_lr_factor(0.1)
+    entry.set_frozen("conv*", "fc.bias")
+    entry.set_class_change("grow")
+    assert found.model_dump() == entry.config.model_dump()
+    entry.set_weight_decay(0.5)
+    assert not entry.decay_norms, "what is not given stays"
