@@ -109,12 +109,14 @@ def top1(trainer: Trainer, data: Characters) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("omniglot", type=Path)
-    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints; must not exist at first")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for checkpoints; what it has of before is used"
+    )
     parser.add_argument("--epochs", type=int, default=12, help="of the runs from scratch; a multiple of 4")
     parser.add_argument("--only", choices=["finetune"], help="only this, from the checkpoint that is there")
     arguments = parser.parse_args()
     first, second = (read(arguments.omniglot / f"images_background_small{number}.zip") for number in (1, 2))
-    before, other = sorted(first), sorted(second)
+    before, other = sorted(first), sorted(second.keys() - first.keys())  # two alphabets are in both
     kept = before[::2]
     names = sorted([*kept, *other[: len(kept)]])
     images, rest = {**first, **second}, slice(TRAINED, None)
@@ -128,9 +130,10 @@ def main() -> None:
         rows[name] = {"steps": trainer.step, "top-1": round(top1(trainer, test), 4)}
         rows[name]["seconds"] = round(time.monotonic() - began, 1)
 
-    if arguments.only is None:
+    if not (work / "before").exists():
         own = Characters(first, before, slice(TRAINED)), Characters(first, before, rest)
         measure("before", folder="before", epochs=epochs, data=own[0], test=own[1])
+    if arguments.only is None:
         measure("from scratch", folder="scratch", epochs=epochs, data=data, test=unseen)
         measure("from scratch, a quarter", folder="quarter", epochs=epochs // 4, data=data, test=unseen)
     for start in ("mean", "random"):
