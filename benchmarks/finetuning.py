@@ -109,9 +109,7 @@ def top1(trainer: Trainer, data: Characters) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("omniglot", type=Path)
-    parser.add_argument(
-        "--work", type=Path, required=True, help="folder for checkpoints; what it has of before is used"
-    )
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints; that of before is used again")
     parser.add_argument("--epochs", type=int, default=12, help="of the runs from scratch; a multiple of 4")
     parser.add_argument("--only", choices=["finetune"], help="only this, from the checkpoint that is there")
     arguments = parser.parse_args()
