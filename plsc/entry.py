@@ -126,9 +126,20 @@ class Entry(_Attributes):
         self.config.model = check_model(model)
 
     def set_model_name(self, model_name: str) -> None:
-        """Backbone by name: one of `plsc.list_backbones()` or 'package.module:Class'. Default 'ResNet50'."""
+        """Backbone by name. Default 'ResNet50'.
+
+        One of `plsc.list_backbones()`, 'package.module:Class', or a network of Paddle, as
+        'paddle.vision.models:resnet18'. docs/backbones.md compares them, and `plsc models` lists what they cost.
+        """
         find_backbone(model_name)
         self.config.model_name = model_name
+
+    def set_recompute(self, recompute: bool) -> None:
+        """Compute the activations of the backbone's blocks again in the backward pass, in place of keeping them.
+
+        It takes less memory and about a third more time, and changes no number. Default False.
+        """
+        self.config.recompute = recompute
 
     # Last layer and loss
 
@@ -478,6 +489,18 @@ class Entry(_Attributes):
         May be a URL, as 's3://bucket/run'.
         """
         self.config.checkpoint_dir = str(directory)
+
+    def set_pretrained(self, path: str | Path, *, strict: bool = False, bgr: bool = False) -> None:
+        """Weights that the network of a new run begins with; a run that resumes ignores them. See docs/pretrained.md.
+
+        Args:
+            path: a checkpoint, an export, or a file of PyTorch (.pt, .pth), Paddle (.pdparams), safetensors or ONNX.
+                May be a URL.
+            strict: stop where a tensor of the network gets no value, has another shape, or the file has layers that
+                the network has not. By default a table lists them, and only a file of which nothing fits is an error.
+            bgr: the network of the file takes pixels blue first, as AdaFace's.
+        """
+        self.config.assign(pretrained=str(path), pretrained_strict=strict, pretrained_bgr=bgr)
 
     def set_auto_resume(self, flag: bool) -> None:
         """Go on from the newest whole checkpoint in `model_save_dir`; begin where there is none. Default False.

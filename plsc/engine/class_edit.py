@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plsc.checkpoint import Checkpoint
-from plsc.checkpoint.tools import CuttableRows, SavedRows, as_float64, from_float64, write_checkpoint
+from plsc.checkpoint.tools import CutRows, SavedRows, as_float64, from_float64, write_as_ranks
 from plsc.data.class_identity import ClassIdentity
 from plsc.data.sources.string_table import StringTable
 from plsc.engine.about import About
@@ -93,7 +93,7 @@ def edit_classes(
         raise CheckpointError(f"{saved.path}: no class would be left of {counted(count, 'class')}")
     groups = [parts.get(number, [number]) for number in kept]
     edited = _identity_of(identity, kept, renamed)
-    tensors: dict[str, CuttableRows] = {}
+    tensors: dict[str, CutRows] = {}
     for name in saved.names():
         if name.startswith("classes."):
             continue
@@ -102,7 +102,7 @@ def edit_classes(
     tensors.update({part.name: _ArrayRows(np.asarray(part.data)) for part in class_parts(edited)})
     settings = {**saved.about["settings"], "num_classes": len(kept)}
     ranks = max(len(saved.parts(name)) for name in saved.names())
-    written = write_checkpoint(
+    written = write_as_ranks(
         Path(target),
         tensors,
         sharded=lambda name: not name.startswith("classes.") and saved.has_row_per_class(name),

@@ -59,6 +59,7 @@ from plsc.engine.observers.progress import Progress
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.places import places_of_training, remote_settings
 from plsc.engine.precision import Precision
+from plsc.engine.pretrained import load_pretrained
 from plsc.engine.rank_check import (
     check_ranks_agree,
     describe_checkpoint,
@@ -84,6 +85,7 @@ from plsc.errors import CheckpointError, ConfigError, DataError, Interrupted, PL
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
+from plsc.models.recompute import BlockRecompute
 from plsc.utils.hints import setter
 from plsc.utils.logging import show_log
 from plsc.utils.plural import counted
@@ -120,7 +122,8 @@ class Trainer:
         DataError: the training data or a verification set cannot be opened, or an image of a verification set cannot
             be decoded: all are decoded once.
         CheckpointError: the checkpoint to start from is damaged or does not fit the settings or the classes of the
-            data; or `model_save_dir` cannot be written to, or another run saves into it.
+            data; the file of `pretrained` cannot be read or does not fit the network; or `model_save_dir` cannot be
+            written to, or another run saves into it.
         StorageError: a remote folder cannot be read or written, or does not fit into the cache.
         DistributedError: ranks have different settings or data.
 
@@ -183,6 +186,8 @@ class Trainer:
         saved = open_start(config, self.collectives)
         agree(lambda: self._open(config, saved, loader), self.collectives, error=DataError)
         agree(lambda: self._make_parts(backbone, observers), self.collectives, error=ConfigError)
+        weights = functools.partial(load_pretrained, self.config, self.backbone, resumed=saved, topology=self.topology)
+        self._pretrained = agree(weights, self.collectives, error=CheckpointError)
         check_ranks_agree(lambda: self._facts(saved, head), self.collectives)
         agree_on_images(self.loader, self.collectives)
         config = self.config
@@ -256,6 +261,7 @@ class Trainer:
         paddle.seed(self.config.seed)
         self.backbone = build_backbone(self.config)
         self._trained = freeze(self.backbone, self.config.frozen)
+        self._recomputing = BlockRecompute(self.backbone).forward if self.config.recompute else contextlib.nullcontext
         self.observers = ObserverGroup([Progress(), MetricsFile(), LaunchReport(), *observers], self.topology.is_main)
 
     def _make_head(self, head: Head | None) -> None:
@@ -295,6 +301,7 @@ class Trainer:
             "classes of the training data": self._classes
             and f"known by {self._classes.by}, {self._classes.digest[:12]}",
             "checkpoint": describe_checkpoint(saved),
+            "pretrained weights": self._pretrained,
         }
 
     @watch.watched()
@@ -384,7 +391,7 @@ class Trainer:
         images = normalize_tensor(pixels, mean=self._pixel_mean, std=self._pixel_std)
 
         self._judge.before_forward()
-        with self.precision.forward():
+        with self.precision.forward(), self._recomputing():
             features = self.network(images)
         check_embedding(features, self.backbone, images=len(batch.labels), emb_dim=self.config.emb_dim)
         head_features = features.detach().astype("float32")

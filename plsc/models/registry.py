@@ -1,4 +1,4 @@
-"""Backbones by name: those that are registered, and any class as 'package.module:Class'.
+"""Backbones by name: those that are registered, any class as 'package.module:Class', and Paddle's own networks.
 
 Nothing here imports Paddle before a backbone is looked up, so that a name can be checked where it is given.
 """
@@ -6,6 +6,7 @@ Nothing here imports Paddle before a backbone is looked up, so that a name can b
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import logging
 import sys
@@ -27,6 +28,8 @@ F = TypeVar("F", bound=Factory)
 
 # Name -> the class or function that creates it, or 'package.module:Class'.
 _BACKBONES: dict[str, Factory | str] = {}
+# Module whose functions are no backbones -> (module, function), which makes one of the name of a function.
+_MAKERS = {"paddle.vision.models": ("plsc.models.zoo", "vision_backbone")}
 
 
 @overload
@@ -88,7 +91,7 @@ def create_backbone(name: str, *, emb_dim: int = 512, image_shape: Sequence[int]
     """Create a backbone by name.
 
     Args:
-        name: one of `list_backbones()`, or 'package.module:Class'.
+        name: one of `list_backbones()`, 'package.module:Class', or 'paddle.vision.models:resnet18'.
         emb_dim: embedding size D.
         image_shape: (3, H, W) of its input.
 
@@ -167,5 +170,10 @@ def factory_name(factory: Factory | str) -> str:
 def _import_backbone(name: str) -> Factory:
     """The class or function that 'package.module:Class' names."""
     require_paddle()
+    module_name, _, attribute = name.partition(":")
+    if module_name in _MAKERS and attribute.isidentifier():
+        maker_module, maker = _MAKERS[module_name]
+        made: Factory = getattr(importlib.import_module(maker_module), maker)(attribute)
+        return made
     factory: Factory = import_object(name, "model_name")
     return factory

@@ -33,7 +33,8 @@ _OTHER_WORDS = {
     "image_shape": "inputsize imagesize imgsize inputshape size imgshape resolution",
     "model_name": "network backbone net arch architecture model modeltype modelarch",
     "save_steps": "saveevery savefreq savefrequency saveinterval checkpointevery checkpointinterval everynsteps",
-    "checkpoint_dir": "resume resumefrom resumefromcheckpoint pretrained pretrain weights checkpoint ckpt "
+    "pretrained": "pretrain pretrainedmodel pretrainedpath pretrainedweights initweights initmodel finetune",
+    "checkpoint_dir": "resume resumefrom resumefromcheckpoint weights checkpoint ckpt "
     "ckptdir modeldir modelpath checkpointpath initcheckpoint loadfrom load restore",
     "model": "modeldir modelpath network export",
     "margin": "marginm m arcmargin",
@@ -75,6 +76,18 @@ _OTHER_WORDS = {
     "sphereface": "asoftmax angularsoftmax sphere multiplicativeangular",
     "softmax": "ce crossentropy xent normalizedsoftmax normface",
     "drain": "draintimeout gracefultimeout grace",
+    "IResNet18": "r18 ir18 iresnet18",
+    "IResNet34": "r34 ir34 iresnet34",
+    "IResNet50": "r50 ir50 irse50 iresnet50",
+    "IResNet100": "r100 r101 ir100 ir101 iresnet101",
+    "IResNet200": "r200 ir200 iresnet200",
+    "MobileFaceNet": "mbf mobilefacenet mfn mobileface",
+    "ViT-T": "vittiny",
+    "ViT-S": "vitsmall",
+    "ViT-B": "vitbase",
+    "ViT-L": "vitlarge",
+    "EdgeFace-XS": "edgefacexsgamma06",
+    "EdgeFace-S": "edgefacesgamma05 edgefacesmall",
 }
 # Words for what is no setting, without dashes and underscores, and where it is given.
 _ELSEWHERE = {

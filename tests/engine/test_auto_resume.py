@@ -285,6 +285,7 @@ HARMLESS = {
     "decr_ratio": 0.25,
     "use_dynamic_loss_scaling": False,
     "tf32": True,
+    "recompute": True,
     "deterministic": True,
     "max_last_checkpoint_num": 9,
     "with_test": False,
