@@ -138,7 +138,7 @@ def reshard(source: str | Path, target: str | Path, *, ranks: int) -> Path:
         CheckpointError: the source is damaged, or the target exists or cannot be written.
     """
     saved = Checkpoint(source)
-    tensors = {name: _SavedRows(saved, name) for name in saved.names()}
+    tensors = {name: SavedRows(saved, name) for name in saved.names()}
     return write_as_ranks(Path(target), tensors, sharded=saved.has_row_per_class, about=saved.about, ranks=ranks)
 
 
@@ -173,10 +173,10 @@ def average(sources: Sequence[str | Path], target: str | Path) -> Path:
     for saved in opened[:-1]:
         _check_alike(saved, opened[-1], names)
     last = opened[-1]
-    tensors: dict[str, _SavedRows] = {
+    tensors: dict[str, SavedRows] = {
         name: _MeanRows(opened, name)
         if _is_averaged(name) and _is_floating(last.dtype(name))
-        else _SavedRows(last, name)
+        else SavedRows(last, name)
         for name in names
     }
     about = {**last.about, "averaged": [str(saved.path) for saved in opened]}
@@ -225,7 +225,7 @@ class CutRows(Rows, Protocol):
         ...
 
 
-class _SavedRows:
+class SavedRows:
     """The rows of a tensor of a checkpoint, or a range of them, to be written to another one."""
 
     is_view = False  # each block is read from the files
@@ -236,7 +236,7 @@ class _SavedRows:
         self.shape = shape if rows is None else [rows.size, *shape[1:]]
         self.dtype: np.dtype[Any] = saved.dtype(name)
 
-    def cut(self, rows: Range) -> _SavedRows:
+    def cut(self, rows: Range) -> SavedRows:
         """The same tensor's rows in a range."""
         return type(self)(self._saved, self._name, rows)
 
@@ -251,7 +251,7 @@ class _SavedRows:
         return saved.read(self._name, Range(first + start, first + stop))
 
 
-class _MeanRows(_SavedRows):
+class _MeanRows(SavedRows):
     """The mean of a tensor over several checkpoints."""
 
     def __init__(self, opened: Sequence[Checkpoint], name: str, rows: Range | None = None) -> None:
@@ -266,17 +266,17 @@ class _MeanRows(_SavedRows):
         """Rows [start, stop)."""
         total = np.zeros([], np.float64)
         for saved in self._opened:
-            total = total + _as_float64(self._read(saved, start, stop))
-        return _from_float64(total / len(self._opened), self.dtype)
+            total = total + as_float64(self._read(saved, start, stop))
+        return from_float64(total / len(self._opened), self.dtype)
 
 
-def _as_float64(values: NDArray[Any]) -> NDArray[np.float64]:
+def as_float64(values: NDArray[Any]) -> NDArray[np.float64]:
     if values.dtype == np.uint16:  # the bits of bfloat16
         values = (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float64)
 
 
-def _from_float64(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+def from_float64(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
     if dtype != np.uint16:
         return values.astype(dtype)
     bits = values.astype(np.float32).view(np.uint32)

@@ -1,4 +1,4 @@
-"""`plsc checkpoint`: import, list, inspect, verify, re-shard, merge, average and prune checkpoints."""
+"""`plsc checkpoint`: import, list, inspect, verify, re-shard, merge, average, edit and prune checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from plsc.utils.logging import show_log
 from plsc.utils.plural import counted
 
 app = typer.Typer(
-    no_args_is_help=True, help="Import, list, inspect, verify, re-shard, merge, average and prune checkpoints."
+    no_args_is_help=True, help="Import, list, inspect, verify, re-shard, merge, average, edit and prune checkpoints."
 )
 
 
@@ -203,6 +203,48 @@ def average(
 
     show_log(is_main=True)
     _print_written(average(sources, to), as_json)
+
+
+@app.command(cls=CheckpointCommand)
+def classes(
+    source: Source,
+    *,
+    to: Annotated[Path, typer.Option("--to", help="Folder to write; it must not exist yet.")],
+    drop: Annotated[Path | None, typer.Option(help="File of the classes to leave out, a name a line.")] = None,
+    merge: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the classes to merge: a line names the class that stays, then those merged into it."
+        ),
+    ] = None,
+    rename: Annotated[
+        Path | None, typer.Option(help="File of the classes to rename: a line is the present name and the new one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a checkpoint without some classes, with classes merged or renamed, as for cleaned identities.
+
+    Names on a line are divided by tabs, or by commas. Where the checkpoint has no names of classes, they are numbers.
+    """
+    from plsc.engine.class_edit import edit_classes, read_class_lists
+
+    if drop is None and merge is None and rename is None:
+        raise ConfigError("nothing is to be done; expected --drop, --merge or --rename")
+    renamed = [] if rename is None else read_class_lists(rename, columns=2)
+    found = edit_classes(
+        source,
+        to,
+        drop=[] if drop is None else [name for (name,) in read_class_lists(drop, columns=1)],
+        merge=[] if merge is None else read_class_lists(merge, columns=None),
+        rename=dict(renamed),
+    )
+    if as_json:
+        print(to_json(vars(found), indent=1))
+        return
+    print(
+        f"wrote {found.path}: {counted(found.after, 'class')} of {found.before}; {found.dropped} dropped, "
+        f"{found.merged} merged into others, {found.renamed} renamed"
+    )
 
 
 @app.command(cls=CheckpointCommand)

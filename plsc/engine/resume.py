@@ -29,7 +29,8 @@ _ORDER_SETTINGS = ("seed", "class_balanced", "min_images_per_class")
 DECIDING_SETTINGS = (
     *("subcenters", "interclass_filter"),
     *("sample_ratio", "momentum_storage", "margin_warmup", "label_smoothing", "class_weights", "class_counts"),
-    *("lr", "lr_schedule", "lr_steps", "lr_decay_factor", "warmup_epochs"),
+    *("lr", "lr_schedule", "lr_steps", "lr_epochs", "lr_decay_factor", "lr_power", "warmup_epochs", "warmup_steps"),
+    *("momentum", "weight_decay", "decay_norms", "head_lr_factor", "backbone_lr_factor", "frozen"),
     *("emb_dim", "image_shape", "pixel_mean", "pixel_std", "flip"),
     *("augment_crop", "augment_rotate", "augment_color_jitter", "augment_rand_augment", "augment_rand_magnitude"),
     *("augment_gray", "augment_blur", "augment_erase"),
@@ -97,9 +98,13 @@ def find_changes(about: About, config: Config, *, network: str) -> dict[str, tup
     before.update((name, settings.get(name)) for name in DECIDING_SETTINGS)
     now.update((name, given[name]) for name in DECIDING_SETTINGS)
     before["network"], now["network"] = about.network, network
-    if config.lr_schedule in ("cosine", "poly"):
+    if before["lr_schedule"] == "poly":  # its name before polynomial
+        before["lr_schedule"] = "polynomial"
+    if config.lr_schedule in ("cosine", "polynomial", "one_cycle"):
         before["end"], now["end"] = _end_of(settings), _end_of(given)
     before.update(about.objects or {})
+    if before.get("optimizer") == "None":  # the default before it had a name
+        before["optimizer"] = "momentum"
     now.update(saved_objects(config))
     # None: an older checkpoint does not say it.
     return {name: (before[name], value) for name, value in now.items() if before.get(name) not in (None, value)}

@@ -32,6 +32,7 @@ from plsc.distributed.replica import Replica
 from plsc.distributed.topology import init_topology, is_restart
 from plsc.engine.about import About, read_metrics
 from plsc.engine.auto_resume import open_start
+from plsc.engine.class_change import ClassMove
 from plsc.engine.contents import Contents
 from plsc.engine.dataloading import (
     Loader,
@@ -48,7 +49,9 @@ from plsc.engine.dataloading import (
     warn_of_large_batch,
 )
 from plsc.engine.evaluator import check_keep_best, check_verification_sets
+from plsc.engine.freezing import freeze
 from plsc.engine.judge import Judge, Made, Place
+from plsc.engine.new_classes import begin_new_classes
 from plsc.engine.observers import Observer, Run, Step, TrainingClock, Values
 from plsc.engine.observers.group import ObserverGroup
 from plsc.engine.observers.launch_report import LaunchReport
@@ -74,7 +77,7 @@ from plsc.engine.resume import (
 )
 from plsc.engine.run_lock import WAIT_SECONDS, RunLock
 from plsc.engine.saver import Notices, Saver
-from plsc.engine.schedules import build_schedule, try_schedule
+from plsc.engine.schedules import build_schedule, explain_learning_rate, try_schedule
 from plsc.engine.soundness import Evidence
 from plsc.engine.stopping import StopRequest
 from plsc.engine.transfer import Feed, transfers_of
@@ -242,7 +245,10 @@ class Trainer:
         """Open the training data, and complete the settings by the data and the checkpoint to start from."""
         trained = None if saved is None else About.of(saved).settings.num_classes
         if loader is None:
-            loader = build_dataloader(config, self.topology, classes_trained=trained)
+            follows_data = config.class_change in ("by_name", "new_head")
+            loader = build_dataloader(
+                config, self.topology, classes_trained=trained, follows_data=saved is not None and follows_data
+            )
         self.loader = check_loader(loader, config, topology=self.topology)
         num_classes = num_classes_of(self.loader, config, classes_trained=trained)
         self.config = config.model_copy(update={"num_classes": num_classes})
@@ -255,6 +261,7 @@ class Trainer:
             self.config = self.config.model_copy(update={"model": check_model(backbone)})
         paddle.seed(self.config.seed)
         self.backbone = build_backbone(self.config)
+        self._trained = freeze(self.backbone, self.config.frozen)
         self._recomputing = BlockRecompute(self.backbone).forward if self.config.recompute else contextlib.nullcontext
         self.observers = ObserverGroup([Progress(), MetricsFile(), LaunchReport(), *observers], self.topology.is_main)
 
@@ -265,12 +272,12 @@ class Trainer:
         """
         config = self.config
         self.precision = Precision(config, self.topology)
-        self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
+        self.optimizer = NamedOptimizer(config, self._trained)
         if head is None:
             head = Classifier(
                 config,
                 self.collectives,
-                make_optimizer=lambda named: NamedOptimizer(config, named),
+                make_optimizer=lambda own: NamedOptimizer(config, own, of_centers=True),
                 class_counts=functools.partial(count_images, self._records, config.num_classes),
             )
         self.head = check_head(head, config.num_classes)
@@ -402,7 +409,8 @@ class Trainer:
         # summed, so that average is undone here, and nowhere else.
         scaled = self.precision.scaled(feature_gradient * self.topology.world_size)
         with self.precision.backward():
-            features.backward(scaled.astype(features.dtype))
+            if not features.stop_gradient:  # as where all of the backbone is frozen
+                features.backward(scaled.astype(features.dtype))
         self.network.average_gradients()
         self._fetch()
 
@@ -455,6 +463,16 @@ class Trainer:
             self.config.train_batch_size,
             self.topology.world_size,
         )
+        if self.topology.is_main:
+            rate = explain_learning_rate(
+                self.config,
+                self.schedule,
+                self.step,
+                global_batch=self.global_batch,
+                steps_per_epoch=self.steps_per_epoch,
+                total_steps=self.total_steps,
+            )
+            log.info(rate)
 
     def _make_step(self, values: dict[str, Any]) -> Step:
         return Step(number=self.step, epoch=self.epoch, values=Values(values), clock=self._clock)
@@ -711,7 +729,15 @@ class Trainer:
         return saved.resolve().parent == Path(self.config.model_save_dir).resolve()
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
-        about, has_statistics = agree(lambda: self._contents.load(saved), self.collectives, error=CheckpointError)
+        start = agree(lambda: self._contents.load(saved), self.collectives, error=CheckpointError)
+        if start.move is not None:
+            self._begin_classes(saved, start.move)
+        if start.is_anew:
+            self._judge.started_from = f" since the run was started from {saved.path}"
+            if self.topology.is_main:
+                log.info("started from %s: epochs and steps begin at 0, with the schedule of this run", saved.path)
+            return
+        about = start.about
         self.epoch, self.step = about.epoch, about.step
         self.step_in_epoch = about.images_in_epoch // self.global_batch
         self._epoch_began_at = about.step - about.last_step_in_epoch
@@ -721,7 +747,8 @@ class Trainer:
             self._saver.saved_step, self._saver.newest = self.step, saved.path
         metrics = self.collectives.gather_objects(read_metrics(saved.path))[0]  # rank 0 decides
         self._results = {**about.last_results, **(metrics or {})}
-        self._verifier.resume(about, metrics, has_statistics=has_statistics, is_due=self._is_verification_due(about))
+        has, due = start.has_statistics, self._is_verification_due(about)
+        self._verifier.resume(about, metrics, has_statistics=has, is_due=due)
         self._judge.started_from = f" since the run was resumed from {saved.path}"
         if self.topology.is_main:
             log.info("resumed from %s: %s done, step %d", saved.path, counted(self.epoch, "epoch"), self.step)
@@ -746,6 +773,19 @@ class Trainer:
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
                 self._epoch_began_at = self.step
 
+    def _begin_classes(self, saved: checkpoint.Checkpoint, move: ClassMove) -> None:
+        """Set the centers of new classes, and say what becomes of all."""
+        begin = begin_new_classes(
+            self.head,
+            self.backbone,
+            move,
+            records=self._records,
+            config=self.config,
+            collectives=self.collectives,
+        )
+        if self.topology.is_main:
+            log.info("classes of %s in this run:\n  %s", saved.path, "\n  ".join(move.table(begin)))
+
     def _is_verification_due(self, about: About) -> bool:
         """Whether a run that is not interrupted verifies at the last step of a checkpoint."""
         if about.images_in_epoch == 0 or self.is_done:
@@ -754,8 +794,8 @@ class Trainer:
 
     def _update(self, place: Place, evidence: Evidence) -> None:
         """Move the head and the backbone by their gradients."""
-        self.head.update(place.learning_rate)
-        self.optimizer.step(place.learning_rate)
+        self.head.update(place.learning_rate * self.config.head_lr_factor)
+        self.optimizer.step(place.learning_rate * self.config.backbone_lr_factor)
         self.precision.update(overflowed=False)
         self._judge.after_update(place, evidence)
 

@@ -272,7 +272,9 @@ class Classifier:
                     f"and an even embedding size; this run has '{config.loss_type}', {kind} "
                     f"and {config.emb_dim}"
                 )
-            row_optimizer = HalfMomentum(row_optimizer.momentum, row_optimizer.l2)
+            row_optimizer = HalfMomentum(
+                row_optimizer.momentum, row_optimizer.l2, decays_bias=row_optimizer.decays_bias
+            )
         if row_optimizer is not None:
             half = config.use_fp16 and self._collectives.topology.on_gpu
             precision = HalfPrecision(config.amp_dtype) if half else Precision()
@@ -297,7 +299,7 @@ class Classifier:
                 f"loss_type '{config.loss_type}' holds all classes on each rank; use 'dist_{config.loss_kind}'"
                 if replicated
                 else f"the state of {optimizer.kind} as it was set cannot be sampled with the classes; use "
-                f"Momentum, SGD or AdamW without gradient clipping, and no special param_attr"
+                f"a named optimizer, or Momentum, SGD or AdamW without gradient clipping, and no special param_attr"
             )
             raise ConfigError(f"{setter('sample_ratio', config.sample_ratio)}: {why}")
         reference = ReferenceBinary if isinstance(margin, BinaryMargin) else ReferenceSoftmax

@@ -349,7 +349,9 @@ class FusedSoftmax:
         t = paddle.where(alone, zeros, t)
         return Ending(losses, -others, t * self._scale)
 
-    def row_gradients(self, state: FusedState, *, l2: float = 0.0) -> Iterator[tuple[Block, paddle.Tensor]]:
+    def row_gradients(
+        self, state: FusedState, *, l2: float = 0.0, bias_l2: float | None = None
+    ) -> Iterator[tuple[Block, paddle.Tensor]]:
         """(block, gradient [b, D]) of each block of rows, then of the bias if there is one; the second pass.
 
         A block's rows may be updated as soon as they were yielded. The state is used up by the next call of
@@ -358,10 +360,17 @@ class FusedSoftmax:
         Args:
             state: of the last `loss_and_feature_gradient`.
             l2: this multiple of each row is added to its gradient.
+            bias_l2: the same of the bias; by default `l2`.
         """
         second = ByRows if state.work.buffer is None else ByLogits
         return second(
-            state.work, state.own, row_factor=state.row_factor, l2=l2, kept=state.kept, spread=state.spread
+            state.work,
+            state.own,
+            row_factor=state.row_factor,
+            l2=l2,
+            bias_l2=l2 if bias_l2 is None else bias_l2,
+            kept=state.kept,
+            spread=state.spread,
         ).run()
 
     def memory(self, shard: Shard, samples: int) -> Memory:

@@ -85,7 +85,7 @@ def test_every_word_leads_somewhere():
 def test_the_hint():
     assert setting_hint("bs", NAMES) == "; did you mean 'train_batch_size'?"
     assert setting_hint("num-clases", NAMES, show="--{}".format) == "; did you mean --num_classes?"
-    assert setting_hint("weight_decay", NAMES).startswith("; a script gives the optimizer")
+    assert setting_hint("beta1", NAMES).startswith("; a script gives an optimizer")
     assert setting_hint("entirely_different", NAMES) == ""
 
 
