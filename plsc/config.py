@@ -305,6 +305,22 @@ class Config(Settings):
         description="Checkpoint loaded before train, test, predict and export. Without one, "
         "test, predict and export load the newest in model_save_dir. May be a URL.",
     )
+    pretrained: str = Field(
+        default="",
+        description="Weights that the network of a new run begins with: a checkpoint, an export, or a file of PyTorch "
+        "(.pt, .pth), Paddle (.pdparams), safetensors or ONNX. A run that resumes ignores it. May be a URL. See "
+        "docs/pretrained.md.",
+    )
+    pretrained_strict: bool = Field(
+        default=False,
+        description="Stop where the file of pretrained does not fit whole: a tensor of the network gets no value or "
+        "has another shape, or the file has layers that the network has not. By default a table lists these.",
+    )
+    pretrained_bgr: bool = Field(
+        default=False,
+        description="The network of pretrained takes pixels blue first, as AdaFace's: the channels of its first "
+        "convolution are reversed.",
+    )
     auto_resume: bool = Field(
         default=False,
         description="Go on from the newest whole checkpoint in model_save_dir; begin where there is none, from "
@@ -433,7 +449,7 @@ class Config(Settings):
     def _known_loss(cls, value: str) -> str:
         return one_of(value, LOSS_TYPES)
 
-    @field_validator("dataset_dir", "val_targets", "checkpoint_dir", "model_save_dir")
+    @field_validator("dataset_dir", "val_targets", "checkpoint_dir", "pretrained", "model_save_dir")
     @classmethod
     def _without_credentials(cls, value: str | None) -> str | None:
         return None if value is None else keep_credentials(value)

@@ -443,6 +443,18 @@ class Entry(_Attributes):
         """
         self.config.checkpoint_dir = str(directory)
 
+    def set_pretrained(self, path: str | Path, *, strict: bool = False, bgr: bool = False) -> None:
+        """Weights that the network of a new run begins with; a run that resumes ignores them. See docs/pretrained.md.
+
+        Args:
+            path: a checkpoint, an export, or a file of PyTorch (.pt, .pth), Paddle (.pdparams), safetensors or ONNX.
+                May be a URL.
+            strict: stop where a tensor of the network gets no value, has another shape, or the file has layers that
+                the network has not. By default a table lists them, and only a file of which nothing fits is an error.
+            bgr: the network of the file takes pixels blue first, as AdaFace's.
+        """
+        self.config.assign(pretrained=str(path), pretrained_strict=strict, pretrained_bgr=bgr)
+
     def set_auto_resume(self, flag: bool) -> None:
         """Go on from the newest whole checkpoint in `model_save_dir`; begin where there is none. Default False.
 

@@ -24,6 +24,7 @@ LAYERS = {
     "models": 4,
     "losses": 4,
     "inference": 5,
+    "pretrained": 5,
     "engine": 6,
     "export": 7,
     "serving": 7,

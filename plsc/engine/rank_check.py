@@ -39,6 +39,7 @@ OWN_SETTINGS = frozenset(
         "max_last_checkpoint_num",
         "num_workers",
         "predict_reader",
+        "pretrained",
         "rank_timeout",
         "test_batch_size",
         "worker_timeout",

@@ -56,6 +56,7 @@ from plsc.engine.observers.progress import Progress
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.places import places_of_training, remote_settings
 from plsc.engine.precision import Precision
+from plsc.engine.pretrained import load_pretrained
 from plsc.engine.rank_check import (
     check_ranks_agree,
     describe_checkpoint,
@@ -118,7 +119,8 @@ class Trainer:
         DataError: the training data or a verification set cannot be opened, or an image of a verification set cannot
             be decoded: all are decoded once.
         CheckpointError: the checkpoint to start from is damaged or does not fit the settings or the classes of the
-            data; or `model_save_dir` cannot be written to, or another run saves into it.
+            data; the file of `pretrained` cannot be read or does not fit the network; or `model_save_dir` cannot be
+            written to, or another run saves into it.
         StorageError: a remote folder cannot be read or written, or does not fit into the cache.
         DistributedError: ranks have different settings or data.
 
@@ -181,6 +183,8 @@ class Trainer:
         saved = open_start(config, self.collectives)
         agree(lambda: self._open(config, saved, loader), self.collectives, error=DataError)
         agree(lambda: self._make_parts(backbone, observers), self.collectives, error=ConfigError)
+        weights = functools.partial(load_pretrained, self.config, self.backbone, resumed=saved, topology=self.topology)
+        self._pretrained = agree(weights, self.collectives, error=CheckpointError)
         check_ranks_agree(lambda: self._facts(saved, head), self.collectives)
         agree_on_images(self.loader, self.collectives)
         config = self.config
@@ -288,6 +292,7 @@ class Trainer:
             "classes of the training data": self._classes
             and f"known by {self._classes.by}, {self._classes.digest[:12]}",
             "checkpoint": describe_checkpoint(saved),
+            "pretrained weights": self._pretrained,
         }
 
     @watch.watched()

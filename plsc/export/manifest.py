@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
 from paddle import nn
 
 from plsc.config import Config
 from plsc.errors import ExportError
 from plsc.inference.model_card import ABOUT_FILE, FORMAT
-from plsc.models.base_model import network_name
+from plsc.models.base_model import network_name, weights_digest
 
 
 def describe_export(
@@ -94,15 +93,6 @@ def unchanged_files(directory: Path) -> set[str]:
     return {ABOUT_FILE} | {
         name for name, digest in written if _is_plain(directory / name) and digest == _digest(directory / name)
     }
-
-
-def weights_digest(backbone: nn.Layer) -> str:
-    """SHA-256 of a network's weights and their names; baking and formats do not change it."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(backbone.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor.numpy()).data)
-    return digest.hexdigest()
 
 
 def _is_plain(path: Path) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 
+import numpy as np
 import paddle
 from paddle import nn
 
@@ -88,6 +90,15 @@ def build_backbone(config: Config) -> nn.Layer:
 def network_name(network: nn.Layer) -> str:
     """The class of a network as 'package.module:Class', by which checkpoints and exports record it."""
     return factory_name(type(network))
+
+
+def weights_digest(network: nn.Layer) -> str:
+    """SHA-256 of a network's weights and their names; what an export adds, and its format, do not change it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.numpy()).data)
+    return digest.hexdigest()
 
 
 def check_model(model: object) -> nn.Layer:

@@ -30,6 +30,7 @@ _ASSIGNED = {
     *("incr_ratio", "decr_ratio", "use_dynamic_loss_scaling"),
     *("train_reader", "test_reader", "predict_reader", "train_dataset", "test_dataset"),
     *("save_steps", "save_minutes", "save_keep"),
+    *("pretrained_strict", "pretrained_bgr"),
 }
 # Settings that hold a Python object, which neither a flag nor a file can give.
 _OBJECTS = {

@@ -25,7 +25,8 @@ _OTHER_WORDS = {
     "image_shape": "inputsize imagesize imgsize inputshape size imgshape resolution",
     "model_name": "network backbone net arch architecture model modeltype modelarch",
     "save_steps": "saveevery savefreq savefrequency saveinterval checkpointevery checkpointinterval everynsteps",
-    "checkpoint_dir": "resume resumefrom resumefromcheckpoint pretrained pretrain weights checkpoint ckpt "
+    "pretrained": "pretrain pretrainedmodel pretrainedpath pretrainedweights initweights initmodel finetune",
+    "checkpoint_dir": "resume resumefrom resumefromcheckpoint weights checkpoint ckpt "
     "ckptdir modeldir modelpath checkpointpath initcheckpoint loadfrom load restore",
     "model": "modeldir modelpath network export",
     "margin": "marginm m arcmargin",

@@ -6,6 +6,7 @@ import pytest
 
 from plsc import list_backbones
 from plsc.config import LOSS_TYPES, Config
+from plsc.models.registry import list_backbones
 from plsc.serving.settings import ServeSettings
 from plsc.utils.names import (
     _ELSEWHERE,
@@ -51,7 +52,8 @@ def test_the_nearest_name(name, near):
         ("output output_dir save_dir work_dir", "model_save_dir"),
         ("data_dir dataset data root rec", "dataset_dir"),
         ("network backbone net arch", "model_name"),
-        ("resume pretrained ckpt weights model_dir", "checkpoint_dir"),
+        ("resume ckpt weights model_dir", "checkpoint_dir"),
+        ("pretrain pretrained_model init_weights", "pretrained"),
         ("fp16 amp mixed_precision", "use_fp16"),
         ("workers num_worker num_threads", "num_workers"),
         ("milestones step_boundaries", "lr_steps"),
