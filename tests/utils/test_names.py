@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from plsc import list_backbones
 from plsc.config import LOSS_TYPES, Config
 from plsc.models.registry import list_backbones
 from plsc.serving.settings import ServeSettings
