@@ -11,6 +11,7 @@ from plsc.checkpoint import Checkpoint, Part
 from plsc.config import Config
 from plsc.data.class_identity import ClassIdentity, find_change, rows_by_name, sample_places
 from plsc.data.records import Records
+from plsc.data.sources.string_table import StringTable
 from plsc.engine.about import About, AboutClasses
 from plsc.errors import CheckpointError
 from plsc.utils.hints import setter
@@ -57,7 +58,7 @@ def match_classes(
         if about.classes is not None or identity is not None:
             log.info("%s: whether the classes have kept their numbers cannot be told", saved.path)
         return None
-    before = _read_classes(saved, about.classes)
+    before = read_classes(saved, about.classes)
     change = None
     if config.class_change != "by_number":
         change = find_change(before, identity, records=records, folder=folder)
@@ -71,6 +72,21 @@ def match_classes(
     rows[: len(named)] = named
     log.info("%s: class centers are moved to the classes of their names: %s", saved.path, change)
     return rows
+
+
+def names_in(saved: Checkpoint) -> StringTable | None:
+    """The names of the classes of a checkpoint; None where they had none.
+
+    Raises:
+        CheckpointError: the names are damaged.
+    """
+    about = About.of(saved).classes
+    return names_of(None if about is None or about.by != "name" else read_classes(saved, about))
+
+
+def names_of(identity: ClassIdentity | None) -> StringTable | None:
+    """The names of the classes of an identity; None where they have none."""
+    return identity.table if identity is not None and identity.by == "name" else None
 
 
 def _explain_change(saved: Checkpoint, change: str, named: NDArray[np.int64] | str) -> str:
@@ -96,7 +112,12 @@ def _check_number(saved: Checkpoint, records: Records) -> None:
         )
 
 
-def _read_classes(saved: Checkpoint, about: AboutClasses) -> ClassIdentity:
+def read_classes(saved: Checkpoint, about: AboutClasses) -> ClassIdentity:
+    """The identity of the classes of a checkpoint.
+
+    Raises:
+        CheckpointError: its tensors are missing or damaged.
+    """
     arrays = {name[len(_CLASSES) :]: saved.read(name) for name in saved.names(_CLASSES)}
     try:
         identity = ClassIdentity.from_arrays(about.by, about.images, arrays=arrays)

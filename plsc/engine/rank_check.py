@@ -41,12 +41,13 @@ OWN_SETTINGS = frozenset(
         "predict_reader",
         "rank_timeout",
         "test_batch_size",
+        "val_dataset_dir",
         "worker_timeout",
     }
 )
 # Of these objects only the class is compared: their attributes may be paths or the rank. `describe_network` is the
 # comparison of the backbone.
-_DATA_OBJECTS = frozenset({"train_dataset", "test_dataset", "train_reader", "test_reader"})
+_DATA_OBJECTS = frozenset({"train_dataset", "val_dataset", "test_dataset", "train_reader", "test_reader"})
 _HARMLESS = frozenset({"version of Python"})  # a difference is a warning
 _LONGEST = 120  # characters of a value in a message
 

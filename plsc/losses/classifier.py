@@ -20,6 +20,7 @@ from plsc.config import Config
 from plsc.distributed.collectives import Collectives
 from plsc.errors import ConfigError
 from plsc.losses import MARGIN_STATE, SavedState, load_tensor
+from plsc.losses.centers import Centers
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.heads import FusedHead, HeadOutput, ParameterOptimizer, UnfusedHead
 from plsc.losses.margins import Margin, StatefulMargin, apply_margin, build_margin
@@ -78,7 +79,7 @@ class Classifier:
                 "num_classes is 1: the softmax over one class has a loss of 0 and no gradient, so the network learns "
                 "nothing; training needs two classes or more"
             )
-        self._seed = config.seed
+        self._seed, self._scale = config.seed, config.scale
         self._margin = build_margin(config)
         self.parameters = {"weight": self._create_weight(config)}
         if self._margin is None and config.bias_attr is not False:
@@ -156,6 +157,17 @@ class Classifier:
         if self._sharded:
             return found
         return {name: self._collectives.all_reduce_sum(value) / self._ranks for name, value in found.items()}
+
+    def centers(self) -> Centers:
+        """The class centers as the classification of images uses them."""
+        bias = self.parameters.get("bias")
+        return Centers(
+            weight=self.parameters["weight"].detach(),
+            bias=None if bias is None else bias.detach(),
+            classes=self.classes,
+            is_cosine=self._margin is not None,
+            scale=1.0 if self._margin is None else self._scale,
+        )
 
     def state(self) -> dict[str, paddle.Tensor]:
         """'weight' [S, D], 'bias' [S], optimizer state as '<parameter>:<kind>', the margin's as 'margin:<name>'."""

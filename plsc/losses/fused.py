@@ -63,7 +63,6 @@ from plsc.losses.passes import (
 )
 from plsc.losses.precision import Precision
 from plsc.losses.reference import (
-    CENTER_FLOOR,
     Directions,
     Reducer,
     SingleRank,
@@ -75,7 +74,7 @@ from plsc.losses.reference import (
 )
 from plsc.losses.shard import Block, Shard
 from plsc.losses.shift import choose_shift
-from plsc.metrics.embeddings import EPSILON
+from plsc.metrics.embeddings import CENTER_FLOOR, EPSILON
 
 # Of [B, G], [B, D] and [G, D]: how many matrices of float32 a pass holds at once, at most, beside what it keeps.
 # Measured with a chunk as one block; tests/losses/test_memory.py measures it again.
