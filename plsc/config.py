@@ -358,8 +358,8 @@ class Config(Settings):
     )
     keep_best: str | None = Field(
         default=None,
-        description="Metric of verification, as lfw.accuracy or val.top1: the checkpoint with its highest value is kept "
-        "in addition to the newest ones.",
+        description="Metric of verification, as lfw.accuracy or val.top1: the checkpoint with its highest value is "
+        "kept in addition to the newest ones.",
     )
     keep_every: int | None = Field(
         default=None, ge=1, description="Keep the checkpoint of one epoch in so many for good."

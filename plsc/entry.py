@@ -637,6 +637,7 @@ class Entry(_Attributes):
         *,
         bake: Sequence[str] = (),
         bgr: bool = False,
+        classifier: bool = False,
     ) -> str:
         """Export the checkpoint's backbone as a Paddle inference model.
 
@@ -648,6 +649,7 @@ class Entry(_Attributes):
             bake: what becomes part of the network: 'preprocess' (takes pixels of any size) and 'normalize' (returns
                 embeddings of unit length).
             bgr: baked preprocessing takes pixels blue first, as OpenCV reads them.
+            classifier: write the class centers and the names of the classes too, for `model.classify`.
 
         Returns:
             The folder.
@@ -655,7 +657,9 @@ class Entry(_Attributes):
         topology = self._start()
         from plsc.export.export import export_checkpoint
 
-        return export_checkpoint(self._placed, topology, directory=directory, formats=formats, bake=bake, bgr=bgr)
+        return export_checkpoint(
+            self._placed, topology, directory=directory, formats=formats, bake=bake, bgr=bgr, classifier=classifier
+        )
 
     @property
     def _placed(self) -> Config:

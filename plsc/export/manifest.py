@@ -19,6 +19,7 @@ from plsc.config import Config
 from plsc.errors import ExportError
 from plsc.inference.model_card import ABOUT_FILE, FORMAT
 from plsc.models.base_model import network_name
+from plsc.utils.files import file_digest
 
 
 def describe_export(
@@ -66,7 +67,7 @@ def write_manifest(folder: Path, about: dict[str, Any], *, with_files: bool) -> 
     """
     if with_files:
         files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / ABOUT_FILE)
-        about = {**about, "files": {path.relative_to(folder).as_posix(): _digest(path) for path in files}}
+        about = {**about, "files": {path.relative_to(folder).as_posix(): file_digest(path) for path in files}}
     (folder / ABOUT_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 
@@ -92,7 +93,7 @@ def unchanged_files(directory: Path) -> set[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {ABOUT_FILE}
     return {ABOUT_FILE} | {
-        name for name, digest in written if _is_plain(directory / name) and digest == _digest(directory / name)
+        name for name, digest in written if _is_plain(directory / name) and digest == file_digest(directory / name)
     }
 
 
@@ -107,11 +108,3 @@ def weights_digest(backbone: nn.Layer) -> str:
 
 def _is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

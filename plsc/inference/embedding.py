@@ -117,6 +117,14 @@ class EmbeddingPath:
         """Embeddings [count, D] of unit length, of the network's outputs for `to_input` of `count` images."""
         return outputs if self.gives_unit else to_unit_length(self.sum_mirror_images(outputs, count))
 
+    def to_features(self, outputs: Embeddings, count: int) -> Embeddings:
+        """Features [count, D] of any length, as training makes them: the mean over mirror images where `flip` is set.
+
+        Only without `gives_unit`.
+        """
+        features = self.sum_mirror_images(outputs, count)
+        return features * np.float32(0.5) if self._sums_mirror_images else features
+
     @property
     def _sums_mirror_images(self) -> bool:
         return self.flip and not self.gives_unit

@@ -47,7 +47,7 @@ class TopClasses:
         self.scores: Float64 = np.full([len(features), count], -np.inf)
         self.classes: Int64 = np.full([len(features), count], _NO_CLASS, np.int64)
 
-    def offer(self, samples: Int64, classes: Int64, *, rows: Float32, bias: Float32 | None = None) -> None:
+    def offer(self, samples: Int64, classes: Int64, *, rows: Float32, bias: Float32 | None = None) -> Float64:
         """Score pairs exactly, and keep those that are among the highest. No pair may be offered twice.
 
         Args:
@@ -55,6 +55,9 @@ class TopClasses:
             classes: [P] numbers of classes.
             rows: [P, D] class centers, of any length.
             bias: [P], only without cosines.
+
+        Returns:
+            The scores [P].
         """
         scores = np.empty(len(samples))
         for start in range(0, len(samples), _PAIRS):
@@ -62,6 +65,7 @@ class TopClasses:
             own = None if bias is None else bias[part]
             scores[part] = exact_scores(self._features[samples[part]], rows[part], bias=own, is_cosine=self._is_cosine)
         self.merge(samples, classes, scores)
+        return scores
 
     def merge(self, samples: Int64, classes: Int64, scores: Float64) -> None:
         """Take over pairs that are scored already, as by another rank; all [P]."""
