@@ -65,13 +65,13 @@ def test(config: Config, topology: Topology, *, tables: Path | None = None) -> d
     config = agree(lambda: places_of_use(config, sets=True), collectives, error=DataError)
     sets = open_verification_sets(config, collectives)
     is_closed = any((config.val_dataset is not None, config.val_dataset_dir is not None, config.val_split))
-    if not sets and not is_closed:
-        raise DataError(f"nothing to test on: no verification set is given, and {_lacking(config)}")
     if tables is not None and not is_closed:
         raise ConfigError(
             f"tables of classes need validation data: {setter('val_dataset_dir')}, or {setter('val_split')} as in "
             f"training"
         )
+    if not sets and not is_closed:
+        raise DataError(f"nothing to test on: no verification set is given, and {_lacking(config)}")
     check_verification_pairs(sets)
     backbone, config, saved = agree(lambda: open_backbone(config), collectives, error=CheckpointError)
     check_ranks_agree(
