@@ -25,6 +25,7 @@ from plsc.data.records import Labels, Records, as_records
 from plsc.data.sources import open_records
 from plsc.data.sources.string_table import StringTable
 from plsc.data.subset import TrainingPart
+from plsc.distributed import watch
 from plsc.distributed.agreement import agree, on_all_ranks
 from plsc.distributed.collectives import Collectives
 from plsc.engine.shares import gather_rows, share_of
@@ -108,11 +109,12 @@ def open_closed_set(
 
     opened = agree(open_own, collectives, error=DataError)
     facts = None if opened is None else f"{counted(len(opened.labels), 'image')} ({opened.digest})"
-    for rank, other in enumerate(collectives.gather_objects(facts)):
-        if other != facts:
+    found = collectives.gather_objects(facts)
+    for rank, other in enumerate(found):
+        if other != found[0]:
             error = DataError(
-                f"ranks have different validation data, which they validate together: rank {rank} has {other}, rank "
-                f"{collectives.topology.rank} has {facts}; give every rank the same data"
+                f"ranks have different validation data, which they validate together: rank 0 has {found[0]}, rank "
+                f"{rank} has {other}; give every rank the same data"
             )
             raise on_all_ranks(error)
     return opened
@@ -195,6 +197,7 @@ def validate(
         told = collectives.gather_objects((read.is_stopped(), read.skipped))
         if any(stopped for stopped, _ in told):
             return None
+        watch.phase(f"classifying image {start} and following")
         features = gather_rows(embeddings, len(places), collectives=collectives)
         if config.flip and not centers.is_cosine:  # the length counts: the mean of both in place of their sum
             features /= 2

@@ -38,8 +38,11 @@ from plsc.utils.safetensors_file import DTYPES, Place, parse_header, read_header
 log = logging.getLogger("plsc")
 
 CENTERS, BIAS, TEXT, ENDS = "centers", "bias", "names.text", "names.ends"
-FAISS_FROM = 1_000_000
-"""From so many classes on, faiss finds the nearest centers, where it is installed and the score is a cosine."""
+FAISS_FROM = 4_000_000
+"""From so many classes on, faiss finds the nearest centers, where it is installed and the score is a cosine.
+
+Its index takes D bytes per class in memory, a quarter of the centers. With fewer classes a product of matrices is as fast.
+"""
 NEAREST = 1000
 """So many centers are looked at exactly where faiss finds them."""
 _SCORES = 1 << 22  # that are worked on at a time

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import shutil
+import threading
 
 import cv2
 import numpy as np
@@ -18,13 +19,13 @@ from plsc.checkpoint import Checkpoint
 from plsc.data.class_names import ClassNames
 from plsc.data.sources.string_table import StringTable
 from plsc.engine.about import About, read_metrics
-from plsc.engine.closed_set import write_tables
+from plsc.engine.closed_set import open_closed_set, write_tables
 from plsc.engine.trainer import Trainer
 from plsc.losses.classifier import Classifier
 from plsc.metrics.closed_set import ClosedSetReport
 from tests._support.closed_sets import slow_ranking
 from tests._support.images import CLASSES, make_images
-from tests._support.ranks import launch
+from tests._support.ranks import ThreadRanks, launch
 
 NAMES = ["ant", "bee", "cow", "dog", "eel", "fox"]
 PER_CLASS = 6
@@ -349,3 +350,23 @@ def test_tables_hold_names_of_any_kind(tmp_path):
     assert rows[2] == ["2", "1", "1.0", "", ""]
     text = (tmp_path / "confusions.csv").read_bytes().decode("utf-8", "surrogateescape")
     assert list(csv.reader(text.splitlines()))[1:] == [['a,"b"', "ü\udcff", "2"]]
+
+
+def test_ranks_with_different_validation_data(folders):
+    other = write_folders(folders[1].with_name("other"), count=3)
+    ranks, errors = ThreadRanks(3), [None] * 3
+
+    def open_on(rank):
+        config = plsc.Config(val_dataset_dir=str(other if rank == 2 else folders[0]))
+        try:
+            open_closed_set(config, None, names=StringTable(NAMES), num_classes=6, collectives=ranks[rank])
+        except DataError as error:
+            errors[rank] = str(error)
+
+    threads = [threading.Thread(target=open_on, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors[0] == errors[1] == errors[2]
+    assert "rank 0 has 36 images" in errors[0] and "rank 2 has 18 images" in errors[0]
