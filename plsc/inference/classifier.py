@@ -41,7 +41,8 @@ CENTERS, BIAS, TEXT, ENDS = "centers", "bias", "names.text", "names.ends"
 FAISS_FROM = 4_000_000
 """From so many classes on, faiss finds the nearest centers, where it is installed and the score is a cosine.
 
-Its index takes D bytes per class in memory, a quarter of the centers. With fewer classes a product of matrices is as fast.
+Its index takes D bytes per class in memory, a quarter of the centers. With fewer classes a product of matrices is as
+fast.
 """
 NEAREST = 1000
 """So many centers are looked at exactly where faiss finds them."""
