@@ -16,8 +16,8 @@ import pytest
 import plsc
 from plsc import CheckpointError, DistributedError, StorageError
 from plsc.checkpoint import Checkpoint, list_checkpoints
-from plsc.engine import auto_resume, trainer
-from plsc.engine.about import METRICS, About, read_metrics, saved_settings
+from plsc.engine import auto_resume, verifier
+from plsc.engine.about import METRICS, About, read_metrics, saved_settings, write_metrics
 from plsc.engine.observers import Observer
 from plsc.engine.resume import refuse_changes, saved_objects
 from plsc.engine.trainer import Trainer
@@ -542,7 +542,7 @@ def kill_at(monkeypatch, place):
     def kill(*_, **__):
         raise Killed
 
-    monkeypatch.setattr(trainer, place, kill)
+    monkeypatch.setattr(verifier, place, kill)
 
 
 @pytest.mark.parametrize("place", ["evaluate", "write_metrics"])
@@ -583,7 +583,7 @@ def comparable(output):
 
 def test_a_verification_that_failed_is_repeated(automatic, output, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "evaluate", lambda *_, **__: (_ for _ in ()).throw(plsc.DataError("no disk")))
+        patched.setattr(verifier, "evaluate", lambda *_, **__: (_ for _ in ()).throw(plsc.DataError("no disk")))
         for _ in range(2):
             with pytest.raises(plsc.DataError, match=f"no disk; training up to here is saved in {output / '0'}"):
                 automatic.train()
@@ -596,8 +596,8 @@ def test_what_was_verified_is_not_verified_again(automatic, output, monkeypatch)
     automatic.train()
     shutil.rmtree(output / "1")
     verified = []
-    real = trainer.evaluate
-    monkeypatch.setattr(trainer, "evaluate", lambda *a, **k: verified.append(1) or real(*a, **k))
+    real = verifier.evaluate
+    monkeypatch.setattr(verifier, "evaluate", lambda *a, **k: verified.append(1) or real(*a, **k))
     automatic.train()
     assert len(verified) == 1
 
@@ -611,7 +611,7 @@ def test_a_checkpoint_of_an_earlier_version_is_not_verified_again(automatic, out
 
 
 def test_metrics_that_are_not_finite_are_null_and_read_as_nan(tmp_path):
-    trainer.write_metrics(tmp_path, {"a/b": float("nan"), "c": 1.0})
+    write_metrics(tmp_path, {"a/b": float("nan"), "c": 1.0})
     assert json.loads((tmp_path / METRICS).read_text()) == {"a/b": None, "c": 1.0}
     found = read_metrics(tmp_path)
     assert np.isnan(found["a/b"]) and found["c"] == 1.0

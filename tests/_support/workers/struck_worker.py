@@ -26,7 +26,7 @@ import sys
 import threading
 from pathlib import Path
 
-from plsc.engine import saver, snapshot, trainer
+from plsc.engine import saver, snapshot, trainer, verifier
 from plsc.engine.observers.metrics_file import MetricsFile
 from tests._support.killing import changes_files
 from tests._support.marked import marked_processes
@@ -41,8 +41,8 @@ PHASES = {
     "write": [(saver, "write_parts")],
     "name": [(saver, "complete")],
     "prune": [(saver, "prune")],
-    "verification": [(trainer, "evaluate")],
-    "record": [(MetricsFile, "_write"), (trainer, "write_metrics")],
+    "verification": [(verifier, "evaluate")],
+    "record": [(MetricsFile, "_write"), (verifier, "write_metrics")],
 }
 # Each call is an event of the phase in which it happens.
 PARTS = [

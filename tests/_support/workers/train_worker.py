@@ -104,13 +104,13 @@ class Die(Observer):
         if event != "evaluate":
             setattr(self, event, self.die)
             return
-        real = plsc.engine.trainer.evaluate
+        real = plsc.engine.verifier.evaluate
 
         def evaluate(*arguments, **named):
             self.at_verification()
             return real(*arguments, **named)
 
-        plsc.engine.trainer.evaluate = evaluate
+        plsc.engine.verifier.evaluate = evaluate
 
     def on_start(self, run):
         self.step = SimpleNamespace(number=run.first_step)
