@@ -73,9 +73,10 @@ def test_classify_gives_what_the_model_gives(classifying):
     one = json.loads(post(server, "/classify?k=3", IMAGES[0], "image/png").data)
     form = HTTP.request("POST", server.url + "/classify?k=3", fields=[("f", ("a.png", image)) for image in IMAGES])
     listed = json.loads(post(server, "/classify?k=3", {"images": encode(IMAGES)}).data)
-    assert one["normalized_over"] == 8 and one["results"] == listed["results"][:1]
-    assert json.loads(form.data) == listed
-    for row, other in zip(listed["results"], expected):
+    replies = (one, json.loads(form.data), listed)
+    assert [reply["normalized_over"] for reply in replies] == [8] * 3
+    assert [len(reply["results"]) for reply in replies] == [1, 3, 3]
+    for row, other in (pair for reply in replies for pair in zip(reply["results"], expected)):
         assert [(each["name"], each["number"]) for each in row] == [(each.name, each.number) for each in other]
         assert [each["probability"] for each in row] == pytest.approx([each.probability for each in other], abs=1e-4)
         assert [each["score"] for each in row] == pytest.approx([each.score for each in other], abs=1e-5)
