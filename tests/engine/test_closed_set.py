@@ -20,6 +20,7 @@ from plsc.data.class_names import ClassNames
 from plsc.data.sources.string_table import StringTable
 from plsc.engine.about import About, read_metrics
 from plsc.engine.closed_set import open_closed_set, write_tables
+from plsc.engine.evaluator import evaluate
 from plsc.engine.trainer import Trainer
 from plsc.losses.classifier import Classifier
 from plsc.metrics.closed_set import ClosedSetReport
@@ -222,6 +223,24 @@ def results_in(output):
     lines = [line.split(" ", 2) for line in output.splitlines() if line.startswith("FOUND ")]
     by_rank = {rank: json.loads(found) for _, rank, found in lines}
     return [by_rank[rank] for rank in sorted(by_rank)]
+
+
+@pytest.mark.parametrize("images", [0, 7, 25])
+def test_a_stop_ends_validation(made, folders, images):
+    """Asked before each image: it is stopped after so many of 20; with 25 it is not."""
+    made.set_val_dataset(folders[1])
+    trainer = Trainer(made.config)
+    asked = iter(range(images))
+    found = evaluate(
+        trainer.config,
+        trainer.backbone,
+        sets=[],
+        collectives=trainer.collectives,
+        is_stopped=lambda: next(asked, None) is None,
+        closed=trainer._closed,
+        centers=trainer.head.centers,
+    )
+    assert (found is None) == (images < 20)
 
 
 # Mistakes
