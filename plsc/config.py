@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, field_validator
 
 from plsc.errors import ConfigError
+from plsc.loss_types import LOSS_KINDS, LOSS_TYPES, LOSSES, LossType, Parameters, check_option_names, parameters_of
+from plsc.utils.class_numbers import ClassNumbers
 from plsc.utils.hints import setter
 from plsc.utils.locations import keep_credentials
 from plsc.utils.names import one_of
 from plsc.utils.settings import Settings
 
-# (m1, m2, m3) in cos(m1 theta + m2) - m3 on the target class, and which of the three `margin` means.
-MARGINS = {"arcface": (1.0, 0.5, 0.0), "cosface": (1.0, 0.0, 0.35), "sphereface": (1.35, 0.0, 0.0)}
-MAIN_MARGIN = {"arcface": 1, "cosface": 2, "sphereface": 0}
-LOSS_KINDS = ("softmax", *MARGINS, "combined")
-LOSS_TYPES = LOSS_KINDS + tuple("dist_" + kind for kind in LOSS_KINDS)
-ScheduleName = Literal["step", "cosine", "poly"]
+ScheduleName = Literal["step", "cosine", "polynomial", "one_cycle"]
 SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
+# Other names that mean one of them; poly is that of PLSC 1.0.
+_OTHER_SCHEDULE_NAMES = {"poly": "polynomial", "one-cycle": "one_cycle", "onecycle": "one_cycle"}
+OPTIMIZERS = ("momentum", "sgd", "adamw", "lars", "lion")
+# Those that have a momentum to set; the betas of the others are their papers'.
+_WITH_MOMENTUM = ("momentum", "lars")
 # The least and the greatest number that float32 holds in full precision.
 _LEAST, _GREATEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 # Read by every run that names no verification set, if it exists.
@@ -116,11 +118,21 @@ class Config(Settings):
     )
     model_name: str = Field(
         default="ResNet50",
-        description="Backbone: ResNet50, ResNet101, ResNet152, ResNetTiny (small images, CPUs), another registered "
-        "name, or 'package.module:Class'.",
+        description="Backbone: IResNet18, IResNet34, IResNet50, IResNet100, IResNet200, MobileFaceNet, ViT-T, ViT-S, "
+        "ViT-B, ViT-L, EdgeFace-XXS, EdgeFace-XS, EdgeFace-S, EdgeFace-Base, ResNet50, ResNet101, ResNet152, "
+        "ResNetTiny (small images, CPUs), another registered name, 'package.module:Class', or a network of Paddle as "
+        "'paddle.vision.models:resnet18'. See docs/backbones.md.",
+    )
+    recompute: bool = Field(
+        default=False,
+        description="Compute the activations of the backbone's blocks again in the backward pass, in place of keeping "
+        "them: less memory, the same numbers, about a third more time. See docs/backbones.md.",
     )
 
-    loss_type: str = Field(default="dist_arcface", description=f"Loss: {', '.join(LOSS_TYPES)}.")
+    loss_type: str = Field(
+        default="dist_arcface",
+        description=f"Loss: {', '.join(LOSS_KINDS)}; each also with dist_ in front, which shards the class centers.",
+    )
     model_parallel: bool | None = Field(
         default=None,
         description="Shard the class centers over ranks (on) or replicate them (off). By default on for the losses "
@@ -143,7 +155,48 @@ class Config(Settings):
         description="Main margin of the loss: m2 of arcface (by default 0.5), m3 of cosface (0.35), m1 of sphereface "
         "(1.35).",
     )
-    scale: float = Field(default=64.0, gt=0.0, description="Scale s. Logits are s times the cosines.")
+    scale: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="Scale s. Logits are s times the cosines. By default that of the loss, 64 for most.",
+    )
+    loss_options: dict[str, float] = Field(
+        default={},
+        description="Parameters of the loss by name, as m=0.4,h=0.333; docs/losses.md has those of each loss and their "
+        "defaults.",
+    )
+    margin_warmup: int = Field(
+        default=0, ge=0, description="Steps over which the margin rises from none to its full size."
+    )
+    label_smoothing: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Part of each label that is spread evenly over the classes of the softmax.",
+    )
+    class_weights: str | Any = Field(
+        default="",
+        description="Weight of each class in the loss: a file of C numbers, .npy or text with one per line. In Python "
+        "also an array.",
+    )
+    class_counts: str | Any = Field(
+        default="",
+        description="Number of training images of each class, for dynamic_margin: a file as for class_weights, in "
+        "Python also an array. By default they are counted.",
+    )
+    subcenters: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="Class centers per class (K), of which the nearest counts: sub-center ArcFace, with any margin.",
+    )
+    interclass_filter: float | None = Field(
+        default=None,
+        gt=-1.0,
+        lt=1.0,
+        description="Other classes with a greater cosine than this leave the loss of a sample, as likely of the same "
+        "person; 0.4 in the paper. By default none does.",
+    )
     sample_ratio: float = Field(
         default=1.0, gt=0.0, le=1.0, description="Fraction of the class centers used in each step (Partial FC)."
     )
@@ -249,7 +302,44 @@ class Config(Settings):
 
     train_epochs: int | None = Field(default=120, ge=1, description="Epochs to train. Un-sets train_steps.")
     train_steps: int | None = Field(default=None, ge=1, description="Steps to train. Un-sets train_epochs.")
-    warmup_epochs: int = Field(default=0, ge=0, description="Epochs of linear warm-up of the learning rate.")
+    optimizer: str | Callable[..., Any] = Field(
+        default="momentum",
+        description=f"Optimizer of backbone and class centers: {', '.join(OPTIMIZERS)}, or 'package.module:Class' of a "
+        "Paddle optimizer. In Python also a function of learning_rate and parameters that returns a Paddle optimizer.",
+    )
+    momentum: float = Field(
+        default=0.9, ge=0.0, lt=1.0, description="Momentum of the optimizers momentum and lars; the others have none."
+    )
+    weight_decay: float = Field(
+        default=5e-4,
+        ge=0.0,
+        description="Weight decay of a named optimizer: L2 regularization of momentum, sgd and lars; of adamw and lion "
+        "apart from the gradient, times the learning rate, where 0.05 and more are usual.",
+    )
+    decay_norms: bool = Field(
+        default=True,
+        description="Weight decay also of biases and of the parameters of normalization layers, which have one "
+        "dimension. Off: of none of them.",
+    )
+    head_lr_factor: float = Field(
+        default=1.0, gt=0.0, description="Learning rate of the class centers, as a multiple of the schedule's."
+    )
+    backbone_lr_factor: float = Field(
+        default=1.0,
+        gt=0.0,
+        description="Learning rate of the backbone, as a multiple of the schedule's. Below 1 for fine-tuning.",
+    )
+    frozen: tuple[str, ...] = Field(
+        default=(),
+        description="Parameters of the backbone that stay as they are: patterns of their names, as "
+        "'conv1.*,stages.*.bn*'. Running statistics stay where their names match.",
+    )
+    warmup_epochs: int = Field(
+        default=0, ge=0, description="Epochs of linear warm-up of the learning rate. Un-sets warmup_steps."
+    )
+    warmup_steps: int = Field(
+        default=0, ge=0, description="Steps of linear warm-up of the learning rate. Un-sets warmup_epochs."
+    )
     lr: float = Field(
         default=0.1,
         gt=0.0,
@@ -257,14 +347,19 @@ class Config(Settings):
     )
     lr_schedule: ScheduleName | Callable[[int], float] = Field(
         default="step",
-        description="Course of the learning rate after warm-up. In Python also a function of the step.",
+        description="Course of the learning rate after warm-up. poly is the old name of polynomial. In Python also a "
+        "function of the step.",
     )
     lr_steps: Steps = Field(
         default=(100000, 160000, 220000), description="Steps at which the step schedule lowers the learning rate."
     )
-    lr_decay_factor: float = Field(
-        default=0.1, gt=0.0, le=1.0, description="Factor on the learning rate at each of lr_steps."
+    lr_epochs: Steps = Field(
+        default=(), description="Epochs after which the step schedule lowers the learning rate, in place of lr_steps."
     )
+    lr_decay_factor: float = Field(
+        default=0.1, gt=0.0, le=1.0, description="Factor on the learning rate at each of lr_steps or lr_epochs."
+    )
+    lr_power: float = Field(default=2.0, gt=0.0, description="Power of the polynomial schedule: (1 - progress)^power.")
     seed: int = Field(
         default=0, ge=0, lt=2**31, description="Seed of initial weights, data order, class sampling and dropout."
     )
@@ -311,16 +406,44 @@ class Config(Settings):
         description="Checkpoint loaded before train, test, predict and export. Without one, "
         "test, predict and export load the newest in model_save_dir. May be a URL.",
     )
+    pretrained: str = Field(
+        default="",
+        description="Weights that the network of a new run begins with: a checkpoint, an export, or a file of PyTorch "
+        "(.pt, .pth), Paddle (.pdparams), safetensors or ONNX. A run that resumes ignores it. May be a URL. See "
+        "docs/pretrained.md.",
+    )
+    pretrained_strict: bool = Field(
+        default=False,
+        description="Stop where the file of pretrained does not fit whole: a tensor of the network gets no value or "
+        "has another shape, or the file has layers that the network has not. By default a table lists these.",
+    )
+    pretrained_bgr: bool = Field(
+        default=False,
+        description="The network of pretrained takes pixels blue first, as AdaFace's: the channels of its first "
+        "convolution are reversed.",
+    )
     auto_resume: bool = Field(
         default=False,
         description="Go on from the newest whole checkpoint in model_save_dir; begin where there is none, from "
         "checkpoint_dir if that is set. The same command then starts a run and goes on with it.",
     )
-    class_change: Literal["stop", "by_name", "by_number"] = Field(
+    class_change: Literal["stop", "by_name", "by_number", "grow", "new_head"] = Field(
         default="stop",
-        description="Action at resuming on data whose class numbers mean other classes than in the checkpoint: stop; "
-        "move each class center to the class of its name (by_name); or keep the numbers (by_number), for classes that "
-        "were only renamed.",
+        description="Action at a start from a checkpoint on data with other classes: stop; move each class center to "
+        "the class of its name, where classes may be new or gone (by_name); keep the numbers, for classes that were "
+        "only renamed (by_number); keep the numbers and add classes behind them (grow); or keep the backbone alone "
+        "(new_head). See docs/finetuning.md.",
+    )
+    new_classes: Literal["mean", "random"] = Field(
+        default="mean",
+        description="Centers of classes that the checkpoint does not have: the mean feature of their images, one pass "
+        "over them, or random.",
+    )
+    counters: Literal["auto", "go_on", "anew"] = Field(
+        default="auto",
+        description="Epochs and steps at a start from checkpoint_dir: go on with those of the checkpoint (go_on); "
+        "begin at 0, with the schedule from its start (anew); or anew where classes are new or gone, or the head is "
+        "new (auto). A run that resumes in its own folder by auto_resume goes on in any case.",
     )
     model_save_dir: str = Field(
         default="output", description="Folder of the run's checkpoints, one folder per epoch. May be a URL."
@@ -406,12 +529,6 @@ class Config(Settings):
     test_dataset: Any = Field(
         default=None, exclude=True, description="Verification data: a plsc.VerificationSet or a list of them."
     )
-    optimizer: Callable[..., Any] | None = Field(
-        default=None,
-        exclude=True,
-        description="Optimizer of backbone and class centers: a function of learning_rate and parameters that returns "
-        "a Paddle optimizer. By default Momentum 0.9 with weight decay 5e-4.",
-    )
     head_optimizer: Any = Field(
         default=None,
         exclude=True,
@@ -444,7 +561,18 @@ class Config(Settings):
     def _known_loss(cls, value: str) -> str:
         return one_of(value, LOSS_TYPES)
 
-    @field_validator("dataset_dir", "val_targets", "val_dataset_dir", "checkpoint_dir", "model_save_dir")
+    @field_validator("loss_options")
+    @classmethod
+    def _known_options(cls, value: dict[str, float]) -> dict[str, float]:
+        check_option_names(value)
+        return value
+
+    @field_validator("class_weights", "class_counts")
+    @classmethod
+    def _numbers_of_classes(cls, value: Any) -> Any:
+        return value if isinstance(value, (str, ClassNumbers)) else ClassNumbers(value)
+
+    @field_validator("dataset_dir", "val_targets", "val_dataset_dir", "checkpoint_dir", "pretrained", "model_save_dir")
     @classmethod
     def _without_credentials(cls, value: str | None) -> str | None:
         return None if value is None else keep_credentials(value)
@@ -457,7 +585,7 @@ class Config(Settings):
         if not isinstance(value, str) and not callable(value):
             raise ValueError(f"expected {', '.join(SCHEDULES)} or a function of the step")
         if isinstance(value, str):
-            return one_of(value, SCHEDULES)
+            return one_of(_OTHER_SCHEDULE_NAMES.get(value, value), SCHEDULES)
         try:
             inspect.signature(value).bind(0)
         except TypeError as error:
@@ -466,14 +594,32 @@ class Config(Settings):
             pass
         return value
 
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _known_optimizer(cls, value: Any) -> Any:
+        if value is None:  # as in PLSC 3.0: no function, so the default
+            return "momentum"
+        if isinstance(value, str):
+            return value if ":" in value else one_of(value.lower(), OPTIMIZERS)
+        if not callable(value):
+            raise ValueError(
+                f"expected {', '.join(OPTIMIZERS)}, 'package.module:Class', a Paddle optimizer class, or a function "
+                f"f(learning_rate, parameters) that returns one: parameters do not exist yet when this is set"
+            )
+        return value
+
     @field_validator("async_save", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
         names = {True: "on", False: "off", "true": "on", "false": "off"}
         return names.get(value, value) if isinstance(value, (bool, str)) else value
 
-    @field_serializer("lr_schedule")
-    def _name_of_schedule(self, value: str | Callable[[int], float]) -> str:
+    @field_serializer("class_weights", "class_counts")
+    def _text_of_numbers(self, value: str | ClassNumbers) -> str:
+        return str(value)
+
+    @field_serializer("lr_schedule", "optimizer")
+    def _name_of(self, value: str | Callable[..., Any]) -> str:
         return value if isinstance(value, str) else getattr(value, "__qualname__", type(value).__qualname__)
 
     # Derived from the fields, so that each is derived in one way.
@@ -482,6 +628,25 @@ class Config(Settings):
     def loss_kind(self) -> str:
         """`loss_type` without `dist_`."""
         return self.loss_type.removeprefix("dist_")
+
+    @property
+    def loss(self) -> LossType:
+        """What `loss_type` stands for, sharded or not."""
+        return LOSSES[self.loss_kind]
+
+    @property
+    def loss_scale(self) -> float:
+        """s: `scale`, or by default that of the loss."""
+        return self.loss.scale if self.scale is None else self.scale
+
+    @property
+    def loss_parameters(self) -> Parameters:
+        """The loss's own parameters, those of `loss_options` set.
+
+        Raises:
+            ConfigError: the loss has no such parameter, or a value is outside its range.
+        """
+        return parameters_of(self.loss_kind, self.loss_options)
 
     @property
     def is_sharded(self) -> bool:
@@ -496,29 +661,28 @@ class Config(Settings):
             ConfigError: a margin is set that the loss does not have, or one that it needs is missing.
         """
         given = (self.margin1, self.margin2, self.margin3)
-        kind = self.loss_kind
-        if kind != "combined" and kind not in MARGINS:
+        kind, defaults, main = self.loss_kind, self.loss.margins, self.loss.main
+        if defaults is None:
             if self.margin is not None or any(value is not None for value in given):
-                raise ConfigError(f"loss_type '{self.loss_type}' has no margin, but one is set; leave it out")
+                own = ", ".join(self.loss.parameters.names())
+                cure = f"its parameters are {own}, see {setter('loss_options')}" if own else "leave it out"
+                raise ConfigError(f"loss_type '{self.loss_type}' has no margin, but one is set; {cure}")
             return None
-        m1, m2, m3 = given
-        if kind == "combined":
-            if self.margin is not None or m1 is None or m2 is None or m3 is None:
-                raise ConfigError(
-                    f"loss_type '{self.loss_type}' needs margin1, margin2 and margin3, and takes no "
-                    f"single margin; got {given}"
-                )
-            return m1, m2, m3
-        margins = list(MARGINS[kind])
-        if self.margin is not None:
-            margins[MAIN_MARGIN[kind]] = self.margin
+        if kind == "combined" and (self.margin is not None or None in given):
+            raise ConfigError(
+                f"loss_type '{self.loss_type}' needs margin1, margin2 and margin3, and takes no single margin; "
+                f"got {given}"
+            )
+        margins = list(defaults)
+        if self.margin is not None and main is not None:
+            margins[main] = self.margin
         m1, m2, m3 = (default if value is None else value for default, value in zip(margins, given))
         return m1, m2, m3
 
     @property
     def main_margin(self) -> float | None:
         """The one of `margins` that `margin` means, or None where the loss has no main margin."""
-        main = MAIN_MARGIN.get(self.loss_kind)
+        main = self.loss.main
         return None if main is None or self.margins is None else self.margins[main]
 
     @property
@@ -542,7 +706,7 @@ class Config(Settings):
 
     def check(self) -> None:
         """Raise `ConfigError` where settings that are right alone contradict each other."""
-        self.check_margins()
+        self.check_loss()
         if (self.train_epochs is None) == (self.train_steps is None):
             raise ConfigError(
                 f"train_epochs is {self.train_epochs} and train_steps is {self.train_steps}; set one of them"
@@ -561,20 +725,62 @@ class Config(Settings):
                 f"data of its own: {setter('val_dataset_dir')}"
             )
 
-    def check_margins(self) -> None:
-        """Raise `ConfigError` where margins are set that the loss does not have."""
-        margins = self.margins
-        if self.margin_function is not None:
-            given = {"margin": self.margin, "margin1": self.margin1, "margin2": self.margin2, "margin3": self.margin3}
-            names = [name for name, value in given.items() if value is not None]
-            if names:
-                raise ConfigError(
-                    f"margin_function replaces the margins of loss_type, but {names[0]} is set; unset one"
-                )
-            if margins is None:
-                raise ConfigError(
-                    f"loss_type '{self.loss_type}' has no margin, but margin_function is set; choose another loss_type"
-                )
+        if self.warmup_epochs and self.warmup_steps:
+            raise ConfigError(
+                f"warmup_epochs is {self.warmup_epochs} and warmup_steps is {self.warmup_steps}; set one of them"
+            )
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        """Raise `ConfigError` for settings that the optimizer does not have."""
+        given = [name for name in ("momentum", "weight_decay", "decay_norms") if self.is_given(name)]
+        if self.optimizer in OPTIMIZERS:
+            odd = [name for name in given if name == "momentum" and self.optimizer not in _WITH_MOMENTUM]
+        elif isinstance(self.optimizer, str):  # a class gets those that are given
+            odd = [name for name in given if name == "decay_norms"]
+        else:
+            odd = given
+        # A file may list all settings with their defaults.
+        odd = [name for name in odd if getattr(self, name) != type(self).model_fields[name].default]
+        if odd:
+            what = f"optimizer '{self.optimizer}'" if isinstance(self.optimizer, str) else "the function of optimizer"
+            raise ConfigError(
+                f"{odd[0]} is {getattr(self, odd[0])}, which {what} does not take; leave it out, or choose another "
+                f"optimizer of {', '.join(OPTIMIZERS)}"
+            )
+
+    def _check_negatives(self) -> None:
+        """Raise `ConfigError` where what concerns other classes does not fit the loss."""
+        given = {"subcenters": self.subcenters > 1, "interclass_filter": self.interclass_filter is not None}
+        names = [name for name, is_set in given.items() if is_set]
+        if names and self.loss_kind == "softmax":
+            raise ConfigError(
+                f"loss_type '{self.loss_type}' has no cosines, but {names[0]} is set; choose another loss_type, or "
+                f"leave {names[0]} out"
+            )
+
+    def check_loss(self) -> None:
+        """Raise `ConfigError` where margins or parameters are set that the loss does not have."""
+        margins, _ = self.margins, self.loss_parameters
+        self._check_negatives()
+        if self.label_smoothing and not self.loss.is_softmax:
+            raise ConfigError(
+                f"loss_type '{self.loss_type}' has no softmax whose labels could be smoothed, but label_smoothing is "
+                f"set; leave it out"
+            )
+        if self.margin_warmup and not self.loss.has_margin:
+            raise ConfigError(f"loss_type '{self.loss_type}' has no margin, but margin_warmup is set; leave it out")
+        if self.margin_function is None:
+            return
+        given = {"margin": self.margin, "margin1": self.margin1, "margin2": self.margin2, "margin3": self.margin3}
+        names = [name for name, value in given.items() if value is not None]
+        names += [f"{name} of loss_options" for name in self.loss_options if margins is None]
+        if names:
+            raise ConfigError(f"margin_function replaces the margins of loss_type, but {names[0]} is set; unset one")
+        if not self.loss.has_margin:
+            raise ConfigError(
+                f"loss_type '{self.loss_type}' has no margin, but margin_function is set; choose another loss_type"
+            )
 
 
 def _short(values: tuple[float, ...]) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from plsc.config import DEFAULT_VAL_TARGETS, LOSS_TYPES, Config, ScheduleName, check_callable, config
+from plsc.config import DEFAULT_VAL_TARGETS, Config, ScheduleName, check_callable, config
 from plsc.errors import ConfigError
+from plsc.loss_types import LOSS_TYPES
 from plsc.models.registry import find_backbone
 from plsc.utils.hints import setter
 from plsc.utils.lazy import require_paddle
@@ -37,7 +38,7 @@ log = logging.getLogger("plsc")
 # Losses of other kinds: three margins with such a name do not mean the combined margin.
 _OTHER_LOSSES = (
     *("triplet", "contrastive", "center", "circle", "npair", "ntxent", "proxy", "quadruplet", "focal", "bce", "mse"),
-    *("adaface", "magface", "curricular", "elastic", "vpl", "unified"),
+    *("adaface", "magface", "curricular", "elastic", "dynamic", "vpl", "unified"),
 )
 
 
@@ -83,9 +84,11 @@ class Entry(_Attributes):
             if name.startswith("set_"):
                 raise AttributeError(f"Entry has no method '{name}'{_setter_hint(name)}")
             name = Config.present_name(name, AttributeError)
-            # Scripts for PLSC 0.x read the defaults of these two, which depend on the loss and on the data.
+            # Scripts for PLSC 0.x read the defaults of these, which depend on the loss and on the data.
             if name == "margin" and self.config.margin is None:
                 return self.config.main_margin
+            if name == "scale":
+                return self.config.loss_scale
             if name == "val_targets" and self.config.val_targets is None:
                 return DEFAULT_VAL_TARGETS
             return getattr(self.config, name)
@@ -126,9 +129,20 @@ class Entry(_Attributes):
         self.config.model = check_model(model)
 
     def set_model_name(self, model_name: str) -> None:
-        """Backbone by name: one of `plsc.list_backbones()` or 'package.module:Class'. Default 'ResNet50'."""
+        """Backbone by name. Default 'ResNet50'.
+
+        One of `plsc.list_backbones()`, 'package.module:Class', or a network of Paddle, as
+        'paddle.vision.models:resnet18'. docs/backbones.md compares them, and `plsc models` lists what they cost.
+        """
         find_backbone(model_name)
         self.config.model_name = model_name
+
+    def set_recompute(self, recompute: bool) -> None:
+        """Compute the activations of the backbone's blocks again in the backward pass, in place of keeping them.
+
+        It takes less memory and about a third more time, and changes no number. Default False.
+        """
+        self.config.recompute = recompute
 
     # Last layer and loss
 
@@ -138,10 +152,10 @@ class Entry(_Attributes):
         """Loss and its margins: cos(margin1 theta + margin2) - margin3 on the target class, or a margin of your own.
 
         Args:
-            loss_type: softmax, arcface, cosface, sphereface or combined, each also as `dist_...`, which shards
-                the class centers over ranks. Default 'dist_arcface'. An unknown name together with all three
-                margins means combined, as in PLSC 0.2, with a warning. Or a margin object of `plsc.losses.margins`,
-                which replaces the margins of the loss set before and leaves its sharding.
+            loss_type: softmax, arcface, cosface, sphereface, combined or another one of docs/losses.md, each also as
+                `dist_...`, which shards the class centers over ranks. Default 'dist_arcface'. An unknown name together
+                with all three margins means combined, as in PLSC 0.2, with a warning. Or a margin object of
+                `plsc.losses.margins`, which replaces the margins of the loss set before and leaves its sharding.
             margin1: factor on the angle. Default 1, for sphereface 1.35.
             margin2: added to the angle, in radians. Default 0, for arcface 0.5.
             margin3: subtracted from the cosine. Default 0, for cosface 0.35.
@@ -157,7 +171,7 @@ class Entry(_Attributes):
         else:
             changed.assign(loss_type=_known_loss(loss_type, (margin1, margin2, margin3)), margin_function=None)
         if any(value is not None for value in (margin1, margin2, margin3)):
-            changed.check_margins()
+            changed.check_loss()
         self.config.assign(
             loss_type=changed.loss_type,
             margin_function=changed.margin_function,
@@ -171,12 +185,60 @@ class Entry(_Attributes):
         self.config.margin = margin
 
     def set_scale(self, scale: float) -> None:
-        """Scale s, the factor from cosines to logits. Default 64."""
+        """Scale s, the factor from cosines to logits. Default: that of the loss, 64 for most."""
         self.config.scale = scale
+
+    def set_loss_options(self, **options: float) -> None:
+        """Parameters of the loss by name, for example `set_loss_options(m=0.4, h=0.333)` for adaface.
+
+        It replaces those set before. docs/losses.md has the parameters of each loss, with units and defaults.
+
+        Raises:
+            ConfigError: no loss has such a parameter; or, when training begins, `loss_type` has not.
+        """
+        self.config.assign(loss_options=options)
+
+    def set_margin_warmup(self, steps: int) -> None:
+        """Steps over which the margin rises from none to its full size; for a loss that stays at its first value.
+
+        Default 0: the margin is full from the first step on.
+        """
+        self.config.margin_warmup = steps
+
+    def set_label_smoothing(self, epsilon: float) -> None:
+        """Part of each label that is spread evenly over the classes of the softmax, 0 up to below 1. Default 0."""
+        self.config.label_smoothing = epsilon
+
+    def set_class_weights(self, weights: Any) -> None:
+        """Weight of each class in the loss, as that of `torch.nn.CrossEntropyLoss`: the loss is a weighted mean.
+
+        Args:
+            weights: [C] numbers of 0 or more, or the path of a file of them: .npy, or text with one per line.
+        """
+        self.config.class_weights = _path_or_array(weights)
+
+    def set_class_counts(self, counts: Any) -> None:
+        """Number of training images of each class, for dynamic_margin. Default: they are counted.
+
+        Args:
+            counts: [C] numbers of 0 or more, or the path of a file of them, as for `set_class_weights`.
+        """
+        self.config.class_counts = _path_or_array(counts)
 
     def set_model_parallel(self, flag: bool) -> None:
         """Shard the class centers over ranks, or replicate them. Overrides the prefix of loss_type."""
         self.config.model_parallel = flag
+
+    def set_subcenters(self, count: int) -> None:
+        """Class centers per class, of which the nearest counts (Deng et al., ECCV 2020); 3 in the paper. Default 1."""
+        self.config.subcenters = count
+
+    def set_interclass_filter(self, cosine: float | None) -> None:
+        """Other classes with a greater cosine leave the loss of a sample (An et al., CVPR 2022). Default: none.
+
+        0.4 in the paper, -1 to 1 both excluded; None for no filter.
+        """
+        self.config.interclass_filter = cosine
 
     def set_sample_ratio(self, sample_ratio: float) -> None:
         """Fraction of the class centers in each step (Partial FC, An et al., 2021), over 0 up to 1. Default 1."""
@@ -331,8 +393,12 @@ class Entry(_Attributes):
         self.config.assign(train_steps=num, train_epochs=None)
 
     def set_warmup_epochs(self, num: int) -> None:
-        """Epochs over which the learning rate rises to its peak. Default 0."""
-        self.config.warmup_epochs = num
+        """Epochs over which the learning rate rises to its peak. Default 0. Un-sets the steps of warm-up."""
+        self.config.assign(warmup_epochs=num, warmup_steps=0)
+
+    def set_warmup_steps(self, num: int) -> None:
+        """Steps over which the learning rate rises to its peak. Default 0. Un-sets the epochs of warm-up."""
+        self.config.assign(warmup_steps=num, warmup_epochs=0)
 
     def set_step_boundaries(self, boundaries: Sequence[int]) -> None:
         """Steps at which the step schedule lowers the learning rate. Default (100000, 160000, 220000)."""
@@ -342,13 +408,21 @@ class Entry(_Attributes):
         """Factor on the learning rate at each boundary. Default 0.1."""
         self.config.lr_decay_factor = factor
 
+    def set_lr_epochs(self, epochs: Sequence[int]) -> None:
+        """Epochs after which the step schedule lowers the learning rate, in place of `set_step_boundaries`."""
+        self.config.assign(lr_epochs=epochs)
+
+    def set_lr_power(self, power: float) -> None:
+        """Power of the polynomial schedule, (1 - progress)^power. Default 2."""
+        self.config.lr_power = power
+
     def set_lr(self, lr: float | ScheduleName | Callable[[int], float]) -> None:
         """Learning rate or its schedule.
 
         Args:
             lr: the learning rate at a global batch of 1024 (default 0.1; the peak is lr times the global batch / 1024);
-                or a schedule: 'step' (default), 'cosine' or 'poly', or a function step -> learning rate, a number of 0
-                or more that depends on the step alone.
+                or a schedule: 'step' (default), 'cosine', 'polynomial' or 'one_cycle', or a function step -> learning
+                rate, a number of 0 or more that depends on the step alone.
         """
         if isinstance(lr, str) or callable(lr):
             self.config.lr_schedule = lr
@@ -357,20 +431,55 @@ class Entry(_Attributes):
         if callable(self.config.lr_schedule):  # a function takes no account of lr
             self.config.lr_schedule = "step"
 
-    def set_optimizer(self, optimizer: Callable[..., Any]) -> None:
-        """Optimizer: a Paddle class, or anything that can be called as f(learning_rate=..., parameters=[...]).
+    def set_optimizer(self, optimizer: str | Callable[..., Any]) -> None:
+        """Optimizer of backbone and class centers: a name, a Paddle class, or a function that returns an optimizer.
 
-        By default Momentum 0.9 with weight decay 5e-4.
-
-
-        For example `functools.partial(paddle.optimizer.AdamW, weight_decay=0.05)`.
+        Args:
+            optimizer: 'momentum' (default), 'sgd', 'adamw', 'lars' or 'lion', with `set_momentum` and
+                `set_weight_decay`; 'package.module:Class'; or anything that can be called as
+                f(learning_rate=..., parameters=[...]), as `functools.partial(paddle.optimizer.AdamW, beta2=0.98)`.
         """
-        self.config.optimizer = check_callable(
-            "set_optimizer",
-            optimizer,
-            expected="a Paddle optimizer class, or a function f(learning_rate, parameters) that "
-            "returns one: parameters do not exist yet when this is set",
-        )
+        if not isinstance(optimizer, str):
+            check_callable(
+                "set_optimizer",
+                optimizer,
+                expected="a name, a Paddle optimizer class, or a function f(learning_rate, parameters) that "
+                "returns one: parameters do not exist yet when this is set",
+            )
+        self.config.optimizer = optimizer
+
+    def set_momentum(self, momentum: float) -> None:
+        """Momentum of the optimizers 'momentum' and 'lars', 0 to below 1. Default 0.9."""
+        self.config.momentum = momentum
+
+    def set_weight_decay(self, decay: float, norms: bool | None = None) -> None:
+        """Weight decay of a named optimizer. Default 5e-4.
+
+        Args:
+            decay: 0 or more. L2 regularization of 'momentum', 'sgd' and 'lars'; of 'adamw' and 'lion' apart from the
+                gradient and multiplied by the learning rate, where 0.05 and more are usual.
+            norms: also of biases and of the parameters of normalization layers. By default as it was, True at first.
+        """
+        self.config.weight_decay = decay
+        if norms is not None:
+            self.config.decay_norms = norms
+
+    def set_head_lr_factor(self, factor: float) -> None:
+        """Learning rate of the class centers, as a multiple of the schedule's, over 0. Default 1."""
+        self.config.head_lr_factor = factor
+
+    def set_backbone_lr_factor(self, factor: float) -> None:
+        """Learning rate of the backbone, as a multiple of the schedule's, over 0. Default 1; below for fine-tuning."""
+        self.config.backbone_lr_factor = factor
+
+    def set_frozen(self, *patterns: str) -> None:
+        """Keep parameters of the backbone as they are, those whose names match a pattern; none without a pattern.
+
+        Args:
+            patterns: as 'stages.*' or 'conv1.weight', with * for any characters, ? for one, [ab] for one of these.
+                Running statistics stay where their names match. A pattern that matches no name is an error.
+        """
+        self.config.assign(frozen=patterns)
 
     def set_seed(self, seed: int) -> None:
         """Seed of initial weights, data order, class sampling and dropout. Default 0."""
@@ -452,6 +561,18 @@ class Entry(_Attributes):
         """
         self.config.checkpoint_dir = str(directory)
 
+    def set_pretrained(self, path: str | Path, *, strict: bool = False, bgr: bool = False) -> None:
+        """Weights that the network of a new run begins with; a run that resumes ignores them. See docs/pretrained.md.
+
+        Args:
+            path: a checkpoint, an export, or a file of PyTorch (.pt, .pth), Paddle (.pdparams), safetensors or ONNX.
+                May be a URL.
+            strict: stop where a tensor of the network gets no value, has another shape, or the file has layers that
+                the network has not. By default a table lists them, and only a file of which nothing fits is an error.
+            bgr: the network of the file takes pixels blue first, as AdaFace's.
+        """
+        self.config.assign(pretrained=str(path), pretrained_strict=strict, pretrained_bgr=bgr)
+
     def set_auto_resume(self, flag: bool) -> None:
         """Go on from the newest whole checkpoint in `model_save_dir`; begin where there is none. Default False.
 
@@ -460,15 +581,32 @@ class Entry(_Attributes):
         """
         self.config.auto_resume = flag
 
-    def set_class_change(self, action: Literal["stop", "by_name", "by_number"]) -> None:
-        """Action at resuming on data whose class numbers mean other classes than in the checkpoint. Default 'stop'.
+    def set_class_change(self, action: Literal["stop", "by_name", "by_number", "grow", "new_head"]) -> None:
+        """Action at a start from a checkpoint on data with other classes. Default 'stop'. See docs/finetuning.md.
 
         Args:
             action: 'stop' with an error that names both; 'by_name' moves each class center, with its optimizer state,
-                to the class of its name, where the names are the same in another order; 'by_number' keeps the numbers,
-                for classes that were only renamed.
+                to the class of its name: classes may be new, gone and in another order; 'by_number' keeps the numbers,
+                for classes that were only renamed; 'grow' keeps the numbers and adds classes behind them; 'new_head'
+                keeps the backbone alone.
         """
         self.config.class_change = action
+
+    def set_new_classes(self, start: Literal["mean", "random"]) -> None:
+        """Centers of classes that the checkpoint does not have: the 'mean' feature of their images, or 'random'.
+
+        Default 'mean', which takes one pass over the images of these classes.
+        """
+        self.config.new_classes = start
+
+    def set_counters(self, action: Literal["auto", "go_on", "anew"]) -> None:
+        """Epochs and steps at a start from `set_checkpoint_dir`. Default 'auto'.
+
+        Args:
+            action: 'go_on' with those of the checkpoint, as a run that resumes; 'anew' from 0, with the schedule from
+                its start; 'auto': anew where classes are new or gone, or the head is new.
+        """
+        self.config.counters = action
 
     def set_model_save_dir(self, directory: str | Path) -> None:
         """Folder of the run's checkpoints, one folder per epoch. Default 'output'. May be a URL, as 's3://bucket/run'."""
@@ -687,6 +825,10 @@ class Entry(_Attributes):
         return topology
 
 
+def _path_or_array(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
 def _known_loss(loss_type: str, margins: tuple[float | None, ...]) -> str:
     """The name of the loss that a name and three margins mean.
 
@@ -698,8 +840,8 @@ def _known_loss(loss_type: str, margins: tuple[float | None, ...]) -> str:
         return loss_type
     if any(word in kind.lower() for word in _OTHER_LOSSES):
         raise ConfigError(
-            f"loss_type: got {loss_type!r}, a loss that PLSC does not have; accepted: {', '.join(LOSS_TYPES)}, or a "
-            f"margin object of your own (docs/extending.md)"
+            f"loss_type: got {loss_type!r}, a loss that PLSC does not have; {did_you_mean(loss_type, LOSS_TYPES)}"
+            f"accepted: {', '.join(LOSS_TYPES)}, or a margin object of your own (docs/extending.md)"
         )
     combined = f"{'dist_' if loss_type != kind else ''}combined"
     log.warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from decimal import Decimal
 from fractions import Fraction
@@ -12,7 +13,8 @@ import pytest
 
 from plsc import Config, ConfigError, Entry
 from plsc.cli.settings import make_entry
-from plsc.config import MARGINS
+from plsc.loss_types import LOSS_KINDS, LOSSES, LossType, Parameters, number
+from plsc.utils.class_numbers import numbers_of_classes
 from plsc.utils.settings import plain_type, text_of
 
 
@@ -54,7 +56,10 @@ def test_an_unknown_loss_with_three_margins_is_combined_and_said(loss, trained, 
             ("triplet", 1, 0.2, 0.3),
             "loss_type: got 'triplet', a loss that PLSC does not have; accepted: softmax, arcface",
         ),
-        (("dist_AdaFace", 1, 0.2, 0.3), "got 'dist_AdaFace', a loss that PLSC does not have"),
+        (
+            ("dist_AdaFace", 1, 0.2, 0.3),
+            "got 'dist_AdaFace', a loss that PLSC does not have; did you mean 'dist_adaface'?",
+        ),
         (("triplet", 0.2), "got 'triplet' (str); accepted: softmax"),
         (("am_softmax",), "did you mean 'cosface'?"),
         (("cross-entropy",), "did you mean 'softmax'?"),
@@ -113,7 +118,7 @@ def test_set_margin_is_the_one_margin_of_the_loss(loss, index):
     assert entry.config.margins[index] == 0.2
 
 
-@pytest.mark.parametrize("kind", MARGINS)
+@pytest.mark.parametrize("kind", ["arcface", "cosface", "sphereface"])
 def test_writing_the_default_margin_means_the_same_as_leaving_it_out(kind):
     assert Config(loss_type=kind, margin=None).margins == Config(loss_type=kind).margins
     assert Config(loss_type=kind, margin=Config(loss_type=kind).main_margin).margins == Config(loss_type=kind).margins
@@ -148,6 +153,28 @@ def test_verification_sets_by_name():
         ({"loss_type": "combined", "margin1": 1.0, "margin2": 0.1, "margin3": 0.1, "margin": 0.2}, "no single margin"),
         ({"margin_function": max, "margin3": 0.1}, "margin_function replaces the margins .*, but margin3 is set"),
         ({"margin_function": max, "loss_type": "softmax"}, "has no margin, but margin_function is set"),
+        (
+            {"loss_type": "adaface", "margin": 0.3},
+            "has no margin, but one is set; its parameters are m, h, average, see",
+        ),
+        ({"loss_options": {"h": 0.3}}, "loss_options: loss 'arcface' has no parameter 'h'$"),
+        (
+            {"loss_type": "dist_adaface", "loss_options": {"std": 0.3}},
+            "loss 'adaface' has no parameter 'std'; its parameters are m, h, average",
+        ),
+        (
+            {"loss_type": "adaface", "loss_options": {"average": 3}},
+            "loss_options: average: got 3.0, expected a number, at least 0 and at most 1",
+        ),
+        (
+            {"loss_type": "magface", "loss_options": {"m": 0.3}, "margin_function": max},
+            "loss 'magface' has no parameter 'm'",
+        ),
+        (
+            {"loss_type": "adaface", "loss_options": {"m": 0.3}, "margin_function": max},
+            "margin_function replaces the margins of loss_type, but m of loss_options is set",
+        ),
+        ({"loss_type": "softmax", "margin_warmup": 10}, "has no margin, but margin_warmup is set"),
         ({"train_steps": 3, "train_epochs": 120}, "train_epochs is 120 and train_steps is 3; set one of them"),
         ({"train_epochs": None}, "train_epochs is None and train_steps is None"),
     ],
@@ -164,9 +191,24 @@ def test_contradictions(settings, words):
         ({"pixel_std": 0}, r"pixel_std: got 0 \(int\); expected numbers above 0"),
         ({"image_shape": "3,112"}, "expected three numbers, as 3,112,112"),
         ({"lr_steps": "9,5"}, "expected steps of 1 or more in ascending order"),
-        ({"lr_schedule": "cosin"}, "did you mean 'cosine'? accepted: step, cosine, poly"),
-        ({"lr_schedule": 3}, "lr_schedule: got 3 (int); expected step, cosine, poly or a function of the step"),
+        ({"lr_schedule": "cosin"}, "did you mean 'cosine'? accepted: step, cosine, polynomial, one_cycle"),
+        (
+            {"lr_schedule": 3},
+            "lr_schedule: got 3 (int); expected step, cosine, polynomial, one_cycle or a function of the step",
+        ),
         ({"margin_function": 3}, "margin_function: got 3 (int); expected callable"),
+        (
+            {"loss_options": {"avarage": 1}},
+            "no loss has a parameter 'avarage'; did you mean 'average'? known: average, ",
+        ),
+        ({"loss_options": "m=0.4,h"}, "loss_options: got 'm=0.4,h' (str); expected numbers by name, as m=0.4,h=0.333"),
+        ({"loss_options": "m=0.4,m=0.3"}, "'m' is given twice"),
+        ({"loss_options": "m=much"}, "loss_options: got 'much' (str); expected a valid number"),
+        ({"label_smoothing": 1.0}, "label_smoothing: got 1.0 (float); expected less than 1"),
+        ({"class_weights": [1.0, -2.0]}, "the number of class 1 is -2, expected 0 or more"),
+        ({"class_weights": [[1.0]]}, "expected one number per class, got an array of shape [1, 1]"),
+        ({"class_counts": ["many"]}, "expected an array of numbers, one per class, or the path of a file"),
+        ({"class_counts": [0, 0]}, "all numbers are 0"),
     ],
 )
 def test_wrong_values(settings, words):
@@ -191,8 +233,7 @@ def test_a_schedule_is_saved_by_its_name():
 
 
 def test_the_description_names_every_choice():
-    for name, choices in (("loss_type", MARGINS),):
-        assert set(choices) <= set(re.findall(r"\w+", Config.model_fields[name].description))
+    assert set(LOSS_KINDS) <= set(re.findall(r"\w+", Config.model_fields["loss_type"].description))
 
 
 def test_the_spelling_of_1_0_is_accepted():
@@ -208,9 +249,10 @@ def test_the_spelling_of_1_0_is_accepted():
 
 
 def test_a_new_kind_of_loss_needs_no_margins_of_the_common_formula(monkeypatch):
+    monkeypatch.setitem(LOSSES, "linear", LossType(scale=30.0))
     monkeypatch.setattr("plsc.config.LOSS_TYPES", ("linear",))
     config = Config(loss_type="linear")
-    assert config.margins is None and config.main_margin is None
+    assert (config.margins, config.main_margin, config.loss_scale) == (None, None, 30.0)
     with pytest.raises(ConfigError, match="'linear' has no margin, but one is set"):
         Config(loss_type="linear", margin=0.3).check()
 
@@ -284,4 +326,73 @@ def test_setters_refuse_numbers_that_are_not_finite():
     ):
         with pytest.raises(ConfigError, match="got"):
             call()
-    assert entry.config.lr == 0.1 and entry.config.scale == 64.0
+    assert entry.config.lr == 0.1 and entry.scale == 64.0
+
+
+def test_parameters_of_a_loss_in_every_way_that_they_can_be_given(tmp_path):
+    entry = Entry()
+    entry.set_loss_type("adaface")
+    entry.set_loss_options(m=0.3, h=0.5)
+    (tmp_path / "run.yaml").write_text("loss_type: adaface\nloss_options: {m: 0.3, h: 0.5}\n")
+    (tmp_path / "text.yaml").write_text("loss_type: adaface\nloss_options: m=0.3,h=0.5\n")
+    flags = make_entry({"loss_type": "adaface", "loss_options": "m=0.3, h=0.5"}).config
+    for config in (entry.config, flags, *map(Config.from_file, (tmp_path / "run.yaml", tmp_path / "text.yaml"))):
+        assert config.loss_options == {"m": 0.3, "h": 0.5}
+        assert dataclasses.asdict(config.loss_parameters) == {"m": 0.3, "h": 0.5, "average": 0.01}
+    assert text_of(entry.config.loss_options) == "m=0.3,h=0.5"
+
+
+@pytest.mark.parametrize("kind, scale", [("arcface", 64.0), ("dynamic_margin", 80.0), ("dist_dynamic_margin", 80.0)])
+def test_the_scale_is_that_of_the_loss_unless_it_is_given(kind, scale):
+    entry = Entry()
+    entry.set_loss_type(kind)
+    assert entry.scale == entry.config.loss_scale == scale
+    entry.set_scale(30)
+    assert entry.scale == entry.config.loss_scale == 30.0
+
+
+def test_the_range_of_a_parameter_is_said(monkeypatch):
+    @dataclasses.dataclass(eq=False)
+    class Odd(Parameters):
+        free: float = number(0.0, "Any number.")
+        most: float = number(0.0, "Below.", most=3.0)
+
+    monkeypatch.setitem(LOSSES, "odd", LossType(parameters=Odd))
+    monkeypatch.setattr("plsc.config.LOSS_TYPES", ("odd",))
+    for options, words in (({"most": 4.0}, "most: got 4.0, expected a number, at most 3"),):
+        with pytest.raises(ConfigError, match=words):
+            Config(loss_type="odd", loss_options=options).check()
+    assert Config(loss_type="odd", loss_options={"free": -7.0}).loss_parameters.free == -7.0
+
+
+@pytest.mark.parametrize("setting", ["class_weights", "class_counts"])
+def test_numbers_of_classes_are_given_as_an_array_or_a_file(setting, tmp_path):
+    np.save(tmp_path / "n.npy", np.array([1.0, 2.5, 0.0]))
+    (tmp_path / "n.txt").write_text("1\n2.5\n0\n")
+    entry = Entry()
+    for given in (tmp_path / "n.npy", str(tmp_path / "n.txt"), [1, 2.5, 0], np.array([1.0, 2.5, 0.0], np.float32)):
+        getattr(entry, f"set_{setting}")(given)
+        found = numbers_of_classes(setting, getattr(entry.config, setting), 3)
+        np.testing.assert_array_equal(found, [1.0, 2.5, 0.0])
+    described = entry.config.model_dump(mode="json")[setting]
+    assert described.startswith("3 numbers (") and described in repr(entry)
+    setattr(entry, setting, [1, 2.5, 1])
+    assert entry.config.model_dump(mode="json")[setting] != described
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("1\n2\n", "2 numbers, expected one for each of the 3 classes; set_class_num sets their number"),
+        ("1\ntwo\n3\n", "line 2 is 'two', expected a number; a file holds one number per class"),
+        ("1\nnan\n3\n", "the number of class 1 is nan, expected 0 or more"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_a_file_that_does_not_hold_numbers_of_classes_is_named(text, words, tmp_path):
+    path = tmp_path / "weights.txt"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        numbers_of_classes("class_weights", str(path), 3)
+    assert words in str(error.value) and "class_weights: " in str(error.value) and str(path) in str(error.value)

@@ -14,6 +14,7 @@ import typer.main
 
 from plsc import Entry
 from plsc.cli.main import app
+from plsc.loss_types import LOSSES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -104,3 +105,12 @@ def test_commands_and_flags_that_the_pages_name_exist(page):
         known = {flag for option in command.params for flag in [*option.opts, *option.secondary_opts]} | {"--help"}
         flags = {word.split("=")[0].strip("[],.)") for word in words if word.lstrip("[").startswith("--")}
         assert flags <= known, f"{page.name}: plsc {' '.join(path)} has no {sorted(flags - known)}"
+
+
+def test_every_loss_has_a_row_and_every_parameter_a_place():
+    page = (ROOT / "docs" / "losses.md").read_text()
+    table = page[page.index("| `set_loss_type`") : page.index("### Softmax")]
+    for kind, loss in LOSSES.items():
+        assert f"`{kind}`" in table, kind
+        for name in loss.parameters.names():
+            assert re.search(rf"\b{name}\b[, ]", page[page.index("### Softmax") :]), (kind, name)

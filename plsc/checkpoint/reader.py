@@ -149,7 +149,7 @@ class Checkpoint:
         Raises:
             CheckpointError: as for `read`.
         """
-        target = np.empty([len(rows), *self.shape(name)[1:]], self.dtype(name))
+        target = np.zeros([len(rows), *self.shape(name)[1:]], self.dtype(name))
         for places, values in self.chosen_blocks(name, rows, is_finite=is_finite):
             target[places] = values
         return target
@@ -187,7 +187,7 @@ class Checkpoint:
 
         Args:
             name: the tensor's name.
-            rows: global rows, in any order.
+            rows: global rows, in any order; none is read for -1.
             is_finite: refuse numbers that are not finite in these rows and those between them.
 
         Returns:

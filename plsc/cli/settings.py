@@ -22,7 +22,7 @@ from plsc.entry import Entry
 from plsc.errors import ConfigError
 from plsc.models.registry import find_backbone
 from plsc.utils.hints import flag_of
-from plsc.utils.settings import Settings, accepted_values, plain_type, text_of
+from plsc.utils.settings import Settings, accepted_values, plain_type, takes_pairs, text_of
 
 _Function = Callable[..., None]
 
@@ -134,6 +134,8 @@ def make_entry(values: dict[str, Any]) -> Entry:
     setters: dict[str, Callable[[Any], None]] = {
         "train_epochs": entry.set_train_epochs,
         "train_steps": entry.set_train_steps,
+        "warmup_epochs": entry.set_warmup_epochs,
+        "warmup_steps": entry.set_warmup_steps,
     }
     for name, value in values.items():
         if name in setters and value is not None:
@@ -148,8 +150,8 @@ def _flags(settings: type[Settings], without: Collection[str]) -> list[inspect.P
         _flag(name, field, heading)
         for heading, fields in settings.grouped_fields().items()
         for name, field in fields.items()
-        # A dict belongs in the file.
-        if name not in without and plain_type(field.annotation) is not dict
+        # A dict of anything but numbers belongs in the file.
+        if name not in without and (plain_type(field.annotation) is not dict or takes_pairs(field.annotation))
     ]
     made = {flag.name for flag in flags}
     fields = settings.model_fields
@@ -172,7 +174,7 @@ def _flag(name: str, field: FieldInfo, heading: str | None) -> inspect.Parameter
 
 def describe_default(field: FieldInfo) -> str:
     """The description of a field, and its default unless that says nothing."""
-    default = "" if field.default in (None, "") else f" Default: {text_of(field.default)}."
+    default = "" if field.default in (None, "", {}) else f" Default: {text_of(field.default)}."
     return f"{field.description}{default}"
 
 

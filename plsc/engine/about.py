@@ -39,6 +39,7 @@ class SavedSettings(BaseModel):
     image_shape: list[int]
     model_name: str | None = None
     loss_type: str
+    subcenters: int = 1
 
 
 class AboutClasses(BaseModel):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import paddle
 
 from plsc.config import DEFAULT_VAL_TARGETS, Config, check_callable
@@ -61,7 +62,7 @@ class Loader(Protocol):
 
 
 def build_dataloader(
-    config: Config, topology: Topology, *, classes_trained: int | None = None
+    config: Config, topology: Topology, *, classes_trained: int | None = None, follows_data: bool = False
 ) -> TrainLoader | ReaderLoader:
     """A loader of the user's `train_reader`, else of `train_dataset`, else of `dataset_dir`.
 
@@ -72,6 +73,7 @@ def build_dataloader(
         config: the settings.
         topology: this rank.
         classes_trained: number of classes in the checkpoint to resume from.
+        follows_data: the number of classes of the data counts, where it is known, also where the checkpoint has more.
 
     Raises:
         ConfigError: `train_reader` is no function.
@@ -82,6 +84,8 @@ def build_dataloader(
         return _reader_loader(config, topology, num_classes)
     records = open_training_records(config)
     found = _count_known_classes(records)
+    if follows_data and found is not None:
+        classes_trained = None
     return TrainLoader(
         records,
         Transform(config.image_shape, config.flip, augment=_augment(config)),
@@ -188,6 +192,14 @@ def warn_of_large_batch(loader: Loader, config: Config, *, global_batch: int) ->
     )
 
 
+def count_images(records: Records | None, num_classes: int) -> npt.NDArray[np.int64] | None:
+    """[C]: training images of each class; None where the training data has no records.
+
+    A source that does not know its labels reads every record for it.
+    """
+    return None if records is None else np.bincount(records.labels, minlength=num_classes)
+
+
 def count_steps_per_epoch(loader: Loader, global_batch: int) -> int | None:
     """Steps per epoch; None where the number of training images is unknown."""
     if isinstance(loader, TrainLoader):
@@ -220,9 +232,10 @@ def _reader_loader(config: Config, topology: Topology, num_classes: int) -> Read
         num_images=config.train_image_num,
         world_size=topology.world_size,
     )
-    if loader.num_images is None and config.warmup_epochs:
+    if loader.num_images is None and (config.warmup_epochs or config.lr_epochs):
         log.info(
-            "warm-up in epochs needs the number of images: reading train_reader once to count them (%s saves this)",
+            "a learning rate by epochs needs the number of images: reading train_reader once to count them (%s saves "
+            "this)",
             setter("train_image_num"),
         )
         loader.num_images = loader.count()

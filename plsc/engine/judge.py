@@ -284,6 +284,6 @@ class Judge:
             cure += f", or train in a type of greater range: {setter('amp_dtype', 'bfloat16')}"
         error = TrainingError(
             f"epoch {place.epoch}, step {place.step + 1}: {finding.text} (learning rate {place.learning_rate:.3g}, "
-            f"scale {self._config.scale:g}); {kept}. {cure}"
+            f"scale {self._config.loss_scale:g}); {kept}. {cure}"
         )
         return on_all_ranks(error)

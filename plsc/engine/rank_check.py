@@ -22,6 +22,7 @@ from plsc.distributed.agreement import agree, on_all_ranks
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.errors import DistributedError
+from plsc.utils.class_numbers import read_numbers
 from plsc.utils.plural import counted
 from plsc.version import __version__
 
@@ -39,6 +40,7 @@ OWN_SETTINGS = frozenset(
         "max_last_checkpoint_num",
         "num_workers",
         "predict_reader",
+        "pretrained",
         "rank_timeout",
         "test_batch_size",
         "val_dataset_dir",
@@ -47,6 +49,8 @@ OWN_SETTINGS = frozenset(
 )
 # Of these objects only the class is compared: their attributes may be paths or the rank. `describe_network` is the
 # comparison of the backbone.
+# Settings that may be paths of files with a number per class.
+_FILES_OF_NUMBERS = ("class_weights", "class_counts")
 _DATA_OBJECTS = frozenset({"train_dataset", "val_dataset", "test_dataset", "train_reader", "test_reader"})
 _HARMLESS = frozenset({"version of Python"})  # a difference is a warning
 _LONGEST = 120  # characters of a value in a message
@@ -133,9 +137,13 @@ def describe_settings(config: Config, only: Collection[str] | None = None) -> di
     """
     names = only or [name for name in type(config).model_fields if name not in {*OWN_SETTINGS, "model"}]
     values = {name: getattr(config, name) for name in names}
-    return {
+    described = {
         name: _name_of(value) if name in _DATA_OBJECTS else describe_object(value) for name, value in values.items()
     }
+    for name in _FILES_OF_NUMBERS:  # a file of the same name may hold other numbers
+        if values.get(name):
+            described[name] = f"{values[name]}: {read_numbers(name, values[name])}"
+    return described
 
 
 def describe_object(value: Any) -> object:

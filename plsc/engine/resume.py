@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 from pathlib import Path
@@ -26,10 +27,12 @@ log = logging.getLogger("plsc")
 _ORDER_SETTINGS = ("seed", "class_balanced", "min_images_per_class", "val_split")
 # The settings that decide the result of a run, in addition to the classes and the images. `train_batch_size` and the
 # number of ranks are none of them: they change the global batch, of which there is a warning. The loss, its margins,
-# the network and the end of a schedule are compared apart.
+# scale and parameters, the network and the end of a schedule are compared apart.
 DECIDING_SETTINGS = (
-    *("scale", "sample_ratio", "momentum_storage"),
-    *("lr", "lr_schedule", "lr_steps", "lr_decay_factor", "warmup_epochs"),
+    *("subcenters", "interclass_filter"),
+    *("sample_ratio", "momentum_storage", "margin_warmup", "label_smoothing", "class_weights", "class_counts"),
+    *("lr", "lr_schedule", "lr_steps", "lr_epochs", "lr_decay_factor", "lr_power", "warmup_epochs", "warmup_steps"),
+    *("momentum", "weight_decay", "decay_norms", "head_lr_factor", "backbone_lr_factor", "frozen"),
     *("emb_dim", "image_shape", "pixel_mean", "pixel_std", "flip"),
     *("augment_crop", "augment_rotate", "augment_color_jitter", "augment_rand_augment", "augment_rand_magnitude"),
     *("augment_gray", "augment_blur", "augment_erase"),
@@ -111,16 +114,22 @@ def find_changes(about: About, config: Config, *, network: str) -> dict[str, tup
     """
     settings = about.settings.model_dump()
     given = config.model_dump(mode="json")
-    before: dict[str, Any] = {"loss_type": about.settings.loss_type, "margins": _saved_margins(settings)}
-    now: dict[str, Any] = {"loss_type": config.loss_type, "margins": config.margins}
-    if before["loss_type"].removeprefix("dist_") == config.loss_kind:  # sharded and replicated heads train alike
-        before["loss_type"] = config.loss_type
+    before, now = _describe_loss(_saved_loss(settings)), _describe_loss(config)
+    if before["loss_type"] == now["loss_type"]:  # sharded and replicated heads train alike
+        del before["loss_type"], now["loss_type"]
+    else:
+        before["loss_type"], now["loss_type"] = about.settings.loss_type, config.loss_type
+        del now["loss_options"]
     before.update((name, settings.get(name)) for name in DECIDING_SETTINGS)
     now.update((name, given[name]) for name in DECIDING_SETTINGS)
     before["network"], now["network"] = about.network, network
-    if config.lr_schedule in ("cosine", "poly"):
+    if before["lr_schedule"] == "poly":  # its name before polynomial
+        before["lr_schedule"] = "polynomial"
+    if config.lr_schedule in ("cosine", "polynomial", "one_cycle"):
         before["end"], now["end"] = _end_of(settings), _end_of(given)
     before.update(about.objects or {})
+    if before.get("optimizer") == "None":  # the default before it had a name
+        before["optimizer"] = "momentum"
     now.update(saved_objects(config))
     # None: an older checkpoint does not say it.
     return {name: (before[name], value) for name, value in now.items() if before.get(name) not in (None, value)}
@@ -170,12 +179,27 @@ def refuse_changes(about: About, config: Config, *, path: Path, network: str, nu
         )
 
 
-def _saved_margins(settings: dict[str, Any]) -> tuple[float, float, float] | None:
-    names = ("loss_type", "margin", "margin1", "margin2", "margin3")
+def _saved_loss(settings: dict[str, Any]) -> Config | None:
+    names = ("loss_type", "margin", "margin1", "margin2", "margin3", "scale", "loss_options")
     try:
-        return Config(**{name: settings[name] for name in names if name in settings}).margins
+        saved = Config(**{name: settings[name] for name in names if name in settings})
+        saved.check_loss()
     except ConfigError:  # settings of another version
         return None
+    return saved
+
+
+def _describe_loss(config: Config | None) -> dict[str, Any]:
+    """What of a loss decides the result: `loss_type` without dist_, and what its settings come to."""
+    if config is None:
+        return {"loss_type": None}
+    options = dataclasses.asdict(config.loss_parameters)
+    return {
+        "loss_type": config.loss_kind,
+        "margins": config.margins,
+        "scale": config.loss_scale,
+        "loss_options": options,
+    }
 
 
 def _end_of(settings: dict[str, Any]) -> str:

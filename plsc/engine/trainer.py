@@ -32,7 +32,7 @@ from plsc.distributed.replica import Replica
 from plsc.distributed.topology import init_topology, is_restart
 from plsc.engine.about import About, read_metrics
 from plsc.engine.auto_resume import open_start
-from plsc.engine.class_change import names_of
+from plsc.engine.class_change import ClassMove, names_of
 from plsc.engine.closed_set import ClosedSet, open_closed_set
 from plsc.engine.contents import Contents
 from plsc.engine.dataloading import (
@@ -41,6 +41,7 @@ from plsc.engine.dataloading import (
     agreed_batches,
     build_dataloader,
     check_loader,
+    count_images,
     count_steps_per_epoch,
     data_folder,
     missing_default_set,
@@ -49,7 +50,9 @@ from plsc.engine.dataloading import (
     warn_of_large_batch,
 )
 from plsc.engine.evaluator import check_closed, check_keep_best, check_verification_sets
+from plsc.engine.freezing import freeze
 from plsc.engine.judge import Judge, Made, Place
+from plsc.engine.new_classes import begin_new_classes
 from plsc.engine.observers import Observer, Run, Step, TrainingClock, Values
 from plsc.engine.observers.group import ObserverGroup
 from plsc.engine.observers.launch_report import LaunchReport
@@ -58,6 +61,7 @@ from plsc.engine.observers.progress import Progress
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.places import places_of_training, remote_settings
 from plsc.engine.precision import Precision
+from plsc.engine.pretrained import load_pretrained
 from plsc.engine.rank_check import (
     check_ranks_agree,
     describe_checkpoint,
@@ -74,7 +78,7 @@ from plsc.engine.resume import (
 )
 from plsc.engine.run_lock import WAIT_SECONDS, RunLock
 from plsc.engine.saver import Notices, Saver
-from plsc.engine.schedules import build_schedule, try_schedule
+from plsc.engine.schedules import build_schedule, explain_learning_rate, try_schedule
 from plsc.engine.soundness import Evidence
 from plsc.engine.stopping import StopRequest
 from plsc.engine.transfer import Feed, transfers_of
@@ -83,6 +87,7 @@ from plsc.errors import CheckpointError, ConfigError, DataError, Interrupted, PL
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
+from plsc.models.recompute import BlockRecompute
 from plsc.utils.hints import setter
 from plsc.utils.logging import show_log
 from plsc.utils.plural import counted
@@ -119,7 +124,8 @@ class Trainer:
         DataError: the training data or a verification set cannot be opened, or an image of a verification set cannot
             be decoded: all are decoded once.
         CheckpointError: the checkpoint to start from is damaged or does not fit the settings or the classes of the
-            data; or `model_save_dir` cannot be written to, or another run saves into it.
+            data; the file of `pretrained` cannot be read or does not fit the network; or `model_save_dir` cannot be
+            written to, or another run saves into it.
         StorageError: a remote folder cannot be read or written, or does not fit into the cache.
         DistributedError: ranks have different settings or data.
 
@@ -182,6 +188,8 @@ class Trainer:
         saved = open_start(config, self.collectives)
         agree(lambda: self._open(config, saved, loader), self.collectives, error=DataError)
         agree(lambda: self._make_parts(backbone, observers), self.collectives, error=ConfigError)
+        weights = functools.partial(load_pretrained, self.config, self.backbone, resumed=saved, topology=self.topology)
+        self._pretrained = agree(weights, self.collectives, error=CheckpointError)
         check_ranks_agree(lambda: self._facts(saved, head), self.collectives)
         agree_on_images(self.loader, self.collectives)
         config = self.config
@@ -241,7 +249,10 @@ class Trainer:
         """Open the training data, and complete the settings by the data and the checkpoint to start from."""
         trained = None if saved is None else About.of(saved).settings.num_classes
         if loader is None:
-            loader = build_dataloader(config, self.topology, classes_trained=trained)
+            follows_data = config.class_change in ("by_name", "new_head")
+            loader = build_dataloader(
+                config, self.topology, classes_trained=trained, follows_data=saved is not None and follows_data
+            )
         self.loader = check_loader(loader, config, topology=self.topology)
         num_classes = num_classes_of(self.loader, config, classes_trained=trained)
         self.config = config.model_copy(update={"num_classes": num_classes})
@@ -270,6 +281,8 @@ class Trainer:
             self.config = self.config.model_copy(update={"model": check_model(backbone)})
         paddle.seed(self.config.seed)
         self.backbone = build_backbone(self.config)
+        self._trained = freeze(self.backbone, self.config.frozen)
+        self._recomputing = BlockRecompute(self.backbone).forward if self.config.recompute else contextlib.nullcontext
         self.observers = ObserverGroup([Progress(), MetricsFile(), LaunchReport(), *observers], self.topology.is_main)
 
     def _make_head(self, head: Head | None) -> None:
@@ -279,9 +292,14 @@ class Trainer:
         """
         config = self.config
         self.precision = Precision(config, self.topology)
-        self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
+        self.optimizer = NamedOptimizer(config, self._trained)
         if head is None:
-            head = Classifier(config, self.collectives, make_optimizer=lambda named: NamedOptimizer(config, named))
+            head = Classifier(
+                config,
+                self.collectives,
+                make_optimizer=lambda own: NamedOptimizer(config, own, of_centers=True),
+                class_counts=functools.partial(count_images, self._records, config.num_classes),
+            )
         self.head = check_head(head, config.num_classes)
         self._judge = Judge(
             config,
@@ -307,6 +325,7 @@ class Trainer:
             "classes of the training data": self._classes
             and f"known by {self._classes.by}, {self._classes.digest[:12]}",
             "checkpoint": describe_checkpoint(saved),
+            "pretrained weights": self._pretrained,
         }
 
     @watch.watched()
@@ -396,7 +415,7 @@ class Trainer:
         images = normalize_tensor(pixels, mean=self._pixel_mean, std=self._pixel_std)
 
         self._judge.before_forward()
-        with self.precision.forward():
+        with self.precision.forward(), self._recomputing():
             features = self.network(images)
         check_embedding(features, self.backbone, images=len(batch.labels), emb_dim=self.config.emb_dim)
         head_features = features.detach().astype("float32")
@@ -410,7 +429,8 @@ class Trainer:
         # summed, so that average is undone here, and nowhere else.
         scaled = self.precision.scaled(feature_gradient * self.topology.world_size)
         with self.precision.backward():
-            features.backward(scaled.astype(features.dtype))
+            if not features.stop_gradient:  # as where all of the backbone is frozen
+                features.backward(scaled.astype(features.dtype))
         self.network.average_gradients()
         self._fetch()
 
@@ -463,6 +483,16 @@ class Trainer:
             self.config.train_batch_size,
             self.topology.world_size,
         )
+        if self.topology.is_main:
+            rate = explain_learning_rate(
+                self.config,
+                self.schedule,
+                self.step,
+                global_batch=self.global_batch,
+                steps_per_epoch=self.steps_per_epoch,
+                total_steps=self.total_steps,
+            )
+            log.info(rate)
 
     def _make_step(self, values: dict[str, Any]) -> Step:
         return Step(number=self.step, epoch=self.epoch, values=Values(values), clock=self._clock)
@@ -725,7 +755,15 @@ class Trainer:
         return saved.resolve().parent == Path(self.config.model_save_dir).resolve()
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
-        about, has_statistics = agree(lambda: self._contents.load(saved), self.collectives, error=CheckpointError)
+        start = agree(lambda: self._contents.load(saved), self.collectives, error=CheckpointError)
+        if start.move is not None:
+            self._begin_classes(saved, start.move)
+        if start.is_anew:
+            self._judge.started_from = f" since the run was started from {saved.path}"
+            if self.topology.is_main:
+                log.info("started from %s: epochs and steps begin at 0, with the schedule of this run", saved.path)
+            return
+        about = start.about
         self.epoch, self.step = about.epoch, about.step
         self.step_in_epoch = about.images_in_epoch // self.global_batch
         self._epoch_began_at = about.step - about.last_step_in_epoch
@@ -735,7 +773,8 @@ class Trainer:
             self._saver.saved_step, self._saver.newest = self.step, saved.path
         metrics = self.collectives.gather_objects(read_metrics(saved.path))[0]  # rank 0 decides
         self._results = {**about.last_results, **(metrics or {})}
-        self._verifier.resume(about, metrics, has_statistics=has_statistics, is_due=self._is_verification_due(about))
+        has, due = start.has_statistics, self._is_verification_due(about)
+        self._verifier.resume(about, metrics, has_statistics=has, is_due=due)
         self._judge.started_from = f" since the run was resumed from {saved.path}"
         if self.topology.is_main:
             log.info("resumed from %s: %s done, step %d", saved.path, counted(self.epoch, "epoch"), self.step)
@@ -760,6 +799,19 @@ class Trainer:
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
                 self._epoch_began_at = self.step
 
+    def _begin_classes(self, saved: checkpoint.Checkpoint, move: ClassMove) -> None:
+        """Set the centers of new classes, and say what becomes of all."""
+        begin = begin_new_classes(
+            self.head,
+            self.backbone,
+            move,
+            records=self._records,
+            config=self.config,
+            collectives=self.collectives,
+        )
+        if self.topology.is_main:
+            log.info("classes of %s in this run:\n  %s", saved.path, "\n  ".join(move.table(begin)))
+
     def _is_verification_due(self, about: About) -> bool:
         """Whether a run that is not interrupted verifies at the last step of a checkpoint."""
         if about.images_in_epoch == 0 or self.is_done:
@@ -768,8 +820,8 @@ class Trainer:
 
     def _update(self, place: Place, evidence: Evidence) -> None:
         """Move the head and the backbone by their gradients."""
-        self.head.update(place.learning_rate)
-        self.optimizer.step(place.learning_rate)
+        self.head.update(place.learning_rate * self.config.head_lr_factor)
+        self.optimizer.step(place.learning_rate * self.config.backbone_lr_factor)
         self.precision.update(overflowed=False)
         self._judge.after_update(place, evidence)
 

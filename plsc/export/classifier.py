@@ -38,9 +38,9 @@ def write_classifier(saved: Checkpoint, folder: Path) -> dict[str, Any]:
         CheckpointError: the checkpoint is damaged, or its head has no class centers.
     """
     scores, names = scores_of(saved), names_in(saved)
-    classes, dimension = About.of(saved).settings.num_classes, About.of(saved).settings.emb_dim
+    classes, shape = About.of(saved).settings.num_classes, saved.shape(HEAD_WEIGHT)
     tensors: dict[str, tuple[str, list[int], Iterator[NDArray[Any]]]] = {
-        CENTERS: ("float32", [classes, dimension], _centers(saved, scores.is_cosine)),
+        CENTERS: ("float32", shape, _centers(saved, scores.is_cosine)),
     }
     if saved.names(HEAD_BIAS) and not scores.is_cosine:
         bias = (block.rows for block in saved.blocks(HEAD_BIAS, is_finite=True))
@@ -58,6 +58,7 @@ def write_classifier(saved: Checkpoint, folder: Path) -> dict[str, Any]:
         "classes": classes,
         "score": "cosine" if scores.is_cosine else "product",
         "scale": scores.scale,
+        "subcenters": shape[1] if len(shape) == 3 else 1,
         "names": None if names is None else names_digest(names.text, names.ends),
     }
 
@@ -67,6 +68,6 @@ def _centers(saved: Checkpoint, is_cosine: bool) -> Iterator[NDArray[np.float32]
     for block in saved.blocks(HEAD_WEIGHT, is_finite=True):
         rows = block.rows.astype(np.float32, copy=False)
         if is_cosine:
-            lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+            lengths = np.linalg.norm(rows.astype(np.float64), axis=-1, keepdims=True)
             rows = (rows / np.maximum(lengths, CENTER_FLOOR)).astype(np.float32)
         yield rows

@@ -5,20 +5,18 @@ The digests tell which files of an earlier export are as it wrote them. Only tho
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
 from paddle import nn
 
 from plsc.config import Config
 from plsc.errors import ExportError
 from plsc.inference.model_card import ABOUT_FILE, FORMAT
-from plsc.models.base_model import network_name
+from plsc.models.base_model import network_name, weights_digest
 from plsc.utils.files import file_digest
 
 
@@ -95,15 +93,6 @@ def unchanged_files(directory: Path) -> set[str]:
     return {ABOUT_FILE} | {
         name for name, digest in written if _is_plain(directory / name) and digest == file_digest(directory / name)
     }
-
-
-def weights_digest(backbone: nn.Layer) -> str:
-    """SHA-256 of a network's weights and their names; baking and formats do not change it."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(backbone.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor.numpy()).data)
-    return digest.hexdigest()
 
 
 def _is_plain(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """The classifier of an export: class centers and the names of the classes, beside the network. Needs no Paddle.
 
-    classifier.safetensors    centers [C, D] float32, of unit length where the score is a cosine
+    classifier.safetensors    centers [C, D] float32, of unit length where the score is a cosine; [C, K, D] of K
+                              sub-centers per class, of which the nearest counts
                               bias [C] float32, where the head has one
                               names.text [bytes] uint8, names.ends [n + 1] int64: name i is text[ends[i]:ends[i + 1]]
 
@@ -105,7 +106,12 @@ class Classifier:
         self._centers, self._bias = arrays[CENTERS], arrays.get(BIAS)
         self.names = ClassNames(StringTable.from_arrays(arrays[TEXT], arrays[ENDS]) if card.names else None)
         self._index: QuantizedIndex | None = None
-        if card.classes >= faiss_from and card.is_cosine and importlib.util.find_spec("faiss") is not None:
+        if (
+            card.classes >= faiss_from
+            and card.is_cosine
+            and card.subcenters == 1
+            and importlib.util.find_spec("faiss") is not None
+        ):
             self._index = QuantizedIndex(emb_dim)
             for start in range(0, card.classes, _SCORES // emb_dim):
                 self._index.add(np.ascontiguousarray(self._centers[start : start + _SCORES // emb_dim]))
@@ -134,14 +140,16 @@ class Classifier:
         """Offer all classes; returns the logarithm of the sum of the exponentials [n] of all logits."""
         sums = np.full(len(features), -np.inf)
         for start, rows in self._chunks(len(features)):
-            scores = features @ rows.T
-            error = np.full([len(features), 1], slack(rows.shape[1]), np.float32)
+            scores = features @ rows.reshape(-1, rows.shape[-1]).T
+            error = np.full([len(features), 1], slack(rows.shape[-1]), np.float32)
+            if self.card.subcenters > 1:
+                scores = scores.reshape(len(features), len(rows), -1).max(axis=2)
             own = None if self._bias is None else self._bias[start : start + len(rows)]
             if not self.card.is_cosine:
-                error *= np.linalg.norm(features, axis=1, keepdims=True) * np.linalg.norm(rows, axis=1).max()
+                error *= np.linalg.norm(features, axis=1, keepdims=True) * np.linalg.norm(rows, axis=-1).max()
             if own is not None:
                 scores += own
-                error += slack(rows.shape[1]) * np.abs(own).max()
+                error += slack(rows.shape[-1]) * np.abs(own).max()
             # What counts most in the sum is exact.
             samples, places, exact = _offer(best, scores, error, first_class=start, rows=rows, bias=own)
             np.logaddexp.at(sums, samples, self.card.scale * exact)
@@ -161,7 +169,7 @@ class Classifier:
         return sums
 
     def _chunks(self, images: int) -> Iterator[tuple[int, Embeddings]]:
-        size = max(_LEAST_CHUNK, _SCORES // max(1, images))
+        size = max(_LEAST_CHUNK, _SCORES // max(1, images)) // self.card.subcenters
         return ((start, self._centers[start : start + size]) for start in range(0, self.card.classes, size))
 
     def _name(self, number: int) -> str:
@@ -203,7 +211,8 @@ def _open(path: Path, card: ClassifierCard, *, emb_dim: int) -> dict[str, NDArra
             raise ValueError(f"it has {size} bytes, expected {max(place.stop for place in places.values())}")
         if card.digest and size <= _DIGESTED and (found := file_digest(path)) != card.digest:
             raise ValueError(f"it is damaged: its SHA-256 is {found}, expected {card.digest}")
-    expected = {CENTERS: ("float32", [card.classes, emb_dim])}
+    group = [card.subcenters] if card.subcenters > 1 else []
+    expected = {CENTERS: ("float32", [card.classes, *group, emb_dim])}
     if not card.is_cosine and BIAS in places:
         expected[BIAS] = ("float32", [card.classes])
     arrays = {name: _map(path, places[name], dtype, shape) for name, (dtype, shape) in expected.items()}

@@ -34,12 +34,14 @@ class ClassifierCard:
     Attributes:
         classes: C.
         is_cosine: whether the score of a class is a cosine, or <x, w> + b.
+        subcenters: K, centers per class, of which the nearest counts.
         scale: s: probabilities are the softmax over s times the score.
         names: SHA-256 of the names of the classes; '' where they have none.
         digest: SHA-256 of the file.
     """
 
     classes: int
+    subcenters: int
     is_cosine: bool
     scale: float
     names: str
@@ -140,6 +142,7 @@ def _classifier_card(about: dict[str, Any]) -> ClassifierCard | None:
         return None
     return ClassifierCard(
         classes=int(found["classes"]),
+        subcenters=int(found.get("subcenters", 1)),
         is_cosine=found["score"] == "cosine",
         scale=float(found["scale"]),
         names=found["names"] or "",

@@ -16,16 +16,19 @@ import paddle
 
 from plsc.errors import ConfigError
 from plsc.losses.centers import Centers
-from plsc.losses.margins import Margin, StatefulMargin
+from plsc.losses.margins import CountedMargin, Margin, PenalizedMargin, StatefulMargin, SteppedMargin
 from plsc.losses.row_optimizers import RowOptimizer
 from plsc.utils.ranges import Range
 
 __all__ = [
+    "CountedMargin",
     "Head",
     "Margin",
+    "PenalizedMargin",
     "RowOptimizer",
     "SavedState",
     "StatefulMargin",
+    "SteppedMargin",
     "MARGIN_STATE",
     "check_gradient",
     "check_head",

@@ -1,6 +1,6 @@
 """The class centers as a classification of images uses them: plain scores without a margin, over the ranks' shards.
 
-M samples, D embedding, S classes of this shard, B classes of a chunk, k classes per sample.
+M samples, D embedding, S classes of this shard, K sub-centers, B classes of a chunk, k classes per sample.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import paddle
 from numpy.typing import NDArray
 
 from plsc.distributed.collectives import Collectives
-from plsc.losses.ops import no_grad
+from plsc.losses.ops import flat_rows, no_grad
 from plsc.metrics.embeddings import CENTER_FLOOR, EPSILON
 from plsc.metrics.ranking import TopClasses, slack
 from plsc.utils.ranges import Range, shard_range
@@ -27,7 +27,7 @@ class Centers:
     """The class centers of this rank. The score of a class is the cosine of feature and center, or <x, w> + b.
 
     Attributes:
-        weight: [S, D].
+        weight: [S, D]; or [S, K, D], of which the nearest sub-center counts.
         bias: [S], or None; only without cosines.
         classes: the classes of the rows; all of them where each rank holds all.
         is_cosine: whether the score is a cosine.
@@ -86,7 +86,8 @@ def _offer_all(
 ) -> None:
     """Offer all classes of a shard that may be among the highest."""
     device = "gpu" if weight.place.is_gpu_place() else "cpu"
-    size = max(1, min(_CHUNK_ROWS[device], _SCORES[device] // max(1, len(features))))
+    group = weight.shape[1] if weight.ndim == 3 else 1
+    size = max(1, min(_CHUNK_ROWS[device], _SCORES[device] // max(1, len(features))) // group)
     x, has_direction = paddle.to_tensor(features), paddle.to_tensor(features.any(axis=1, keepdims=True))
     lengths = x.norm(axis=1, keepdim=True)
     if centers.is_cosine:
@@ -94,7 +95,9 @@ def _offer_all(
         _merge_zeros(top, features, Range(first_class, first_class + weight.shape[0]))
     for start in range(0, weight.shape[0], size):
         rows, own = weight[start : start + size], None if bias is None else bias[start : start + size]
-        scores, error = _scores(x, rows, own, lengths=lengths, is_cosine=centers.is_cosine)
+        scores, error = _scores(x, flat_rows(rows), own, lengths=lengths, is_cosine=centers.is_cosine)
+        if group > 1:
+            scores = scores.reshape([len(features), rows.shape[0], group]).max(axis=2)
         best = paddle.topk(scores, min(top.classes.shape[1], rows.shape[0]), axis=1)[0][:, -1:]
         if rows.shape[0] < top.classes.shape[1]:
             best = paddle.full_like(best, -np.inf)

@@ -22,12 +22,25 @@ from plsc.errors import ConfigError
 from plsc.losses import MARGIN_STATE, SavedState, load_tensor
 from plsc.losses.centers import Centers
 from plsc.losses.fused import FusedSoftmax
+from plsc.losses.fused_binary import FusedBinary
 from plsc.losses.heads import FusedHead, HeadOutput, ParameterOptimizer, UnfusedHead
-from plsc.losses.margins import Margin, StatefulMargin, apply_margin, build_margin
+from plsc.losses.margins import (
+    BinaryMargin,
+    CountedMargin,
+    Margin,
+    PenalizedMargin,
+    StatefulMargin,
+    SteppedMargin,
+    apply_margin,
+    build_margin,
+    is_per_sample,
+)
+from plsc.losses.negatives import NegativesMargin
 from plsc.losses.precision import HalfPrecision, Precision
-from plsc.losses.reference import ReferenceSoftmax
+from plsc.losses.reference import ReferenceBinary, ReferenceSoftmax
 from plsc.losses.row_optimizers import HalfMomentum, Momentum, RowOptimizer
 from plsc.losses.shard import Shard
+from plsc.utils.class_numbers import numbers_of_classes
 from plsc.utils.hints import setter
 from plsc.utils.ranges import Range, shard_range
 from plsc.utils.seeding import derive_seed
@@ -38,6 +51,8 @@ log = logging.getLogger("plsc")
 # depend on how classes are sharded.
 _INIT_BLOCK = 4096
 _INIT_STD = 0.01
+# In the place of a rank, of which there are fewer, in the seed of what margins draw.
+_MARGIN_SEED = 2**31
 
 
 class Classifier:
@@ -50,6 +65,8 @@ class Classifier:
         config: the settings.
         collectives: over all ranks.
         make_optimizer: {name: parameter} -> the optimizer of these parameters.
+        class_counts: the number of training images [C] of each class, or None where it is not known; called where the
+            margin depends on it and `config.class_counts` does not give it.
 
     Raises:
         ConfigError: `sample_ratio`, `momentum_storage` or `head_optimizer` does not fit the loss or the optimizer, or
@@ -69,6 +86,7 @@ class Classifier:
         collectives: Collectives,
         *,
         make_optimizer: Callable[[dict[str, paddle.Tensor]], ParameterOptimizer],
+        class_counts: Callable[[], np.ndarray[Any, Any] | None] = lambda: None,
     ) -> None:
         self._collectives, self._sharded = collectives, config.is_sharded
         self._ranks, rank = collectives.topology.world_size, collectives.topology.rank
@@ -79,8 +97,14 @@ class Classifier:
                 "num_classes is 1: the softmax over one class has a loss of 0 and no gradient, so the network learns "
                 "nothing; training needs two classes or more"
             )
-        self._seed, self._scale = config.seed, config.scale
+        self._seed, self._scale = config.seed, config.loss_scale
         self._margin = build_margin(config)
+        if isinstance(self._margin, CountedMargin):
+            self._margin.set_class_counts(self._class_counts(config, class_counts), self.classes)
+        self._class_weights: paddle.Tensor | None = None
+        if config.class_weights:
+            given = numbers_of_classes("class_weights", config.class_weights, config.num_classes)
+            self._class_weights = paddle.to_tensor(given.astype(np.float32))
         self.parameters = {"weight": self._create_weight(config)}
         if self._margin is None and config.bias_attr is not False:
             self.parameters["bias"] = self._create([self.classes.size], config.bias_attr, is_bias=True)
@@ -101,15 +125,18 @@ class Classifier:
         Args:
             features: [N, D] of this rank, outside autograd.
             labels: [N] int64, 0 to C - 1.
-            step: decides, with the seed and the rank, which classes are sampled.
+            step: decides, with the seed and the rank, which classes are sampled; the margin is told it.
             count_above: make `accuracy` available.
         """
         if self._sharded:
             features, labels = self._collectives.all_gather(features), self._collectives.all_gather(labels)
         if isinstance(self._margin, StatefulMargin):
             self._margin_before = {name: value.clone() for name, value in self._margin.state().items()}
+        if isinstance(self._margin, SteppedMargin):
+            self._margin.begin_step(step, seed=max(1, derive_seed(self._seed, step, _MARGIN_SEED)))
         seed = max(1, derive_seed(self._seed, step, self._collectives.topology.rank))
-        self._output = self._head.forward(features, labels, count_above=count_above, seed=seed)
+        weights = None if self._class_weights is None else self._weights_of(self._class_weights, labels)
+        self._output = self._head.forward(features, labels, weights=weights, count_above=count_above, seed=seed)
         loss = self._output.loss
         return loss if self._sharded else self._collectives.all_reduce_sum(loss.clone()) / self._ranks
 
@@ -124,14 +151,16 @@ class Classifier:
         return self._collectives.reduce_scatter_sum(gradient) if self._sharded else gradient / self._ranks
 
     def update(self, learning_rate: float) -> None:
-        """Move the centers by the gradient of the last loss.
+        """Move the centers, and the bias of a binary loss, by the gradient of the last loss.
 
         Raises:
             RuntimeError: there was no `forward` since the last `update` or `discard`.
         """
-        self._last_output()
+        by_bias = self._last_output().by_bias
         self._output = None
         self._head.update(learning_rate)
+        if by_bias is not None and isinstance(self._margin, BinaryMargin):
+            self._margin.move_bias(self._mean_over_ranks(by_bias), learning_rate)
 
     def discard(self) -> None:
         """Leave the last `forward` out: no center moves, and the margin's state is that of before."""
@@ -170,7 +199,11 @@ class Classifier:
         )
 
     def state(self) -> dict[str, paddle.Tensor]:
-        """'weight' [S, D], 'bias' [S], optimizer state as '<parameter>:<kind>', the margin's as 'margin:<name>'."""
+        """The tensors to save by name.
+
+        'weight' [S, D] or [S, K, D], 'bias' [S], the optimizer's state as '<parameter>:<kind>', the margin's as
+        'margin:<name>'.
+        """
         state = {**self.parameters, **self._head.state()}
         if isinstance(self._margin, StatefulMargin):
             state.update({MARGIN_STATE + name: value for name, value in self._margin.state().items()})
@@ -208,6 +241,26 @@ class Classifier:
         """Whether the tensor `name` of `state` has one row per class."""
         return not name.startswith(MARGIN_STATE) and self._head.has_row_per_class(name)
 
+    def _weights_of(self, class_weights: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
+        """The weights of the samples of `labels`, of mean 1 over the global batch; 0 where all of them are 0."""
+        weights, samples = paddle.index_select(class_weights, labels), len(labels)
+        total = weights.sum()
+        if not self._sharded:
+            total, samples = self._collectives.all_reduce_sum(total), samples * self._ranks
+        return weights * (samples / paddle.clip(total, min=paddle.finfo(total.dtype).tiny))
+
+    @staticmethod
+    def _class_counts(config: Config, known: Callable[[], np.ndarray[Any, Any] | None]) -> np.ndarray[Any, Any]:
+        if config.class_counts:
+            return numbers_of_classes("class_counts", config.class_counts, config.num_classes)
+        counts = known()
+        if counts is None:
+            raise ConfigError(
+                f"loss_type '{config.loss_type}' needs the number of training images of each class, which this "
+                f"training data does not say; give it: {setter('class_counts', 'counts.npy')}"
+            )
+        return counts
+
     def _last_output(self) -> HeadOutput:
         if self._output is None:
             raise RuntimeError("there was no forward() since the last update() or discard()")
@@ -217,8 +270,9 @@ class Classifier:
         reducer = self._collectives if self._sharded else Collectives()
         margin = self._margin
         replicated = not self._sharded and self._ranks > 1
-        if replicated and margin is not None and config.margin_function is not None:
-            margin = _GlobalBatchMargin(margin, self._collectives)
+        if replicated and margin is not None and not is_per_sample(margin):
+            wrapped = _GlobalBatchNegatives if isinstance(margin, NegativesMargin) else _GlobalBatchMargin
+            margin = wrapped(margin, self._collectives)
         row_optimizer = None if replicated else optimizer.row_optimizer
         if config.head_optimizer is not None:
             row_optimizer = _check_head_optimizer(config, replicated)
@@ -230,14 +284,25 @@ class Classifier:
                     f"and an even embedding size; this run has '{config.loss_type}', {kind} "
                     f"and {config.emb_dim}"
                 )
-            row_optimizer = HalfMomentum(row_optimizer.momentum, row_optimizer.l2)
+            row_optimizer = HalfMomentum(
+                row_optimizer.momentum, row_optimizer.l2, decays_bias=row_optimizer.decays_bias
+            )
         if row_optimizer is not None:
             half = config.use_fp16 and self._collectives.topology.on_gpu
             precision = HalfPrecision(config.amp_dtype) if half else Precision()
             weight, bias = self.parameters["weight"], self.parameters.get("bias")
+            fused = FusedBinary if isinstance(margin, BinaryMargin) else FusedSoftmax
             return FusedHead(
                 Shard(weight, row_optimizer, bias=bias, first_class=self.classes.start),
-                lambda logits: FusedSoftmax(margin, config.scale, reducer=reducer, logits=logits, precision=precision),
+                lambda logits: fused(
+                    margin,
+                    config.loss_scale,
+                    reducer=reducer,
+                    logits=logits,
+                    precision=precision,
+                    filter_above=config.interclass_filter,
+                    smoothing=config.label_smoothing,
+                ),
                 sample_ratio=config.sample_ratio,
                 logits=config.logits,
             )
@@ -246,11 +311,19 @@ class Classifier:
                 f"loss_type '{config.loss_type}' holds all classes on each rank; use 'dist_{config.loss_kind}'"
                 if replicated
                 else f"the state of {optimizer.kind} as it was set cannot be sampled with the classes; use "
-                f"Momentum, SGD or AdamW without gradient clipping, and no special param_attr"
+                f"a named optimizer, or Momentum, SGD or AdamW without gradient clipping, and no special param_attr"
             )
             raise ConfigError(f"{setter('sample_ratio', config.sample_ratio)}: {why}")
+        reference = ReferenceBinary if isinstance(margin, BinaryMargin) else ReferenceSoftmax
         return UnfusedHead(
-            ReferenceSoftmax(margin, config.scale, first_class=self.classes.start, reducer=reducer),
+            reference(
+                margin,
+                config.loss_scale,
+                first_class=self.classes.start,
+                reducer=reducer,
+                filter_above=config.interclass_filter,
+                smoothing=config.label_smoothing,
+            ),
             self.parameters,
             optimizer=optimizer,
             reduce_gradient=self._mean_over_ranks,
@@ -261,10 +334,11 @@ class Classifier:
         return gradient if self._sharded else self._collectives.all_reduce_sum(gradient) / self._ranks
 
     def _create_weight(self, config: Config) -> paddle.Tensor:
-        shape = [self.classes.size, config.emb_dim]
-        weight = self._create(shape, config.param_attr)
+        group = [config.subcenters] if config.subcenters > 1 else []
+        weight = self._create([self.classes.size, *group, config.emb_dim], config.param_attr)
         if getattr(config.param_attr, "initializer", None) is None:
-            weight.set_value(initial_centers(self.classes, config.emb_dim, seed=config.seed))
+            centers = initial_centers(self.classes, config.emb_dim, seed=config.seed, subcenters=config.subcenters)
+            weight.set_value(centers.reshape(weight.shape))
         return weight
 
     def _create(self, shape: list[int], attr: Any, *, is_bias: bool = False) -> paddle.Tensor:
@@ -308,6 +382,8 @@ class _GlobalBatchMargin:
 
     def __init__(self, margin: Margin, collectives: Collectives) -> None:
         self._margin, self._collectives = margin, collectives
+        if isinstance(margin, PenalizedMargin):
+            self.penalty = margin.penalty
 
     def __call__(self, cosine: paddle.Tensor, norms: paddle.Tensor, labels: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
         samples, rank = cosine.shape[0], self._collectives.topology.rank
@@ -315,6 +391,16 @@ class _GlobalBatchMargin:
         labels = self._collectives.all_gather(labels)
         output = apply_margin(self._margin, gathered[0], norms=gathered[1], labels=labels)
         return tuple(part[rank * samples : (rank + 1) * samples] for part in output if part is not None)
+
+
+class _GlobalBatchNegatives(_GlobalBatchMargin):
+    """A margin that changes the cosines of other classes too."""
+
+    needs_all_cosines = False  # it gathers them itself
+
+    def __init__(self, margin: Any, collectives: Collectives) -> None:
+        super().__init__(margin, collectives)
+        self.negatives, self.negatives_bound = margin.negatives, margin.negatives_bound
 
 
 def _check_head_optimizer(config: Config, replicated: bool) -> RowOptimizer:
@@ -347,12 +433,15 @@ def _check_head_optimizer(config: Config, replicated: bool) -> RowOptimizer:
     return optimizer
 
 
-def initial_centers(classes: Range, emb_dim: int, *, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """[S, D] float32 of N(0, 0.01); the center of a class does not depend on how classes are sharded."""
-    centers = np.empty([classes.size, emb_dim], np.float32)
+def initial_centers(
+    classes: Range, emb_dim: int, *, seed: int, subcenters: int = 1
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """[S K, D] float32 of N(0, 0.01); the centers of a class do not depend on how classes are sharded."""
+    width = subcenters * emb_dim
+    centers = np.empty([classes.size, width], np.float32)
     for block in range(classes.start // _INIT_BLOCK, -(-classes.stop // _INIT_BLOCK)):
         first = block * _INIT_BLOCK
         rows = classes.overlap(Range(first, first + _INIT_BLOCK))
-        drawn = np.random.default_rng(derive_seed(seed, block)).standard_normal([_INIT_BLOCK, emb_dim], np.float32)
+        drawn = np.random.default_rng(derive_seed(seed, block)).standard_normal([_INIT_BLOCK, width], np.float32)
         centers[rows.start - classes.start : rows.stop - classes.start] = drawn[rows.start - first : rows.stop - first]
-    return np.multiply(centers, _INIT_STD, out=centers)
+    return np.multiply(centers, _INIT_STD, out=centers).reshape(-1, emb_dim)

@@ -44,12 +44,13 @@ It has two ways, and takes the one that moves fewer numbers through memory:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import paddle
 
 from plsc.errors import ConfigError
 from plsc.losses.margins import Margin
+from plsc.losses.negatives import Negatives, NegativesMargin
 from plsc.losses.ops import no_grad
 from plsc.losses.passes import (
     ByLogits,
@@ -67,18 +68,24 @@ from plsc.losses.reference import (
     Reducer,
     SingleRank,
     Targets,
+    all_cosines,
     as_directions,
     by_rows,
     sample_weights,
     target_logits,
+    with_penalty,
 )
 from plsc.losses.shard import Block, Shard
 from plsc.losses.shift import choose_shift
+from plsc.losses.smoothing import OwnClass, Smoothing, smooth
+from plsc.losses.spread import Spread
 from plsc.metrics.embeddings import CENTER_FLOOR, EPSILON
 
 # Of [B, G], [B, D] and [G, D]: how many matrices of float32 a pass holds at once, at most, beside what it keeps.
 # Measured with a chunk as one block; tests/losses/test_memory.py measures it again.
 _CHUNK_SHARES = (3.5, 4.0, 6.0)
+# Of [B, G] in addition, where some of the classes leave the sum, and where their cosines are changed.
+_DROPPING_SHARE, _CHANGING_SHARE = 2.0, 5.0
 
 
 class Memory(NamedTuple):
@@ -99,11 +106,13 @@ class TargetTerms(NamedTuple):
     Attributes:
         rows: [G, D], w_y.
         product: r_yn.
-        plain: the logit without margin.
+        plain: the logit without margin; right for all samples where the margin asks for it.
         logit: z_yn.
         derivative: (d psi / d cos) / |w_y|; 1 for softmax.
         by_norm: d psi / d |x|; None for 0.
         owned: 1 where the class is one of this shard's, else 0.
+        psi: of all samples on every rank, where the margin needs all cosines.
+        inverse_norm: 1 / |w_y|; 1 for softmax.
     """
 
     rows: paddle.Tensor
@@ -113,6 +122,24 @@ class TargetTerms(NamedTuple):
     derivative: paddle.Tensor
     by_norm: paddle.Tensor | None
     owned: paddle.Tensor
+    psi: paddle.Tensor
+    inverse_norm: paddle.Tensor
+
+
+class Ending(NamedTuple):
+    """What the sums over all classes come to; all [G].
+
+    Attributes:
+        losses: of each sample.
+        by_psi: what the derivative of L by psi is to `row_factor`.
+        row_factor: what the derivatives of L by the cosines are to e |w|.
+        by_bias: 0-d, the derivative of L by the bias of a binary loss; None for other losses.
+    """
+
+    losses: paddle.Tensor
+    by_psi: paddle.Tensor
+    row_factor: paddle.Tensor
+    by_bias: paddle.Tensor | None = None
 
 
 class FusedState(NamedTuple):
@@ -127,6 +154,8 @@ class FusedState(NamedTuple):
         kept: of each chunk, with 'store': r by logits, e by rows.
         own: terms of the own classes.
         row_factor: [G], s t_n.
+        by_bias: as in `Ending`.
+        spread: what label smoothing adds to the gradients by the rows; None without it.
     """
 
     loss: paddle.Tensor
@@ -137,6 +166,8 @@ class FusedState(NamedTuple):
     kept: list[paddle.Tensor]
     own: OwnTerms
     row_factor: paddle.Tensor
+    by_bias: paddle.Tensor | None = None
+    spread: Spread | None = None
 
 
 class FusedSoftmax:
@@ -149,6 +180,8 @@ class FusedSoftmax:
         logits: 'store' or 'recompute', see the module.
         precision: how matrices are multiplied.
         by_rows: which way the second pass goes, see the module; None to choose. Half-precision products go by rows.
+        filter_above: negatives with a greater cosine leave the sum; None for none.
+        smoothing: the part of each label that is spread over all classes, see `plsc.losses.smoothing`.
 
     Raises:
         ConfigError: another value of `logits`.
@@ -168,19 +201,33 @@ class FusedSoftmax:
         logits: str = "store",
         precision: Precision | None = None,
         by_rows: bool | None = None,
+        filter_above: float | None = None,
+        smoothing: float = 0.0,
     ) -> None:
         if logits not in ("store", "recompute"):
             raise ConfigError(f"logits mode '{logits}'; expected 'store' or 'recompute'")
         self._margin, self._reducer, self._store = margin, reducer or SingleRank(), logits == "store"
         self._scale, self._precision = (1.0 if margin is None else scale), precision or Precision()
         self._row_terms = _product_row_terms if margin is None else _cosine_row_terms
-        self._shift = choose_shift(None if margin is None else scale, half_range=self._precision.needs_half_range)
+        changing = margin if isinstance(margin, NegativesMargin) else None
+        self._negatives = Negatives(filter_above=filter_above, margin=changing)
+        bound = 1.0 if changing is None else changing.negatives_bound
+        self._shift = choose_shift(
+            None if margin is None else bound * scale, half_range=self._precision.needs_half_range
+        )
         self._by_rows = True if self._precision.is_half else by_rows
         self._buffer: LogitBuffer | None = None
+        self._smoothing = smoothing
 
     @no_grad
     def loss_and_feature_gradient(
-        self, features: paddle.Tensor, labels: paddle.Tensor, *, shard: Shard, count_above: bool = False
+        self,
+        features: paddle.Tensor,
+        labels: paddle.Tensor,
+        *,
+        shard: Shard,
+        weights: paddle.Tensor | None = None,
+        count_above: bool = False,
     ) -> FusedState:
         """The loss and its gradient by the features; the first pass over the chunks. The shard does not change.
 
@@ -188,51 +235,122 @@ class FusedSoftmax:
             features: [G, D], the same on every rank.
             labels: [G] int64 global class ids in [0, C), the same on every rank; repeats are allowed.
             shard: the class centers.
+            weights: [G], v_n, of mean 1 and the same on every rank: L is the mean of v_n L_n; None for 1.
             count_above: also count `num_greater`, for acc1 and acc5.
         """
-        directions, targets = as_directions(features, self._margin, floor=EPSILON), shard.locate(labels)
-        x, samples = directions.rows, features.shape[0]
-        shift = self._shift(samples, x.dtype)
+        directions = as_directions(features, self._margin, floor=EPSILON)
+        targets = nearest_targets(directions.rows, shard.locate(labels), shard)
+        x = directions.rows
         target = self._target_terms(directions, labels, targets, shard)
-        rows = self._row_terms(shard, self._scale, shift.constant)
         threshold = self._reducer.all_reduce_sum(target.plain * target.owned) if count_above else None
-        work = Exponentials(
-            shard,
-            x,
-            rows=rows,
-            index=TargetIndex.of(targets, shard),
-            shift=shift,
-            precision=self._precision,
-            buffer=self._fitting_buffer(shard, samples),
+        work = self._start(shard, x, targets=targets, psi=target.psi)
+        first = FirstPass(work, threshold=threshold, keep=self._store, sum_rows=self._smoothing > 0.0)
+        gradient = first.gradient
+        in_gradients = sample_weights(features, self._margin) * (1.0 if weights is None else weights)
+        ending = self._end(work, first, logit=target.logit * target.owned, weights=in_gradients)
+        losses, by_psi = ending.losses, ending.row_factor * ending.by_psi
+
+        target_term = ending.by_psi * target.derivative * target.owned
+        gradient += target_term.unsqueeze(1) * target.rows
+        gradient *= ending.row_factor.unsqueeze(1)
+        smoothing = self._smooth(work, first, target=target, row=targets.row, weights=in_gradients)
+        if smoothing is not None:
+            losses, by_psi = losses + smoothing.losses, by_psi + smoothing.by_psi
+            gradient += smoothing.gradient
+        gradient = by_rows(gradient, directions)
+        if target.by_norm is not None:
+            gradient += (by_psi * target.by_norm * target.owned).unsqueeze(1) * x
+        greater = None if first.greater is None else self._reducer.all_reduce_sum(first.greater)
+        own = OwnTerms(targets.row, target_term, target.product)
+        loss = losses.mean() if weights is None else (losses * weights).mean()
+        loss, gradient = with_penalty(
+            self._margin, loss, gradient, features=features, directions=directions, targets=targets
         )
-        first = FirstPass(work, threshold=threshold, keep=self._store)
-        total, gradient = first.total, first.gradient
-        shift.agree(self._reducer, total=total, gradient=gradient)
-        sums = self._reducer.all_reduce_sum(paddle.stack([total, target.logit * target.owned]))
-        others, logit = paddle.unbind(sums)
+        spread = None if smoothing is None else smoothing.spread
+        return FusedState(
+            loss, gradient, greater, shard, work, first.kept, own, ending.row_factor, ending.by_bias, spread
+        )
+
+    def _smooth(
+        self,
+        work: Exponentials,
+        first: FirstPass,
+        *,
+        target: TargetTerms,
+        row: paddle.Tensor,
+        weights: paddle.Tensor,
+    ) -> Smoothing | None:
+        """What label smoothing adds; None without it."""
+        if first.row_sum is None:
+            return None
+        own = OwnClass(
+            row,
+            target.owned,
+            target.rows,
+            target.product,
+            target.plain,
+            target.logit,
+            target.derivative,
+            target.inverse_norm,
+        )
+        return smooth(
+            self._smoothing,
+            work,
+            row_sum=first.row_sum,
+            own=own,
+            weights=weights,
+            scale=self._scale,
+            reducer=self._reducer,
+        )
+
+    def _start(self, shard: Shard, x: paddle.Tensor, *, targets: Targets, psi: paddle.Tensor) -> Exponentials:
+        """What turns products into e."""
+        shift = self._shift(x.shape[0], x.dtype)
+        return Exponentials(shift=shift, **self._terms(shard, x, targets=targets, psi=psi, shift=shift.constant))
+
+    def _terms(
+        self, shard: Shard, x: paddle.Tensor, *, targets: Targets, psi: paddle.Tensor, shift: float
+    ) -> dict[str, Any]:
+        """The arguments of `Exponentials`, but for the shift."""
+        negatives = self._negatives._replace(subcenters=shard.subcenters)
+        return {
+            "shard": shard,
+            "features": x,
+            "rows": self._row_terms(shard, self._scale, shift),
+            "index": TargetIndex.of(targets, shard),
+            "precision": self._precision,
+            "buffer": self._fitting_buffer(shard, x.shape[0]),
+            "negatives": None if negatives.changes_nothing else negatives,
+            "target": psi,
+        }
+
+    def _end(self, work: Exponentials, first: FirstPass, *, logit: paddle.Tensor, weights: paddle.Tensor) -> Ending:
+        """Losses and factors of softmax, from the sums of the first pass; they and its gradient follow the shift.
+
+        Args:
+            work: of the chunks.
+            first: their sums.
+            logit: [G], z_yn where the target is owned, else 0.
+            weights: [G], omega.
+        """
+        shift, samples = work.shift, logit.shape[0]
+        shift.agree(self._reducer, total=first.total, gradient=first.gradient)
+        others, logit = paddle.unbind(self._reducer.all_reduce_sum(paddle.stack([first.total, logit])))
         # loss_n = log(1 + exp(excess)), written so that neither end overflows.
         excess = paddle.log(others) + shift.value - logit
         losses = paddle.clip(excess, min=0.0) + paddle.log1p(paddle.exp(-excess.abs()))
-        # A single class has neither loss nor gradient. Computed, t may be infinite, and infinity times 0 is NaN. The
-        # operator is <=, since Paddle compares floats for equality with a tolerance of 1e-8.
+        # Without other classes there is neither loss nor gradient. Computed, t may be infinite, and infinity times 0 is
+        # NaN. The operator is <=, since Paddle compares floats for equality with a tolerance of 1e-8.
         alone, zeros = others <= 0.0, paddle.zeros_like(others)
         losses = paddle.where(alone, zeros, losses)
-        shift.center(others, gradient=gradient)
-        t = paddle.exp(shift.value - logit - losses) / samples * sample_weights(features, self._margin)
+        shift.center(others, gradient=first.gradient)
+        t = paddle.exp(shift.value - logit - losses) / samples * weights
         t = paddle.where(alone, zeros, t)
+        return Ending(losses, -others, t * self._scale)
 
-        target_term = -others * target.derivative * target.owned
-        gradient += target_term.unsqueeze(1) * target.rows
-        row_factor = t * self._scale
-        gradient *= row_factor.unsqueeze(1)
-        gradient = by_rows(gradient, directions)
-        if target.by_norm is not None:
-            gradient -= (row_factor * others * target.by_norm * target.owned).unsqueeze(1) * x
-        greater = None if first.greater is None else self._reducer.all_reduce_sum(first.greater)
-        own = OwnTerms(targets.row, target_term, target.product)
-        return FusedState(losses.mean(), gradient, greater, shard, work, first.kept, own, row_factor)
-
-    def row_gradients(self, state: FusedState, *, l2: float = 0.0) -> Iterator[tuple[Block, paddle.Tensor]]:
+    def row_gradients(
+        self, state: FusedState, *, l2: float = 0.0, bias_l2: float | None = None
+    ) -> Iterator[tuple[Block, paddle.Tensor]]:
         """(block, gradient [b, D]) of each block of rows, then of the bias if there is one; the second pass.
 
         A block's rows may be updated as soon as they were yielded. The state is used up by the next call of
@@ -241,15 +359,31 @@ class FusedSoftmax:
         Args:
             state: of the last `loss_and_feature_gradient`.
             l2: this multiple of each row is added to its gradient.
+            bias_l2: the same of the bias; by default `l2`.
         """
         second = ByRows if state.work.buffer is None else ByLogits
-        return second(state.work, state.own, row_factor=state.row_factor, l2=l2, kept=state.kept).run()
+        return second(
+            state.work,
+            state.own,
+            row_factor=state.row_factor,
+            l2=l2,
+            bias_l2=l2 if bias_l2 is None else bias_l2,
+            kept=state.kept,
+            spread=state.spread,
+        ).run()
 
     def memory(self, shard: Shard, samples: int) -> Memory:
         """What a step on so many samples takes beside weight and optimizer state."""
         width, rows = shard.weight.shape[1], min(shard.chunk_rows, shard.size)
         number = 2 if self._precision.is_half else 4
-        chunk = _CHUNK_SHARES[0] * rows * samples + _CHUNK_SHARES[1] * rows * width + _CHUNK_SHARES[2] * samples * width
+        negatives = self._negatives._replace(subcenters=shard.subcenters)
+        extra = 0.0 if negatives.changes_nothing else _DROPPING_SHARE
+        extra = extra if negatives.margin is None else _CHANGING_SHARE
+        chunk = (
+            (_CHUNK_SHARES[0] + extra) * rows * samples
+            + _CHUNK_SHARES[1] * rows * width
+            + _CHUNK_SHARES[2] * samples * width
+        )
         return Memory(number * shard.size * samples if self._store else 0, int(4 * chunk))
 
     def _fitting_buffer(self, shard: Shard, samples: int) -> LogitBuffer | None:
@@ -275,14 +409,46 @@ class FusedSoftmax:
         plain = product * inverse_norm
         if shard.bias is not None and shard.size:
             plain += paddle.index_select(shard.bias, targets.row)
-        psi, by_cosine, by_norm = target_logits(self._margin, plain, features=directions, labels=labels)
+        plain = all_cosines(self._margin, plain, targets, self._reducer)
+        every, by_cosine, by_norm = target_logits(self._margin, plain, features=directions, labels=labels)
+        psi = every
         if self._margin is not None:
             # What a margin returns for the other ranks' classes may be NaN or infinite, which times 0 is not 0.
             psi, by_cosine = _where_owned(psi, targets), _where_owned(by_cosine, targets)
             by_norm = None if by_norm is None else _where_owned(by_norm, targets)
         return TargetTerms(
-            rows, product, plain * self._scale, psi * self._scale, by_cosine * inverse_norm, by_norm, owned
+            rows,
+            product,
+            plain * self._scale,
+            psi * self._scale,
+            by_cosine * inverse_norm,
+            by_norm,
+            owned,
+            every,
+            inverse_norm,
         )
+
+
+def nearest_targets(x: paddle.Tensor, targets: Targets, shard: Shard) -> Targets:
+    """Of the sub-centers of each sample's own class the one with the greatest cosine, the first at ties.
+
+    Args:
+        x: [G, D] unit features.
+        targets: the first row of each class.
+        shard: the class centers.
+    """
+    best, found = targets, _cosines(x, targets, shard) if shard.subcenters > 1 else None
+    for j in range(1, shard.subcenters):
+        other = Targets(targets.owned, targets.row + j)
+        cosine = _cosines(x, other, shard)
+        best = Targets(targets.owned, paddle.where(cosine > found, other.row, best.row))
+        found = paddle.maximum(cosine, found)
+    return best
+
+
+def _cosines(x: paddle.Tensor, targets: Targets, shard: Shard) -> paddle.Tensor:
+    rows = shard.target_rows(targets)
+    return (rows * x).sum(axis=1) * paddle.rsqrt(paddle.clip((rows * rows).sum(axis=1), min=CENTER_FLOOR**2))
 
 
 def _where_owned(values: paddle.Tensor, targets: Targets) -> paddle.Tensor:
@@ -296,6 +462,7 @@ def _cosine_row_terms(shard: Shard, scale: float, shift: float) -> RowTerms:
     split = shard.split_by_chunk
     return RowTerms(
         split(inverse_norm * scale),
+        split(inverse_norm),
         split(minus_log_norm - shift),
         split(1.0 / inverse_norm),
         split(paddle.zeros_like(inverse_norm)),
@@ -307,4 +474,4 @@ def _product_row_terms(shard: Shard, scale: float, shift: float) -> RowTerms:
     ones = shard.split_by_chunk(paddle.full([shard.size], scale, shard.weight.dtype))
     bias = paddle.zeros([shard.size], shard.weight.dtype) if shard.bias is None else shard.bias
     logit_offset = shard.split_by_chunk(bias)
-    return RowTerms(ones, shard.split_by_chunk(bias - shift), ones, logit_offset, None)
+    return RowTerms(ones, ones, shard.split_by_chunk(bias - shift), ones, logit_offset, None)

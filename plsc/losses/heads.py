@@ -45,11 +45,13 @@ class HeadOutput(NamedTuple):
         loss: L, 0-d.
         feature_gradient: [G, D], partial over shards.
         num_greater: [G], as in `plsc.losses.reference.State`.
+        by_bias: 0-d, the derivative of L by the bias of a binary loss; None for other losses.
     """
 
     loss: paddle.Tensor
     feature_gradient: paddle.Tensor
     num_greater: paddle.Tensor | None
+    by_bias: paddle.Tensor | None = None
 
 
 class ParameterOptimizer(Protocol):
@@ -99,12 +101,21 @@ class UnfusedHead:
         """Whose state `state` returns."""
         return self._optimizer.kind
 
-    def forward(self, features: paddle.Tensor, labels: paddle.Tensor, *, count_above: bool, seed: int) -> HeadOutput:
-        """The loss on features [G, D] and labels [G]; `seed` is not used."""
+    def forward(
+        self,
+        features: paddle.Tensor,
+        labels: paddle.Tensor,
+        *,
+        weights: paddle.Tensor | None = None,
+        count_above: bool,
+        seed: int,
+    ) -> HeadOutput:
+        """The loss on features [G, D] and labels [G], weighted with `weights` [G] of mean 1; `seed` is not used."""
         self._state = self._softmax.loss_and_feature_gradient(
-            features, labels, **self._parameters, count_above=count_above
+            features, labels, **self._parameters, weights=weights, count_above=count_above
         )
-        return HeadOutput(self._state.loss, self._state.feature_gradient, self._state.num_greater)
+        state = self._state
+        return HeadOutput(state.loss, state.feature_gradient, state.num_greater, state.by_bias)
 
     def update(self, learning_rate: float) -> None:
         """Update the parameters by the gradient of the last `forward`."""
@@ -170,22 +181,36 @@ class FusedHead:
         optimizer = self._shard.optimizer
         return "FusedAdamW" if type(optimizer) is AdamW else type(optimizer).__name__
 
-    def forward(self, features: paddle.Tensor, labels: paddle.Tensor, *, count_above: bool, seed: int) -> HeadOutput:
-        """The loss on features [G, D] and labels [G]; `seed` decides the sample of classes."""
+    def forward(
+        self,
+        features: paddle.Tensor,
+        labels: paddle.Tensor,
+        *,
+        weights: paddle.Tensor | None = None,
+        count_above: bool,
+        seed: int,
+    ) -> HeadOutput:
+        """The loss on features [G, D] and labels [G], weighted with `weights` [G] of mean 1.
+
+        `seed` decides the sample of classes.
+        """
         softmax = self._prepare(features.shape[0])
         if self._sampled is not None:
             self._sampled.draw(labels, seed=seed)
         self._state = softmax.loss_and_feature_gradient(
-            features, labels, shard=self._sampled or self._shard, count_above=count_above
+            features, labels, shard=self._sampled or self._shard, weights=weights, count_above=count_above
         )
-        return HeadOutput(self._state.loss, self._state.feature_gradient, self._state.num_greater)
+        state = self._state
+        return HeadOutput(state.loss, state.feature_gradient, state.num_greater, state.by_bias)
 
     def update(self, learning_rate: float) -> None:
         """Update the rows by the gradient of the last `forward`."""
         if self._state is None or self._softmax is None:
             return
         state, self._state = self._state, None
-        gradients = self._softmax.row_gradients(state, l2=self._shard.optimizer.l2)
+        l2 = self._shard.optimizer.l2
+        decays_bias = getattr(self._shard.optimizer, "decays_bias", True)  # a user's row optimizer may not say it
+        gradients = self._softmax.row_gradients(state, l2=l2, bias_l2=l2 if decays_bias else 0.0)
         state.shard.update(gradients, learning_rate=learning_rate)
 
     def discard(self) -> None:

@@ -28,7 +28,8 @@ _squared_l2_norm = _C.squared_l2_norm
 _check_finite_and_unscale_ = _C.check_finite_and_unscale_
 
 # Element by element, of two tensors; a trailing underscore: into the first.
-add, add_, subtract_, multiply = _C.add, _C.add_, _C.subtract_, _C.multiply
+add, add_, subtract_ = _C.add, _C.add_, _C.subtract_
+multiply, multiply_ = _C.multiply, _C.multiply_
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 SquaredNorms: TypeAlias = "Array | paddle.Tensor"
@@ -83,7 +84,191 @@ def exp_(tensor: paddle.Tensor) -> paddle.Tensor:
     return tensor
 
 
+# Negatives: the cosines of classes that are not the sample's own, [B, G]. See plsc.losses.negatives.
+#
+# Each function is several passes over a chunk. In the cache of a CPU, NumPy needs a third of Paddle's time for them.
+
+Mask: TypeAlias = "Array | paddle.Tensor"
+_DROPPED = 1e20  # subtracted from a logit, whose exponential is then 0
+
+
+def above(values: paddle.Tensor, limit: float) -> Mask:
+    """[B, G] bool: where values are above a limit."""
+    view = host_view(values)
+    found: Mask = (values if view is None else view) > limit
+    return found
+
+
+def greatest(rows: paddle.Tensor, *, scale: paddle.Tensor, group: int) -> tuple[paddle.Tensor, Mask]:
+    """Of each `group` consecutive rows of `rows` [B, G] times scale [B] the greatest, [B / group, G].
+
+    Also the mask [B, G] of all other rows; at ties the first row is the greatest.
+    """
+    view = host_view(rows)
+    if view is None:
+        scaled = scale_rows(rows, scale=scale, offset=paddle.zeros_like(scale))
+        others = all_but_greatest(scaled, group=group)
+        return scaled.reshape([-1, group, rows.shape[1]]).max(axis=1), others
+    count, width = view.shape
+    best, mask = paddle.empty([count // group, width], rows.dtype), np.empty((count // group, group, width), bool)
+    best_view, factor = np.from_dlpack(best), np.from_dlpack(scale)[:, None]
+    for start, stop in _tiles(count // group, group):
+        tile = (view[start * group : stop * group] * factor[start * group : stop * group]).reshape(-1, group, width)
+        top = np.max(tile, axis=1, out=best_view[start:stop])
+        _mark_others(tile, top[:, None], out=mask[start:stop])
+    others_found: Array = mask.reshape(count, width)
+    return best, others_found
+
+
+def spread_over(values: paddle.Tensor, others: Mask, *, scale: paddle.Tensor) -> paddle.Tensor:
+    """[B, G]: values [B / group, G] times scale [B] in the rows where `greatest` found them, 0 in the others."""
+    rows, (count, width) = scale.shape[0], values.shape
+    if isinstance(others, paddle.Tensor):
+        kept = (1.0 - others.astype(values.dtype)) * scale.unsqueeze(1)
+        return (kept.reshape([count, -1, width]) * values.unsqueeze(1)).reshape([rows, width])
+    out = paddle.empty([rows, width], values.dtype)
+    shape = (count, rows // count, width)
+    view, mask, factor = (
+        np.from_dlpack(out).reshape(shape),
+        others.reshape(shape),
+        np.from_dlpack(scale).reshape(shape[:2]),
+    )
+    given = np.from_dlpack(values)
+    for start, stop in _tiles(count, shape[1]):
+        tile = view[start:stop]
+        np.multiply(~mask[start:stop], factor[start:stop, :, None], out=tile)
+        tile *= given[start:stop, None]
+    return out
+
+
+def _tiles(classes: int, group: int) -> list[tuple[int, int]]:
+    """Ranges of classes whose rows, with what is made of them, stay in the first two levels of the cache."""
+    step = max(1, 256 // group)
+    return [(start, min(start + step, classes)) for start in range(0, classes, step)]
+
+
+def _mark_others(groups: Array, best: Array, *, out: Array) -> None:
+    """out = all of groups [M, group, G] but the first that equals the best [M, 1, G]."""
+    np.less(groups, best, out=out)
+    if np.count_nonzero(out) != (groups.shape[1] - 1) * best.size:  # ties, which are rare
+        np.not_equal(np.arange(groups.shape[1])[:, None], (~out).argmax(axis=1)[:, None], out=out)
+
+
+def column_maxima(values: paddle.Tensor) -> paddle.Tensor:
+    """[G]: the maximum of each column of [B, G]. In the cache NumPy needs a tenth of Paddle's time."""
+    view = host_view(values)
+    return values.max(axis=0) if view is None else paddle.to_tensor(view.max(axis=0))
+
+
+def subtract_row_(values: paddle.Tensor, row: paddle.Tensor) -> paddle.Tensor:
+    """values [B, G] minus row [G], in place."""
+    view = host_view(values)
+    if view is None:
+        return subtract_(values, row)
+    view -= np.from_dlpack(row)
+    return values
+
+
+def all_but_greatest(values: paddle.Tensor, *, group: int) -> Mask:
+    """[B, G] bool: of each `group` consecutive rows all but the greatest, the first one at ties."""
+    view = host_view(values)
+    if view is not None:
+        rows = view.reshape(-1, group, view.shape[1])
+        others: Array = np.empty(rows.shape, bool)
+        _mark_others(rows, rows.max(axis=1, keepdims=True), out=others)
+        return others.reshape(view.shape)
+    parts = paddle.unbind(values.reshape([-1, group, values.shape[1]]), axis=1)
+    best, number = parts[0], paddle.zeros(parts[0].shape, "int32")
+    for j, part in enumerate(parts[1:], 1):
+        number = paddle.where(part > best, paddle.full_like(number, j), number)
+        best = paddle.maximum(part, best)
+    return paddle.stack([number != j for j in range(group)], axis=1).reshape(values.shape)
+
+
+def drop_(values: paddle.Tensor, where: Mask) -> paddle.Tensor:
+    """Logits [B, G], in place so low where a mask is true that their exponential is 0."""
+    if isinstance(where, paddle.Tensor):
+        return subtract_(values, where.astype(values.dtype) * _DROPPED)
+    view: Array = np.from_dlpack(values)
+    view -= np.multiply(where, _DROPPED, dtype=view.dtype)
+    return values
+
+
+def harden(cosine: paddle.Tensor, *, threshold: paddle.Tensor, t: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """(cos (t + cos), t + 2 cos) where cosines [B, G] are above the threshold [G], elsewhere (cos, 1); t is [1]."""
+    view = host_view(cosine)
+    if view is None:
+        hard = (cosine > threshold).astype(cosine.dtype)
+        excess = (cosine + (t - 1.0)) * hard
+        return cosine * excess + cosine, hard * cosine + excess + 1.0
+    (value, excess), (derivative, slope) = _outputs(cosine), _outputs(cosine)
+    with np.errstate(invalid="ignore", over="ignore"):  # the judgment of the step finds it
+        hard = view > np.from_dlpack(threshold)
+        np.add(view, np.from_dlpack(t) - view.dtype.type(1.0), out=excess)
+        excess *= hard
+        np.multiply(view, hard, out=slope)
+        slope += excess
+        slope += 1.0
+        excess += 1.0
+        excess *= view
+    return value, derivative
+
+
+def half_powers(cosine: paddle.Tensor, *, power: float, plus: float = 0.0) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """(2 h^power - 1 + plus, its derivative power h^(power - 1)) of cosines [B, G]; h is (cos + 1) / 2, at least 0."""
+    view = host_view(cosine)
+    if view is None:
+        half = paddle.clip(0.5 * cosine + 0.5, min=0.0)
+        lower = half if power == 2.0 else half * half if power == 3.0 else half ** (power - 1.0)
+        return 2.0 * lower * half + (plus - 1.0), power * lower
+    (value, lifted), (derivative, lower) = _outputs(cosine), _outputs(cosine)
+    np.multiply(view, 0.5, out=lifted)
+    lifted += 0.5
+    np.maximum(lifted, 0.0, out=lifted)
+    np.power(lifted, power - 1.0, out=lower) if power != 3.0 else np.multiply(lifted, lifted, out=lower)
+    lower *= power
+    lifted *= lower
+    lifted *= 2.0 / power
+    lifted += plus - 1.0
+    return value, derivative
+
+
+def logistic_(values: paddle.Tensor, *, with_sum: bool) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """(1 / (1 + exp(-values)), log(1 + exp(values))) of logits [B, G], which are overwritten.
+
+    The second is of meaning only if it was asked for.
+    """
+    view = host_view(values)
+    if view is None or view.max(initial=0.0) > 80.0:  # whose exponential may be beyond float32
+        low = paddle.exp(-values.abs())
+        share = 1.0 / (1.0 + low)
+        total = paddle.clip(values, min=0.0) + paddle.log1p(low) if with_sum else low
+        return paddle.where(values >= 0.0, share, low * share), total
+    np.exp(view, out=view)
+    total = values
+    if with_sum:
+        total, sums = _outputs(values)
+        np.log1p(view, out=sums)
+    view /= view + 1.0
+    return values, total
+
+
+def _outputs(like: paddle.Tensor) -> tuple[paddle.Tensor, Array]:
+    """A new tensor in host memory, and its memory as an array."""
+    tensor = paddle.empty(like.shape, like.dtype)
+    return tensor, np.from_dlpack(tensor)
+
+
 # Rows, by range and by index
+
+
+def flat_rows(tensor: paddle.Tensor) -> paddle.Tensor:
+    """[S, K, D] as [S K, D] in the same memory; other tensors as they are."""
+    if tensor.ndim != 3:
+        return tensor
+    classes, group, width = tensor.shape
+    # Paddle views no tensor without elements.
+    return tensor.view([classes * group, width]) if classes else paddle.zeros([0, width], tensor.dtype)
 
 
 def split_rows(rows: paddle.Tensor, *, sizes: list[int]) -> Sequence[paddle.Tensor]:

@@ -12,22 +12,28 @@ from typing import Any, NamedTuple
 
 import paddle
 
+from plsc.losses.negatives import Negatives, drop_all_
 from plsc.losses.ops import (
+    Mask,
     add,
     add_,
     add_at_,
     exp_,
+    greatest,
     matmul,
     multiply,
+    multiply_,
     row_products,
     scale_rows,
     split_rows,
+    spread_over,
 )
 from plsc.losses.precision import Factor, Precision
 from plsc.losses.reference import Targets
 from plsc.losses.row_sums import RowSums
 from plsc.losses.shard import Block, Shard
 from plsc.losses.shift import Shift
+from plsc.losses.spread import Spread
 
 # Added to r where the class is the sample's own: its exponential is 0, and so is that times this.
 _EXCLUDED = -1e20
@@ -58,6 +64,7 @@ class RowTerms(NamedTuple):
 
     Attributes:
         scale: s / |w|.
+        inverse: 1 / |w|.
         offset: -log |w|, minus the constant part of the shift.
         weight: |w|, the factor of e in the sum of exponentials.
         logit_offset: the offset of a logit z = scale * r + logit_offset.
@@ -65,6 +72,7 @@ class RowTerms(NamedTuple):
     """
 
     scale: list[paddle.Tensor]
+    inverse: list[paddle.Tensor]
     offset: list[paddle.Tensor]
     weight: list[paddle.Tensor]
     logit_offset: list[paddle.Tensor]
@@ -78,12 +86,16 @@ class TargetIndex(NamedTuple):
         inside: [chunks, G], whether the target is in the chunk.
         flat: per chunk, [G] offsets in the flattened r, in column n for sample n: the target's row where it is in the
             chunk, else row 0. Each offset is in its own column, so no two are equal.
+        own: `flat` of each of the K rows of the target's class; one list of chunks per sub-center.
+        classes: per chunk, as `flat` in a matrix with a row per class.
         excluded: per chunk, [G], what is added to r to exclude the targets.
         may_hold: per chunk, whether it may hold a target.
     """
 
     inside: paddle.Tensor
     flat: list[paddle.Tensor]
+    own: list[list[paddle.Tensor]]
+    classes: list[paddle.Tensor]
     excluded: list[paddle.Tensor]
     may_hold: list[bool]
 
@@ -93,17 +105,32 @@ class TargetIndex(NamedTuple):
         starts = paddle.arange(0, shard.size, shard.chunk_rows, dtype="int64").unsqueeze(1)
         row = targets.row.unsqueeze(0) - starts
         inside = (row >= 0) & (row < shard.chunk_rows) & targets.owned.unsqueeze(0)
-        flat = paddle.where(inside, row, paddle.zeros_like(row)) * samples + paddle.arange(samples, dtype="int64")
+        column, zeros = paddle.arange(samples, dtype="int64"), paddle.zeros_like(row)
+        flat = _split_rows(paddle.where(inside, row, zeros) * samples + column)
+        own, classes = [flat], flat
+        if shard.subcenters > 1:
+            first = paddle.where(inside, row - row % shard.subcenters, zeros)
+            own = [_split_rows((first + j) * samples + column) for j in range(shard.subcenters)]
+            classes = _split_rows(first // shard.subcenters * samples + column)
         excluded = paddle.full([samples], _EXCLUDED, shard.weight.dtype)
         # Few chunks hold a target, and on a CPU it costs little to look. On a GPU the host would wait for the device.
         look = shard.size and inside.place.is_cpu_place()
         may_hold = inside.any(axis=1).tolist() if look else [True] * inside.shape[0]
-        return cls(inside, paddle.unbind(flat) if shard.size else [], _spread(excluded, inside), may_hold)
+        return cls(inside, flat, own, classes, _spread(excluded, inside), may_hold)
 
     def add_(self, k: int, matrix: paddle.Tensor, values: list[paddle.Tensor]) -> None:
         """Add values[k] [G] to the targets' entries of chunk k's matrix [B, G]."""
         if self.may_hold[k]:
             add_at_(matrix, self.flat[k], values=values[k])
+
+    def exclude_(self, k: int, matrix: paddle.Tensor, *, by_class: bool = False) -> None:
+        """Make the entries of the targets' classes so low that their exponentials are 0.
+
+        In chunk k's matrix [B, G], or in one of [B / K, G] with a row per class.
+        """
+        if self.may_hold[k]:
+            for flat in [self.classes] if by_class else self.own:
+                add_at_(matrix, flat[k], values=self.excluded[k])
 
     def spread(self, values: paddle.Tensor) -> list[paddle.Tensor]:
         """Per chunk [G]: the values [G] of the targets inside it, 0 for the others."""
@@ -124,6 +151,20 @@ class OwnTerms(NamedTuple):
     product: paddle.Tensor
 
 
+class Exponents(NamedTuple):
+    """Of a chunk.
+
+    Attributes:
+        values: [B, G], or [B / K, G] with one row per class.
+        slope: like them, what e is multiplied by in the products; None for 1.
+        others: [B, G], where e is 0, as it is not of a class's nearest sub-center; None where `values` are [B, G].
+    """
+
+    values: paddle.Tensor
+    slope: paddle.Tensor | None = None
+    others: Mask | None = None
+
+
 class Exponentials:
     """Makes r and e of each chunk.
 
@@ -135,6 +176,8 @@ class Exponentials:
         shift: of the exponents.
         precision: of the products.
         buffer: memory for r; None for new memory for each chunk.
+        negatives: what is done to the cosines before they become exponents; None for nothing.
+        target: [G], psi of all samples, which negatives are compared with; None where they are not.
     """
 
     def __init__(
@@ -147,21 +190,85 @@ class Exponentials:
         shift: Shift,
         precision: Precision,
         buffer: LogitBuffer | None,
+        negatives: Negatives | None = None,
+        target: paddle.Tensor | None = None,
     ) -> None:
         self.shard, self.features, self.rows, self.index = shard, features, rows, index
         self.shift, self.precision, self.buffer = shift, precision, buffer
+        self._negatives, self._target = negatives, target
+        self._has_norms_in_offset = True
         self._features_t = precision.factor(features.t().contiguous())
 
     def logits(self, k: int, chunk_rows: Factor) -> paddle.Tensor:
         """r of chunk k, targets excluded."""
         out = None if self.buffer is None else self.buffer.chunks[k]
         r = self.precision.logits(chunk_rows, self._features_t, out=out)
-        self.index.add_(k, r, self.index.excluded)
+        self.index.exclude_(k, r)
         return r
 
-    def exponents(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
-        """log e_cn [B, G] of chunk k, but for the part of the shift that is not in the offset."""
-        return scale_rows(r, scale=self.rows.scale[k], offset=self.rows.offset[k])
+    def first(self, k: int, r: paddle.Tensor, *, total: paddle.Tensor, gradient: paddle.Tensor) -> paddle.Tensor:
+        """e [B, G] in the first pass: its sum is added to total [G], and both sums follow the shift."""
+        exponents, slope, others = self._exponents(k, r)
+        self.shift.follow(exponents, total=total, gradient=gradient)
+        e = exp_(self.shift.subtract_(exponents))
+        add_(total, matmul(self.rows.weight[k] if others is None else paddle.ones(e.shape[:1], e.dtype), e))
+        return self._by_row(k, e if slope is None else multiply_(e, slope), others)
+
+    def again(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
+        """e [B, G] in the second pass."""
+        return self._made_again(r, k, at=None)
+
+    def as_first(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
+        """e [B, G] in the second pass as `first` returned it, which `factor` brings to that of `again`."""
+        return self._made_again(r, k, at=k)
+
+    def factor(self, k: int) -> paddle.Tensor | None:
+        """[G], of e of chunk k as the first pass kept it; None for 1."""
+        return self.shift.factor(k)
+
+    def _made_again(self, r: paddle.Tensor, k: int, *, at: int | None) -> paddle.Tensor:
+        exponents, slope, others = self._exponents(k, r)
+        e = exp_(self.shift.subtract_(exponents, at))
+        return self._by_row(k, e if slope is None else multiply_(e, slope), others)
+
+    def _by_row(self, k: int, e: paddle.Tensor, others: Mask | None) -> paddle.Tensor:
+        """[B, G] of what `_exponents` made of one row per class."""
+        return e if others is None else spread_over(e, others, scale=self.rows.inverse[k])
+
+    def _exponents(self, k: int, r: paddle.Tensor) -> Exponents:
+        """log e_cn [B, G], but for the part of the shift that is not in the offset."""
+        if self._negatives is None:
+            return Exponents(scale_rows(r, scale=self.rows.scale[k], offset=self.rows.offset[k]))
+        # A center near zero has an e / |w| of 10,000. It is within float16's range where |w| is in the exponent.
+        by_class = self.shard.subcenters > 1 and not self.precision.needs_half_range
+        return (self._of_classes if by_class else self._of_rows)(self._negatives, k, r)
+
+    def _of_rows(self, negatives: Negatives, k: int, r: paddle.Tensor) -> Exponents:
+        inverse = self.rows.inverse[k]
+        cosine = scale_rows(r, scale=inverse, offset=paddle.zeros_like(inverse))
+        masks = negatives.dropped(cosine)
+        if negatives.margin is None:
+            exponents = scale_rows(r, scale=self.rows.scale[k], offset=self.rows.offset[k])
+            return Exponents(drop_all_(exponents, masks))
+        value, slope = negatives.values(cosine, self._target)
+        scale = self.rows.scale[k] / inverse
+        exponents = scale_rows(value, scale=scale, offset=self.rows.offset[k])
+        self.index.exclude_(k, exponents)  # the change may have brought them near 0
+        return Exponents(drop_all_(exponents, masks), slope)
+
+    def _of_classes(self, negatives: Negatives, k: int, r: paddle.Tensor) -> Exponents:
+        """With a row for each class, that of its nearest sub-center: a K-th of the exponentials."""
+        best, others = greatest(r, scale=self.rows.inverse[k], group=self.shard.subcenters)
+        masks = negatives._replace(subcenters=1).dropped(best)
+        value, slope = negatives.values(best, self._target)
+        first = slice(None, None, self.shard.subcenters)
+        scale, offset = self.rows.scale[k] / self.rows.inverse[k], self.rows.offset[k]
+        if self._has_norms_in_offset:
+            offset = offset - paddle.log(self.rows.inverse[k])
+        exponents = scale_rows(value, scale=scale[first], offset=offset[first])
+        if negatives.margin is not None:
+            self.index.exclude_(k, exponents, by_class=True)
+        return Exponents(drop_all_(exponents, masks), slope, others)
 
 
 class FirstPass:
@@ -171,38 +278,42 @@ class FirstPass:
         work: of the chunks.
         threshold: [G], also count the classes with a greater logit; None for no count.
         keep: keep r or e.
+        sum_rows: also sum the directions of the rows.
 
     Attributes:
         total: others_n [G].
         gradient: sum_c e_cn w_c [G, D].
         greater: [G] int64, number of classes whose logit exceeds the threshold; None without one.
+        row_sum: [D], the sum of w_c / |w_c| over the classes of this shard; None if not asked for.
         kept: of each chunk, what the second pass needs: r in the buffer, or e as the products take it where there is
             no buffer; empty if not asked for.
     """
 
-    def __init__(self, work: Exponentials, *, threshold: paddle.Tensor | None, keep: bool) -> None:
+    def __init__(
+        self, work: Exponentials, *, threshold: paddle.Tensor | None, keep: bool, sum_rows: bool = False
+    ) -> None:
         x = work.features
         self._work, self._threshold, self._keep = work, threshold, keep
         self.total, self.gradient = paddle.zeros(x.shape[:1], x.dtype), paddle.zeros_like(x)
         self._part = paddle.empty_like(x)
         self.greater = None if threshold is None else paddle.zeros(x.shape[:1], "int64")
+        self.row_sum = paddle.zeros(x.shape[1:], x.dtype) if sum_rows else None
         self.kept: list[paddle.Tensor] = []
         for k, chunk in enumerate(work.shard.chunks):
             work.shard.load_chunk(k)
             self._add(k, work.precision.factor(chunk.rows))
+            if self.row_sum is not None:
+                add_(self.row_sum, matmul(work.rows.inverse[k], chunk.rows))
 
     def _add(self, k: int, rows: Factor) -> None:
         # A method of its own, so that the memory of one chunk is free before the next.
-        work, shift = self._work, self._work.shift
+        work = self._work
         r = work.logits(k, rows)
         if self.greater is not None:
             self.greater += self._count_greater(k, r)
-        exponents = work.exponents(k, r)
+        e = work.first(k, r, total=self.total, gradient=self.gradient)
         kept = r if work.buffer is not None else None
         del r  # its memory may serve the cast
-        shift.follow(exponents, total=self.total, gradient=self.gradient)
-        e = exp_(shift.subtract_(exponents))
-        add_(self.total, matmul(work.rows.weight[k], e))
         e = work.precision.cast(e)
         add_(self.gradient, work.precision.feature_gradient(e, rows, out=self._part))
         if self._keep:
@@ -210,8 +321,10 @@ class FirstPass:
 
     def _count_greater(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
         terms = self._work.rows
-        logits = scale_rows(r, scale=terms.scale[k], offset=terms.logit_offset[k])
-        return (logits > self._threshold).astype("int32").sum(axis=0, dtype="int32").astype("int64")
+        greater = scale_rows(r, scale=terms.scale[k], offset=terms.logit_offset[k]) > self._threshold
+        if self._work.shard.subcenters > 1:  # a class counts once
+            greater = greater.reshape([-1, self._work.shard.subcenters, greater.shape[1]]).any(axis=1)
+        return greater.astype("int32").sum(axis=0, dtype="int32").astype("int64")
 
 
 Gradients = Iterator[tuple[Block, paddle.Tensor]]
@@ -225,13 +338,24 @@ class SecondPass(ABC):
         own: of the own classes.
         row_factor: s t_n [G].
         l2: this multiple of each row is added to its gradient.
+        bias_l2: this multiple of the bias is added to its gradient.
         kept: what the first pass kept of each chunk; empty to multiply again.
+        spread: added to the gradients of all rows; None for nothing.
     """
 
     def __init__(
-        self, work: Exponentials, own: OwnTerms, *, row_factor: paddle.Tensor, l2: float, kept: list[paddle.Tensor]
+        self,
+        work: Exponentials,
+        own: OwnTerms,
+        *,
+        row_factor: paddle.Tensor,
+        l2: float,
+        bias_l2: float,
+        kept: list[paddle.Tensor],
+        spread: Spread | None = None,
     ) -> None:
-        self._work, self._own, self._row_factor, self._l2, self._kept = work, own, row_factor, l2, kept
+        self._work, self._own, self._row_factor, self._kept = work, own, row_factor, kept
+        self._l2, self._bias_l2, self._spread = l2, bias_l2, spread
         self._x = work.precision.operand(work.features * row_factor.unsqueeze(1))
         self._bias_gradient: list[paddle.Tensor] = []
 
@@ -244,8 +368,10 @@ class SecondPass(ABC):
             yield from self._gradients(k)
         if self._bias_gradient:
             block = shard.bias_block
-            gradient = add(paddle.concat(self._bias_gradient), block.rows * self._l2)
+            gradient = add(paddle.concat(self._bias_gradient), block.rows * self._bias_l2)
             self._complete_bias(gradient)
+            if self._spread is not None:
+                self._spread.add_to_bias_(gradient)
             yield block, gradient
 
     @abstractmethod
@@ -270,15 +396,23 @@ class ByLogits(SecondPass):
     def _gradients(self, k: int) -> Gradients:
         work, chunk = self._work, self._work.shard.chunks[k]
         r = self._kept[k] if self._kept else work.logits(k, work.precision.factor(chunk.rows))
-        e = exp_(work.shift.subtract_(work.exponents(k, r)))
+        e = work.again(k, r)
         coefficient = self._coefficient(k, e, r)
         work.index.add_(k, e, self._terms)
         if work.shard.bias is not None:
             self._bias_gradient.append(matmul(e, self._row_factor))
         pieces = zip(chunk.blocks, split_rows(coefficient, sizes=chunk.sizes), split_rows(e, sizes=chunk.sizes))
+        spread, first = self._spread, k * work.shard.chunk_rows
+        parts = None if spread is None else spread.parts(k, chunk.sizes)
         for block, factor, e_rows in pieces:
+            part = None if parts is None else next(parts)
+            multiples = None if spread is None or part is None else spread.multiples(block.rows, part)
+            factor = factor if multiples is None else add(factor, multiples)
             gradient = scale_rows(block.rows, scale=factor, offset=block.zeros)
             work.precision.add_row_gradient(gradient, e_rows, x=self._x)
+            if spread is not None and part is not None:
+                spread.add_to_(gradient, part, first=first, with_along=False)
+                first += block.rows.shape[0]
             yield block, gradient
 
     def _coefficient(self, k: int, e: paddle.Tensor, r: paddle.Tensor) -> paddle.Tensor:
@@ -304,15 +438,18 @@ class ByRows(SecondPass):
 
     def _gradients(self, k: int) -> Gradients:
         work, chunk, precision = self._work, self._work.shard.chunks[k], self._work.precision
-        e, factor = precision.spread(self._kept[k] if self._kept else self._made_again(k), work.shift.factor(k))
+        e, factor = precision.spread(self._kept[k] if self._kept else self._made_again(k), work.factor(k))
         row_factor = self._row_factor if factor is None else self._row_factor * factor
         x = self._x if factor is None else precision.operand(work.features * row_factor.unsqueeze(1))
         if work.shard.bias is not None:
             self._bias_gradient.append(matmul(e.astype(row_factor.dtype), row_factor))
+        parts = None if self._spread is None else self._spread.parts(k, chunk.sizes)
         first = k * work.shard.chunk_rows
         for block, e_rows in zip(chunk.blocks, split_rows(e, sizes=chunk.sizes)):
             gradient = precision.row_gradient(e_rows, x)
             self._sums.add_(gradient, self._own_rows, first=first)
+            if self._spread is not None and parts is not None:  # before the part along the row is removed from all
+                self._spread.add_to_(gradient, next(parts), first=first, with_along=True)
             add_(gradient, self._multiple(block, gradient, first))
             first += block.rows.shape[0]
             yield block, gradient
@@ -329,10 +466,14 @@ class ByRows(SecondPass):
         """e of chunk k as the first pass kept it."""
         work = self._work
         r = work.logits(k, work.precision.factor(work.shard.chunks[k].rows))
-        return work.precision.cast(exp_(work.shift.subtract_(work.exponents(k, r), k)))
+        return work.precision.cast(work.as_first(k, r))
 
     def _complete_bias(self, gradient: paddle.Tensor) -> None:
         self._sums.add_(gradient, self._own_bias)
+
+
+def _split_rows(matrix: paddle.Tensor) -> list[paddle.Tensor]:
+    return list(paddle.unbind(matrix)) if matrix.shape[0] else []
 
 
 def _spread(values: paddle.Tensor, inside: paddle.Tensor) -> list[paddle.Tensor]:

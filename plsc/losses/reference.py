@@ -44,8 +44,10 @@ from typing import NamedTuple, Protocol
 
 import paddle
 
-from plsc.losses.margins import Margin, MarginOutput, apply_margin
-from plsc.losses.ops import no_grad
+from plsc.losses.margins import Margin, MarginOutput, apply_margin, needs_all_cosines, penalty_of
+from plsc.losses.margins.binary import BinaryMargin
+from plsc.losses.negatives import NegativesMargin
+from plsc.losses.ops import flat_rows, no_grad
 from plsc.metrics.embeddings import CENTER_FLOOR, EPSILON
 
 # Root mean square of a feature's numbers from which on its sample has its full weight in the gradients.
@@ -104,8 +106,10 @@ class State(NamedTuple):
             target's. The sample is among the top k where this is less than k.
         features: the features' directions.
         weight: the class centers' directions.
-        d_logits: [G, S], dL / d cos(x_n, w_c), or dL / dz_nc for softmax.
+        d_logits: [G, S K], dL / d cos(x_n, w_c), or dL / dz_nc for softmax.
         has_bias: whether the logits have a bias.
+        subcenters: K.
+        by_bias: 0-d, the derivative of L by the bias of a binary loss; None for other losses.
     """
 
     loss: paddle.Tensor
@@ -115,10 +119,12 @@ class State(NamedTuple):
     weight: Directions
     d_logits: paddle.Tensor
     has_bias: bool
+    subcenters: int = 1
+    by_bias: paddle.Tensor | None = None
 
 
 class RowGradients(NamedTuple):
-    """Gradients of L: weight [S, D]; bias [S], None without a bias."""
+    """Gradients of L: weight like the weight; bias [S], None without a bias."""
 
     weight: paddle.Tensor
     bias: paddle.Tensor | None
@@ -133,6 +139,8 @@ class ReferenceSoftmax:
         scale: s, the factor of the cosines; not used for softmax.
         first_class: global id of the class in row 0 of the shard.
         reducer: reductions over the ranks that hold the other shards.
+        filter_above: negatives with a greater cosine leave the sum; None for none.
+        smoothing: the part of each label that is spread over all classes, see `plsc.losses.smoothing`.
 
     Example:
         >>> softmax = ReferenceSoftmax(CombinedMargin(m2=0.5), 64.0)
@@ -144,6 +152,8 @@ class ReferenceSoftmax:
     scale: float = 64.0
     first_class: int = 0
     reducer: Reducer = SingleRank()
+    filter_above: float | None = None
+    smoothing: float = 0.0
 
     @no_grad
     def loss_and_feature_gradient(
@@ -153,6 +163,7 @@ class ReferenceSoftmax:
         *,
         weight: paddle.Tensor,
         bias: paddle.Tensor | None = None,
+        weights: paddle.Tensor | None = None,
         count_above: bool = False,
     ) -> State:
         """The loss and its gradient by the features.
@@ -160,50 +171,159 @@ class ReferenceSoftmax:
         Args:
             features: [G, D], the same on every rank.
             labels: [G] int64 global class ids in [0, C), the same on every rank; repeats are allowed.
-            weight: [S, D] class centers; S may be 0.
+            weight: [S, D] class centers, or [S, K, D] with K sub-centers per class; S may be 0.
             bias: [S], softmax only.
+            weights: [G], v_n, of mean 1 and the same on every rank: L is the mean of v_n L_n; None for 1.
             count_above: also count `State.num_greater`, for acc1 and acc5.
         """
-        targets = locate(labels, self.first_class, num_classes=weight.shape[0])
+        subcenters = weight.shape[1] if weight.ndim == 3 else 1
         x = as_directions(features, self.margin, floor=EPSILON)
-        w = as_directions(weight, self.margin, floor=CENTER_FLOOR)
-        scale = 1.0 if self.margin is None else self.scale
-        logits = paddle.matmul(x.rows, w.rows, transpose_y=True)
+        w = as_directions(flat_rows(weight), self.margin, floor=CENTER_FLOOR)
+        cosines = paddle.matmul(x.rows, w.rows, transpose_y=True)
         if bias is not None:
-            logits += bias
-        plain = _pick(logits, targets)
-        num_greater = self._count_greater(logits, plain, targets.owned) if count_above else None
+            cosines += bias
+        targets = locate(labels, self.first_class, num_classes=weight.shape[0])
+        targets = _nearest(cosines, targets, subcenters)
+        plain = _pick(cosines, targets)
+        num_greater = self._count_greater(cosines, plain, targets.owned, subcenters) if count_above else None
+        plain = all_cosines(self.margin, plain, targets, self.reducer)
         target = target_logits(self.margin, plain, features=x, labels=labels)
-        logits = _place(logits, targets, target.psi) * scale
+        values, slopes = self._negatives(cosines, targets, target.psi, subcenters)
 
-        shift = logits.max(axis=1) if weight.shape[0] else paddle.full_like(plain, -float("inf"))
-        shift = self.reducer.all_reduce_max(shift)
-        exponential = paddle.exp(logits - shift.unsqueeze(1))
-        total = self.reducer.all_reduce_sum(exponential.sum(axis=1))
-        owned_logit = paddle.where(targets.owned, target.psi * scale, paddle.zeros_like(plain))
-        loss = (paddle.log(total) + shift - self.reducer.all_reduce_sum(owned_logit)).mean()
-
-        # dL/dz_nc = (p_nc - [c = y]) / G, and a cosine or psi is z / s.
-        factor = sample_weights(features, self.margin) * (scale / len(labels))
-        by_psi = (_pick(exponential, targets) / total - 1.0) * factor
-        d_logits = _place(exponential * (factor / total).unsqueeze(1), targets, by_psi * target.by_cosine)
+        in_gradients = sample_weights(features, self.margin) * (1.0 if weights is None else weights)
+        ending = self._end(_place(values, targets, target.psi), target.psi, targets, in_gradients)
+        if slopes is not None:
+            ending = ending._replace(by_values=ending.by_values * slopes)
+        if self.smoothing:
+            ending = self._smooth(ending, cosines, plain, target.psi, targets, in_gradients)
+        d_logits = _place(ending.by_values, targets, ending.by_psi * target.by_cosine)
         gradient = by_rows(paddle.matmul(d_logits, w.rows), x)
         if target.by_norm is not None:
-            by_norm = paddle.where(targets.owned, by_psi * target.by_norm, paddle.zeros_like(plain))
+            by_norm = paddle.where(targets.owned, ending.by_psi * target.by_norm, paddle.zeros_like(plain))
             gradient += by_norm.unsqueeze(1) * x.rows
-        return State(loss, gradient, num_greater, x, w, d_logits, bias is not None)
+        loss = ending.losses.mean() if weights is None else (ending.losses * weights).mean()
+        loss, gradient = with_penalty(self.margin, loss, gradient, features=features, directions=x, targets=targets)
+        return State(loss, gradient, num_greater, x, w, d_logits, bias is not None, subcenters, ending.by_bias)
 
     @no_grad
     def row_gradients(self, state: State) -> RowGradients:
         """The gradients of `state.loss` by the weight and the bias."""
-        weight = paddle.matmul(state.d_logits, state.features.rows, transpose_x=True)
-        bias = state.d_logits.sum(axis=0) if state.has_bias else None
-        return RowGradients(by_rows(weight, state.weight), bias)
+        weight = by_rows(paddle.matmul(state.d_logits, state.features.rows, transpose_x=True), state.weight)
+        if state.subcenters > 1:
+            shape = [weight.shape[0] // state.subcenters, state.subcenters, weight.shape[1]]
+            weight = weight.reshape(shape) if shape[0] else paddle.zeros(shape, weight.dtype)
+        return RowGradients(weight, state.d_logits.sum(axis=0) if state.has_bias else None)
 
-    def _count_greater(self, logits: paddle.Tensor, target: paddle.Tensor, owned: paddle.Tensor) -> paddle.Tensor:
-        """[G]: how many of all C logits exceed the target's."""
+    def _end(self, values: paddle.Tensor, psi: paddle.Tensor, targets: Targets, weights: paddle.Tensor) -> _Ending:
+        """The losses and their derivatives, from the logits over s.
+
+        Args:
+            values: [G, S K], psi at the owned targets, -infinity for what is not in the sum.
+            psi: [G].
+            targets: where the targets are.
+            weights: [G], omega.
+        """
+        logits, scale = values * self._factor, self._factor
+        shift = logits.max(axis=1) if logits.shape[1] else paddle.full_like(psi, -float("inf"))
+        shift = self.reducer.all_reduce_max(shift)
+        exponential = paddle.exp(logits - shift.unsqueeze(1))
+        total = self.reducer.all_reduce_sum(exponential.sum(axis=1))
+        owned_logit = paddle.where(targets.owned, psi * scale, paddle.zeros_like(psi))
+        losses = paddle.log(total) + shift - self.reducer.all_reduce_sum(owned_logit)
+        # dL/dz_nc = (p_nc - [c = y]) / G, and a cosine or psi is z / s.
+        factor = weights * (scale / len(psi))
+        by_psi = (_pick(exponential, targets) / total - 1.0) * factor
+        return _Ending(losses, exponential * (factor / total).unsqueeze(1), by_psi)
+
+    def _smooth(
+        self,
+        ending: _Ending,
+        cosines: paddle.Tensor,
+        plain: paddle.Tensor,
+        psi: paddle.Tensor,
+        targets: Targets,
+        weights: paddle.Tensor,
+    ) -> _Ending:
+        """The losses with a part of each label spread over all centers, by their plain cosines [G, S K].
+
+        dL/dz_nc has + epsilon ([c = y] - 1 / C) / G.
+        """
+        scale, zeros = self._factor, paddle.zeros_like(psi)
+        rows = paddle.full([len(psi)], float(cosines.shape[1]), psi.dtype)
+        own = paddle.where(targets.owned, psi, zeros) * scale
+        spread = (cosines.sum(axis=1) + paddle.where(targets.owned, psi - plain, zeros)) * scale
+        count, own, spread = paddle.unbind(self.reducer.all_reduce_sum(paddle.stack([rows, own, spread])))
+        share, factor = self.smoothing / count, weights * (scale / len(psi))
+        return ending._replace(
+            losses=ending.losses + self.smoothing * own - share * spread,
+            by_values=ending.by_values - (share * factor).unsqueeze(1),
+            by_psi=ending.by_psi + (self.smoothing - share) * factor,
+        )
+
+    @property
+    def _factor(self) -> float:
+        """s; 1 for softmax."""
+        return 1.0 if self.margin is None else self.scale
+
+    def _negatives(
+        self, cosines: paddle.Tensor, targets: Targets, psi: paddle.Tensor, subcenters: int
+    ) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+        """[G, S K]: what enters the sum for the cosines, -infinity for nothing, and its derivative; None for 1."""
+        values, slopes = cosines, None
+        if isinstance(self.margin, NegativesMargin):
+            changed, slope = self.margin.negatives(cosines.t().contiguous(), target=psi)
+            values, slopes = changed.t(), None if slope is None else slope.t()
+        left_out = _not_nearest(cosines, targets, subcenters) if subcenters > 1 and cosines.shape[1] else None
+        if self.filter_above is not None:
+            above = cosines > self.filter_above
+            left_out = above if left_out is None else left_out | above
+        if left_out is not None:
+            values = paddle.where(left_out, paddle.full([], -float("inf"), values.dtype), values)
+        return values, slopes
+
+    def _count_greater(
+        self, logits: paddle.Tensor, target: paddle.Tensor, owned: paddle.Tensor, subcenters: int
+    ) -> paddle.Tensor:
+        """[G]: how many of all C classes have a logit that exceeds the target's."""
         target = self.reducer.all_reduce_sum(paddle.where(owned, target, paddle.zeros_like(target)))
-        return self.reducer.all_reduce_sum((logits > target.unsqueeze(1)).astype("int64").sum(axis=1))
+        greater = logits > target.unsqueeze(1)
+        if subcenters > 1 and logits.shape[1]:
+            greater = greater.reshape([logits.shape[0], -1, subcenters]).any(axis=2)
+        return self.reducer.all_reduce_sum(greater.astype("int64").sum(axis=1))
+
+
+class ReferenceBinary(ReferenceSoftmax):
+    """A binary loss over one shard of the classes; `margin` is a `plsc.losses.margins.binary.BinaryMargin`."""
+
+    def _end(self, values: paddle.Tensor, psi: paddle.Tensor, targets: Targets, weights: paddle.Tensor) -> _Ending:
+        binary = self.margin
+        assert isinstance(binary, BinaryMargin)
+        bias = binary.bias.astype(psi.dtype)
+        # The target's entry is no negative.
+        logits = _place(values, targets, paddle.full_like(psi, -float("inf"))) * binary.scale + bias
+        shares = 1.0 / (1.0 + paddle.exp(-logits))
+        softplus = paddle.clip(logits, min=0.0) + paddle.log1p(paddle.exp(-logits.abs()))
+        zeros = paddle.zeros_like(psi)
+        own = paddle.where(targets.owned, psi, zeros) * binary.scale
+        sums = paddle.stack([softplus.sum(axis=1), shares.sum(axis=1), own])
+        total, share, own = paddle.unbind(self.reducer.all_reduce_sum(sums))
+        own = own + bias
+        missing = 1.0 / (1.0 + paddle.exp(own))
+        own_loss = paddle.clip(-own, min=0.0) + paddle.log1p(paddle.exp(-own.abs()))
+        positive, negative = binary.positive_weight, binary.negative_weight
+        factor = weights * (binary.scale / len(psi))
+        by_bias = (weights * (negative * share - positive * missing)).sum() / len(psi)
+        by_values = shares * (negative * factor).unsqueeze(1)
+        return _Ending(positive * own_loss + negative * total, by_values, -positive * factor * missing, by_bias)
+
+
+class _Ending(NamedTuple):
+    """Attributes: losses [G]; dL / d values [G, S K]; dL / d psi [G]; dL / d bias of a binary loss, 0-d."""
+
+    losses: paddle.Tensor
+    by_values: paddle.Tensor
+    by_psi: paddle.Tensor
+    by_bias: paddle.Tensor | None = None
 
 
 def locate(labels: paddle.Tensor, first_class: int, *, num_classes: int) -> Targets:
@@ -242,13 +362,48 @@ def by_rows(gradient: paddle.Tensor, directions: Directions) -> paddle.Tensor:
     return (gradient - unit * (gradient * unit).sum(axis=1, keepdim=True)) * inverse_norms
 
 
+def all_cosines(margin: Margin | None, plain: paddle.Tensor, targets: Targets, reducer: Reducer) -> paddle.Tensor:
+    """The target cosines [G], right on every rank for all samples where the margin needs that."""
+    if not needs_all_cosines(margin):
+        return plain
+    return reducer.all_reduce_sum(paddle.where(targets.owned, plain, paddle.zeros_like(plain)))
+
+
 def target_logits(
     margin: Margin | None, plain: paddle.Tensor, *, features: Directions, labels: paddle.Tensor
 ) -> MarginOutput:
     """psi and its derivatives at the margin-free targets [G]; for softmax psi is the target itself."""
-    if margin is None or features.inverse_norms is None:
+    norms = feature_norms(features)
+    if margin is None or norms is None:
         return MarginOutput(plain, paddle.ones_like(plain), None)
-    return apply_margin(margin, plain, norms=1.0 / features.inverse_norms.squeeze(1), labels=labels)
+    return apply_margin(margin, plain, norms=norms, labels=labels)
+
+
+def with_penalty(
+    margin: Margin | None,
+    loss: paddle.Tensor,
+    gradient: paddle.Tensor,
+    *,
+    features: paddle.Tensor,
+    directions: Directions,
+    targets: Targets,
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """The loss and this shard's part of the feature gradient [G, D], with the margin's penalty on the norms if any.
+
+    Each sample's penalty enters the gradient on the rank that owns its target, with the weight of the sample.
+    """
+    norms = feature_norms(directions)
+    penalty = None if norms is None else penalty_of(margin, norms)
+    if penalty is None:
+        return loss, gradient
+    value, by_norm = penalty
+    factor = by_norm * sample_weights(features, margin) * targets.owned.astype(by_norm.dtype) / len(by_norm)
+    return loss + value.mean(), gradient + factor.unsqueeze(1) * directions.rows
+
+
+def feature_norms(features: Directions) -> paddle.Tensor | None:
+    """[G]: the norms of features, 1e-12 for shorter ones; None for softmax, which takes features as they are."""
+    return None if features.inverse_norms is None else 1.0 / features.inverse_norms.squeeze(1)
 
 
 def _pick(matrix: paddle.Tensor, targets: Targets) -> paddle.Tensor:
@@ -264,3 +419,22 @@ def _place(matrix: paddle.Tensor, targets: Targets, values: paddle.Tensor) -> pa
         return matrix
     values = paddle.where(targets.owned, values, _pick(matrix, targets))
     return paddle.put_along_axis(matrix, targets.row.unsqueeze(1), values.unsqueeze(1), axis=1)
+
+
+def _nearest(cosines: paddle.Tensor, targets: Targets, subcenters: int) -> Targets:
+    """The targets' rows in [G, S K]: of each class the sub-center with the greatest cosine, the first at ties."""
+    if subcenters == 1 or not cosines.shape[1]:
+        return targets
+    grouped = cosines.reshape([cosines.shape[0], -1, subcenters])
+    own = paddle.take_along_axis(grouped, targets.row.reshape([-1, 1, 1]).expand([-1, 1, subcenters]), axis=1)
+    return Targets(targets.owned, targets.row * subcenters + own.squeeze(1).argmax(axis=1))
+
+
+def _not_nearest(cosines: paddle.Tensor, targets: Targets, subcenters: int) -> paddle.Tensor:
+    """[G, S K] bool: all rows of the targets' classes, and of the others all but the one with the greatest cosine."""
+    grouped = cosines.reshape([cosines.shape[0], -1, subcenters])
+    order = paddle.arange(subcenters, dtype="int64")
+    nearest = (grouped.argmax(axis=2, keepdim=True) == order).reshape(cosines.shape)
+    of_class = paddle.arange(cosines.shape[1], dtype="int64") // subcenters
+    own = (of_class == (targets.row // subcenters).unsqueeze(1)) & targets.owned.unsqueeze(1)
+    return own | ~nearest

@@ -51,7 +51,11 @@ class RowSums:
     def add_(self, target: paddle.Tensor, totals: paddle.Tensor, *, first: int = 0) -> None:
         """target [b, ...], which are the rows from `first` on, plus what `totals` holds for these rows; in place."""
         last = first + target.shape[0]
-        if self._on_host is not None and bisect_left(self._on_host, first) == bisect_left(self._on_host, last):
+        if self._on_host is not None:
+            start, stop = bisect_left(self._on_host, first), bisect_left(self._on_host, last)
+            if start < stop:
+                row = self._row[start:stop] - first
+                put_rows(target, row, values=paddle.index_select(target, row) + totals[start:stop])
             return
         # Comparisons with numbers, since a tensor of `first` and `last` would have to be copied to the device.
         low, high = (self._row < first).sum(), (self._row < last).sum()

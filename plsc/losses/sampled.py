@@ -5,7 +5,9 @@ copied chunk by chunk into one buffer, where the same fused step works on them, 
 state for the update, then back: beyond the shard, a step needs memory for one chunk. No bit changes of the other rows
 and of their optimizer state.
 
-Source: Partial FC, An et al., CVPR 2022. G gathered batch, D embedding, S classes of the shard, K sampled ones.
+A sampled class brings all of its sub-centers.
+
+Source: Partial FC, An et al., CVPR 2022. G gathered batch, D embedding, S classes of the shard, K sub-centers a class.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ from plsc.losses.reference import Targets
 from plsc.losses.shard import Block, Shard
 
 # With one class in the softmax the loss is 0, whatever the features are.
-_LEAST_ROWS = 2
+_LEAST_CLASSES = 2
 
 
 class SampledShard(Shard):
-    """K rows of a shard. In each step: `draw`, then the loss on this shard, then `update`.
+    """Some classes of a shard. In each step: `draw`, then the loss on this shard, then `update`.
 
-    K is the ratio's part of the shard, or the batch size where that is more, so that all positives are among them; it
-    is 2 at least, where the shard has 2 rows. It is the same in every step, so that a step never waits for the device
-    to learn a size.
+    Their number is the ratio's part of the shard, or the batch size where that is more, so that all positives are among
+    them; it is 2 at least, where the shard has 2. It is the same in every step, so that a step never waits for the
+    device to learn a size.
 
     Args:
         shard: the shard to draw from.
@@ -43,11 +45,12 @@ class SampledShard(Shard):
     def __init__(self, shard: Shard, *, ratio: float, samples: int) -> None:
         if not 0.0 < ratio <= 1.0:
             raise ConfigError(f"sample ratio {ratio}; expected over 0, and 1 at most")
-        count = min(shard.size, max(math.ceil(ratio * shard.size), samples, _LEAST_ROWS))
+        self._drawn = min(shard.num_classes, max(math.ceil(ratio * shard.num_classes), samples, _LEAST_CLASSES))
+        count = self._drawn * shard.subcenters
         weight = paddle.empty([min(count, shard.chunk_rows), shard.weight.shape[1]], shard.weight.dtype)
         bias = None if shard.bias is None else paddle.empty([count], shard.bias.dtype)
         super().__init__(weight, shard.optimizer, bias=bias, state=self._state_buffers(shard, count))
-        self.chunk_rows, self.block_rows = shard.chunk_rows, shard.block_rows
+        self.subcenters, self.chunk_rows, self.block_rows = shard.subcenters, shard.chunk_rows, shard.block_rows
         self._full = shard
         self.rows = paddle.arange(count, dtype="int64")
         self._rows_of_chunk: list[paddle.Tensor] = []
@@ -59,12 +62,13 @@ class SampledShard(Shard):
         buffers = {}
         for name, tensor in shard.state.items():
             rows = count if name.startswith("bias:") else min(count, shard.block_rows)
-            buffers[name] = paddle.empty([rows, *tensor.shape[1:]], tensor.dtype)
+            shape = tensor.shape[1:] if name.startswith("bias:") else tensor.shape[-1:]
+            buffers[name] = paddle.empty([rows, *shape], tensor.dtype)
         return buffers
 
     @property
     def size(self) -> int:
-        """K."""
+        """The number of sampled rows."""
         return int(self.rows.shape[0])
 
     def _rows(self, first: int, last: int) -> paddle.Tensor:
@@ -76,7 +80,7 @@ class SampledShard(Shard):
 
     @no_grad
     def draw(self, labels: paddle.Tensor, *, seed: int) -> None:
-        """Choose the rows: those of `labels`, and others without replacement.
+        """Choose the classes: those of `labels`, and others without replacement.
 
         Args:
             labels: [G] int64 global class ids.
@@ -87,17 +91,23 @@ class SampledShard(Shard):
         if not self.size:
             return
         targets = full.locate(labels)
-        # The K highest of random scores are a sample without replacement. Positives score above all others.
-        score = paddle.uniform([full.size], "float32", min=0.0, max=1.0, seed=seed)
-        _mark(score, targets)
+        # The highest of random scores are a sample without replacement. Positives score above all others.
+        score = paddle.uniform([full.num_classes], "float32", min=0.0, max=1.0, seed=seed)
+        _mark(score, targets if full.subcenters == 1 else Targets(targets.owned, targets.row // full.subcenters))
         # In ascending order, so that memory is read in its order.
-        self.rows = highest(score, self.size)
+        drawn = highest(score, self._drawn)
+        self.rows = drawn if full.subcenters == 1 else self._rows_of(drawn)
         self._rows_of_chunk = self.split_by_chunk(self.rows)
         sizes = [size for chunk in self.chunks for size in chunk.sizes]
         self._rows_of_block = [*paddle.split(self.rows, sizes), self.rows]  # the last is the bias
         if self.bias is not None:
             take_rows(full.bias, self.rows, out=self.bias)
         self._squared_norms = paddle.index_select(full.squared_norms(), self.rows) if full.has_norms else None
+
+    def _rows_of(self, classes: paddle.Tensor) -> paddle.Tensor:
+        """The rows of classes: K consecutive ones each."""
+        first = (classes * self.subcenters).unsqueeze(1)
+        return (first + paddle.arange(self.subcenters, dtype="int64")).flatten()
 
     def target_rows(self, targets: Targets) -> paddle.Tensor:
         if not self.size:
@@ -127,7 +137,9 @@ class SampledShard(Shard):
         owned, row = self._full.locate(labels)
         if not self.size:
             return Targets(owned, row)
-        return Targets(owned, paddle.clip(paddle.searchsorted(self.rows, row), 0, self.size - 1))
+        # A class that is not owned lies anywhere among the sampled rows: at the first row of some class.
+        first = paddle.clip(paddle.searchsorted(self.rows, row), 0, self.size - self.subcenters)
+        return Targets(owned, first if self.subcenters == 1 else first // self.subcenters * self.subcenters)
 
     def squared_norms(self) -> paddle.Tensor:
         if self._squared_norms is None:

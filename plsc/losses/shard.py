@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import paddle
 
-from plsc.losses.ops import Array, SquaredNorms, concat_norms, host_view, no_grad, squared_norms
+from plsc.losses.ops import Array, SquaredNorms, concat_norms, flat_rows, host_view, no_grad, squared_norms
 from plsc.losses.reference import Targets, locate
 from plsc.losses.row_optimizers import RowOptimizer
 
@@ -70,7 +70,8 @@ class Shard:
     must call `Classifier.load` instead.
 
     Args:
-        weight: [S, D]; S may be 0. It must keep its memory (`set_value` does, a new tensor does not).
+        weight: [S, D], or [S, K, D] with K sub-centers per class; S may be 0. It must keep its memory (`set_value`
+            does, a new tensor does not).
         optimizer: how rows are updated.
         bias: [S], or None.
         first_class: global id of the class in row 0.
@@ -78,6 +79,9 @@ class Shard:
         state: the optimizer's state as `Shard.state` names it, '<parameter>:<state name>'; zeros when not given.
 
     Attributes:
+        weight: [S K, D], the same memory; the K rows of a class are consecutive.
+        subcenters: K.
+        state: like the parameters.
         ones: [D].
     """
 
@@ -92,7 +96,8 @@ class Shard:
         state: dict[str, paddle.Tensor] | None = None,
     ) -> None:
         # The same memory without autograd: a parameter requires a gradient, and each operator would record its inputs.
-        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+        self.weight, self.bias = flat_rows(weight.detach()), None if bias is None else bias.detach()
+        self.subcenters = int(weight.shape[1]) if weight.ndim == 3 else 1
         self.optimizer, self.first_class, self.step = optimizer, first_class, step
         own = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         # A bias is small: only the state of the weight is worth a lower precision.
@@ -103,18 +108,25 @@ class Shard:
             for name, tensor in own.items()
             for kind in optimizer.state_names
         }
-        self._state_of = {name: [self.state[f"{name}:{kind}"] for kind in optimizer.state_names] for name in own}
+        self._state_of = {
+            name: [flat_rows(self.state[f"{name}:{kind}"]) for kind in optimizer.state_names] for name in own
+        }
         self._device = "gpu" if weight.place.is_gpu_place() else "cpu"
-        self.chunk_rows, self.block_rows = CHUNK_ROWS[self._device], BLOCK_ROWS[self._device]
+        self.chunk_rows, self.block_rows = self._whole(CHUNK_ROWS[self._device]), BLOCK_ROWS[self._device]
         self._zeros = paddle.zeros([self.block_rows], weight.dtype)
-        self.ones = paddle.ones([weight.shape[1]], weight.dtype)
+        self.ones = paddle.ones([self.weight.shape[1]], weight.dtype)
         self._squared_norms: paddle.Tensor | None = None
         self._chunks: list[Chunk] | None = None
 
     @property
     def size(self) -> int:
-        """S."""
+        """S K, the number of rows."""
         return int(self.weight.shape[0])
+
+    @property
+    def num_classes(self) -> int:
+        """S."""
+        return self.size // self.subcenters
 
     def parameter(self, name: str) -> paddle.Tensor:
         """The tensor of 'weight' or 'bias'."""
@@ -150,9 +162,13 @@ class Shard:
     def fit(self, samples: int) -> None:
         """Choose the rows of a chunk for batches of up to so many samples."""
         most = max(CHUNK_LOGITS[self._device] // samples, _LEAST_CHUNK)
-        self.chunk_rows = min(CHUNK_ROWS[self._device], most)
+        self.chunk_rows = self._whole(min(CHUNK_ROWS[self._device], most))
         self.block_rows = min(BLOCK_ROWS[self._device], most)
         self._chunks = None
+
+    def _whole(self, rows: int) -> int:
+        """So many rows at most, of whole classes."""
+        return max(rows // self.subcenters, 1) * self.subcenters
 
     def _block(self, number: int, first: int, last: int) -> Block:
         rows = self._rows(first, last)
@@ -185,8 +201,9 @@ class Shard:
     # Targets
 
     def locate(self, labels: paddle.Tensor) -> Targets:
-        """Where the labels [G], global ids, lie."""
-        return locate(labels, self.first_class, num_classes=self.size)
+        """Where the labels [G], global ids, lie: the first row of each one's class."""
+        owned, row = locate(labels, self.first_class, num_classes=self.num_classes)
+        return Targets(owned, row if self.subcenters == 1 else row * self.subcenters)
 
     def target_rows(self, targets: Targets) -> paddle.Tensor:
         """[G, D]: the rows of the targets; zeros where the shard is empty."""

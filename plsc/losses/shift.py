@@ -16,7 +16,7 @@ from typing import Protocol
 
 import paddle
 
-from plsc.losses.ops import subtract_
+from plsc.losses.ops import column_maxima, subtract_row_
 from plsc.losses.reference import Reducer
 
 # Up to this scale ConstantShift keeps float32's range, e^-87 to e^88: a sum over 1e8 classes is at most
@@ -95,11 +95,11 @@ class RunningMaximum:
         self._values: list[paddle.Tensor] = []  # at each chunk
 
     def follow(self, exponents: paddle.Tensor, *, total: paddle.Tensor, gradient: paddle.Tensor) -> None:
-        self._raise(paddle.maximum(self.value, exponents.max(axis=0)), total, gradient)
+        self._raise(paddle.maximum(self.value, column_maxima(exponents)), total, gradient)
         self._values.append(self.value)
 
     def subtract_(self, exponents: paddle.Tensor, k: int | None = None) -> paddle.Tensor:
-        return subtract_(exponents, self.value if k is None else self._values[k])
+        return subtract_row_(exponents, self.value if k is None else self._values[k])
 
     def factor(self, k: int) -> paddle.Tensor | None:
         return paddle.exp(self._values[k] - self.value)

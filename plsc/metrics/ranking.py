@@ -53,7 +53,7 @@ class TopClasses:
         Args:
             samples: [P] places in `features`.
             classes: [P] numbers of classes.
-            rows: [P, D] class centers, of any length.
+            rows: [P, D] class centers, of any length; or [P, K, D] sub-centers, of which the nearest counts.
             bias: [P], only without cosines.
 
         Returns:
@@ -83,8 +83,13 @@ class TopClasses:
 def exact_scores(features: Float32, rows: Float32, *, bias: Float32 | None, is_cosine: bool) -> Float64:
     """The score [P] of each row of [P, D] with the class center [P, D] beside it, in float64.
 
+    Of K sub-centers [P, K, D] it is the highest.
     Each depends on its two rows alone: NumPy adds up a row in an order that depends on D only.
     """
+    if rows.ndim == 3:
+        each = (exact_scores(features, rows[:, k], bias=bias, is_cosine=is_cosine) for k in range(rows.shape[1]))
+        highest: Float64 = np.max(list(each), axis=0)
+        return highest
     wide, centers = features.astype(np.float64), rows.astype(np.float64)
     products: Float64 = (wide * centers).sum(axis=1)
     if not is_cosine:

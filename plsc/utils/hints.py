@@ -30,12 +30,13 @@ _ASSIGNED = {
     *("amp_dtype", "amp_lists", "init_loss_scaling", "incr_every_n_steps", "decr_every_n_nan_or_inf"),
     *("incr_ratio", "decr_ratio", "use_dynamic_loss_scaling"),
     *("train_reader", "test_reader", "predict_reader", "train_dataset", "test_dataset"),
-    *("save_steps", "save_minutes", "save_keep"),
+    *("save_steps", "save_minutes", "save_keep", "decay_norms"),
+    *("pretrained_strict", "pretrained_bgr"),
 }
 # Settings that hold a Python object, which neither a flag nor a file can give.
 _OBJECTS = {
     *("model", "train_reader", "test_reader", "predict_reader", "train_dataset", "val_dataset", "test_dataset"),
-    *("optimizer", "head_optimizer", "margin_function", "param_attr", "bias_attr"),
+    *("head_optimizer", "margin_function", "param_attr", "bias_attr"),
 }
 # Arguments of functions whose flag has another name.
 _FLAGS = {"image_size": "size", "num_pairs": "pairs"}

@@ -97,6 +97,8 @@ class Settings(pydantic.BaseModel):
             value = _plain_value(value)
         if isinstance(value, str) and plain_type(kind) is tuple:
             return [part for part in value.split(",") if part.strip()]
+        if isinstance(value, str) and takes_pairs(kind):
+            return _read_pairs(value)
         if isinstance(value, (bool, bytes)) and kind in _NUMBERS:
             raise ValueError("expected a number")
         return value
@@ -270,6 +272,22 @@ def _plain_value(value: Any) -> Any:
     return value
 
 
+def takes_pairs(annotation: Any) -> bool:
+    """Whether the values are numbers by name, which text can give as 'm=0.4,h=0.333'."""
+    return get_origin(annotation) is dict and get_args(annotation)[1] is float
+
+
+def _read_pairs(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if any(not name.strip() or not value.strip() for name, _, value in pairs):
+        raise ValueError("expected numbers by name, as m=0.4,h=0.333")
+    names = [name.strip() for name, _, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"'{twice}' is given twice")
+    return {name: value.strip() for name, (_, _, value) in zip(names, pairs)}
+
+
 def plain_type(annotation: Any) -> Any:
     """The plain type of an annotation: `tuple[int, int] | None` -> tuple, `Literal["a"]` -> str."""
     origin = get_origin(annotation)
@@ -286,6 +304,8 @@ def accepted_values(annotation: Any) -> str:
     kind, parts = plain_type(annotation), get_args(annotation)
     if get_origin(annotation) in (Union, UnionType):  # with None, or with a function
         return accepted_values(parts[0])
+    if takes_pairs(annotation):
+        return "NAME=FLOAT,..."
     if kind is tuple:
         return ",".join("..." if part is Ellipsis else part.__name__.upper() for part in parts)
     if get_origin(annotation) is Literal:
@@ -294,5 +314,7 @@ def accepted_values(annotation: Any) -> str:
 
 
 def text_of(value: Any) -> str:
-    """A value as a flag takes it: (3, 112, 112) -> '3,112,112'."""
+    """A value as a flag takes it: (3, 112, 112) -> '3,112,112', {'m': 0.4} -> 'm=0.4'."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={number}" for name, number in value.items())
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

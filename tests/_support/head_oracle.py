@@ -31,11 +31,27 @@ def psi(cosine, m1, m2, m3):
     return math.cos(angle) - m3, m1 * math.sin(angle) / math.sin(theta)
 
 
-def oracle(features, labels, weight, bias=None, *, margins=None, margin=None, scale=64.0, rows=None):
+def oracle(
+    features,
+    labels,
+    weight,
+    bias=None,
+    *,
+    margins=None,
+    margin=None,
+    scale=64.0,
+    rows=None,
+    penalty=None,
+    smoothing=0.0,
+    class_weights=None,
+):
     """(loss, dX, dW, dbias) of the mean loss, in plain loops; the gradients of short vectors as the library has them.
 
     margins: (m1, m2, m3) of the combined margin; margin: instead of it, a function (cosine, norm, label) -> (value,
-    derivative by the cosine, derivative by the norm). Neither: softmax. rows: the only classes in the sum, if given.
+    derivative by the cosine, derivative by the norm), or a list of one such function per sample. Neither: softmax.
+    rows: the only classes in the sum, if given. penalty: a function norm -> (value, derivative), added to the loss of
+    each sample. smoothing: the part of the label that is spread over all classes in the sum. class_weights: [C], the
+    mean over the samples is weighted with that of the label.
     """
     if margins is not None:
 
@@ -46,6 +62,8 @@ def oracle(features, labels, weight, bias=None, *, margins=None, margin=None, sc
     rows = range(len(weight)) if rows is None else rows
     d_x, d_w, d_b = np.zeros((count, size)), np.zeros(weight.shape), np.zeros(len(weight))
     loss = 0.0
+    shares = np.array([1.0 if class_weights is None else class_weights[label] for label in labels])
+    shares /= shares.sum()
     for n in range(count):
         x, label = features[n].astype(np.float64), int(labels[n])
         logit, slope, cosine, by_norm = {}, {}, {}, 0.0
@@ -58,17 +76,20 @@ def oracle(features, labels, weight, bias=None, *, margins=None, margin=None, sc
             cosine[c] = product / (norm(x, 1e-12) * norm(w, 1e-4))
             value, derivative = cosine[c], 1.0
             if c == label:
-                value, derivative, by_norm = margin(cosine[c], norm(x, 1e-12), label)
+                own = margin[n] if isinstance(margin, list) else margin
+                value, derivative, by_norm = own(cosine[c], norm(x, 1e-12), label)
             logit[c], slope[c] = scale * value, scale * derivative
         peak = max(logit.values())
         exponential = {c: math.exp(z - peak) for c, z in logit.items()}
         total = sum(exponential.values())
         # Summed, since the difference of 1 and a probability near 1 has lost its digits.
         others = sum(e for c, e in exponential.items() if c != label)
-        loss += math.log(total) + peak - logit[label]
+        spread = smoothing * (logit[label] - sum(logit.values()) / len(logit))
+        loss += shares[n] * (math.log(total) + peak - logit[label] + spread)
         for c in rows:
             w = weight[c].astype(np.float64)
-            by_logit = (-others if c == label else exponential[c]) / total / count
+            by_logit = (-others if c == label else exponential[c]) / total
+            by_logit = shares[n] * (by_logit + smoothing * ((c == label) - 1.0 / len(logit)))
             by_logit *= 1.0 if margin is None else gradient_weight(x)
             d_b[c] += by_logit
             by_cosine = by_logit * slope[c]
@@ -81,7 +102,11 @@ def oracle(features, labels, weight, bias=None, *, margins=None, margin=None, sc
                 d_w[c] += by_cosine * (x / x_norm - cosine[c] * w / w_norm) / w_norm
                 if c == label:
                     d_x[n] += by_logit * scale * by_norm * x / x_norm
-    return loss / count, d_x, d_w, d_b
+        if penalty is not None:
+            value, derivative = penalty(norm(x, 1e-12))
+            loss += value / count
+            d_x[n] += gradient_weight(x) * derivative / count * x / norm(x, 1e-12)
+    return loss, d_x, d_w, d_b
 
 
 class LockstepReducer:

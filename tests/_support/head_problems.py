@@ -46,13 +46,18 @@ def own_rows(problem, ranges, rank):
     return paddle.to_tensor(features), paddle.to_tensor(labels), paddle.to_tensor(weight[start:stop]), own_bias
 
 
-def run_reference(problem, ranks, margin, scale, **options):
+def of_rank(margin, rank):
+    """The margin, or that of the rank where there is one for each, since it has a state of its own."""
+    return margin[rank] if isinstance(margin, list) else margin
+
+
+def run_reference(problem, ranks, margin, scale, *, smoothing=0.0, **options):
     """(states in rank order, dX summed over ranks, dW, dbias or None)."""
     reducer, ranges = LockstepReducer(ranks), shard_ranges(len(problem[2]), ranks)
 
     def play(rank):
         features, labels, weight, bias = own_rows(problem, ranges, rank)
-        softmax = ReferenceSoftmax(margin, scale, first_class=ranges[rank].start, reducer=reducer)
+        softmax = ReferenceSoftmax(of_rank(margin, rank), scale, ranges[rank].start, reducer, smoothing=smoothing)
         state = softmax.loss_and_feature_gradient(features, labels, weight=weight, bias=bias, **options)
         return state, softmax.row_gradients(state)
 
@@ -78,14 +83,24 @@ def collect(gradients, shard):
     return weight, paddle.concat(parts["bias"]) if shard.size else paddle.zeros([0])
 
 
-def run_fused(problem, ranks, margin, scale, *, logits="store", precision=None, l2=0.0, by_rows=None, **options):
+def run_fused(
+    problem, ranks, margin, scale, *, logits="store", precision=None, l2=0.0, by_rows=None, smoothing=0.0, **options
+):
     """(states in rank order, dX summed over ranks, dW, dbias or None); no weight changes."""
     reducer, ranges = LockstepReducer(ranks), shard_ranges(len(problem[2]), ranks)
 
     def play(rank):
         features, labels, weight, bias = own_rows(problem, ranges, rank)
         shard = Shard(weight, SGD(), bias=bias, first_class=ranges[rank].start)
-        softmax = FusedSoftmax(margin, scale, reducer=reducer, logits=logits, precision=precision, by_rows=by_rows)
+        softmax = FusedSoftmax(
+            of_rank(margin, rank),
+            scale,
+            reducer=reducer,
+            logits=logits,
+            precision=precision,
+            by_rows=by_rows,
+            smoothing=smoothing,
+        )
         state = softmax.loss_and_feature_gradient(features, labels, shard=shard, **options)
         d_w, d_b = collect(softmax.row_gradients(state, l2=l2), shard)
         return state, d_w.numpy(), None if d_b is None else d_b.numpy()
@@ -106,7 +121,7 @@ def train_fused(problem, ranks, margin, scale, *, optimizer, steps, learning_rat
     def play(rank):
         features, labels, weight, bias = own_rows(problem, ranges, rank)
         shard = Shard(weight, optimizer, bias=bias, first_class=ranges[rank].start)
-        softmax = FusedSoftmax(margin, scale, reducer=reducer, **options)
+        softmax = FusedSoftmax(of_rank(margin, rank), scale, reducer=reducer, **options)
         for _ in range(steps):
             train_step(softmax, features, labels, shard, learning_rate)
         return shard
@@ -114,7 +129,7 @@ def train_fused(problem, ranks, margin, scale, *, optimizer, steps, learning_rat
     return reducer.run(play)
 
 
-def run_sampled(problem, ranks, ratio, margin, scale, *, optimizer=None, learning_rate=1.0, seed=5, precision=None):
+def run_sampled(problem, ranks, ratio, margin, scale, *, optimizer=None, learning_rate=1.0, seed=5, **options):
     """(state, dX summed over ranks, full shards, sampled global classes) of one step."""
     reducer, ranges = LockstepReducer(ranks), shard_ranges(len(problem[2]), ranks)
 
@@ -123,7 +138,7 @@ def run_sampled(problem, ranks, ratio, margin, scale, *, optimizer=None, learnin
         full = Shard(weight, optimizer or SGD(), bias=bias, first_class=ranges[rank].start)
         sampled = SampledShard(full, ratio=ratio, samples=len(labels))
         sampled.draw(labels, seed=seed + rank)
-        softmax = FusedSoftmax(margin, scale, reducer=reducer, precision=precision)
+        softmax = FusedSoftmax(of_rank(margin, rank), scale, reducer=reducer, **options)
         state = train_step(softmax, features, labels, sampled, learning_rate)
         return state, full, sampled.rows.numpy() + ranges[rank].start
 

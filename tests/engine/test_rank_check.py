@@ -12,7 +12,7 @@ import paddle
 import pytest
 
 import plsc
-from plsc import Config, DistributedError
+from plsc import Config, ConfigError, DistributedError
 from plsc.distributed.topology import Topology
 from plsc.engine import rank_check
 from plsc.engine.rank_check import OWN_SETTINGS, check_ranks_agree, describe_object, describe_program, describe_settings
@@ -145,3 +145,15 @@ def test_ranks_that_differ_or_fail_alone_end_together_with_the_same_error(data_d
             assert (kind, EXPECTED[case][1] in message) == (EXPECTED[case][0], True), (case, kind, message)
     rows = [json.loads(line[5:]) for line in output.splitlines() if line.startswith("ROWS ")]
     assert [[0, 4], True] in rows and [[4, 7], True] in rows
+
+
+@pytest.mark.parametrize("setting", ["class_weights", "class_counts"])
+def test_files_of_numbers_are_compared_by_what_they_hold(setting, tmp_path):
+    def described(text):
+        (tmp_path / "numbers.txt").write_text(text)
+        return describe_settings(Config(**{setting: str(tmp_path / "numbers.txt")}))[setting]
+
+    assert described("1\n2\n") == described("1.0\n2.0\n") != described("1\n3\n")
+    assert str(tmp_path / "numbers.txt") in described("1\n2\n")
+    with pytest.raises(ConfigError, match=f"{setting}: .*numbers.txt: line 1 is 'x', expected a number"):
+        described("x\n")

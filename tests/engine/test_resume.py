@@ -203,7 +203,7 @@ def test_another_loss_margin_learning_rate_or_optimizer_than_before_is_told_with
     entry.train()
     assert (
         "output/0 was trained with other settings than this run: loss_type dist_arcface -> dist_cosface; margins (1.0, "
-        "0.5, 0.0) -> (1.0, 0.0, 0.35); scale 16.0 -> 32.0; lr 0.1 -> 0.3; optimizer None -> "
+        "0.5, 0.0) -> (1.0, 0.0, 0.35); scale 16.0 -> 32.0; lr 0.1 -> 0.3; optimizer momentum -> "
         "paddle.optimizer.momentum.Momentum(momentum=0.8); global batch 10 -> 5"
     ) in caplog.text
 
@@ -213,6 +213,9 @@ def test_another_loss_margin_learning_rate_or_optimizer_than_before_is_told_with
     [
         (lambda entry: entry.set_margin(0.3), "margins (1.0, 0.5, 0.0) -> (1.0, 0.3, 0.0)"),
         (lambda entry: entry.set_lr("cosine"), "lr_schedule step -> cosine"),
+        (lambda entry: entry.set_label_smoothing(0.1), "label_smoothing 0.0 -> 0.1"),
+        (lambda entry: entry.set_margin_warmup(9), "margin_warmup 0 -> 9"),
+        (lambda entry: entry.set_class_weights([2.0] * entry.num_classes), "class_weights  -> 6 numbers ("),
         (lambda entry: entry.set_lr(Constant(0.1)), "lr_schedule step -> Constant"),
         (
             lambda entry: entry.set_pixel_normalization(120, 60),
@@ -228,6 +231,20 @@ def test_each_setting_that_decides_a_step_is_compared(entry, caplog, change, wor
     change(train_and_resume(entry))
     entry.train()
     assert words in caplog.text
+
+
+def test_the_parameters_of_a_loss_are_compared(entry, caplog):
+    entry.set_loss_type("dist_adaface")
+    entry.set_loss_options(h=0.333)
+    entry = train_and_resume(entry)
+    entry.set_loss_options()  # the same, by default
+    entry.train()
+    assert "other settings" not in caplog.text
+    entry.set_loss_options(h=0.5)
+    entry.set_train_epochs(3)
+    entry.train()
+    expected = "loss_options {'m': 0.4, 'h': 0.333, 'average': 0.01} -> {'m': 0.4, 'h': 0.5, 'average': 0.01}"
+    assert expected in caplog.text
 
 
 class Constant:

@@ -61,6 +61,19 @@ def test_checkpoint_of_another_embedding_size_or_class_number(entry):
         entry.train()
 
 
+def test_a_checkpoint_of_another_number_of_sub_centers(entry):
+    entry.set_subcenters(2)
+    entry.train()
+    assert Checkpoint(entry.model_save_dir).shape("head.weight") == [6, 2, 16]
+    entry.set_checkpoint_dir(entry.model_save_dir)
+    entry.set_train_epochs(2)
+    entry.set_subcenters(3)
+    with pytest.raises(CheckpointError, match=r"centers per class is 2, this run's is 3; set_subcenters\(2\)"):
+        entry.train()
+    entry.set_subcenters(2)
+    entry.train()
+
+
 def test_checkpoint_of_another_loss_or_network(entry):
     entry.train()
     entry.set_checkpoint_dir(entry.model_save_dir)

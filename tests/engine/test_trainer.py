@@ -10,7 +10,7 @@ import paddle
 import pytest
 
 from plsc import CheckpointError, ConfigError, DataError, TrainingError, VerificationSet
-from plsc.checkpoint import Checkpoint
+from plsc.checkpoint import Checkpoint, tools
 from plsc.data.loader import Batch
 from plsc.distributed.topology import Topology
 from plsc.engine.dataloading import build_dataloader
@@ -64,10 +64,26 @@ def test_training_on_ranks_equals_training_on_one(ranks, one_rank, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ranks
-@pytest.mark.parametrize("loss_type", ["arcface", "dist_softmax", "softmax"])
+@pytest.mark.parametrize("loss_type", ["arcface", "dist_softmax", "softmax", "curricularface", "uniface"])
 def test_replicated_and_sharded_heads_equal_one_rank(loss_type, tmp_path):
     alone = train(1, tmp_path / "1", loss_type=loss_type, lr=0.5)
     assert_close(train(2, tmp_path / "2", loss_type=loss_type, lr=0.5), alone, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("loss_type", ["dist_arcface", "arcface", "dist_softmax"])
+@pytest.mark.parametrize("name, lr", [("lars", 60.0), ("lion", 0.05)])
+def test_lars_and_lion_on_ranks_equal_one_rank(name, lr, loss_type, tmp_path):
+    """Sharded unevenly over three ranks, and replicated. The sign of a number near 0 may differ, by a step each way."""
+    settings = {"optimizer": name, "lr": lr, "loss_type": loss_type, "decay_norms": False, "train_epochs": 2}
+    alone, found = train(1, tmp_path / "1", **settings), train(3, tmp_path / "3", **settings)
+    before = train(1, tmp_path / "0", **{**settings, "train_epochs": None, "train_steps": 1})
+    assert found.keys() == alone.keys() and any(":" in key for key in found)
+    for key in ("head.weight", "backbone.fc.weight"):
+        difference, moved = np.abs(found[key] - alone[key]), np.abs(alone[key] - before[key]).max()
+        assert moved > 1e-4
+        assert np.quantile(difference, 1.0 if name == "lars" else 0.97) < 1e-3 * moved, key
 
 
 @pytest.mark.slow
@@ -122,6 +138,10 @@ def unbroken(tmp_path_factory):
         ("batch norm", {}),
         ("dropout", {"optimizer": "adamw", "lr": 0.2}),
         ("plain", {"sample_ratio": 0.5}),
+        ("plain", {"loss_type": "dist_curricularface", "subcenters": 2}),
+        ("plain", {"loss_type": "dist_uniface", "sample_ratio": 0.5, "subcenters": 3, "interclass_filter": 0.4}),
+        ("plain", {"loss_type": "dist_adaface", "margin_warmup": 15}),
+        ("plain", {"loss_type": "dist_elasticface_cos"}),
     ],
 )
 def test_resume_equals_never_having_stopped_bit_for_bit(model, extra, steps, unbroken, tmp_path):
@@ -141,6 +161,49 @@ def test_resume_on_another_number_of_ranks(before, after, one_rank, tmp_path):
     train(before, tmp_path, train_epochs=2)
     resumed = train(after, tmp_path, checkpoint_dir=str(tmp_path / "output"))
     assert_close(resumed, one_rank, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("loss_type", ["dist_curricularface", "dist_sphereface2"])
+def test_sub_centers_and_the_state_of_a_loss_resume_on_another_number_of_ranks(loss_type, tmp_path):
+    settings = {"loss_type": loss_type, "subcenters": 3, "interclass_filter": 0.5}
+    whole = train(1, tmp_path / "whole", **settings)
+    assert whole["head.weight"].shape == whole["head.weight:velocity"].shape == (10, 3, 16)
+    train(2, tmp_path, train_epochs=2, **settings)
+    tools.reshard(tmp_path / "output", tmp_path / "four", ranks=4)
+    resumed = train(3, tmp_path, checkpoint_dir=str(tmp_path / "four"), **settings)
+    assert_close(resumed, whole, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("loss_type", ["dist_elasticface_arc_plus", "adaface", "dist_dynamic_margin"])
+def test_a_loss_resumes_on_another_number_of_ranks(loss_type, tmp_path):
+    whole = train(1, tmp_path / "whole", loss_type=loss_type, margin_warmup=15)
+    train(2, tmp_path / "broken", loss_type=loss_type, margin_warmup=15, train_epochs=2)
+    given = {"loss_type": loss_type, "margin_warmup": 15, "checkpoint_dir": str(tmp_path / "broken" / "output")}
+    assert_close(train(3, tmp_path / "broken", **given), whole, 1e-4)
+
+
+def test_image_counts_come_from_the_data(entry):
+    entry.set_loss_type("dist_dynamic_margin")
+    entry.train_dataset = [(np.zeros((32, 32, 3), np.uint8), label) for label in [0] * 16 + [1]]
+    entry.set_class_num(3)
+    margins = Trainer(entry.config).head._margin._margins
+    np.testing.assert_allclose(margins.numpy(), [0.05, 0.5, 0.5], rtol=1e-6)
+    entry.set_class_counts([1, 16, 81])
+    margins = Trainer(entry.config).head._margin._margins
+    np.testing.assert_allclose(margins.numpy(), [0.5, 0.05 + 0.45 * (1 / 2 - 1 / 3) / (1 - 1 / 3), 0.05], rtol=1e-6)
+
+
+def test_a_reader_does_not_say_how_many_images_a_class_has(entry):
+    entry.set_loss_type("dist_dynamic_margin")
+    entry.train_reader = lambda: iter(())
+    with pytest.raises(ConfigError, match=r"needs the number of training images .* set_class_counts\('counts.npy'\)"):
+        Trainer(entry.config)
+    entry.set_class_counts(np.ones(entry.num_classes))
+    Trainer(entry.config)
 
 
 @pytest.mark.slow

@@ -7,11 +7,18 @@ import paddle
 import pytest
 
 from plsc.losses.fused import FusedSoftmax
+from plsc.losses.margins.adaface import AdaFace
 from plsc.losses.margins.combined import CombinedMargin
+from plsc.losses.margins.dynamic import DynamicMargin
+from plsc.losses.margins.elasticface import ElasticArcPlus, ElasticCos
+from plsc.losses.margins.magface import MagFace
+from plsc.losses.margins.warmup import WarmupMargin
 from plsc.losses.precision import HalfPrecision
 from plsc.losses.row_optimizers import SGD, Momentum
 from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
+from plsc.utils.ranges import Range
+from tests._support import margin_oracles
 from tests._support.head_oracle import oracle, relative_error
 from tests._support.head_problems import ARCFACE, collect, make_problem, train_step
 
@@ -42,6 +49,54 @@ def test_loss_and_gradients_are_near_the_oracle(device, dtype, logits, margins, 
     assert abs(state.loss.item() - loss) < scale / 2048 + 1e-3
     assert relative_error(state.feature_gradient.numpy(), d_x) < TOLERANCE[dtype] * exponential
     assert relative_error(found_w.numpy(), d_w) < TOLERANCE[dtype] * exponential
+
+
+def of_adaface(problem):
+    return {"margin": margin_oracles.adaface(np.linalg.norm(problem[0], axis=1), 20.0, 100.0)[0]}
+
+
+def of_magface(problem):
+    def penalty(norm):
+        return margin_oracles.magface_penalty(norm, l_a=1.0)
+
+    return {"margin": lambda *of: margin_oracles.magface(*of, l_a=1.0), "penalty": penalty}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    "make, expected", [(AdaFace, of_adaface), (lambda: MagFace(l_a=1.0), of_magface), (lambda: None, lambda _: {})]
+)
+def test_margins_by_norm_and_smoothed_labels_are_near_the_oracle(device, dtype, make, expected):
+    margin = make()
+    problem, scale = make_problem(50, 12, dtype="float32", with_bias=margin is None), 1.0 if margin is None else 16.0
+    loss, d_x, d_w, d_b = oracle(*problem, scale=scale, smoothing=0.2, **expected(problem))
+    precision = None if dtype == "float32" else HalfPrecision(dtype)
+    softmax = FusedSoftmax(margin, scale, precision=precision, smoothing=0.2)
+    features, labels, shard = parts(problem)
+    state = softmax.loss_and_feature_gradient(features, labels, shard=shard)
+    found_w, found_b = collect(softmax.row_gradients(state), shard)
+    assert abs(state.loss.item() - loss) < scale / 2048 + 2e-3
+    assert relative_error(state.feature_gradient.numpy(), d_x) < 2 * TOLERANCE[dtype]
+    assert relative_error(found_w.numpy(), d_w) < 2 * TOLERANCE[dtype]
+    assert margin is not None or relative_error(found_b.numpy(), d_b) < 2 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("make", [ElasticArcPlus, ElasticCos, DynamicMargin, lambda: WarmupMargin(AdaFace(), 3)])
+def test_a_device_computes_the_margins_that_a_cpu_computes(device, make):
+    cosine, labels = np.linspace(-0.99, 0.99, 12, dtype="float32"), np.arange(12)
+
+    def found(place):
+        margin = make()
+        with paddle.device.device_guard(place):
+            if hasattr(margin, "set_class_counts"):
+                margin.set_class_counts(np.arange(1, 13), Range(0, 12))
+            if hasattr(margin, "begin_step"):
+                margin.begin_step(1, seed=3)
+            given = [paddle.to_tensor(values) for values in (cosine, 20.0 + 10.0 * cosine, labels)]
+            return [part.numpy() for part in margin(*given)]
+
+    for one, other in zip(found(device), found("cpu")):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_sampled_classes_alone_move_and_by_the_gradient_of_the_sampled_problem(device):

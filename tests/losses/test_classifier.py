@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import numpy as np
@@ -153,6 +154,17 @@ SETTINGS = {
     "lion": {"head_optimizer": Lion()},
     "lion, sampled softmax": {"head_optimizer": Lion(), "sample_ratio": 0.4, "loss_type": "dist_softmax"},
     "margin with state": {"margin_function": RunningMargin},
+    "adaface": {"loss_type": "dist_adaface", "loss_options": {"average": 0.3}},
+    "adaface, sampled, rising": {"loss_type": "dist_adaface", "sample_ratio": 0.4, "margin_warmup": 4},
+    "elasticface, unfused": {"loss_type": "dist_elasticface_arc_plus", "optimizer": unfused_adam},
+    "curricularface": {"loss_type": "dist_curricularface", "loss_options": {"average": 0.3}},
+    "sphereface2, sampled": {"loss_type": "dist_sphereface2", "sample_ratio": 0.4},
+    "uniface, unfused": {"loss_type": "dist_uniface", "optimizer": unfused_adam},
+    "sub-centers": {"subcenters": 3, "interclass_filter": 0.3},
+    "sub-centers, sampled": {"subcenters": 3, "sample_ratio": 0.4, "optimizer": paddle.optimizer.AdamW},
+    "sub-centers, unfused": {"subcenters": 2, "optimizer": unfused_adam},
+    "sub-centers, sampled, lion": {"subcenters": 2, "sample_ratio": 0.4, "head_optimizer": Lion()},
+    "weighted and smoothed": {"class_weights": [0.1] * 15 + [1.0] * 15, "label_smoothing": 0.1, "sample_ratio": 0.4},
 }
 
 
@@ -331,7 +343,9 @@ def test_forward_and_backward_move_nothing_that_discard_does_not_set_back(name):
     take_forward(head, step=9)
     head.backward()
     moved = {key for key, value in saved(head).items() if (value != before[key]).any()}
-    assert moved == ({"margin:mean"} if name == "margin with state" else set())
+    expected_to_move = {"adaface": {"margin:mean", "margin:std"}, "margin with state": {"margin:mean"}}
+    expected_to_move["curricularface"] = {"margin:t"}
+    assert moved == expected_to_move.get(name.split(",")[0], set())
     head.discard()
     for key, value in saved(head).items():
         np.testing.assert_array_equal(value, before[key])
@@ -343,7 +357,7 @@ def test_the_sum_of_squares_is_that_of_the_weight_or_unknown(name):
     head = fresh_head(name)
     train(head, 2)
     found = head.sum_of_squares()
-    if name in ("unfused", "sampled softmax", "lion, sampled softmax"):
+    if "unfused" in name or "sampled softmax" in name:
         assert found is None
     else:
         assert found.item() == pytest.approx((saved(head)["weight"] ** 2).sum(), rel=1e-5)
@@ -387,3 +401,31 @@ def test_distfc_attributes_set_weight_and_bias(entry):
     saved = Checkpoint(entry.model_save_dir)
     assert np.unique(saved.read("head.weight")) == 0.5
     assert np.unique(saved.read("head.bias")) == 2.0
+
+
+class Alone(Collectives):
+    """One of several ranks, which has nobody to communicate with."""
+
+    _is_single = True
+
+
+class Seeded(NormMargin):
+    def begin_step(self, step, *, seed):
+        self.told = step, seed
+
+
+def test_a_margin_is_told_the_step_and_a_seed_that_depends_on_no_rank():
+    told = []
+    for rank, ranks in ((0, 1), (0, 3), (2, 3)):
+        margin = Seeded()
+        config = Config(num_classes=7, emb_dim=8, margin_function=margin, seed=5)
+        head = Classifier(
+            config, Alone(Topology(rank, ranks)), make_optimizer=functools.partial(NamedOptimizer, config)
+        )
+        head.forward(paddle.ones([2, 8]), paddle.zeros([2], "int64"), step=4)
+        told.append(margin.told)
+        assert margin.told[0] == 4 and 0 < margin.told[1] < 2**31
+        head.discard()
+        head.forward(paddle.ones([2, 8]), paddle.zeros([2], "int64"), step=5)
+        assert margin.told[1] != told[0][1]
+    assert len(set(told)) == 1

@@ -15,6 +15,8 @@ from plsc.losses.row_optimizers import SGD, AdamW, HalfMomentum, Momentum
 from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
 from plsc.utils import memory
+from tests._support.negatives_oracle import CASES as NEGATIVES
+from tests._support.negatives_problems import fused_of
 
 pytestmark = pytest.mark.cpu("makes the CPU work as a GPU by itself, and counts its memory")
 
@@ -134,3 +136,28 @@ def test_free_memory_of_a_gpu_is_the_drivers_and_that_of_the_pool(monkeypatch):
     monkeypatch.setattr(paddle.device.cuda, "memory_reserved", lambda: 7_000)
     monkeypatch.setattr(paddle.device.cuda, "memory_allocated", lambda: 4_000)
     assert memory.available_gpu_memory() == 13_000
+
+
+@pytest.mark.parametrize("logits", ["store", "recompute"])
+@pytest.mark.parametrize(
+    "precision, by_rows",
+    [(Precision(), False), (Precision(), True), (HalfPrecision("float16"), None), (HalfPrecision("bfloat16"), None)],
+)
+@pytest.mark.parametrize("samples, width", [(512, 16), (256, 512)])
+@pytest.mark.parametrize("name", NEGATIVES)
+def test_a_step_that_changes_negatives_takes_no_more_than_it_says(
+    as_on_a_gpu, name, samples, width, precision, by_rows, logits
+):
+    case = NEGATIVES[name]
+    group = [case.subcenters] if case.subcenters > 1 else []
+    own = Shard(paddle.randn([4 * CHUNK // case.subcenters, *group, width]), SGD())
+    softmax = fused_of(case, case.margin(), logits=logits, precision=precision, by_rows=by_rows)
+    features, labels = paddle.randn([samples, width]), paddle.randint(0, own.num_classes, [samples])
+    own.squared_norms()
+    said = softmax.memory(own, samples)
+    with Allocated() as forward:
+        state = softmax.loss_and_feature_gradient(features, labels, shard=own, count_above=True)
+    with Allocated() as backward:
+        own.update(softmax.row_gradients(state), learning_rate=0.0)
+    taken = max(forward.peak, forward.left + backward.peak)
+    assert taken <= said.kept + said.temporary

@@ -6,106 +6,94 @@ margin is psi: an object that is called with the target cosines and returns psi 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+import dataclasses
+from collections.abc import Callable, Mapping
 
-import numpy as np
 import paddle
 
 from plsc.config import Config
 from plsc.errors import ConfigError
+from plsc.losses.margins.adaface import AdaFace
+from plsc.losses.margins.binary import BinaryMargin, SphereFace2, UniFace
 from plsc.losses.margins.combined import CombinedMargin
+from plsc.losses.margins.curricularface import CurricularFace
+from plsc.losses.margins.dynamic import DynamicMargin
+from plsc.losses.margins.elasticface import ElasticArc, ElasticArcPlus, ElasticCos, ElasticCosPlus
+from plsc.losses.margins.magface import MagFace
+from plsc.losses.margins.protocol import (
+    CountedMargin,
+    Margin,
+    MarginOutput,
+    PenalizedMargin,
+    StatefulMargin,
+    SteppedMargin,
+    apply_margin,
+    is_per_sample,
+    needs_all_cosines,
+    penalty_of,
+)
+from plsc.losses.margins.warmup import WarmupMargin
 
+__all__ = [
+    "MARGIN_CLASSES",
+    "BinaryMargin",
+    "CountedMargin",
+    "Margin",
+    "MarginOutput",
+    "PenalizedMargin",
+    "StatefulMargin",
+    "SteppedMargin",
+    "apply_margin",
+    "build_margin",
+    "is_per_sample",
+    "needs_all_cosines",
+    "penalty_of",
+]
 
-class Margin(Protocol):
-    """psi(cos, |x|, y), the margin on the target cosine.
-
-    A head calls its margin once per step, on every rank, with the global batch, whether the class centers are
-    sharded over ranks or replicated on each.
-
-    `norms` and `labels` are then the same on all ranks. `cosine` is not: with sharded centers a rank holds the target's
-    center only for the labels of its own classes; the other entries of `cosine` are cosines to some other class, and
-    what the margin returns for them is ignored. A margin that keeps a statistic, such as a running mean, must compute
-    it from `norms` and `labels` only. It then has the same value on all ranks without any communication.
-
-    Example:
-        >>> class CosFace:
-        ...     def __call__(self, cosine, norms, labels):
-        ...         return cosine - 0.35, paddle.ones_like(cosine)
-        >>> config = plsc.Config(margin_function=CosFace())
-    """
-
-    def __call__(
-        self, cosine: paddle.Tensor, norms: paddle.Tensor, labels: paddle.Tensor, /
-    ) -> tuple[paddle.Tensor, ...]:
-        """psi, its derivative by the cosine and, optionally, its derivative by the norm.
-
-        Args:
-            cosine: [G] target cosines; rounding may put them a little outside -1 to 1.
-            norms: [G] Euclidean norms of the features before normalization; 1e-12 for shorter ones, so above 0.
-            labels: [G] int64 class ids, 0 to C - 1.
-
-        Returns:
-            (psi, d psi / d cos) or (psi, d psi / d cos, d psi / d |x|), each [G] and of the type of `cosine`. Without
-            the third, psi is taken to be independent of the norm, or its dependence to be constant, as in AdaFace.
-        """
-        ...
-
-
-@runtime_checkable
-class StatefulMargin(Protocol):
-    """A margin with state of its own, for example running statistics. Checkpoints hold it, as 'margin:<name>'."""
-
-    def state(self) -> dict[str, paddle.Tensor]:
-        """The tensors to save, by name; each whole and the same on all ranks."""
-        ...
-
-    def load(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Set the state to what `state` returned before."""
-        ...
-
-
-class MarginOutput(NamedTuple):
-    """What a margin returned; all [G].
-
-    Attributes:
-        psi: the value that replaces the target cosine.
-        by_cosine: d psi / d cos.
-        by_norm: d psi / d |x|; None for 0.
-    """
-
-    psi: paddle.Tensor
-    by_cosine: paddle.Tensor
-    by_norm: paddle.Tensor | None
-
-
-def apply_margin(margin: Margin, cosine: paddle.Tensor, *, norms: paddle.Tensor, labels: paddle.Tensor) -> MarginOutput:
-    """Call a margin and check the number, the shapes and the types of what it returns.
-
-    Raises:
-        ConfigError: not two or three tensors of the shape and the type of `cosine`.
-    """
-    # Copies, since a margin may write into its arguments, which the head uses again.
-    found = margin(cosine.clone(), norms.clone(), labels.clone())
-    fits = isinstance(found, tuple) and len(found) in (2, 3)
-    if not fits or not all(_is_like(part, cosine) for part in found):
-        raise ConfigError(
-            f"margin {type(margin).__name__} returned {_describe(found)}; expected (value, derivative by the cosine) "
-            f"or (value, derivative by the cosine, derivative by the norm), tensors of shape {list(cosine.shape)} each "
-            f"and of type {_type_name(cosine)}"
-        )
-    return MarginOutput(found[0], found[1], found[2] if len(found) == 3 else None)
+MARGIN_CLASSES: dict[str, Callable[..., Margin]] = {
+    "adaface": AdaFace,
+    "magface": MagFace,
+    "elasticface_arc": ElasticArc,
+    "elasticface_arc_plus": ElasticArcPlus,
+    "elasticface_cos": ElasticCos,
+    "elasticface_cos_plus": ElasticCosPlus,
+    "dynamic_margin": DynamicMargin,
+    "curricularface": CurricularFace,
+    "sphereface2": SphereFace2,
+    "uniface": UniFace,
+}
+"""Loss of `plsc.loss_types` -> class of its margin, made with the loss's parameters as keywords. A loss with margins
+(m1, m2, m3) has `CombinedMargin`, and softmax none."""
 
 
 def build_margin(config: Config) -> Margin | None:
     """The margin that the settings ask for; None for the softmax loss, which has plain products instead of cosines.
 
     Raises:
-        ConfigError: the margins do not fit the loss, `margin_function` cannot be called, or it has a state that no
-            checkpoint can hold.
+        ConfigError: the margins or the parameters do not fit the loss, `margin_function` cannot be called, or it has a
+            state that no checkpoint can hold.
     """
+    margin = _full_margin(config)
+    if margin is None or not config.margin_warmup:
+        return margin
+    return WarmupMargin(margin, config.margin_warmup)
+
+
+def _full_margin(config: Config) -> Margin | None:
     if config.margin_function is None:
-        return None if config.margins is None else CombinedMargin(*config.margins)
+        if config.margins is not None:
+            return CombinedMargin(*config.margins)
+        margin_class = MARGIN_CLASSES.get(config.loss_kind)
+        if margin_class is None:
+            return None
+        parameters = dataclasses.asdict(config.loss_parameters)
+        try:
+            made = margin_class(**parameters)
+        except ConfigError as error:  # of two parameters together
+            raise ConfigError(f"loss_options: {error}") from None
+        if isinstance(made, BinaryMargin):
+            made.start(num_classes=max(1, round(config.num_classes * config.sample_ratio)), scale=config.loss_scale)
+        return made
     margin: Margin = config.margin_function
     if not callable(margin) or isinstance(margin, type):
         raise ConfigError(
@@ -131,21 +119,3 @@ def _check_state(margin: Margin) -> None:
             else type(state).__name__
         )
         raise ConfigError(f"margin {name}: state() returned {found}, expected a dict of tensors by name")
-
-
-def _is_like(part: Any, cosine: paddle.Tensor) -> bool:
-    return isinstance(part, paddle.Tensor) and part.shape == cosine.shape and part.dtype == cosine.dtype
-
-
-def _type_name(tensor: paddle.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("paddle.")
-
-
-def _describe(found: Any) -> str:
-    if not isinstance(found, tuple):
-        return type(found).__name__
-    parts = [
-        f"{list(part.shape)} {_type_name(part)}" if isinstance(part, paddle.Tensor) else type(part).__name__
-        for part in found
-    ]
-    return f"({', '.join(parts)})"

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import paddle
 
@@ -41,6 +42,7 @@ class CombinedMargin:
         >>> value, derivative = arcface(paddle.to_tensor([0.8]))
     """
 
+    is_per_sample: ClassVar[bool] = True
     m1: float = 1.0
     m2: float = 0.0
     m3: float = 0.0

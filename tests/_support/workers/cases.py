@@ -124,3 +124,28 @@ def head_problem(case, ranks):
         features, weight = shortened(features, FEATURE_LENGTHS), shortened(weight, CENTER_LENGTHS)
     bias = rng.standard_normal(case.classes).astype(case.dtype) if case.with_bias else None
     return features, labels, weight, bias
+
+
+# Settings of heads whose loss has a state, draws, counts classes, needs all cosines, weights its samples, or changes
+# the negatives.
+LOSS_SETTINGS = {
+    "adaface": {"loss_type": "dist_adaface", "loss_options": {"average": 0.3}},
+    "magface": {"loss_type": "dist_magface", "loss_options": {"l_a": 2.0}},
+    "elasticface_arc": {"loss_type": "dist_elasticface_arc"},
+    "elasticface_cos_plus": {"loss_type": "dist_elasticface_cos_plus"},
+    "dynamic_margin": {"loss_type": "dist_dynamic_margin", "class_counts": [1, 20, 3, 4, 500, 6, 7]},
+    "warm-up of adaface": {"loss_type": "dist_adaface", "margin_warmup": 5},
+    "smoothing": {"loss_type": "dist_arcface", "label_smoothing": 0.2},
+    "smoothing of softmax": {"loss_type": "dist_softmax", "label_smoothing": 0.2},
+    "curricularface": {"loss_type": "dist_curricularface", "loss_options": {"average": 0.3}},
+    "sphereface2": {"loss_type": "dist_sphereface2"},
+    "uniface": {"loss_type": "dist_uniface", "class_weights": [1, 0, 2, 3, 0.5, 0.1, 7]},
+    "sub-centers": {"loss_type": "dist_cosface", "subcenters": 3},
+    "filter": {"loss_type": "dist_arcface", "interclass_filter": 0.1},
+    "sub-centers of uniface": {"loss_type": "dist_uniface", "subcenters": 2, "interclass_filter": 0.3},
+    "all of curricularface": {
+        **{"loss_type": "dist_curricularface", "loss_options": {"average": 0.3}, "label_smoothing": 0.1},
+        **{"subcenters": 2, "interclass_filter": 0.2, "margin_warmup": 5},
+    },
+    "class weights": {"loss_type": "dist_magface", "class_weights": [1, 0, 2, 3, 0.5, 0.1, 7]},
+}

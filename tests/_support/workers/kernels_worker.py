@@ -11,7 +11,7 @@ import paddle
 
 from plsc.models.registry import create_backbone
 from tests._support import fake_gpu
-from tests._support.patterns import make_entry
+from tests._support.patterns import CLASSES, make_entry
 
 TYPES = ("float16", "bfloat16", "float32", "other")
 RUNS = [
@@ -21,6 +21,12 @@ RUNS = [
     {"loss_type": "dist_arcface", "use_fp16": True, "amp_dtype": "bfloat16"},
     {"loss_type": "dist_softmax", "optimizer": lambda **named: paddle.optimizer.AdamW(**named)},
     {"loss_type": "arcface", "optimizer": lambda **named: paddle.optimizer.SGD(**named)},
+    {"loss_type": "dist_adaface", "margin_warmup": 3, "label_smoothing": 0.1, "class_weights": [1.0] * CLASSES},
+    {"loss_type": "dist_magface", "label_smoothing": 0.1, "sample_ratio": 0.5},
+    {"loss_type": "magface", "optimizer": lambda **named: paddle.optimizer.Adam(**named), "label_smoothing": 0.1},
+    {"loss_type": "dist_elasticface_arc_plus"},
+    {"loss_type": "dist_dynamic_margin"},
+    {"loss_type": "dist_softmax", "label_smoothing": 0.1},
     {"loss_type": "softmax", "optimizer": lambda **named: paddle.optimizer.Adam(**named)},
 ]
 
