@@ -222,6 +222,18 @@ class Config(Settings):
         description="Verification sets, as lfw,cfp_fp: the files NAME.bin in the data folder. A name that ends in .bin "
         "is a file or a URL. By default lfw, if that file exists.",
     )
+    val_dataset_dir: str | None = Field(
+        default=None,
+        description="Images of the classes of training, for top-1 and top-5: a folder, a file, a pattern or a URL as "
+        "for dataset_dir. Classes are matched by name.",
+    )
+    val_split: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Share of the training images of each class that is held out for top-1 and top-5. At least one "
+        "image of each class stays in training.",
+    )
     train_batch_size: int = Field(default=128, ge=1, description="Training images per rank and step (N).")
     test_batch_size: int = Field(
         default=120, ge=1, description="Images per rank and forward pass in verification and prediction."
@@ -469,8 +481,8 @@ class Config(Settings):
     )
     keep_best: str | None = Field(
         default=None,
-        description="Metric of verification, as lfw.accuracy: the checkpoint with its highest value is kept in "
-        "addition to the newest ones.",
+        description="Metric of verification, as lfw.accuracy or val.top1: the checkpoint with its highest value is "
+        "kept in addition to the newest ones.",
     )
     keep_every: int | None = Field(
         default=None, ge=1, description="Keep the checkpoint of one epoch in so many for good."
@@ -508,6 +520,11 @@ class Config(Settings):
         default=None,
         exclude=True,
         description="Training data: records of plsc.data, or a sequence of (image, label) with a length.",
+    )
+    val_dataset: Any = Field(
+        default=None,
+        exclude=True,
+        description="Images of the classes of training, for top-1 and top-5: as for train_dataset.",
     )
     test_dataset: Any = Field(
         default=None, exclude=True, description="Verification data: a plsc.VerificationSet or a list of them."
@@ -555,7 +572,7 @@ class Config(Settings):
     def _numbers_of_classes(cls, value: Any) -> Any:
         return value if isinstance(value, (str, ClassNumbers)) else ClassNumbers(value)
 
-    @field_validator("dataset_dir", "val_targets", "checkpoint_dir", "pretrained", "model_save_dir")
+    @field_validator("dataset_dir", "val_targets", "val_dataset_dir", "checkpoint_dir", "pretrained", "model_save_dir")
     @classmethod
     def _without_credentials(cls, value: str | None) -> str | None:
         return None if value is None else keep_credentials(value)
@@ -693,6 +710,19 @@ class Config(Settings):
         if (self.train_epochs is None) == (self.train_steps is None):
             raise ConfigError(
                 f"train_epochs is {self.train_epochs} and train_steps is {self.train_steps}; set one of them"
+            )
+        given = {
+            "val_dataset": self.val_dataset is not None,
+            "val_dataset_dir": self.val_dataset_dir is not None,
+            "val_split": self.val_split > 0,
+        }
+        names = [name for name, is_given in given.items() if is_given]
+        if len(names) > 1:
+            raise ConfigError(f"{' and '.join(names)} are set: one of them says which images validate; unset the rest")
+        if self.val_split and self.train_reader is not None:
+            raise ConfigError(
+                f"val_split holds out images of dataset_dir or train_dataset, but train_reader is set; give validation "
+                f"data of its own: {setter('val_dataset_dir')}"
             )
 
         if self.warmup_epochs and self.warmup_steps:

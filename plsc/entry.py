@@ -291,6 +291,26 @@ class Entry(_Attributes):
         """
         self.config.val_targets = targets
 
+    def set_val_dataset(self, data: Any) -> None:
+        """Images of the classes of training, for top-1 and top-5: `val/top1`, `val/top5`.
+
+        Args:
+            data: a folder, a file, a pattern or a URL, as for `set_dataset_dir`; or records of `plsc.data` or a
+                sequence of (image, label) with a length; None for no such data. Classes are matched by name where both
+                sides have names, else by number. See docs/data.md.
+        """
+        is_place = isinstance(data, (str, Path))
+        self.config.val_dataset_dir = str(data) if is_place else None
+        self.config.val_dataset = None if is_place else data
+
+    def set_val_split(self, share: float) -> None:
+        """Share of the training images of each class that is held out for top-1 and top-5. Default 0.
+
+        0 or more, below 1. At least one image of each class stays in training. The held-out images depend on `set_seed`
+        and on the data alone, and are never trained on.
+        """
+        self.config.val_split = share
+
     def set_num_workers(self, num: int) -> None:
         """Processes per rank that read training images; with 0 the training process reads. Default 2."""
         self.config.num_workers = num
@@ -659,7 +679,7 @@ class Entry(_Attributes):
         self.config.assign(async_save=mode)
 
     def set_keep_best(self, metric: str | None) -> None:
-        """Keep the checkpoint with the highest value of a metric of verification, as 'lfw.accuracy', for good.
+        """Keep the checkpoint with the highest value of 'lfw.accuracy', 'val.top1' or another metric, for good.
 
         Training does not begin where no verification set gives the metric.
         """
@@ -718,16 +738,22 @@ class Entry(_Attributes):
 
         return Trainer(self._placed, observers=self._observers).train()
 
-    def test(self) -> dict[str, float]:
-        """Verify the checkpoint on `val_targets` (or `test_dataset`).
+    def test(self, tables: str | Path | None = None) -> dict[str, float]:
+        """Verify the checkpoint on `val_targets` (or `test_dataset`), and classify the images of `set_val_dataset`.
+
+        With `set_val_split` these are the images that training held out.
+
+        Args:
+            tables: folder to write classes.csv (each class, its top-1, and what it is confused with) and confusions.csv
+                of the validation data to.
 
         Returns:
-            Values by '<set>/<name>', such as 'lfw/accuracy'.
+            Values by '<set>/<name>', such as 'lfw/accuracy' and 'val/top1'.
         """
         topology = self._start()
-        from plsc.engine.evaluator import test
+        from plsc.engine.tester import test
 
-        return test(self._placed, topology)
+        return test(self._placed, topology, tables=None if tables is None else Path(tables))
 
     def predict(self, images: Iterable[Any] | None = None, save_to: str | Path | None = None) -> np.ndarray:
         """Embeddings [n, D] float32, unit length, of image files or of `predict_reader`, by the checkpoint.
@@ -749,6 +775,7 @@ class Entry(_Attributes):
         *,
         bake: Sequence[str] = (),
         bgr: bool = False,
+        classifier: bool = False,
     ) -> str:
         """Export the checkpoint's backbone as a Paddle inference model.
 
@@ -760,6 +787,7 @@ class Entry(_Attributes):
             bake: what becomes part of the network: 'preprocess' (takes pixels of any size) and 'normalize' (returns
                 embeddings of unit length).
             bgr: baked preprocessing takes pixels blue first, as OpenCV reads them.
+            classifier: write the class centers and the names of the classes too, for `model.classify`.
 
         Returns:
             The folder.
@@ -767,7 +795,9 @@ class Entry(_Attributes):
         topology = self._start()
         from plsc.export.export import export_checkpoint
 
-        return export_checkpoint(self._placed, topology, directory=directory, formats=formats, bake=bake, bgr=bgr)
+        return export_checkpoint(
+            self._placed, topology, directory=directory, formats=formats, bake=bake, bgr=bgr, classifier=classifier
+        )
 
     @property
     def _placed(self) -> Config:

@@ -12,6 +12,7 @@ from plsc.checkpoint import Checkpoint, Part
 from plsc.config import Config
 from plsc.data.class_identity import ClassIdentity, find_change, rows_by_name, sample_places
 from plsc.data.records import Records
+from plsc.data.sources.string_table import StringTable
 from plsc.engine.about import About, AboutClasses
 from plsc.errors import CheckpointError
 from plsc.utils.hints import setter
@@ -172,6 +173,21 @@ def _move_by_name(
     return ClassMove(rows, trained, _names(identity), _names(before))
 
 
+def names_in(saved: Checkpoint) -> StringTable | None:
+    """The names of the classes of a checkpoint; None where they had none.
+
+    Raises:
+        CheckpointError: the names are damaged.
+    """
+    about = About.of(saved).classes
+    return names_of(None if about is None or about.by != "name" else read_classes(saved, about))
+
+
+def names_of(identity: ClassIdentity | None) -> StringTable | None:
+    """The names of the classes of an identity; None where they have none."""
+    return identity.table if identity is not None and identity.by == "name" else None
+
+
 def _grow(
     saved: Checkpoint, before: ClassIdentity | None, identity: ClassIdentity | None, *, config: Config, trained: int
 ) -> ClassMove | None:
@@ -244,7 +260,7 @@ def read_classes(saved: Checkpoint, about: AboutClasses) -> ClassIdentity:
     """The identity of the classes of a checkpoint.
 
     Raises:
-        CheckpointError: its tensors are damaged.
+        CheckpointError: its tensors are missing or damaged.
     """
     arrays = {name[len(_CLASSES) :]: saved.read(name) for name in saved.names(_CLASSES)}
     try:

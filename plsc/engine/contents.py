@@ -22,7 +22,7 @@ from plsc.engine.judge import Judge
 from plsc.engine.new_classes import initial_rows, restore_rows
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.precision import Precision
-from plsc.engine.resume import refuse_changes, saved_objects
+from plsc.engine.resume import held_out_digest, refuse_changes, saved_objects, warn_of_other_split
 from plsc.engine.state import (
     backbone_parts,
     head_parts,
@@ -106,6 +106,7 @@ class Contents:
             results: the last values of the run.
             progress: the fields of `About` that change from step to step.
         """
+        centers = self.head.centers()
         return {
             **progress,
             "results": saved_results(results),
@@ -117,6 +118,8 @@ class Contents:
             "settings": {**saved_settings(self.config), **self.remote},
             "objects": saved_objects(self.config),
             "classes": about_classes(self.classes),
+            "scores": None if centers is None else {"is_cosine": centers.is_cosine, "scale": centers.scale},
+            "held_out": held_out_digest(self.records),
         }
 
     def load(self, saved: Checkpoint) -> Start:
@@ -135,6 +138,8 @@ class Contents:
                 network=network_name(self.backbone),
                 num_images=None if self.records is None else self.loader.num_images,
             )
+        if self.topology.is_main:
+            warn_of_other_split(about, self.records)
         # The head of a run that goes on is its own, and new no more.
         action = "stop" if goes_on and config.class_change == "new_head" else config.class_change
         move = match_classes(

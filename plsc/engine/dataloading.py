@@ -19,7 +19,7 @@ from plsc.data.augment import Augment
 from plsc.data.loader import Batch, ReaderLoader, TrainLoader
 from plsc.data.records import DatasetRecords, Records, as_records
 from plsc.data.sources import open_records
-from plsc.data.subset import with_min_images
+from plsc.data.subset import hold_out, with_min_images
 from plsc.data.transforms import Transform
 from plsc.data.verification_set import VerificationSet, find_bin
 from plsc.distributed.agreement import agree, explain, on_all_ranks
@@ -82,7 +82,7 @@ def build_dataloader(
     if config.train_reader is not None:
         num_classes = _choose_num_classes(config, None, classes_trained, is_main=topology.is_main)
         return _reader_loader(config, topology, num_classes)
-    records = _training_records(config)
+    records = open_training_records(config)
     found = _count_known_classes(records)
     if follows_data and found is not None:
         classes_trained = None
@@ -242,7 +242,12 @@ def _reader_loader(config: Config, topology: Topology, num_classes: int) -> Read
     return loader
 
 
-def _training_records(config: Config) -> Records:
+def open_training_records(config: Config) -> Records:
+    """The training data; a `TrainingPart` where `val_split` holds a part out.
+
+    Raises:
+        DataError: it cannot be opened, has labels of `num_classes` or more, or no class has an image to hold out.
+    """
     own = config.train_dataset
     records = open_records(config.dataset_dir) if own is None else as_records(own)
     if config.min_images_per_class:
@@ -254,6 +259,9 @@ def _training_records(config: Config) -> Records:
             config.train_image_num,
             counted(len(records), "image"),
         )
+    if config.val_split:
+        records = hold_out(records, config.val_split, seed=config.seed)
+        _check_labels(records, config)
     return records
 
 

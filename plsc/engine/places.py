@@ -24,7 +24,7 @@ from plsc.utils.locations import is_remote, split
 log = logging.getLogger("plsc")
 
 # The settings that a remote folder may stand in.
-PLACES = ("dataset_dir", "val_targets", "checkpoint_dir", "pretrained", "model_save_dir")
+PLACES = ("dataset_dir", "val_targets", "val_dataset_dir", "checkpoint_dir", "pretrained", "model_save_dir")
 
 
 def remote_settings(config: Config) -> dict[str, str]:
@@ -67,7 +67,7 @@ def places_of_use(config: Config, *, sets: bool = False) -> Config:
 
     Args:
         config: the settings.
-        sets: copy the verification sets.
+        sets: copy the verification sets and the validation data, which may be a part of the training data.
 
     Raises:
         DataError, CheckpointError: something does not exist.
@@ -78,7 +78,7 @@ def places_of_use(config: Config, *, sets: bool = False) -> Config:
     if is_remote(url):
         local["checkpoint_dir"] = str(fetch_checkpoint(url, cache_of(config)))
     if sets:
-        local.update(_places_of_data(config, remote, data=False))
+        local.update(_places_of_data(config, remote, data=config.val_split > 0 and config.train_dataset is None))
     return config.model_copy(update=local)
 
 
@@ -146,6 +146,8 @@ def _place_of_weights(url: str, cache: Cache) -> Path:
 def _places_of_data(config: Config, remote: dict[str, str], *, data: bool) -> dict[str, str]:
     cache, local = cache_of(config), {}
     names = config.val_names if config.with_test or not data else ()
+    if "val_dataset_dir" in remote and (config.with_test or not data):
+        local["val_dataset_dir"] = str(fetch_data(remote["val_dataset_dir"], cache))
     if "dataset_dir" in remote:
         url = remote["dataset_dir"]
         here = [name for name in names if not is_remote(name)]

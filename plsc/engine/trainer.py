@@ -32,7 +32,8 @@ from plsc.distributed.replica import Replica
 from plsc.distributed.topology import init_topology, is_restart
 from plsc.engine.about import About, read_metrics
 from plsc.engine.auto_resume import open_start
-from plsc.engine.class_change import ClassMove
+from plsc.engine.class_change import ClassMove, names_of
+from plsc.engine.closed_set import ClosedSet, open_closed_set
 from plsc.engine.contents import Contents
 from plsc.engine.dataloading import (
     Loader,
@@ -48,7 +49,7 @@ from plsc.engine.dataloading import (
     open_verification_sets,
     warn_of_large_batch,
 )
-from plsc.engine.evaluator import check_keep_best, check_verification_sets
+from plsc.engine.evaluator import check_closed, check_keep_best, check_verification_sets
 from plsc.engine.freezing import freeze
 from plsc.engine.judge import Judge, Made, Place
 from plsc.engine.new_classes import begin_new_classes
@@ -202,7 +203,8 @@ class Trainer:
         agree(lambda: self._make_head(head), self.collectives, error=ConfigError)
         self._feed: Feed | None = None
         self.verification_sets = open_verification_sets(config, self.collectives) if config.with_test else []
-        if config.with_test and (path := missing_default_set(config)) is not None:
+        self._closed = self._open_closed_set() if config.with_test else None
+        if config.with_test and self._closed is None and (path := missing_default_set(config)) is not None:
             log.warning("no verification: %s (the default of val_targets) does not exist", path)
         self.global_batch = config.train_batch_size * self.topology.world_size
         self.steps_per_epoch = count_steps_per_epoch(self.loader, self.global_batch)
@@ -214,6 +216,8 @@ class Trainer:
             config,
             self.backbone,
             sets=self.verification_sets,
+            closed=self._closed,
+            head=self.head,
             collectives=self.collectives,
             uploads=self._uploads,
         )
@@ -254,6 +258,22 @@ class Trainer:
         self.config = config.model_copy(update={"num_classes": num_classes})
         self._records = self.loader.records if isinstance(self.loader, TrainLoader) else None
         self._classes = None if self._records is None else identify_classes(self._records, data_folder(config))
+
+    def _open_closed_set(self) -> ClosedSet | None:
+        """The validation data, if any."""
+        closed = open_closed_set(
+            self.config,
+            self._records,
+            names=names_of(self._classes),
+            num_classes=self.config.num_classes,
+            collectives=self.collectives,
+        )
+        if closed is not None and self.head.centers() is None:
+            raise ConfigError(
+                f"head {type(self.head).__name__}: centers() returns None, and validation data needs class centers; "
+                f"return them (docs/extending.md), or leave the validation data out"
+            )
+        return closed
 
     def _make_parts(self, backbone: paddle.nn.Layer | None, observers: Iterable[Observer]) -> None:
         """Make what takes no other rank: the backbone and the observers."""
@@ -677,8 +697,14 @@ class Trainer:
         agree(self._lock.require, self.collectives, error=CheckpointError)
         self._saver.check_space(self._contents.parts(_NONE))
         agree(self._check_uploads, self.collectives, error=CheckpointError)
-        agree(lambda: check_keep_best(self.config, self.verification_sets), self.collectives, error=ConfigError)
-        check_verification_sets(self.config, self.verification_sets, collectives=self.collectives)
+        sets, has_closed_set = self.verification_sets, self._closed is not None
+        agree(
+            lambda: check_keep_best(self.config, sets, has_closed_set=has_closed_set),
+            self.collectives,
+            error=ConfigError,
+        )
+        check_verification_sets(self.config, sets, collectives=self.collectives)
+        check_closed(self.config, self._closed, collectives=self.collectives)
 
     def _check_uploads(self) -> None:
         if self._uploads is not None and self.topology.is_main:

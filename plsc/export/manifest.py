@@ -5,7 +5,6 @@ The digests tell which files of an earlier export are as it wrote them. Only tho
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from plsc.config import Config
 from plsc.errors import ExportError
 from plsc.inference.model_card import ABOUT_FILE, FORMAT
 from plsc.models.base_model import network_name, weights_digest
+from plsc.utils.files import file_digest
 
 
 def describe_export(
@@ -65,7 +65,7 @@ def write_manifest(folder: Path, about: dict[str, Any], *, with_files: bool) -> 
     """
     if with_files:
         files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / ABOUT_FILE)
-        about = {**about, "files": {path.relative_to(folder).as_posix(): _digest(path) for path in files}}
+        about = {**about, "files": {path.relative_to(folder).as_posix(): file_digest(path) for path in files}}
     (folder / ABOUT_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 
@@ -91,17 +91,9 @@ def unchanged_files(directory: Path) -> set[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {ABOUT_FILE}
     return {ABOUT_FILE} | {
-        name for name, digest in written if _is_plain(directory / name) and digest == _digest(directory / name)
+        name for name, digest in written if _is_plain(directory / name) and digest == file_digest(directory / name)
     }
 
 
 def _is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

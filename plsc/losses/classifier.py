@@ -20,6 +20,7 @@ from plsc.config import Config
 from plsc.distributed.collectives import Collectives
 from plsc.errors import ConfigError
 from plsc.losses import MARGIN_STATE, SavedState, load_tensor
+from plsc.losses.centers import Centers
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.fused_binary import FusedBinary
 from plsc.losses.heads import FusedHead, HeadOutput, ParameterOptimizer, UnfusedHead
@@ -96,7 +97,7 @@ class Classifier:
                 "num_classes is 1: the softmax over one class has a loss of 0 and no gradient, so the network learns "
                 "nothing; training needs two classes or more"
             )
-        self._seed = config.seed
+        self._seed, self._scale = config.seed, config.loss_scale
         self._margin = build_margin(config)
         if isinstance(self._margin, CountedMargin):
             self._margin.set_class_counts(self._class_counts(config, class_counts), self.classes)
@@ -185,6 +186,17 @@ class Classifier:
         if self._sharded:
             return found
         return {name: self._collectives.all_reduce_sum(value) / self._ranks for name, value in found.items()}
+
+    def centers(self) -> Centers:
+        """The class centers as the classification of images uses them."""
+        bias = self.parameters.get("bias")
+        return Centers(
+            weight=self.parameters["weight"].detach(),
+            bias=None if bias is None else bias.detach(),
+            classes=self.classes,
+            is_cosine=self._margin is not None,
+            scale=1.0 if self._margin is None else self._scale,
+        )
 
     def state(self) -> dict[str, paddle.Tensor]:
         """The tensors to save by name.

@@ -64,7 +64,6 @@ from plsc.losses.passes import (
 )
 from plsc.losses.precision import Precision
 from plsc.losses.reference import (
-    CENTER_FLOOR,
     Directions,
     Reducer,
     SingleRank,
@@ -80,7 +79,7 @@ from plsc.losses.shard import Block, Shard
 from plsc.losses.shift import choose_shift
 from plsc.losses.smoothing import OwnClass, Smoothing, smooth
 from plsc.losses.spread import Spread
-from plsc.metrics.embeddings import EPSILON
+from plsc.metrics.embeddings import CENTER_FLOOR, EPSILON
 
 # Of [B, G], [B, D] and [G, D]: how many matrices of float32 a pass holds at once, at most, beside what it keeps.
 # Measured with a chunk as one block; tests/losses/test_memory.py measures it again.

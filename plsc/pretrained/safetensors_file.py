@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from plsc.checkpoint.safetensors_file import DTYPES, parse_header, read_header
 from plsc.errors import CheckpointError
 from plsc.pretrained.tensors import StoredTensor, map_file, view_of
+from plsc.utils.safetensors_file import DTYPES, parse_header, read_header
 
 _TYPES = {**{name: dtype for dtype, name in DTYPES.items()}, "BF16": "uint16"}
 

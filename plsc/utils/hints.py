@@ -19,6 +19,7 @@ _SETTERS = {
     "lr_steps": "set_step_boundaries",
     "margin_function": "set_loss_type",
     "param_attr": "set_distfc_attr",
+    "val_dataset_dir": "set_val_dataset",
     "use_fp16": "set_mixed_precision",
 }
 # Settings that are assigned as attributes: they have no setter, or one that sets several.
@@ -34,7 +35,7 @@ _ASSIGNED = {
 }
 # Settings that hold a Python object, which neither a flag nor a file can give.
 _OBJECTS = {
-    *("model", "train_reader", "test_reader", "predict_reader", "train_dataset", "test_dataset"),
+    *("model", "train_reader", "test_reader", "predict_reader", "train_dataset", "val_dataset", "test_dataset"),
     *("head_optimizer", "margin_function", "param_attr", "bias_attr"),
 }
 # Arguments of functions whose flag has another name.
