@@ -20,8 +20,13 @@ from plsc.utils.locations import keep_credentials
 from plsc.utils.names import one_of
 from plsc.utils.settings import Settings
 
-ScheduleName = Literal["step", "cosine", "poly"]
+ScheduleName = Literal["step", "cosine", "polynomial", "one_cycle"]
 SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
+# Other names that mean one of them; poly is that of PLSC 1.0.
+_OTHER_SCHEDULE_NAMES = {"poly": "polynomial", "one-cycle": "one_cycle", "onecycle": "one_cycle"}
+OPTIMIZERS = ("momentum", "sgd", "adamw", "lars", "lion")
+# Those that have a momentum to set; the betas of the others are their papers'.
+_WITH_MOMENTUM = ("momentum", "lars")
 # The least and the greatest number that float32 holds in full precision.
 _LEAST, _GREATEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 # Read by every run that names no verification set, if it exists.
@@ -113,8 +118,15 @@ class Config(Settings):
     )
     model_name: str = Field(
         default="ResNet50",
-        description="Backbone: ResNet50, ResNet101, ResNet152, ResNetTiny (small images, CPUs), another registered "
-        "name, or 'package.module:Class'.",
+        description="Backbone: IResNet18, IResNet34, IResNet50, IResNet100, IResNet200, MobileFaceNet, ViT-T, ViT-S, "
+        "ViT-B, ViT-L, EdgeFace-XXS, EdgeFace-XS, EdgeFace-S, EdgeFace-Base, ResNet50, ResNet101, ResNet152, "
+        "ResNetTiny (small images, CPUs), another registered name, 'package.module:Class', or a network of Paddle as "
+        "'paddle.vision.models:resnet18'. See docs/backbones.md.",
+    )
+    recompute: bool = Field(
+        default=False,
+        description="Compute the activations of the backbone's blocks again in the backward pass, in place of keeping "
+        "them: less memory, the same numbers, about a third more time. See docs/backbones.md.",
     )
 
     loss_type: str = Field(
@@ -210,6 +222,18 @@ class Config(Settings):
         description="Verification sets, as lfw,cfp_fp: the files NAME.bin in the data folder. A name that ends in .bin "
         "is a file or a URL. By default lfw, if that file exists.",
     )
+    val_dataset_dir: str | None = Field(
+        default=None,
+        description="Images of the classes of training, for top-1 and top-5: a folder, a file, a pattern or a URL as "
+        "for dataset_dir. Classes are matched by name.",
+    )
+    val_split: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Share of the training images of each class that is held out for top-1 and top-5. At least one "
+        "image of each class stays in training.",
+    )
     train_batch_size: int = Field(default=128, ge=1, description="Training images per rank and step (N).")
     test_batch_size: int = Field(
         default=120, ge=1, description="Images per rank and forward pass in verification and prediction."
@@ -278,7 +302,44 @@ class Config(Settings):
 
     train_epochs: int | None = Field(default=120, ge=1, description="Epochs to train. Un-sets train_steps.")
     train_steps: int | None = Field(default=None, ge=1, description="Steps to train. Un-sets train_epochs.")
-    warmup_epochs: int = Field(default=0, ge=0, description="Epochs of linear warm-up of the learning rate.")
+    optimizer: str | Callable[..., Any] = Field(
+        default="momentum",
+        description=f"Optimizer of backbone and class centers: {', '.join(OPTIMIZERS)}, or 'package.module:Class' of a "
+        "Paddle optimizer. In Python also a function of learning_rate and parameters that returns a Paddle optimizer.",
+    )
+    momentum: float = Field(
+        default=0.9, ge=0.0, lt=1.0, description="Momentum of the optimizers momentum and lars; the others have none."
+    )
+    weight_decay: float = Field(
+        default=5e-4,
+        ge=0.0,
+        description="Weight decay of a named optimizer: L2 regularization of momentum, sgd and lars; of adamw and lion "
+        "apart from the gradient, times the learning rate, where 0.05 and more are usual.",
+    )
+    decay_norms: bool = Field(
+        default=True,
+        description="Weight decay also of biases and of the parameters of normalization layers, which have one "
+        "dimension. Off: of none of them.",
+    )
+    head_lr_factor: float = Field(
+        default=1.0, gt=0.0, description="Learning rate of the class centers, as a multiple of the schedule's."
+    )
+    backbone_lr_factor: float = Field(
+        default=1.0,
+        gt=0.0,
+        description="Learning rate of the backbone, as a multiple of the schedule's. Below 1 for fine-tuning.",
+    )
+    frozen: tuple[str, ...] = Field(
+        default=(),
+        description="Parameters of the backbone that stay as they are: patterns of their names, as "
+        "'conv1.*,stages.*.bn*'. Running statistics stay where their names match.",
+    )
+    warmup_epochs: int = Field(
+        default=0, ge=0, description="Epochs of linear warm-up of the learning rate. Un-sets warmup_steps."
+    )
+    warmup_steps: int = Field(
+        default=0, ge=0, description="Steps of linear warm-up of the learning rate. Un-sets warmup_epochs."
+    )
     lr: float = Field(
         default=0.1,
         gt=0.0,
@@ -286,14 +347,19 @@ class Config(Settings):
     )
     lr_schedule: ScheduleName | Callable[[int], float] = Field(
         default="step",
-        description="Course of the learning rate after warm-up. In Python also a function of the step.",
+        description="Course of the learning rate after warm-up. poly is the old name of polynomial. In Python also a "
+        "function of the step.",
     )
     lr_steps: Steps = Field(
         default=(100000, 160000, 220000), description="Steps at which the step schedule lowers the learning rate."
     )
-    lr_decay_factor: float = Field(
-        default=0.1, gt=0.0, le=1.0, description="Factor on the learning rate at each of lr_steps."
+    lr_epochs: Steps = Field(
+        default=(), description="Epochs after which the step schedule lowers the learning rate, in place of lr_steps."
     )
+    lr_decay_factor: float = Field(
+        default=0.1, gt=0.0, le=1.0, description="Factor on the learning rate at each of lr_steps or lr_epochs."
+    )
+    lr_power: float = Field(default=2.0, gt=0.0, description="Power of the polynomial schedule: (1 - progress)^power.")
     seed: int = Field(
         default=0, ge=0, lt=2**31, description="Seed of initial weights, data order, class sampling and dropout."
     )
@@ -340,16 +406,44 @@ class Config(Settings):
         description="Checkpoint loaded before train, test, predict and export. Without one, "
         "test, predict and export load the newest in model_save_dir. May be a URL.",
     )
+    pretrained: str = Field(
+        default="",
+        description="Weights that the network of a new run begins with: a checkpoint, an export, or a file of PyTorch "
+        "(.pt, .pth), Paddle (.pdparams), safetensors or ONNX. A run that resumes ignores it. May be a URL. See "
+        "docs/pretrained.md.",
+    )
+    pretrained_strict: bool = Field(
+        default=False,
+        description="Stop where the file of pretrained does not fit whole: a tensor of the network gets no value or "
+        "has another shape, or the file has layers that the network has not. By default a table lists these.",
+    )
+    pretrained_bgr: bool = Field(
+        default=False,
+        description="The network of pretrained takes pixels blue first, as AdaFace's: the channels of its first "
+        "convolution are reversed.",
+    )
     auto_resume: bool = Field(
         default=False,
         description="Go on from the newest whole checkpoint in model_save_dir; begin where there is none, from "
         "checkpoint_dir if that is set. The same command then starts a run and goes on with it.",
     )
-    class_change: Literal["stop", "by_name", "by_number"] = Field(
+    class_change: Literal["stop", "by_name", "by_number", "grow", "new_head"] = Field(
         default="stop",
-        description="Action at resuming on data whose class numbers mean other classes than in the checkpoint: stop; "
-        "move each class center to the class of its name (by_name); or keep the numbers (by_number), for classes that "
-        "were only renamed.",
+        description="Action at a start from a checkpoint on data with other classes: stop; move each class center to "
+        "the class of its name, where classes may be new or gone (by_name); keep the numbers, for classes that were "
+        "only renamed (by_number); keep the numbers and add classes behind them (grow); or keep the backbone alone "
+        "(new_head). See docs/finetuning.md.",
+    )
+    new_classes: Literal["mean", "random"] = Field(
+        default="mean",
+        description="Centers of classes that the checkpoint does not have: the mean feature of their images, one pass "
+        "over them, or random.",
+    )
+    counters: Literal["auto", "go_on", "anew"] = Field(
+        default="auto",
+        description="Epochs and steps at a start from checkpoint_dir: go on with those of the checkpoint (go_on); "
+        "begin at 0, with the schedule from its start (anew); or anew where classes are new or gone, or the head is "
+        "new (auto). A run that resumes in its own folder by auto_resume goes on in any case.",
     )
     model_save_dir: str = Field(
         default="output", description="Folder of the run's checkpoints, one folder per epoch. May be a URL."
@@ -387,8 +481,8 @@ class Config(Settings):
     )
     keep_best: str | None = Field(
         default=None,
-        description="Metric of verification, as lfw.accuracy: the checkpoint with its highest value is kept in "
-        "addition to the newest ones.",
+        description="Metric of verification, as lfw.accuracy or val.top1: the checkpoint with its highest value is "
+        "kept in addition to the newest ones.",
     )
     keep_every: int | None = Field(
         default=None, ge=1, description="Keep the checkpoint of one epoch in so many for good."
@@ -427,14 +521,13 @@ class Config(Settings):
         exclude=True,
         description="Training data: records of plsc.data, or a sequence of (image, label) with a length.",
     )
-    test_dataset: Any = Field(
-        default=None, exclude=True, description="Verification data: a plsc.VerificationSet or a list of them."
-    )
-    optimizer: Callable[..., Any] | None = Field(
+    val_dataset: Any = Field(
         default=None,
         exclude=True,
-        description="Optimizer of backbone and class centers: a function of learning_rate and parameters that returns "
-        "a Paddle optimizer. By default Momentum 0.9 with weight decay 5e-4.",
+        description="Images of the classes of training, for top-1 and top-5: as for train_dataset.",
+    )
+    test_dataset: Any = Field(
+        default=None, exclude=True, description="Verification data: a plsc.VerificationSet or a list of them."
     )
     head_optimizer: Any = Field(
         default=None,
@@ -479,7 +572,7 @@ class Config(Settings):
     def _numbers_of_classes(cls, value: Any) -> Any:
         return value if isinstance(value, (str, ClassNumbers)) else ClassNumbers(value)
 
-    @field_validator("dataset_dir", "val_targets", "checkpoint_dir", "model_save_dir")
+    @field_validator("dataset_dir", "val_targets", "val_dataset_dir", "checkpoint_dir", "pretrained", "model_save_dir")
     @classmethod
     def _without_credentials(cls, value: str | None) -> str | None:
         return None if value is None else keep_credentials(value)
@@ -492,13 +585,27 @@ class Config(Settings):
         if not isinstance(value, str) and not callable(value):
             raise ValueError(f"expected {', '.join(SCHEDULES)} or a function of the step")
         if isinstance(value, str):
-            return one_of(value, SCHEDULES)
+            return one_of(_OTHER_SCHEDULE_NAMES.get(value, value), SCHEDULES)
         try:
             inspect.signature(value).bind(0)
         except TypeError as error:
             raise ValueError(f"expected a function that is called with the step alone: {error}") from None
         except ValueError:  # some functions of C have no signature
             pass
+        return value
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _known_optimizer(cls, value: Any) -> Any:
+        if value is None:  # as in PLSC 3.0: no function, so the default
+            return "momentum"
+        if isinstance(value, str):
+            return value if ":" in value else one_of(value.lower(), OPTIMIZERS)
+        if not callable(value):
+            raise ValueError(
+                f"expected {', '.join(OPTIMIZERS)}, 'package.module:Class', a Paddle optimizer class, or a function "
+                f"f(learning_rate, parameters) that returns one: parameters do not exist yet when this is set"
+            )
         return value
 
     @field_validator("async_save", mode="before")
@@ -511,8 +618,8 @@ class Config(Settings):
     def _text_of_numbers(self, value: str | ClassNumbers) -> str:
         return str(value)
 
-    @field_serializer("lr_schedule")
-    def _name_of_schedule(self, value: str | Callable[[int], float]) -> str:
+    @field_serializer("lr_schedule", "optimizer")
+    def _name_of(self, value: str | Callable[..., Any]) -> str:
         return value if isinstance(value, str) else getattr(value, "__qualname__", type(value).__qualname__)
 
     # Derived from the fields, so that each is derived in one way.
@@ -603,6 +710,43 @@ class Config(Settings):
         if (self.train_epochs is None) == (self.train_steps is None):
             raise ConfigError(
                 f"train_epochs is {self.train_epochs} and train_steps is {self.train_steps}; set one of them"
+            )
+        given = {
+            "val_dataset": self.val_dataset is not None,
+            "val_dataset_dir": self.val_dataset_dir is not None,
+            "val_split": self.val_split > 0,
+        }
+        names = [name for name, is_given in given.items() if is_given]
+        if len(names) > 1:
+            raise ConfigError(f"{' and '.join(names)} are set: one of them says which images validate; unset the rest")
+        if self.val_split and self.train_reader is not None:
+            raise ConfigError(
+                f"val_split holds out images of dataset_dir or train_dataset, but train_reader is set; give validation "
+                f"data of its own: {setter('val_dataset_dir')}"
+            )
+
+        if self.warmup_epochs and self.warmup_steps:
+            raise ConfigError(
+                f"warmup_epochs is {self.warmup_epochs} and warmup_steps is {self.warmup_steps}; set one of them"
+            )
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        """Raise `ConfigError` for settings that the optimizer does not have."""
+        given = [name for name in ("momentum", "weight_decay", "decay_norms") if self.is_given(name)]
+        if self.optimizer in OPTIMIZERS:
+            odd = [name for name in given if name == "momentum" and self.optimizer not in _WITH_MOMENTUM]
+        elif isinstance(self.optimizer, str):  # a class gets those that are given
+            odd = [name for name in given if name == "decay_norms"]
+        else:
+            odd = given
+        # A file may list all settings with their defaults.
+        odd = [name for name in odd if getattr(self, name) != type(self).model_fields[name].default]
+        if odd:
+            what = f"optimizer '{self.optimizer}'" if isinstance(self.optimizer, str) else "the function of optimizer"
+            raise ConfigError(
+                f"{odd[0]} is {getattr(self, odd[0])}, which {what} does not take; leave it out, or choose another "
+                f"optimizer of {', '.join(OPTIMIZERS)}"
             )
 
     def _check_negatives(self) -> None:

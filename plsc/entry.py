@@ -129,9 +129,20 @@ class Entry(_Attributes):
         self.config.model = check_model(model)
 
     def set_model_name(self, model_name: str) -> None:
-        """Backbone by name: one of `plsc.list_backbones()` or 'package.module:Class'. Default 'ResNet50'."""
+        """Backbone by name. Default 'ResNet50'.
+
+        One of `plsc.list_backbones()`, 'package.module:Class', or a network of Paddle, as
+        'paddle.vision.models:resnet18'. docs/backbones.md compares them, and `plsc models` lists what they cost.
+        """
         find_backbone(model_name)
         self.config.model_name = model_name
+
+    def set_recompute(self, recompute: bool) -> None:
+        """Compute the activations of the backbone's blocks again in the backward pass, in place of keeping them.
+
+        It takes less memory and about a third more time, and changes no number. Default False.
+        """
+        self.config.recompute = recompute
 
     # Last layer and loss
 
@@ -280,6 +291,26 @@ class Entry(_Attributes):
         """
         self.config.val_targets = targets
 
+    def set_val_dataset(self, data: Any) -> None:
+        """Images of the classes of training, for top-1 and top-5: `val/top1`, `val/top5`.
+
+        Args:
+            data: a folder, a file, a pattern or a URL, as for `set_dataset_dir`; or records of `plsc.data` or a
+                sequence of (image, label) with a length; None for no such data. Classes are matched by name where both
+                sides have names, else by number. See docs/data.md.
+        """
+        is_place = isinstance(data, (str, Path))
+        self.config.val_dataset_dir = str(data) if is_place else None
+        self.config.val_dataset = None if is_place else data
+
+    def set_val_split(self, share: float) -> None:
+        """Share of the training images of each class that is held out for top-1 and top-5. Default 0.
+
+        0 or more, below 1. At least one image of each class stays in training. The held-out images depend on `set_seed`
+        and on the data alone, and are never trained on.
+        """
+        self.config.val_split = share
+
     def set_num_workers(self, num: int) -> None:
         """Processes per rank that read training images; with 0 the training process reads. Default 2."""
         self.config.num_workers = num
@@ -362,8 +393,12 @@ class Entry(_Attributes):
         self.config.assign(train_steps=num, train_epochs=None)
 
     def set_warmup_epochs(self, num: int) -> None:
-        """Epochs over which the learning rate rises to its peak. Default 0."""
-        self.config.warmup_epochs = num
+        """Epochs over which the learning rate rises to its peak. Default 0. Un-sets the steps of warm-up."""
+        self.config.assign(warmup_epochs=num, warmup_steps=0)
+
+    def set_warmup_steps(self, num: int) -> None:
+        """Steps over which the learning rate rises to its peak. Default 0. Un-sets the epochs of warm-up."""
+        self.config.assign(warmup_steps=num, warmup_epochs=0)
 
     def set_step_boundaries(self, boundaries: Sequence[int]) -> None:
         """Steps at which the step schedule lowers the learning rate. Default (100000, 160000, 220000)."""
@@ -373,13 +408,21 @@ class Entry(_Attributes):
         """Factor on the learning rate at each boundary. Default 0.1."""
         self.config.lr_decay_factor = factor
 
+    def set_lr_epochs(self, epochs: Sequence[int]) -> None:
+        """Epochs after which the step schedule lowers the learning rate, in place of `set_step_boundaries`."""
+        self.config.assign(lr_epochs=epochs)
+
+    def set_lr_power(self, power: float) -> None:
+        """Power of the polynomial schedule, (1 - progress)^power. Default 2."""
+        self.config.lr_power = power
+
     def set_lr(self, lr: float | ScheduleName | Callable[[int], float]) -> None:
         """Learning rate or its schedule.
 
         Args:
             lr: the learning rate at a global batch of 1024 (default 0.1; the peak is lr times the global batch / 1024);
-                or a schedule: 'step' (default), 'cosine' or 'poly', or a function step -> learning rate, a number of 0
-                or more that depends on the step alone.
+                or a schedule: 'step' (default), 'cosine', 'polynomial' or 'one_cycle', or a function step -> learning
+                rate, a number of 0 or more that depends on the step alone.
         """
         if isinstance(lr, str) or callable(lr):
             self.config.lr_schedule = lr
@@ -388,20 +431,55 @@ class Entry(_Attributes):
         if callable(self.config.lr_schedule):  # a function takes no account of lr
             self.config.lr_schedule = "step"
 
-    def set_optimizer(self, optimizer: Callable[..., Any]) -> None:
-        """Optimizer: a Paddle class, or anything that can be called as f(learning_rate=..., parameters=[...]).
+    def set_optimizer(self, optimizer: str | Callable[..., Any]) -> None:
+        """Optimizer of backbone and class centers: a name, a Paddle class, or a function that returns an optimizer.
 
-        By default Momentum 0.9 with weight decay 5e-4.
-
-
-        For example `functools.partial(paddle.optimizer.AdamW, weight_decay=0.05)`.
+        Args:
+            optimizer: 'momentum' (default), 'sgd', 'adamw', 'lars' or 'lion', with `set_momentum` and
+                `set_weight_decay`; 'package.module:Class'; or anything that can be called as
+                f(learning_rate=..., parameters=[...]), as `functools.partial(paddle.optimizer.AdamW, beta2=0.98)`.
         """
-        self.config.optimizer = check_callable(
-            "set_optimizer",
-            optimizer,
-            expected="a Paddle optimizer class, or a function f(learning_rate, parameters) that "
-            "returns one: parameters do not exist yet when this is set",
-        )
+        if not isinstance(optimizer, str):
+            check_callable(
+                "set_optimizer",
+                optimizer,
+                expected="a name, a Paddle optimizer class, or a function f(learning_rate, parameters) that "
+                "returns one: parameters do not exist yet when this is set",
+            )
+        self.config.optimizer = optimizer
+
+    def set_momentum(self, momentum: float) -> None:
+        """Momentum of the optimizers 'momentum' and 'lars', 0 to below 1. Default 0.9."""
+        self.config.momentum = momentum
+
+    def set_weight_decay(self, decay: float, norms: bool | None = None) -> None:
+        """Weight decay of a named optimizer. Default 5e-4.
+
+        Args:
+            decay: 0 or more. L2 regularization of 'momentum', 'sgd' and 'lars'; of 'adamw' and 'lion' apart from the
+                gradient and multiplied by the learning rate, where 0.05 and more are usual.
+            norms: also of biases and of the parameters of normalization layers. By default as it was, True at first.
+        """
+        self.config.weight_decay = decay
+        if norms is not None:
+            self.config.decay_norms = norms
+
+    def set_head_lr_factor(self, factor: float) -> None:
+        """Learning rate of the class centers, as a multiple of the schedule's, over 0. Default 1."""
+        self.config.head_lr_factor = factor
+
+    def set_backbone_lr_factor(self, factor: float) -> None:
+        """Learning rate of the backbone, as a multiple of the schedule's, over 0. Default 1; below for fine-tuning."""
+        self.config.backbone_lr_factor = factor
+
+    def set_frozen(self, *patterns: str) -> None:
+        """Keep parameters of the backbone as they are, those whose names match a pattern; none without a pattern.
+
+        Args:
+            patterns: as 'stages.*' or 'conv1.weight', with * for any characters, ? for one, [ab] for one of these.
+                Running statistics stay where their names match. A pattern that matches no name is an error.
+        """
+        self.config.assign(frozen=patterns)
 
     def set_seed(self, seed: int) -> None:
         """Seed of initial weights, data order, class sampling and dropout. Default 0."""
@@ -483,6 +561,18 @@ class Entry(_Attributes):
         """
         self.config.checkpoint_dir = str(directory)
 
+    def set_pretrained(self, path: str | Path, *, strict: bool = False, bgr: bool = False) -> None:
+        """Weights that the network of a new run begins with; a run that resumes ignores them. See docs/pretrained.md.
+
+        Args:
+            path: a checkpoint, an export, or a file of PyTorch (.pt, .pth), Paddle (.pdparams), safetensors or ONNX.
+                May be a URL.
+            strict: stop where a tensor of the network gets no value, has another shape, or the file has layers that
+                the network has not. By default a table lists them, and only a file of which nothing fits is an error.
+            bgr: the network of the file takes pixels blue first, as AdaFace's.
+        """
+        self.config.assign(pretrained=str(path), pretrained_strict=strict, pretrained_bgr=bgr)
+
     def set_auto_resume(self, flag: bool) -> None:
         """Go on from the newest whole checkpoint in `model_save_dir`; begin where there is none. Default False.
 
@@ -491,15 +581,32 @@ class Entry(_Attributes):
         """
         self.config.auto_resume = flag
 
-    def set_class_change(self, action: Literal["stop", "by_name", "by_number"]) -> None:
-        """Action at resuming on data whose class numbers mean other classes than in the checkpoint. Default 'stop'.
+    def set_class_change(self, action: Literal["stop", "by_name", "by_number", "grow", "new_head"]) -> None:
+        """Action at a start from a checkpoint on data with other classes. Default 'stop'. See docs/finetuning.md.
 
         Args:
             action: 'stop' with an error that names both; 'by_name' moves each class center, with its optimizer state,
-                to the class of its name, where the names are the same in another order; 'by_number' keeps the numbers,
-                for classes that were only renamed.
+                to the class of its name: classes may be new, gone and in another order; 'by_number' keeps the numbers,
+                for classes that were only renamed; 'grow' keeps the numbers and adds classes behind them; 'new_head'
+                keeps the backbone alone.
         """
         self.config.class_change = action
+
+    def set_new_classes(self, start: Literal["mean", "random"]) -> None:
+        """Centers of classes that the checkpoint does not have: the 'mean' feature of their images, or 'random'.
+
+        Default 'mean', which takes one pass over the images of these classes.
+        """
+        self.config.new_classes = start
+
+    def set_counters(self, action: Literal["auto", "go_on", "anew"]) -> None:
+        """Epochs and steps at a start from `set_checkpoint_dir`. Default 'auto'.
+
+        Args:
+            action: 'go_on' with those of the checkpoint, as a run that resumes; 'anew' from 0, with the schedule from
+                its start; 'auto': anew where classes are new or gone, or the head is new.
+        """
+        self.config.counters = action
 
     def set_model_save_dir(self, directory: str | Path) -> None:
         """Folder of the run's checkpoints, one folder per epoch. Default 'output'. May be a URL, as 's3://bucket/run'."""
@@ -572,7 +679,7 @@ class Entry(_Attributes):
         self.config.assign(async_save=mode)
 
     def set_keep_best(self, metric: str | None) -> None:
-        """Keep the checkpoint with the highest value of a metric of verification, as 'lfw.accuracy', for good.
+        """Keep the checkpoint with the highest value of 'lfw.accuracy', 'val.top1' or another metric, for good.
 
         Training does not begin where no verification set gives the metric.
         """
@@ -631,16 +738,22 @@ class Entry(_Attributes):
 
         return Trainer(self._placed, observers=self._observers).train()
 
-    def test(self) -> dict[str, float]:
-        """Verify the checkpoint on `val_targets` (or `test_dataset`).
+    def test(self, tables: str | Path | None = None) -> dict[str, float]:
+        """Verify the checkpoint on `val_targets` (or `test_dataset`), and classify the images of `set_val_dataset`.
+
+        With `set_val_split` these are the images that training held out.
+
+        Args:
+            tables: folder to write classes.csv (each class, its top-1, and what it is confused with) and confusions.csv
+                of the validation data to.
 
         Returns:
-            Values by '<set>/<name>', such as 'lfw/accuracy'.
+            Values by '<set>/<name>', such as 'lfw/accuracy' and 'val/top1'.
         """
         topology = self._start()
-        from plsc.engine.evaluator import test
+        from plsc.engine.tester import test
 
-        return test(self._placed, topology)
+        return test(self._placed, topology, tables=None if tables is None else Path(tables))
 
     def predict(self, images: Iterable[Any] | None = None, save_to: str | Path | None = None) -> np.ndarray:
         """Embeddings [n, D] float32, unit length, of image files or of `predict_reader`, by the checkpoint.
@@ -662,6 +775,7 @@ class Entry(_Attributes):
         *,
         bake: Sequence[str] = (),
         bgr: bool = False,
+        classifier: bool = False,
     ) -> str:
         """Export the checkpoint's backbone as a Paddle inference model.
 
@@ -673,6 +787,7 @@ class Entry(_Attributes):
             bake: what becomes part of the network: 'preprocess' (takes pixels of any size) and 'normalize' (returns
                 embeddings of unit length).
             bgr: baked preprocessing takes pixels blue first, as OpenCV reads them.
+            classifier: write the class centers and the names of the classes too, for `model.classify`.
 
         Returns:
             The folder.
@@ -680,7 +795,9 @@ class Entry(_Attributes):
         topology = self._start()
         from plsc.export.export import export_checkpoint
 
-        return export_checkpoint(self._placed, topology, directory=directory, formats=formats, bake=bake, bgr=bgr)
+        return export_checkpoint(
+            self._placed, topology, directory=directory, formats=formats, bake=bake, bgr=bgr, classifier=classifier
+        )
 
     @property
     def _placed(self) -> Config:

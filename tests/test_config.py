@@ -191,8 +191,11 @@ def test_contradictions(settings, words):
         ({"pixel_std": 0}, r"pixel_std: got 0 \(int\); expected numbers above 0"),
         ({"image_shape": "3,112"}, "expected three numbers, as 3,112,112"),
         ({"lr_steps": "9,5"}, "expected steps of 1 or more in ascending order"),
-        ({"lr_schedule": "cosin"}, "did you mean 'cosine'? accepted: step, cosine, poly"),
-        ({"lr_schedule": 3}, "lr_schedule: got 3 (int); expected step, cosine, poly or a function of the step"),
+        ({"lr_schedule": "cosin"}, "did you mean 'cosine'? accepted: step, cosine, polynomial, one_cycle"),
+        (
+            {"lr_schedule": 3},
+            "lr_schedule: got 3 (int); expected step, cosine, polynomial, one_cycle or a function of the step",
+        ),
         ({"margin_function": 3}, "margin_function: got 3 (int); expected callable"),
         (
             {"loss_options": {"avarage": 1}},

@@ -25,6 +25,7 @@ LAYERS = {
     "models": 5,
     "losses": 5,
     "inference": 6,
+    "pretrained": 6,
     "engine": 7,
     "export": 8,
     "serving": 8,

@@ -23,9 +23,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from plsc.checkpoint.digests import ALGORITHM, DIGEST_PATTERN, digest_of
-from plsc.checkpoint.safetensors_file import DTYPES
 from plsc.errors import CheckpointError
 from plsc.utils.plural import counted
+from plsc.utils.safetensors_file import DTYPES
 
 FORMAT, VERSION = "plsc-checkpoint", 2
 _SEAL = re.compile(rb'\{\n "digest": "(' + DIGEST_PATTERN.encode() + rb')",\n')

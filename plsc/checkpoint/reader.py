@@ -18,7 +18,6 @@ from plsc.checkpoint.digests import Hasher, as_bytes, digest_of
 from plsc.checkpoint.finite import check_finite
 from plsc.checkpoint.layout import MANIFEST, MODEL_FILE, list_checkpoints
 from plsc.checkpoint.manifest import FileEntry, PartEntry, TensorEntry, read_manifest
-from plsc.checkpoint.safetensors_file import DTYPES, Place, parse_header, read_header
 from plsc.distributed import watch
 from plsc.distributed.agreement import explain
 from plsc.errors import CheckpointError, PLSCError
@@ -26,6 +25,7 @@ from plsc.utils.artifacts import recognize
 from plsc.utils.hints import can_set, setter
 from plsc.utils.plural import counted
 from plsc.utils.ranges import Range
+from plsc.utils.safetensors_file import DTYPES, Place, parse_header, read_header
 
 BLOCK_BYTES = 1 << 24
 """Bytes that are written, read and digested at a time; a row that is longer is a block of its own."""
@@ -149,7 +149,7 @@ class Checkpoint:
         Raises:
             CheckpointError: as for `read`.
         """
-        target = np.empty([len(rows), *self.shape(name)[1:]], self.dtype(name))
+        target = np.zeros([len(rows), *self.shape(name)[1:]], self.dtype(name))
         for places, values in self.chosen_blocks(name, rows, is_finite=is_finite):
             target[places] = values
         return target
@@ -187,7 +187,7 @@ class Checkpoint:
 
         Args:
             name: the tensor's name.
-            rows: global rows, in any order.
+            rows: global rows, in any order; none is read for -1.
             is_finite: refuse numbers that are not finite in these rows and those between them.
 
         Returns:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plsc.checkpoint.layout import list_checkpoints
 from plsc.checkpoint.reader import Checkpoint
-from plsc.checkpoint.writer import Part, abandon, begin, complete, write_parts
+from plsc.checkpoint.writer import Part, Rows, abandon, begin, complete, write_parts
 from plsc.errors import CheckpointError
 from plsc.utils.plural import counted
 from plsc.utils.ranges import Range, shard_ranges
@@ -138,8 +138,8 @@ def reshard(source: str | Path, target: str | Path, *, ranks: int) -> Path:
         CheckpointError: the source is damaged, or the target exists or cannot be written.
     """
     saved = Checkpoint(source)
-    tensors = {name: _SavedRows(saved, name) for name in saved.names()}
-    return _write(Path(target), tensors, sharded=saved.has_row_per_class, about=saved.about, ranks=ranks)
+    tensors = {name: SavedRows(saved, name) for name in saved.names()}
+    return write_as_ranks(Path(target), tensors, sharded=saved.has_row_per_class, about=saved.about, ranks=ranks)
 
 
 def average(sources: Sequence[str | Path], target: str | Path) -> Path:
@@ -173,15 +173,15 @@ def average(sources: Sequence[str | Path], target: str | Path) -> Path:
     for saved in opened[:-1]:
         _check_alike(saved, opened[-1], names)
     last = opened[-1]
-    tensors: dict[str, _SavedRows] = {
+    tensors: dict[str, SavedRows] = {
         name: _MeanRows(opened, name)
         if _is_averaged(name) and _is_floating(last.dtype(name))
-        else _SavedRows(last, name)
+        else SavedRows(last, name)
         for name in names
     }
     about = {**last.about, "averaged": [str(saved.path) for saved in opened]}
     ranks = max(len(last.parts(name)) for name in names)
-    return _write(Path(target), tensors, sharded=last.has_row_per_class, about=about, ranks=ranks)
+    return write_as_ranks(Path(target), tensors, sharded=last.has_row_per_class, about=about, ranks=ranks)
 
 
 def _is_averaged(name: str) -> bool:
@@ -217,7 +217,15 @@ def _check_alike(saved: Checkpoint, last: Checkpoint, names: list[str]) -> None:
             )
 
 
-class _SavedRows:
+class CutRows(Rows, Protocol):
+    """Rows of a tensor, of which ranges can be written by other ranks."""
+
+    def cut(self, rows: Range) -> Rows:
+        """The rows in a range."""
+        ...
+
+
+class SavedRows:
     """The rows of a tensor of a checkpoint, or a range of them, to be written to another one."""
 
     is_view = False  # each block is read from the files
@@ -228,7 +236,7 @@ class _SavedRows:
         self.shape = shape if rows is None else [rows.size, *shape[1:]]
         self.dtype: np.dtype[Any] = saved.dtype(name)
 
-    def cut(self, rows: Range) -> _SavedRows:
+    def cut(self, rows: Range) -> SavedRows:
         """The same tensor's rows in a range."""
         return type(self)(self._saved, self._name, rows)
 
@@ -243,7 +251,7 @@ class _SavedRows:
         return saved.read(self._name, Range(first + start, first + stop))
 
 
-class _MeanRows(_SavedRows):
+class _MeanRows(SavedRows):
     """The mean of a tensor over several checkpoints."""
 
     def __init__(self, opened: Sequence[Checkpoint], name: str, rows: Range | None = None) -> None:
@@ -258,38 +266,52 @@ class _MeanRows(_SavedRows):
         """Rows [start, stop)."""
         total = np.zeros([], np.float64)
         for saved in self._opened:
-            total = total + _as_float64(self._read(saved, start, stop))
-        return _from_float64(total / len(self._opened), self.dtype)
+            total = total + as_float64(self._read(saved, start, stop))
+        return from_float64(total / len(self._opened), self.dtype)
 
 
-def _as_float64(values: NDArray[Any]) -> NDArray[np.float64]:
+def as_float64(values: NDArray[Any]) -> NDArray[np.float64]:
     if values.dtype == np.uint16:  # the bits of bfloat16
         values = (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float64)
 
 
-def _from_float64(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+def from_float64(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
     if dtype != np.uint16:
         return values.astype(dtype)
     bits = values.astype(np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to the nearest, ties to even
 
 
-def _write(
+def write_as_ranks(
     target: Path,
-    tensors: dict[str, _SavedRows],
+    tensors: Mapping[str, CutRows],
     *,
     sharded: Callable[[str], bool],
     about: dict[str, Any],
     ranks: int,
+    check_rows: bool = False,
 ) -> Path:
-    """Write a checkpoint as `ranks` ranks would."""
+    """Write a checkpoint as `ranks` ranks would.
+
+    Args:
+        target: the folder to write; it must not exist.
+        tensors: by name.
+        sharded: whether a tensor has a row per class, so that each rank writes some of them.
+        about: values that JSON can hold.
+        ranks: 1 or more.
+        check_rows: refuse numbers that are not finite in tensors that have a row per class.
+
+    Raises:
+        CheckpointError: the target exists or cannot be written, a tensor cannot be read, or a number is not finite.
+    """
     if os.path.lexists(target):
         raise CheckpointError(f"{target} exists and is never overwritten; name another folder")
     begin(target)
     try:
         for rank in range(ranks):
-            write_parts(target, _parts_of(tensors, rank, sharded=sharded, ranks=ranks), rank=rank)
+            parts = _parts_of(tensors, rank, sharded=sharded, ranks=ranks, check_rows=check_rows)
+            write_parts(target, parts, rank=rank)
         complete(target, about, ranks=ranks)
     finally:
         abandon(target)  # nothing where it is complete
@@ -297,12 +319,12 @@ def _write(
 
 
 def _parts_of(
-    tensors: dict[str, _SavedRows], rank: int, *, sharded: Callable[[str], bool], ranks: int
+    tensors: Mapping[str, CutRows], rank: int, *, sharded: Callable[[str], bool], ranks: int, check_rows: bool
 ) -> Iterable[Part]:
-    """What one rank writes. A network may have constants that are not finite; all was checked when it was saved."""
+    """What one rank writes. A network may have constants that are not finite, which were checked when it was saved."""
     for name, rows in tensors.items():
         if sharded(name):
             own = shard_ranges(rows.shape[0], ranks)[rank]
-            yield Part(name, rows.cut(own), offset=own.start, rows=rows.shape[0], is_finite=False)
+            yield Part(name, rows.cut(own), offset=own.start, rows=rows.shape[0], is_finite=check_rows)
         elif rank == 0:
             yield Part(name, rows, is_finite=False)

@@ -27,7 +27,6 @@ from plsc.checkpoint.finite import check_finite
 from plsc.checkpoint.layout import INDEX, MANIFEST, MODEL_FILE
 from plsc.checkpoint.manifest import FORMAT, VERSION, FileEntry, Manifest, PartEntry, TensorEntry, seal
 from plsc.checkpoint.reader import Checkpoint, block_rows
-from plsc.checkpoint.safetensors_file import DTYPES, make_header, tensor_order
 from plsc.distributed import watch
 from plsc.distributed.agreement import agree, explain
 from plsc.distributed.collectives import Collectives
@@ -35,6 +34,7 @@ from plsc.errors import CheckpointError, PLSCError
 from plsc.utils.atomic import partial_path, write_folder
 from plsc.utils.files import sync
 from plsc.utils.hints import setter
+from plsc.utils.safetensors_file import DTYPES, make_header, tensor_order
 
 # The name of the checkpoint that `try_folder` writes and removes.
 _TRIAL = ".plsc-trial"

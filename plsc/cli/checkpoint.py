@@ -1,4 +1,4 @@
-"""`plsc checkpoint`: list, inspect, verify, re-shard, merge, average and prune checkpoints."""
+"""`plsc checkpoint`: import, list, inspect, verify, re-shard, merge, average, edit and prune checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from plsc.utils.locations import is_remote, keep_credentials
 from plsc.utils.logging import show_log
 from plsc.utils.plural import counted
 
-app = typer.Typer(no_args_is_help=True, help="List, inspect, verify, re-shard, merge, average and prune checkpoints.")
+app = typer.Typer(
+    no_args_is_help=True, help="Import, list, inspect, verify, re-shard, merge, average, edit and prune checkpoints."
+)
 
 
 class CheckpointCommand(Command):
@@ -139,6 +141,56 @@ def merge(source: Source, target: Target, *, as_json: Json = False) -> None:
     _print_written(reshard(source, target, ranks=1), as_json)
 
 
+@app.command("import", cls=CheckpointCommand)
+def import_(
+    source: Annotated[
+        Path, typer.Argument(help="Folder with the files of all ranks of a training, or a file of a network.")
+    ],
+    target: Target,
+    *,
+    model_name: Annotated[str, typer.Option(help="Backbone: the one here that the files are of.")],
+    image_shape: Annotated[str, typer.Option(help="Shape of its images.")] = "3,112,112",
+    loss_type: Annotated[str, typer.Option(help="Loss that training goes on with.")] = "dist_arcface",
+    ranks: Annotated[int, typer.Option(min=1, help="Number of ranks that the class centers are divided among.")] = 1,
+    backbone: Annotated[
+        Path | None, typer.Option(help="File of the network, where it is not among those of the source.")
+    ] = None,
+    pixel_mean: Annotated[
+        str | None, typer.Option(help="Mean of pixels of 0 to 255 in its training. Default: 127.5.")
+    ] = None,
+    pixel_std: Annotated[
+        str | None, typer.Option(help="Standard deviation of these pixels. Default: 127.5, for PLSC 0.x 128.")
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse a network whose tensors do not all fit. By default a table lists them."),
+    ] = False,
+    bgr: Annotated[bool, typer.Option("--bgr", help="The network takes pixels blue first, as AdaFace's.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a checkpoint of what another library's training has saved: its network, class centers and momentum.
+
+    Of arcface_torch the folder with checkpoint_gpu_0.pt and so on, or with rank_0_softmax_weight.pt; of PLSC 2.x
+    latest.pdparams; of PLSC 0.x the folder of an epoch; or any file that --pretrained takes. See docs/pretrained.md.
+    """
+    from plsc.engine.importing import import_checkpoint
+
+    written = import_checkpoint(
+        source,
+        target,
+        model_name=model_name,
+        image_shape=image_shape,
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
+        loss_type=loss_type,
+        ranks=ranks,
+        backbone=backbone,
+        strict=strict,
+        bgr=bgr,
+    )
+    _print_written(written, as_json)
+
+
 @app.command(cls=CheckpointCommand)
 def average(
     sources: Annotated[list[Path], typer.Argument(help="Checkpoints of one run, two or more.")],
@@ -151,6 +203,48 @@ def average(
 
     show_log(is_main=True)
     _print_written(average(sources, to), as_json)
+
+
+@app.command(cls=CheckpointCommand)
+def classes(
+    source: Source,
+    *,
+    to: Annotated[Path, typer.Option("--to", help="Folder to write; it must not exist yet.")],
+    drop: Annotated[Path | None, typer.Option(help="File of the classes to leave out, a name a line.")] = None,
+    merge: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the classes to merge: a line names the class that stays, then those merged into it."
+        ),
+    ] = None,
+    rename: Annotated[
+        Path | None, typer.Option(help="File of the classes to rename: a line is the present name and the new one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a checkpoint without some classes, with classes merged or renamed, as for cleaned identities.
+
+    Names on a line are divided by tabs, or by commas. Where the checkpoint has no names of classes, they are numbers.
+    """
+    from plsc.engine.class_edit import edit_classes, read_class_lists
+
+    if drop is None and merge is None and rename is None:
+        raise ConfigError("nothing is to be done; expected --drop, --merge or --rename")
+    renamed = [] if rename is None else read_class_lists(rename, columns=2)
+    found = edit_classes(
+        source,
+        to,
+        drop=[] if drop is None else [name for (name,) in read_class_lists(drop, columns=1)],
+        merge=[] if merge is None else read_class_lists(merge, columns=None),
+        rename=dict(renamed),
+    )
+    if as_json:
+        print(to_json(vars(found), indent=1))
+        return
+    print(
+        f"wrote {found.path}: {counted(found.after, 'class')} of {found.before}; {found.dropped} dropped, "
+        f"{found.merged} merged into others, {found.renamed} renamed"
+    )
 
 
 @app.command(cls=CheckpointCommand)

@@ -14,6 +14,7 @@ from plsc.cli.command import Command, tell
 from plsc.cli.data import app as data_app
 from plsc.cli.gallery import app as gallery_app
 from plsc.cli.launch import LaunchCommand, launch
+from plsc.cli.models import models
 from plsc.cli.serve import serve
 from plsc.cli.settings import SettingsCommand, make_entry, with_settings
 from plsc.config import Config
@@ -44,13 +45,20 @@ def train(settings: dict[str, Any]) -> None:
 
 @app.command(cls=SettingsCommand)
 @with_settings(Config)
-def test(settings: dict[str, Any]) -> None:
-    """Verify a checkpoint on the verification sets of the data folder.
+def test(
+    settings: dict[str, Any],
+    tables: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write classes.csv and confusions.csv of the validation data to."),
+    ] = None,
+) -> None:
+    """Verify a checkpoint on the verification sets of the data folder; classify validation data.
 
     Prints JSON, with null for a metric that a set does not give. Settings of the network come from the checkpoint
-    unless they are given. Settings of the training have no effect.
+    unless they are given. Settings of the training have no effect. With --val-split as in training, the images are
+    those that training held out.
     """
-    typer.echo(to_json(make_entry(settings).test(), indent=1))
+    typer.echo(to_json(make_entry(settings).test(tables), indent=1))
 
 
 @app.command(cls=SettingsCommand)
@@ -68,13 +76,17 @@ def export(
         bool,
         typer.Option("--bgr", help="With --bake preprocess: pixels are blue, green, red."),
     ] = False,
+    classifier: Annotated[
+        bool,
+        typer.Option("--classifier", help="Write class centers and names of classes too, for plsc predict."),
+    ] = False,
 ) -> None:
     """Export a checkpoint's backbone for Paddle inference, Paddle Serving and ONNX.
 
     Settings of the network come from the checkpoint unless they are given. Settings of the training have no effect.
     """
     formats, parts = ([part.strip() for part in text.split(",") if part.strip()] for text in (format, bake))
-    tell(make_entry(settings).convert_for_prediction(to, formats, bake=parts, bgr=bgr))
+    tell(make_entry(settings).convert_for_prediction(to, formats, bake=parts, bgr=bgr, classifier=classifier))
 
 
 @app.command(cls=Command)
@@ -104,8 +116,37 @@ def embed(
     tell(f"{output}: {embeddings.shape[0]} embeddings of {embeddings.shape[1]}")
 
 
+@app.command(cls=Command)
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder that plsc export --classifier wrote.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to print for each image.")] = 5,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or gpu:<index>. Default: the first GPU that Paddle finds, else the CPU.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Classify images with an exported model: for each image the most probable classes of training."""
+    from plsc.inference.model import load_inference_model
+
+    loaded = load_inference_model(model, device=device)
+    found = loaded.classify(images, top)
+    if as_json:
+        results = [
+            {"image": str(image), "classes": [each.as_dict() for each in row]} for image, row in zip(images, found)
+        ]
+        over = loaded.classifier.normalized_over
+        typer.echo(to_json({"normalized_over": over, "results": results}, indent=1))
+        return
+    for image, row in zip(images, found):
+        typer.echo(str(image))
+        for each in row:
+            typer.echo(f"  {each.probability:8.4f}  {each.name}")
+
+
 app.command(cls=LaunchCommand, context_settings={"allow_interspersed_args": False})(launch)
 app.command(cls=SettingsCommand)(serve)
+app.command(cls=Command)(models)
 app.add_typer(gallery_app, name="gallery")
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")

@@ -134,6 +134,8 @@ def make_entry(values: dict[str, Any]) -> Entry:
     setters: dict[str, Callable[[Any], None]] = {
         "train_epochs": entry.set_train_epochs,
         "train_steps": entry.set_train_steps,
+        "warmup_epochs": entry.set_warmup_epochs,
+        "warmup_steps": entry.set_warmup_steps,
     }
     for name, value in values.items():
         if name in setters and value is not None:

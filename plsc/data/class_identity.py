@@ -131,19 +131,15 @@ def find_change(before: ClassIdentity, now: ClassIdentity, *, records: Records, 
 
 
 def rows_by_name(before: ClassIdentity, now: ClassIdentity) -> npt.NDArray[np.int64] | str:
-    """The number before of each class that is named now, [C] int64; or why classes cannot be matched by name."""
+    """The number before of each class that is named now, [C] int64, -1 for a new name; or why names do not match."""
+    before, now = _as_names(before, now), _as_names(now, before)
     if before.by != "name" or now.by != "name":
         return "They cannot be matched by name: they have no names"
     names, others = list(before.table), list(now.table)
     number_of = {name: number for number, name in enumerate(names)}
     if len(number_of) < len(names) or len(set(others)) < len(others):
         return "They cannot be matched by name: several have the same name"
-    gone, new = sorted(number_of.keys() - set(others)), sorted(set(others) - number_of.keys())
-    if gone or new:
-        parts = [f"{len(gone)} are gone, the first {gone[0]!r}"] if gone else []
-        parts += [f"{len(new)} are new, the first {new[0]!r}"] if new else []
-        return f"They cannot be matched by name: of the names {', and '.join(parts)}"
-    return np.fromiter((number_of[name] for name in others), np.int64, len(others))
+    return np.fromiter((number_of.get(name, -1) for name in others), np.int64, len(others))
 
 
 def _as_names(identity: ClassIdentity, other: ClassIdentity) -> ClassIdentity:

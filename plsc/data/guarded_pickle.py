@@ -87,7 +87,7 @@ class _Unpickler(pickle.Unpickler):
         raise DataError("refers to an object outside the file")
 
 
-class _Dtype:
+class PickledDtype:
     """A NumPy dtype as pickled: a code such as u1 or b1, then a state that holds the byte order."""
 
     __slots__ = ("code", "order")
@@ -120,7 +120,7 @@ class PickledArray:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
-        if isinstance(dtype, _Dtype) and dtype.code in ("O", "O4", "O8") and isinstance(data, list):
+        if isinstance(dtype, PickledDtype) and dtype.code in ("O", "O4", "O8") and isinstance(data, list):
             if shape != (len(data),):
                 raise DataError(f"holds an array of {counted(len(data), 'object')} that states another shape")
             self.array = data
@@ -133,7 +133,7 @@ class PickledArray:
 
 
 def _to_array(data: Any, dtype: Any, shape: Any, order: Any) -> npt.NDArray[Any]:
-    if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)) or len(shape) > 4:
+    if not isinstance(dtype, PickledDtype) or not isinstance(data, (bytes, bytearray, memoryview)) or len(shape) > 4:
         raise DataError("holds an array of something else than plain numbers")
     layout: Literal["F", "C"] = "F" if _text(order) == "F" else "C"
     array: npt.NDArray[Any] = np.frombuffer(data, dtype.numpy()).reshape(shape, order=layout)
@@ -176,10 +176,11 @@ def _bytearray(content: Any = b"", encoding: Any = "latin1") -> bytes:
     return content if isinstance(content, bytes) else _latin1(content, encoding)
 
 
-def _stand_ins() -> dict[tuple[str, str], Callable[..., Any]]:
+def numpy_stand_ins() -> dict[tuple[str, str], Callable[..., Any]]:
+    """What NumPy's functions and classes in pickles of arrays are replaced by: (module, name) -> inert stand-in."""
     names: dict[tuple[str, str], Callable[..., Any]] = {
         ("_codecs", "encode"): _latin1,
-        ("numpy", "dtype"): _Dtype,
+        ("numpy", "dtype"): PickledDtype,
         ("numpy", "ndarray"): _ndarray,
     }
     for builtins in ("builtins", "__builtin__"):
@@ -195,4 +196,4 @@ def _stand_ins() -> dict[tuple[str, str], Callable[..., Any]]:
     return names
 
 
-_STAND_INS = _stand_ins()
+_STAND_INS = numpy_stand_ins()

@@ -159,6 +159,7 @@ class DatasetRecords(Records):
             except a path, or a finished image [3, H, W] float32, as an array or a tensor.
             Where the data set has an attribute `num_classes`, that is the number of classes; where it has a list of
             texts `class_names` or `classes`, these are their names.
+        setting: what messages call it.
 
     Raises:
         DataError: the object has no len() or [i]; on reading, an item is not (image, label).
@@ -168,14 +169,14 @@ class DatasetRecords(Records):
         5
     """
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, setting: str = "train_dataset") -> None:
         try:
             len(dataset)
             dataset.__getitem__  # noqa: B018
         except Exception:  # an iterable data set may raise an exception of its framework
             raise DataError(
-                f"train_dataset: got {type(dataset).__name__}, expected an object with len() and [i]; "
-                f"an iterator belongs in train_reader"
+                f"{setting}: got {type(dataset).__name__}, expected an object with len() and [i]"
+                + ("; an iterator belongs in train_reader" if setting == "train_dataset" else "")
             ) from None
         self._dataset = dataset
         self.format = f"data set {type(dataset).__name__}"
@@ -216,9 +217,9 @@ def _names_of(dataset: Any) -> list[str] | None:
     return None
 
 
-def as_records(dataset: Any) -> Records:
+def as_records(dataset: Any, setting: str = "train_dataset") -> Records:
     """`dataset` itself where it is a `Records`, else as `DatasetRecords`."""
-    return dataset if isinstance(dataset, Records) else DatasetRecords(dataset)
+    return dataset if isinstance(dataset, Records) else DatasetRecords(dataset, setting)
 
 
 def to_class(label: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 
 import numpy as np
@@ -9,9 +10,12 @@ import numpy.typing as npt
 
 from plsc.data.records import Record, Records
 from plsc.errors import DataError
+from plsc.utils.hints import setter
 from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
+
+_HELD_OUT = 0x686F6C64  # makes the draw of `hold_out` another one than others of the same seed
 
 
 class SelectedRecords(Records):
@@ -173,3 +177,56 @@ def without_classes_of(records: Records, other: Records) -> SelectedRecords:
 def shuffled(records: Records, seed: int = 0) -> SelectedRecords:
     """All records in an order drawn from `seed`. Takes sixteen bytes of memory per image."""
     return SelectedRecords(records, np.random.default_rng(seed).permutation(len(records)))
+
+
+class TrainingPart(SelectedRecords):
+    """The records that are left to train on, with those that are held out for validation.
+
+    Attributes:
+        held_out: the others, with the same class numbers.
+        digest: of which records are held out: the same for the same choice out of as many records.
+    """
+
+    def __init__(self, records: Records, is_held_out: npt.NDArray[np.bool_]) -> None:
+        super().__init__(records, np.flatnonzero(~is_held_out))
+        self.held_out = SelectedRecords(records, np.flatnonzero(is_held_out))
+        self.digest = hashlib.sha256(np.packbits(is_held_out).tobytes()).hexdigest()
+
+
+def hold_out(records: Records, share: float, *, seed: int = 0) -> TrainingPart:
+    """Hold a share of each class's records out; at least one of each class stays in training.
+
+    Of a class with n records, share * n are held out, rounded to the nearest whole number, and n - 1 at most. Which
+    ones depends on the seed and the labels alone: not on ranks, and not on how long training has gone on.
+
+    Args:
+        records: the source. Its labels are read.
+        share: over 0, below 1.
+        seed: 0 or more.
+
+    Raises:
+        DataError: no class is large enough for a record to be held out.
+    """
+    labels = records.labels
+    counts = np.bincount(labels)
+    number = np.minimum(np.floor(share * counts + 0.5).astype(np.int64), np.maximum(counts - 1, 0))
+    if not number.any():
+        raise DataError(
+            f"val_split {share:g}: no image can be held out: the largest class of {records.format} has "
+            f"{counted(int(counts.max()), 'image')}; {setter('val_split')} takes a larger share, or give validation "
+            f"data of its own: {setter('val_dataset_dir')}"
+        )
+    order = np.lexsort((np.random.default_rng([seed, _HELD_OUT]).random(len(labels)), labels))
+    place = np.empty(len(labels), np.int64)  # of each record in its class, in an order that is drawn
+    place[order] = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]
+    is_held_out = place < number[labels]
+    part = TrainingPart(records, is_held_out)
+    present = counts > 0
+    log.info(
+        "held out %s of %s for validation; %d of %s have none there",
+        len(part.held_out),
+        counted(len(records), "image"),
+        int((number[present] == 0).sum()),
+        counted(int(present.sum()), "class"),
+    )
+    return part

@@ -28,15 +28,16 @@ class Replica:
     def __init__(self, network: paddle.nn.Layer, collectives: Collectives) -> None:
         self._network, self._collectives = network, collectives
         topology = collectives.topology
-        self._is_reduced_in_backward = topology.world_size > 1 and topology.on_gpu
+        self._parameters = [item for item in network.parameters() if not item.stop_gradient]
+        # A network that is frozen whole has no gradient.
+        self._is_reduced_in_backward = topology.world_size > 1 and topology.on_gpu and bool(self._parameters)
         if self._is_reduced_in_backward:
             self._network = paddle.DataParallel(network)
         elif topology.world_size > 1:
             for tensor in network.state_dict().values():
                 watch.meet()
                 dist.broadcast(tensor, src=0)
-        self._parameters = [item for item in network.parameters() if not item.stop_gradient]
-        if topology.world_size > 1 and not topology.on_gpu:
+        if topology.world_size > 1 and self._parameters and not self._is_reduced_in_backward:
             self._reserve()
 
     def _reserve(self) -> None:
@@ -61,7 +62,7 @@ class Replica:
         Every rank must call this after backward.
         """
         world_size = self._collectives.topology.world_size
-        if world_size == 1 or self._is_reduced_in_backward:
+        if world_size == 1 or self._is_reduced_in_backward or not self._parameters:
             return
         with paddle.no_grad():
             self._average(float(world_size))

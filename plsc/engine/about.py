@@ -52,6 +52,15 @@ class AboutClasses(BaseModel):
     digest: str
 
 
+class AboutScores(BaseModel):
+    """How the head scores classes, without a margin; see `plsc.losses.centers.Centers`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    is_cosine: bool
+    scale: float
+
+
 class About(BaseModel):
     """`Checkpoint.about` as the trainer writes it. A key that older checkpoints lack has a default.
 
@@ -76,6 +85,8 @@ class About(BaseModel):
         network: class of the network, as 'package.module:Class'; None in older checkpoints, whose `model_name` says
             nothing about an object.
         classes: None where not known.
+        scores: None for a custom head without class centers. Not set in older checkpoints.
+        held_out: digest of which training images `val_split` held out; None where none were.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -97,6 +108,8 @@ class About(BaseModel):
     averaged: bool = True
     network: str | None = None
     classes: AboutClasses | None = None
+    scores: AboutScores | None = None
+    held_out: str | None = None
 
     @classmethod
     def of(cls, saved: Checkpoint) -> About:

@@ -19,7 +19,7 @@ from plsc.data.augment import Augment
 from plsc.data.loader import Batch, ReaderLoader, TrainLoader
 from plsc.data.records import DatasetRecords, Records, as_records
 from plsc.data.sources import open_records
-from plsc.data.subset import with_min_images
+from plsc.data.subset import hold_out, with_min_images
 from plsc.data.transforms import Transform
 from plsc.data.verification_set import VerificationSet, find_bin
 from plsc.distributed.agreement import agree, explain, on_all_ranks
@@ -62,7 +62,7 @@ class Loader(Protocol):
 
 
 def build_dataloader(
-    config: Config, topology: Topology, *, classes_trained: int | None = None
+    config: Config, topology: Topology, *, classes_trained: int | None = None, follows_data: bool = False
 ) -> TrainLoader | ReaderLoader:
     """A loader of the user's `train_reader`, else of `train_dataset`, else of `dataset_dir`.
 
@@ -73,6 +73,7 @@ def build_dataloader(
         config: the settings.
         topology: this rank.
         classes_trained: number of classes in the checkpoint to resume from.
+        follows_data: the number of classes of the data counts, where it is known, also where the checkpoint has more.
 
     Raises:
         ConfigError: `train_reader` is no function.
@@ -81,8 +82,10 @@ def build_dataloader(
     if config.train_reader is not None:
         num_classes = _choose_num_classes(config, None, classes_trained, is_main=topology.is_main)
         return _reader_loader(config, topology, num_classes)
-    records = _training_records(config)
+    records = open_training_records(config)
     found = _count_known_classes(records)
+    if follows_data and found is not None:
+        classes_trained = None
     return TrainLoader(
         records,
         Transform(config.image_shape, config.flip, augment=_augment(config)),
@@ -229,16 +232,22 @@ def _reader_loader(config: Config, topology: Topology, num_classes: int) -> Read
         num_images=config.train_image_num,
         world_size=topology.world_size,
     )
-    if loader.num_images is None and config.warmup_epochs:
+    if loader.num_images is None and (config.warmup_epochs or config.lr_epochs):
         log.info(
-            "warm-up in epochs needs the number of images: reading train_reader once to count them (%s saves this)",
+            "a learning rate by epochs needs the number of images: reading train_reader once to count them (%s saves "
+            "this)",
             setter("train_image_num"),
         )
         loader.num_images = loader.count()
     return loader
 
 
-def _training_records(config: Config) -> Records:
+def open_training_records(config: Config) -> Records:
+    """The training data; a `TrainingPart` where `val_split` holds a part out.
+
+    Raises:
+        DataError: it cannot be opened, has labels of `num_classes` or more, or no class has an image to hold out.
+    """
     own = config.train_dataset
     records = open_records(config.dataset_dir) if own is None else as_records(own)
     if config.min_images_per_class:
@@ -250,6 +259,9 @@ def _training_records(config: Config) -> Records:
             config.train_image_num,
             counted(len(records), "image"),
         )
+    if config.val_split:
+        records = hold_out(records, config.val_split, seed=config.seed)
+        _check_labels(records, config)
     return records
 
 

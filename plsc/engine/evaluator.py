@@ -7,8 +7,6 @@ import functools
 import itertools
 import logging
 import math
-import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 import paddle
 from numpy.typing import NDArray
 
-from plsc.config import DEFAULT_VAL_TARGETS, Config
+from plsc.config import Config
 from plsc.data.damage import DamageLog
 from plsc.data.image_input import each_image, named_error, take_image
 from plsc.data.verification_set import VerificationSet
@@ -26,24 +24,20 @@ from plsc.distributed import watch
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
-from plsc.engine.dataloading import open_verification_sets
+from plsc.engine.closed_set import NAME, ClosedSet, check_closed_set, validate
 from plsc.engine.places import places_of_use
-from plsc.engine.rank_check import (
-    check_ranks_agree,
-    describe_checkpoint,
-    describe_network,
-    describe_program,
-    describe_settings,
-)
 from plsc.engine.retention import is_named
-from plsc.engine.state import NETWORK_SETTINGS, open_backbone
-from plsc.errors import CheckpointError, ConfigError, DataError
+from plsc.engine.shares import gather_rows, share_of
+from plsc.engine.state import open_backbone
+from plsc.errors import ConfigError, DataError
 from plsc.inference.embedding import EmbeddingPath, Embeddings, check_finite, to_unit_length
+from plsc.losses.centers import Centers
+from plsc.metrics.closed_set import ClosedSetReport
 from plsc.metrics.verification import VerificationReport, verification_report
 from plsc.models.base_model import check_embedding
 from plsc.utils.hints import setter
 from plsc.utils.plural import counted
-from plsc.utils.ranges import Range, shard_range, shard_ranges
+from plsc.utils.ranges import Range
 from plsc.utils.threads import thread_map
 
 log = logging.getLogger("plsc")
@@ -66,7 +60,14 @@ class Embedder:
         self.emb_dim = emb_dim
         self._backbone, self._path, self._batch_size = backbone, path, batch_size
 
-    def __call__(self, images: Iterable[Any], *, first: int = 0, damaged: DamageLog | None = None) -> Embeddings:
+    def __call__(
+        self,
+        images: Iterable[Any],
+        *,
+        first: int = 0,
+        damaged: DamageLog | None = None,
+        describe: Callable[[int], str] | None = None,
+    ) -> Embeddings:
         """Embed images: [n, D] float32, not of unit length.
 
         The next batch is decoded on threads while the backbone computes. Memory holds two batches and the embeddings.
@@ -74,25 +75,28 @@ class Embedder:
         Args:
             images: each of a kind that `take_image` takes, or a normalized [3, H, W] float32 array.
             first: number of the first image, for messages.
-            damaged: warns of images that are damaged but can be decoded in part.
+            damaged: warns of images that are damaged but can be decoded in part; by number, or as `describe` says.
+            describe: the number of an image -> what messages call it; by default its path, or its number.
 
         Raises:
             DataError: an image cannot be decoded, or its embedding is not finite; the message has its number.
         """
-        damaged = damaged or DamageLog(lambda number: f"image {number}")
-        prepare = functools.partial(self._prepare, damaged=damaged)
+        damaged = damaged or DamageLog(str if describe is not None else (lambda number: f"image {number}"))
+        prepare = functools.partial(self._prepare, damaged=damaged, describe=describe)
         prepared = thread_map(prepare, enumerate(images, first), threads=_THREADS, ahead=2 * self._batch_size)
         embeddings, done = [], first
         while batch := list(itertools.islice(prepared, self._batch_size)):
             watch.phase(f"embedding image {done} and following")
             embeddings.append(self._embed(np.stack(batch)))
-            check_finite(embeddings[-1], first=done)
+            check_finite(embeddings[-1], first=done, describe=describe)
             done += len(batch)
         return np.concatenate(embeddings) if embeddings else np.zeros([0, self.emb_dim], np.float32)
 
-    def _prepare(self, numbered: tuple[int, Any], *, damaged: DamageLog) -> NDArray[np.float32]:
+    def _prepare(
+        self, numbered: tuple[int, Any], *, damaged: DamageLog, describe: Callable[[int], str] | None
+    ) -> NDArray[np.float32]:
         # Normalized one by one, so that finished float32 images and pixels fit into one batch.
-        return self._path.normalize(_prepare(self._path, numbered, damaged=damaged))
+        return self._path.normalize(_prepare(self._path, numbered, damaged=damaged, describe=describe))
 
     def _embed(self, images: NDArray[np.float32]) -> Embeddings:
         rows, count = self._path.to_input(images), len(images)
@@ -123,7 +127,7 @@ def verify(
     Raises:
         DataError: an image cannot be decoded; the message names the set. It is raised on all ranks.
     """
-    own = _share(pairs, collectives)
+    own = share_of(len(pairs.images), collectives)
 
     def embed() -> Embeddings:
         images = iter(pairs.images[own.start : own.stop])
@@ -139,11 +143,11 @@ def verify(
     )
     if is_stopped is not None and any(collectives.gather_objects(is_stopped())):
         return None
-    return _report(pairs, _gather_rows(embeddings, len(pairs.images), collectives=collectives))
+    return _report(pairs, gather_rows(embeddings, len(pairs.images), collectives=collectives))
 
 
-def check_keep_best(config: Config, sets: Sequence[VerificationSet]) -> None:
-    """Find out whether verification on `sets` gives the metric `keep_best`.
+def check_keep_best(config: Config, sets: Sequence[VerificationSet], *, has_closed_set: bool = False) -> None:
+    """Find out whether verification on `sets`, and on a closed set where there is one, gives the metric `keep_best`.
 
     Raises:
         ConfigError: it does not.
@@ -158,6 +162,8 @@ def check_keep_best(config: Config, sets: Sequence[VerificationSet]) -> None:
         for name, value in _try_report(pairs).metrics().items()
         if math.isfinite(value)
     ]
+    if has_closed_set:
+        given += [f"{NAME}.top1", f"{NAME}.top5"]
     if any(is_named(name, metric) for name in given):
         return
     if given:
@@ -177,9 +183,9 @@ def check_verification_sets(config: Config, sets: Sequence[VerificationSet], *, 
         DataError: an image cannot be decoded, or a set has too few pairs; names the set. The same on every rank.
     """
     path, begin, is_noted = _embedding_path(config), time.monotonic(), False
+    check_verification_pairs(sets)
     for pairs in sets:
-        _try_report(pairs)
-        own = _share(pairs, collectives)
+        own = share_of(len(pairs.images), collectives)
 
         def decode(pairs: VerificationSet = pairs, own: Range = own) -> None:
             nonlocal is_noted
@@ -199,9 +205,21 @@ def check_verification_sets(config: Config, sets: Sequence[VerificationSet], *, 
         agree(decode, collectives, error=DataError, prefix=f"{pairs.label}: ")
 
 
-def _share(pairs: VerificationSet, collectives: Collectives) -> Range:
-    """The images that this rank embeds."""
-    return shard_range(len(pairs.images), collectives.topology.world_size, shard=collectives.topology.rank)
+def check_verification_pairs(sets: Iterable[VerificationSet]) -> None:
+    """Raise `DataError` where a set has too few pairs to be verified."""
+    for pairs in sets:
+        _try_report(pairs)
+
+
+def check_closed(config: Config, closed: ClosedSet | None, *, collectives: Collectives) -> None:
+    """Find out whether images of a closed set can be read, a few on each rank. Every rank must call this.
+
+    Raises:
+        DataError: one cannot; the same on every rank.
+    """
+    if closed is not None and config.bad_images != "skip":
+        path = _embedding_path(config)
+        check_closed_set(closed, lambda image: path.prepare(take_image(image)), collectives=collectives)
 
 
 def _try_report(pairs: VerificationSet) -> VerificationReport:
@@ -216,22 +234,21 @@ def _report(pairs: VerificationSet, embeddings: Embeddings) -> VerificationRepor
         raise DataError(f"{pairs.label} ({counted(len(pairs), 'pair')}) cannot be verified: {error}") from None
 
 
-def _prepare(path: EmbeddingPath, numbered: tuple[int, Any], *, damaged: DamageLog) -> NDArray[Any]:
+def _prepare(
+    path: EmbeddingPath,
+    numbered: tuple[int, Any],
+    *,
+    damaged: DamageLog,
+    describe: Callable[[int], str] | None = None,
+) -> NDArray[Any]:
     index, image = numbered
+    name = index if describe is None else describe(index)
     try:
-        return path.prepare(take_image(image), on_damage=functools.partial(damaged.warn, index))
+        return path.prepare(take_image(image), on_damage=functools.partial(damaged.warn, name))
     except DataError as error:
+        if describe is not None:
+            raise DataError(f"{name}: {error}") from None
         raise named_error(error, image, index=index) from None
-
-
-def _gather_rows(rows: Embeddings, count: int, *, collectives: Collectives) -> Embeddings:
-    """[count, D], the same on all ranks, of the rows of this rank's share; shares are padded to equal size."""
-    ranks = collectives.topology.world_size
-    sizes = [share.size for share in shard_ranges(count, ranks)]
-    padded = np.zeros([max(sizes), rows.shape[1]], np.float32)
-    padded[: len(rows)] = rows
-    gathered = collectives.all_gather(paddle.to_tensor(padded)).numpy().reshape(ranks, max(sizes), -1)
-    return np.concatenate([share[:size] for share, size in zip(gathered, sizes)])
 
 
 def evaluate(
@@ -241,8 +258,11 @@ def evaluate(
     sets: Iterable[VerificationSet],
     collectives: Collectives,
     is_stopped: Callable[[], bool] | None = None,
+    closed: ClosedSet | None = None,
+    centers: Callable[[], Centers | None] = lambda: None,
+    on_report: Callable[[ClosedSetReport], None] = lambda report: None,
 ) -> dict[str, float] | None:
-    """Verify on each set and log one line per set.
+    """Verify on each set, and on a closed set; log one line per set.
 
     Args:
         config: the settings.
@@ -250,6 +270,9 @@ def evaluate(
         sets: the verification sets.
         collectives: over all ranks.
         is_stopped: asked before each batch; where it is True on any rank, verification ends on all.
+        closed: images of the classes of training.
+        centers: the class centers of this rank, for `closed`.
+        on_report: called with what was found for `closed`.
 
     Returns:
         The metrics as '<set>/<metric>'; None where it was stopped.
@@ -263,49 +286,16 @@ def evaluate(
         results.update({f"{pairs.name}/{name}": value for name, value in report.metrics().items()})
         if collectives.topology.is_main:
             log.info("%s: %s", pairs.name, report)
+    own = centers() if closed is not None else None
+    if closed is not None and own is not None:
+        found = validate(embedder, closed, centers=own, config=config, collectives=collectives, is_stopped=is_stopped)
+        if found is None:
+            return None
+        results.update({f"{NAME}/{name}": value for name, value in found.metrics().items()})
+        if collectives.topology.is_main:
+            log.info("%s: %s", NAME, found)
+        on_report(found)
     return results
-
-
-@watch.watched()
-def test(config: Config, topology: Topology) -> dict[str, float]:
-    """Verify a checkpoint on the verification sets of a configuration; returns the metrics as '<set>/<metric>'.
-
-    Raises:
-        ConfigError: settings contradict each other.
-        CheckpointError: there is no checkpoint, or it is of another network.
-        DataError: there is no verification set, or an image of one cannot be decoded.
-        DistributedError: ranks have different networks or checkpoints.
-    """
-    collectives = Collectives(topology)
-    agree(config.check, collectives, error=ConfigError)
-    config = agree(lambda: places_of_use(config, sets=True), collectives, error=DataError)
-    sets = open_verification_sets(config, collectives)
-    if not sets:
-        raise DataError(f"nothing to test on: no verification set is given, and {_lacking(config)}")
-    for pairs in sets:
-        _try_report(pairs)
-    backbone, config, saved = agree(lambda: open_backbone(config), collectives, error=CheckpointError)
-    check_ranks_agree(
-        lambda: {
-            **describe_program(topology),
-            **describe_settings(config, NETWORK_SETTINGS),
-            "network": describe_network(backbone),
-            "checkpoint": describe_checkpoint(saved),
-        },
-        collectives,
-    )
-    return evaluate(config, backbone, sets=sets, collectives=collectives) or {}
-
-
-def _lacking(config: Config) -> str:
-    """Why there is no verification set where none is given, and what to do."""
-    data, naming = config.dataset_dir, f"name one with {setter('val_targets')}"
-    if config.val_targets is not None:
-        return f"val_targets is empty; make one with plsc data pairs, or {naming}"
-    is_path = re.fullmatch(r"[^:*?\[{]+", data) is not None  # no pattern and no synthetic:...
-    if is_path and not os.path.exists(data):
-        return f"{data} does not exist; name the data with {setter('dataset_dir')}, or {naming}"
-    return f"{data} holds no {DEFAULT_VAL_TARGETS}.bin; make one with plsc data pairs, or {naming}"
 
 
 def predict(

@@ -12,17 +12,19 @@ from typing import Any
 from plsc.config import Config
 from plsc.data.remote_data import fetch_data, fetch_set, fetch_sets
 from plsc.engine.uploads import Uploader, fetch_checkpoint, find_checkpoint
-from plsc.errors import DataError
+from plsc.errors import CheckpointError, DataError
+from plsc.pretrained.opening import WEIGHT_FILES
 from plsc.remote.cache import Cache
 from plsc.remote.folder import RemoteFolder
 from plsc.remote.upload import upload_folder
 from plsc.utils.atomic import lock_folder
-from plsc.utils.locations import is_remote
+from plsc.utils.hints import setter
+from plsc.utils.locations import is_remote, split
 
 log = logging.getLogger("plsc")
 
 # The settings that a remote folder may stand in.
-PLACES = ("dataset_dir", "val_targets", "checkpoint_dir", "model_save_dir")
+PLACES = ("dataset_dir", "val_targets", "val_dataset_dir", "checkpoint_dir", "pretrained", "model_save_dir")
 
 
 def remote_settings(config: Config) -> dict[str, str]:
@@ -51,6 +53,8 @@ def places_of_training(config: Config) -> tuple[Config, Uploader | None]:
             uploads.open_newest()
     if "checkpoint_dir" in remote:
         local["checkpoint_dir"] = str(_checkpoint_to_resume(remote["checkpoint_dir"], config, uploads))
+    if "pretrained" in remote:
+        local["pretrained"] = str(_place_of_weights(remote["pretrained"], cache_of(config)))
     local.update(_places_of_data(config, remote, data=config.train_dataset is None and config.train_reader is None))
     return config.model_copy(update=local), uploads
 
@@ -63,7 +67,7 @@ def places_of_use(config: Config, *, sets: bool = False) -> Config:
 
     Args:
         config: the settings.
-        sets: copy the verification sets.
+        sets: copy the verification sets and the validation data, which may be a part of the training data.
 
     Raises:
         DataError, CheckpointError: something does not exist.
@@ -74,7 +78,7 @@ def places_of_use(config: Config, *, sets: bool = False) -> Config:
     if is_remote(url):
         local["checkpoint_dir"] = str(fetch_checkpoint(url, cache_of(config)))
     if sets:
-        local.update(_places_of_data(config, remote, data=False))
+        local.update(_places_of_data(config, remote, data=config.val_split > 0 and config.train_dataset is None))
     return config.model_copy(update=local)
 
 
@@ -128,9 +132,22 @@ def _checkpoint_to_resume(url: str, config: Config, uploads: Uploader | None) ->
     return uploads.fetch(name) if folder.url.rstrip("/") == own else fetch_checkpoint(url, cache_of(config))
 
 
+def _place_of_weights(url: str, cache: Cache) -> Path:
+    """A copy of a remote file of weights, or of a remote checkpoint."""
+    parent, name = split(url)
+    if not name.endswith(WEIGHT_FILES):
+        return fetch_checkpoint(url, cache)
+    folder = RemoteFolder(parent)
+    if name not in folder.files():
+        raise CheckpointError(f"{url} does not exist; {setter('pretrained')} names a file of weights or a checkpoint")
+    return cache.fetch(folder, lambda found: found == name) / name
+
+
 def _places_of_data(config: Config, remote: dict[str, str], *, data: bool) -> dict[str, str]:
     cache, local = cache_of(config), {}
     names = config.val_names if config.with_test or not data else ()
+    if "val_dataset_dir" in remote and (config.with_test or not data):
+        local["val_dataset_dir"] = str(fetch_data(remote["val_dataset_dir"], cache))
     if "dataset_dir" in remote:
         url = remote["dataset_dir"]
         here = [name for name in names if not is_remote(name)]

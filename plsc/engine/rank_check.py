@@ -40,8 +40,10 @@ OWN_SETTINGS = frozenset(
         "max_last_checkpoint_num",
         "num_workers",
         "predict_reader",
+        "pretrained",
         "rank_timeout",
         "test_batch_size",
+        "val_dataset_dir",
         "worker_timeout",
     }
 )
@@ -49,7 +51,7 @@ OWN_SETTINGS = frozenset(
 # comparison of the backbone.
 # Settings that may be paths of files with a number per class.
 _FILES_OF_NUMBERS = ("class_weights", "class_counts")
-_DATA_OBJECTS = frozenset({"train_dataset", "test_dataset", "train_reader", "test_reader"})
+_DATA_OBJECTS = frozenset({"train_dataset", "val_dataset", "test_dataset", "train_reader", "test_reader"})
 _HARMLESS = frozenset({"version of Python"})  # a difference is a warning
 _LONGEST = 120  # characters of a value in a message
 

@@ -11,6 +11,8 @@ from typing import Any
 from plsc.checkpoint import is_checkpoint_name, is_copy, list_checkpoints, order, remove_leftovers, try_folder
 from plsc.config import Config
 from plsc.data.class_identity import ClassIdentity
+from plsc.data.records import Records
+from plsc.data.subset import TrainingPart
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.engine.about import METRICS, About
@@ -22,14 +24,15 @@ from plsc.utils.plural import counted
 log = logging.getLogger("plsc")
 
 # The settings that decide the order of the images in an epoch, in addition to the images themselves.
-_ORDER_SETTINGS = ("seed", "class_balanced", "min_images_per_class")
+_ORDER_SETTINGS = ("seed", "class_balanced", "min_images_per_class", "val_split")
 # The settings that decide the result of a run, in addition to the classes and the images. `train_batch_size` and the
 # number of ranks are none of them: they change the global batch, of which there is a warning. The loss, its margins,
 # scale and parameters, the network and the end of a schedule are compared apart.
 DECIDING_SETTINGS = (
     *("subcenters", "interclass_filter"),
     *("sample_ratio", "momentum_storage", "margin_warmup", "label_smoothing", "class_weights", "class_counts"),
-    *("lr", "lr_schedule", "lr_steps", "lr_decay_factor", "warmup_epochs"),
+    *("lr", "lr_schedule", "lr_steps", "lr_epochs", "lr_decay_factor", "lr_power", "warmup_epochs", "warmup_steps"),
+    *("momentum", "weight_decay", "decay_norms", "head_lr_factor", "backbone_lr_factor", "frozen"),
     *("emb_dim", "image_shape", "pixel_mean", "pixel_std", "flip"),
     *("augment_crop", "augment_rotate", "augment_color_jitter", "augment_rand_augment", "augment_rand_magnitude"),
     *("augment_gray", "augment_blur", "augment_erase"),
@@ -71,6 +74,29 @@ def warn_of_another_order(
         )
 
 
+def held_out_digest(records: Records | None) -> str | None:
+    """Digest of which training images are held out; None where none are."""
+    return records.digest if isinstance(records, TrainingPart) else None
+
+
+def warn_of_other_split(about: About, records: Records | None) -> None:
+    """Warn where images are held out that the network was trained on before, so that top-1 and top-5 are too high.
+
+    Args:
+        about: what the checkpoint says of the run that wrote it.
+        records: the training data now.
+    """
+    digest = held_out_digest(records)
+    if digest is None or about.held_out == digest or not about.step:
+        return
+    before = "others were" if about.held_out else "none were"
+    log.warning(
+        "the images that are held out now are not those that were held out in training, where %s: the network has "
+        "seen some of them, and their top-1 and top-5 say little; give the data, seed and val_split of that training",
+        before,
+    )
+
+
 def saved_objects(config: Config) -> dict[str, str]:
     """The Python objects that decide what a step computes, as a checkpoint's manifest names them."""
     return {name: str(describe_object(getattr(config, name))) for name in _DECIDING_OBJECTS}
@@ -97,9 +123,13 @@ def find_changes(about: About, config: Config, *, network: str) -> dict[str, tup
     before.update((name, settings.get(name)) for name in DECIDING_SETTINGS)
     now.update((name, given[name]) for name in DECIDING_SETTINGS)
     before["network"], now["network"] = about.network, network
-    if config.lr_schedule in ("cosine", "poly"):
+    if before["lr_schedule"] == "poly":  # its name before polynomial
+        before["lr_schedule"] = "polynomial"
+    if config.lr_schedule in ("cosine", "polynomial", "one_cycle"):
         before["end"], now["end"] = _end_of(settings), _end_of(given)
     before.update(about.objects or {})
+    if before.get("optimizer") == "None":  # the default before it had a name
+        before["optimizer"] = "momentum"
     now.update(saved_objects(config))
     # None: an older checkpoint does not say it.
     return {name: (before[name], value) for name, value in now.items() if before.get(name) not in (None, value)}

@@ -16,6 +16,8 @@ from plsc.distributed.agreement import explain
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.about import About
+from plsc.engine.class_change import rows_of_classes
+from plsc.engine.freezing import frozen_names
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.tensor_rows import CheckpointState, TensorRows
 from plsc.errors import CheckpointError, ConfigError
@@ -79,26 +81,43 @@ def head_parts(head: Head, is_main: bool, *, num_classes: int) -> list[Part]:
     return parts
 
 
-def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, *, config: Config) -> None:
+def load_backbone(
+    backbone: paddle.nn.Layer, saved: Checkpoint, *, config: Config, other_embedding: bool | None = None
+) -> None:
     """Load the weights of a backbone.
+
+    Args:
+        backbone: what to load.
+        saved: the checkpoint.
+        config: the settings.
+        other_embedding: whether the embedding size may be another one: tensors that have it in their shape stay as
+            they are then. None where nothing is trained.
 
     Raises:
         CheckpointError: the checkpoint has another embedding size, is of another network, or holds a number that is
             not finite.
     """
     about = About.of(saved)
-    _check_setting(saved, about.settings.emb_dim, config.emb_dim, "embedding size", "emb_dim")
-    expected = backbone.state_dict()
+    if not other_embedding:
+        new_head = f", or {setter('class_change', 'new_head')} to begin the embedding layer and all centers anew"
+        new_head = "" if other_embedding is None else new_head
+        _check_setting(saved, about.settings.emb_dim, config.emb_dim, "embedding size", "emb_dim", advice=new_head)
+    expected, anew = backbone.state_dict(), []
     names = {name[len("backbone.") :] for name in saved.names("backbone.")}
     if names != set(expected):
         odd = sorted(names ^ set(expected))
         raise CheckpointError(
             f"{saved.path}: its network is {_network_of(about)}, this run's is {network_name(backbone)}; they differ "
-            f"in {counted(len(odd), 'tensor')}, the first '{odd[0]}'; {_how_to_give_network(about)}"
+            f"in {counted(len(odd), 'tensor')}, the first '{odd[0]}'; {_how_to_give_network(about)}; the setting "
+            f"pretrained takes those weights of another network that fit"
         )
     for name, tensor in expected.items():
         shape = saved.shape(f"backbone.{name}")
         if shape != list(tensor.shape):
+            sizes = (about.settings.emb_dim, config.emb_dim)
+            if other_embedding and _has_other_embedding(shape, list(tensor.shape), sizes):
+                anew.append(name)
+                continue
             raise CheckpointError(
                 f"{saved.path}: backbone '{name}' is {shape}, expected {list(tensor.shape)}; it was "
                 f"trained with image_shape {tuple(about.settings.image_shape)}"
@@ -107,6 +126,15 @@ def load_backbone(backbone: paddle.nn.Layer, saved: Checkpoint, *, config: Confi
         value = saved.read(f"backbone.{name}", is_finite=not is_constant)
         with reading(saved.path, f"tensor 'backbone.{name}' "):
             tensor.set_value(value)
+    if anew:
+        log.info(
+            "%s: its embedding size is %d, this run's is %d: %s of the network begin anew: %s",
+            saved.path,
+            about.settings.emb_dim,
+            config.emb_dim,
+            counted(len(anew), "tensor"),
+            ", ".join(anew),
+        )
     if about.network not in (None, network_name(backbone)):
         log.warning(
             "%s: its network is %s, this run's is %s; their tensors have the same names and shapes, and are loaded",
@@ -131,14 +159,16 @@ def load_training(
         optimizer: of the backbone.
         saved: the checkpoint.
         config: the settings.
-        rows: [C], for each class the checkpoint's row of it; by default row c is of class c.
+        rows: [C], for each class the checkpoint's row of it, -1 for a class that stays as it is; by default row c is
+            of class c.
 
     Raises:
         CheckpointError: the checkpoint has another number of classes, is of another kind of loss, or holds a number
             that is not finite.
     """
     about = About.of(saved)
-    _check_setting(saved, about.settings.num_classes, config.num_classes, "class number", "num_classes")
+    if rows is None:
+        _check_setting(saved, about.settings.num_classes, config.num_classes, "class number", "num_classes")
     _check_setting(saved, about.settings.subcenters, config.subcenters, "number of centers per class", "subcenters")
     kinds = {"optimizer": optimizer.kind, "head_optimizer": head.optimizer_kind}
     before = {"optimizer": about.optimizer, "head_optimizer": about.head_optimizer}
@@ -166,13 +196,22 @@ def load_training(
             f"{setter('checkpoint_dir')}"
         )
     with reading(saved.path, "the head "):
-        own = head.classes if rows is None else rows[head.classes.start : head.classes.stop]
+        own = head.classes if rows is None else rows_of_classes(rows[head.classes.start : head.classes.stop])
         head.load(
             CheckpointState(saved, "head.", keys, rows_of=lambda key: own if head.has_row_per_class(key) else None)
         )
     if same["optimizer"]:
         with reading(saved.path, "the state of the optimizer "):
-            optimizer.load(CheckpointState(saved, "optimizer.", _keys(saved, "optimizer.")))
+            # What is frozen has no state any more.
+            held = set(saved.names("backbone."))
+            keys = [key for key in _keys(saved, "optimizer.") if not _is_frozen(key, optimizer, held)]
+            optimizer.load(CheckpointState(saved, "optimizer.", keys))
+
+
+def _is_frozen(key: str, optimizer: NamedOptimizer, held: Collection[str]) -> bool:
+    """Whether state of an optimizer is that of a parameter of the network that is not trained any more."""
+    name = key.rpartition(":")[0]
+    return f"backbone.{name}" in held and name not in optimizer.parameters
 
 
 def _keys(saved: Checkpoint, prefix: str) -> list[str]:
@@ -260,11 +299,13 @@ def load_statistics(backbone: paddle.nn.Layer, saved: Checkpoint, *, topology: T
 
 
 def _statistics(backbone: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
+    """Those that move: of frozen layers they are the same on all ranks, and an average would round them."""
     # Paddle keeps the statistics of batch normalization as parameters without a gradient, not as buffers.
+    frozen = frozen_names(backbone)
     return {
         name: tensor
         for name, tensor in backbone.state_dict().items()
-        if tensor.stop_gradient and tensor.is_floating_point()
+        if tensor.stop_gradient and tensor.is_floating_point() and name not in frozen
     }
 
 
@@ -292,9 +333,14 @@ def _how_to_find_registered(about: About) -> str:
     )
 
 
-def _check_setting(saved: Checkpoint, found: Any, value: Any, what: str, setting: str) -> None:
+def _has_other_embedding(found: list[int], expected: list[int], sizes: tuple[int, int]) -> bool:
+    """Whether two shapes differ in nothing but the embedding sizes (of the checkpoint, of this run)."""
+    return len(found) == len(expected) and all(pair == sizes or pair[0] == pair[1] for pair in zip(found, expected))
+
+
+def _check_setting(saved: Checkpoint, found: Any, value: Any, what: str, setting: str, *, advice: str = "") -> None:
     if found != value:
         raise CheckpointError(
-            f"{saved.path}: its {what} is {found}, this run's is {value}; {setter(setting, found)}, or "
+            f"{saved.path}: its {what} is {found}, this run's is {value}; {setter(setting, found)}{advice}, or "
             f"choose another checkpoint"
         )

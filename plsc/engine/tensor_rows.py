@@ -45,7 +45,8 @@ class CheckpointState(SavedState):
         saved: the checkpoint.
         prefix: begins the names of the tensors there, and not here.
         names: the names here.
-        rows_of: a name here -> which rows to read: all (None), a range, or chosen ones.
+        rows_of: a name here -> which rows to read: all (None), a range, or chosen ones. In place of a row -1 an array
+            has zeros, and a tensor that is filled stays as it is there.
     """
 
     def __init__(

@@ -32,6 +32,8 @@ from plsc.distributed.replica import Replica
 from plsc.distributed.topology import init_topology, is_restart
 from plsc.engine.about import About, read_metrics
 from plsc.engine.auto_resume import open_start
+from plsc.engine.class_change import ClassMove, names_of
+from plsc.engine.closed_set import ClosedSet, open_closed_set
 from plsc.engine.contents import Contents
 from plsc.engine.dataloading import (
     Loader,
@@ -47,8 +49,10 @@ from plsc.engine.dataloading import (
     open_verification_sets,
     warn_of_large_batch,
 )
-from plsc.engine.evaluator import check_keep_best, check_verification_sets
+from plsc.engine.evaluator import check_closed, check_keep_best, check_verification_sets
+from plsc.engine.freezing import freeze
 from plsc.engine.judge import Judge, Made, Place
+from plsc.engine.new_classes import begin_new_classes
 from plsc.engine.observers import Observer, Run, Step, TrainingClock, Values
 from plsc.engine.observers.group import ObserverGroup
 from plsc.engine.observers.launch_report import LaunchReport
@@ -57,6 +61,7 @@ from plsc.engine.observers.progress import Progress
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.places import places_of_training, remote_settings
 from plsc.engine.precision import Precision
+from plsc.engine.pretrained import load_pretrained
 from plsc.engine.rank_check import (
     check_ranks_agree,
     describe_checkpoint,
@@ -73,7 +78,7 @@ from plsc.engine.resume import (
 )
 from plsc.engine.run_lock import WAIT_SECONDS, RunLock
 from plsc.engine.saver import Notices, Saver
-from plsc.engine.schedules import build_schedule, try_schedule
+from plsc.engine.schedules import build_schedule, explain_learning_rate, try_schedule
 from plsc.engine.soundness import Evidence
 from plsc.engine.stopping import StopRequest
 from plsc.engine.transfer import Feed, transfers_of
@@ -82,6 +87,7 @@ from plsc.errors import CheckpointError, ConfigError, DataError, Interrupted, PL
 from plsc.losses import Head, check_gradient, check_head
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
+from plsc.models.recompute import BlockRecompute
 from plsc.utils.hints import setter
 from plsc.utils.logging import show_log
 from plsc.utils.plural import counted
@@ -118,7 +124,8 @@ class Trainer:
         DataError: the training data or a verification set cannot be opened, or an image of a verification set cannot
             be decoded: all are decoded once.
         CheckpointError: the checkpoint to start from is damaged or does not fit the settings or the classes of the
-            data; or `model_save_dir` cannot be written to, or another run saves into it.
+            data; the file of `pretrained` cannot be read or does not fit the network; or `model_save_dir` cannot be
+            written to, or another run saves into it.
         StorageError: a remote folder cannot be read or written, or does not fit into the cache.
         DistributedError: ranks have different settings or data.
 
@@ -181,6 +188,8 @@ class Trainer:
         saved = open_start(config, self.collectives)
         agree(lambda: self._open(config, saved, loader), self.collectives, error=DataError)
         agree(lambda: self._make_parts(backbone, observers), self.collectives, error=ConfigError)
+        weights = functools.partial(load_pretrained, self.config, self.backbone, resumed=saved, topology=self.topology)
+        self._pretrained = agree(weights, self.collectives, error=CheckpointError)
         check_ranks_agree(lambda: self._facts(saved, head), self.collectives)
         agree_on_images(self.loader, self.collectives)
         config = self.config
@@ -194,7 +203,8 @@ class Trainer:
         agree(lambda: self._make_head(head), self.collectives, error=ConfigError)
         self._feed: Feed | None = None
         self.verification_sets = open_verification_sets(config, self.collectives) if config.with_test else []
-        if config.with_test and (path := missing_default_set(config)) is not None:
+        self._closed = self._open_closed_set() if config.with_test else None
+        if config.with_test and self._closed is None and (path := missing_default_set(config)) is not None:
             log.warning("no verification: %s (the default of val_targets) does not exist", path)
         self.global_batch = config.train_batch_size * self.topology.world_size
         self.steps_per_epoch = count_steps_per_epoch(self.loader, self.global_batch)
@@ -206,6 +216,8 @@ class Trainer:
             config,
             self.backbone,
             sets=self.verification_sets,
+            closed=self._closed,
+            head=self.head,
             collectives=self.collectives,
             uploads=self._uploads,
         )
@@ -237,12 +249,31 @@ class Trainer:
         """Open the training data, and complete the settings by the data and the checkpoint to start from."""
         trained = None if saved is None else About.of(saved).settings.num_classes
         if loader is None:
-            loader = build_dataloader(config, self.topology, classes_trained=trained)
+            follows_data = config.class_change in ("by_name", "new_head")
+            loader = build_dataloader(
+                config, self.topology, classes_trained=trained, follows_data=saved is not None and follows_data
+            )
         self.loader = check_loader(loader, config, topology=self.topology)
         num_classes = num_classes_of(self.loader, config, classes_trained=trained)
         self.config = config.model_copy(update={"num_classes": num_classes})
         self._records = self.loader.records if isinstance(self.loader, TrainLoader) else None
         self._classes = None if self._records is None else identify_classes(self._records, data_folder(config))
+
+    def _open_closed_set(self) -> ClosedSet | None:
+        """The validation data, if any."""
+        closed = open_closed_set(
+            self.config,
+            self._records,
+            names=names_of(self._classes),
+            num_classes=self.config.num_classes,
+            collectives=self.collectives,
+        )
+        if closed is not None and self.head.centers() is None:
+            raise ConfigError(
+                f"head {type(self.head).__name__}: centers() returns None, and validation data needs class centers; "
+                f"return them (docs/extending.md), or leave the validation data out"
+            )
+        return closed
 
     def _make_parts(self, backbone: paddle.nn.Layer | None, observers: Iterable[Observer]) -> None:
         """Make what takes no other rank: the backbone and the observers."""
@@ -250,6 +281,8 @@ class Trainer:
             self.config = self.config.model_copy(update={"model": check_model(backbone)})
         paddle.seed(self.config.seed)
         self.backbone = build_backbone(self.config)
+        self._trained = freeze(self.backbone, self.config.frozen)
+        self._recomputing = BlockRecompute(self.backbone).forward if self.config.recompute else contextlib.nullcontext
         self.observers = ObserverGroup([Progress(), MetricsFile(), LaunchReport(), *observers], self.topology.is_main)
 
     def _make_head(self, head: Head | None) -> None:
@@ -259,12 +292,12 @@ class Trainer:
         """
         config = self.config
         self.precision = Precision(config, self.topology)
-        self.optimizer = NamedOptimizer(config, dict(self.backbone.named_parameters()))
+        self.optimizer = NamedOptimizer(config, self._trained)
         if head is None:
             head = Classifier(
                 config,
                 self.collectives,
-                make_optimizer=lambda named: NamedOptimizer(config, named),
+                make_optimizer=lambda own: NamedOptimizer(config, own, of_centers=True),
                 class_counts=functools.partial(count_images, self._records, config.num_classes),
             )
         self.head = check_head(head, config.num_classes)
@@ -292,6 +325,7 @@ class Trainer:
             "classes of the training data": self._classes
             and f"known by {self._classes.by}, {self._classes.digest[:12]}",
             "checkpoint": describe_checkpoint(saved),
+            "pretrained weights": self._pretrained,
         }
 
     @watch.watched()
@@ -381,7 +415,7 @@ class Trainer:
         images = normalize_tensor(pixels, mean=self._pixel_mean, std=self._pixel_std)
 
         self._judge.before_forward()
-        with self.precision.forward():
+        with self.precision.forward(), self._recomputing():
             features = self.network(images)
         check_embedding(features, self.backbone, images=len(batch.labels), emb_dim=self.config.emb_dim)
         head_features = features.detach().astype("float32")
@@ -395,7 +429,8 @@ class Trainer:
         # summed, so that average is undone here, and nowhere else.
         scaled = self.precision.scaled(feature_gradient * self.topology.world_size)
         with self.precision.backward():
-            features.backward(scaled.astype(features.dtype))
+            if not features.stop_gradient:  # as where all of the backbone is frozen
+                features.backward(scaled.astype(features.dtype))
         self.network.average_gradients()
         self._fetch()
 
@@ -448,6 +483,16 @@ class Trainer:
             self.config.train_batch_size,
             self.topology.world_size,
         )
+        if self.topology.is_main:
+            rate = explain_learning_rate(
+                self.config,
+                self.schedule,
+                self.step,
+                global_batch=self.global_batch,
+                steps_per_epoch=self.steps_per_epoch,
+                total_steps=self.total_steps,
+            )
+            log.info(rate)
 
     def _make_step(self, values: dict[str, Any]) -> Step:
         return Step(number=self.step, epoch=self.epoch, values=Values(values), clock=self._clock)
@@ -652,8 +697,14 @@ class Trainer:
         agree(self._lock.require, self.collectives, error=CheckpointError)
         self._saver.check_space(self._contents.parts(_NONE))
         agree(self._check_uploads, self.collectives, error=CheckpointError)
-        agree(lambda: check_keep_best(self.config, self.verification_sets), self.collectives, error=ConfigError)
-        check_verification_sets(self.config, self.verification_sets, collectives=self.collectives)
+        sets, has_closed_set = self.verification_sets, self._closed is not None
+        agree(
+            lambda: check_keep_best(self.config, sets, has_closed_set=has_closed_set),
+            self.collectives,
+            error=ConfigError,
+        )
+        check_verification_sets(self.config, sets, collectives=self.collectives)
+        check_closed(self.config, self._closed, collectives=self.collectives)
 
     def _check_uploads(self) -> None:
         if self._uploads is not None and self.topology.is_main:
@@ -704,7 +755,15 @@ class Trainer:
         return saved.resolve().parent == Path(self.config.model_save_dir).resolve()
 
     def _resume(self, saved: checkpoint.Checkpoint) -> None:
-        about, has_statistics = agree(lambda: self._contents.load(saved), self.collectives, error=CheckpointError)
+        start = agree(lambda: self._contents.load(saved), self.collectives, error=CheckpointError)
+        if start.move is not None:
+            self._begin_classes(saved, start.move)
+        if start.is_anew:
+            self._judge.started_from = f" since the run was started from {saved.path}"
+            if self.topology.is_main:
+                log.info("started from %s: epochs and steps begin at 0, with the schedule of this run", saved.path)
+            return
+        about = start.about
         self.epoch, self.step = about.epoch, about.step
         self.step_in_epoch = about.images_in_epoch // self.global_batch
         self._epoch_began_at = about.step - about.last_step_in_epoch
@@ -714,7 +773,8 @@ class Trainer:
             self._saver.saved_step, self._saver.newest = self.step, saved.path
         metrics = self.collectives.gather_objects(read_metrics(saved.path))[0]  # rank 0 decides
         self._results = {**about.last_results, **(metrics or {})}
-        self._verifier.resume(about, metrics, has_statistics=has_statistics, is_due=self._is_verification_due(about))
+        has, due = start.has_statistics, self._is_verification_due(about)
+        self._verifier.resume(about, metrics, has_statistics=has, is_due=due)
         self._judge.started_from = f" since the run was resumed from {saved.path}"
         if self.topology.is_main:
             log.info("resumed from %s: %s done, step %d", saved.path, counted(self.epoch, "epoch"), self.step)
@@ -739,6 +799,19 @@ class Trainer:
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
                 self._epoch_began_at = self.step
 
+    def _begin_classes(self, saved: checkpoint.Checkpoint, move: ClassMove) -> None:
+        """Set the centers of new classes, and say what becomes of all."""
+        begin = begin_new_classes(
+            self.head,
+            self.backbone,
+            move,
+            records=self._records,
+            config=self.config,
+            collectives=self.collectives,
+        )
+        if self.topology.is_main:
+            log.info("classes of %s in this run:\n  %s", saved.path, "\n  ".join(move.table(begin)))
+
     def _is_verification_due(self, about: About) -> bool:
         """Whether a run that is not interrupted verifies at the last step of a checkpoint."""
         if about.images_in_epoch == 0 or self.is_done:
@@ -747,8 +820,8 @@ class Trainer:
 
     def _update(self, place: Place, evidence: Evidence) -> None:
         """Move the head and the backbone by their gradients."""
-        self.head.update(place.learning_rate)
-        self.optimizer.step(place.learning_rate)
+        self.head.update(place.learning_rate * self.config.head_lr_factor)
+        self.optimizer.step(place.learning_rate * self.config.backbone_lr_factor)
         self.precision.update(overflowed=False)
         self._judge.after_update(place, evidence)
 

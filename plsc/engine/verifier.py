@@ -17,9 +17,11 @@ from plsc.config import Config
 from plsc.data.verification_set import VerificationSet
 from plsc.distributed.collectives import Collectives
 from plsc.engine.about import METRICS, About, write_metrics
+from plsc.engine.closed_set import ClosedSet
 from plsc.engine.evaluator import evaluate
 from plsc.engine.state import average_statistics, gather_statistics
 from plsc.engine.uploads import Uploader
+from plsc.losses import Head
 
 
 class Verifier:
@@ -29,6 +31,8 @@ class Verifier:
         config: the settings.
         backbone: the network.
         sets: the verification sets.
+        closed: images of the classes of training; None for none.
+        head: the last layer, whose class centers `closed` needs.
         collectives: over all ranks.
         uploads: to a remote `model_save_dir`; None where it is local.
 
@@ -43,10 +47,13 @@ class Verifier:
         backbone: paddle.nn.Layer,
         *,
         sets: Sequence[VerificationSet],
+        closed: ClosedSet | None,
+        head: Head,
         collectives: Collectives,
         uploads: Uploader | None,
     ) -> None:
         self._config, self._backbone, self._sets = config, backbone, sets
+        self._closed, self._head = closed, head
         self._collectives, self._uploads = collectives, uploads
         self.interrupted: About | None = None
         self._averaged: int | None = None
@@ -54,7 +61,7 @@ class Verifier:
         self._found: dict[int, dict[str, float]] = {}
 
     def verify(self, step: int, *, is_stopped: Callable[[], bool]) -> dict[str, float] | None:
-        """The metrics of every verification set after a step, as '<set>/<metric>'.
+        """The metrics of every verification set, and of the closed set, after a step, as '<set>/<metric>'.
 
         Args:
             step: steps done.
@@ -68,7 +75,13 @@ class Verifier:
         """
         self.average_statistics(step)
         results = evaluate(
-            self._config, self._backbone, sets=self._sets, collectives=self._collectives, is_stopped=is_stopped
+            self._config,
+            self._backbone,
+            sets=self._sets,
+            collectives=self._collectives,
+            is_stopped=is_stopped,
+            closed=self._closed,
+            centers=self._head.centers,
         )
         if results is not None:
             self._verified, self._found[step] = step, results

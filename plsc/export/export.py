@@ -23,15 +23,18 @@ import numpy as np
 import paddle
 from numpy.typing import NDArray
 
+from plsc.checkpoint import Checkpoint
 from plsc.config import Config
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.places import export_place, places_of_use
+from plsc.engine.saved_centers import scores_of
 from plsc.engine.state import open_backbone
 from plsc.errors import ExportError
 from plsc.export.baking import BakedNetwork, input_spec, parse_bake
 from plsc.export.checking import Run, check_backbone, check_export, find_difference, run_eager, sample_inputs
+from plsc.export.classifier import write_classifier
 from plsc.export.device import on_cpu
 from plsc.export.formats import FORMATS, parse_formats
 from plsc.export.manifest import check_replaceable, describe_export, unchanged_files, write_manifest
@@ -52,6 +55,7 @@ def export_checkpoint(
     formats: Sequence[str] = ("paddle",),
     bake: Sequence[str] = (),
     bgr: bool = False,
+    classifier: bool = False,
 ) -> str:
     """Export the backbone of `config.checkpoint_dir`, or of the newest checkpoint in `model_save_dir`.
 
@@ -64,12 +68,13 @@ def export_checkpoint(
         formats: see `export_backbone`.
         bake: see `export_backbone`.
         bgr: see `export_backbone`.
+        classifier: write the class centers and the names of the classes too.
 
     Returns:
         The folder, without credentials.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it is of another network.
+        CheckpointError: there is no checkpoint, it is of another network, or its head has no class centers.
         StorageError: a remote folder cannot be read or written.
         ConfigError, ExportError: see `export_backbone`.
     """
@@ -86,7 +91,16 @@ def export_checkpoint(
             origin = given if split(given)[1] == saved.path.name else join(given, saved.path.name)
 
         def write(folder: Path) -> None:
-            export_backbone(backbone, opened, directory=folder, origin=origin, formats=formats, bake=bake, bgr=bgr)
+            export_backbone(
+                backbone,
+                opened,
+                directory=folder,
+                origin=origin,
+                formats=formats,
+                bake=bake,
+                bgr=bgr,
+                classifier=saved if classifier else None,
+            )
 
         if is_remote(target):
             export_place(target, config, manifest=ABOUT_FILE, write=write)
@@ -108,6 +122,7 @@ def export_backbone(
     bake: Sequence[str] = (),
     bgr: bool = False,
     images: Iterable[NDArray[np.uint8]] = (),
+    classifier: Checkpoint | None = None,
 ) -> None:
     """Export a backbone and compare each format with the eager network, on the CPU.
 
@@ -121,8 +136,10 @@ def export_backbone(
         bake: any of 'preprocess' and 'normalize'; see `BakedNetwork`.
         bgr: baked pre-processing takes pixels in the order blue, green, red.
         images: [H, W, 3] uint8 RGB to compare on, besides random ones; by default a few of `config.dataset_dir`.
+        classifier: the checkpoint whose class centers and names of classes are written too; None for none.
 
     Raises:
+        CheckpointError: the head of `classifier` has no class centers, or the checkpoint is damaged.
         ConfigError: the backbone returns something else than embeddings [N, D].
         ExportError: a format or a part to bake is unknown, the folder holds something else than an export or cannot be
             written, the backbone fails or is not deterministic, a layer cannot be traced, or a format computes
@@ -133,6 +150,11 @@ def export_backbone(
     if bgr and "preprocess" not in bake:
         raise ExportError("bgr says how baked pre-processing takes pixels; bake 'preprocess' too, or leave it out")
     check_replaceable(directory)
+    if classifier is not None and "normalize" in bake and not scores_of(classifier).is_cosine:
+        raise ExportError(
+            "the head is a softmax over products, which need the length of the network's outputs, and bake 'normalize' "
+            "makes that 1; leave 'normalize' or the classifier out"
+        )
     with on_cpu(backbone):
         backbone.eval()
         check_backbone(backbone, config)
@@ -151,6 +173,8 @@ def export_backbone(
             about = describe_export(
                 config, backbone, origin=origin, bake=bake, bgr=bgr, plain_kernels=difference is not None
             )
+            if classifier is not None:
+                about["classifier"] = write_classifier(classifier, folder)
             write_manifest(folder, about, with_files=False)
             runs: dict[str, Run] = {"paddle": Predictor(model, plain=True).run}
             for name in formats:

@@ -5,20 +5,19 @@ The digests tell which files of an earlier export are as it wrote them. Only tho
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
 from paddle import nn
 
 from plsc.config import Config
 from plsc.errors import ExportError
 from plsc.inference.model_card import ABOUT_FILE, FORMAT
-from plsc.models.base_model import network_name
+from plsc.models.base_model import network_name, weights_digest
+from plsc.utils.files import file_digest
 
 
 def describe_export(
@@ -66,7 +65,7 @@ def write_manifest(folder: Path, about: dict[str, Any], *, with_files: bool) -> 
     """
     if with_files:
         files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / ABOUT_FILE)
-        about = {**about, "files": {path.relative_to(folder).as_posix(): _digest(path) for path in files}}
+        about = {**about, "files": {path.relative_to(folder).as_posix(): file_digest(path) for path in files}}
     (folder / ABOUT_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 
@@ -92,26 +91,9 @@ def unchanged_files(directory: Path) -> set[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {ABOUT_FILE}
     return {ABOUT_FILE} | {
-        name for name, digest in written if _is_plain(directory / name) and digest == _digest(directory / name)
+        name for name, digest in written if _is_plain(directory / name) and digest == file_digest(directory / name)
     }
-
-
-def weights_digest(backbone: nn.Layer) -> str:
-    """SHA-256 of a network's weights and their names; baking and formats do not change it."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(backbone.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor.numpy()).data)
-    return digest.hexdigest()
 
 
 def _is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

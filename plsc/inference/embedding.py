@@ -17,6 +17,7 @@ them. A gallery refuses an embedding shorter than EPSILON, since it is similar t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +117,14 @@ class EmbeddingPath:
         """Embeddings [count, D] of unit length, of the network's outputs for `to_input` of `count` images."""
         return outputs if self.gives_unit else to_unit_length(self.sum_mirror_images(outputs, count))
 
+    def to_features(self, outputs: Embeddings, count: int) -> Embeddings:
+        """Features [count, D] of any length, as training makes them: the mean over mirror images where `flip` is set.
+
+        Only without `gives_unit`.
+        """
+        features = self.sum_mirror_images(outputs, count)
+        return features * np.float32(0.5) if self._sums_mirror_images else features
+
     @property
     def _sums_mirror_images(self) -> bool:
         return self.flip and not self.gives_unit
@@ -146,16 +155,22 @@ def reaches(cosine: float, threshold: float) -> bool:
     return cosine >= round(threshold, COSINE_DECIMALS)
 
 
-def check_finite(embeddings: Embeddings, *, first: int = 0) -> None:
+def check_finite(embeddings: Embeddings, *, first: int = 0, describe: Callable[[int], str] | None = None) -> None:
     """Check embeddings [n, D], of any length, of the images from number `first` on.
 
+    Args:
+        embeddings: are checked.
+        first: number of the first image.
+        describe: the number of an image -> what messages call it.
+
     Raises:
-        DataError: one holds NaN or infinity; names the image by its number.
+        DataError: one holds NaN or infinity; names the image by its number, or as `describe` does.
     """
     found = find_nonfinite(embeddings)
     if found is not None:
         (row, _), value = found
+        name = f"image {first + row}" if describe is None else describe(first + row)
         raise DataError(
-            f"image {first + row}: its embedding holds {value:g}, expected finite numbers; the network has "
+            f"{name}: its embedding holds {value:g}, expected finite numbers; the network has "
             f"diverged, or the image is beyond what it was trained on"
         )

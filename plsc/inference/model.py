@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from plsc.data.damage import DamageLog
 from plsc.data.image_input import each_image, name_image, named_error, take_image
 from plsc.errors import DataError, ServingError
+from plsc.inference.classifier import Classifier, Prediction, open_classifier
 from plsc.inference.embedding import Embeddings, Pixels, check_finite
 from plsc.inference.model_card import ModelCard, read_model_card
 from plsc.inference.predictor import Predictor
@@ -74,6 +76,8 @@ class InferenceModel:
         self.card: ModelCard = read_model_card(directory)
         self.image_shape, self.emb_dim = self.card.image_shape, self.card.emb_dim
         self._predictor = Predictor(self.card.model_file, threads, plain=self.card.plain_kernels, device=device)
+        self._classifier: Classifier | None = None
+        self._opening = threading.Lock()
         # Where to load from in another process, whose current folder may be another.
         self._source = (os.path.abspath(self.card.directory), threads, device, self.card.fingerprint)
 
@@ -94,9 +98,47 @@ class InferenceModel:
                 its path, or its place in the sequence.
             ServingError: the batch size is below 1.
         """
+        return self._embed_all(images, batch_size, of="embed")
+
+    def classify(self, images: Any | Iterable[Any], top: int = 5, *, batch_size: int = 32) -> list[list[Prediction]]:
+        """Classify images: the most probable classes of each, the most probable first, equal ones by number.
+
+        For an export with a classifier (`plsc export --classifier`). The classes are those of training. An image of no
+        class gets the nearest ones too: its highest cosine is low, and its probability may still be high.
+
+        Args:
+            images: as for `embed`.
+            top: classes per image, 1 or more; C at most are returned.
+            batch_size: images per forward pass, 1 or more.
+
+        Raises:
+            DataError: as for `embed`.
+            ServingError: the export has no classifier, the classifier is damaged, or a number is below 1.
+        """
+        count, classifier = as_count(top), self.classifier
+        if count is None:
+            raise ServingError(f"classify: got top {top!r}, expected 1 or more, as a whole number")
+        return classifier.classify(
+            self._embed_all(images, batch_size, of="classify", unit=classifier.card.is_cosine), count
+        )
+
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier of the export, opened at its first use.
+
+        Raises:
+            ServingError: the export has none, or it is damaged.
+        """
+        with self._opening:
+            if self._classifier is None:
+                self._classifier = open_classifier(self.card)
+        return self._classifier
+
+    def _embed_all(self, images: Any | Iterable[Any], batch_size: int, *, of: str, unit: bool = True) -> Embeddings:
+        """[n, D], of unit length or as `EmbeddingPath.to_features` makes them; `of` names the caller in messages."""
         count = as_count(batch_size)
         if count is None:
-            raise ServingError(f"embed: got batch_size {batch_size!r}, expected 1 or more, as a whole number")
+            raise ServingError(f"{of}: got batch_size {batch_size!r}, expected 1 or more, as a whole number")
         numbered, damaged = enumerate(each_image(images)), DamageLog()
         embeddings: list[Embeddings] = []
         done = 0
@@ -104,7 +146,7 @@ class InferenceModel:
             if any(image.dtype != np.uint8 for image in batch):
                 # One by one, so that pixels and normalized images fit into one batch.
                 batch = [self.card.normalize(image) for image in batch]
-            embeddings.append(self._embed(np.stack(batch)))
+            embeddings.append(self._embed(np.stack(batch), unit=unit))
             check_finite(embeddings[-1], first=done)
             done += len(batch)
         return np.concatenate(embeddings) if embeddings else self._no_rows()
@@ -122,6 +164,11 @@ class InferenceModel:
                 f"uint8; embed() takes images of any size"
             )
         return self._embed(pixels)
+
+    def features_of_pixels(self, pixels: Pixels) -> Embeddings:
+        """The network's outputs [N, D], not of unit length, for pixels as `embed_pixels` takes them: the mean over
+        mirror images where these are summed for embeddings. What `classify` needs of a softmax head."""
+        return self._embed(as_array(pixels), unit=False)
 
     def run(self, batch: NDArray[Any]) -> Embeddings:
         """Run the network alone: normalized images [N, 3, H, W] float32 to outputs [N, D], not of unit length.
@@ -166,10 +213,11 @@ class InferenceModel:
     def __reduce__(self) -> tuple[Any, ...]:
         return _load_again, self._source
 
-    def _embed(self, images: NDArray[Any]) -> Embeddings:
+    def _embed(self, images: NDArray[Any], *, unit: bool = True) -> Embeddings:
         if not len(images):
             return self._no_rows()
-        return self.card.to_embeddings(self._predictor.run(self.card.to_input(images)), len(images))
+        outputs, count = self._predictor.run(self.card.to_input(images)), len(images)
+        return self.card.to_embeddings(outputs, count) if unit else self.card.to_features(outputs, count)
 
     def _no_rows(self) -> Embeddings:
         return np.zeros([0, self.emb_dim], np.float32)

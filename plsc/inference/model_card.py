@@ -24,6 +24,28 @@ from plsc.utils.locations import is_remote, keep_credentials
 FORMAT = "plsc-inference-model"
 ABOUT_FILE = "plsc_model.json"
 MODEL_PREFIX = "model"
+CLASSIFIER_FILE = "classifier.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierCard:
+    """What a model card says of the classifier, see `plsc.inference.classifier`.
+
+    Attributes:
+        classes: C.
+        is_cosine: whether the score of a class is a cosine, or <x, w> + b.
+        subcenters: K, centers per class, of which the nearest counts.
+        scale: s: probabilities are the softmax over s times the score.
+        names: SHA-256 of the names of the classes; '' where they have none.
+        digest: SHA-256 of the file.
+    """
+
+    classes: int
+    subcenters: int
+    is_cosine: bool
+    scale: float
+    names: str
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +59,7 @@ class ModelCard(EmbeddingPath):
             where the export states none.
         plain_kernels: Paddle's fused kernels compute something else than the network, so that the predictor must do
             without them. Slower.
+        classifier: None where the export has none.
 
     Example:
         >>> card = read_model_card("output/inference_model")
@@ -48,6 +71,7 @@ class ModelCard(EmbeddingPath):
     emb_dim: int
     weights: str
     plain_kernels: bool
+    classifier: ClassifierCard | None = None
 
     @property
     def model_file(self) -> Path:
@@ -106,9 +130,24 @@ def read_model_card(directory: str | Path) -> ModelCard:
             plain_kernels=about.get("plain_kernels", False),
             pixel_mean=about["pixel_mean"],
             pixel_std=about["pixel_std"],
+            classifier=_classifier_card(about),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ServingError(f"{directory / ABOUT_FILE}: damaged ({error!r}); export the model again") from None
+
+
+def _classifier_card(about: dict[str, Any]) -> ClassifierCard | None:
+    found = about.get("classifier")
+    if found is None:
+        return None
+    return ClassifierCard(
+        classes=int(found["classes"]),
+        subcenters=int(found.get("subcenters", 1)),
+        is_cosine=found["score"] == "cosine",
+        scale=float(found["scale"]),
+        names=found["names"] or "",
+        digest=about.get("files", {}).get(CLASSIFIER_FILE, ""),
+    )
 
 
 def _fetch(url: str) -> Path:

@@ -15,6 +15,7 @@ import numpy as np
 import paddle
 
 from plsc.errors import ConfigError
+from plsc.losses.centers import Centers
 from plsc.losses.margins import CountedMargin, Margin, PenalizedMargin, StatefulMargin, SteppedMargin
 from plsc.losses.row_optimizers import RowOptimizer
 from plsc.utils.ranges import Range
@@ -126,6 +127,14 @@ class Head(Protocol):
         """Figures of the last `forward` with `count_above`, for example acc1 and acc5, 0-d; none by default."""
         return {}
 
+    def centers(self) -> Centers | None:
+        """The class centers as the classification of images uses them, for validation data (`val_dataset`, `val_split`)
+        and `plsc export --classifier`. By default None: there are none.
+
+        A head that returns them saves the same rows as 'weight' and, where there is a bias, 'bias'.
+        """
+        return None
+
     def state(self) -> dict[str, paddle.Tensor]:
         """The tensors to save, `parameters` among them; by default nothing else."""
         return dict(self.parameters)
@@ -151,7 +160,7 @@ class Head(Protocol):
 
 
 _OWN = ("forward", "backward", "update")  # what every head defines
-_METHODS = (*_OWN, "discard", "sum_of_squares", "accuracy", "state", "load", "has_row_per_class")
+_METHODS = (*_OWN, "discard", "sum_of_squares", "accuracy", "centers", "state", "load", "has_row_per_class")
 
 
 def check_head(head: Any, num_classes: int) -> Head:

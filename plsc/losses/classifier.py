@@ -20,6 +20,7 @@ from plsc.config import Config
 from plsc.distributed.collectives import Collectives
 from plsc.errors import ConfigError
 from plsc.losses import MARGIN_STATE, SavedState, load_tensor
+from plsc.losses.centers import Centers
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.fused_binary import FusedBinary
 from plsc.losses.heads import FusedHead, HeadOutput, ParameterOptimizer, UnfusedHead
@@ -96,7 +97,7 @@ class Classifier:
                 "num_classes is 1: the softmax over one class has a loss of 0 and no gradient, so the network learns "
                 "nothing; training needs two classes or more"
             )
-        self._seed = config.seed
+        self._seed, self._scale = config.seed, config.loss_scale
         self._margin = build_margin(config)
         if isinstance(self._margin, CountedMargin):
             self._margin.set_class_counts(self._class_counts(config, class_counts), self.classes)
@@ -186,6 +187,17 @@ class Classifier:
             return found
         return {name: self._collectives.all_reduce_sum(value) / self._ranks for name, value in found.items()}
 
+    def centers(self) -> Centers:
+        """The class centers as the classification of images uses them."""
+        bias = self.parameters.get("bias")
+        return Centers(
+            weight=self.parameters["weight"].detach(),
+            bias=None if bias is None else bias.detach(),
+            classes=self.classes,
+            is_cosine=self._margin is not None,
+            scale=1.0 if self._margin is None else self._scale,
+        )
+
     def state(self) -> dict[str, paddle.Tensor]:
         """The tensors to save by name.
 
@@ -272,7 +284,9 @@ class Classifier:
                     f"and an even embedding size; this run has '{config.loss_type}', {kind} "
                     f"and {config.emb_dim}"
                 )
-            row_optimizer = HalfMomentum(row_optimizer.momentum, row_optimizer.l2)
+            row_optimizer = HalfMomentum(
+                row_optimizer.momentum, row_optimizer.l2, decays_bias=row_optimizer.decays_bias
+            )
         if row_optimizer is not None:
             half = config.use_fp16 and self._collectives.topology.on_gpu
             precision = HalfPrecision(config.amp_dtype) if half else Precision()
@@ -297,7 +311,7 @@ class Classifier:
                 f"loss_type '{config.loss_type}' holds all classes on each rank; use 'dist_{config.loss_kind}'"
                 if replicated
                 else f"the state of {optimizer.kind} as it was set cannot be sampled with the classes; use "
-                f"Momentum, SGD or AdamW without gradient clipping, and no special param_attr"
+                f"a named optimizer, or Momentum, SGD or AdamW without gradient clipping, and no special param_attr"
             )
             raise ConfigError(f"{setter('sample_ratio', config.sample_ratio)}: {why}")
         reference = ReferenceBinary if isinstance(margin, BinaryMargin) else ReferenceSoftmax

@@ -64,7 +64,6 @@ from plsc.losses.passes import (
 )
 from plsc.losses.precision import Precision
 from plsc.losses.reference import (
-    CENTER_FLOOR,
     Directions,
     Reducer,
     SingleRank,
@@ -80,7 +79,7 @@ from plsc.losses.shard import Block, Shard
 from plsc.losses.shift import choose_shift
 from plsc.losses.smoothing import OwnClass, Smoothing, smooth
 from plsc.losses.spread import Spread
-from plsc.metrics.embeddings import EPSILON
+from plsc.metrics.embeddings import CENTER_FLOOR, EPSILON
 
 # Of [B, G], [B, D] and [G, D]: how many matrices of float32 a pass holds at once, at most, beside what it keeps.
 # Measured with a chunk as one block; tests/losses/test_memory.py measures it again.
@@ -349,7 +348,9 @@ class FusedSoftmax:
         t = paddle.where(alone, zeros, t)
         return Ending(losses, -others, t * self._scale)
 
-    def row_gradients(self, state: FusedState, *, l2: float = 0.0) -> Iterator[tuple[Block, paddle.Tensor]]:
+    def row_gradients(
+        self, state: FusedState, *, l2: float = 0.0, bias_l2: float | None = None
+    ) -> Iterator[tuple[Block, paddle.Tensor]]:
         """(block, gradient [b, D]) of each block of rows, then of the bias if there is one; the second pass.
 
         A block's rows may be updated as soon as they were yielded. The state is used up by the next call of
@@ -358,10 +359,17 @@ class FusedSoftmax:
         Args:
             state: of the last `loss_and_feature_gradient`.
             l2: this multiple of each row is added to its gradient.
+            bias_l2: the same of the bias; by default `l2`.
         """
         second = ByRows if state.work.buffer is None else ByLogits
         return second(
-            state.work, state.own, row_factor=state.row_factor, l2=l2, kept=state.kept, spread=state.spread
+            state.work,
+            state.own,
+            row_factor=state.row_factor,
+            l2=l2,
+            bias_l2=l2 if bias_l2 is None else bias_l2,
+            kept=state.kept,
+            spread=state.spread,
         ).run()
 
     def memory(self, shard: Shard, samples: int) -> Memory:

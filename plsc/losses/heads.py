@@ -208,7 +208,9 @@ class FusedHead:
         if self._state is None or self._softmax is None:
             return
         state, self._state = self._state, None
-        gradients = self._softmax.row_gradients(state, l2=self._shard.optimizer.l2)
+        l2 = self._shard.optimizer.l2
+        decays_bias = getattr(self._shard.optimizer, "decays_bias", True)  # a user's row optimizer may not say it
+        gradients = self._softmax.row_gradients(state, l2=l2, bias_l2=l2 if decays_bias else 0.0)
         state.shard.update(gradients, learning_rate=learning_rate)
 
     def discard(self) -> None:

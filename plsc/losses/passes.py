@@ -339,6 +339,7 @@ class SecondPass(ABC):
         own: of the own classes.
         row_factor: s t_n [G].
         l2: this multiple of each row is added to its gradient.
+        bias_l2: this multiple of the bias is added to its gradient.
         kept: what the first pass kept of each chunk; empty to multiply again.
         spread: added to the gradients of all rows; None for nothing.
     """
@@ -350,11 +351,12 @@ class SecondPass(ABC):
         *,
         row_factor: paddle.Tensor,
         l2: float,
+        bias_l2: float,
         kept: list[paddle.Tensor],
         spread: Spread | None = None,
     ) -> None:
-        self._spread = spread
-        self._work, self._own, self._row_factor, self._l2, self._kept = work, own, row_factor, l2, kept
+        self._work, self._own, self._row_factor, self._kept = work, own, row_factor, kept
+        self._l2, self._bias_l2, self._spread = l2, bias_l2, spread
         self._x = work.precision.operand(work.features * row_factor.unsqueeze(1))
         self._bias_gradient: list[paddle.Tensor] = []
 
@@ -367,7 +369,7 @@ class SecondPass(ABC):
             yield from self._gradients(k)
         if self._bias_gradient:
             block = shard.bias_block
-            gradient = add(paddle.concat(self._bias_gradient), block.rows * self._l2)
+            gradient = add(paddle.concat(self._bias_gradient), block.rows * self._bias_l2)
             self._complete_bias(gradient)
             if self._spread is not None:
                 self._spread.add_to_bias_(gradient)

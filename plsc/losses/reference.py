@@ -48,10 +48,8 @@ from plsc.losses.margins import Margin, MarginOutput, apply_margin, needs_all_co
 from plsc.losses.margins.binary import BinaryMargin
 from plsc.losses.negatives import NegativesMargin
 from plsc.losses.ops import flat_rows, no_grad
-from plsc.metrics.embeddings import EPSILON
+from plsc.metrics.embeddings import CENTER_FLOOR, EPSILON
 
-# The least divisor of a class center. Initial centers have a length of 0.01 sqrt(D).
-CENTER_FLOOR = 1e-4
 # Root mean square of a feature's numbers from which on its sample has its full weight in the gradients.
 FULL_WEIGHT_RMS = 1e-2
 

@@ -1,7 +1,8 @@
 """Optimizers that update any rows of a parameter, so that a shard can be updated block by block.
 
-Each built-in one computes what the Paddle optimizer of its name does, by the same operators. Only the bookkeeping
-differs: state is kept in tensors shaped like the parameter.
+SGD, momentum and AdamW compute what the Paddle optimizer of their name does, by the same operators. Only the
+bookkeeping differs: state is kept in tensors shaped like the parameter. Paddle has no Lion, and no LARS outside of
+static graphs; `plsc.engine.optimizer` applies these two to the parameters of the backbone as well.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import paddle
 
 from plsc.errors import ConfigError
-from plsc.losses.ops import adamw_, add_, momentum_, sgd_
+from plsc.losses.ops import adamw_, add_, momentum_, row_products, sgd_
 from plsc.utils.numbers import as_number
 
 
@@ -74,6 +75,8 @@ class RowOptimizer(Protocol):
 class SGD(RowOptimizer):
     """rows -= learning_rate * (gradient + l2 * rows).
 
+    In this and the other optimizers here, `decays_bias` says whether weight decay applies to the bias too.
+
     Raises:
         ConfigError: here as in the other row optimizers: an argument that is to be a number is none.
     """
@@ -82,6 +85,7 @@ class SGD(RowOptimizer):
     state_names: tuple[str, ...] = ()
     state_dtype: str | None = None
     uses_step: bool = False
+    decays_bias: bool = True
 
     def __post_init__(self) -> None:
         _set_floats(self, "l2")
@@ -104,6 +108,7 @@ class Momentum(RowOptimizer):
     state_names: tuple[str, ...] = ("velocity",)
     state_dtype: str | None = None
     uses_step: bool = False
+    decays_bias: bool = True
 
     def __post_init__(self) -> None:
         _set_floats(self, "momentum", "l2")
@@ -165,6 +170,7 @@ class AdamW(RowOptimizer):
     state_names: tuple[str, ...] = ("moment1", "moment2")
     state_dtype: str | None = None
     uses_step: bool = True
+    decays_bias: bool = True
 
     def __post_init__(self) -> None:
         _set_floats(self, "beta1", "beta2", "epsilon", "decay", "l2")
@@ -193,8 +199,94 @@ class AdamW(RowOptimizer):
             beta1=self.beta1,
             beta2=self.beta2,
             epsilon=self.epsilon,
-            decay=self.decay,
+            decay=_decay_of(rows, self.decay, decays_bias=self.decays_bias),
         )
+
+
+@dataclass(frozen=True)
+class Lion(RowOptimizer):
+    """Lion (Chen et al., NeurIPS 2023): every number moves by the learning rate, in the direction of its average.
+
+    rows -= learning_rate * (sign(beta1 * momentum + (1 - beta1) * gradient) + decay * rows)
+    momentum = beta2 * momentum + (1 - beta2) * gradient
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.99
+    decay: float = 0.0
+    l2: float = 0.0
+    state_names: tuple[str, ...] = ("momentum",)
+    state_dtype: str | None = None
+    uses_step: bool = False
+    decays_bias: bool = True
+
+    def __post_init__(self) -> None:
+        _set_floats(self, "beta1", "beta2", "decay", "l2")
+
+    def apply(
+        self, rows: paddle.Tensor, gradient: paddle.Tensor, *, state: Sequence[paddle.Tensor], prepared: float
+    ) -> None:
+        (momentum,) = state
+        change = (self.beta1 * momentum + (1.0 - self.beta1) * gradient).sign()
+        change += rows * _decay_of(rows, self.decay, decays_bias=self.decays_bias)
+        paddle.assign(self.beta2 * momentum + (1.0 - self.beta2) * gradient, momentum)
+        paddle.assign(rows - prepared * change, rows)
+
+
+@dataclass(frozen=True)
+class Lars(RowOptimizer):
+    """LARS (You et al., 2017): momentum whose step is in proportion to the length of what it moves.
+
+        ratio = trust * |w| / (|gradient| + decay * |w|)
+        velocity = momentum * velocity + learning_rate * ratio * (gradient + decay * w);  w -= velocity
+
+    The paper takes the lengths of a whole layer. A class center is a layer's weight of its own: its length says nothing
+    about that of another, and the gradients of classes in the batch and of others differ by orders of magnitude. So w
+    is one row here, which N ranks and one compute alike, with classes sampled or not. Without decay the ratio has no
+    limit: every center then moves by `trust` of its length, also where its gradient is next to nothing.
+
+    A bias has the ratio 1, and so has a row of length 0.
+
+    Attributes:
+        by_row: w is one row. False: w is the whole tensor, for a parameter of the backbone.
+    """
+
+    momentum: float = 0.9
+    decay: float = 5e-4
+    trust: float = 0.001
+    by_row: bool = True
+    l2: float = 0.0
+    state_names: tuple[str, ...] = ("velocity",)
+    state_dtype: str | None = None
+    uses_step: bool = False
+    decays_bias: bool = True
+
+    def __post_init__(self) -> None:
+        _set_floats(self, "momentum", "decay", "trust", "l2")
+
+    def apply(
+        self, rows: paddle.Tensor, gradient: paddle.Tensor, *, state: Sequence[paddle.Tensor], prepared: float
+    ) -> None:
+        (velocity,) = state
+        decay = _decay_of(rows, self.decay, decays_bias=self.decays_bias)
+        change = prepared * (gradient + decay * rows)
+        if len(rows.shape) > 1:
+            length, steepness = (self._lengths(tensor) for tensor in (rows, gradient))
+            divisor, ones = steepness + decay * length, paddle.ones_like(length)
+            ratio = self.trust * length / paddle.where(divisor > 0.0, divisor, ones)
+            change *= paddle.where(length > 0.0, ratio, ones)
+        paddle.assign(self.momentum * velocity + change, velocity)
+        paddle.assign(rows - velocity, rows)
+
+    def _lengths(self, tensor: paddle.Tensor) -> paddle.Tensor:
+        """[b, 1] by row, else of one element."""
+        if not self.by_row:
+            return (tensor * tensor).sum().sqrt()
+        return row_products(tensor, tensor, ones=paddle.ones([tensor.shape[1]], tensor.dtype)).sqrt().unsqueeze(1)
+
+
+def _decay_of(rows: paddle.Tensor, decay: float, *, decays_bias: bool) -> float:
+    return decay if decays_bias or len(rows.shape) > 1 else 0.0
 
 
 def _set_floats(optimizer: RowOptimizer, *names: str) -> None:
@@ -205,6 +297,14 @@ def _set_floats(optimizer: RowOptimizer, *names: str) -> None:
         if not math.isfinite(number):
             raise ConfigError(f"{type(optimizer).__name__}: {name} is {found!r}, expected a finite number")
         object.__setattr__(optimizer, name, number)  # the class is frozen
+
+
+def are_plain(parameters: Iterable[paddle.Tensor]) -> bool:
+    """Whether no parameter has a learning rate, a regularizer or a `trainable` of its own, of a `paddle.ParamAttr`."""
+    return all(
+        parameter.optimize_attr["learning_rate"] == 1.0 and parameter.regularizer is None and parameter.trainable
+        for parameter in parameters
+    )
 
 
 def row_optimizer_of(optimizer: Any, parameters: Iterable[paddle.Tensor]) -> RowOptimizer | None:
@@ -218,12 +318,8 @@ def row_optimizer_of(optimizer: Any, parameters: Iterable[paddle.Tensor]) -> Row
         None where the optimizer does more than the row optimizers here: another class, gradient clipping, Nesterov
         momentum, multi-precision, AMSGrad, or a `ParamAttr` with its own learning rate, regularizer or `trainable`.
     """
-    plain = all(
-        parameter.optimize_attr["learning_rate"] == 1.0 and parameter.regularizer is None and parameter.trainable
-        for parameter in parameters
-    )
     # Paddle's optimizers show their settings in these attributes only.
-    if not plain or optimizer._grad_clip is not None or getattr(optimizer, "_multi_precision", False):
+    if not are_plain(parameters) or optimizer._grad_clip is not None or getattr(optimizer, "_multi_precision", False):
         return None
     decay = optimizer.regularization
     l2 = 0.0 if decay is None else decay._coeff if isinstance(decay, paddle.regularizer.L2Decay) else None

@@ -15,6 +15,8 @@ from plsc.errors import DataError
 
 # The zero embedding is divided by this instead of 0: it stays zero, and its cosine with every embedding is 0.
 EPSILON = 1e-12
+# The least divisor of a class center. Initial centers have a length of 0.01 sqrt(D).
+CENTER_FLOOR = 1e-4
 # Rows that are converted to float64 at a time: a few dozen MiB.
 BLOCK_ROWS = 1 << 14
 

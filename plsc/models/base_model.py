@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 
+import numpy as np
 import paddle
 from paddle import nn
 
@@ -60,6 +62,13 @@ class BaseModel(nn.Layer):
         """Embeddings [N, D] of images [N, 3, H, W]."""
         return self.build_network(images, None, is_train=self.training)
 
+    def recomputable(self) -> list[nn.Layer]:
+        """Layers of this network whose activations the setting `recompute` may have computed twice; by default none.
+
+        Each is called once in a forward pass, with one tensor, and returns one.
+        """
+        return []
+
 
 def build_backbone(config: Config) -> nn.Layer:
     """The backbone that a configuration asks for: its `model`, else the one of `model_name`.
@@ -81,6 +90,15 @@ def build_backbone(config: Config) -> nn.Layer:
 def network_name(network: nn.Layer) -> str:
     """The class of a network as 'package.module:Class', by which checkpoints and exports record it."""
     return factory_name(type(network))
+
+
+def weights_digest(network: nn.Layer) -> str:
+    """SHA-256 of a network's weights and their names; what an export adds, and its format, do not change it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.numpy()).data)
+    return digest.hexdigest()
 
 
 def check_model(model: object) -> nn.Layer:

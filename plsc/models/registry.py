@@ -1,4 +1,4 @@
-"""Backbones by name: those that are registered, and any class as 'package.module:Class'.
+"""Backbones by name: those that are registered, any class as 'package.module:Class', and Paddle's own networks.
 
 Nothing here imports Paddle before a backbone is looked up, so that a name can be checked where it is given.
 """
@@ -9,14 +9,12 @@ import functools
 import importlib
 import inspect
 import logging
-import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from plsc.errors import ConfigError
+from plsc.utils.imports import import_object
 from plsc.utils.lazy import require_paddle
 from plsc.utils.names import did_you_mean
 
@@ -30,6 +28,8 @@ F = TypeVar("F", bound=Factory)
 
 # Name -> the class or function that creates it, or 'package.module:Class'.
 _BACKBONES: dict[str, Factory | str] = {}
+# Module whose functions are no backbones -> (module, function), which makes one of the name of a function.
+_MAKERS = {"paddle.vision.models": ("plsc.models.zoo", "vision_backbone")}
 
 
 @overload
@@ -91,7 +91,7 @@ def create_backbone(name: str, *, emb_dim: int = 512, image_shape: Sequence[int]
     """Create a backbone by name.
 
     Args:
-        name: one of `list_backbones()`, or 'package.module:Class'.
+        name: one of `list_backbones()`, 'package.module:Class', or 'paddle.vision.models:resnet18'.
         emb_dim: embedding size D.
         image_shape: (3, H, W) of its input.
 
@@ -171,39 +171,9 @@ def _import_backbone(name: str) -> Factory:
     """The class or function that 'package.module:Class' names."""
     require_paddle()
     module_name, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
-        raise ConfigError(f"model_name: got {name!r}; expected 'package.module:Class'")
-    module = _import_module(name, module_name)
-    factory: Factory | None = getattr(module, attribute, None)
-    if not callable(factory):
-        callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ConfigError(
-            f"model_name '{name}': {module_name} has no class or function '{attribute}'; "
-            f"{did_you_mean(attribute, callables)}define it there or correct the name"
-        )
+    if module_name in _MAKERS and attribute.isidentifier():
+        maker_module, maker = _MAKERS[module_name]
+        made: Factory = getattr(importlib.import_module(maker_module), maker)(attribute)
+        return made
+    factory: Factory = import_object(name, "model_name")
     return factory
-
-
-def _import_module(name: str, module_name: str) -> Any:
-    # A console script has its own folder on the path, not the current one. At the end it shadows no other module.
-    folder = os.getcwd()
-    sys.path.append(folder)
-    try:
-        return importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a script without a guard of __main__ may call sys.exit
-        raise ConfigError(f"model_name '{name}': {_describe(error, module_name, folder)}") from error
-    finally:
-        # The last one, in case an earlier entry is the same folder.
-        del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]
-
-
-def _describe(error: Exception | SystemExit, module_name: str, folder: str) -> str:
-    """What failed in an import, and what to do."""
-    if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
-        return (
-            f"there is no module '{error.name}' in {folder} or on Python's path; run in the folder of the module, "
-            f"set PYTHONPATH to it, or correct the name"
-        )
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"importing {module_name} failed: {type(error).__name__}: {error}{where}; mend that module"

@@ -1,8 +1,9 @@
-"""Residual networks for faces.
+"""The residual networks of PLSC 0.1.
 
 ResNet50/101/152 are the "IR" networks of ArcFace (Deng et al., CVPR 2019, section 3.1) as PLSC 0.1
 used them: a 3 x 3 stem of stride 1, four stages that each halve height and width, residual units that begin
-and end in batch normalization, PReLU, and a head of BN - dropout - FC - BN.
+and end in batch normalization, PReLU, and a head of BN - dropout - FC - BN. ResNet50 has the units of IResNet50.
+ResNet101 and ResNet152 have bottleneck units: they are no IResNet100 and IResNet200, which `plsc.models.iresnet` has.
 """
 
 from __future__ import annotations
@@ -100,6 +101,10 @@ class ResNet(BaseModel):
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         return self.head(self.stages(self.stem(images)))
+
+    def recomputable(self) -> list[nn.Layer]:
+        """The units, in order."""
+        return list(self.stages)
 
 
 class ResNet50(ResNet):

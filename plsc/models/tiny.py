@@ -64,3 +64,7 @@ class ResNetTiny(BaseModel):
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         return self.head(self.body(images))
+
+    def recomputable(self) -> list[nn.Layer]:
+        """The units, in order."""
+        return [layer for layer in self.body if isinstance(layer, PlainUnit)]

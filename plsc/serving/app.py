@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, Router
 
 from plsc.errors import DataError
+from plsc.inference.classifier import open_classifier
 from plsc.inference.embedding import Embeddings, Pixels, check_finite, cosines, reaches
 from plsc.inference.model_card import read_model_card
 from plsc.serving import protocols
@@ -30,7 +31,7 @@ from plsc.serving.middleware import RequestMiddleware
 from plsc.serving.openapi import openapi, page
 from plsc.serving.pool import PredictorPool
 from plsc.serving.settings import ServeSettings, available_cores
-from plsc.serving.worker import IMAGES, TENSORS
+from plsc.serving.worker import FEATURES, IMAGES, TENSORS
 from plsc.utils.hints import argument
 from plsc.utils.plural import counted
 
@@ -53,11 +54,13 @@ class Service:
         app: the ASGI application.
 
     Raises:
-        ServingError: the folder holds no exported model or no gallery, or the gallery is of another model.
+        ServingError: the folder holds no exported model or no gallery, the gallery is of another model, or the
+            classifier is damaged.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings, self.card = settings, read_model_card(settings.model)
+        self.classifier = None if self.card.classifier is None else open_classifier(self.card)
         self.gallery = None if settings.gallery is None else LiveGallery(settings.gallery, self.card)
         self._following: asyncio.Task[None] | None = None
         self.metrics = Metrics()
@@ -72,6 +75,7 @@ class Service:
             Route("/embed", self.embed, methods=["POST"]),
             Route("/verify", self.verify, methods=["POST"]),
             Route("/identify", self.identify, methods=["POST"]),
+            Route("/classify", self.classify, methods=["POST"]),
             Route("/FaceClassifyService/inference", self.face, methods=["POST"]),
             Route("/GeneralModelService/inference", self.general, methods=["POST"]),
             Route("/healthz", self.healthz),
@@ -140,6 +144,19 @@ class Service:
         results = [[match.as_dict() for match in matches] for matches in found]
         return _reply(request, {"results": results, "threshold": threshold})
 
+    async def classify(self, request: Request) -> Response:
+        """Each image to the most probable classes of training."""
+        if self.classifier is None:
+            raise HTTPError(
+                404, f"this model has no classifier; export it with {argument('classifier', True, of='plsc export')}"
+            )
+        count = protocols.parse_count(request.query_params.multi_items())
+        kind = IMAGES if self.classifier.card.is_cosine else FEATURES
+        features = await self._embed(request, await self._image_reader(request), kind)
+        found = await self._in_thread(functools.partial(self.classifier.classify, features, count))
+        results = [[each.as_dict() for each in row] for row in found]
+        return _reply(request, {"results": results, "normalized_over": self.classifier.normalized_over})
+
     async def face(self, request: Request) -> Response:
         """The face service of PLSC 0.1: base64 images to embeddings."""
         embeddings = await self._embed(request, self._base64_reader(request, "base64_string"))
@@ -188,8 +205,14 @@ class Service:
 
     # Bodies of requests
 
-    async def _embed(self, request: Request, read: Callable[[], list[bytes]]) -> Embeddings:
-        """Embed the images that `read` returns. Reading and decoding share one trip to a thread."""
+    async def _embed(self, request: Request, read: Callable[[], list[bytes]], kind: int = IMAGES) -> Embeddings:
+        """Embed the images that `read` returns. Reading and decoding share one trip to a thread.
+
+        Args:
+            request: the request.
+            read: returns encoded images.
+            kind: IMAGES for embeddings of unit length, FEATURES for the network's outputs.
+        """
 
         def decode() -> Pixels:
             images = read()
@@ -201,7 +224,7 @@ class Service:
                 on_damage=lambda _: self.metrics.damaged_images.inc(),
             )
 
-        embeddings = await self.pool.run(IMAGES, await self._parse(request, decode))
+        embeddings = await self.pool.run(kind, await self._parse(request, decode))
         try:
             check_finite(embeddings)
         except DataError as error:

@@ -181,6 +181,22 @@ class Client:
         results: list[list[dict[str, Any]]] = reply["results"]
         return results
 
+    def classify(self, images: Any | Iterable[Any], top: int = 5) -> list[list[dict[str, Any]]]:
+        """For each image the most probable classes, as dicts of 'name', 'number', 'probability' and 'score'.
+
+        Args:
+            images: as for `embed`.
+            top: classes per image, 1 to 100.
+
+        Raises:
+            DataError: an image cannot be read here.
+            ServingError: the model was exported without a classifier, no server answers, or one refuses; the message
+                has its reason.
+        """
+        reply = _json(self._post(f"/classify?k={top}", *self._form(list(each_image(images)))))
+        results: list[list[dict[str, Any]]] = reply["results"]
+        return results
+
     def ready(self) -> dict[str, bool]:
         """Whether each server can answer, by its address."""
         found = {}

@@ -27,13 +27,24 @@ _THRESHOLD: _Schema = {"type": ["number", "null"]}
 _ERRORS = {
     "400": "the body cannot be read as its type; `error` says why",
     "401": "no valid API key",
-    "404": "no such path, or no gallery",
+    "404": "no such path, no gallery, or no classifier",
     "405": "another method is expected",
     "408": "the body arrived too slowly",
     "413": "too large: the body, the images or their number",
     "415": "an unknown type or encoding",
     "503": "overloaded or shutting down; see Retry-After",
     "504": "no answer in time",
+}
+
+_COUNT = {"name": "k", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 100, "default": 5}}
+_PREDICTION: _Schema = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "number": {"type": "integer"},
+        "probability": {"type": "number"},
+        "score": {"type": "number"},
+    },
 }
 
 
@@ -96,10 +107,17 @@ def _embedding_paths(settings: ServeSettings, card: ModelCard) -> dict[str, Any]
             images,
             _object(results=_array(_array(match)), threshold=_THRESHOLD),
         )
-        identify["post"]["parameters"] = [
-            {"name": "k", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 100, "default": 5}}
-        ]
+        identify["post"]["parameters"] = [_COUNT]
         paths["/identify"] = identify
+    if card.classifier is not None:
+        classify = _post(
+            f"Each image to the k most probable of {card.classifier.classes} classes. Probabilities are normalized "
+            f"over `normalized_over` classes.",
+            images,
+            _object(results=_array(_array(_PREDICTION)), normalized_over={"type": "integer"}),
+        )
+        classify["post"]["parameters"] = [_COUNT]
+        paths["/classify"] = classify
     return paths
 
 

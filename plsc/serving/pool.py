@@ -47,7 +47,7 @@ class _Job:
     """Rows of one request that go through the model together.
 
     Attributes:
-        kind: IMAGES or TENSORS of worker.py.
+        kind: IMAGES, FEATURES or TENSORS of worker.py.
         rows: [n, ...], at most `max_batch`.
         done: the outputs [n, D], or the error.
         arrived: time of the event loop.
@@ -241,7 +241,8 @@ class PredictorPool:
         """Run rows [N, ...] through the model: [N, D]. N may exceed `max_batch`.
 
         Args:
-            kind: IMAGES for pixels [N, 3, H, W] uint8, TENSORS for the model's own input.
+            kind: IMAGES for pixels [N, 3, H, W] uint8 to embeddings of unit length, FEATURES for these to outputs of
+                any length, TENSORS for the model's own input.
             rows: the batch.
 
         Raises:

@@ -234,7 +234,7 @@ def write_json(value: Any) -> bytes:
 
 
 def parse_count(query: Sequence[tuple[str, str]]) -> int:
-    """Parse `k`, the number of results per image of /identify: 1 to 100, by default 5."""
+    """Parse `k`, the number of results per image of /identify and /classify: 1 to 100, by default 5."""
     text = dict(query).get("k", "5")
     if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= 100):
         raise HTTPError(400, f"k: got {text[:20]!r}, expected a number from 1 to 100")

@@ -5,8 +5,8 @@ request, health checks among them, for the time of a batch.
 
 The protocol on standard input and output, little-endian:
 
-    request: kind (IMAGES or TENSORS) and a shape of four sizes, 5 x uint32; then the data, uint8 for images, the
-             model's input type for tensors
+    request: kind (IMAGES, FEATURES or TENSORS) and a shape of four sizes, 5 x uint32; then the data, uint8 pixels for
+             the first two, the model's input type for tensors
     reply:   DONE, rows, columns, 3 x uint32; then float32 [rows, columns]
              FAILED or READY, length, 0, 3 x uint32; then a message of that many bytes
 """
@@ -30,7 +30,8 @@ from plsc.utils.lazy import require_paddle
 from plsc.utils.logging import guard_standard_error, lossy
 
 REQUEST, REPLY = struct.Struct("<5I"), struct.Struct("<3I")
-IMAGES, TENSORS = 0, 1
+# Pixels to embeddings of unit length; the model's input to its outputs; pixels to outputs, which a softmax head takes.
+IMAGES, TENSORS, FEATURES = 0, 1, 2
 DONE, FAILED, READY = 0, 1, 2
 
 
@@ -58,17 +59,18 @@ def main() -> None:
     except Exception as error:
         _send(replies, FAILED, str(error).encode())
         return
+    run = {IMAGES: model.embed_pixels, TENSORS: model.run, FEATURES: model.features_of_pixels}
     _send(replies, READY, json.dumps(names).encode())
     while len(header := requests.read(REQUEST.size)) == REQUEST.size:
         kind, *shape = REQUEST.unpack(header)
-        dtype = np.dtype(np.uint8) if kind == IMAGES else model.card.input_dtype
+        dtype = np.dtype(np.uint8) if kind != TENSORS else model.card.input_dtype
         size = int(np.prod(shape)) * dtype.itemsize
         data = requests.read(size)
         if len(data) < size:
             return
         batch = np.frombuffer(data, dtype).reshape(shape)
         try:
-            found = model.embed_pixels(batch) if kind == IMAGES else model.run(batch)
+            found = run[kind](batch)
         except Exception as error:
             _send(replies, FAILED, str(error).strip()[-500:].encode())
             continue

@@ -114,7 +114,9 @@ def _use_of_checkpoint(folder: Path) -> str:
 
 
 def _use_of_parameters() -> str:
-    return "a script begins with such weights: network.set_state_dict(paddle.load(...)), then entry.model = network"
+    return (
+        f"{setter('pretrained')} begins a run with such weights, and plsc checkpoint import makes a checkpoint of them"
+    )
 
 
 def _format_of(file: Path) -> str | None:

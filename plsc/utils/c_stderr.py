@@ -24,6 +24,8 @@ _KEPT = (
     "Warning: unknown JFIF revision",
     "Unknown Adobe color transform",
 )
+# What Paddle's static graphs print of every sum, behind the time.
+_KEPT_BEHIND_TIME = "static graph(PIR) not support input out tensor"
 
 
 class _Memory:
@@ -71,7 +73,7 @@ class _Memory:
             if not self._users:
                 self._variable.value = self._terminal
                 if lines := self.lines():
-                    others = [f"{line}\n" for line in lines if line and not line.startswith(_KEPT)]
+                    others = [f"{line}\n" for line in lines if line and not _is_kept(line)]
                     os.ftruncate(self._file, 0)
         if others:
             with contextlib.suppress(OSError):
@@ -81,6 +83,10 @@ class _Memory:
         """What was printed since the first thread entered."""
         size = os.lseek(self._file, 0, os.SEEK_END)
         return os.pread(self._file, size, 0).decode(errors="replace").splitlines() if size else []
+
+
+def _is_kept(line: str) -> bool:
+    return line.startswith(_KEPT) or _KEPT_BEHIND_TIME in line
 
 
 @functools.cache
@@ -93,7 +99,7 @@ def _memory() -> _Memory | None:
 
 
 def quiet_c_stderr() -> contextlib.AbstractContextManager[None]:
-    """Keep what libjpeg and libpng print from standard error while the `with` block runs, in any thread.
+    """Keep what libjpeg, libpng and Paddle's graphs print from standard error in the `with` block, in any thread.
 
     Example:
         >>> with quiet_c_stderr():

@@ -1,10 +1,11 @@
-"""Files as the formats use them: mapped for reading, read by lines, opened to append, flushed to the disk."""
+"""Files as the formats use them: mapped for reading, read by lines, opened to append, digested, flushed to the disk."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
 import errno
+import hashlib
 import mmap
 import os
 import resource
@@ -41,6 +42,19 @@ _REMEDIES = {
 }
 
 _Opened = TypeVar("_Opened")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def reading_error(what: str, error: OSError) -> DataError | StorageError:

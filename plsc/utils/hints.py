@@ -19,6 +19,7 @@ _SETTERS = {
     "lr_steps": "set_step_boundaries",
     "margin_function": "set_loss_type",
     "param_attr": "set_distfc_attr",
+    "val_dataset_dir": "set_val_dataset",
     "use_fp16": "set_mixed_precision",
 }
 # Settings that are assigned as attributes: they have no setter, or one that sets several.
@@ -29,12 +30,13 @@ _ASSIGNED = {
     *("amp_dtype", "amp_lists", "init_loss_scaling", "incr_every_n_steps", "decr_every_n_nan_or_inf"),
     *("incr_ratio", "decr_ratio", "use_dynamic_loss_scaling"),
     *("train_reader", "test_reader", "predict_reader", "train_dataset", "test_dataset"),
-    *("save_steps", "save_minutes", "save_keep"),
+    *("save_steps", "save_minutes", "save_keep", "decay_norms"),
+    *("pretrained_strict", "pretrained_bgr"),
 }
 # Settings that hold a Python object, which neither a flag nor a file can give.
 _OBJECTS = {
-    *("model", "train_reader", "test_reader", "predict_reader", "train_dataset", "test_dataset"),
-    *("optimizer", "head_optimizer", "margin_function", "param_attr", "bias_attr"),
+    *("model", "train_reader", "test_reader", "predict_reader", "train_dataset", "val_dataset", "test_dataset"),
+    *("head_optimizer", "margin_function", "param_attr", "bias_attr"),
 }
 # Arguments of functions whose flag has another name.
 _FLAGS = {"image_size": "size", "num_pairs": "pairs"}

@@ -19,13 +19,22 @@ _OTHER_WORDS = {
     "lr_decay_factor": "gamma lrgamma decayrate lrdecayrate decayfactor",
     "train_epochs": "epochs epoch numepochs numepoch maxepochs maxepoch nepochs numtrainepochs totalepochs",
     "train_steps": "steps maxsteps numsteps iterations iters maxiters maxiter numiterations totalsteps maxiterations",
-    "warmup_epochs": "warmup warmupepoch numwarmupepochs warmupsteps warmupiters warmupratio",
+    "warmup_epochs": "warmup warmupepoch numwarmupepochs warmupratio",
+    "warmup_steps": "warmupiters numwarmupsteps warmupiterations warmupsteps",
+    "optimizer": "optim opt optimtype optimizername optimizertype",
+    "weight_decay": "wd l2 weightdecay regularization",
+    "momentum": "mu",
+    "frozen": "freeze freezelayers freezebackbone frozenlayers freezeparams",
+    "head_lr_factor": "headlrmultiplier headlr headlrmult fclrfactor",
+    "backbone_lr_factor": "backbonelrmultiplier backbonelr backbonelrmult lrratio",
+    "lr_power": "power polypower",
     "emb_dim": "embeddingsize embsize embeddingdim embeddim featuredim featdim embedding dim embeddings outdim d",
     "num_classes": "numclass classnum nclasses classes nclass classdim numidentities numids nids c",
     "image_shape": "inputsize imagesize imgsize inputshape size imgshape resolution",
     "model_name": "network backbone net arch architecture model modeltype modelarch",
     "save_steps": "saveevery savefreq savefrequency saveinterval checkpointevery checkpointinterval everynsteps",
-    "checkpoint_dir": "resume resumefrom resumefromcheckpoint pretrained pretrain weights checkpoint ckpt "
+    "pretrained": "pretrain pretrainedmodel pretrainedpath pretrainedweights initweights initmodel finetune",
+    "checkpoint_dir": "resume resumefrom resumefromcheckpoint weights checkpoint ckpt "
     "ckptdir modeldir modelpath checkpointpath initcheckpoint loadfrom load restore",
     "model": "modeldir modelpath network export",
     "margin": "marginm m arcmargin",
@@ -70,10 +79,22 @@ _OTHER_WORDS = {
     "sphereface": "asoftmax angularsoftmax sphere multiplicativeangular",
     "softmax": "ce crossentropy xent normalizedsoftmax normface",
     "drain": "draintimeout gracefultimeout grace",
+    "IResNet18": "r18 ir18 iresnet18",
+    "IResNet34": "r34 ir34 iresnet34",
+    "IResNet50": "r50 ir50 irse50 iresnet50",
+    "IResNet100": "r100 r101 ir100 ir101 iresnet101",
+    "IResNet200": "r200 ir200 iresnet200",
+    "MobileFaceNet": "mbf mobilefacenet mfn mobileface",
+    "ViT-T": "vittiny",
+    "ViT-S": "vitsmall",
+    "ViT-B": "vitbase",
+    "ViT-L": "vitlarge",
+    "EdgeFace-XS": "edgefacexsgamma06",
+    "EdgeFace-S": "edgefacesgamma05 edgefacesmall",
 }
 # Words for what is no setting, without dashes and underscores, and where it is given.
 _ELSEWHERE = {
-    "weightdecay wd l2 momentum optim beta1 beta2": "a script gives the optimizer, with its weight decay and momentum",
+    "beta1 beta2": "a script gives an optimizer that has it, as a function",
     "gpu gpus gpuids devices device numgpus ngpus cuda worldsize localrank rank nproc nprocpernode nodes numnodes": (
         "devices and ranks are chosen by python -m paddle.distributed.launch, with --gpus, --nproc_per_node, --nnodes"
     ),

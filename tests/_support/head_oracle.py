@@ -140,6 +140,9 @@ class LockstepReducer:
     def all_reduce_max(self, tensor):
         return self._reduce(tensor, lambda stack: stack.max(axis=0))
 
+    def all_gather(self, tensor):
+        return self._reduce(tensor, lambda stack: stack.flatten(0, 1))
+
 
 def worst_row_error(found, expected):
     """The largest error of a row relative to that row's own largest number, so that small rows count as large ones."""

@@ -133,7 +133,7 @@ def test_the_mean_is_that_of_the_weights_and_the_rest_is_of_the_last(tmp_path):
 
 def test_rounding_to_bfloat16_is_to_the_nearest_and_ties_to_even():
     values = np.array([1.0, 1.0 + 2**-8, 1.0 + 3 * 2**-8, 1.0 + 2**-8 + 2**-12, -2.5])
-    found = as_float(tools._from_float64(values, np.dtype(np.uint16)))
+    found = as_float(tools.from_float64(values, np.dtype(np.uint16)))
     np.testing.assert_array_equal(found, [1.0, 1.0, 1.0 + 2**-6, 1.0 + 2**-7, -2.5])
 
 

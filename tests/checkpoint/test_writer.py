@@ -25,9 +25,9 @@ from plsc.checkpoint import (
     save_checkpoint,
     write_parts,
 )
-from plsc.checkpoint.safetensors_file import DTYPES
 from plsc.distributed.collectives import Collectives
 from plsc.utils.ranges import shard_ranges
+from plsc.utils.safetensors_file import DTYPES
 from tests._support.killing import kill_at_each_step
 
 CENTERS = np.arange(35, dtype=np.float32).reshape(7, 5)

@@ -12,8 +12,10 @@ from safetensors.numpy import load_file
 from plsc.checkpoint import Checkpoint, Part, save_checkpoint
 from plsc.cli.main import main
 from plsc.distributed.collectives import Collectives
+from plsc.models.tiny import ResNetTiny
 from plsc.utils.ranges import shard_ranges
 from tests._support.manifests import downgrade
+from tests._support.torch_zip import torch_save
 
 
 @pytest.fixture
@@ -130,3 +132,29 @@ def test_prune_deletes_only_when_asked(run, root):
     assert "differs from what was written" in refusal and "; nothing was deleted" in refusal
     assert sorted(path.name for path in root.iterdir()) == ["1", "2"]
     assert "nothing to delete" in run("prune", root, "--keep", 2, "--yes")
+
+
+def test_import(run, tmp_path, caplog):
+    """A folder of arcface_torch becomes a checkpoint that the other commands take."""
+    caplog.set_level("INFO", "plsc")
+    rng = np.random.default_rng(0)
+    shapes = ResNetTiny(8, (3, 16, 16)).state_dict()
+    network = {name: rng.random(value.shape, np.float32) for name, value in shapes.items()}
+    network["head.1.weight"] = network["head.1.weight"].T  # as PyTorch has it
+    (tmp_path / "in").mkdir()
+    for rank, size in enumerate((3, 2)):
+        head = {"weight": np.full([size, 8], rank, np.float32)}
+        content = {"epoch": 4, "global_step": 9, "state_dict_backbone": network, "state_dict_softmax_fc": head}
+        torch_save(tmp_path / "in" / f"checkpoint_gpu_{rank}.pt", content)
+    flags = ["--model-name", "ResNetTiny", "--image-shape", "3,16,16", "--strict"]
+    told = run("import", tmp_path / "in", tmp_path / "out", *flags, "--ranks", 3)
+    assert "5 class centers of 8 numbers in 2 files, without momentum" in caplog.text
+    assert f"wrote {tmp_path}/out: " in told and "3 ranks" in told
+    (row,) = [run("inspect", tmp_path / "out", "--json")]
+    assert (row["epoch"], row["step"], row["ranks"]) == (4, 9, 3)
+    found = run("import", tmp_path / "in", tmp_path / "again", *flags, "--json", "--pixel-std", "58,57,57.5")
+    assert Checkpoint(tmp_path / "out").about["settings"]["pixel_std"] == [127.5] * 3
+    assert Checkpoint(tmp_path / "again").about["settings"]["pixel_std"] == [58, 57, 57.5]
+    assert found["path"] == str(tmp_path / "again") and found["ranks"] == 1
+    assert "never overwritten" in run("import", tmp_path / "in", tmp_path / "out", *flags, status=1)
+    assert "accepted: " in run("import", tmp_path / "in", tmp_path / "x", "--model-name", "ResNetTin", status=1)

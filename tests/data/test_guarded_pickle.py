@@ -79,7 +79,7 @@ def test_what_would_take_memory_or_time_without_end_is_refused(tmp_path):
 def test_arrays_that_share_a_list_of_objects_do_not_copy_it():
     """A small file may refer to one long list from very many arrays."""
     objects, array = [None] * 3, guarded_pickle.PickledArray(np.zeros(0))
-    array.__setstate__((1, (3,), guarded_pickle._Dtype("O8"), False, objects))
+    array.__setstate__((1, (3,), guarded_pickle.PickledDtype("O8"), False, objects))
     assert array.array is objects and array.elements() == objects
 
 

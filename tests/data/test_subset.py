@@ -13,7 +13,14 @@ from plsc.data.convert.conversion import convert
 from plsc.data.records import Records
 from plsc.data.sources import open_records
 from plsc.data.sources.arrays import ArrayRecords
-from plsc.data.subset import SelectedRecords, shuffled, split_identities, with_min_images, without_classes_of
+from plsc.data.subset import (
+    SelectedRecords,
+    hold_out,
+    shuffled,
+    split_identities,
+    with_min_images,
+    without_classes_of,
+)
 from plsc.errors import DataError
 from tests._support.sources import LABELS, make_list, make_rec
 
@@ -179,3 +186,36 @@ def test_labels_beyond_the_classes_of_the_set_are_named(tmp_path):
     ):
         with pytest.raises(DataError, match="record [45] at .*label 2 is out of range, expected 0 to 1: the set"):
             attempt()
+
+
+@given(st.lists(st.integers(0, 6), min_size=3, max_size=80), st.sampled_from([0.1, 0.25, 0.5, 0.9]), st.integers(0, 99))
+def test_a_share_of_each_class_is_held_out(labels, share, seed):
+    records, counts = records_of(labels), np.bincount(labels)
+    expected = [min(int(np.floor(share * count + 0.5)), max(count - 1, 0)) for count in counts]
+    if not any(expected):
+        with pytest.raises(DataError, match=f"val_split {share:g}: no image can be held out"):
+            hold_out(records, share, seed=seed)
+        return
+    part = hold_out(records, share, seed=seed)
+    assert sorted(seen(part) + seen(part.held_out)) == list(enumerate(labels))
+    held = np.bincount(part.held_out.labels, minlength=len(counts))
+    assert held.tolist() == expected
+    assert ((counts - held)[counts > 0] >= 1).all()
+    again = hold_out(records_of(labels), share, seed=seed)
+    assert again.digest == part.digest and seen(again.held_out) == seen(part.held_out)
+
+
+def test_the_seed_chooses_which_are_held_out():
+    records = records_of(np.arange(200) % 10)
+    parts = [hold_out(records, 0.2, seed=seed) for seed in range(4)]
+    assert len({part.digest for part in parts}) == 4
+    # Each image is drawn about equally often: 40 of 200 in each of 100 draws.
+    times = sum(np.isin(np.arange(200), hold_out(records, 0.2, seed=seed).held_out._indices) for seed in range(100))
+    assert times.sum() == 4000 and times.min() > 0 and times.max() < 45
+
+
+def test_held_out_records_keep_names_and_places():
+    records = records_of([0, 0, 1, 1], ["ann", "bob"])
+    part = hold_out(records, 0.5)
+    assert part.class_names == part.held_out.class_names == ["ann", "bob"]
+    assert part.num_classes == part.held_out.num_classes == records.num_classes

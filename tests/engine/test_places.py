@@ -177,6 +177,26 @@ def test_verification_sets_are_copied_alone(entry, data_dir, root, tmp_path):
         entry.test()
 
 
+def test_validation_data_in_a_remote_folder(entry, data_dir, root, tmp_path):
+    entry.set_val_dataset(data_dir)
+    local = entry.train()
+    copy_up(data_dir, f"{root}/faces")
+    entry.set_model_save_dir(tmp_path / "again")
+    entry.set_val_dataset(f"{root}/faces")
+    remote = entry.train()
+    for results in (local, remote):
+        results.pop("images/s")
+    assert remote == local and local["val/images"] == 30
+    assert entry.test()["val/top1"] == local["val/top1"]
+    # A part that is held out of remote data.
+    entry.set_val_dataset(None)
+    entry.set_dataset_dir(f"{root}/faces")
+    entry.set_val_split(0.2)
+    entry.set_model_save_dir(tmp_path / "split")
+    results = entry.train()
+    assert results["val/images"] == 6 and entry.test()["val/top1"] == results["val/top1"]
+
+
 @on_both
 def test_an_export_is_written_to_a_remote_folder_and_loaded_from_it(entry, data_dir, root, tmp_path):
     entry.set_with_test(False)

@@ -203,7 +203,7 @@ def test_another_loss_margin_learning_rate_or_optimizer_than_before_is_told_with
     entry.train()
     assert (
         "output/0 was trained with other settings than this run: loss_type dist_arcface -> dist_cosface; margins (1.0, "
-        "0.5, 0.0) -> (1.0, 0.0, 0.35); scale 16.0 -> 32.0; lr 0.1 -> 0.3; optimizer None -> "
+        "0.5, 0.0) -> (1.0, 0.0, 0.35); scale 16.0 -> 32.0; lr 0.1 -> 0.3; optimizer momentum -> "
         "paddle.optimizer.momentum.Momentum(momentum=0.8); global batch 10 -> 5"
     ) in caplog.text
 

@@ -72,6 +72,22 @@ def test_replicated_and_sharded_heads_equal_one_rank(loss_type, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ranks
+@pytest.mark.parametrize("loss_type", ["dist_arcface", "arcface", "dist_softmax"])
+@pytest.mark.parametrize("name, lr", [("lars", 60.0), ("lion", 0.05)])
+def test_lars_and_lion_on_ranks_equal_one_rank(name, lr, loss_type, tmp_path):
+    """Sharded unevenly over three ranks, and replicated. The sign of a number near 0 may differ, by a step each way."""
+    settings = {"optimizer": name, "lr": lr, "loss_type": loss_type, "decay_norms": False, "train_epochs": 2}
+    alone, found = train(1, tmp_path / "1", **settings), train(3, tmp_path / "3", **settings)
+    before = train(1, tmp_path / "0", **{**settings, "train_epochs": None, "train_steps": 1})
+    assert found.keys() == alone.keys() and any(":" in key for key in found)
+    for key in ("head.weight", "backbone.fc.weight"):
+        difference, moved = np.abs(found[key] - alone[key]), np.abs(alone[key] - before[key]).max()
+        assert moved > 1e-4
+        assert np.quantile(difference, 1.0 if name == "lars" else 0.97) < 1e-3 * moved, key
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     "fused, unfused, extra",
     [

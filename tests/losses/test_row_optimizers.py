@@ -1,7 +1,8 @@
-"""Momentum in bfloat16: unbiased rounding, half the memory, and training that ends where float32's does."""
+"""Row optimizers against their definitions; momentum in bfloat16: unbiased rounding, and training as in float32."""
 
 from __future__ import annotations
 
+import dataclasses
 from decimal import Decimal
 from fractions import Fraction
 
@@ -11,8 +12,20 @@ import pytest
 
 from plsc import ConfigError, Entry
 from plsc.checkpoint import Checkpoint
+from plsc.config import Config
 from plsc.data.sources.glyphs import GlyphRecords, glyph_verification_set
-from plsc.losses.row_optimizers import SGD, AdamW, HalfMomentum, Momentum
+from plsc.distributed.collectives import Collectives
+from plsc.engine.optimizer import NamedOptimizer
+from plsc.losses.classifier import Classifier
+from plsc.losses.fused import FusedSoftmax
+from plsc.losses.margins.combined import CombinedMargin
+from plsc.losses.row_optimizers import SGD, AdamW, HalfMomentum, Lars, Lion, Momentum
+from plsc.losses.sampled import SampledShard
+from plsc.losses.shard import Shard
+from plsc.utils.ranges import shard_ranges
+from tests._support.head_oracle import LockstepReducer, oracle, relative_error
+from tests._support.head_problems import ARCFACE, gathered, make_problem, own_rows
+from tests._support.optimizer_oracle import OptimizerOracle
 
 
 def updated(optimizer, draws, velocity):
@@ -102,3 +115,96 @@ def test_what_is_no_number_is_named(value):
         Momentum(value)
     with pytest.raises(ConfigError, match="AdamW: epsilon is .*, expected a finite number"):
         AdamW(epsilon=value)
+
+
+ROWS = {
+    "momentum": Momentum(0.8, 1e-2),
+    "sgd": SGD(1e-2),
+    "adamw": AdamW(decay=1e-2),
+    "lars": Lars(0.8, 1e-2),
+    "lion": Lion(decay=1e-2),
+}
+RATES = {"momentum": 0.3, "sgd": 0.3, "adamw": 0.01, "lars": 30.0, "lion": 0.01}
+
+
+def play_steps(problem, ranks, optimizer, learning_rate, *, ratio, margins, steps=3):
+    """(full shards, the sampled global classes of each step) after some steps; ranks are threads."""
+    reducer, ranges = LockstepReducer(ranks), shard_ranges(len(problem[2]), ranks)
+
+    def play(rank):
+        features, labels, weight, bias = own_rows(problem, ranges, rank)
+        full = shard = Shard(weight, optimizer, bias=bias, first_class=ranges[rank].start)
+        if ratio < 1:
+            shard = SampledShard(full, ratio=ratio, samples=len(labels))
+        softmax = FusedSoftmax(None if margins is None else CombinedMargin(*margins), 16.0, reducer=reducer)
+        drawn = []
+        for step in range(steps):
+            if ratio < 1:
+                shard.draw(labels, seed=1 + 10 * step + rank)
+                drawn.append(shard.rows.numpy() + ranges[rank].start)
+            else:
+                drawn.append(np.arange(*ranges[rank]))
+            state = softmax.loss_and_feature_gradient(features, labels, shard=shard)
+            l2 = optimizer.l2
+            gradients = softmax.row_gradients(state, l2=l2, bias_l2=l2 if optimizer.decays_bias else 0.0)
+            shard.update(gradients, learning_rate=learning_rate)
+        return full, drawn
+
+    shards, drawn = zip(*reducer.run(play))
+    return shards, [np.concatenate(rows) for rows in zip(*drawn)]
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ratio", [1.0, 0.4])
+@pytest.mark.parametrize("margins, decays_bias", [(ARCFACE, True), (None, True), (None, False)])
+@pytest.mark.parametrize("name", ROWS)
+def test_steps_of_each_optimizer_match_its_definition(name, margins, decays_bias, ratio, ranks):
+    """Loss, gradient and update over several steps, in float64: whole and sampled, on uneven shards."""
+    problem = make_problem(23, 7, with_bias=margins is None)
+    features, labels, weight, bias = problem
+    optimizer = dataclasses.replace(ROWS[name], decays_bias=decays_bias)
+    shards, drawn = play_steps(problem, ranks, optimizer, RATES[name], ratio=ratio, margins=margins)
+    options = {"momentum": 0.8, "decay": 1e-2, "decays_vectors": decays_bias}
+    centers = OptimizerOracle(name, weight, **options)
+    biases = None if bias is None else OptimizerOracle(name, bias, **options)
+    for rows in drawn:
+        own_bias = None if biases is None else biases.value.copy()
+        _, _, d_w, d_b = oracle(
+            features, labels, centers.value.copy(), own_bias, margins=margins, scale=16.0, rows=rows.tolist()
+        )
+        centers.step(d_w, RATES[name], rows)
+        if biases is not None:
+            biases.step(d_b, RATES[name], rows)
+    assert np.abs(centers.value - weight).max() > 1e-3, "a test that moves nothing shows nothing"
+    # Paddle's operators take factors such as the momentum in float32.
+    assert relative_error(gathered(shards, "weight"), centers.value) < 1e-7
+    if bias is not None:
+        assert relative_error(gathered(shards, "bias"), biases.value) < 1e-7
+
+
+def test_lars_moves_a_row_by_its_own_length_and_a_row_of_length_0_too():
+    rows = paddle.to_tensor([[3.0, 4.0], [0.0, 0.0], [0.3, 0.4]], "float64")
+    gradient, velocity = (
+        paddle.to_tensor([[0.0, 2.0], [0.0, 2.0], [0.0, 0.0]], "float64"),
+        paddle.zeros([3, 2], "float64"),
+    )
+    optimizer = Lars(0.9, 0.0)
+    optimizer.apply(rows, gradient, state=[velocity], prepared=optimizer.prepare(10.0, step=1, dtype=rows.dtype))
+    np.testing.assert_allclose(rows, [[3.0, 4.0 - 10 * 0.001 * 5.0], [0.0, -20.0], [0.3, 0.4]], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["lars", "lion", "adamw", "sgd", "momentum"])
+def test_momentum_storage_is_for_momentum_alone(name):
+    config = Config(num_classes=30, emb_dim=8, optimizer=name, momentum_storage="bfloat16", momentum=0.9)
+
+    def make():
+        return Classifier(
+            config, Collectives(), make_optimizer=lambda own: NamedOptimizer(config, own, of_centers=True)
+        )
+
+    if name == "momentum":
+        assert make().optimizer_kind == "HalfMomentum"
+    else:
+        with pytest.raises(ConfigError, match="needs sharded centers .* plain Momentum"):
+            make()

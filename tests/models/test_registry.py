@@ -58,7 +58,7 @@ def test_built_in_backbones_have_the_shape_that_was_asked_for(name):
 
 
 def test_the_help_names_every_built_in_backbone():
-    assert {"ResNet50", "ResNet101", "ResNet152", "ResNetTiny"} <= set(list_backbones())
+    assert {"ResNet50", "ResNet101", "ResNet152", "ResNetTiny", "IResNet50", "ViT-B"} <= set(list_backbones())
     described = Config.model_fields["model_name"].description
     assert all(name in described for name in list_backbones())
 
@@ -105,7 +105,7 @@ def test_a_name_is_taken_once_but_the_same_definition_may_run_again(known):
         (lambda: register_backbone("text", "my_net"), "or 'package.module:Class'"),
         (
             lambda: create_backbone("resnet50"),
-            r"got 'resnet50' \(str\); did you mean 'ResNet50'\? accepted: ResNet101, ",
+            r"got 'resnet50' \(str\); did you mean 'ResNet50'\? accepted: EdgeFace-Base, ",
         ),
         (lambda: create_backbone(3), r"got 3 \(int\); expected a name"),
         (lambda: create_backbone("my net:Net"), "expected 'package.module:Class'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests._support.closed_sets import make_classifier
 from tests._support.servers import serving
 
 
@@ -23,6 +24,15 @@ def server(model, tmp_path_factory):
         log=tmp_path_factory.mktemp("log") / "server.log",
     ) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def classifying(tmp_path_factory):
+    """(a server whose model has a classifier of named classes, the model's folder)."""
+    folder = tmp_path_factory.mktemp("classifying") / "m"
+    make_classifier(folder, names=[f"class {number}" for number in range(8)])
+    with serving(folder, log=folder.with_name("server.log")) as running:
+        yield running, folder
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import random
 import numpy as np
 import pytest
 
+from tests._support.closed_sets import make_classifier
 from tests._support.http_calls import HTTP, encode, get, post, urllib3
 from tests._support.images import damaged_jpeg
 from tests._support.odd_images import ODD
@@ -20,7 +21,7 @@ from tests._support.stress import stress_threads
 
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
-from plsc import load_inference_model
+from plsc import ServingError, load_inference_model
 from plsc.data.images import decode
 from plsc.inference.paddle_serving_messages import Request, Response
 from plsc.serving.app import Service
@@ -64,6 +65,46 @@ def test_embed_takes_an_image_a_form_or_json(server, expected):
         assert np.abs(np.asarray(json.loads(reply.data)["embeddings"]) - expected).max() < 1e-5
     npy = post(server, "/embed", {"images": encode(IMAGES)}, Accept="application/x-npy")
     assert np.abs(np.load(io.BytesIO(npy.data)) - expected).max() < 1e-5
+
+
+def test_classify_gives_what_the_model_gives(classifying):
+    server, folder = classifying
+    expected = load_inference_model(folder).classify(IMAGES, 3)
+    one = json.loads(post(server, "/classify?k=3", IMAGES[0], "image/png").data)
+    form = HTTP.request("POST", server.url + "/classify?k=3", fields=[("f", ("a.png", image)) for image in IMAGES])
+    listed = json.loads(post(server, "/classify?k=3", {"images": encode(IMAGES)}).data)
+    replies = (one, json.loads(form.data), listed)
+    assert [reply["normalized_over"] for reply in replies] == [8] * 3
+    assert [len(reply["results"]) for reply in replies] == [1, 3, 3]
+    for row, other in (pair for reply in replies for pair in zip(reply["results"], expected)):
+        assert [(each["name"], each["number"]) for each in row] == [(each.name, each.number) for each in other]
+        assert [each["probability"] for each in row] == pytest.approx([each.probability for each in other], abs=1e-4)
+        assert [each["score"] for each in row] == pytest.approx([each.score for each in other], abs=1e-5)
+    assert len(json.loads(post(server, "/classify", IMAGES[0], "image/png").data)["results"][0]) == 5
+    assert len(json.loads(post(server, "/classify?k=100", IMAGES[0], "image/png").data)["results"][0]) == 8
+    for wrong in ("0", "101", "x"):
+        assert post(server, f"/classify?k={wrong}", IMAGES[0], "image/png").status == 400
+
+
+def test_classify_by_a_softmax_head_takes_lengths(tmp_path):
+    folder = tmp_path / "m"
+    make_classifier(folder, bias=np.linspace(-1, 1, 8).astype(np.float32))
+    expected = load_inference_model(folder).classify(IMAGES, 2)
+    with serving(folder, log=tmp_path / "log") as running:
+        results = json.loads(post(running, "/classify?k=2", {"images": encode(IMAGES)}).data)["results"]
+        embeddings = json.loads(post(running, "/embed", {"images": encode(IMAGES)}).data)["embeddings"]
+    assert [[each["name"] for each in row] for row in results] == [[each.name for each in row] for row in expected]
+    scores = [[each["score"] for each in row] for row in results]
+    assert np.abs(np.subtract(scores, [[each.score for each in row] for row in expected])).max() < 1e-4
+    assert np.linalg.norm(embeddings, axis=1) == pytest.approx(np.ones(3), abs=1e-5)
+
+
+def test_a_server_does_not_start_on_a_damaged_classifier(tmp_path):
+    make_classifier(tmp_path / "m")
+    file = tmp_path / "m" / "classifier.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ServingError, match="classifier.safetensors: the classifier cannot be read"):
+        Service(ServeSettings(model=tmp_path / "m"))
 
 
 def test_verify_gives_the_cosine_and_the_verdict(server, expected):
@@ -210,6 +251,7 @@ BAD = {
         413,
         "the form has more images than the 4 that one request may have",
     ),
+    "no classifier": ("/classify", IMAGES[0], "image/png", 404, "this model has no classifier; export it with --class"),
     "no gallery": ("/identify", IMAGES[0], "image/png", 404, "--gallery"),
     "no protobuf": ("/GeneralModelService/inference", b"\xff\xff\xff", "application/proto", 400, "no protobuf"),
     "no tensor": ("/GeneralModelService/inference", b"", "application/proto", 400, "got 0 tensors"),

@@ -198,6 +198,19 @@ def test_verify_and_identify(servers):
             client.identify(IMAGES[3], count=0)
 
 
+def test_classify(classifying, servers):
+    server, folder = classifying
+    expected = load_inference_model(folder).classify(IMAGES, 2)
+    with Client(server.url) as client:
+        found = client.classify(IMAGES, top=2)
+        assert [[each["name"] for each in row] for row in found] == [[each.name for each in row] for row in expected]
+        assert set(found[0][0]) == {"name", "number", "probability", "score"}
+        with pytest.raises(ServingError, match="k: got '0', expected a number from 1 to 100"):
+            client.classify(IMAGES, top=0)
+    with Client(servers[0].url, api_key="k") as client, pytest.raises(ServingError, match="404: .* has no classifier"):
+        client.classify(IMAGES[0])
+
+
 def every_call(client):
     """Each result beside the lone call's: one image, several requests, several images in one, two images."""
     calls = [lambda image=image: client.embed(image) for image in IMAGES]

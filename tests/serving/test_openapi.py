@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
+from tests._support.closed_sets import make_classifier
+from tests._support.exporting import EMB_DIM
 from tests._support.http_calls import encode, get, post
 from tests._support.servers import make_image
 
@@ -14,6 +17,7 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 from plsc.inference.embedding import to_unit_length
 from plsc.inference.gallery import Gallery
 from plsc.inference.model import load_inference_model
+from plsc.inference.model_card import read_model_card
 from plsc.serving.app import Service
 from plsc.serving.openapi import openapi, page
 from plsc.serving.settings import ServeSettings
@@ -41,14 +45,20 @@ def documented(settings):
     return document, found, routes
 
 
-def test_paths_and_methods_are_those_of_the_routes(model, gallery):
-    _, found, routes = documented(ServeSettings(model=model, gallery=gallery))
+def test_paths_and_methods_are_those_of_the_routes(model, gallery, tmp_path):
+    make_classifier(tmp_path / "m")
+    made = Gallery(EMB_DIM, read_model_card(tmp_path / "m").weights)
+    made.add(["a"], np.eye(1, EMB_DIM, dtype=np.float32))
+    made.save(tmp_path / "g")
+    _, found, routes = documented(ServeSettings(model=tmp_path / "m", gallery=tmp_path / "g"))
     assert found == routes
 
 
-def test_without_a_gallery_only_identify_is_missing(model):
+def test_what_the_server_has_not_is_missing(model, gallery):
     _, found, routes = documented(ServeSettings(model=model))
-    assert routes - found == {("/identify", "POST")} and found <= routes
+    assert routes - found == {("/identify", "POST"), ("/classify", "POST")} and found <= routes
+    _, found, routes = documented(ServeSettings(model=model, gallery=gallery))
+    assert routes - found == {("/classify", "POST")}
 
 
 def test_the_document_states_the_limits_and_the_key(model):
@@ -80,6 +90,14 @@ def matches(value, schema):
     return properties is None or (
         set(value) == set(properties) and all(matches(value[name], properties[name]) for name in value)
     )
+
+
+@pytest.mark.server
+def test_classes_match_their_schema(classifying):
+    server, _ = classifying
+    schema = json.loads(get(server, "/openapi.json").data)["paths"]["/classify"]["post"]["responses"]["200"]["content"]
+    reply = post(server, "/classify", {"images": encode(IMAGES)})
+    assert matches(json.loads(reply.data), schema["application/json"]["schema"])
 
 
 @pytest.mark.server

@@ -72,7 +72,7 @@ def test_what_a_path_is(folder, path, what):
     "path, words",
     [
         ("own.pdparams", "is a file of parameters that Paddle wrote; expected a folder with manifest.json"),
-        ("own.pdparams", "network.set_state_dict(paddle.load(...))"),
+        ("own.pdparams", "set_pretrained begins a run with such weights, and plsc checkpoint import"),
         ("old", "is a folder of parameters that Paddle or PLSC 0.x wrote"),
         ("model", "is an exported model"),
         ("model", "plsc.load_inference_model takes it"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from plsc.config import LOSS_TYPES, Config
+from plsc.models.registry import list_backbones
 from plsc.serving.settings import ServeSettings
 from plsc.utils.names import (
     _ELSEWHERE,
@@ -50,7 +51,8 @@ def test_the_nearest_name(name, near):
         ("output output_dir save_dir work_dir", "model_save_dir"),
         ("data_dir dataset data root rec", "dataset_dir"),
         ("network backbone net arch", "model_name"),
-        ("resume pretrained ckpt weights model_dir", "checkpoint_dir"),
+        ("resume ckpt weights model_dir", "checkpoint_dir"),
+        ("pretrain pretrained_model init_weights", "pretrained"),
         ("fp16 amp mixed_precision", "use_fp16"),
         ("workers num_worker num_threads", "num_workers"),
         ("milestones step_boundaries", "lr_steps"),
@@ -73,7 +75,7 @@ def test_a_word_means_what_there_is():
 
 
 def test_every_word_leads_somewhere():
-    known = {*Config.model_fields, *ServeSettings.model_fields, *LOSS_TYPES, "to", "api_key_file"}
+    known = {*Config.model_fields, *ServeSettings.model_fields, *LOSS_TYPES, *list_backbones(), "to", "api_key_file"}
     assert set(_OTHER_WORDS) <= known
     for words in [*_OTHER_WORDS.values(), *_ELSEWHERE]:
         assert words == words.lower() and "_" not in words and "-" not in words
@@ -83,7 +85,7 @@ def test_every_word_leads_somewhere():
 def test_the_hint():
     assert setting_hint("bs", NAMES) == "; did you mean 'train_batch_size'?"
     assert setting_hint("num-clases", NAMES, show="--{}".format) == "; did you mean --num_classes?"
-    assert setting_hint("weight_decay", NAMES).startswith("; a script gives the optimizer")
+    assert setting_hint("beta1", NAMES).startswith("; a script gives an optimizer")
     assert setting_hint("entirely_different", NAMES) == ""
 
 

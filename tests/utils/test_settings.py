@@ -143,9 +143,10 @@ def test_types_as_text():
     assert kinds["image_shape"] == (tuple, "INT,INT,INT")
     assert kinds["lr_steps"] == (tuple, "INT,...")
     assert kinds["bad_images"] == (str, "stop|skip")
-    assert kinds["lr_schedule"] == (str, "step|cosine|poly")
+    assert kinds["lr_schedule"] == (str, "step|cosine|polynomial|one_cycle")
     assert kinds["amp_lists"][0] is dict
-    assert kinds["optimizer"] == (Callable, "CALLABLE")
+    assert kinds["optimizer"] == (str, "TEXT")
+    assert kinds["margin_function"] == (Callable, "CALLABLE")
     assert accepted_values(Limits.model_fields["sizes"].annotation) == "INT,..."
     assert text_of((3, 112, 112)) == "3,112,112"
 

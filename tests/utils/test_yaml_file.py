@@ -118,8 +118,8 @@ def test_a_checkpoint_in_place_of_a_file(tmp_path):
 
 def test_all_faults_of_a_file_are_said_in_the_order_of_its_lines(tmp_path):
     (tmp_path / "run.yaml").write_text(
-        "batch_size: 4\nlearning-rate: 1\ntrain_batch_size: 0\nlr: 1e-1\nlr: 2\nmodel: ResNet50\noptimizer: sgd\n"
-        "train:\n  epochs: 3\nloss_type: arcfase\n[1, 2]: 3\nweight_decay: 1\nimage_shape: 3,32\n"
+        "batch_size: 4\nlearning-rate: 1\ntrain_batch_size: 0\nlr: 1e-1\nlr: 2\nmodel: ResNet50\noptimizer: adan\n"
+        "train:\n  epochs: 3\nloss_type: arcfase\n[1, 2]: 3\nbeta1: 1\nimage_shape: 3,32\n"
     )
     with pytest.raises(ConfigError) as error:
         Config.read_file(tmp_path / "run.yaml")
@@ -129,11 +129,11 @@ def test_all_faults_of_a_file_are_said_in_the_order_of_its_lines(tmp_path):
         "train_batch_size: got 0 (int); expected greater than or equal to 1 (line 3)",
         "lr: given before in line 4; leave one out (line 5)",
         "'model' is a Python object; set it in a script; did you mean 'model_name'? (line 6)",
-        "'optimizer' is a Python object; set it in a script (line 7)",
+        "optimizer: got 'adan' (str); did you mean 'adamw'? accepted: momentum, sgd, adamw, lars, lion (line 7)",
         "there is no setting named 'train'; sections are not known, write settings without indentation (line 8)",
         "loss_type: got 'arcfase' (str); did you mean 'arcface'?",
         "expected 'setting: value', found a sequence in place of the name (line 11)",
-        "there is no setting named 'weight_decay'; a script gives the optimizer",
+        "there is no setting named 'beta1'; a script gives an optimizer",
         "image_shape: got ['3', '32'] (list); expected three numbers, as 3,112,112 (line 13)",
     ]
     lines = str(error.value).splitlines()

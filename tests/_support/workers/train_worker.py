@@ -163,7 +163,8 @@ backbone = MODELS[model]()
 if not hand_in:
     entry.set_model(backbone)
 if "optimizer" in settings:
-    entry.set_optimizer(OPTIMIZERS[settings.pop("optimizer")])
+    given = settings.pop("optimizer")
+    entry.set_optimizer(OPTIMIZERS.get(given, given))  # or a name of the library
 entry.train_dataset = Pixels()
 entry.set_class_num(CLASSES)
 entry.set_emb_size(16)

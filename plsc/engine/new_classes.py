@@ -1,0 +1,174 @@
+"""Centers of classes that the checkpoint to start from does not have: the mean feature of their images, or random.
+
+G images, D embedding, C classes, S classes of this rank.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import paddle
+from numpy.typing import NDArray
+
+from plsc.config import Config
+from plsc.data.records import Records
+from plsc.distributed.agreement import agree
+from plsc.distributed.collectives import Collectives
+from plsc.engine.class_change import ClassMove, rows_of_classes
+from plsc.engine.evaluator import Embedder
+from plsc.errors import DataError, StorageError
+from plsc.inference.embedding import EmbeddingPath, to_unit_length
+from plsc.losses import Head
+from plsc.losses.ops import put_rows
+from plsc.utils.plural import counted
+from plsc.utils.ranges import Range
+
+log = logging.getLogger("plsc")
+
+_CENTERS = "weight"  # the parameter of a head whose rows are class centers
+_BLOCK_NUMBERS = 1 << 23  # float64 numbers of the sums of a block of classes
+_BLOCK_ROWS = 16384
+_BLOCK_IMAGES = 4096  # images that are embedded before they are added to the sums
+
+
+def initial_rows(head: Head, move: ClassMove) -> dict[str, NDArray[Any]]:
+    """The rows of new classes in the parameters of a head that was just made, by parameter; for `restore_rows`."""
+    new = _own(head.classes, move)
+    if not new.size:
+        return {}
+    rows = paddle.to_tensor(new)
+    return {name: paddle.index_select(parameter.detach(), rows).numpy() for name, parameter in head.parameters.items()}
+
+
+def restore_rows(head: Head, move: ClassMove, rows: dict[str, NDArray[Any]]) -> None:
+    """Set the rows of new classes to what `initial_rows` returned: loading a head may have set them to 0."""
+    for name, values in rows.items():
+        _put(head.parameters[name], _own(head.classes, move), values)
+
+
+def _own(classes: Range, move: ClassMove) -> NDArray[np.int64]:
+    """The rows of new classes among those of this rank."""
+    return np.flatnonzero(rows_of_classes(move.rows[classes.start : classes.stop]) < 0)
+
+
+def _put(parameter: paddle.Tensor, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
+    if rows.size:
+        put_rows(parameter.detach(), paddle.to_tensor(rows), values=paddle.to_tensor(values, dtype=parameter.dtype))
+
+
+def begin_new_classes(
+    head: Head,
+    backbone: paddle.nn.Layer,
+    move: ClassMove,
+    *,
+    records: Records | None,
+    config: Config,
+    collectives: Collectives,
+) -> str:
+    """Set the centers of new classes as `config.new_classes` says, after the head was loaded. Every rank must call it.
+
+    A center becomes the mean of the unit features of the class, as long as the centers that are kept are on average, or
+    as those of a new head where none is kept. Classes without an image keep their random center.
+
+    Returns:
+        Where they begin, in words.
+
+    Raises:
+        DataError: an image of a new class cannot be read, unless `bad_images` is 'skip'; the same on all ranks.
+    """
+    if config.new_classes == "random" or not move.new.size:
+        return "random centers"
+    centers = head.parameters.get(_CENTERS)
+    if records is None:
+        return "random centers: the mean feature needs training data that is a source of records"
+    if centers is None or len(centers.shape) != 2:  # several centers of a class must differ
+        return "random centers: the head has not one center for each class"
+    length = _mean_length(centers, head.classes, move, collectives)
+    found = images = 0
+    embedder = Embedder(backbone, _path(config), emb_dim=config.emb_dim, batch_size=config.test_batch_size)
+    labels = agree(lambda: records.labels, collectives, error=DataError)
+    for classes, sums, counts in _sums_of_classes(embedder, records, labels, move.new, config, collectives):
+        lengths = np.linalg.norm(sums, axis=1)
+        has_mean = lengths > 0
+        found, images = found + int(has_mean.sum()), images + int(counts.sum())
+        own = has_mean & (classes >= head.classes.start) & (classes < head.classes.stop)
+        values = sums[own] / lengths[own, None] * length
+        _put(centers, classes[own] - head.classes.start, values)
+    rest = len(move.new) - found
+    begin = f"mean feature of {counted(images, 'image')}"
+    return begin if not rest else f"{begin}; {rest} without an image: random centers"
+
+
+def _path(config: Config) -> EmbeddingPath:
+    return EmbeddingPath(
+        image_shape=config.image_shape, flip=config.flip, pixel_mean=config.pixel_mean, pixel_std=config.pixel_std
+    )
+
+
+def _mean_length(centers: paddle.Tensor, classes: Range, move: ClassMove, collectives: Collectives) -> float:
+    """Of the centers that are kept, on all ranks; of all where none is."""
+    rows = rows_of_classes(move.rows[classes.start : classes.stop])
+    counted_rows, total = (rows >= 0 if move.num_kept else np.ones(len(rows), np.bool_)), 0.0
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        values = centers.detach()[start : start + _BLOCK_ROWS].numpy().astype(np.float64)
+        total += float(np.linalg.norm(values, axis=1)[counted_rows[block]].sum())
+    sums = zip(*collectives.gather_objects((total, int(counted_rows.sum()))))
+    length, count = (sum(values) for values in sums)
+    return float(length / max(count, 1))
+
+
+def _sums_of_classes(
+    embedder: Embedder,
+    records: Records,
+    labels: NDArray[np.int64],
+    new: NDArray[np.int64],
+    config: Config,
+    collectives: Collectives,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]]:
+    """(classes [b], the sums of their unit features [b, D], their numbers of images [b]) for all new classes."""
+    topology = collectives.topology
+    size = max(1, _BLOCK_NUMBERS // config.emb_dim)
+    for start in range(0, len(new), size):
+        classes = new[start : start + size]
+        places = np.searchsorted(classes, labels)
+        chosen = np.flatnonzero(classes[np.minimum(places, len(classes) - 1)] == labels)
+        own = chosen[topology.rank :: topology.world_size]
+        # One more column counts the images.
+        sums = np.zeros([len(classes), config.emb_dim + 1])
+
+        def add(own: NDArray[np.int64] = own, sums: NDArray[np.float64] = sums, places: Any = places) -> None:
+            for first in range(0, len(own), _BLOCK_IMAGES):
+                read: list[int] = []
+                some = own[first : first + _BLOCK_IMAGES]
+                features = to_unit_length(embedder(_images(records, some, config, read), first=first))
+                columns = np.concatenate([features, np.ones([len(read), 1])], axis=1, dtype=np.float64)
+                np.add.at(sums, places[np.array(read, np.int64)], columns)
+
+        agree(add, collectives, error=DataError, prefix="the images of new classes: ")
+        if topology.world_size > 1:
+            sums = collectives.all_reduce_sum(paddle.to_tensor(sums)).numpy()
+        yield classes, sums[:, :-1], np.rint(sums[:, -1]).astype(np.int64)
+
+
+def _images(
+    records: Records, indices: NDArray[np.int64], config: Config, read: list[int]
+) -> Iterator[NDArray[np.float32]]:
+    """Normalized images [3, H, W]; the index of each is added to `read`."""
+    path = _path(config)
+    for index in indices.tolist():
+        try:
+            image = path.normalize(path.prepare(records[index].image))
+        except StorageError:
+            raise
+        except DataError as error:
+            text = f"{records.describe(index)}: {error}"
+            if config.bad_images == "stop":
+                raise DataError(text) from None
+            log.warning("skipped an unreadable image: %s", text)
+            continue
+        read.append(index)
+        yield image

@@ -1,0 +1,147 @@
+"""Checkpoints with classes dropped, merged and renamed."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from plsc import CheckpointError
+from plsc.checkpoint import Checkpoint, Part, save_checkpoint
+from plsc.cli.main import main
+from plsc.distributed.collectives import Collectives
+from plsc.engine.about import About
+from plsc.engine.class_change import read_classes
+from plsc.engine.class_edit import edit_classes
+from plsc.engine.trainer import Trainer
+from tests._support.manifests import edit_manifest
+from tests._support.workers.classes_worker import make_entry
+
+NAMES = ["a", "b, the second", "c", "d", "e"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source") / "output"
+    make_entry({"names": NAMES, "model_save_dir": str(folder), "train_epochs": 1, "train_batch_size": 5}).train()
+    return folder
+
+
+def test_rows_are_kept_merged_and_left_out_and_names_follow(source, tmp_path):
+    """Every tensor with a row per class against the mean made by hand; all others as they were."""
+    found = edit_classes(source, tmp_path / "edited", drop=["c"], merge=[["a", "e"]], rename={"d": "new d"})
+    assert (found.before, found.after, found.dropped, found.merged, found.renamed) == (5, 3, 1, 1, 1)
+    before, after = Checkpoint(source), Checkpoint(tmp_path / "edited")
+    after.verify()
+    per_class = [name for name in before.names("head.") if before.shape(name)[:1] == [5]]
+    assert len(per_class) == 2
+    for name in before.names(""):
+        old = before.read(name)
+        if name in per_class:
+            expected = [(old[0].astype(np.float64) + old[4]) / 2, old[1], old[3]]
+            np.testing.assert_allclose(after.read(name), expected, rtol=1e-6)
+            np.testing.assert_array_equal(after.read(name)[1:], old[[1, 3]])
+        elif not name.startswith("classes."):
+            np.testing.assert_array_equal(after.read(name), old)
+    about = About.of(after)
+    assert list(read_classes(after, about.classes).table) == ["a", "b, the second", "new d"]
+    assert about.settings.num_classes == 3 and about.step == About.of(before).step
+    assert Checkpoint(source).read("head.weight").shape == (5, 16), "the source stays"
+
+
+def test_a_run_on_the_cleaned_data_goes_on_from_it(source, tmp_path):
+    edit_classes(source, tmp_path / "edited", drop=["c"], merge=[["a", "e"]], rename={"d": "new d"})
+    settings = {"checkpoint_dir": str(tmp_path / "edited"), "model_save_dir": str(tmp_path / "on"), "train_epochs": 2}
+    entry = make_entry({"names": ["a", "b, the second", "new d"], "train_batch_size": 5, **settings})
+    trainer = Trainer(entry.config)
+    assert trainer.epoch == 1
+    np.testing.assert_array_equal(
+        trainer.head.parameters["weight"].numpy(), Checkpoint(tmp_path / "edited").read("head.weight")
+    )
+    trainer.train()
+    with pytest.raises(CheckpointError, match="class 2 was 'new d' and is 'd' now"):
+        Trainer(make_entry({"names": ["a", "b, the second", "d"], **settings}).config)
+
+
+@pytest.mark.parametrize("ranks, width", [(1, 1), (3, 1), (2, 3)])
+def test_shards_and_several_rows_a_class(ranks, width, tmp_path, source):
+    """A checkpoint of several ranks, with K rows a class, in blocks of a few rows."""
+    rows = np.arange(10 * width * 4, dtype=np.float32).reshape(10 * width, 4)
+    bounds = np.linspace(0, 10, ranks + 1).astype(int) * width
+    about = {**Checkpoint(source).about, "classes": None}
+    about["settings"] = {**about["settings"], "num_classes": 10}
+    parts = [
+        Part("head.weight", rows[start:stop], offset=int(start), rows=len(rows))
+        for start, stop in zip(bounds[:-1], bounds[1:])
+    ]
+    save_checkpoint(tmp_path / "in", "0", parts=parts, about=about, collectives=Collectives())
+    edit_classes(tmp_path / "in", tmp_path / "out", drop=["0", "7"], merge=[["3", "9", "1"], ["4", "5"]])
+    grouped = rows.reshape(10, width, 4)
+    expected = [grouped[2], grouped[[3, 9, 1]].mean(axis=0), grouped[[4, 5]].mean(axis=0), grouped[6], grouped[8]]
+    found = Checkpoint(tmp_path / "out")
+    np.testing.assert_allclose(found.read("head.weight").reshape(-1, width, 4), expected)
+    assert len(found.parts("head.weight")) == ranks
+
+
+@pytest.mark.parametrize(
+    "edits, words",
+    [
+        ({"drop": ["f"]}, "class 'f': no class has that name; .*it has 5 classes"),
+        ({"drop": ["c", "c"]}, "class 'c' is to be dropped, and was dropped before"),
+        ({"drop": ["c"], "merge": [["a", "c"]]}, "class 'c' is to be merged, and was dropped before"),
+        ({"drop": ["a"], "merge": [["a", "c"]]}, "others are to be merged into class 'a', which is dropped itself"),
+        ({"merge": [["a"]]}, r"got the group \['a'\] to merge, expected two classes or more"),
+        ({"rename": {"a": "c"}}, "two classes would have the name 'c'"),
+        ({"drop": ["c"], "rename": {"c": "x"}}, "class 'c', which is dropped itself"),
+        ({"drop": NAMES}, "no class would be left of 5 classes"),
+    ],
+)
+def test_what_contradicts_is_named_and_nothing_written(edits, words, source, tmp_path):
+    with pytest.raises(CheckpointError, match=words):
+        edit_classes(source, tmp_path / "edited", **edits)
+    assert not (tmp_path / "edited").exists()
+
+
+def test_names_may_be_exchanged(source, tmp_path):
+    edit_classes(source, tmp_path / "edited", rename={"a": "c", "c": "a"})
+    after = Checkpoint(tmp_path / "edited")
+    assert list(read_classes(after, About.of(after).classes).table) == ["c", "b, the second", "a", "d", "e"]
+
+
+def test_an_existing_folder_is_never_overwritten(source, tmp_path):
+    with pytest.raises(CheckpointError, match="exists and is never overwritten"):
+        edit_classes(source, tmp_path, drop=["c"])
+
+
+def test_the_command_reads_lists_and_says_what_it_did(source, tmp_path, monkeypatch, capfd):
+    (tmp_path / "drop.txt").write_text("c\n\nb, the second\n")
+    (tmp_path / "merge.txt").write_text("a\te\n")
+    (tmp_path / "rename.txt").write_text("d,new d\n")
+
+    def run(*arguments, status=0):
+        monkeypatch.setattr(sys, "argv", ["plsc", "checkpoint", "classes", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        assert (end.value.code or 0) == status, out + err
+        return out if status == 0 else err
+
+    files = [f"--{name}={tmp_path / name}.txt" for name in ("drop", "merge", "rename")]
+    assert "2 classes of 5; 2 dropped, 1 merged into others, 1 renamed" in run(source, "--to", tmp_path / "one", *files)
+    found = json.loads(run(source, "--to", tmp_path / "two", files[0], "--json"))
+    assert (found["after"], found["dropped"]) == (3, 2)
+    assert "nothing is to be done; expected --drop" in run(source, "--to", tmp_path / "three", status=1)
+    (tmp_path / "merge.txt").write_text("a\n")
+    message = run(source, "--to", tmp_path / "three", files[1], status=1)
+    assert "merge.txt, line 1: got 'a', expected two class names or more" in message
+
+
+def test_classes_known_by_labels_lose_their_identity_with_a_word(source, tmp_path, caplog):
+    import shutil
+
+    shutil.copytree(source, tmp_path / "in")
+    edit_manifest(Checkpoint(tmp_path / "in").path, lambda content: content["about"].pop("classes"))
+    edit_classes(tmp_path / "in", tmp_path / "out", drop=["2"])
+    assert About.of(Checkpoint(tmp_path / "out")).classes is None
