@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from plsc.distributed.topology import Topology
     from plsc.engine.observers import Observer
+    from plsc.engine.subcenters import SubcentersDropped
 
     # For type checkers every setting is an attribute, and no other name is.
     _Attributes = Config
@@ -798,6 +799,31 @@ class Entry(_Attributes):
         return export_checkpoint(
             self._placed, topology, directory=directory, formats=formats, bake=bake, bgr=bgr, classifier=classifier
         )
+
+    def drop_subcenters(
+        self, directory: str | Path, *, angle: float = 75.0, csv: str | Path | None = None
+    ) -> SubcentersDropped:
+        """Make of the checkpoint, trained with `set_subcenters`, one with the dominant center of each class alone.
+
+        That is the center that most of the class's training images are nearest to. A run with one center per class goes
+        on from it. Settings of the data that are not set are those of the checkpoint. See docs/losses.md.
+
+        Args:
+            directory: the folder to write; it must not exist.
+            angle: in degrees, 0 to 180: images at a larger angle from their dominant center are counted and listed.
+            csv: a file to write with a row for each such image: its path or what describes it, class, angle, number of
+                the nearest sub-center and of the dominant one. It must not exist.
+
+        Returns:
+            How many classes, images, images above the angle and dropped centers there are.
+
+        Raises:
+            CheckpointError: the checkpoint has one center per class, or is of other classes than the data.
+        """
+        topology = self._start()
+        from plsc.engine.subcenters import drop_subcenters
+
+        return drop_subcenters(self._placed, topology, target=directory, angle=angle, csv=csv)
 
     @property
     def _placed(self) -> Config:

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from plsc.cli.command import Command
+from plsc.cli.settings import SettingsCommand, make_entry, with_settings
+from plsc.config import Config
 from plsc.errors import CheckpointError, ConfigError
 from plsc.utils.json_text import to_json
 from plsc.utils.lazy import require_paddle
@@ -245,6 +247,54 @@ def classes(
         f"wrote {found.path}: {counted(found.after, 'class')} of {found.before}; {found.dropped} dropped, "
         f"{found.merged} merged into others, {found.renamed} renamed"
     )
+
+
+class SubcentersCommand(SettingsCommand, CheckpointCommand):
+    """A command on a local checkpoint with the flags of settings."""
+
+
+@app.command(cls=SubcentersCommand)
+@with_settings(Config, without=("checkpoint_dir", "model_save_dir", "subcenters"))
+def subcenters(
+    settings: dict[str, Any],
+    source: Source,
+    to: Annotated[Path, typer.Option("--to", help="Folder to write; it must not exist yet.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="The training data, as --dataset-dir. Default: where the checkpoint's training had it."),
+    ] = None,
+    angle: Annotated[
+        float, typer.Option(help="Degrees: images farther than that from the dominant center of their class count.")
+    ] = 75.0,
+    csv: Annotated[
+        Path | None, typer.Option(help="File to write: a row for each image above --angle. It must not exist yet.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make of a checkpoint with several centers per class one with the dominant center of each, and list odd images.
+
+    The dominant center is the one that most training images of the class are nearest to. Settings of the network and
+    the data come from the checkpoint unless they are given. Settings of the training have no effect.
+    """
+    if data is not None and "dataset_dir" in settings:
+        raise ConfigError("--data and --dataset-dir (or dataset_dir in the file) name the same; expected one of them")
+    if data is not None:
+        settings["dataset_dir"] = data
+    found = make_entry({**settings, "checkpoint_dir": str(source)}).drop_subcenters(to, angle=angle, csv=csv)
+    if as_json:
+        print(to_json(vars(found), indent=1))
+        return
+    listed = "" if found.csv is None else f"  listed in {found.csv}"
+    rest = f"  {found.without_images} without an image: sub-center 0" if found.without_images else ""
+    skipped = f"  {found.skipped} more cannot be read" if found.skipped else ""
+    print(f"wrote {found.path}")
+    for name, count, what in (
+        ("classes", found.classes, rest),
+        ("images", found.images, skipped),
+        (f"images above {found.angle:g} degrees", found.above, listed),
+        ("sub-centers dropped", found.dropped, ""),
+    ):
+        print(f"{name:28} {count:>12,}{what}")
 
 
 @app.command(cls=CheckpointCommand)

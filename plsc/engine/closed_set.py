@@ -5,10 +5,8 @@ n images, D embedding, C classes.
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
-import io
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -34,6 +32,7 @@ from plsc.inference.embedding import Embeddings
 from plsc.losses.centers import Centers, top_classes
 from plsc.metrics.closed_set import TOP, ClosedSetReport
 from plsc.utils.atomic import write_file
+from plsc.utils.csv_rows import csv_bytes
 from plsc.utils.hints import setter
 from plsc.utils.plural import counted
 from plsc.utils.seeding import derive_seed, kept_global_generators, seed_global_generators
@@ -282,8 +281,6 @@ def write_tables(folder: Path, report: ClosedSetReport, names: ClassNames) -> No
         folder.mkdir(parents=True, exist_ok=True)
         for name, rows in (("classes.csv", classes), ("confusions.csv", confusions)):
             with write_file(folder / name) as file:
-                text = io.StringIO(newline="")
-                csv.writer(text, lineterminator="\n").writerows(rows)
-                file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+                file.write(csv_bytes(rows))
     except OSError as error:
         raise ConfigError(f"{folder}: the tables cannot be written: {error.strerror or error}") from None

@@ -18,9 +18,8 @@ from plsc.data.records import Records
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.engine.class_change import ClassMove, rows_of_classes
-from plsc.engine.evaluator import Embedder
-from plsc.errors import DataError, StorageError
-from plsc.inference.embedding import EmbeddingPath, to_unit_length
+from plsc.engine.class_features import ClassFeatures, class_blocks
+from plsc.errors import DataError
 from plsc.losses import Head
 from plsc.losses.ops import put_rows
 from plsc.utils.plural import counted
@@ -31,7 +30,6 @@ log = logging.getLogger("plsc")
 _CENTERS = "weight"  # the parameter of a head whose rows are class centers
 _BLOCK_NUMBERS = 1 << 23  # float64 numbers of the sums of a block of classes
 _BLOCK_ROWS = 16384
-_BLOCK_IMAGES = 4096  # images that are embedded before they are added to the sums
 
 
 def initial_rows(head: Head, move: ClassMove) -> dict[str, NDArray[Any]]:
@@ -88,9 +86,9 @@ def begin_new_classes(
         return "random centers: the head has not one center for each class"
     length = _mean_length(centers, head.classes, move, collectives)
     found = images = 0
-    embedder = Embedder(backbone, _path(config), emb_dim=config.emb_dim, batch_size=config.test_batch_size)
+    features = ClassFeatures(backbone, records, config)
     labels = agree(lambda: records.labels, collectives, error=DataError)
-    for classes, sums, counts in _sums_of_classes(embedder, records, labels, move.new, config, collectives):
+    for classes, sums, counts in _sums_of_classes(features, labels, move.new, config.emb_dim, collectives):
         lengths = np.linalg.norm(sums, axis=1)
         has_mean = lengths > 0
         found, images = found + int(has_mean.sum()), images + int(counts.sum())
@@ -100,12 +98,6 @@ def begin_new_classes(
     rest = len(move.new) - found
     begin = f"mean feature of {counted(images, 'image')}"
     return begin if not rest else f"{begin}; {rest} without an image: random centers"
-
-
-def _path(config: Config) -> EmbeddingPath:
-    return EmbeddingPath(
-        image_shape=config.image_shape, flip=config.flip, pixel_mean=config.pixel_mean, pixel_std=config.pixel_std
-    )
 
 
 def _mean_length(centers: paddle.Tensor, classes: Range, move: ClassMove, collectives: Collectives) -> float:
@@ -122,53 +114,29 @@ def _mean_length(centers: paddle.Tensor, classes: Range, move: ClassMove, collec
 
 
 def _sums_of_classes(
-    embedder: Embedder,
-    records: Records,
+    features: ClassFeatures,
     labels: NDArray[np.int64],
     new: NDArray[np.int64],
-    config: Config,
+    emb_dim: int,
     collectives: Collectives,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]]:
     """(classes [b], the sums of their unit features [b, D], their numbers of images [b]) for all new classes."""
     topology = collectives.topology
-    size = max(1, _BLOCK_NUMBERS // config.emb_dim)
-    for start in range(0, len(new), size):
-        classes = new[start : start + size]
-        places = np.searchsorted(classes, labels)
-        chosen = np.flatnonzero(classes[np.minimum(places, len(classes) - 1)] == labels)
-        own = chosen[topology.rank :: topology.world_size]
+    for block in class_blocks(labels, new, most_classes=max(1, _BLOCK_NUMBERS // emb_dim)):
+        own = slice(topology.rank, None, topology.world_size)
         # One more column counts the images.
-        sums = np.zeros([len(classes), config.emb_dim + 1])
+        sums = np.zeros([len(block.classes), emb_dim + 1])
 
-        def add(own: NDArray[np.int64] = own, sums: NDArray[np.float64] = sums, places: Any = places) -> None:
-            for first in range(0, len(own), _BLOCK_IMAGES):
-                read: list[int] = []
-                some = own[first : first + _BLOCK_IMAGES]
-                features = to_unit_length(embedder(_images(records, some, config, read), first=first))
-                columns = np.concatenate([features, np.ones([len(read), 1])], axis=1, dtype=np.float64)
-                np.add.at(sums, places[np.array(read, np.int64)], columns)
+        def add(
+            images: NDArray[np.int64] = block.images[own],
+            places: NDArray[np.int64] = block.places[own],
+            sums: NDArray[np.float64] = sums,
+        ) -> None:
+            for read, units in features(images):
+                columns = np.concatenate([units, np.ones([len(read), 1])], axis=1, dtype=np.float64)
+                np.add.at(sums, places[read], columns)
 
         agree(add, collectives, error=DataError, prefix="the images of new classes: ")
         if topology.world_size > 1:
             sums = collectives.all_reduce_sum(paddle.to_tensor(sums)).numpy()
-        yield classes, sums[:, :-1], np.rint(sums[:, -1]).astype(np.int64)
-
-
-def _images(
-    records: Records, indices: NDArray[np.int64], config: Config, read: list[int]
-) -> Iterator[NDArray[np.float32]]:
-    """Normalized images [3, H, W]; the index of each is added to `read`."""
-    path = _path(config)
-    for index in indices.tolist():
-        try:
-            image = path.normalize(path.prepare(records[index].image))
-        except StorageError:
-            raise
-        except DataError as error:
-            text = f"{records.describe(index)}: {error}"
-            if config.bad_images == "stop":
-                raise DataError(text) from None
-            log.warning("skipped an unreadable image: %s", text)
-            continue
-        read.append(index)
-        yield image
+        yield block.classes, sums[:, :-1], np.rint(sums[:, -1]).astype(np.int64)

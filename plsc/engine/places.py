@@ -82,6 +82,18 @@ def places_of_use(config: Config, *, sets: bool = False) -> Config:
     return config.model_copy(update=local)
 
 
+def place_of_training_data(config: Config) -> Config:
+    """The settings with a local path to the training data, which is copied to the cache; nothing else is copied.
+
+    Raises:
+        DataError: it does not exist.
+        StorageError: a remote folder cannot be read, or does not fit into the cache.
+    """
+    if config.train_dataset is not None or not is_remote(config.dataset_dir):
+        return config
+    return config.model_copy(update={"dataset_dir": str(fetch_data(config.dataset_dir, cache_of(config)))})
+
+
 def export_place(url: str, config: Config, *, manifest: str, write: Callable[[Path], Any]) -> None:
     """Let `write` write a local folder, and upload it to a remote one, the manifest last.
 
