@@ -28,7 +28,6 @@ BASE = {"loss_type": "dist_arcface"}
 
 def variants() -> dict[str, dict[str, Any]]:
     """Settings by the name of what is measured."""
-    from plsc.config import Config
     from plsc.loss_types import LOSSES
 
     margins = {"combined": {"margin1": 0.9, "margin2": 0.4, "margin3": 0.15}}
@@ -36,10 +35,8 @@ def variants() -> dict[str, dict[str, Any]]:
     found["margin warm-up"] = {**BASE, "margin_warmup": 1000}
     found["label smoothing"] = {**BASE, "label_smoothing": 0.1}
     found["class weights"] = {**BASE, "class_weights": True}
-    if "interclass_filter" in Config.model_fields:
-        found["inter-class filter"] = {**BASE, "interclass_filter": 0.4}
-    if "subcenters" in Config.model_fields:
-        found |= {f"sub-centers K {k}": {**BASE, "subcenters": k} for k in (2, 3)}
+    found["inter-class filter"] = {**BASE, "interclass_filter": 0.4}
+    found |= {f"sub-centers K {k}": {**BASE, "subcenters": k} for k in (2, 3)}
     found["arcface again"] = BASE  # what the measurement itself is worth
     found["arcface s 80"] = {**BASE, "scale": 80.0}
     return found

@@ -82,8 +82,10 @@ def begin_new_classes(
     if config.new_classes == "random" or not move.new.size:
         return "random centers"
     centers = head.parameters.get(_CENTERS)
-    if records is None or centers is None or len(centers.shape) != 2:
+    if records is None:
         return "random centers: the mean feature needs training data that is a source of records"
+    if centers is None or len(centers.shape) != 2:  # several centers of a class must differ
+        return "random centers: the head has not one center for each class"
     length = _mean_length(centers, head.classes, move, collectives)
     found = images = 0
     embedder = Embedder(backbone, _path(config), emb_dim=config.emb_dim, batch_size=config.test_batch_size)

@@ -267,8 +267,8 @@ def flat_rows(tensor: paddle.Tensor) -> paddle.Tensor:
     if tensor.ndim != 3:
         return tensor
     classes, group, width = tensor.shape
-    # Paddle views no tensor without elements.
-    return tensor.view([classes * group, width]) if classes else paddle.zeros([0, width], tensor.dtype)
+    # Paddle reshapes no tensor without elements; others keep their memory.
+    return tensor.reshape([classes * group, width]) if classes else paddle.zeros([0, width], tensor.dtype)
 
 
 def split_rows(rows: paddle.Tensor, *, sizes: list[int]) -> Sequence[paddle.Tensor]:

@@ -261,11 +261,12 @@ class Exponentials:
         best, others = greatest(r, scale=self.rows.inverse[k], group=self.shard.subcenters)
         masks = negatives._replace(subcenters=1).dropped(best)
         value, slope = negatives.values(best, self._target)
-        first = slice(None, None, self.shard.subcenters)
         scale, offset = self.rows.scale[k] / self.rows.inverse[k], self.rows.offset[k]
         if self._has_norms_in_offset:
             offset = offset - paddle.log(self.rows.inverse[k])
-        exponents = scale_rows(value, scale=scale[first], offset=offset[first])
+        # Both are the same for all rows now.
+        scale, offset = (terms.reshape([-1, self.shard.subcenters])[:, 0] for terms in (scale, offset))
+        exponents = scale_rows(value, scale=scale, offset=offset)
         if negatives.margin is not None:
             self.index.exclude_(k, exponents, by_class=True)
         return Exponents(drop_all_(exponents, masks), slope, others)

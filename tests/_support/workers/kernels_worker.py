@@ -27,6 +27,14 @@ RUNS = [
     {"loss_type": "dist_elasticface_arc_plus"},
     {"loss_type": "dist_dynamic_margin"},
     {"loss_type": "dist_softmax", "label_smoothing": 0.1},
+    {"loss_type": "dist_curricularface", "subcenters": 2, "interclass_filter": 0.3, "use_fp16": True},
+    {"loss_type": "dist_curricularface", "calc_acc": True, "subcenters": 3, "sample_ratio": 0.5},
+    {"loss_type": "dist_sphereface2", "use_fp16": True, "loss_options": {"t": 2.5}},
+    {"loss_type": "dist_uniface", "subcenters": 2, "interclass_filter": 0.3, "calc_acc": True},
+    {
+        **{"loss_type": "uniface", "subcenters": 2, "interclass_filter": 0.3, "calc_acc": True},
+        **{"optimizer": lambda **named: paddle.optimizer.Adam(**named)},
+    },
     {"loss_type": "softmax", "optimizer": lambda **named: paddle.optimizer.Adam(**named)},
 ]
 
