@@ -106,12 +106,8 @@ class Classifier:
         self._centers, self._bias = arrays[CENTERS], arrays.get(BIAS)
         self.names = ClassNames(StringTable.from_arrays(arrays[TEXT], arrays[ENDS]) if card.names else None)
         self._index: QuantizedIndex | None = None
-        if (
-            card.classes >= faiss_from
-            and card.is_cosine
-            and card.subcenters == 1
-            and importlib.util.find_spec("faiss") is not None
-        ):
+        is_plain = card.is_cosine and card.subcenters == 1
+        if card.classes >= faiss_from and is_plain and importlib.util.find_spec("faiss") is not None:
             self._index = QuantizedIndex(emb_dim)
             for start in range(0, card.classes, _SCORES // emb_dim):
                 self._index.add(np.ascontiguousarray(self._centers[start : start + _SCORES // emb_dim]))
@@ -169,7 +165,7 @@ class Classifier:
         return sums
 
     def _chunks(self, images: int) -> Iterator[tuple[int, Embeddings]]:
-        size = max(_LEAST_CHUNK, _SCORES // max(1, images)) // self.card.subcenters
+        size = max(1, max(_LEAST_CHUNK, _SCORES // max(1, images)) // self.card.subcenters)
         return ((start, self._centers[start : start + size]) for start in range(0, self.card.classes, size))
 
     def _name(self, number: int) -> str:

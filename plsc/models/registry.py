@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -26,6 +27,7 @@ log = logging.getLogger("plsc")
 Factory = Callable[..., "nn.Layer"]
 F = TypeVar("F", bound=Factory)
 
+_NUMBER = re.compile(r"([0-9]+)")
 # Name -> the class or function that creates it, or 'package.module:Class'.
 _BACKBONES: dict[str, Factory | str] = {}
 # Module whose functions are no backbones -> (module, function), which makes one of the name of a function.
@@ -83,8 +85,10 @@ def register_backbone(name: str | F, factory: F | str | None = None) -> Any:
 
 
 def list_backbones() -> list[str]:
-    """The names that `create_backbone` knows, in alphabetical order."""
-    return sorted(_BACKBONES)
+    """The names that `create_backbone` knows, in alphabetical order, numbers by their value."""
+    return sorted(
+        _BACKBONES, key=lambda name: [int(part) if i % 2 else part for i, part in enumerate(_NUMBER.split(name))]
+    )
 
 
 def create_backbone(name: str, *, emb_dim: int = 512, image_shape: Sequence[int] = (3, 112, 112)) -> nn.Layer:

@@ -94,9 +94,12 @@ def raw_features(entry, files):
     return (outputs[0] + outputs[1]) / 2
 
 
-@pytest.mark.parametrize("loss", ["dist_arcface", "softmax", "dist_softmax", "cosface"])
+@pytest.mark.parametrize("loss", ["dist_arcface", "softmax", "dist_softmax", "cosface", "sub-centers"])
 def test_training_and_test_give_the_figures_of_slow_loops(made, folders, tmp_path, loss):
-    made.set_loss_type(loss)
+    if loss == "sub-centers":
+        made.set_subcenters(2)
+    else:
+        made.set_loss_type(loss)
     made.set_val_dataset(folders[1])
     made.set_keep_best("val.top1")
     made.set_train_epochs(2)

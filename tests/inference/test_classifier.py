@@ -136,7 +136,13 @@ def test_the_file_is_one_that_others_read(exported):
     assert tensors["names.text"].tobytes().decode() == "".join(NAMES)
     card = json.loads((folder / ABOUT_FILE).read_text())
     assert CLASSIFIER_FILE in card["files"]
-    assert {**card["classifier"], "names": 0} == {"classes": 8, "score": "cosine", "scale": 16.0, "names": 0}
+    assert {**card["classifier"], "names": 0} == {
+        "classes": 8,
+        "score": "cosine",
+        "scale": 16.0,
+        "subcenters": 1,
+        "names": 0,
+    }
 
 
 def test_a_second_export_without_a_classifier_removes_it(tmp_path):
@@ -229,6 +235,17 @@ def test_chunks_of_classes(tmp_path, monkeypatch, has_bias):
         monkeypatch.setattr(module, "_SCORES", 1)
         found = Classifier(card.directory, card.classifier, emb_dim=EMB_DIM).classify(features[:6], 5)
         assert_close(found, expected, 5)
+
+
+@pytest.mark.parametrize("least", [4, 1024])
+def test_of_sub_centers_the_nearest_counts(tmp_path, monkeypatch, least):
+    monkeypatch.setattr(module, "_LEAST_CHUNK", least)
+    monkeypatch.setattr(module, "_SCORES", 1)
+    weight = make_centers(24).reshape(8, 3, EMB_DIM)
+    made, _ = make_classifier(tmp_path / "m", weight, names=NAMES)
+    assert read_model_card(tmp_path / "m").classifier.subcenters == 3
+    expected = expected_rows(features_of(made), weight, scale=16.0)
+    assert_close(load_inference_model(tmp_path / "m").classify(IMAGES, 8), expected, 8)
 
 
 def test_through_faiss(tmp_path, monkeypatch):

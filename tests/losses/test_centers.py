@@ -70,6 +70,17 @@ def test_small_chunks(rows, monkeypatch):
     assert rank_on(2, features, weight, bias, is_cosine=False) == [expected] * 2
 
 
+@pytest.mark.parametrize("has_ties", [False, True])
+@pytest.mark.parametrize("classes", [3, 20])
+def test_of_sub_centers_the_nearest_counts(classes, has_ties, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK_ROWS", {"cpu": 12, "gpu": 12})
+    features, weight, _ = problem(classes * 3, 6, has_ties=has_ties)
+    weight = weight.reshape(classes, 3, -1)
+    expected = slow_ranking(features, weight, is_cosine=True, count=5)
+    for ranks in (1, 2, 4):
+        assert rank_on(ranks, features, weight, None, is_cosine=True) == [expected] * ranks
+
+
 def test_scores_that_float32_cannot_tell_apart():
     """Centers that differ in the last digit: a product of matrices in float32 orders them at random."""
     rng = np.random.default_rng(0)
