@@ -120,10 +120,11 @@ def find_changes(about: About, config: Config, *, network: str) -> dict[str, tup
     else:
         before["loss_type"], now["loss_type"] = about.settings.loss_type, config.loss_type
         del now["loss_options"]
-    before.update((name, settings.get(name)) for name in DECIDING_SETTINGS)
-    now.update((name, given[name]) for name in DECIDING_SETTINGS)
     before["network"], now["network"] = about.network, network
-    if before["lr_schedule"] == "poly":  # its name before polynomial
+    before = {name: value for name, value in before.items() if value is not None}  # an older checkpoint lacks some
+    before.update((name, settings[name]) for name in DECIDING_SETTINGS if name in settings)
+    now.update((name, given[name]) for name in DECIDING_SETTINGS)
+    if before.get("lr_schedule") == "poly":  # its name before polynomial
         before["lr_schedule"] = "polynomial"
     if config.lr_schedule in ("cosine", "polynomial", "one_cycle"):
         before["end"], now["end"] = _end_of(settings), _end_of(given)
@@ -131,8 +132,7 @@ def find_changes(about: About, config: Config, *, network: str) -> dict[str, tup
     if before.get("optimizer") == "None":  # the default before it had a name
         before["optimizer"] = "momentum"
     now.update(saved_objects(config))
-    # None: an older checkpoint does not say it.
-    return {name: (before[name], value) for name, value in now.items() if before.get(name) not in (None, value)}
+    return {name: (before[name], value) for name, value in now.items() if name in before and before[name] != value}
 
 
 def warn_of_other_steps(about: About, config: Config, *, path: Path, network: str, global_batch: int) -> None:

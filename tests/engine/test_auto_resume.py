@@ -226,6 +226,12 @@ CHANGES = {
     "margin3": (0.1, "margins was (1.0, 0.5, 0.0) and is (1.0, 0.5, 0.1)"),
     "scale": (32.0, "scale was 16.0 and is 32.0"),
     "sample_ratio": (0.5, "sample_ratio was 1.0 and is 0.5"),
+    "subcenters": (3, "subcenters was 1 and is 3"),
+    "interclass_filter": (0.4, "interclass_filter was None and is 0.4"),
+    "margin_warmup": (9, "margin_warmup was 0 and is 9"),
+    "label_smoothing": (0.1, "label_smoothing was 0.0 and is 0.1"),
+    "class_weights": ([1, 1, 1, 1, 1, 2], "class_weights was  and is"),
+    "class_counts": ([5, 5, 5, 5, 5, 6], "class_counts was  and is"),
     "momentum_storage": ("bfloat16", "momentum_storage was float32 and is bfloat16"),
     "lr": (0.3, "lr was 0.1 and is 0.3"),
     "lr_schedule": ("poly", "lr_schedule was step and is polynomial"),
@@ -321,6 +327,10 @@ ELSEWHERE = {
         "pretrained_bgr",
         "model_save_dir",
         "model",
+        "val_dataset",
+        "val_dataset_dir",
+        "val_split",
+        "loss_options",  # arcface has none: tests/engine/test_resume.py
     ),
     *("train_reader", "test_reader", "predict_reader", "train_dataset", "test_dataset", "train_steps", "amp_lists"),
 }
