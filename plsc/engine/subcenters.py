@@ -4,7 +4,8 @@
 epochs clean images of a class lie near one of its centers, the dominant one, and others near the other ones. Only the
 dominant ones stay, and images at more than 75 degrees from theirs are left out of the training that follows.
 
-Centers are read, and images embedded, in blocks of classes. Memory holds a block, and 8 bytes for each class and image.
+Centers are read, and images embedded, in blocks of classes. Memory holds a block, and a few integers for each class and
+each image.
 
 C classes, K sub-centers, D embedding; b classes and m images of a block.
 """
@@ -42,6 +43,7 @@ from plsc.metrics.embeddings import CENTER_FLOOR
 from plsc.utils.atomic import check_new_folder, write_file
 from plsc.utils.csv_rows import csv_bytes
 from plsc.utils.hints import setter
+from plsc.utils.locations import is_remote, keep_credentials
 from plsc.utils.plural import counted
 from plsc.utils.ranges import Range
 
@@ -114,9 +116,13 @@ def drop_subcenters(
     Raises:
         CheckpointError: the checkpoint has one center per class, is damaged or custom, or is of other classes than the
             data; or the target exists or cannot be written.
-        ConfigError: `angle` is out of range, `csv` exists or cannot be written, or there are several processes.
+        ConfigError: `angle` is out of range, `csv` exists or cannot be written, a place to write to is remote, or there
+            are several processes.
         DataError: the data cannot be opened, or an image cannot be read, unless `bad_images` is 'skip'.
     """
+    for place in (target, csv):
+        if is_remote(url := keep_credentials(str(place))):
+            raise ConfigError(f"{url} is a remote place, expected a local one; copy what is written there afterwards")
     target, csv = Path(target), None if csv is None else Path(csv)
     if topology.world_size > 1:
         raise ConfigError(

@@ -197,6 +197,22 @@ def test_validation_data_in_a_remote_folder(entry, data_dir, root, tmp_path):
     assert results["val/images"] == 6 and entry.test()["val/top1"] == results["val/top1"]
 
 
+def test_sub_centers_are_dropped_of_a_remote_checkpoint_by_remote_data(entry, data_dir, root, tmp_path):
+    copy_up(data_dir, f"{root}/faces")
+    entry.set_dataset_dir(f"{root}/faces")
+    entry.set_model_save_dir(f"{root}/run")
+    entry.set_with_test(False)
+    entry.set_subcenters(2)
+    entry.train()
+    found = plsc.Entry()
+    found.set_checkpoint_dir(f"{root}/run")
+    for target, csv in ((f"{root}/one", None), (tmp_path / "one", f"{root}/far.csv")):
+        with pytest.raises(plsc.ConfigError, match="is a remote place, expected a local one"):
+            found.drop_subcenters(target, csv=csv)
+    assert found.drop_subcenters(tmp_path / "one").images == 30
+    assert Checkpoint(tmp_path / "one").about["settings"]["subcenters"] == 1
+
+
 @on_both
 def test_an_export_is_written_to_a_remote_folder_and_loaded_from_it(entry, data_dir, root, tmp_path):
     entry.set_with_test(False)
