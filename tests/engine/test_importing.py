@@ -13,7 +13,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from plsc import CheckpointError, register_backbone
+from plsc import CheckpointError
 from plsc.checkpoint import Checkpoint, reader
 from plsc.engine.importing import import_checkpoint
 from plsc.pretrained import trainings
@@ -27,7 +27,6 @@ CLASSES, DIM, SIDE, GLOBAL_BATCH = 10, 16, 8, 12
 TORCH = os.environ.get("PLSC_TORCH_PYTHON")
 
 
-@register_backbone("ImportedNet")
 class Net(nn.Layer):
     """The tensors of the network that tests/_support/workers/train_worker.py calls plain."""
 
@@ -41,7 +40,7 @@ class Net(nn.Layer):
 
 
 def bring_in(source, target, **options):
-    options = {"model_name": "ImportedNet", "image_shape": (3, SIDE, SIDE), **options}
+    options = {"model_name": f"{__name__}:Net", "image_shape": (3, SIDE, SIDE), **options}
     return import_checkpoint(source, target, **options)
 
 
@@ -212,7 +211,6 @@ def test_a_head_in_the_file_of_the_network(tmp_path, caplog):
     np.testing.assert_array_equal(found["head.weight"], kernel.T)
 
 
-@register_backbone("ImportedHead")
 class WithHead(nn.Layer):
     """A network of its own whose last layer has the name of the class centers of PLSC 2.x."""
 
@@ -224,7 +222,9 @@ class WithHead(nn.Layer):
 def test_a_layer_that_is_called_head_is_no_class_center(tmp_path):
     network = WithHead(5)
     paddle.save(network.state_dict(), str(tmp_path / "net.pdparams"))
-    saved = Checkpoint(bring_in(tmp_path / "net.pdparams", tmp_path / "out", model_name="ImportedHead", strict=True))
+    saved = Checkpoint(
+        bring_in(tmp_path / "net.pdparams", tmp_path / "out", model_name=f"{__name__}:WithHead", strict=True)
+    )
     assert not saved.names("head.") and saved.about["settings"]["emb_dim"] == 5
     np.testing.assert_array_equal(saved.read("backbone.head.weight"), network.head.weight.numpy())
 

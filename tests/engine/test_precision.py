@@ -234,11 +234,11 @@ def test_the_flags_are_left_alone_where_nothing_asks_for_them(tf32, gpu_flags):
     assert gpu_flags == {"FLAGS_cudnn_allow_tf32": False, "FLAGS_cublas_allow_tf32": True}
 
 
-@pytest.mark.parametrize("run", ["test", "predict"])
-def test_verification_and_prediction_are_full_float32(entry, tf32, monkeypatch, run):
+@pytest.mark.parametrize("run, module", [("test", "tester"), ("predict", "evaluator")])
+def test_verification_and_prediction_are_full_float32(entry, tf32, monkeypatch, run, module):
     entry.train()
     monkeypatch.setattr("plsc.distributed.topology.init_topology", lambda *_: GPU)
-    monkeypatch.setattr(f"plsc.engine.evaluator.{run}", lambda *_, **__: None)
+    monkeypatch.setattr(f"plsc.engine.{module}.{run}", lambda *_, **__: None)
     paddle.base.core.set_cudnn_switch(True)
     paddle.base.core.set_cublas_switch(True)
     getattr(entry, run)()
