@@ -4,7 +4,8 @@
     python benchmarks/entry.py --workers 0 --model ResNet50 --side 112 --batch 32
 
 Each loop trains in a process of its own. They train `--turn` steps in turns, `Entry` first in one round and the bare
-loop first in the next, so that a busier minute of the machine meets both. The bare loop is what one writes without a
+loop first in the next, so that a busier minute of the machine meets both. A turn is longer than what readers prepare during the other loop's turn. The
+bare loop is what one writes without a
 library: a `paddle.io.DataLoader`, the network, an ArcFace head of plain operators, `Momentum`; on a GPU also a loss
 that is read every tenth step only. The ratio is the median of the rounds' ratios of speed, `Entry` / bare. With few
 classes, as by default, the head takes little of the step; benchmarks/head.py measures the head.
@@ -49,8 +50,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--workers", type=int, default=2, help="processes that read images")
-    parser.add_argument("--turn", type=int, default=10, help="steps of a turn")
-    parser.add_argument("--rounds", type=int, default=30, help="measured turns of each, after two of warm-up")
+    parser.add_argument("--turn", type=int, default=20, help="steps of a turn")
+    parser.add_argument("--rounds", type=int, default=15, help="measured turns of each, after two of warm-up")
     parser.add_argument("--threads", type=int, default=1, help="of each process on a CPU")
     parser.add_argument("--out", type=Path, help="a folder for the figures as JSON")
     parser.add_argument("--loop", choices=LOOPS, help=argparse.SUPPRESS)
