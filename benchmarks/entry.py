@@ -4,11 +4,11 @@
     python benchmarks/entry.py --workers 0 --model ResNet50 --side 112 --batch 32
 
 Each loop trains in a process of its own. They train `--turn` steps in turns, `Entry` first in one round and the bare
-loop first in the next, so that a busier minute of the machine meets both. A turn is longer than what readers prepare during the other loop's turn. The
-bare loop is what one writes without a
-library: a `paddle.io.DataLoader`, the network, an ArcFace head of plain operators, `Momentum`; on a GPU also a loss
-that is read every tenth step only. The ratio is the median of the rounds' ratios of speed, `Entry` / bare. With few
-classes, as by default, the head takes little of the step; benchmarks/head.py measures the head.
+loop first in the next, so that a busier minute of the machine meets both. A turn is longer than what readers prepare
+during the other loop's turn. The bare loop is what one writes without a library: a `paddle.io.DataLoader`, the
+network, an ArcFace head of plain operators, `Momentum`; on a GPU also a loss that is read every tenth step only. The
+ratio is the median of the rounds' ratios of speed, `Entry` / bare. With few classes, as by default, the head takes
+little of the step; benchmarks/head.py measures the head.
 """
 
 from __future__ import annotations
