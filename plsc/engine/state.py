@@ -169,7 +169,10 @@ def load_training(
     about = About.of(saved)
     if rows is None:
         _check_setting(saved, about.settings.num_classes, config.num_classes, "class number", "num_classes")
-    _check_setting(saved, about.settings.subcenters, config.subcenters, "number of centers per class", "subcenters")
+    to_one = ", keep one center of each class with plsc checkpoint subcenters" if config.subcenters == 1 else ""
+    _check_setting(
+        saved, about.settings.subcenters, config.subcenters, "number of centers per class", "subcenters", advice=to_one
+    )
     kinds = {"optimizer": optimizer.kind, "head_optimizer": head.optimizer_kind}
     before = {"optimizer": about.optimizer, "head_optimizer": about.head_optimizer}
     same = {name: before[name] == kind for name, kind in kinds.items()}
