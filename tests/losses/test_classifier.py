@@ -18,6 +18,7 @@ from plsc.errors import CheckpointError, ConfigError
 from plsc.losses.classifier import Classifier
 from plsc.losses.row_optimizers import AdamW, Momentum, RowOptimizer
 from plsc.utils.ranges import shard_ranges
+from tests._support import fake_gpu
 from tests._support.head_oracle import oracle, relative_error, worst_row_error
 from tests._support.ranks import launch
 from tests._support.workers.cases import HEAD_CASES, NormMargin, RunningMargin, head_problem
@@ -178,9 +179,12 @@ def test_a_head_that_was_saved_and_loaded_continues_bit_for_bit(name):
         name for name, value in state.items() if value.shape[:1] != (30,)
     }
     second.load(state)
-    assert train(second, 3, first=3) == expected[3:]
-    for name, value in saved(unbroken).items():
-        np.testing.assert_array_equal(saved(second)[name], value)
+    # On a GPU the norm of a row is part of a product, whose last digit depends on the rows beside it: those of a sampled
+    # step are others than those of a load.
+    tolerance = 1e-5 if fake_gpu.is_asked_for() and "sampled" in name else 0.0
+    np.testing.assert_allclose(train(second, 3, first=3), expected[3:], rtol=tolerance)
+    for part, value in saved(unbroken).items():
+        np.testing.assert_allclose(saved(second)[part], value, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("sample_ratio", [1.0, 0.4])
