@@ -179,8 +179,8 @@ def test_a_head_that_was_saved_and_loaded_continues_bit_for_bit(name):
         name for name, value in state.items() if value.shape[:1] != (30,)
     }
     second.load(state)
-    # On a GPU the norm of a row is part of a product, whose last digit depends on the rows beside it: those of a sampled
-    # step are others than those of a load.
+    # On a GPU the norm of a row is part of a product, whose last digit depends on the rows beside it, and those of a
+    # sampled step are others than those of a load.
     tolerance = 1e-5 if fake_gpu.is_asked_for() and "sampled" in name else 0.0
     np.testing.assert_allclose(train(second, 3, first=3), expected[3:], rtol=tolerance)
     for part, value in saved(unbroken).items():
