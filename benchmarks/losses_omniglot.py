@@ -69,10 +69,10 @@ def variants() -> dict[str, dict[str, Any]]:
     """Settings by the name of what is measured."""
     found = {kind: {"loss_type": f"dist_{kind}", **SETTINGS.get(kind, {"scale": SCALE})} for kind in LOSSES}
     arcface = found["arcface"]
-    found["arcface, filter 0.4"] = {**arcface, "interclass_filter": 0.4}
-    found["arcface, 3 sub-centers"] = {**arcface, "subcenters": 3}
-    found["arcface, smoothing 0.1"] = {**arcface, "label_smoothing": 0.1}
-    found["arcface, margin warm-up"] = {**arcface, "margin_warmup": 500}
+    found["arcface with filter 0.4"] = {**arcface, "interclass_filter": 0.4}
+    found["arcface with 3 sub-centers"] = {**arcface, "subcenters": 3}
+    found["arcface with smoothing 0.1"] = {**arcface, "label_smoothing": 0.1}
+    found["arcface with margin warm-up"] = {**arcface, "margin_warmup": 500}
     return found
 
 
