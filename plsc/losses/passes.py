@@ -391,6 +391,8 @@ class ByLogits(SecondPass):
         super().__init__(*args, **options)
         index, shard, radial = self._work.index, self._work.shard, self._work.rows.radial
         self._terms, self._parts = index.spread(self._own.term), index.spread(self._own.term * self._own.product)
+        if self._spread is not None:
+            self._x = self._work.precision.operand(self._spread.with_row(self._x.values))
         self._plain = shard.split_by_chunk(paddle.full([shard.size], self._l2, self._row_factor.dtype))
         self._radial = None if radial is None else shard.split_by_chunk(radial)
 
@@ -402,18 +404,17 @@ class ByLogits(SecondPass):
         work.index.add_(k, e, self._terms)
         if work.shard.bias is not None:
             self._bias_gradient.append(matmul(e, self._row_factor))
+        first = k * work.shard.chunk_rows
+        if self._spread is not None:
+            coefficient = self._spread.coefficient(k, coefficient, chunk.rows)
+            e = self._spread.with_column(k, e)
         pieces = zip(chunk.blocks, split_rows(coefficient, sizes=chunk.sizes), split_rows(e, sizes=chunk.sizes))
-        spread, first = self._spread, k * work.shard.chunk_rows
-        parts = None if spread is None else spread.parts(k, chunk.sizes)
         for block, factor, e_rows in pieces:
-            part = None if parts is None else next(parts)
-            multiples = None if spread is None or part is None else spread.multiples(block.rows, part)
-            factor = factor if multiples is None else add(factor, multiples)
             gradient = scale_rows(block.rows, scale=factor, offset=block.zeros)
             work.precision.add_row_gradient(gradient, e_rows, x=self._x)
-            if spread is not None and part is not None:
-                spread.add_to_(gradient, part, first=first, with_along=False)
-                first += block.rows.shape[0]
+            if self._spread is not None:
+                self._spread.add_own_(gradient, first=first)
+            first += block.rows.shape[0]
             yield block, gradient
 
     def _coefficient(self, k: int, e: paddle.Tensor, r: paddle.Tensor) -> paddle.Tensor:
@@ -444,13 +445,13 @@ class ByRows(SecondPass):
         x = self._x if factor is None else precision.operand(work.features * row_factor.unsqueeze(1))
         if work.shard.bias is not None:
             self._bias_gradient.append(matmul(e.astype(row_factor.dtype), row_factor))
-        parts = None if self._spread is None else self._spread.parts(k, chunk.sizes)
+        columns = None if self._spread is None else self._spread.columns(k, chunk.sizes)
         first = k * work.shard.chunk_rows
         for block, e_rows in zip(chunk.blocks, split_rows(e, sizes=chunk.sizes)):
             gradient = precision.row_gradient(e_rows, x)
             self._sums.add_(gradient, self._own_rows, first=first)
-            if self._spread is not None and parts is not None:  # before the part along the row is removed from all
-                self._spread.add_to_(gradient, next(parts), first=first, with_along=True)
+            if self._spread is not None and columns is not None:
+                self._spread.add_to_(gradient, next(columns), first=first)
             add_(gradient, self._multiple(block, gradient, first))
             first += block.rows.shape[0]
             yield block, gradient

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import paddle
 
-from plsc.losses.ops import add_, add_matmul_, matmul, multiply, split_rows
+from plsc.losses.ops import add, add_, add_matmul_, matmul, multiply, split_rows
 from plsc.losses.row_sums import RowSums
 
 
@@ -48,40 +48,41 @@ class Spread:
         self._is_unit, self._sums, self._own, self._along, self._bias = is_unit, sums, own, along, bias
         self._totals: paddle.Tensor | None = None
 
-    def parts(self, k: int, sizes: list[int]) -> Iterator[tuple[paddle.Tensor, paddle.Tensor | None]]:
-        """What `multiples` and `add_to_` take for each block of chunk k, in their order."""
-        inverse = self._inverse[k]
-        columns = split_rows(inverse.unsqueeze(1), sizes=sizes)
+    # By logits: a product with one column more adds the matrix of rank one, and multiples of the rows are known before.
+
+    def with_column(self, k: int, e: paddle.Tensor) -> paddle.Tensor:
+        """[B, G + 1]: e [B, G] of chunk k, whose product with `with_row(x)` has q / |w_c| in addition."""
+        return paddle.concat([e, self._inverse[k].unsqueeze(1)], axis=1)
+
+    def with_row(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[G + 1, D] of x [G, D]."""
+        return paddle.concat([x, self._row])
+
+    def coefficient(self, k: int, coefficient: paddle.Tensor, rows: paddle.Tensor) -> paddle.Tensor:
+        """[B]: `coefficient` of the rows of chunk k, with the multiples that remove the parts of q along them."""
         if not self._is_unit:
-            return zip(columns, [None] * len(columns))
-        cubes = -multiply(inverse, multiply(inverse, inverse))
-        return zip(columns, split_rows(cubes, sizes=sizes))
+            return coefficient
+        inverse = self._inverse[k]
+        minus_cubes = -multiply(inverse, multiply(inverse, inverse))
+        return add(coefficient, multiply(matmul(rows, self._vector), minus_cubes))
 
-    def multiples(self, rows: paddle.Tensor, part: tuple[paddle.Tensor, paddle.Tensor | None]) -> paddle.Tensor | None:
-        """[b]: the multiples of the rows of a block that remove the parts of q along them; None for none."""
-        cubes = part[1]
-        return None if cubes is None else multiply(matmul(rows, self._vector), cubes)
-
-    def add_to_(
-        self,
-        gradient: paddle.Tensor,
-        part: tuple[paddle.Tensor, paddle.Tensor | None],
-        *,
-        first: int,
-        with_along: bool,
-    ) -> None:
-        """Add q / |w_c| to the gradient [b, D] of the rows from `first` on, and what their own samples add.
-
-        Args:
-            gradient: of these rows.
-            part: of `parts`.
-            first: the number of the first row.
-            with_along: the parts of `own` along the rows are added, too; the same in all calls.
-        """
+    def add_own_(self, gradient: paddle.Tensor, *, first: int) -> None:
+        """Add what their own samples add to the gradient [b, D] of the rows from `first` on."""
         if self._totals is None:
-            own = self._own if with_along or self._along is None else self._own - self._along
-            self._totals = self._sums.totals(own)
-        add_matmul_(gradient, part[0], b=self._row)
+            self._totals = self._sums.totals(self._own if self._along is None else self._own - self._along)
+        self._sums.add_(gradient, self._totals, first=first)
+
+    # By rows: the parts along the rows are removed from the whole gradient afterwards.
+
+    def columns(self, k: int, sizes: list[int]) -> Iterator[paddle.Tensor]:
+        """1 / |w_c| [b, 1] of each block of chunk k."""
+        return iter(split_rows(self._inverse[k].unsqueeze(1), sizes=sizes))
+
+    def add_to_(self, gradient: paddle.Tensor, column: paddle.Tensor, *, first: int) -> None:
+        """Add q / |w_c| to the gradient [b, D] of the rows from `first` on, and what their own samples add."""
+        if self._totals is None:
+            self._totals = self._sums.totals(self._own)
+        add_matmul_(gradient, column, b=self._row)
         self._sums.add_(gradient, self._totals, first=first)
 
     def add_to_bias_(self, gradient: paddle.Tensor) -> None:
