@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddle.nn.initializer import Constant, Initializer
 
 from plsc.config import Config
 from plsc.distributed.collectives import Collectives
@@ -36,10 +37,12 @@ from plsc.losses.margins import (
     is_per_sample,
 )
 from plsc.losses.negatives import NegativesMargin
+from plsc.losses.ops import flat_rows
 from plsc.losses.precision import HalfPrecision, Precision
 from plsc.losses.reference import ReferenceBinary, ReferenceSoftmax
-from plsc.losses.row_optimizers import HalfMomentum, Momentum, RowOptimizer
+from plsc.losses.row_optimizers import SGD, Momentum, RowOptimizer
 from plsc.losses.shard import Shard
+from plsc.losses.storage import Places, set_rows
 from plsc.utils.class_numbers import numbers_of_classes
 from plsc.utils.hints import setter
 from plsc.utils.ranges import Range, shard_range
@@ -219,9 +222,10 @@ class Classifier:
             CheckpointError: a part of the optimizer's state is missing.
         """
         for name, parameter in self.parameters.items():
-            load_tensor(parameter, state, name)
-        if isinstance(self._head, FusedHead):
-            self._head.invalidate_norms()
+            if isinstance(self._head, FusedHead):
+                self._head.load_parameter(state, name)
+            else:
+                load_tensor(parameter, state, name)
         margin = {name[len(MARGIN_STATE) :]: state[name] for name in state if name.startswith(MARGIN_STATE)}
         rest = [name for name in state if name not in self.parameters and not name.startswith(MARGIN_STATE)]
         if rest:
@@ -276,24 +280,21 @@ class Classifier:
         row_optimizer = None if replicated else optimizer.row_optimizer
         if config.head_optimizer is not None:
             row_optimizer = _check_head_optimizer(config, replicated)
-        if config.momentum_storage == "bfloat16":
-            if type(row_optimizer) is not Momentum or config.emb_dim % 2:
-                kind = optimizer.kind if config.head_optimizer is None else type(row_optimizer).__name__
-                raise ConfigError(
-                    f"{setter('momentum_storage', 'bfloat16')} needs sharded centers ('dist_...'), plain Momentum "
-                    f"and an even embedding size; this run has '{config.loss_type}', {kind} "
-                    f"and {config.emb_dim}"
-                )
-            row_optimizer = HalfMomentum(
-                row_optimizer.momentum, row_optimizer.l2, decays_bias=row_optimizer.decays_bias
-            )
+        row_optimizer = _with_storage(config, row_optimizer, kind=optimizer.kind)
         if row_optimizer is not None:
             half = config.use_fp16 and self._collectives.topology.on_gpu
             precision = HalfPrecision(config.amp_dtype) if half else Precision()
             weight, bias = self.parameters["weight"], self.parameters.get("bias")
             fused = FusedBinary if isinstance(margin, BinaryMargin) else FusedSoftmax
             return FusedHead(
-                Shard(weight, row_optimizer, bias=bias, first_class=self.classes.start),
+                Shard(
+                    weight,
+                    row_optimizer,
+                    bias=bias,
+                    first_class=self.classes.start,
+                    state_storage=config.momentum_storage,
+                    seed=config.seed,
+                ),
                 lambda logits: fused(
                     margin,
                     config.loss_scale,
@@ -335,19 +336,43 @@ class Classifier:
 
     def _create_weight(self, config: Config) -> paddle.Tensor:
         group = [config.subcenters] if config.subcenters > 1 else []
-        weight = self._create([self.classes.size, *group, config.emb_dim], config.param_attr)
-        if getattr(config.param_attr, "initializer", None) is None:
-            centers = initial_centers(self.classes, config.emb_dim, seed=config.seed, subcenters=config.subcenters)
-            weight.set_value(centers.reshape(weight.shape))
+        is_own = getattr(config.param_attr, "initializer", None) is not None
+        if is_own and config.center_storage != "float32":
+            raise ConfigError(
+                f"{setter('center_storage', config.center_storage)} makes the first centers itself, block by block; "
+                f"param_attr has an initializer, which would make all of them in float32; leave one of the two out"
+            )
+        weight = self._create(
+            [self.classes.size, *group, config.emb_dim],
+            config.param_attr,
+            dtype=config.center_storage,
+            initializer=None if is_own else Constant(0.0),
+        )
+        if not is_own:
+            rows = flat_rows(weight.detach())
+            for first, centers in initial_centers(
+                self.classes, config.emb_dim, seed=config.seed, subcenters=config.subcenters
+            ):
+                set_rows(rows, slice(first, first + len(centers)), centers)
         return weight
 
-    def _create(self, shape: list[int], attr: Any, *, is_bias: bool = False) -> paddle.Tensor:
+    def _create(
+        self,
+        shape: list[int],
+        attr: Any,
+        *,
+        dtype: str = "float32",
+        is_bias: bool = False,
+        initializer: Initializer | None = None,
+    ) -> paddle.Tensor:
         try:
-            return paddle.nn.Layer().create_parameter(shape, attr or None, "float32", is_bias=is_bias)
+            return paddle.nn.Layer().create_parameter(
+                shape, attr or None, dtype, is_bias=is_bias, default_initializer=initializer
+            )
         except (IndexError, MemoryError) as error:  # beyond what Paddle can index, or what this machine has
-            gigabytes = 4 * math.prod(shape) / 2**30
+            gigabytes = (2 if dtype == "bfloat16" else 4) * math.prod(shape) / 2**30
             raise ConfigError(
-                f"num_classes: the class centers of this rank, {shape} of float32 ({gigabytes:.1f} GiB), cannot be "
+                f"num_classes: the class centers of this rank, {shape} of {dtype} ({gigabytes:.1f} GiB), cannot be "
                 f"made: {str(error).splitlines()[0]}; train on more ranks with a dist_ loss, which shards the class "
                 f"centers, or fewer classes with {setter('num_classes')}"
             ) from None
@@ -372,6 +397,9 @@ class _Chosen(SavedState):
 
     def copy_to(self, name: str, tensor: paddle.Tensor) -> None:
         load_tensor(tensor, self._state, name)
+
+    def blocks(self, name: str) -> Iterator[tuple[Places, np.ndarray[Any, Any]]]:
+        return self._state.blocks(name) if isinstance(self._state, SavedState) else super().blocks(name)
 
 
 class _GlobalBatchMargin:
@@ -433,15 +461,45 @@ def _check_head_optimizer(config: Config, replicated: bool) -> RowOptimizer:
     return optimizer
 
 
+def _with_storage(config: Config, optimizer: RowOptimizer | None, *, kind: str) -> RowOptimizer | None:
+    """The row optimizer for the storage of the settings; None where none is needed.
+
+    Raises:
+        ConfigError: that storage needs another optimizer, another loss or another embedding size.
+    """
+    asked = [name for name in ("center_storage", "momentum_storage") if getattr(config, name) != "float32"]
+    if not asked:
+        return optimizer
+    given = " and ".join(setter(name, getattr(config, name)) for name in asked)
+    if optimizer is None or config.emb_dim % 2:
+        raise ConfigError(
+            f"{given}: needs centers that one rank holds alone ('dist_...' on several ranks), an optimizer whose "
+            f"arithmetic is known row by row (a named one, or Momentum, SGD or AdamW without gradient clipping and "
+            f"special param_attr) and an even embedding size; this run has '{config.loss_type}', {kind} and "
+            f"{config.emb_dim}"
+        )
+    if config.momentum_storage != "none" or type(optimizer) is SGD:
+        return optimizer
+    if type(optimizer) is not Momentum:
+        raise ConfigError(
+            f"{setter('momentum_storage', 'none')} is for momentum, which becomes plain SGD without it; this run has "
+            f"{type(optimizer).__name__}; choose 'bfloat16' or 'int8' for its state"
+        )
+    return SGD(optimizer.l2, decays_bias=optimizer.decays_bias)
+
+
 def initial_centers(
     classes: Range, emb_dim: int, *, seed: int, subcenters: int = 1
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """[S K, D] float32 of N(0, 0.01); the centers of a class do not depend on how classes are sharded."""
+) -> Iterator[tuple[int, np.ndarray[Any, np.dtype[np.float32]]]]:
+    """(first row, [rows, D] float32 of N(0, 0.01)) in blocks, for all S K rows.
+
+    The centers of a class do not depend on how classes are sharded.
+    """
     width = subcenters * emb_dim
-    centers = np.empty([classes.size, width], np.float32)
     for block in range(classes.start // _INIT_BLOCK, -(-classes.stop // _INIT_BLOCK)):
         first = block * _INIT_BLOCK
         rows = classes.overlap(Range(first, first + _INIT_BLOCK))
         drawn = np.random.default_rng(derive_seed(seed, block)).standard_normal([_INIT_BLOCK, width], np.float32)
-        centers[rows.start - classes.start : rows.stop - classes.start] = drawn[rows.start - first : rows.stop - first]
-    return np.multiply(centers, _INIT_STD, out=centers).reshape(-1, emb_dim)
+        centers = drawn[rows.start - first : rows.stop - first]
+        np.multiply(centers, _INIT_STD, out=centers)
+        yield (rows.start - classes.start) * subcenters, centers.reshape(-1, emb_dim)

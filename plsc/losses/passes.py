@@ -49,7 +49,7 @@ class LogitBuffer:
     def __init__(self, shard: Shard, samples: int, *, store: bool) -> None:
         self._shape = (samples, shard.size, shard.chunk_rows)
         rows = shard.size if store else min(shard.chunk_rows, shard.size)
-        memory = paddle.empty([rows, samples], shard.weight.dtype)
+        memory = paddle.empty([rows, samples], shard.dtype)
         self.chunks: list[paddle.Tensor] = []
         for start in range(0, shard.size, shard.chunk_rows):
             count = min(shard.chunk_rows, shard.size - start)
@@ -112,7 +112,7 @@ class TargetIndex(NamedTuple):
             first = paddle.where(inside, row - row % shard.subcenters, zeros)
             own = [_split_rows((first + j) * samples + column) for j in range(shard.subcenters)]
             classes = _split_rows(first // shard.subcenters * samples + column)
-        excluded = paddle.full([samples], _EXCLUDED, shard.weight.dtype)
+        excluded = paddle.full([samples], _EXCLUDED, shard.dtype)
         # Few chunks hold a target, and on a CPU it costs little to look. On a GPU the host would wait for the device.
         look = shard.size and inside.place.is_cpu_place()
         may_hold = inside.any(axis=1).tolist() if look else [True] * inside.shape[0]
