@@ -12,6 +12,8 @@ b rows of a block, D their length.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import paddle
 from numpy.typing import NDArray
@@ -60,7 +62,7 @@ class Noise:
             at = stop
         return found
 
-    def take(self, rows: NDArray[np.int64], *, tensor: int) -> NDArray[np.int32]:
+    def take(self, rows: NDArray[Any], *, tensor: int) -> NDArray[np.int32]:
         """[b, D] for rows of the global numbers `rows` [b]."""
         return np.take(self._table, self._places(rows, tensor), axis=0)
 
@@ -74,7 +76,7 @@ class Noise:
         places = paddle.index_select(self._device_starts[tensor], tile - (self._rows.start >> _TILE_BITS))
         return paddle.index_select(self._device_table, places + (rows - tile * _TILE))
 
-    def _places(self, rows: NDArray[np.int64], tensor: int) -> NDArray[np.int64]:
+    def _places(self, rows: NDArray[Any], tensor: int) -> NDArray[np.int64]:
         first = self._rows.start >> _TILE_BITS
         places: NDArray[np.int64] = self._starts_of(tensor)[(rows >> _TILE_BITS) - first] + (rows & (_TILE - 1))
         return places

@@ -74,7 +74,7 @@ class Rounding(NamedTuple):
     def add_to_(self, bits: NDArray[np.int32], rows: Rows) -> None:
         """Add the noise of rows to [b, D]."""
         if not isinstance(rows, Range):
-            numbers: NDArray[np.int64] = np.from_dlpack(rows + self.first)
+            numbers: Array = np.from_dlpack(rows + self.first)
             np.add(bits, self.noise.take(numbers, tensor=self.tensor), out=bits)
             return
         for own, noise in self.noise.pieces(rows.shift(self.first), tensor=self.tensor):
