@@ -144,11 +144,12 @@ class UnfusedHead:
     def load(self, state: Arrays) -> None:
         """Set the optimizer's state."""
         width = self._parameters["weight"].shape[-1]
-        self._optimizer.load({name: decoded(state[name], width) for name in state})
+        # Only a fused head has the number of its steps, where it rounds by it.
+        self._optimizer.load({name: decoded(state[name], width) for name in state if name != STEP})
 
     def has_row_per_class(self, name: str) -> bool:
         """Whether the state tensor `name` has one row per class."""
-        return not name.endswith(_SCALAR_STATE)
+        return not name.endswith(_SCALAR_STATE) and name != STEP
 
 
 class FusedHead:

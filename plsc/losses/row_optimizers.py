@@ -129,6 +129,9 @@ class AdamW(RowOptimizer):
 
     Paddle's AdamW stores beta^step; this one computes the powers from the step count. Their states are therefore not
     interchangeable in a checkpoint.
+
+    Attributes:
+        squares: those of `state_names` that are means of squares, which are not kept in int8.
     """
 
     beta1: float = 0.9
@@ -139,6 +142,7 @@ class AdamW(RowOptimizer):
     state_names: tuple[str, ...] = ("moment1", "moment2")
     state_dtype: str | None = None
     uses_step: bool = True
+    squares: tuple[str, ...] = ("moment2",)
     decays_bias: bool = True
 
     def __post_init__(self) -> None:

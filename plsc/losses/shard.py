@@ -88,7 +88,7 @@ class Shard:
         step: updates made so far.
         state: the optimizer's state as `Shard.state` names it, '<parameter>:<state name>'; zeros when not given.
         state_storage: how the state of the weight is kept where the optimizer does not say it: 'float32' (the type of
-            the step) or 'bfloat16'.
+            the step), 'bfloat16' or 'int8'.
         seed: of the rounding.
 
     Attributes:
@@ -123,10 +123,11 @@ class Shard:
         self._begin(
             {
                 name: (
-                    store_of(flat_rows(tensor), is_plain=False, is_state=False),
+                    store_of(flat_rows(tensor), width=int(tensor.shape[-1]), is_plain=False, is_state=False),
                     *(
                         store_of(
                             flat_rows(self.state[f"{name}:{kind}"]),
+                            width=int(tensor.shape[-1]),
                             is_plain=optimizer.state_dtype is not None,
                             is_state=True,
                         )

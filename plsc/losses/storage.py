@@ -5,8 +5,8 @@ touches them. Three kinds of store:
 
     PlainRows      the type that the step works in (or one that the row optimizer asks for); blocks are views
     BFloat16Rows   2 bytes a number
-    Int8Rows       1 byte a number, and 4 a row: each row is divided by its greatest magnitude / 127 (blockwise
-                   quantization: Dettmers et al., ICLR 2022; a block is a row)
+    Int8Rows       1 byte a number, and 4 a row, which is divided by its greatest magnitude / 127 (blockwise
+                   quantization: Dettmers et al., ICLR 2022; a block is a row, whose length no other row shares)
 
 No float32 copy of what is kept in the two latter is made. What a step writes to them is rounded stochastically: a
 number between two neighbors becomes either, the nearer one more likely, so that the mean is exact. Rounding to the
@@ -33,7 +33,7 @@ from plsc.utils.ranges import Range
 
 _LIMIT = 127  # greatest magnitude of int8 that has a negative
 _SCALE_BYTES = 4
-_FRACTION_BITS = 16
+_HALF = np.uint32(16)
 # Shorter rows are kept as zeros: the reciprocal of their scale would be infinite.
 _LEAST_MAGNITUDE = 1e-30
 
@@ -167,7 +167,7 @@ class BFloat16Rows:
 
     def __init__(self, kept: paddle.Tensor, *, keeps_rounded: bool = False) -> None:
         self.kept, self.width, self._keeps_rounded = kept, int(kept.shape[-1]), keeps_rounded
-        self._bits = _host_bits(kept)
+        self._bits = _host_view(kept)
         self._scratch = np.empty([0, self.width], np.uint16)
 
     def view(self, rows: Range) -> paddle.Tensor | None:
@@ -194,14 +194,14 @@ class BFloat16Rows:
         # A carry out of the lower half rounds up in magnitude. NaN stays NaN: the lower half of one made by an
         # operation is 0.
         rounding.add_to_(bits.view(np.int32), rows)
+        np.right_shift(bits, _HALF, out=bits)  # apart from the copy, since a shift that converts writes slowly
         if isinstance(rows, Range):
-            np.right_shift(bits, np.uint32(16), out=self._bits[rows.start : rows.stop], casting="unsafe")
+            np.copyto(self._bits[rows.start : rows.stop], bits, casting="unsafe")
         else:
-            own, index = self._scratch_for(len(bits)), np.from_dlpack(rows)
-            np.right_shift(bits, np.uint32(16), out=own, casting="unsafe")
-            self._bits[index] = own
+            index: Array = np.from_dlpack(rows)
+            self._bits[index] = bits
         if self._keeps_rounded:
-            np.bitwise_and(bits, np.uint32(0xFFFF0000), out=bits)
+            np.left_shift(bits, _HALF, out=bits)
 
     def put(self, places: Places, rows: NDArray[Any]) -> None:
         set_rows(self.kept, places, decoded(rows, self.width) if rows.dtype == np.int8 else rows)
@@ -217,14 +217,105 @@ class BFloat16Rows:
         return self._scratch[:rows]
 
 
-def store_of(kept: paddle.Tensor, *, is_plain: bool, is_state: bool) -> RowStore:
+class Int8Rows:
+    """Rows of integers from -127 to 127 and a scale, which is the greatest magnitude of the row / 127.
+
+    A row is D integers, 0 to 3 bytes without a meaning, and the scale in float32, so that its elements are one tensor.
+
+    Args:
+        kept: [S, W] int8; W as `int8_width` returns it.
+        width: D.
+    """
+
+    rounds = True
+
+    def __init__(self, kept: paddle.Tensor, *, width: int) -> None:
+        self.kept, self.width = kept, width
+        view = _host_view(kept)
+        self._integers = None if view is None else view[:, :width]
+        self._scales = None if view is None else view[:, -_SCALE_BYTES:].view(np.float32)
+        self._scratch = np.empty([0, width], np.int32)
+        # Four integers as one: fewer kernels are made for int8.
+        self._words = kept.view("int32") if kept.shape[0] else kept
+
+    def view(self, rows: Range) -> paddle.Tensor | None:
+        return None
+
+    def read(self, rows: Rows, *, out: Buffer) -> None:
+        if self._integers is None or self._scales is None or out.view is None:
+            words = self._words[rows.start : rows.stop] if isinstance(rows, Range) else _select(self._words, rows)
+            integers, scale = words[:, :-1].contiguous().view("int8"), words[:, -1:].contiguous().view("float32")
+            paddle.assign(integers[:, : self.width].astype(out.tensor.dtype) * scale, out.tensor)
+            return
+        own: Any = slice(rows.start, rows.stop) if isinstance(rows, Range) else np.from_dlpack(rows)
+        np.copyto(out.view, self._integers[own])
+        np.multiply(out.view, self._scales[own], out=out.view)
+
+    def write(self, rows: Rows, values: Buffer, *, rounding: Rounding | None) -> None:
+        assert rounding is not None
+        if self._integers is None or self._scales is None or values.view is None:
+            self._write_on_device(rows, values.tensor, rounding)
+            return
+        own: Any = slice(rows.start, rows.stop) if isinstance(rows, Range) else np.from_dlpack(rows)
+        if len(self._scratch) < len(values.view):
+            self._scratch = np.empty(values.view.shape, np.int32)
+        fixed, scale = _fixed_point(values.view, self._scratch[: len(values.view)])
+        rounding.add_to_(fixed, rows)
+        np.right_shift(fixed, np.int32(16), out=fixed)
+        self._integers[own], self._scales[own] = fixed, scale
+
+    def put(self, places: Places, rows: NDArray[Any]) -> None:
+        set_rows(self.kept, places, rows if rows.dtype == np.int8 else packed(decoded(rows, self.width)))
+
+    def _write_on_device(self, rows: Rows, values: paddle.Tensor, rounding: Rounding) -> None:
+        greatest = values.abs().max(axis=1, keepdim=True)
+        divisor = paddle.where(greatest > _LEAST_MAGNITUDE, greatest, paddle.full_like(greatest, np.inf))
+        factor, scale = (_LIMIT * 65536.0) / divisor, greatest / _LIMIT
+        fixed = add_((values * factor).astype("int32"), rounding.on_device(rows, values))
+        integers = paddle.bitwise_right_shift(fixed, paddle.full([], 16, "int32")).astype("int8")
+        padding = paddle.zeros([integers.shape[0], -self.width % _SCALE_BYTES], "int8")
+        words = paddle.concat([integers, padding], axis=1).view("int32")
+        _put(self._words, rows, paddle.concat([words, scale.view("int32")], axis=1))
+
+
+def int8_width(width: int) -> int:
+    """W, the bytes of a row of D integers and their scale."""
+    return width + -width % _SCALE_BYTES + _SCALE_BYTES
+
+
+def _fixed_point(values: NDArray[np.float32], out: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """(values [b, D] / scale with 16 binary places, toward 0, in `out`; scale [b, 1])."""
+    bits = out.view(np.uint32)
+    np.bitwise_and(values.view(np.uint32), np.uint32(0x7FFFFFFF), out=bits)  # the order of magnitudes is that of bits
+    greatest = bits.max(axis=1, keepdims=True, initial=0).view(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):  # the judgment of the step finds it
+        factor = np.float32(_LIMIT * 65536.0) / np.where(greatest > _LEAST_MAGNITUDE, greatest, np.float32(np.inf))
+        np.multiply(values, factor, out=out.view(np.float32))
+        np.copyto(out, out.view(np.float32), casting="unsafe")
+        return out, greatest / np.float32(_LIMIT)
+
+
+def packed(values: NDArray[Any]) -> NDArray[np.int8]:
+    """[..., W] int8, of numbers [..., D], which are rounded to the nearest."""
+    rows = np.ascontiguousarray(values, np.float32).reshape(-1, values.shape[-1])
+    fixed, scale = _fixed_point(rows, np.empty(rows.shape, np.int32))
+    found = np.zeros([len(rows), int8_width(rows.shape[1])], np.int8)
+    found[:, : rows.shape[1]] = (fixed + (1 << 15)) >> 16
+    found[:, -_SCALE_BYTES:] = scale.view(np.int8)
+    return found.reshape(*values.shape[:-1], -1)
+
+
+def store_of(kept: paddle.Tensor, *, width: int, is_plain: bool, is_state: bool) -> RowStore:
     """The store of rows that lie in `kept`.
 
     Args:
-        kept: [S, D], or [S] of a bias.
+        kept: [S, D], or [S] of a bias; [S, W] int8.
+        width: D.
         is_plain: a step works on the rows as they are, whatever their type is.
         is_state: they are no centers.
     """
+    if kept.dtype == paddle.int8:
+        return Int8Rows(kept, width=width)
     if is_plain or kept.dtype != paddle.bfloat16:
         return PlainRows(kept)
     return BFloat16Rows(kept, keeps_rounded=not is_state)
@@ -237,20 +328,32 @@ def new_state(optimizer: RowOptimizer, kind: str, parameter: paddle.Tensor, *, s
         optimizer: whose `state_dtype` goes first.
         kind: one of its state names.
         parameter: [S, D] or [S, K, D]; or [S], of a bias.
-        storage: 'float32' for the type of the step, 'bfloat16'; None for a bias, which is small.
+        storage: 'float32' for the type of the step, 'bfloat16', 'int8'; None for a bias, which is small. Means of
+            squares are kept in bfloat16 where others are in int8: those of one row are of different orders of
+            magnitude, and one that became 0 would make a step of any length.
     """
     dtype = paddle.float32 if parameter.dtype == paddle.bfloat16 else parameter.dtype
     if storage is not None:
+        is_square = kind in getattr(optimizer, "squares", ())  # a user's row optimizer may not say it
+        storage = "bfloat16" if storage == "int8" and is_square else storage
+        if storage == "int8" and optimizer.state_dtype is None:
+            return paddle.zeros([*parameter.shape[:-1], int8_width(parameter.shape[-1])], "int8")
         dtype = optimizer.state_dtype or ("bfloat16" if storage == "bfloat16" else dtype)
     return paddle.zeros(parameter.shape, dtype)
 
 
-def _host_bits(kept: paddle.Tensor) -> NDArray[np.uint16] | None:
-    """The memory of a bfloat16 tensor as an array; None where `host_view` would return that."""
+def _host_view(kept: paddle.Tensor) -> Array | None:
+    """The memory of a bfloat16 tensor as uint16, or of an int8 tensor; None where `host_view` would return that."""
     if not kept.place.is_cpu_place() or not kept.shape[0]:
         return None
-    bits: NDArray[np.uint16] = np.from_dlpack(kept.detach().view("int16")).view(np.uint16)
-    return bits if bits.flags.writeable else None
+    view: Array = np.from_dlpack(kept.detach().view("int16") if kept.dtype == paddle.bfloat16 else kept.detach())
+    if not view.flags.writeable:
+        return None
+    return view.view(np.uint16) if kept.dtype == paddle.bfloat16 else view
+
+
+def _select(kept: paddle.Tensor, index: paddle.Tensor) -> paddle.Tensor:
+    return paddle.index_select(kept, index)
 
 
 def _put(kept: paddle.Tensor, rows: Rows, values: paddle.Tensor) -> None:
@@ -294,6 +397,8 @@ def decoded(rows: NDArray[Any], width: int) -> NDArray[Any]:
         rows: [..., W] as `RowStore.put` takes them.
         width: D.
     """
+    if rows.dtype == np.int8:
+        return rows[..., :width] * np.ascontiguousarray(rows[..., -_SCALE_BYTES:]).view(np.float32)
     return widen(rows) if rows.dtype == np.uint16 else rows
 
 
@@ -301,22 +406,25 @@ def set_rows(tensor: paddle.Tensor, places: Places, rows: NDArray[Any]) -> None:
     """tensor[places] = rows, which are rounded to the nearest where the tensor is bfloat16.
 
     Args:
-        tensor: of any type of floats, [S, ...].
+        tensor: of any type of floats, [S, ...]; or int8.
         places: which rows.
-        rows: of floats, or uint16, the bits of bfloat16.
+        rows: of floats, or uint16, the bits of bfloat16; int8 for int8.
     """
-    if tensor.dtype == paddle.bfloat16:
-        rows = rows if rows.dtype == np.uint16 else narrow(rows)
-        view: Array | None = _host_bits(tensor)
-    else:
-        rows, view = decoded(rows, rows.shape[-1]), host_view(tensor)
+    if tensor.dtype == paddle.bfloat16 and rows.dtype != np.uint16:
+        rows = narrow(rows)
+    elif tensor.dtype not in (paddle.bfloat16, paddle.int8):
+        rows = decoded(rows, rows.shape[-1])
+    view = _host_view(tensor) if tensor.dtype in (paddle.bfloat16, paddle.int8) else host_view(tensor)
     if view is not None:
         view[places] = rows
     elif len(rows):
         given = paddle.to_tensor(rows, place=tensor.place)
         given = given.view("bfloat16") if tensor.dtype == paddle.bfloat16 else given.astype(tensor.dtype)
         with paddle.no_grad():
+            target = tensor.detach()
+            if tensor.dtype == paddle.int8:
+                target, given = target.view("int32"), given.view("int32")
             if isinstance(places, slice):
-                tensor.detach()[places] = given
+                paddle.assign(given, target[places])
             else:
-                put_rows(tensor.detach(), paddle.to_tensor(places), values=given)
+                put_rows(target, paddle.to_tensor(places), values=given)

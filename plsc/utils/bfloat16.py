@@ -7,13 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_HALF = np.uint32(16)
+_ROWS = 128  # worked on at a time, in the cache
+
 
 def widen(bits: NDArray[np.uint16], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """The numbers of these bits, exactly; in `out`, where that is given."""
     target: NDArray[np.float32] = np.empty(bits.shape, np.float32) if out is None else out
     whole = target.view(np.uint32)
-    np.copyto(whole, bits)  # these two need half the time of one shift with a conversion
-    np.left_shift(whole, np.uint32(16), out=whole)
+    for start in range(0, len(bits), _ROWS):
+        piece = whole[start : start + _ROWS]
+        np.copyto(piece, bits[start : start + _ROWS])
+        np.left_shift(piece, _HALF, out=piece)  # apart, which takes half the time of a shift that converts
     return target
 
 

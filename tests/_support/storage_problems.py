@@ -11,13 +11,20 @@ from plsc.losses.shard import Shard
 from plsc.utils.ranges import shard_ranges
 
 
-def as_numbers(tensor):
+def as_numbers(tensor, width):
     """A tensor of any storage type as float64 [S, D]."""
-    return tensor.astype("float32").numpy().astype(np.float64)
+    if tensor.dtype != paddle.int8:
+        return tensor.astype("float32").numpy().astype(np.float64)
+    held = tensor.numpy()
+    return held[:, :width].astype(np.float64) * np.ascontiguousarray(held[:, -4:]).view(np.float32).astype(np.float64)
 
 
-def neighbors(value):
-    """The bfloat16 numbers at and below, and above, each float64, in magnitude."""
+def neighbors(value, kind):
+    """The numbers of a storage type at and below, and above, each float64 [S, D], in magnitude for bfloat16."""
+    if kind == "int8":
+        scale = np.abs(value).max(axis=1, keepdims=True) / 127
+        low = np.floor(value / np.where(scale > 0, scale, 1.0)) * scale
+        return low, low + scale
     magnitude = np.abs(np.float32(value)).view(np.uint32)
     low = magnitude & np.uint32(0xFFFF0000)
     sign = np.sign(value)

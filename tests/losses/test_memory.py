@@ -30,7 +30,7 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setitem(shard.BLOCK_ROWS, "cpu", CHUNK)
     monkeypatch.setattr(ops, "host_view", lambda tensor: None)
     monkeypatch.setattr(storage, "host_view", lambda tensor: None)
-    monkeypatch.setattr(storage, "_host_bits", lambda tensor: None)
+    monkeypatch.setattr(storage, "_host_view", lambda tensor: None)
 
 
 class Allocated:
