@@ -21,9 +21,10 @@ from plsc.engine.class_change import ClassMove, rows_of_classes
 from plsc.engine.class_features import ClassFeatures, class_blocks
 from plsc.errors import DataError
 from plsc.losses import Head
-from plsc.losses.storage import decoded, set_rows
+from plsc.losses.storage import set_rows
 from plsc.utils.plural import counted
 from plsc.utils.ranges import Range
+from plsc.utils.row_types import decoded
 
 log = logging.getLogger("plsc")
 

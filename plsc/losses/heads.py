@@ -24,10 +24,11 @@ from plsc.losses.reference import ReferenceSoftmax, State
 from plsc.losses.row_optimizers import AdamW, RowOptimizer
 from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
-from plsc.losses.storage import RowStore, decoded, put_classes
+from plsc.losses.storage import RowStore, put_classes
 from plsc.utils.files import size_text
 from plsc.utils.memory import available_gpu_memory, available_memory
 from plsc.utils.plural import counted
+from plsc.utils.row_types import decoded
 
 log = logging.getLogger("plsc")
 

@@ -28,14 +28,20 @@ from numpy.typing import NDArray
 from plsc.losses.noise import Noise
 from plsc.losses.ops import Array, add_, host_view, put_rows, take_rows
 from plsc.losses.row_optimizers import RowOptimizer
-from plsc.utils.bfloat16 import narrow, widen
 from plsc.utils.ranges import Range
+from plsc.utils.row_types import (
+    LEAST_MAGNITUDE,
+    LIMIT,
+    SCALE_BYTES,
+    decoded,
+    fixed_point,
+    int8_width,
+    narrow,
+    packed,
+    widen,
+)
 
-_LIMIT = 127  # greatest magnitude of int8 that has a negative
-_SCALE_BYTES = 4
 _HALF = np.uint32(16)
-# Shorter rows are kept as zeros: the reciprocal of their scale would be infinite.
-_LEAST_MAGNITUDE = 1e-30
 
 
 class Buffer(NamedTuple):
@@ -233,7 +239,7 @@ class Int8Rows:
         self.kept, self.width = kept, width
         view = _host_view(kept)
         self._integers = None if view is None else view[:, :width]
-        self._scales = None if view is None else view[:, -_SCALE_BYTES:].view(np.float32)
+        self._scales = None if view is None else view[:, -SCALE_BYTES:].view(np.float32)
         self._scratch = np.empty([0, width], np.int32)
         # Four integers as one: fewer kernels are made for int8.
         self._words = kept.view("int32") if kept.shape[0] else kept
@@ -259,7 +265,7 @@ class Int8Rows:
         own: Any = slice(rows.start, rows.stop) if isinstance(rows, Range) else np.from_dlpack(rows)
         if len(self._scratch) < len(values.view):
             self._scratch = np.empty(values.view.shape, np.int32)
-        fixed, scale = _fixed_point(values.view, self._scratch[: len(values.view)])
+        fixed, scale = fixed_point(values.view, self._scratch[: len(values.view)])
         rounding.add_to_(fixed, rows)
         np.right_shift(fixed, np.int32(16), out=fixed)
         self._integers[own], self._scales[own] = fixed, scale
@@ -269,40 +275,13 @@ class Int8Rows:
 
     def _write_on_device(self, rows: Rows, values: paddle.Tensor, rounding: Rounding) -> None:
         greatest = values.abs().max(axis=1, keepdim=True)
-        divisor = paddle.where(greatest > _LEAST_MAGNITUDE, greatest, paddle.full_like(greatest, np.inf))
-        factor, scale = (_LIMIT * 65536.0) / divisor, greatest / _LIMIT
+        divisor = paddle.where(greatest > LEAST_MAGNITUDE, greatest, paddle.full_like(greatest, np.inf))
+        factor, scale = (LIMIT * 65536.0) / divisor, greatest / LIMIT
         fixed = add_((values * factor).astype("int32"), rounding.on_device(rows, values))
         integers = paddle.bitwise_right_shift(fixed, paddle.full([], 16, "int32")).astype("int8")
-        padding = paddle.zeros([integers.shape[0], -self.width % _SCALE_BYTES], "int8")
+        padding = paddle.zeros([integers.shape[0], -self.width % SCALE_BYTES], "int8")
         words = paddle.concat([integers, padding], axis=1).view("int32")
         _put(self._words, rows, paddle.concat([words, scale.view("int32")], axis=1))
-
-
-def int8_width(width: int) -> int:
-    """W, the bytes of a row of D integers and their scale."""
-    return width + -width % _SCALE_BYTES + _SCALE_BYTES
-
-
-def _fixed_point(values: NDArray[np.float32], out: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """(values [b, D] / scale with 16 binary places, toward 0, in `out`; scale [b, 1])."""
-    bits = out.view(np.uint32)
-    np.bitwise_and(values.view(np.uint32), np.uint32(0x7FFFFFFF), out=bits)  # the order of magnitudes is that of bits
-    greatest = bits.max(axis=1, keepdims=True, initial=0).view(np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):  # the judgment of the step finds it
-        factor = np.float32(_LIMIT * 65536.0) / np.where(greatest > _LEAST_MAGNITUDE, greatest, np.float32(np.inf))
-        np.multiply(values, factor, out=out.view(np.float32))
-        np.copyto(out, out.view(np.float32), casting="unsafe")
-        return out, greatest / np.float32(_LIMIT)
-
-
-def packed(values: NDArray[Any]) -> NDArray[np.int8]:
-    """[..., W] int8, of numbers [..., D], which are rounded to the nearest."""
-    rows = np.ascontiguousarray(values, np.float32).reshape(-1, values.shape[-1])
-    fixed, scale = _fixed_point(rows, np.empty(rows.shape, np.int32))
-    found = np.zeros([len(rows), int8_width(rows.shape[1])], np.int8)
-    found[:, : rows.shape[1]] = (fixed + (1 << 15)) >> 16
-    found[:, -_SCALE_BYTES:] = scale.view(np.int8)
-    return found.reshape(*values.shape[:-1], -1)
 
 
 def store_of(kept: paddle.Tensor, *, width: int, is_plain: bool, is_state: bool) -> RowStore:
@@ -388,18 +367,6 @@ def put_classes(store: RowStore, places: Places, rows: NDArray[Any], *, subcente
         else:
             places = (places[:, None] * subcenters + np.arange(subcenters)).reshape(-1)
     store.put(places, rows)
-
-
-def decoded(rows: NDArray[Any], width: int) -> NDArray[Any]:
-    """Rows of a store of any kind as float32 or float64 [..., D]; the array itself where it is that already.
-
-    Args:
-        rows: [..., W] as `RowStore.put` takes them.
-        width: D.
-    """
-    if rows.dtype == np.int8:
-        return rows[..., :width] * np.ascontiguousarray(rows[..., -_SCALE_BYTES:]).view(np.float32)
-    return widen(rows) if rows.dtype == np.uint16 else rows
 
 
 def set_rows(tensor: paddle.Tensor, places: Places, rows: NDArray[Any]) -> None:

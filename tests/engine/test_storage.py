@@ -8,7 +8,7 @@ import pytest
 
 from plsc.checkpoint import Checkpoint
 from plsc.engine.trainer import Trainer
-from plsc.losses.storage import decoded
+from plsc.utils.row_types import decoded
 from tests._support.checkpoints import assert_equal, contents, names
 
 

@@ -11,9 +11,9 @@ from plsc.losses import storage
 from plsc.losses.noise import Noise
 from plsc.losses.row_optimizers import SGD, AdamW, Lars, Lion, Momentum, RowOptimizer
 from plsc.losses.shard import Shard
-from plsc.losses.storage import BFloat16Rows, Buffer, Int8Rows, PlainRows, Rounding, decoded, int8_width, packed
-from plsc.utils.bfloat16 import narrow, widen
+from plsc.losses.storage import BFloat16Rows, Buffer, Int8Rows, PlainRows, Rounding
 from plsc.utils.ranges import Range
+from plsc.utils.row_types import decoded, int8_width, narrow, packed, widen
 from tests._support.storage_problems import as_numbers, neighbors, play, update
 
 WIDTH = 8
