@@ -107,7 +107,7 @@ def _mean_length(centers: paddle.Tensor, classes: Range, move: ClassMove, collec
     counted_rows, total = (rows >= 0 if move.num_kept else np.ones(len(rows), np.bool_)), 0.0
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
-        kept = centers.detach()[start : start + _BLOCK_ROWS].numpy()
+        kept = centers.detach()[start : start + _BLOCK_ROWS].clone().numpy()  # without the clone all would be copied
         values = decoded(kept, kept.shape[-1]).astype(np.float64)
         total += float(np.linalg.norm(values, axis=1)[counted_rows[block]].sum())
     sums = zip(*collectives.gather_objects((total, int(counted_rows.sum()))))

@@ -309,7 +309,7 @@ def _first_unsound(tensor: paddle.Tensor) -> tuple[tuple[int, ...], float]:
     """(index, value) of the first element that is not sound, or of the largest where only the sum is too large."""
     first, greatest = 0, _behind(0, (), 0.0)
     for piece in _pieces(tensor.detach(), most=_PIECE):
-        array = piece.astype("float32").numpy()
+        array = piece.clone().astype("float32").numpy()  # without the clone the whole tensor would be copied
         found = find_nonfinite(array, LIMIT)
         if found is not None:
             return _behind(first, *found)

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from plsc.checkpoint import Checkpoint, reading
 from plsc.losses import SavedState
-from plsc.losses.ops import host_view
-from plsc.losses.storage import Places, set_rows
+from plsc.losses.storage import Places, kept_view, set_rows
 from plsc.utils.ranges import Range
 
 # float32, and bfloat16 as Paddle passes it.
@@ -22,7 +21,7 @@ _CONVERTED = {np.dtype(np.float32), np.dtype(np.uint16)}
 class TensorRows:
     """The rows of a Paddle tensor, for `plsc.checkpoint.Part`.
 
-    On a CPU, float32 and float64 are read from the tensor's own memory; otherwise each block is copied.
+    On a CPU, float32, float64, bfloat16 and int8 are read from the tensor's own memory; otherwise each block is copied.
 
     Args:
         tensor: must not change while it is read. bfloat16 is read as uint16.
@@ -31,7 +30,7 @@ class TensorRows:
     def __init__(self, tensor: paddle.Tensor) -> None:
         self.shape = list(tensor.shape)
         self.dtype: np.dtype[Any] = paddle.empty([0], tensor.dtype).numpy().dtype
-        view = host_view(tensor)
+        view = kept_view(tensor)
         rows = tensor.detach() if view is None else view
         self._rows = rows if self.shape else rows.reshape([1])
         self.is_view = view is not None
@@ -39,7 +38,8 @@ class TensorRows:
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop); a scalar is one row."""
         rows = self._rows[start:stop]
-        return rows if isinstance(rows, np.ndarray) else rows.numpy()
+        # `numpy` of a slice would copy the whole tensor.
+        return rows if isinstance(rows, np.ndarray) else rows.clone().numpy()
 
 
 class CheckpointState(SavedState):

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import paddle
-from paddle.nn.initializer import Constant, Initializer
 
 from plsc.config import Config
 from plsc.distributed.collectives import Collectives
 from plsc.errors import ConfigError
 from plsc.losses import MARGIN_STATE, SavedState, load_tensor
 from plsc.losses.centers import Centers
+from plsc.losses.creation import create_parameter, create_weight, with_storage
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.fused_binary import FusedBinary
 from plsc.losses.heads import FusedHead, HeadOutput, ParameterOptimizer, UnfusedHead
@@ -37,12 +37,11 @@ from plsc.losses.margins import (
     is_per_sample,
 )
 from plsc.losses.negatives import NegativesMargin
-from plsc.losses.ops import flat_rows
 from plsc.losses.precision import HalfPrecision, Precision
 from plsc.losses.reference import ReferenceBinary, ReferenceSoftmax
-from plsc.losses.row_optimizers import SGD, Momentum, RowOptimizer
+from plsc.losses.row_optimizers import RowOptimizer
 from plsc.losses.shard import Shard
-from plsc.losses.storage import Places, set_rows
+from plsc.losses.storage import Places
 from plsc.utils.class_numbers import numbers_of_classes
 from plsc.utils.hints import setter
 from plsc.utils.ranges import Range, shard_range
@@ -50,10 +49,6 @@ from plsc.utils.seeding import derive_seed
 
 log = logging.getLogger("plsc")
 
-# Initial centers are drawn in blocks of this many classes, each from its own seed, so that they do not
-# depend on how classes are sharded.
-_INIT_BLOCK = 4096
-_INIT_STD = 0.01
 # In the place of a rank, of which there are fewer, in the seed of what margins draw.
 _MARGIN_SEED = 2**31
 
@@ -108,9 +103,9 @@ class Classifier:
         if config.class_weights:
             given = numbers_of_classes("class_weights", config.class_weights, config.num_classes)
             self._class_weights = paddle.to_tensor(given.astype(np.float32))
-        self.parameters = {"weight": self._create_weight(config)}
+        self.parameters = {"weight": create_weight(config, self.classes)}
         if self._margin is None and config.bias_attr is not False:
-            self.parameters["bias"] = self._create([self.classes.size], config.bias_attr, is_bias=True)
+            self.parameters["bias"] = create_parameter([self.classes.size], config.bias_attr, is_bias=True)
         self._head = self._choose_head(config, make_optimizer(self.parameters))
         self._output: HeadOutput | None = None
         self._margin_before: dict[str, paddle.Tensor] = {}
@@ -280,7 +275,7 @@ class Classifier:
         row_optimizer = None if replicated else optimizer.row_optimizer
         if config.head_optimizer is not None:
             row_optimizer = _check_head_optimizer(config, replicated)
-        row_optimizer = _with_storage(config, row_optimizer, kind=optimizer.kind)
+        row_optimizer = with_storage(config, row_optimizer, kind=optimizer.kind)
         if row_optimizer is not None:
             half = config.use_fp16 and self._collectives.topology.on_gpu
             precision = HalfPrecision(config.amp_dtype) if half else Precision()
@@ -333,49 +328,6 @@ class Classifier:
     def _mean_over_ranks(self, gradient: paddle.Tensor) -> paddle.Tensor:
         """In a replicated head, the gradient of the mean over all ranks' samples."""
         return gradient if self._sharded else self._collectives.all_reduce_sum(gradient) / self._ranks
-
-    def _create_weight(self, config: Config) -> paddle.Tensor:
-        group = [config.subcenters] if config.subcenters > 1 else []
-        is_own = getattr(config.param_attr, "initializer", None) is not None
-        if is_own and config.center_storage != "float32":
-            raise ConfigError(
-                f"{setter('center_storage', config.center_storage)} makes the first centers itself, block by block; "
-                f"param_attr has an initializer, which would make all of them in float32; leave one of the two out"
-            )
-        weight = self._create(
-            [self.classes.size, *group, config.emb_dim],
-            config.param_attr,
-            dtype=config.center_storage,
-            initializer=None if is_own else Constant(0.0),
-        )
-        if not is_own:
-            rows = flat_rows(weight.detach())
-            for first, centers in initial_centers(
-                self.classes, config.emb_dim, seed=config.seed, subcenters=config.subcenters
-            ):
-                set_rows(rows, slice(first, first + len(centers)), centers)
-        return weight
-
-    def _create(
-        self,
-        shape: list[int],
-        attr: Any,
-        *,
-        dtype: str = "float32",
-        is_bias: bool = False,
-        initializer: Initializer | None = None,
-    ) -> paddle.Tensor:
-        try:
-            return paddle.nn.Layer().create_parameter(
-                shape, attr or None, dtype, is_bias=is_bias, default_initializer=initializer
-            )
-        except (IndexError, MemoryError) as error:  # beyond what Paddle can index, or what this machine has
-            gigabytes = (2 if dtype == "bfloat16" else 4) * math.prod(shape) / 2**30
-            raise ConfigError(
-                f"num_classes: the class centers of this rank, {shape} of {dtype} ({gigabytes:.1f} GiB), cannot be "
-                f"made: {str(error).splitlines()[0]}; train on more ranks with a dist_ loss, which shards the class "
-                f"centers, or fewer classes with {setter('num_classes')}"
-            ) from None
 
 
 class _Chosen(SavedState):
@@ -459,47 +411,3 @@ def _check_head_optimizer(config: Config, replicated: bool) -> RowOptimizer:
             f"use 'dist_{config.loss_kind}'"
         )
     return optimizer
-
-
-def _with_storage(config: Config, optimizer: RowOptimizer | None, *, kind: str) -> RowOptimizer | None:
-    """The row optimizer for the storage of the settings; None where none is needed.
-
-    Raises:
-        ConfigError: that storage needs another optimizer, another loss or another embedding size.
-    """
-    asked = [name for name in ("center_storage", "momentum_storage") if getattr(config, name) != "float32"]
-    if not asked:
-        return optimizer
-    given = " and ".join(setter(name, getattr(config, name)) for name in asked)
-    if optimizer is None or config.emb_dim % 2:
-        raise ConfigError(
-            f"{given}: needs centers that one rank holds alone ('dist_...' on several ranks), an optimizer whose "
-            f"arithmetic is known row by row (a named one, or Momentum, SGD or AdamW without gradient clipping and "
-            f"special param_attr) and an even embedding size; this run has '{config.loss_type}', {kind} and "
-            f"{config.emb_dim}"
-        )
-    if config.momentum_storage != "none" or type(optimizer) is SGD:
-        return optimizer
-    if type(optimizer) is not Momentum:
-        raise ConfigError(
-            f"{setter('momentum_storage', 'none')} is for momentum, which becomes plain SGD without it; this run has "
-            f"{type(optimizer).__name__}; choose 'bfloat16' or 'int8' for its state"
-        )
-    return SGD(optimizer.l2, decays_bias=optimizer.decays_bias)
-
-
-def initial_centers(
-    classes: Range, emb_dim: int, *, seed: int, subcenters: int = 1
-) -> Iterator[tuple[int, np.ndarray[Any, np.dtype[np.float32]]]]:
-    """(first row, [rows, D] float32 of N(0, 0.01)) in blocks, for all S K rows.
-
-    The centers of a class do not depend on how classes are sharded.
-    """
-    width = subcenters * emb_dim
-    for block in range(classes.start // _INIT_BLOCK, -(-classes.stop // _INIT_BLOCK)):
-        first = block * _INIT_BLOCK
-        rows = classes.overlap(Range(first, first + _INIT_BLOCK))
-        drawn = np.random.default_rng(derive_seed(seed, block)).standard_normal([_INIT_BLOCK, width], np.float32)
-        centers = drawn[rows.start - first : rows.stop - first]
-        np.multiply(centers, _INIT_STD, out=centers)
-        yield (rows.start - classes.start) * subcenters, centers.reshape(-1, emb_dim)

@@ -14,7 +14,7 @@ from plsc.losses.noise import Noise
 from plsc.losses.ops import SquaredNorms, concat_norms, flat_rows, no_grad, squared_norms
 from plsc.losses.reference import Targets, locate
 from plsc.losses.row_optimizers import RowOptimizer
-from plsc.losses.storage import Buffer, Rounding, Rows, RowStore, new_state, store_of
+from plsc.losses.storage import BFloat16Rows, Buffer, Rounding, Rows, RowStore, new_state, store_of
 from plsc.utils.ranges import Range
 
 # Rows worked on at a time. On a CPU a chunk's logits and a block's rows, state and gradient stay in the second-level
@@ -280,6 +280,12 @@ class Shard:
         if self._copied["weight"][0]:
             chunk = self.chunks[k]
             self._stores["weight"][0].read(self._rows_of_chunk(k), out=chunk.buffer)
+
+    def kept_rows(self, k: int) -> paddle.Tensor | None:
+        """[B, D]: the rows of chunk k in bfloat16, where they are kept so and lie together."""
+        store, rows = self._stores["weight"][0], self._rows_of_chunk(k)
+        is_half = isinstance(store, BFloat16Rows) and isinstance(rows, Range)
+        return store.kept[rows.start : rows.stop] if is_half else None
 
     def load_state(self, block: Block) -> None:
         """Copy the state of the block's rows to `block.state`, unless it lies there."""

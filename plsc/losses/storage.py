@@ -321,9 +321,14 @@ def new_state(optimizer: RowOptimizer, kind: str, parameter: paddle.Tensor, *, s
     return paddle.zeros(parameter.shape, dtype)
 
 
+def kept_view(kept: paddle.Tensor) -> Array | None:
+    """The memory of a tensor in the type in which a checkpoint holds it; None where no array can be made of it."""
+    return _host_view(kept) if kept.dtype in (paddle.bfloat16, paddle.int8) else host_view(kept)
+
+
 def _host_view(kept: paddle.Tensor) -> Array | None:
     """The memory of a bfloat16 tensor as uint16, or of an int8 tensor; None where `host_view` would return that."""
-    if not kept.place.is_cpu_place() or not kept.shape[0]:
+    if not kept.place.is_cpu_place() or not kept.size:
         return None
     view: Array = np.from_dlpack(kept.detach().view("int16") if kept.dtype == paddle.bfloat16 else kept.detach())
     if not view.flags.writeable:
@@ -381,7 +386,7 @@ def set_rows(tensor: paddle.Tensor, places: Places, rows: NDArray[Any]) -> None:
         rows = narrow(rows)
     elif tensor.dtype not in (paddle.bfloat16, paddle.int8):
         rows = decoded(rows, rows.shape[-1])
-    view = _host_view(tensor) if tensor.dtype in (paddle.bfloat16, paddle.int8) else host_view(tensor)
+    view = kept_view(tensor)
     if view is not None:
         view[places] = rows
     elif len(rows):
