@@ -278,7 +278,8 @@ class Int8Rows:
         divisor = paddle.where(greatest > LEAST_MAGNITUDE, greatest, paddle.full_like(greatest, np.inf))
         factor, scale = (LIMIT * 65536.0) / divisor, greatest / LIMIT
         fixed = add_((values * factor).astype("int32"), rounding.on_device(rows, values))
-        integers = paddle.bitwise_right_shift(fixed, paddle.full([], 16, "int32")).astype("int8")
+        paddle.bitwise_and_(fixed, paddle.full([], -(1 << 16), "int32"))
+        integers = (fixed.astype("float32") * 2.0**-16).astype("int8")  # exact: 24 bits hold it
         padding = paddle.zeros([integers.shape[0], -self.width % SCALE_BYTES], "int8")
         words = paddle.concat([integers, padding], axis=1).view("int32")
         _put(self._words, rows, paddle.concat([words, scale.view("int32")], axis=1))
