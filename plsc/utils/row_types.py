@@ -48,20 +48,20 @@ def int8_width(width: int) -> int:
 
 
 def fixed_point(values: NDArray[np.float32], out: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """(values [b, D] / scale with 16 binary places, toward 0, in `out`; scale [b, 1])."""
+    """(values [b, D] / scale with 16 binary places, toward 0, in `out`; scale [b, 1]). The values are overwritten."""
     bits = out.view(np.uint32)
     np.bitwise_and(values.view(np.uint32), np.uint32(0x7FFFFFFF), out=bits)  # the order of magnitudes is that of bits
     greatest = bits.max(axis=1, keepdims=True, initial=0).view(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):  # the judgment of the step finds it
         factor = np.float32(LIMIT * 65536.0) / np.where(greatest > LEAST_MAGNITUDE, greatest, np.float32(np.inf))
-        np.multiply(values, factor, out=out.view(np.float32))
-        np.copyto(out, out.view(np.float32), casting="unsafe")
+        np.multiply(values, factor, out=values)
+        np.copyto(out, values, casting="unsafe")
         return out, greatest / np.float32(LIMIT)
 
 
 def packed(values: NDArray[Any]) -> NDArray[np.int8]:
     """[..., W] int8, of numbers [..., D], which are rounded to the nearest."""
-    rows = np.ascontiguousarray(values, np.float32).reshape(-1, values.shape[-1])
+    rows = np.array(values, np.float32).reshape(-1, values.shape[-1])  # a copy, which is overwritten
     fixed, scale = fixed_point(rows, np.empty(rows.shape, np.int32))
     found = np.zeros([len(rows), int8_width(rows.shape[1])], np.int8)
     found[:, : rows.shape[1]] = (fixed + (1 << 15)) >> 16
