@@ -118,7 +118,7 @@ class RowStore(Protocol):
         ...
 
     def write(self, rows: Rows, values: Buffer, *, rounding: Rounding | None) -> None:
-        """Keep the values of rows. A store that rounds overwrites `values`, those of centers by what it keeps of them."""
+        """Keep the values of rows. A store that rounds overwrites `values`, of centers by what it keeps of them."""
         ...
 
     def put(self, places: Places, rows: NDArray[Any]) -> None:
