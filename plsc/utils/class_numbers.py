@@ -60,7 +60,7 @@ class ClassNumbers:
 
         if str(path).endswith(".npy"):
             return cls(np.load(path, allow_pickle=False))
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         values = []
         for number, line in enumerate(lines, 1):
             try:
