@@ -9,7 +9,7 @@ Three runs of ResNetTiny with ArcFace over all classes, each in processes of its
     first      half of them, with a checkpoint at the end
     rest       resumed from that checkpoint, to the end
 
-The tensors of the checkpoints of `whole` and `rest` must be equal to the bit. Every tenth of a second the memory of all
+The tensors of the checkpoints of `whole` and `rest` must be equal to the bit. Every second the memory of all
 processes together is measured as the sum of their proportional shares (PSS), in which a page that two processes share
 counts once; files in the page cache are not in it.
 """
@@ -99,7 +99,7 @@ def run(name: str, folder: Path, steps: int, options: argparse.Namespace) -> dic
         )
         while process.poll() is None:
             peak = max(peak, proportional_bytes(process.pid))
-            time.sleep(0.1)
+            time.sleep(1.0)
     if process.returncode:
         sys.exit(f"{name}: the ranks ended with status {process.returncode}:\n{log.read_text()[-4000:]}")
     figures = {"peak": peak, "seconds": round(time.monotonic() - start, 1)}
