@@ -29,7 +29,7 @@ from plsc.distributed.agreement import agree, on_all_ranks
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.launching.reports import report_uncaught
 from plsc.distributed.replica import Replica
-from plsc.distributed.topology import init_topology, is_restart
+from plsc.distributed.topology import init_topology, is_restart, use_threads
 from plsc.engine.about import About, read_metrics
 from plsc.engine.auto_resume import open_start
 from plsc.engine.class_change import ClassMove, names_of
@@ -167,6 +167,7 @@ class Trainer:
             raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
         self.topology = init_topology(config.rank_timeout)
         show_log(self.topology.is_main)
+        use_threads(config.cpu_threads, self.topology)
         for doubt in config.doubts() if self.topology.is_main else ():
             log.warning(doubt)
         self.collectives = Collectives(self.topology)
