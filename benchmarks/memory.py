@@ -47,7 +47,7 @@ def parse() -> argparse.Namespace:
 def measure(options: argparse.Namespace) -> None:
     state = 8 * options.classes * options.dim / MIB
     print(
-        f"\n{options.classes:,} x {options.dim}, batch {options.batch}, logits '{options.way}': state of {state:.0f} MiB"
+        f"\n{options.classes:,} x {options.dim}, batch {options.batch}, logits '{options.way}': {state:.0f} MiB state"
     )
     print(f"{'MiB':38}{'after':>9}{'peak':>9}{'Paddle':>9}")
     item = Items()

@@ -252,7 +252,7 @@ class Config(Settings):
     cpu_threads: Annotated[int | Literal["auto"], BeforeValidator(_threads)] = Field(
         default="auto",
         description="Threads that each rank computes with on a CPU: a number, or its share of the cores that it may "
-        "use (auto). auto leaves OMP_NUM_THREADS and MKL_NUM_THREADS of the user as they are. Has no effect with a GPU.",
+        "use (auto). auto leaves OMP_NUM_THREADS and MKL_NUM_THREADS of the user as they are. No effect with a GPU.",
     )
     flip: bool = Field(
         default=True,
