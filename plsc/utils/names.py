@@ -51,8 +51,8 @@ _OTHER_WORDS = {
     "dataset_dir": "data datadir dataset datapath dataroot root rec trainrec traindir traindata trainpath datafolder "
     "traindataset datasetpath",
     "val_targets": "val valset valsets valdata verification evalsets targets valdir testset testsets testtargets",
-    "num_workers": "workers numworker nworkers nworker dataloadernumworkers loaders",
-    "cpu_threads": "threads numthreads ompnumthreads cputhread",
+    "num_workers": "workers numworker nworkers nworker dataloadernumworkers numthreads threads loaders",
+    "cpu_threads": "ompnumthreads cputhread",
     "use_fp16": "fp16 amp useamp mixedprecision half precision autocast",
     "amp_dtype": "bf16 amptype dtype precisiondtype",
     "amp_lists": "amplist whitelist blacklist",
