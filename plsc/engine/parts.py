@@ -21,7 +21,7 @@ from plsc.data.verification_set import VerificationSet
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.replica import Replica
-from plsc.distributed.topology import Topology, init_topology, is_restart
+from plsc.distributed.topology import Topology, init_topology, is_restart, use_threads
 from plsc.engine.about import About
 from plsc.engine.auto_resume import open_start
 from plsc.engine.class_change import names_of
@@ -245,6 +245,7 @@ def _join(config: Config) -> tuple[Config, Collectives]:
         raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
     topology = init_topology(config.rank_timeout)
     show_log(topology.is_main)
+    use_threads(config.cpu_threads, topology)
     for doubt in config.doubts() if topology.is_main else ():
         log.warning(doubt)
     collectives = Collectives(topology)
