@@ -213,9 +213,15 @@ class Config(Settings):
         description="Logits between the forward and the backward pass: store them, recompute them (less memory), or "
         "decide by the free memory (auto).",
     )
-    momentum_storage: Literal["float32", "bfloat16"] = Field(
+    center_storage: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="Type of the class centers' momentum. bfloat16 takes half the memory, with stochastic rounding.",
+        description="Type in which the class centers are kept. bfloat16 takes half the memory, with stochastic "
+        "rounding.",
+    )
+    momentum_storage: Literal["float32", "bfloat16", "int8", "none"] = Field(
+        default="float32",
+        description="Type in which the momentum of the class centers, or another state of their optimizer, is kept. "
+        "bfloat16 takes half the memory and int8 a quarter, with stochastic rounding; with none there is no momentum.",
     )
 
     dataset_dir: str = Field(

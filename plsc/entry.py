@@ -249,10 +249,18 @@ class Entry(_Attributes):
         """Logits between the head's two passes: 'store', 'recompute' (less memory) or 'auto' by free memory."""
         self.config.logits = mode
 
-    def set_momentum_storage(self, dtype: Literal["float32", "bfloat16"]) -> None:
-        """Type of the class centers' momentum: 'float32' (default), or 'bfloat16' for half the memory.
+    def set_center_storage(self, dtype: Literal["float32", "bfloat16"]) -> None:
+        """Type in which the class centers are kept: 'float32' (default), or 'bfloat16' for half the memory.
 
-        bfloat16 is rounded stochastically.
+        bfloat16 is rounded stochastically. It needs sharded centers, and an even embedding size.
+        """
+        self.config.center_storage = dtype
+
+    def set_momentum_storage(self, dtype: Literal["float32", "bfloat16", "int8", "none"]) -> None:
+        """Type in which the momentum of the class centers, or another state of their optimizer, is kept.
+
+        'float32' (default); 'bfloat16' takes half the memory and 'int8' a quarter, both rounded stochastically. 'none'
+        takes none: the centers are trained without momentum. It needs sharded centers, and an even embedding size.
         """
         self.config.momentum_storage = dtype
 

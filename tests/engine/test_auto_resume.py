@@ -232,6 +232,7 @@ CHANGES = {
     "label_smoothing": (0.1, "label_smoothing was 0.0 and is 0.1"),
     "class_weights": ([1, 1, 1, 1, 1, 2], "class_weights was  and is"),
     "class_counts": ([5, 5, 5, 5, 5, 6], "class_counts was  and is"),
+    "center_storage": ("bfloat16", "center_storage was float32 and is bfloat16"),
     "momentum_storage": ("bfloat16", "momentum_storage was float32 and is bfloat16"),
     "lr": (0.3, "lr was 0.1 and is 0.3"),
     "lr_schedule": ("poly", "lr_schedule was step and is polynomial"),

@@ -8,11 +8,11 @@ import tracemalloc
 import paddle
 import pytest
 
-from plsc.losses import heads, ops, shard
+from plsc.losses import heads, ops, shard, storage
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.margins.combined import CombinedMargin
 from plsc.losses.precision import HalfPrecision, Precision
-from plsc.losses.row_optimizers import SGD, AdamW, HalfMomentum, Momentum
+from plsc.losses.row_optimizers import SGD, AdamW, Momentum
 from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
 from plsc.utils import memory
@@ -30,7 +30,8 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setitem(shard.CHUNK_ROWS, "cpu", CHUNK)
     monkeypatch.setitem(shard.BLOCK_ROWS, "cpu", CHUNK)
     monkeypatch.setattr(ops, "host_view", lambda tensor: None)
-    monkeypatch.setattr(shard, "host_view", lambda tensor: None)
+    monkeypatch.setattr(storage, "host_view", lambda tensor: None)
+    monkeypatch.setattr(storage, "_host_view", lambda tensor: None)
 
 
 class Allocated:
@@ -70,13 +71,13 @@ def test_a_step_takes_no_more_than_it_says(as_on_a_gpu, samples, width, precisio
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.5])
-@pytest.mark.parametrize("optimizer", [Momentum(), HalfMomentum(), AdamW()])
+@pytest.mark.parametrize("optimizer, state", [(Momentum(), "float32"), (Momentum(), "bfloat16"), (AdamW(), "float32")])
 @pytest.mark.parametrize(
     "precision, by_rows", [(Precision(), False), (Precision(), True), (HalfPrecision("float16"), None)]
 )
 @pytest.mark.parametrize("samples, width", [(64, 512), (512, 512)])
-def test_no_optimizer_makes_a_step_take_more(as_on_a_gpu, samples, width, precision, by_rows, optimizer, ratio):
-    full = Shard(paddle.randn([4 * CHUNK, width]), optimizer)
+def test_no_optimizer_makes_a_step_take_more(as_on_a_gpu, samples, width, precision, by_rows, optimizer, state, ratio):
+    full = Shard(paddle.randn([4 * CHUNK, width]), optimizer, state_storage=state)
     own = full if ratio == 1.0 else SampledShard(full, ratio=ratio, samples=samples)
     softmax = FusedSoftmax(CombinedMargin(m2=0.5), logits="recompute", precision=precision, by_rows=by_rows)
     features, labels = paddle.randn([samples, width]), paddle.randint(0, 4 * CHUNK, [samples])
@@ -85,9 +86,9 @@ def test_no_optimizer_makes_a_step_take_more(as_on_a_gpu, samples, width, precis
         own.draw(labels, seed=1)
     said = softmax.memory(own, samples)
     with Allocated() as forward:
-        state = softmax.loss_and_feature_gradient(features, labels, shard=own)
+        made = softmax.loss_and_feature_gradient(features, labels, shard=own)
     with Allocated() as backward:
-        own.update(softmax.row_gradients(state), learning_rate=0.0)
+        own.update(softmax.row_gradients(made), learning_rate=0.0)
     assert max(forward.peak, forward.left + backward.peak) <= said.kept + said.temporary
 
 
