@@ -324,6 +324,14 @@ class Entry(_Attributes):
         """Processes per rank that read training images; with 0 the training process reads. Default 2."""
         self.config.num_workers = num
 
+    def set_cpu_threads(self, threads: int | Literal["auto"]) -> None:
+        """Threads that each rank computes with on a CPU, 1 or more. Default "auto": its share of the cores.
+
+        "auto" leaves `OMP_NUM_THREADS` and `MKL_NUM_THREADS` of the user as they are; a number goes before them.
+        Another number of threads may change the last digits of the results. Has no effect with a GPU.
+        """
+        self.config.cpu_threads = threads
+
     def set_flip(self, flip: bool) -> None:
         """Mirror training images at random and embed test images both ways. Default True; not for characters."""
         self.config.flip = flip
@@ -846,10 +854,11 @@ class Entry(_Attributes):
 
     def _start(self) -> Topology:
         """Set up ranks, log and device."""
-        from plsc.distributed.topology import init_topology
+        from plsc.distributed.topology import init_topology, use_threads
 
         topology = init_topology(self.config.rank_timeout)
         show_log(topology.is_main)
+        use_threads(self.config.cpu_threads, topology)
         if topology.on_gpu:
             from plsc.engine.numerics import set_tf32
 

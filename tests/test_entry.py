@@ -100,6 +100,7 @@ SETTERS = [
     ("set_warmup_steps", "num", 9, "warmup_steps"),
     ("set_on_nonfinite", "action", "skip", "on_nonfinite"),
     ("set_max_skipped_steps", "num", 7, "max_skipped_steps"),
+    ("set_cpu_threads", "threads", 3, "cpu_threads"),
     ("set_tf32", "allowed", True, "tf32"),
     ("set_deterministic", "deterministic", True, "deterministic"),
 ]

@@ -267,7 +267,7 @@ def read_class_lists(path: Path, *, columns: int | None) -> list[list[str]]:
         CheckpointError: the file cannot be read, or a line has another number of columns.
     """
     try:
-        text = path.read_text("utf-8", "surrogateescape")
+        text = path.read_text("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be read: {error.strerror}; expected a text file of class names"

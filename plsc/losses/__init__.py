@@ -17,6 +17,7 @@ import paddle
 from plsc.errors import ConfigError
 from plsc.losses.centers import Centers
 from plsc.losses.margins import CountedMargin, Margin, PenalizedMargin, StatefulMargin, SteppedMargin
+from plsc.losses.negatives import NegativesMargin
 from plsc.losses.row_optimizers import RowOptimizer
 from plsc.losses.storage import Places
 from plsc.utils.ranges import Range
@@ -25,6 +26,7 @@ __all__ = [
     "CountedMargin",
     "Head",
     "Margin",
+    "NegativesMargin",
     "PenalizedMargin",
     "RowOptimizer",
     "SavedState",

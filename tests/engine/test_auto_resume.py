@@ -280,6 +280,7 @@ HARMLESS = {
     "train_batch_size": 5,
     "test_batch_size": 7,
     "num_workers": 1,
+    "cpu_threads": 1,
     "worker_timeout": 9.0,
     "bad_images": "skip",
     "strict_images": True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 
 import paddle
 import pytest
@@ -130,6 +131,28 @@ def test_logits_are_kept_where_they_take_half_of_the_free_memory_at_most(monkeyp
             head.forward(paddle.randn([samples, width]), paddle.arange(samples), count_above=False, seed=1)
         assert chosen[-1] == mode
         assert f"mode '{mode}'" in caplog.text
+
+
+@pytest.mark.parametrize("samples", [64, 128])
+def test_a_step_that_computes_logits_twice_takes_a_twentieth_of_the_state(samples):
+    """On a CPU, NumPy's temporaries included; the state is that of momentum. Stored logits take more."""
+    rows, width = 50_000, 512
+    own, state = Shard(paddle.ones([rows, width]), Momentum()), 8 * rows * width
+    features, labels = paddle.randn([samples, width]), paddle.randint(0, rows, [samples])
+    taken = {}
+    for logits in ("recompute", "store"):
+        softmax = FusedSoftmax(CombinedMargin(m2=0.5), logits=logits)
+        own.invalidate_norms()
+        tracemalloc.start()
+        with Allocated() as paddles:
+            for _ in range(2):
+                found = softmax.loss_and_feature_gradient(features, labels, shard=own)
+                own.update(softmax.row_gradients(found, l2=5e-4), learning_rate=0.1)
+                del found
+        taken[logits] = paddles.peak + tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert taken["recompute"] <= 0.05 * state
+    assert taken["store"] > 0.05 * state
 
 
 def test_free_memory_of_a_gpu_is_the_drivers_and_that_of_the_pool(monkeypatch):
