@@ -383,7 +383,7 @@ def test_numbers_of_classes_are_given_as_an_array_or_a_file(setting, tmp_path):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("1\n2\n", "2 numbers, expected one for each of the 3 classes; set_class_num sets their number"),
+        ("1\n2\n", "2 numbers, expected one for each of the 3 classes of this run; give an array or file of 3 n"),
         ("1\ntwo\n3\n", "line 2 is 'two', expected a number; a file holds one number per class"),
         ("1\nnan\n3\n", "the number of class 1 is nan, expected 0 or more"),
         (None, "No such file or directory"),

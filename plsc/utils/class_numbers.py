@@ -106,8 +106,9 @@ def numbers_of_classes(name: str, given: str | ClassNumbers, num_classes: int) -
     numbers = read_numbers(name, given)
     if numbers.size != num_classes:
         where = "" if isinstance(given, ClassNumbers) else f" {given}:"
+        more = f"; or {setter('num_classes', numbers.size)} for more classes" if numbers.size > num_classes else ""
         raise ConfigError(
-            f"{name}:{where} {numbers.size} numbers, expected one for each of the {num_classes} classes; "
-            f"{setter('num_classes')} sets their number"
+            f"{name}:{where} {numbers.size} numbers, expected one for each of the {num_classes} classes of this run; "
+            f"give an array or file of {num_classes} numbers, in the order of the class numbers{more}"
         )
     return numbers.values
