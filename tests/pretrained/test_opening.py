@@ -55,6 +55,17 @@ def test_damaged_safetensors_are_refused(tmp_path, header):
         open_weights(path).tensors["a"].numpy()
 
 
+@pytest.mark.parametrize(
+    "size, words",
+    [(100, "damaged: its header has 2 bytes, expected 100"), (10 << 30, "expected the length of a header")],
+)
+def test_safetensors_cut_off_in_the_header_are_named_so(tmp_path, size, words):
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(size.to_bytes(8, "little") + b"{}")
+    with pytest.raises(CheckpointError, match=words):
+        open_weights(path)
+
+
 def test_onnx(tmp_path):
     onnx = pytest.importorskip("onnx")
     helper = onnx.helper
