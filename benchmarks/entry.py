@@ -2,6 +2,7 @@
 
     python benchmarks/entry.py
     python benchmarks/entry.py --workers 0 --model ResNet50 --side 112 --batch 32
+    python benchmarks/entry.py --threads 2 --bare-threads 1 --bare-is-entry     # what a second thread brings
 
 Each loop trains in a process of its own. They train `--turn` steps in turns, `Entry` first in one round and the bare
 loop first in the next, so that a busier minute of the machine meets both. A turn is longer than what readers prepare
@@ -36,7 +37,8 @@ READ_LOSS_EVERY = 10
 def main() -> None:
     options = parse()
     if options.loop:
-        {"entry": train_entry, "bare": train_bare}[options.loop](options)
+        bare = train_entry if options.bare_is_entry else train_bare
+        {"entry": train_entry, "bare": bare}[options.loop](options)
         return
     with tempfile.TemporaryDirectory() as folder:
         compare(options, Path(folder))
@@ -53,6 +55,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--turn", type=int, default=20, help="steps of a turn")
     parser.add_argument("--rounds", type=int, default=15, help="measured turns of each, after two of warm-up")
     parser.add_argument("--threads", type=int, default=1, help="of each process on a CPU")
+    parser.add_argument("--bare-threads", type=int, help="of the bare loop; by default as many")
+    parser.add_argument("--bare-is-entry", action="store_true", help="run Entry in the place of the bare loop, too")
     parser.add_argument("--out", type=Path, help="a folder for the figures as JSON")
     parser.add_argument("--loop", choices=LOOPS, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -96,7 +100,8 @@ def start(loop: str, folder: Path, options: argparse.Namespace) -> subprocess.Po
     folder.mkdir()
     command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--loop", loop]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(options.threads)
+    threads = (options.bare_threads if loop == "bare" else None) or options.threads
+    environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(threads)
     return subprocess.Popen(
         command, env=environment, cwd=folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

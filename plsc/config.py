@@ -69,6 +69,14 @@ PositiveChannels = Annotated[Channels, AfterValidator(_above_zero)]
 Steps = Annotated[tuple[int, ...], AfterValidator(_ascending)]
 
 
+def _threads(value: Any) -> int | str:
+    """A number of threads, or 'auto'."""
+    text = "" if isinstance(value, bool) else str(value)
+    if text != "auto" and not (text.isdecimal() and int(text)):
+        raise ValueError("expected 'auto', or a number of threads of 1 or more")
+    return text if text == "auto" else int(text)
+
+
 class Config(Settings):
     """The settings of one run.
 
@@ -205,9 +213,15 @@ class Config(Settings):
         description="Logits between the forward and the backward pass: store them, recompute them (less memory), or "
         "decide by the free memory (auto).",
     )
-    momentum_storage: Literal["float32", "bfloat16"] = Field(
+    center_storage: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="Type of the class centers' momentum. bfloat16 takes half the memory, with stochastic rounding.",
+        description="Type in which the class centers are kept. bfloat16 takes half the memory, with stochastic "
+        "rounding.",
+    )
+    momentum_storage: Literal["float32", "bfloat16", "int8", "none"] = Field(
+        default="float32",
+        description="Type in which the momentum of the class centers, or another state of their optimizer, is kept. "
+        "bfloat16 takes half the memory and int8 a quarter, with stochastic rounding; with none there is no momentum.",
     )
 
     dataset_dir: str = Field(
@@ -240,6 +254,11 @@ class Config(Settings):
     )
     num_workers: int = Field(
         default=2, ge=0, description="Processes per rank that read training images. With 0 the training process reads."
+    )
+    cpu_threads: Annotated[int | Literal["auto"], BeforeValidator(_threads)] = Field(
+        default="auto",
+        description="Threads that each rank computes with on a CPU: a number, or its share of the cores that it may "
+        "use (auto). auto leaves OMP_NUM_THREADS and MKL_NUM_THREADS of the user as they are. No effect with a GPU.",
     )
     flip: bool = Field(
         default=True,

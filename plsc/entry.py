@@ -249,10 +249,18 @@ class Entry(_Attributes):
         """Logits between the head's two passes: 'store', 'recompute' (less memory) or 'auto' by free memory."""
         self.config.logits = mode
 
-    def set_momentum_storage(self, dtype: Literal["float32", "bfloat16"]) -> None:
-        """Type of the class centers' momentum: 'float32' (default), or 'bfloat16' for half the memory.
+    def set_center_storage(self, dtype: Literal["float32", "bfloat16"]) -> None:
+        """Type in which the class centers are kept: 'float32' (default), or 'bfloat16' for half the memory.
 
-        bfloat16 is rounded stochastically.
+        bfloat16 is rounded stochastically. It needs sharded centers, and an even embedding size.
+        """
+        self.config.center_storage = dtype
+
+    def set_momentum_storage(self, dtype: Literal["float32", "bfloat16", "int8", "none"]) -> None:
+        """Type in which the momentum of the class centers, or another state of their optimizer, is kept.
+
+        'float32' (default); 'bfloat16' takes half the memory and 'int8' a quarter, both rounded stochastically. 'none'
+        takes none: the centers are trained without momentum. It needs sharded centers, and an even embedding size.
         """
         self.config.momentum_storage = dtype
 
@@ -315,6 +323,14 @@ class Entry(_Attributes):
     def set_num_workers(self, num: int) -> None:
         """Processes per rank that read training images; with 0 the training process reads. Default 2."""
         self.config.num_workers = num
+
+    def set_cpu_threads(self, threads: int | Literal["auto"]) -> None:
+        """Threads that each rank computes with on a CPU, 1 or more. Default "auto": its share of the cores.
+
+        "auto" leaves `OMP_NUM_THREADS` and `MKL_NUM_THREADS` of the user as they are; a number goes before them.
+        Another number of threads may change the last digits of the results. Has no effect with a GPU.
+        """
+        self.config.cpu_threads = threads
 
     def set_flip(self, flip: bool) -> None:
         """Mirror training images at random and embed test images both ways. Default True; not for characters."""
@@ -838,10 +854,11 @@ class Entry(_Attributes):
 
     def _start(self) -> Topology:
         """Set up ranks, log and device."""
-        from plsc.distributed.topology import init_topology
+        from plsc.distributed.topology import init_topology, use_threads
 
         topology = init_topology(self.config.rank_timeout)
         show_log(topology.is_main)
+        use_threads(self.config.cpu_threads, topology)
         if topology.on_gpu:
             from plsc.engine.numerics import set_tf32
 

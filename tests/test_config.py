@@ -368,7 +368,7 @@ def test_the_range_of_a_parameter_is_said(monkeypatch):
 @pytest.mark.parametrize("setting", ["class_weights", "class_counts"])
 def test_numbers_of_classes_are_given_as_an_array_or_a_file(setting, tmp_path):
     np.save(tmp_path / "n.npy", np.array([1.0, 2.5, 0.0]))
-    (tmp_path / "n.txt").write_text("1\n2.5\n0\n")
+    (tmp_path / "n.txt").write_bytes(b"\xef\xbb\xbf1\r\n2.5\r\n0\r\n")  # as an editor on Windows writes it
     entry = Entry()
     for given in (tmp_path / "n.npy", str(tmp_path / "n.txt"), [1, 2.5, 0], np.array([1.0, 2.5, 0.0], np.float32)):
         getattr(entry, f"set_{setting}")(given)
@@ -383,7 +383,7 @@ def test_numbers_of_classes_are_given_as_an_array_or_a_file(setting, tmp_path):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("1\n2\n", "2 numbers, expected one for each of the 3 classes of this run; give an array or file of 3 n"),
+        ("1\n2\n", "2 numbers, expected one for each of the 3 classes; give 3 numbers"),
         ("1\ntwo\n3\n", "line 2 is 'two', expected a number; a file holds one number per class"),
         ("1\nnan\n3\n", "the number of class 1 is nan, expected 0 or more"),
         (None, "No such file or directory"),

@@ -36,7 +36,7 @@ def test_files_that_the_pages_name_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_setters_that_the_pages_name_exist(page):
     for setter in re.findall(r"\bset_[a-z_]+(?=[`(])", page.read_text()):
-        foreign = ("set_device", "set_flags", "set_service_name", "set_value")
+        foreign = ("set_device", "set_flags", "set_num_threads", "set_service_name", "set_value")
         assert hasattr(Entry, setter) or setter in foreign, f"{page.name} names {setter}"
 
 

@@ -80,6 +80,7 @@ SETTERS = [
     ("set_loss_type", "loss_type", max, "margin_function"),
     ("set_head_optimizer", "optimizer", "any", "head_optimizer"),
     ("set_logits", "mode", "recompute", "logits"),
+    ("set_center_storage", "dtype", "bfloat16", "center_storage"),
     ("set_momentum_storage", "dtype", "bfloat16", "momentum_storage"),
     ("set_pixel_normalization", "mean", (1.0, 2.0, 3.0), "pixel_mean"),
     ("set_bad_images", "action", "skip", "bad_images"),
@@ -99,6 +100,7 @@ SETTERS = [
     ("set_warmup_steps", "num", 9, "warmup_steps"),
     ("set_on_nonfinite", "action", "skip", "on_nonfinite"),
     ("set_max_skipped_steps", "num", 7, "max_skipped_steps"),
+    ("set_cpu_threads", "threads", 3, "cpu_threads"),
     ("set_tf32", "allowed", True, "tf32"),
     ("set_deterministic", "deterministic", True, "deterministic"),
 ]

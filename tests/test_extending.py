@@ -15,7 +15,7 @@ from plsc.checkpoint import Checkpoint
 from tests._support.ranks import launch
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
-SECTIONS = ("Backbone", "Margin", "Head", "Row optimizer", "Records", "Schedule", "Observer")
+SECTIONS = ("Backbone", "Margin", "Margin on other classes", "Head", "Row optimizer", "Records", "Schedule", "Observer")
 LIMIT = 20
 
 
@@ -62,6 +62,10 @@ def used_margin(folder, about, output):
     assert 0.0 < mean < 10.0  # from 0 towards the norms
 
 
+def used_negatives(folder, about, output):
+    assert about["objects"]["margin_function"] == "__main__.MVArc(m=0.5, t=0.2, negatives_bound=1.4)"
+
+
 def used_head(folder, about, output):
     assert about["head_optimizer"] == "SmoothSoftmax"
     assert saved(folder, "head.weight").shape == (10, 16)
@@ -90,6 +94,7 @@ def used_observer(folder, about, output):
 EVIDENCE = {
     "Backbone": used_backbone,
     "Margin": used_margin,
+    "Margin on other classes": used_negatives,
     "Head": used_head,
     "Row optimizer": used_row_optimizer,
     "Records": used_records,

@@ -21,6 +21,7 @@ from plsc.checkpoint.writer import Part, Rows, abandon, begin, complete, write_p
 from plsc.errors import CheckpointError
 from plsc.utils.plural import counted
 from plsc.utils.ranges import Range, shard_ranges
+from plsc.utils.row_types import narrow, widen
 
 log = logging.getLogger("plsc")
 
@@ -271,16 +272,11 @@ class _MeanRows(SavedRows):
 
 
 def as_float64(values: NDArray[Any]) -> NDArray[np.float64]:
-    if values.dtype == np.uint16:  # the bits of bfloat16
-        values = (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float64)
+    return (widen(values) if values.dtype == np.uint16 else values).astype(np.float64)
 
 
 def from_float64(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
-    if dtype != np.uint16:
-        return values.astype(dtype)
-    bits = values.astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to the nearest, ties to even
+    return narrow(values) if dtype == np.uint16 else values.astype(dtype)
 
 
 def write_as_ranks(

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -36,6 +36,8 @@ from plsc.utils.files import sync
 from plsc.utils.hints import setter
 from plsc.utils.safetensors_file import DTYPES, make_header, tensor_order
 
+# Most bytes of the tensors in a file that holds rows of classes: some file systems and tools take no file of 4 GiB.
+LARGEST_FILE = (1 << 32) - (1 << 24)
 # The name of the checkpoint that `try_folder` writes and removes.
 _TRIAL = ".plsc-trial"
 
@@ -133,6 +135,35 @@ class Part:
         return str(np.dtype(self.data.dtype).name)
 
 
+class _CutRows:
+    """Rows of a part, from `first` on."""
+
+    def __init__(self, part: Part, first: int, count: int) -> None:
+        self._part, self._first = part, first
+        self.shape, self.dtype = [count, *part.data.shape[1:]], np.dtype(part.dtype)
+        self.is_view = part.is_view
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        return self._part.read(self._first + start, self._first + stop)
+
+
+def _split(parts: list[Part]) -> list[Part]:
+    """The same rows in parts of which no file is too large: all rows of a class lie in one file."""
+    row_bytes: dict[str, int] = {}
+    for part in parts:
+        row_bytes[part.file] = row_bytes.get(part.file, 0) + part.row_bytes
+    found = []
+    for part in parts:
+        most = max(1, LARGEST_FILE // max(1, row_bytes[part.file]))
+        if part.offset is None or part.num_rows <= most:
+            found.append(part)
+            continue
+        for first in range(0, part.num_rows, most):
+            rows = _CutRows(part, first, min(most, part.num_rows - first))
+            found.append(replace(part, data=rows, offset=part.offset + first))
+    return found
+
+
 class _WrittenPart(BaseModel):
     """A part as the rank that wrote it describes it; in no file where it has no rows."""
 
@@ -213,7 +244,7 @@ def write_parts(folder: Path, parts: Iterable[Part], *, rank: int) -> None:
     Raises:
         CheckpointError: a number is not finite, the file system refuses, or what is read back differs.
     """
-    partial, held = partial_path(folder), list(parts)
+    partial, held = partial_path(folder), _split(list(parts))
     if not partial.is_dir():
         raise CheckpointError(f"{partial} was made by rank 0 but is not seen by this rank; {_shared()}")
     files: dict[str, list[Part]] = {}

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from plsc import errors
 from plsc.distributed.collectives import Collectives
-from plsc.errors import Interrupted, PLSCError
+from plsc.errors import DataError, Interrupted, PLSCError
 
 _Result = TypeVar("_Result")
 _Error = TypeVar("_Error", bound=PLSCError | Interrupted)
@@ -50,6 +50,27 @@ def agree(
             cause = reason.__cause__ if isinstance(reason, PLSCError) else reason
             raise on_all_ranks(kind(f"{prefix}{where}{message}")) from cause
     return results[0]
+
+
+def require_equal(fact: object, collectives: Collectives, *, what: str) -> None:
+    """Compare a fact about data that all ranks must have alike. Every rank must call this.
+
+    Args:
+        fact: of this rank's data, as the message shows it; empty or None for none.
+        collectives: over the ranks.
+        what: the data, and what for.
+
+    Raises:
+        DataError: the facts of two ranks differ; the same on every rank.
+    """
+    found = collectives.gather_objects(fact)
+    for rank, other in enumerate(found):
+        if other != found[0]:
+            error = DataError(
+                f"ranks have different {what}: rank 0 has {found[0] or 'none'}, rank {rank} has {other or 'none'}; "
+                f"give every rank the same data"
+            )
+            raise on_all_ranks(error)
 
 
 def on_all_ranks(error: _Error) -> _Error:

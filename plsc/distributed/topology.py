@@ -7,9 +7,13 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from plsc.errors import DistributedError
+from plsc.utils.hints import setter
 from plsc.utils.lazy import require_paddle
+from plsc.utils.plural import counted
+from plsc.utils.processor import set_threads, share_of_cores, threads_of_user
 
 log = logging.getLogger("plsc")
 
@@ -118,6 +122,31 @@ def _connect(rank_timeout: float) -> None:
             f"the ranks cannot be connected: {reason}; {where or 'no address is in the environment'}; every machine "
             f"must resolve and reach the addresses: correct --master or --ips of python -m paddle.distributed.launch"
         ) from error
+
+
+def use_threads(threads: int | Literal["auto"], topology: Topology) -> None:
+    """Let this rank compute on so many threads, where it computes on a CPU.
+
+    Args:
+        threads: a number, or 'auto' for this rank's share of the cores, unless the user has set an environment variable
+            for it.
+        topology: of this rank.
+    """
+    if topology.on_gpu:
+        return
+    if threads == "auto":
+        if threads_of_user(launcher_of_this_rank()):
+            return
+        threads = share_of_cores(_ranks_here(topology.world_size))
+    set_threads(threads)
+    if topology.is_main:
+        log.info("each rank computes on %s (%s)", counted(threads, "thread"), setter("cpu_threads"))
+
+
+def _ranks_here(world_size: int) -> int:
+    """Ranks on this machine, as the launcher says; all ranks where it does not."""
+    found = os.environ.get("PADDLE_LOCAL_SIZE", "")
+    return int(found) if found.isdigit() and int(found) else world_size
 
 
 def place_from_environment() -> tuple[int, int]:

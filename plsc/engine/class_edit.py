@@ -20,10 +20,12 @@ from plsc.data.class_identity import ClassIdentity
 from plsc.data.sources.string_table import StringTable
 from plsc.engine.about import About
 from plsc.engine.class_change import about_classes, class_parts, read_classes, rows_of_classes
+from plsc.engine.saved_centers import WEIGHT
 from plsc.errors import CheckpointError
 from plsc.utils.names import did_you_mean
 from plsc.utils.plural import counted
 from plsc.utils.ranges import Range
+from plsc.utils.row_types import SCALE_BYTES, decoded, packed
 
 log = logging.getLogger("plsc")
 
@@ -227,10 +229,13 @@ class _EditedRows:
     ) -> None:
         every = np.concatenate([rows_of_classes(np.array(groups[place], np.int64)) for place in merged])
         places = np.repeat(merged, [len(groups[place]) for place in merged])
-        values = as_float64(self._saved.read_rows(self._name, every * self._per_class + within[places]))
+        rows = self._saved.read_rows(self._name, every * self._per_class + within[places])
+        is_packed = self.dtype == np.int8 and self._name.startswith(f"{WEIGHT}:")  # state with a scale in each row
+        values = as_float64(decoded(rows, rows.shape[-1] - SCALE_BYTES) if is_packed else rows)
         ends = np.cumsum([len(groups[place]) for place in merged])
-        for place, rows in zip(merged, np.split(values, ends[:-1])):
-            found[place] = from_float64(rows.mean(axis=0), self.dtype)
+        for place, own in zip(merged, np.split(values, ends[:-1])):
+            mean = own.mean(axis=0)
+            found[place] = packed(mean[None])[0] if is_packed else from_float64(mean, self.dtype)
 
 
 class _ArrayRows:

@@ -24,7 +24,7 @@ from plsc.data.sources import open_records
 from plsc.data.sources.string_table import StringTable
 from plsc.data.subset import TrainingPart
 from plsc.distributed import watch
-from plsc.distributed.agreement import agree, on_all_ranks
+from plsc.distributed.agreement import agree, on_all_ranks, require_equal
 from plsc.distributed.collectives import Collectives
 from plsc.engine.shares import gather_rows, share_of
 from plsc.errors import ConfigError, DataError
@@ -108,14 +108,7 @@ def open_closed_set(
 
     opened = agree(open_own, collectives, error=DataError)
     facts = None if opened is None else f"{counted(len(opened.labels), 'image')} ({opened.digest})"
-    found = collectives.gather_objects(facts)
-    for rank, other in enumerate(found):
-        if other != found[0]:
-            error = DataError(
-                f"ranks have different validation data, which they validate together: rank 0 has {found[0]}, rank "
-                f"{rank} has {other}; give every rank the same data"
-            )
-            raise on_all_ranks(error)
+    require_equal(facts, collectives, what="validation data, which they validate together")
     return opened
 
 

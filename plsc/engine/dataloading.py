@@ -22,7 +22,7 @@ from plsc.data.sources import open_records
 from plsc.data.subset import hold_out, with_min_images
 from plsc.data.transforms import Transform
 from plsc.data.verification_set import VerificationSet, find_bin
-from plsc.distributed.agreement import agree, explain, on_all_ranks
+from plsc.distributed.agreement import agree, explain, require_equal
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine.transfer import Read, Transfers
@@ -380,14 +380,8 @@ def open_verification_sets(config: Config, collectives: Collectives) -> list[Ver
         ConfigError: two sets have the same name.
     """
     sets = agree(lambda: _open_sets(config), collectives, error=DataError)
-    found = collectives.gather_objects([f"{pairs.name} ({counted(len(pairs), 'pair')})" for pairs in sets])
-    for rank, names in enumerate(found):
-        if names != found[0]:
-            error = DataError(
-                f"ranks have different verification sets, which they verify together: rank 0 has {found[0] or 'none'}, "
-                f"rank {rank} has {names or 'none'}; give every rank the same files"
-            )
-            raise on_all_ranks(error)
+    facts = [f"{pairs.name} ({counted(len(pairs), 'pair')})" for pairs in sets]
+    require_equal(facts, collectives, what="verification sets, which they verify together")
     return sets
 
 

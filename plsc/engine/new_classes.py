@@ -21,9 +21,10 @@ from plsc.engine.class_change import ClassMove, rows_of_classes
 from plsc.engine.class_features import ClassFeatures, class_blocks
 from plsc.errors import DataError
 from plsc.losses import Head
-from plsc.losses.ops import put_rows
+from plsc.losses.storage import set_rows
 from plsc.utils.plural import counted
 from plsc.utils.ranges import Range
+from plsc.utils.row_types import decoded
 
 log = logging.getLogger("plsc")
 
@@ -54,7 +55,7 @@ def _own(classes: Range, move: ClassMove) -> NDArray[np.int64]:
 
 def _put(parameter: paddle.Tensor, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
     if rows.size:
-        put_rows(parameter.detach(), paddle.to_tensor(rows), values=paddle.to_tensor(values, dtype=parameter.dtype))
+        set_rows(parameter.detach(), rows, values)
 
 
 def begin_new_classes(
@@ -106,7 +107,8 @@ def _mean_length(centers: paddle.Tensor, classes: Range, move: ClassMove, collec
     counted_rows, total = (rows >= 0 if move.num_kept else np.ones(len(rows), np.bool_)), 0.0
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
-        values = centers.detach()[start : start + _BLOCK_ROWS].numpy().astype(np.float64)
+        kept = centers.detach()[start : start + _BLOCK_ROWS].clone().numpy()  # without the clone all would be copied
+        values = decoded(kept, kept.shape[-1]).astype(np.float64)
         total += float(np.linalg.norm(values, axis=1)[counted_rows[block]].sum())
     sums = zip(*collectives.gather_objects((total, int(counted_rows.sum()))))
     length, count = (sum(values) for values in sums)

@@ -34,6 +34,7 @@ OWN_SETTINGS = frozenset(
         "cache_dir",
         "cache_gb",
         "checkpoint_dir",
+        "cpu_threads",
         "dataset_dir",
         "log_period",
         "logits",

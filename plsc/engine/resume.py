@@ -30,7 +30,15 @@ _ORDER_SETTINGS = ("seed", "class_balanced", "min_images_per_class", "val_split"
 # scale and parameters, the network and the end of a schedule are compared apart.
 DECIDING_SETTINGS = (
     *("subcenters", "interclass_filter"),
-    *("sample_ratio", "momentum_storage", "margin_warmup", "label_smoothing", "class_weights", "class_counts"),
+    *(
+        "sample_ratio",
+        "center_storage",
+        "momentum_storage",
+        "margin_warmup",
+        "label_smoothing",
+        "class_weights",
+        "class_counts",
+    ),
     *("lr", "lr_schedule", "lr_steps", "lr_epochs", "lr_decay_factor", "lr_power", "warmup_epochs", "warmup_steps"),
     *("momentum", "weight_decay", "decay_norms", "head_lr_factor", "backbone_lr_factor", "frozen"),
     *("emb_dim", "image_shape", "pixel_mean", "pixel_std", "flip"),

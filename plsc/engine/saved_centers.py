@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import paddle
 
 from plsc.checkpoint import Checkpoint
@@ -10,6 +11,7 @@ from plsc.distributed.collectives import Collectives
 from plsc.engine.about import About, AboutScores
 from plsc.errors import CheckpointError
 from plsc.losses.centers import Centers
+from plsc.losses.storage import set_rows
 from plsc.utils.ranges import shard_range
 
 WEIGHT, BIAS = "head.weight", "head.bias"
@@ -46,10 +48,15 @@ def read_centers(saved: Checkpoint, collectives: Collectives) -> Centers:
     def read() -> Centers:
         scores, num_classes = scores_of(saved), About.of(saved).settings.num_classes
         own = shard_range(num_classes, topology.world_size, shard=topology.rank)
-        weight = saved.read(WEIGHT, own, is_finite=True)
+        # Block by block into the type in which it was saved: a shard may fill the memory.
+        weight = paddle.empty(
+            [own.size, *saved.shape(WEIGHT)[1:]], "bfloat16" if saved.dtype(WEIGHT) == np.uint16 else "float32"
+        )
+        for start, rows in saved.blocks(WEIGHT, own, is_finite=True):
+            set_rows(weight, slice(start - own.start, start - own.start + len(rows)), rows)
         bias = saved.read(BIAS, own, is_finite=True) if BIAS in saved.names(BIAS) else None
         return Centers(
-            weight=paddle.to_tensor(weight),
+            weight=weight,
             bias=None if bias is None else paddle.to_tensor(bias),
             classes=own,
             is_cosine=scores.is_cosine,

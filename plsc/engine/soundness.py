@@ -32,6 +32,7 @@ from plsc.utils.finite import find_nonfinite
 
 log = logging.getLogger("plsc")
 
+_PIECE = 1 << 22  # elements that are converted to float32 at a time
 LIMIT = math.sqrt(float(np.finfo(np.float32).max))  # 1.8e19
 
 # Row of this rank's batch -> the sample in words.
@@ -106,7 +107,11 @@ class Evidence:
         """
         if tensors:
             self._entries += [_Entry(stage, name, tensor if keep else None) for name, tensor in tensors.items()]
-            self._sums.append(sums_of_squares(list(tensors.values())))
+            pieces = [_pieces(tensor) for tensor in tensors.values()]
+            sums = sums_of_squares([piece for own in pieces for piece in own])
+            if len(sums) > len(pieces):
+                sums = paddle.stack([part.sum() for part in paddle.split(sums, [len(own) for own in pieces])])
+            self._sums.append(sums)
 
     def add_overflow(self, found: paddle.Tensor) -> None:
         """Add whether a gradient of this rank overflowed, [1] bool, where it was multiplied by a loss scale."""
@@ -179,7 +184,7 @@ class Evidence:
 def find_center(head: Head) -> str | None:
     """The first class center that is not sound, in words; None where all are. Reads all of them."""
     for name, parameter in head.parameters.items():
-        if not parameter.shape[0] or np.isfinite(sums_of_squares([parameter]).item()):
+        if not parameter.shape[0] or np.isfinite(sums_of_squares(_pieces(parameter)).sum().item()):
             continue
         index, value = _first_unsound(parameter)
         return f"{name} of the head, class {head.classes.start + index[0]}, {_holds(value)}"
@@ -302,9 +307,28 @@ def _holds(value: float) -> str:
 
 def _first_unsound(tensor: paddle.Tensor) -> tuple[tuple[int, ...], float]:
     """(index, value) of the first element that is not sound, or of the largest where only the sum is too large."""
-    array = tensor.detach().astype("float32").numpy()
-    found = find_nonfinite(array, LIMIT)
-    if found is None:
+    first, greatest = 0, _behind(0, (), 0.0)
+    for piece in _pieces(tensor.detach(), most=_PIECE):
+        array = piece.clone().astype("float32").numpy()  # without the clone the whole tensor would be copied
+        found = find_nonfinite(array, LIMIT)
+        if found is not None:
+            return _behind(first, *found)
         place = np.unravel_index(int(np.abs(array).argmax()), array.shape)
-        found = tuple(int(axis) for axis in place), float(array[place])
-    return found
+        if abs(array[place]) >= abs(greatest[1]):
+            greatest = _behind(first, tuple(int(axis) for axis in place), float(array[place]))
+        first += len(array) if array.shape else 1
+    return greatest
+
+
+def _behind(first: int, index: tuple[int, ...], value: float) -> tuple[tuple[int, ...], float]:
+    """(index, value) of an element of a piece in the whole tensor, of which the piece begins at a row."""
+    return ((first + index[0], *index[1:]) if index else ()), value
+
+
+def _pieces(tensor: paddle.Tensor, *, most: int | None = None) -> list[paddle.Tensor]:
+    """A tensor in blocks of rows, of so many elements each; whole where it is float32, which nothing converts."""
+    most = most or (_PIECE if tensor.dtype != paddle.float32 else tensor.size)
+    if not tensor.shape or tensor.size <= most:
+        return [tensor]
+    rows = max(1, most * tensor.shape[0] // tensor.size)
+    return [tensor[start : start + rows] for start in range(0, tensor.shape[0], rows)]

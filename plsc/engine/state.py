@@ -30,6 +30,9 @@ from plsc.utils.ranges import Range
 
 log = logging.getLogger("plsc")
 
+# Kinds of head optimizers that were the same with another storage.
+_FORMER_KINDS = {"HalfMomentum": "Momentum"}
+
 NETWORK_SETTINGS = ("emb_dim", "image_shape", "model_name", "flip", "pixel_mean", "pixel_std")
 
 
@@ -175,6 +178,7 @@ def load_training(
     )
     kinds = {"optimizer": optimizer.kind, "head_optimizer": head.optimizer_kind}
     before = {"optimizer": about.optimizer, "head_optimizer": about.head_optimizer}
+    before["head_optimizer"] = _FORMER_KINDS.get(str(about.head_optimizer), about.head_optimizer)
     same = {name: before[name] == kind for name, kind in kinds.items()}
     for name, kind in kinds.items():
         if not same[name]:

@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 
 from plsc.checkpoint import Checkpoint, reading
 from plsc.losses import SavedState
-from plsc.losses.ops import host_view, put_rows
+from plsc.losses.storage import Places, kept_view, set_rows
 from plsc.utils.ranges import Range
+
+# float32, and bfloat16 as Paddle passes it.
+_CONVERTED = {np.dtype(np.float32), np.dtype(np.uint16)}
 
 
 class TensorRows:
     """The rows of a Paddle tensor, for `plsc.checkpoint.Part`.
 
-    On a CPU, float32 and float64 are read from the tensor's own memory; otherwise each block is copied.
+    On a CPU, float32, float64, bfloat16 and int8 are read from the tensor's own memory; otherwise each block is copied.
 
     Args:
         tensor: must not change while it is read. bfloat16 is read as uint16.
@@ -27,7 +30,7 @@ class TensorRows:
     def __init__(self, tensor: paddle.Tensor) -> None:
         self.shape = list(tensor.shape)
         self.dtype: np.dtype[Any] = paddle.empty([0], tensor.dtype).numpy().dtype
-        view = host_view(tensor)
+        view = kept_view(tensor)
         rows = tensor.detach() if view is None else view
         self._rows = rows if self.shape else rows.reshape([1])
         self.is_view = view is not None
@@ -35,7 +38,8 @@ class TensorRows:
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop); a scalar is one row."""
         rows = self._rows[start:stop]
-        return rows if isinstance(rows, np.ndarray) else rows.numpy()
+        # `numpy` of a slice would copy the whole tensor.
+        return rows if isinstance(rows, np.ndarray) else rows.clone().numpy()
 
 
 class CheckpointState(SavedState):
@@ -74,42 +78,26 @@ class CheckpointState(SavedState):
         return self._saved.read_rows(key, rows, is_finite=True)
 
     def copy_to(self, name: str, tensor: paddle.Tensor) -> None:
-        """Read a tensor block by block into one of its shape and type."""
+        """Read a tensor block by block into one of its shape. float32 and bfloat16 are converted into each other."""
         saved, key, rows = self._saved, self._prefix + name, self._rows_of(name)
         shape, dtype = saved.shape(key), paddle.empty([0], tensor.dtype).numpy().dtype
         if rows is not None:
             shape[0] = rows.size
+        converts = {saved.dtype(key), dtype} <= _CONVERTED
         with reading(saved.path, f"tensor '{key}' "):
-            if (shape, saved.dtype(key)) != (list(tensor.shape), dtype):
+            if shape != list(tensor.shape) or (saved.dtype(key) != dtype and not converts):
                 raise ValueError(f"it is {shape} of {saved.dtype(key)}, expected {list(tensor.shape)} of {dtype}")
         if not shape:
             tensor.set_value(self[name])
-        elif rows is None or isinstance(rows, Range):
+        else:
+            for places, values in self.blocks(name):
+                set_rows(tensor, places, values)
+
+    def blocks(self, name: str) -> Iterator[tuple[Places, NDArray[Any]]]:
+        saved, key, rows = self._saved, self._prefix + name, self._rows_of(name)
+        if rows is None or isinstance(rows, Range):
             first = 0 if rows is None else rows.start
             for start, values in saved.blocks(key, rows, is_finite=True):
-                _set_rows(tensor, start - first, values)
+                yield slice(start - first, start - first + len(values)), values
         else:
-            for places, values in saved.chosen_blocks(key, rows, is_finite=True):
-                _put_rows(tensor, places, values)
-
-
-def _set_rows(tensor: paddle.Tensor, start: int, values: NDArray[Any]) -> None:
-    view, stop = host_view(tensor), start + len(values)
-    if view is not None:
-        view[start:stop] = values
-    else:
-        with paddle.no_grad():
-            tensor.detach()[start:stop] = _to_tensor(values, tensor)
-
-
-def _put_rows(tensor: paddle.Tensor, places: NDArray[np.int64], values: NDArray[Any]) -> None:
-    view = host_view(tensor)
-    if view is not None:
-        view[places] = values
-    else:
-        put_rows(tensor.detach(), paddle.to_tensor(places), values=_to_tensor(values, tensor))
-
-
-def _to_tensor(values: NDArray[Any], like: paddle.Tensor) -> paddle.Tensor:
-    tensor = paddle.to_tensor(values, place=like.place)
-    return tensor.view("bfloat16") if like.dtype == paddle.bfloat16 else tensor
+            yield from saved.chosen_blocks(key, rows, is_finite=True)

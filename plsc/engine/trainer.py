@@ -21,75 +21,42 @@ from numpy.typing import NDArray
 
 from plsc import checkpoint
 from plsc.config import Config
-from plsc.data.class_identity import identify_classes
-from plsc.data.loader import Batch, ReaderLoader, TrainLoader
+from plsc.data.loader import Batch, TrainLoader
 from plsc.data.transforms import normalize_tensor, tensor_constants
 from plsc.distributed import watch
 from plsc.distributed.agreement import agree, on_all_ranks
-from plsc.distributed.collectives import Collectives
 from plsc.distributed.launching.reports import report_uncaught
-from plsc.distributed.replica import Replica
-from plsc.distributed.topology import init_topology, is_restart
 from plsc.engine.about import About, read_metrics
-from plsc.engine.auto_resume import open_start
-from plsc.engine.class_change import ClassMove, names_of
-from plsc.engine.closed_set import ClosedSet, open_closed_set
-from plsc.engine.contents import Contents
+from plsc.engine.class_change import ClassMove
 from plsc.engine.dataloading import (
     Loader,
-    agree_on_images,
     agreed_batches,
-    build_dataloader,
-    check_loader,
-    count_images,
     count_steps_per_epoch,
-    data_folder,
-    missing_default_set,
-    num_classes_of,
-    open_verification_sets,
     warn_of_large_batch,
 )
 from plsc.engine.evaluator import check_closed, check_keep_best, check_verification_sets
-from plsc.engine.freezing import freeze
-from plsc.engine.judge import Judge, Made, Place
+from plsc.engine.judge import Made, Place
 from plsc.engine.new_classes import begin_new_classes
 from plsc.engine.observers import Observer, Run, Step, TrainingClock, Values
-from plsc.engine.observers.group import ObserverGroup
-from plsc.engine.observers.launch_report import LaunchReport
-from plsc.engine.observers.metrics_file import MetricsFile
-from plsc.engine.observers.progress import Progress
-from plsc.engine.optimizer import NamedOptimizer
-from plsc.engine.places import places_of_training, remote_settings
-from plsc.engine.precision import Precision
-from plsc.engine.pretrained import load_pretrained
+from plsc.engine.parts import Given, Parts, make_parts
 from plsc.engine.rank_check import (
     check_ranks_agree,
-    describe_checkpoint,
-    describe_network,
-    describe_program,
-    describe_settings,
 )
 from plsc.engine.resume import (
     check_content_of,
     check_save_folder,
-    clean_save_folder,
     warn_of_another_order,
     warn_of_other_steps,
 )
-from plsc.engine.run_lock import WAIT_SECONDS, RunLock
-from plsc.engine.saver import Notices, Saver
+from plsc.engine.saver import Notices
 from plsc.engine.schedules import build_schedule, explain_learning_rate, try_schedule
 from plsc.engine.soundness import Evidence
 from plsc.engine.stopping import StopRequest
-from plsc.engine.transfer import Feed, transfers_of
-from plsc.engine.verifier import Verifier
-from plsc.errors import CheckpointError, ConfigError, DataError, Interrupted, PLSCError, StorageError, TrainingError
-from plsc.losses import Head, check_gradient, check_head
-from plsc.losses.classifier import Classifier
-from plsc.models.base_model import build_backbone, check_embedding, check_model, network_name, warn_of_batch_of_one
-from plsc.models.recompute import BlockRecompute
+from plsc.engine.transfer import Feed
+from plsc.errors import CheckpointError, ConfigError, Interrupted, PLSCError, TrainingError
+from plsc.losses import Head, check_gradient
+from plsc.models.base_model import check_embedding, network_name, warn_of_batch_of_one
 from plsc.utils.hints import setter
-from plsc.utils.logging import show_log
 from plsc.utils.plural import counted
 from plsc.utils.seeding import derive_seed
 
@@ -150,183 +117,44 @@ class Trainer:
         weakref.finalize(self, self._held.close)
         try:
             with self._stop.heeded(at_once=True), watch.watched():
-                self._prepare(config, backbone, loader, head, observers)
+                given = Given(backbone, loader, head, observers)
+                self._begin(make_parts(config, given, stop=self._stop, held=self._held))
         except BaseException:
             self._held.close()
             raise
 
-    def _prepare(
-        self,
-        config: Config,
-        backbone: paddle.nn.Layer | None,
-        loader: Loader | None,
-        head: Head | None,
-        observers: Iterable[Observer],
-    ) -> None:
-        if not isinstance(config, Config):
-            raise ConfigError(f"config: got {type(config).__name__}, expected a plsc.Config")
-        self.topology = init_topology(config.rank_timeout)
-        show_log(self.topology.is_main)
-        for doubt in config.doubts() if self.topology.is_main else ():
-            log.warning(doubt)
-        self.collectives = Collectives(self.topology)
-        config = agree(lambda: _with_environment(config), self.collectives, error=ConfigError)
-        agree(config.check, self.collectives, error=ConfigError)
-        self._remote = remote_settings(config)
-        config, self._uploads = agree(
-            functools.partial(places_of_training, config), self.collectives, error=StorageError
-        )
-        # What the search for a checkpoint depends on, before it.
-        check_ranks_agree(lambda: describe_settings(config, only=["auto_resume", "model_save_dir"]), self.collectives)
-        self._lock = RunLock(config.model_save_dir)
-        self._held.callback(self._lock.release)
-        self._lock.hold(self.collectives, wait=WAIT_SECONDS if config.auto_resume else 0.0)
-        if self._lock.is_held:
-            clean_save_folder(config.model_save_dir)
-        if config.auto_resume and self._uploads is not None:
-            agree(self._uploads.open_newest, self.collectives, error=StorageError)
-        saved = open_start(config, self.collectives)
-        agree(lambda: self._open(config, saved, loader), self.collectives, error=DataError)
-        agree(lambda: self._make_parts(backbone, observers), self.collectives, error=ConfigError)
-        weights = functools.partial(load_pretrained, self.config, self.backbone, resumed=saved, topology=self.topology)
-        self._pretrained = agree(weights, self.collectives, error=CheckpointError)
-        check_ranks_agree(lambda: self._facts(saved, head), self.collectives)
-        agree_on_images(self.loader, self.collectives)
-        config = self.config
-        self.network = Replica(self.backbone, self.collectives)
-        self._saver = Saver(config, self.collectives, uploads=self._uploads, lock=self._lock)
-        self._transfers = transfers_of(self.topology)
+    def _begin(self, parts: Parts) -> None:
+        """Stand before the first step, or before that which the checkpoint to start from has not done."""
+        self.collectives, self.topology = parts.collectives, parts.collectives.topology
+        self.network, self._recomputing = parts.network, parts.recomputing
+        self.verification_sets, self._closed, self._verifier = parts.verification_sets, parts.closed_set, parts.verifier
+        self._transfers, self._saver, self.observers = parts.transfers, parts.saver, parts.observers
+        self._lock, self._uploads = parts.folder.lock, parts.folder.uploads
+        contents = self._contents = parts.contents
+        self.config, self.loader, self._classes = contents.config, contents.loader, contents.classes
+        self.backbone, self.head, self._judge = contents.backbone, contents.head, contents.judge
+        self.optimizer, self.precision = contents.optimizer, contents.precision
         self._pixel_mean, self._pixel_std = (
             paddle.to_tensor(value) if isinstance(value, np.ndarray) else value
-            for value in tensor_constants(config.pixel_mean, config.pixel_std)
+            for value in tensor_constants(self.config.pixel_mean, self.config.pixel_std)
         )
-        agree(lambda: self._make_head(head), self.collectives, error=ConfigError)
-        self._feed: Feed | None = None
-        self.verification_sets = open_verification_sets(config, self.collectives) if config.with_test else []
-        self._closed = self._open_closed_set() if config.with_test else None
-        if config.with_test and self._closed is None and (path := missing_default_set(config)) is not None:
-            log.warning("no verification: %s (the default of val_targets) does not exist", path)
-        self.global_batch = config.train_batch_size * self.topology.world_size
+        self.global_batch = self.config.train_batch_size * self.topology.world_size
         self.steps_per_epoch = count_steps_per_epoch(self.loader, self.global_batch)
         self.epoch, self.step_in_epoch, self.step = 0, 0, 0
         self._epoch_began_at = 0  # the step
         self._results: dict[str, float] = {}
         self._resumed_from: Path | None = None
-        self._verifier = Verifier(
-            config,
-            self.backbone,
-            sets=self.verification_sets,
-            closed=self._closed,
-            head=self.head,
-            collectives=self.collectives,
-            uploads=self._uploads,
-        )
+        self._feed: Feed | None = None
         self._save_again: Callable[[], None] = lambda: None
-        self._contents = Contents(
-            config=config,
-            remote=self._remote,
-            topology=self.topology,
-            loader=self.loader,
-            records=self._records,
-            classes=self._classes,
-            backbone=self.backbone,
-            head=self.head,
-            optimizer=self.optimizer,
-            precision=self.precision,
-            judge=self._judge,
-        )
         self._run = self.collectives.gather_objects(secrets.token_hex(8))[0]
-        if saved is not None:
-            self._resume(saved)
+        if parts.saved is not None:
+            self._resume(parts.saved)
         self.schedule = build_schedule(
-            config, self.global_batch, steps_per_epoch=self.steps_per_epoch, total_steps=self.total_steps
+            self.config, self.global_batch, steps_per_epoch=self.steps_per_epoch, total_steps=self.total_steps
         )
         if not self.is_done:
             self._check_start()
         self._clock = TrainingClock()
-
-    def _open(self, config: Config, saved: checkpoint.Checkpoint | None, loader: Loader | None) -> None:
-        """Open the training data, and complete the settings by the data and the checkpoint to start from."""
-        trained = None if saved is None else About.of(saved).settings.num_classes
-        if loader is None:
-            follows_data = config.class_change in ("by_name", "new_head")
-            loader = build_dataloader(
-                config, self.topology, classes_trained=trained, follows_data=saved is not None and follows_data
-            )
-        self.loader = check_loader(loader, config, topology=self.topology)
-        num_classes = num_classes_of(self.loader, config, classes_trained=trained)
-        self.config = config.model_copy(update={"num_classes": num_classes})
-        self._records = self.loader.records if isinstance(self.loader, TrainLoader) else None
-        self._classes = None if self._records is None else identify_classes(self._records, data_folder(config))
-
-    def _open_closed_set(self) -> ClosedSet | None:
-        """The validation data, if any."""
-        closed = open_closed_set(
-            self.config,
-            self._records,
-            names=names_of(self._classes),
-            num_classes=self.config.num_classes,
-            collectives=self.collectives,
-        )
-        if closed is not None and self.head.centers() is None:
-            raise ConfigError(
-                f"head {type(self.head).__name__}: centers() returns None, and validation data needs class centers; "
-                f"return them (docs/extending.md), or leave the validation data out"
-            )
-        return closed
-
-    def _make_parts(self, backbone: paddle.nn.Layer | None, observers: Iterable[Observer]) -> None:
-        """Make what takes no other rank: the backbone and the observers."""
-        if backbone is not None:
-            self.config = self.config.model_copy(update={"model": check_model(backbone)})
-        paddle.seed(self.config.seed)
-        self.backbone = build_backbone(self.config)
-        self._trained = freeze(self.backbone, self.config.frozen)
-        self._recomputing = BlockRecompute(self.backbone).forward if self.config.recompute else contextlib.nullcontext
-        self.observers = ObserverGroup([Progress(), MetricsFile(), LaunchReport(), *observers], self.topology.is_main)
-
-    def _make_head(self, head: Head | None) -> None:
-        """Make the head, unless it is given, and the optimizers.
-
-        What one rank alone may not be able to: its memory may not hold them, or its GPU not know the type.
-        """
-        config = self.config
-        self.precision = Precision(config, self.topology)
-        self.optimizer = NamedOptimizer(config, self._trained)
-        if head is None:
-            head = Classifier(
-                config,
-                self.collectives,
-                make_optimizer=lambda own: NamedOptimizer(config, own, of_centers=True),
-                class_counts=functools.partial(count_images, self._records, config.num_classes),
-            )
-        self.head = check_head(head, config.num_classes)
-        self._judge = Judge(
-            config,
-            self.backbone,
-            head=self.head,
-            loader=self.loader,
-            collectives=self.collectives,
-            transfers=self._transfers,
-            precision=self.precision,
-            notices=functools.partial(_notices, self._saver, self._stop),
-            settle=self._saver.finish,
-        )
-
-    def _facts(self, saved: checkpoint.Checkpoint | None, head: Head | None) -> dict[str, object]:
-        """What ranks must have in common, in addition to settings: compared before any collective depends on it."""
-        return {
-            **describe_program(self.topology),
-            **describe_settings(self.config),
-            "network": describe_network(self.backbone),
-            "loader": type(self.loader).__qualname__,
-            "head": "that of loss_type" if head is None else type(head).__qualname__,
-            "number of training images": None if isinstance(self.loader, ReaderLoader) else self.loader.num_images,
-            "classes of the training data": self._classes
-            and f"known by {self._classes.by}, {self._classes.digest[:12]}",
-            "checkpoint": describe_checkpoint(saved),
-            "pretrained weights": self._pretrained,
-        }
 
     @watch.watched()
     def train(self) -> dict[str, float]:
@@ -805,7 +633,7 @@ class Trainer:
             self.head,
             self.backbone,
             move,
-            records=self._records,
+            records=self._contents.records,
             config=self.config,
             collectives=self.collectives,
         )
@@ -824,13 +652,3 @@ class Trainer:
         self.optimizer.step(place.learning_rate * self.config.backbone_lr_factor)
         self.precision.update(overflowed=False)
         self._judge.after_update(place, evidence)
-
-
-def _with_environment(config: Config) -> Config:
-    """The settings, with `auto_resume` where the environment asks for it."""
-    return config.model_copy(update={"auto_resume": True}) if is_restart() else config
-
-
-def _notices(saver: Saver, stop: StopRequest) -> Notices:
-    """What this rank tells the others with the verdict on a step."""
-    return saver.notices()._replace(stop=float(stop.is_asked()))

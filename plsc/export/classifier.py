@@ -21,6 +21,7 @@ from plsc.engine.saved_centers import scores_of
 from plsc.inference.classifier import BIAS, CENTERS, ENDS, TEXT, names_digest
 from plsc.inference.model_card import CLASSIFIER_FILE
 from plsc.metrics.embeddings import CENTER_FLOOR
+from plsc.utils.row_types import decoded
 from plsc.utils.safetensors_file import make_header, tensor_order
 
 
@@ -66,7 +67,7 @@ def write_classifier(saved: Checkpoint, folder: Path) -> dict[str, Any]:
 def _centers(saved: Checkpoint, is_cosine: bool) -> Iterator[NDArray[np.float32]]:
     """The rows in blocks, of unit length where the score is a cosine: w / max(|w|, 1e-4)."""
     for block in saved.blocks(HEAD_WEIGHT, is_finite=True):
-        rows = block.rows.astype(np.float32, copy=False)
+        rows = decoded(block.rows, block.rows.shape[-1]).astype(np.float32, copy=False)
         if is_cosine:
             lengths = np.linalg.norm(rows.astype(np.float64), axis=-1, keepdims=True)
             rows = (rows / np.maximum(lengths, CENTER_FLOOR)).astype(np.float32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,13 +17,16 @@ import paddle
 from plsc.errors import ConfigError
 from plsc.losses.centers import Centers
 from plsc.losses.margins import CountedMargin, Margin, PenalizedMargin, StatefulMargin, SteppedMargin
+from plsc.losses.negatives import NegativesMargin
 from plsc.losses.row_optimizers import RowOptimizer
+from plsc.losses.storage import Places
 from plsc.utils.ranges import Range
 
 __all__ = [
     "CountedMargin",
     "Head",
     "Margin",
+    "NegativesMargin",
     "PenalizedMargin",
     "RowOptimizer",
     "SavedState",
@@ -52,6 +55,14 @@ class SavedState(Mapping[str, "np.ndarray[Any, Any]"]):
         Raises:
             CheckpointError: the checkpoint is damaged, or the tensor in it is of another shape or type.
         """
+
+    def blocks(self, name: str) -> Iterator[tuple[Places, np.ndarray[Any, Any]]]:
+        """A tensor that has one row per class, in blocks: (which rows of this rank, these rows as they are saved).
+
+        By default one block, of all rows.
+        """
+        rows = self[name]
+        yield slice(0, len(rows)), rows
 
 
 def load_tensor(tensor: paddle.Tensor, state: Mapping[str, np.ndarray[Any, Any]], name: str) -> None:

@@ -27,7 +27,7 @@ class Centers:
     """The class centers of this rank. The score of a class is the cosine of feature and center, or <x, w> + b.
 
     Attributes:
-        weight: [S, D]; or [S, K, D], of which the nearest sub-center counts.
+        weight: [S, D]; or [S, K, D], of which the nearest sub-center counts; float32 or bfloat16.
         bias: [S], or None; only without cosines.
         classes: the classes of the rows; all of them where each rank holds all.
         is_cosine: whether the score is a cosine.
@@ -94,7 +94,9 @@ def _offer_all(
         x = x / lengths.clip(min=EPSILON)
         _merge_zeros(top, features, Range(first_class, first_class + weight.shape[0]))
     for start in range(0, weight.shape[0], size):
-        rows, own = weight[start : start + size], None if bias is None else bias[start : start + size]
+        rows = weight[start : start + size]
+        rows = rows.astype("float32") if rows.dtype == paddle.bfloat16 else rows
+        own = None if bias is None else bias[start : start + size]
         scores, error = _scores(x, flat_rows(rows), own, lengths=lengths, is_cosine=centers.is_cosine)
         if group > 1:
             scores = scores.reshape([len(features), rows.shape[0], group]).max(axis=2)

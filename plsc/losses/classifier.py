@@ -21,6 +21,7 @@ from plsc.distributed.collectives import Collectives
 from plsc.errors import ConfigError
 from plsc.losses import MARGIN_STATE, SavedState, load_tensor
 from plsc.losses.centers import Centers
+from plsc.losses.creation import create_parameter, create_weight, with_storage
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.fused_binary import FusedBinary
 from plsc.losses.heads import FusedHead, HeadOutput, ParameterOptimizer, UnfusedHead
@@ -38,8 +39,9 @@ from plsc.losses.margins import (
 from plsc.losses.negatives import NegativesMargin
 from plsc.losses.precision import HalfPrecision, Precision
 from plsc.losses.reference import ReferenceBinary, ReferenceSoftmax
-from plsc.losses.row_optimizers import HalfMomentum, Momentum, RowOptimizer
+from plsc.losses.row_optimizers import RowOptimizer
 from plsc.losses.shard import Shard
+from plsc.losses.storage import Places
 from plsc.utils.class_numbers import numbers_of_classes
 from plsc.utils.hints import setter
 from plsc.utils.ranges import Range, shard_range
@@ -47,10 +49,6 @@ from plsc.utils.seeding import derive_seed
 
 log = logging.getLogger("plsc")
 
-# Initial centers are drawn in blocks of this many classes, each from its own seed, so that they do not
-# depend on how classes are sharded.
-_INIT_BLOCK = 4096
-_INIT_STD = 0.01
 # In the place of a rank, of which there are fewer, in the seed of what margins draw.
 _MARGIN_SEED = 2**31
 
@@ -105,9 +103,9 @@ class Classifier:
         if config.class_weights:
             given = numbers_of_classes("class_weights", config.class_weights, config.num_classes)
             self._class_weights = paddle.to_tensor(given.astype(np.float32))
-        self.parameters = {"weight": self._create_weight(config)}
+        self.parameters = {"weight": create_weight(config, self.classes)}
         if self._margin is None and config.bias_attr is not False:
-            self.parameters["bias"] = self._create([self.classes.size], config.bias_attr, is_bias=True)
+            self.parameters["bias"] = create_parameter([self.classes.size], config.bias_attr, is_bias=True)
         self._head = self._choose_head(config, make_optimizer(self.parameters))
         self._output: HeadOutput | None = None
         self._margin_before: dict[str, paddle.Tensor] = {}
@@ -219,9 +217,10 @@ class Classifier:
             CheckpointError: a part of the optimizer's state is missing.
         """
         for name, parameter in self.parameters.items():
-            load_tensor(parameter, state, name)
-        if isinstance(self._head, FusedHead):
-            self._head.invalidate_norms()
+            if isinstance(self._head, FusedHead):
+                self._head.load_parameter(state, name)
+            else:
+                load_tensor(parameter, state, name)
         margin = {name[len(MARGIN_STATE) :]: state[name] for name in state if name.startswith(MARGIN_STATE)}
         rest = [name for name in state if name not in self.parameters and not name.startswith(MARGIN_STATE)]
         if rest:
@@ -276,24 +275,21 @@ class Classifier:
         row_optimizer = None if replicated else optimizer.row_optimizer
         if config.head_optimizer is not None:
             row_optimizer = _check_head_optimizer(config, replicated)
-        if config.momentum_storage == "bfloat16":
-            if type(row_optimizer) is not Momentum or config.emb_dim % 2:
-                kind = optimizer.kind if config.head_optimizer is None else type(row_optimizer).__name__
-                raise ConfigError(
-                    f"{setter('momentum_storage', 'bfloat16')} needs sharded centers ('dist_...'), plain Momentum "
-                    f"and an even embedding size; this run has '{config.loss_type}', {kind} "
-                    f"and {config.emb_dim}"
-                )
-            row_optimizer = HalfMomentum(
-                row_optimizer.momentum, row_optimizer.l2, decays_bias=row_optimizer.decays_bias
-            )
+        row_optimizer = with_storage(config, row_optimizer, kind=optimizer.kind)
         if row_optimizer is not None:
             half = config.use_fp16 and self._collectives.topology.on_gpu
             precision = HalfPrecision(config.amp_dtype) if half else Precision()
             weight, bias = self.parameters["weight"], self.parameters.get("bias")
             fused = FusedBinary if isinstance(margin, BinaryMargin) else FusedSoftmax
             return FusedHead(
-                Shard(weight, row_optimizer, bias=bias, first_class=self.classes.start),
+                Shard(
+                    weight,
+                    row_optimizer,
+                    bias=bias,
+                    first_class=self.classes.start,
+                    state_storage=config.momentum_storage,
+                    seed=config.seed,
+                ),
                 lambda logits: fused(
                     margin,
                     config.loss_scale,
@@ -333,25 +329,6 @@ class Classifier:
         """In a replicated head, the gradient of the mean over all ranks' samples."""
         return gradient if self._sharded else self._collectives.all_reduce_sum(gradient) / self._ranks
 
-    def _create_weight(self, config: Config) -> paddle.Tensor:
-        group = [config.subcenters] if config.subcenters > 1 else []
-        weight = self._create([self.classes.size, *group, config.emb_dim], config.param_attr)
-        if getattr(config.param_attr, "initializer", None) is None:
-            centers = initial_centers(self.classes, config.emb_dim, seed=config.seed, subcenters=config.subcenters)
-            weight.set_value(centers.reshape(weight.shape))
-        return weight
-
-    def _create(self, shape: list[int], attr: Any, *, is_bias: bool = False) -> paddle.Tensor:
-        try:
-            return paddle.nn.Layer().create_parameter(shape, attr or None, "float32", is_bias=is_bias)
-        except (IndexError, MemoryError) as error:  # beyond what Paddle can index, or what this machine has
-            gigabytes = 4 * math.prod(shape) / 2**30
-            raise ConfigError(
-                f"num_classes: the class centers of this rank, {shape} of float32 ({gigabytes:.1f} GiB), cannot be "
-                f"made: {str(error).splitlines()[0]}; train on more ranks with a dist_ loss, which shards the class "
-                f"centers, or fewer classes with {setter('num_classes')}"
-            ) from None
-
 
 class _Chosen(SavedState):
     """Some tensors of a state."""
@@ -372,6 +349,9 @@ class _Chosen(SavedState):
 
     def copy_to(self, name: str, tensor: paddle.Tensor) -> None:
         load_tensor(tensor, self._state, name)
+
+    def blocks(self, name: str) -> Iterator[tuple[Places, np.ndarray[Any, Any]]]:
+        return self._state.blocks(name) if isinstance(self._state, SavedState) else super().blocks(name)
 
 
 class _GlobalBatchMargin:
@@ -431,17 +411,3 @@ def _check_head_optimizer(config: Config, replicated: bool) -> RowOptimizer:
             f"use 'dist_{config.loss_kind}'"
         )
     return optimizer
-
-
-def initial_centers(
-    classes: Range, emb_dim: int, *, seed: int, subcenters: int = 1
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """[S K, D] float32 of N(0, 0.01); the centers of a class do not depend on how classes are sharded."""
-    width = subcenters * emb_dim
-    centers = np.empty([classes.size, width], np.float32)
-    for block in range(classes.start // _INIT_BLOCK, -(-classes.stop // _INIT_BLOCK)):
-        first = block * _INIT_BLOCK
-        rows = classes.overlap(Range(first, first + _INIT_BLOCK))
-        drawn = np.random.default_rng(derive_seed(seed, block)).standard_normal([_INIT_BLOCK, width], np.float32)
-        centers[rows.start - classes.start : rows.stop - classes.start] = drawn[rows.start - first : rows.stop - first]
-    return np.multiply(centers, _INIT_STD, out=centers).reshape(-1, emb_dim)

@@ -374,7 +374,7 @@ class FusedSoftmax:
 
     def memory(self, shard: Shard, samples: int) -> Memory:
         """What a step on so many samples takes beside weight and optimizer state."""
-        width, rows = shard.weight.shape[1], min(shard.chunk_rows, shard.size)
+        width, rows = shard.width, min(shard.chunk_rows, shard.size)
         number = 2 if self._precision.is_half else 4
         negatives = self._negatives._replace(subcenters=shard.subcenters)
         extra = 0.0 if negatives.changes_nothing else _DROPPING_SHARE
@@ -390,7 +390,7 @@ class FusedSoftmax:
         """Memory for r; None where the second pass goes by rows."""
         by_rows = self._by_rows
         if by_rows is None:
-            by_rows = shard.weight.place.is_gpu_place() and samples >= shard.weight.shape[1]
+            by_rows = shard.place.is_gpu_place() and samples >= shard.width
         if by_rows:
             self._buffer = None
         elif self._buffer is None or not self._buffer.fits(shard, samples):
@@ -471,7 +471,7 @@ def _cosine_row_terms(shard: Shard, scale: float, shift: float) -> RowTerms:
 
 
 def _product_row_terms(shard: Shard, scale: float, shift: float) -> RowTerms:
-    ones = shard.split_by_chunk(paddle.full([shard.size], scale, shard.weight.dtype))
-    bias = paddle.zeros([shard.size], shard.weight.dtype) if shard.bias is None else shard.bias
+    ones = shard.split_by_chunk(paddle.full([shard.size], scale, shard.dtype))
+    bias = paddle.zeros([shard.size], shard.dtype) if shard.bias is None else shard.bias
     logit_offset = shard.split_by_chunk(bias)
     return RowTerms(ones, ones, shard.split_by_chunk(bias - shift), ones, logit_offset, None)

@@ -18,15 +18,17 @@ import numpy as np
 import paddle
 
 from plsc.errors import CheckpointError
-from plsc.losses import load_tensor
+from plsc.losses import SavedState
 from plsc.losses.fused import FusedSoftmax, FusedState
 from plsc.losses.reference import ReferenceSoftmax, State
 from plsc.losses.row_optimizers import AdamW, RowOptimizer
 from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
+from plsc.losses.storage import RowStore, put_classes
 from plsc.utils.files import size_text
 from plsc.utils.memory import available_gpu_memory, available_memory
 from plsc.utils.plural import counted
+from plsc.utils.row_types import decoded
 
 log = logging.getLogger("plsc")
 
@@ -142,11 +144,13 @@ class UnfusedHead:
 
     def load(self, state: Arrays) -> None:
         """Set the optimizer's state."""
-        self._optimizer.load(state)
+        width = self._parameters["weight"].shape[-1]
+        # Only a fused head has the number of its steps, where it rounds by it.
+        self._optimizer.load({name: decoded(state[name], width) for name in state if name != STEP})
 
     def has_row_per_class(self, name: str) -> bool:
         """Whether the state tensor `name` has one row per class."""
-        return not name.endswith(_SCALAR_STATE)
+        return not name.endswith(_SCALAR_STATE) and name != STEP
 
 
 class FusedHead:
@@ -221,16 +225,22 @@ class FusedHead:
         """The sum of the squares of the weight, 0-d, by the norms of its rows; None where these are not known."""
         return self._shard.squared_norms().sum() if self._shard.has_norms else None
 
-    def invalidate_norms(self) -> None:
-        """Drop the rows' norms, after code other than `update` has written into the weight."""
-        self._shard.invalidate_norms()
-
     def state(self) -> dict[str, paddle.Tensor]:
         """The row optimizer's state and, where it uses that, the number of its steps."""
         state = dict(self._shard.state)
-        if self._shard.optimizer.uses_step:
+        if self._shard.optimizer.uses_step or self._shard.rounds:
             state[STEP] = paddle.to_tensor([self._shard.step], dtype="int64")
         return state
+
+    def load_parameter(self, state: Arrays, name: str) -> None:
+        """Set the rows of 'weight' or 'bias', of any storage type."""
+        self._load_rows(self._shard.stores[name], state, name)
+        self._shard.invalidate_norms()
+
+    def _load_rows(self, store: RowStore, state: Arrays, name: str) -> None:
+        blocks = state.blocks(name) if isinstance(state, SavedState) else [(slice(0, len(state[name])), state[name])]
+        for places, rows in blocks:
+            put_classes(store, places, rows, subcenters=1 if name.startswith("bias") else self._shard.subcenters)
 
     def load(self, state: Arrays) -> None:
         """Set the row optimizer's state.
@@ -238,13 +248,15 @@ class FusedHead:
         Raises:
             CheckpointError: a state tensor is missing.
         """
-        for name, tensor in self._shard.state.items():
+        for name, store in self._shard.stores.items():
+            if name in ("weight", "bias"):
+                continue
             if name not in state:
                 raise CheckpointError(
                     f"the checkpoint holds no head.{name}, which {self.kind} needs; found {sorted(state)}. It was "
                     f"written by another optimizer of that name: rename this one's class, and its state starts anew"
                 )
-            load_tensor(tensor, state, name)
+            self._load_rows(store, state, name)
         for name in (STEP, _STEP_BEFORE_3):
             if name in state:
                 self._shard.step = int(state[name][0])
@@ -270,7 +282,7 @@ class FusedHead:
     def _fits(self, softmax: FusedSoftmax, samples: int) -> bool:
         """Whether there is memory to keep the logits."""
         shard = self._sampled or self._shard
-        needed, free = softmax.memory(shard, samples), _free_bytes(shard.weight)
+        needed, free = softmax.memory(shard, samples), _free_bytes(shard.place)
         # Half, since the backbone's activations and the other ranks of this machine need memory too.
         fits = needed.kept + needed.temporary <= free / 2
         log.info(
@@ -285,6 +297,6 @@ class FusedHead:
         return fits
 
 
-def _free_bytes(tensor: paddle.Tensor) -> int:
-    """Free memory of the device that holds the tensor."""
-    return available_gpu_memory() if tensor.place.is_gpu_place() else available_memory()
+def _free_bytes(place: Any) -> int:
+    """Free memory of the device of a tensor's place."""
+    return available_gpu_memory() if place.is_gpu_place() else available_memory()

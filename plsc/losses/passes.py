@@ -49,7 +49,7 @@ class LogitBuffer:
     def __init__(self, shard: Shard, samples: int, *, store: bool) -> None:
         self._shape = (samples, shard.size, shard.chunk_rows)
         rows = shard.size if store else min(shard.chunk_rows, shard.size)
-        memory = paddle.empty([rows, samples], shard.weight.dtype)
+        memory = paddle.empty([rows, samples], shard.dtype)
         self.chunks: list[paddle.Tensor] = []
         for start in range(0, shard.size, shard.chunk_rows):
             count = min(shard.chunk_rows, shard.size - start)
@@ -112,7 +112,7 @@ class TargetIndex(NamedTuple):
             first = paddle.where(inside, row - row % shard.subcenters, zeros)
             own = [_split_rows((first + j) * samples + column) for j in range(shard.subcenters)]
             classes = _split_rows(first // shard.subcenters * samples + column)
-        excluded = paddle.full([samples], _EXCLUDED, shard.weight.dtype)
+        excluded = paddle.full([samples], _EXCLUDED, shard.dtype)
         # Few chunks hold a target, and on a CPU it costs little to look. On a GPU the host would wait for the device.
         look = shard.size and inside.place.is_cpu_place()
         may_hold = inside.any(axis=1).tolist() if look else [True] * inside.shape[0]
@@ -198,6 +198,10 @@ class Exponentials:
         self._negatives, self._target = negatives, target
         self._has_norms_in_offset = True
         self._features_t = precision.factor(features.t().contiguous())
+
+    def factor_of(self, k: int) -> Factor:
+        """The rows of chunk k, which is loaded, for products."""
+        return self.precision.factor(self.shard.chunks[k].rows, self.shard.kept_rows(k))
 
     def logits(self, k: int, chunk_rows: Factor) -> paddle.Tensor:
         """r of chunk k, targets excluded."""
@@ -302,7 +306,7 @@ class FirstPass:
         self.kept: list[paddle.Tensor] = []
         for k, chunk in enumerate(work.shard.chunks):
             work.shard.load_chunk(k)
-            self._add(k, work.precision.factor(chunk.rows))
+            self._add(k, work.factor_of(k))
             if self.row_sum is not None:
                 add_(self.row_sum, matmul(work.rows.inverse[k], chunk.rows))
 
@@ -398,7 +402,7 @@ class ByLogits(SecondPass):
 
     def _gradients(self, k: int) -> Gradients:
         work, chunk = self._work, self._work.shard.chunks[k]
-        r = self._kept[k] if self._kept else work.logits(k, work.precision.factor(chunk.rows))
+        r = self._kept[k] if self._kept else work.logits(k, work.factor_of(k))
         e = work.again(k, r)
         coefficient = self._coefficient(k, e, r)
         work.index.add_(k, e, self._terms)
@@ -467,7 +471,7 @@ class ByRows(SecondPass):
     def _made_again(self, k: int) -> paddle.Tensor:
         """e of chunk k as the first pass kept it."""
         work = self._work
-        r = work.logits(k, work.precision.factor(work.shard.chunks[k].rows))
+        r = work.logits(k, work.factor_of(k))
         return work.precision.cast(work.as_first(k, r))
 
     def _complete_bias(self, gradient: paddle.Tensor) -> None:

@@ -91,8 +91,13 @@ class Precision:
         """The matrix in the type of the products."""
         return matrix
 
-    def factor(self, matrix: paddle.Tensor) -> Factor:
-        """The matrix for several products, cast once."""
+    def factor(self, matrix: paddle.Tensor, kept: paddle.Tensor | None = None) -> Factor:
+        """The matrix for several products, cast once.
+
+        Args:
+            matrix: of the products.
+            kept: the same numbers in a smaller type, where they are kept so.
+        """
         return Factor(matrix, self.cast(matrix))
 
     def logits(self, rows: Factor, features_t: Factor, *, out: paddle.Tensor | None = None) -> paddle.Tensor:
@@ -146,6 +151,11 @@ class HalfPrecision(Precision):
 
     def cast(self, matrix: paddle.Tensor) -> paddle.Tensor:
         return matrix.astype(self._dtype)
+
+    def factor(self, matrix: paddle.Tensor, kept: paddle.Tensor | None = None) -> Factor:
+        if kept is not None and self._dtype == "bfloat16" and kept.dtype == paddle.bfloat16:
+            return Factor(matrix, kept)
+        return super().factor(matrix)
 
     def logits(self, rows: Factor, features_t: Factor, *, out: paddle.Tensor | None = None) -> paddle.Tensor:
         if not self.needs_half_range:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import paddle
 
 from plsc.errors import ConfigError
-from plsc.losses.ops import adamw_, add_, momentum_, row_products, sgd_
+from plsc.losses.ops import adamw_, momentum_, row_products, sgd_
 from plsc.utils.numbers import as_number
 
 
@@ -29,7 +29,8 @@ class RowOptimizer(Protocol):
     Attributes:
         l2: coefficient of L2 regularization; the head adds l2 * row to a gradient before `apply` gets it. Default 0.
         state_names: names of the state tensors, each shaped like the parameter and zero at first. Default none.
-        state_dtype: type of the weight's state tensors, as 'bfloat16'; None, the default, for the weight's own.
+        state_dtype: type of the weight's state tensors, as 'float64', in which `apply` gets them; None, the default,
+            for that of the rows. Then the setting `momentum_storage` decides how they are kept.
         uses_step: whether `prepare` uses the number of the step, which checkpoints hold then. Default True.
 
     Example:
@@ -123,43 +124,14 @@ class Momentum(RowOptimizer):
 
 
 @dataclass(frozen=True)
-class HalfMomentum(Momentum):
-    """`Momentum` whose velocity is stored in bfloat16, in half the memory, and rounded stochastically.
-
-    A number between two bfloat16 neighbors becomes either, the nearer one more likely, so that the mean is exact;
-    rounding to the nearest would lose every gradient smaller than 1/256 of the velocity (Gupta et al., ICML 2015). One
-    draw of noise serves all blocks of a step. The arithmetic is float32's.
-    """
-
-    state_dtype: str | None = "bfloat16"
-
-    def prepare(self, learning_rate: float, *, step: int, dtype: paddle.dtype) -> Any:
-        noise: list[paddle.Tensor] = []  # drawn by the first block, the largest, in its shape
-        return super().prepare(learning_rate, step=step, dtype=dtype), noise
-
-    def apply(
-        self, rows: paddle.Tensor, gradient: paddle.Tensor, *, state: Sequence[paddle.Tensor], prepared: Any
-    ) -> None:
-        learning_rate, noise = prepared
-        if state[0].dtype == rows.dtype:
-            super().apply(rows, gradient, state=state, prepared=learning_rate)
-            return
-        if not noise:
-            noise.append(paddle.randint(0, 1 << 16, rows.shape, "int32"))
-        velocity = state[0].astype(rows.dtype)
-        super().apply(rows, gradient, state=[velocity], prepared=learning_rate)
-        # bfloat16 is the upper half of float32: a carry out of the lower half rounds up in magnitude.
-        bits = add_(velocity.view("int32"), noise[0][: rows.shape[0]])
-        paddle.bitwise_and_(bits, paddle.full([], -(1 << 16), "int32"))
-        paddle.assign(velocity.astype("bfloat16"), state[0])
-
-
-@dataclass(frozen=True)
 class AdamW(RowOptimizer):
     """AdamW (Loshchilov and Hutter, ICLR 2019): weight decay apart from the gradient, moments corrected by the step.
 
     Paddle's AdamW stores beta^step; this one computes the powers from the step count. Their states are therefore not
     interchangeable in a checkpoint.
+
+    Attributes:
+        squares: those of `state_names` that are means of squares, which are not kept in int8.
     """
 
     beta1: float = 0.9
@@ -170,6 +142,7 @@ class AdamW(RowOptimizer):
     state_names: tuple[str, ...] = ("moment1", "moment2")
     state_dtype: str | None = None
     uses_step: bool = True
+    squares: tuple[str, ...] = ("moment2",)
     decays_bias: bool = True
 
     def __post_init__(self) -> None:

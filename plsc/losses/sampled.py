@@ -21,6 +21,7 @@ from plsc.errors import ConfigError
 from plsc.losses.ops import highest, no_grad, put_rows, take_rows
 from plsc.losses.reference import Targets
 from plsc.losses.shard import Block, Shard
+from plsc.losses.storage import Rows, RowStore
 
 # With one class in the softmax the loss is 0, whatever the features are.
 _LEAST_CLASSES = 2
@@ -47,36 +48,33 @@ class SampledShard(Shard):
             raise ConfigError(f"sample ratio {ratio}; expected over 0, and 1 at most")
         self._drawn = min(shard.num_classes, max(math.ceil(ratio * shard.num_classes), samples, _LEAST_CLASSES))
         count = self._drawn * shard.subcenters
-        weight = paddle.empty([min(count, shard.chunk_rows), shard.weight.shape[1]], shard.weight.dtype)
-        bias = None if shard.bias is None else paddle.empty([count], shard.bias.dtype)
-        super().__init__(weight, shard.optimizer, bias=bias, state=self._state_buffers(shard, count))
-        self.subcenters, self.chunk_rows, self.block_rows = shard.subcenters, shard.chunk_rows, shard.block_rows
         self._full = shard
         self.rows = paddle.arange(count, dtype="int64")
-        self._rows_of_chunk: list[paddle.Tensor] = []
-        self._rows_of_block: list[paddle.Tensor] = []
-
-    @staticmethod
-    def _state_buffers(shard: Shard, count: int) -> dict[str, paddle.Tensor]:
-        """Memory for the state of one block of the weight, and of the whole sampled bias."""
-        buffers = {}
-        for name, tensor in shard.state.items():
-            rows = count if name.startswith("bias:") else min(count, shard.block_rows)
-            shape = tensor.shape[1:] if name.startswith("bias:") else tensor.shape[-1:]
-            buffers[name] = paddle.empty([rows, *shape], tensor.dtype)
-        return buffers
+        self._chunk_index: list[paddle.Tensor] = []
+        self._block_index: list[paddle.Tensor] = []
+        self._begin(
+            {name: shard.stores_of(name) for name in (("weight",) if shard.bias is None else ("weight", "bias"))},
+            shard.optimizer,
+            subcenters=shard.subcenters,
+            first_class=shard.first_class,
+            step=shard.step,
+            seed=shard.seed,
+        )
+        self.chunk_rows, self.block_rows = shard.chunk_rows, shard.block_rows
+        biases = [store.kept for store in shard.stores_of("bias")] if shard.bias is not None else []
+        self._biases = [paddle.empty([count], kept.dtype) for kept in biases]
+        self.bias = self._biases[0] if biases else None
 
     @property
     def size(self) -> int:
         """The number of sampled rows."""
         return int(self.rows.shape[0])
 
-    def _rows(self, first: int, last: int) -> paddle.Tensor:
-        start = first // self.chunk_rows * self.chunk_rows
-        return self.weight[first - start : last - start]
+    def _is_copied(self, store: RowStore) -> bool:
+        return True
 
-    def _block_state(self, first: int, last: int) -> tuple[paddle.Tensor, ...]:
-        return tuple(state[: last - first] for state in self.state_of("weight"))
+    def _bias_place(self, tensor: int) -> paddle.Tensor:
+        return self._biases[tensor]
 
     @no_grad
     def draw(self, labels: paddle.Tensor, *, seed: int) -> None:
@@ -97,9 +95,9 @@ class SampledShard(Shard):
         # In ascending order, so that memory is read in its order.
         drawn = highest(score, self._drawn)
         self.rows = drawn if full.subcenters == 1 else self._rows_of(drawn)
-        self._rows_of_chunk = self.split_by_chunk(self.rows)
+        self._chunk_index = self.split_by_chunk(self.rows)
         sizes = [size for chunk in self.chunks for size in chunk.sizes]
-        self._rows_of_block = [*paddle.split(self.rows, sizes), self.rows]  # the last is the bias
+        self._block_index = [*paddle.split(self.rows, sizes), self.rows]  # the last is the bias
         if self.bias is not None:
             take_rows(full.bias, self.rows, out=self.bias)
         self._squared_norms = paddle.index_select(full.squared_norms(), self.rows) if full.has_norms else None
@@ -112,20 +110,13 @@ class SampledShard(Shard):
     def target_rows(self, targets: Targets) -> paddle.Tensor:
         if not self.size:
             return super().target_rows(targets)
-        return paddle.index_select(self._full.weight, paddle.index_select(self.rows, targets.row))
+        return self._read(paddle.index_select(self.rows, targets.row))
 
-    def load_chunk(self, k: int) -> None:
-        take_rows(self._full.weight, self._rows_of_chunk[k], out=self.chunks[k].rows)
+    def _rows_of_chunk(self, k: int) -> Rows:
+        return self._chunk_index[k]
 
-    def load_state(self, block: Block) -> None:
-        for own, full in zip(block.state, self._full.state_of(block.parameter)):
-            take_rows(full, self._rows_of_block[block.number], out=own)
-
-    def store_block(self, block: Block) -> None:
-        rows = self._rows_of_block[block.number]
-        put_rows(self._full.parameter(block.parameter), rows, values=block.rows)
-        for own, full in zip(block.state, self._full.state_of(block.parameter)):
-            put_rows(full, rows, values=own)
+    def _rows_of_block(self, block: Block) -> Rows:
+        return self._block_index[block.number]
 
     def update(self, gradients: Iterable[tuple[Block, paddle.Tensor]], *, learning_rate: float) -> None:
         super().update(gradients, learning_rate=learning_rate)

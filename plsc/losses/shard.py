@@ -10,9 +10,12 @@ from typing import NamedTuple
 
 import paddle
 
-from plsc.losses.ops import Array, SquaredNorms, concat_norms, flat_rows, host_view, no_grad, squared_norms
+from plsc.losses.noise import Noise
+from plsc.losses.ops import SquaredNorms, concat_norms, flat_rows, no_grad, squared_norms
 from plsc.losses.reference import Targets, locate
 from plsc.losses.row_optimizers import RowOptimizer
+from plsc.losses.storage import BFloat16Rows, Buffer, Rounding, Rows, RowStore, new_state, store_of
+from plsc.utils.ranges import Range
 
 # Rows worked on at a time. On a CPU a chunk's logits and a block's rows, state and gradient stay in the second-level
 # cache (2 MB) between the passes over them; on a GPU the number of kernel launches decides.
@@ -33,7 +36,8 @@ class Block(NamedTuple):
         rows: [b, D], or [S] of the bias.
         state: like `rows`, one tensor per state of the row optimizer.
         zeros: [b].
-        view: `host_view(rows)`.
+        range: the numbers of the rows in the shard.
+        buffers: `rows`, then each of `state`.
     """
 
     parameter: str
@@ -41,7 +45,8 @@ class Block(NamedTuple):
     rows: paddle.Tensor
     state: tuple[paddle.Tensor, ...]
     zeros: paddle.Tensor
-    view: Array | None
+    range: Range
+    buffers: tuple[Buffer, ...]
 
 
 class Chunk(NamedTuple):
@@ -51,19 +56,24 @@ class Chunk(NamedTuple):
         rows: [B, D].
         blocks: the same rows, block by block.
         sizes: b of each block.
+        range: the numbers of the rows in the shard.
+        buffer: `rows`.
     """
 
     rows: paddle.Tensor
     blocks: list[Block]
     sizes: list[int]
+    range: Range
+    buffer: Buffer
 
 
 class Shard:
     """Class centers [S, D], their bias [S] and their optimizer state. `update` changes all of them in place.
 
     How a head uses a shard: it calls `load_chunk(k)` before it reads the rows of chunk k. `update` calls
-    `load_state(block)` before it updates a block and `store_block(block)` afterwards. Here rows and state are views of
-    the whole tensors, so these three do nothing; `SampledShard` copies rows in and out there.
+    `load_state(block)` before it updates a block and `store_block(block)` afterwards. What is kept in the type of the
+    step (`PlainRows`) is worked on where it lies, and these three do nothing. What is kept in another type is copied to
+    a buffer for one chunk and one block, and back; `SampledShard` does so with chosen rows of any type.
 
     The shard keeps the squared norms of its rows from one update to the next. Other code that writes into the weight
     must call `invalidate_norms()`; `Classifier.load` does. A user who writes into `parameters["weight"]` between steps
@@ -71,17 +81,22 @@ class Shard:
 
     Args:
         weight: [S, D], or [S, K, D] with K sub-centers per class; S may be 0. It must keep its memory (`set_value`
-            does, a new tensor does not).
+            does, a new tensor does not). In bfloat16 it is rounded stochastically.
         optimizer: how rows are updated.
         bias: [S], or None.
         first_class: global id of the class in row 0.
         step: updates made so far.
         state: the optimizer's state as `Shard.state` names it, '<parameter>:<state name>'; zeros when not given.
+        state_storage: how the state of the weight is kept where the optimizer does not say it: 'float32' (the type of
+            the step), 'bfloat16' or 'int8'.
+        seed: of the rounding.
 
     Attributes:
         weight: [S K, D], the same memory; the K rows of a class are consecutive.
         subcenters: K.
-        state: like the parameters.
+        state: like the parameters, as it is kept.
+        width: D.
+        dtype: of the rows that a step works on.
         ones: [D].
     """
 
@@ -94,27 +109,64 @@ class Shard:
         first_class: int = 0,
         step: int = 0,
         state: dict[str, paddle.Tensor] | None = None,
+        state_storage: str = "float32",
+        seed: int = 0,
     ) -> None:
         # The same memory without autograd: a parameter requires a gradient, and each operator would record its inputs.
         self.weight, self.bias = flat_rows(weight.detach()), None if bias is None else bias.detach()
-        self.subcenters = int(weight.shape[1]) if weight.ndim == 3 else 1
-        self.optimizer, self.first_class, self.step = optimizer, first_class, step
-        own = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-        # A bias is small: only the state of the weight is worth a lower precision.
+        own = {"weight": weight.detach()} if bias is None else {"weight": weight.detach(), "bias": self.bias}
         self.state = state or {
-            f"{name}:{kind}": paddle.zeros(
-                tensor.shape, (optimizer.state_dtype if name == "weight" else None) or tensor.dtype
-            )
+            f"{name}:{kind}": new_state(optimizer, kind, tensor, storage=state_storage if name == "weight" else None)
             for name, tensor in own.items()
             for kind in optimizer.state_names
         }
-        self._state_of = {
-            name: [flat_rows(self.state[f"{name}:{kind}"]) for kind in optimizer.state_names] for name in own
-        }
-        self._device = "gpu" if weight.place.is_gpu_place() else "cpu"
+        self._begin(
+            {
+                name: (
+                    store_of(flat_rows(tensor), width=int(tensor.shape[-1]), is_plain=False, is_state=False),
+                    *(
+                        store_of(
+                            flat_rows(self.state[f"{name}:{kind}"]),
+                            width=int(tensor.shape[-1]),
+                            is_plain=optimizer.state_dtype is not None,
+                            is_state=True,
+                        )
+                        for kind in optimizer.state_names
+                    ),
+                )
+                for name, tensor in own.items()
+            },
+            optimizer,
+            subcenters=int(weight.shape[1]) if weight.ndim == 3 else 1,
+            first_class=first_class,
+            step=step,
+            seed=seed,
+        )
+
+    def _begin(
+        self,
+        stores: dict[str, tuple[RowStore, ...]],
+        optimizer: RowOptimizer,
+        *,
+        subcenters: int,
+        first_class: int,
+        step: int,
+        seed: int,
+    ) -> None:
+        """What all shards have, of the stores of each parameter and its state."""
+        self._stores, self.subcenters, self.seed = stores, subcenters, seed
+        self.optimizer, self.first_class, self.step = optimizer, first_class, step
+        kept, self.width = stores["weight"][0].kept, stores["weight"][0].width
+        self.dtype = paddle.float32 if stores["weight"][0].rounds else kept.dtype
+        self.place = kept.place
+        self._device = "gpu" if self.place.is_gpu_place() else "cpu"
         self.chunk_rows, self.block_rows = self._whole(CHUNK_ROWS[self._device]), BLOCK_ROWS[self._device]
-        self._zeros = paddle.zeros([self.block_rows], weight.dtype)
-        self.ones = paddle.ones([self.weight.shape[1]], weight.dtype)
+        self._zeros = paddle.zeros([self.block_rows], self.dtype)
+        self.ones = paddle.ones([self.width], self.dtype)
+        self._copied = {name: [self._is_copied(store) for store in each] for name, each in stores.items()}
+        self._buffers: list[paddle.Tensor] = []
+        self._slices: dict[tuple[int, int, int], Buffer] = {}
+        self._roundings: dict[str, list[Rounding | None]] = {}
         self._squared_norms: paddle.Tensor | None = None
         self._chunks: list[Chunk] | None = None
 
@@ -128,13 +180,20 @@ class Shard:
         """S."""
         return self.size // self.subcenters
 
-    def parameter(self, name: str) -> paddle.Tensor:
-        """The tensor of 'weight' or 'bias'."""
-        return self.weight if name == "weight" else self.bias
+    def stores_of(self, name: str) -> tuple[RowStore, ...]:
+        """Where the rows of 'weight' or 'bias' are kept, and each state of theirs, in the optimizer's order."""
+        return self._stores[name]
 
-    def state_of(self, name: str) -> list[paddle.Tensor]:
-        """The state tensors of 'weight' or 'bias', in the optimizer's order."""
-        return self._state_of[name]
+    @property
+    def stores(self) -> dict[str, RowStore]:
+        """The same by the names of `state`, and by 'weight' and 'bias'."""
+        kinds = ("", *(f":{kind}" for kind in self.optimizer.state_names))
+        return {f"{name}{kind}": store for name, each in self._stores.items() for kind, store in zip(kinds, each)}
+
+    @property
+    def rounds(self) -> bool:
+        """Whether an update rounds what it keeps, in a way that the number of the step decides."""
+        return any(store.rounds for each in self._stores.values() for store in each)
 
     # Chunks and blocks
 
@@ -149,47 +208,105 @@ class Shard:
                 for first in range(start, stop, self.block_rows):
                     blocks.append(self._block(number, first, min(first + self.block_rows, stop)))
                     number += 1
-                sizes = [int(block.rows.shape[0]) for block in blocks]
-                self._chunks.append(Chunk(self._rows(start, stop), blocks, sizes))
+                buffer = self._place_of(0, start, stop)
+                sizes = [block.range.size for block in blocks]
+                self._chunks.append(Chunk(buffer.tensor, blocks, sizes, Range(start, stop), buffer))
         return self._chunks
 
     @property
     def bias_block(self) -> Block:
         """The bias as one block, numbered after those of the weight."""
         number = sum(len(chunk.blocks) for chunk in self.chunks)
-        return Block("bias", number, self.bias, tuple(self.state_of("bias")), self._zeros, None)
+        buffers = tuple(Buffer.of(self._bias_place(number)) for number in range(len(self._stores["bias"])))
+        return self._block_of("bias", number, buffers, Range(0, self.size), self._zeros)
 
     def fit(self, samples: int) -> None:
         """Choose the rows of a chunk for batches of up to so many samples."""
         most = max(CHUNK_LOGITS[self._device] // samples, _LEAST_CHUNK)
         self.chunk_rows = self._whole(min(CHUNK_ROWS[self._device], most))
         self.block_rows = min(BLOCK_ROWS[self._device], most)
-        self._chunks = None
+        self._forget_chunks()
 
     def _whole(self, rows: int) -> int:
         """So many rows at most, of whole classes."""
         return max(rows // self.subcenters, 1) * self.subcenters
 
+    def _forget_chunks(self) -> None:
+        self._chunks, self._buffers, self._slices = None, [], {}
+
     def _block(self, number: int, first: int, last: int) -> Block:
-        rows = self._rows(first, last)
-        state = self._block_state(first, last)
-        return Block("weight", number, rows, state, self._zeros[: last - first], host_view(rows))
+        buffers = tuple(self._place_of(each, first, last) for each in range(len(self._stores["weight"])))
+        return self._block_of("weight", number, buffers, Range(first, last), self._zeros[: last - first])
 
-    def _rows(self, first: int, last: int) -> paddle.Tensor:
-        """Where rows [first, last) of one chunk lie while they are worked on."""
-        return self.weight[first:last]
+    @staticmethod
+    def _block_of(parameter: str, number: int, buffers: tuple[Buffer, ...], rows: Range, zeros: paddle.Tensor) -> Block:
+        state = tuple(buffer.tensor for buffer in buffers[1:])
+        return Block(parameter, number, buffers[0].tensor, state, zeros, rows, buffers)
 
-    def _block_state(self, first: int, last: int) -> tuple[paddle.Tensor, ...]:
-        return tuple(state[first:last] for state in self.state_of("weight"))
+    def _place_of(self, tensor: int, first: int, last: int) -> Buffer:
+        """Where rows [first, last) of one chunk, or of one block of a state, lie while they are worked on.
+
+        Args:
+            tensor: 0 for the weight, 1 for the first state, ...
+            first: of the rows.
+            last: of the rows.
+        """
+        if not self._copied["weight"][tensor]:
+            return Buffer.of(self._stores["weight"][tensor].view(Range(first, last)))
+        start = first // self.chunk_rows * self.chunk_rows if tensor == 0 else first
+        key = (tensor, first - start, last - start)
+        if key not in self._slices:  # all chunks have the same
+            if not self._buffers:
+                self._buffers = [self._new_buffer(each) for each in range(len(self._stores["weight"]))]
+            self._slices[key] = Buffer.of(self._buffers[tensor][key[1] : key[2]])
+        return self._slices[key]
+
+    def _new_buffer(self, tensor: int) -> paddle.Tensor:
+        """Memory for one chunk of the weight, or one block of a state; none where that is worked on where it lies."""
+        store, is_copied = self._stores["weight"][tensor], self._copied["weight"][tensor]
+        rows = min(self.size, self.block_rows if tensor else self.chunk_rows) if is_copied else 0
+        return paddle.empty([rows, self.width], self.dtype if store.rounds else store.kept.dtype)
+
+    def _bias_place(self, tensor: int) -> paddle.Tensor:
+        """The bias, or a state of it, while it is worked on."""
+        return self._stores["bias"][tensor].kept
+
+    def _is_copied(self, store: RowStore) -> bool:
+        """Whether rows are worked on in a buffer."""
+        return store.rounds
 
     def load_chunk(self, k: int) -> None:
-        """Copy the rows of chunk k to `chunks[k].rows`."""
+        """Copy the rows of chunk k to `chunks[k].rows`, unless they lie there."""
+        if self._copied["weight"][0]:
+            chunk = self.chunks[k]
+            self._stores["weight"][0].read(self._rows_of_chunk(k), out=chunk.buffer)
+
+    def kept_rows(self, k: int) -> paddle.Tensor | None:
+        """[B, D]: the rows of chunk k in bfloat16, where they are kept so and lie together."""
+        store, rows = self._stores["weight"][0], self._rows_of_chunk(k)
+        is_half = isinstance(store, BFloat16Rows) and isinstance(rows, Range)
+        return store.kept[rows.start : rows.stop] if is_half else None
 
     def load_state(self, block: Block) -> None:
-        """Copy the state of the block's rows to `block.state`."""
+        """Copy the state of the block's rows to `block.state`, unless it lies there."""
+        for store, is_copied, buffer in self._moved(block)[1:]:
+            if is_copied:
+                store.read(self._rows_of_block(block), out=buffer)
 
     def store_block(self, block: Block) -> None:
-        """Copy `block.rows` and `block.state` to where the shard keeps them."""
+        """Copy `block.rows` and `block.state` to where the shard keeps them, unless they lie there."""
+        for (store, is_copied, buffer), rounding in zip(self._moved(block), self._roundings[block.parameter]):
+            if is_copied:
+                store.write(self._rows_of_block(block), buffer, rounding=rounding)
+
+    def _moved(self, block: Block) -> list[tuple[RowStore, bool, Buffer]]:
+        return list(zip(self._stores[block.parameter], self._copied[block.parameter], block.buffers))
+
+    def _rows_of_chunk(self, k: int) -> Rows:
+        return self.chunks[k].range
+
+    def _rows_of_block(self, block: Block) -> Rows:
+        return block.range
 
     def split_by_chunk(self, values: paddle.Tensor) -> list[paddle.Tensor]:
         """[S] as one piece per chunk."""
@@ -208,15 +325,25 @@ class Shard:
     def target_rows(self, targets: Targets) -> paddle.Tensor:
         """[G, D]: the rows of the targets; zeros where the shard is empty."""
         if not self.size:
-            return paddle.zeros([targets.row.shape[0], self.weight.shape[1]], self.weight.dtype)
-        return paddle.index_select(self.weight, targets.row)
+            return paddle.zeros([targets.row.shape[0], self.width], self.dtype)
+        return self._read(targets.row)
+
+    def _read(self, index: paddle.Tensor) -> paddle.Tensor:
+        """[b, D]: rows of the stores by their numbers [b], as a new tensor."""
+        rows = paddle.empty([index.shape[0], self.width], self.dtype)
+        self._stores["weight"][0].read(index, out=Buffer.of(rows))
+        return rows
 
     # Norms
 
     def squared_norms(self) -> paddle.Tensor:
         """[S]: squared norms of all rows, from the last update if that computed them."""
         if self._squared_norms is None:
-            self._squared_norms = self._concat([self._block_norms(b) for chunk in self.chunks for b in chunk.blocks])
+            norms = []
+            for k, chunk in enumerate(self.chunks):
+                self.load_chunk(k)
+                norms += [self._block_norms(block) for block in chunk.blocks]
+            self._squared_norms = self._concat(norms)
         return self._squared_norms
 
     @property
@@ -229,10 +356,10 @@ class Shard:
         self._squared_norms = None
 
     def _block_norms(self, block: Block) -> SquaredNorms:
-        return squared_norms(block.rows, block.view, ones=self.ones)
+        return squared_norms(block.rows, block.buffers[0].view, ones=self.ones)
 
     def _concat(self, norms: list[SquaredNorms]) -> paddle.Tensor:
-        return concat_norms(norms) if norms else paddle.zeros([0], self.weight.dtype)
+        return concat_norms(norms) if norms else paddle.zeros([0], self.dtype)
 
     # Update
 
@@ -247,17 +374,32 @@ class Shard:
         """
         self.step += 1
         apply, prepared = self.optimizer.apply, self._prepare(learning_rate)
+        self._roundings, copies = self._roundings_of_step(), any(map(any, self._copied.values()))
         # Norms cost little while the new rows are in the cache, and nothing where no loss has asked for them.
         norms: list[SquaredNorms] | None = [] if self.has_norms else None
         self.invalidate_norms()
         for block, gradient in gradients:
-            self.load_state(block)
+            if copies:
+                self.load_state(block)
             apply(block.rows, gradient, state=block.state, prepared=prepared)
-            self.store_block(block)
+            if copies:
+                self.store_block(block)
             if norms is not None and block.parameter == "weight":
                 norms.append(self._block_norms(block))
         if norms is not None:
             self._squared_norms = self._concat(norms)
 
     def _prepare(self, learning_rate: float) -> object:
-        return self.optimizer.prepare(learning_rate, step=self.step, dtype=self.weight.dtype)
+        return self.optimizer.prepare(learning_rate, step=self.step, dtype=self.dtype)
+
+    def _roundings_of_step(self) -> dict[str, list[Rounding | None]]:
+        """How each tensor is rounded in this step; None for those that are not."""
+        if not self.rounds:
+            return {name: [None] * len(each) for name, each in self._stores.items()}
+        first = self.first_class * self.subcenters
+        numbers = Range(first, first + int(self._stores["weight"][0].kept.shape[0]))
+        noise = Noise(self.seed, self.step, width=self.width, rows=numbers)
+        return {
+            name: [Rounding(noise, number, first) if store.rounds else None for number, store in enumerate(each)]
+            for name, each in self._stores.items()
+        }

@@ -63,8 +63,10 @@ def map_file(path: Path) -> memoryview:
     try:
         with open(path, "rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:  # an empty file is a ValueError
-        raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except ValueError:
+        raise CheckpointError(f"{path}: is empty, expected a file of weights; copy it again") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def view_of(data: memoryview, dtype: np.dtype[Any], shape: list[int], *, what: str) -> NDArray[Any]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plsc.errors import ConfigError
-from plsc.utils.hints import setter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +60,7 @@ class ClassNumbers:
 
         if str(path).endswith(".npy"):
             return cls(np.load(path, allow_pickle=False))
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         values = []
         for number, line in enumerate(lines, 1):
             try:
@@ -106,9 +105,8 @@ def numbers_of_classes(name: str, given: str | ClassNumbers, num_classes: int) -
     numbers = read_numbers(name, given)
     if numbers.size != num_classes:
         where = "" if isinstance(given, ClassNumbers) else f" {given}:"
-        more = f"; or {setter('num_classes', numbers.size)} for more classes" if numbers.size > num_classes else ""
         raise ConfigError(
-            f"{name}:{where} {numbers.size} numbers, expected one for each of the {num_classes} classes of this run; "
-            f"give an array or file of {num_classes} numbers, in the order of the class numbers{more}"
+            f"{name}:{where} {numbers.size} numbers, expected one for each of the {num_classes} classes; "
+            f"give {num_classes} numbers, in the order of the class numbers"
         )
     return numbers.values

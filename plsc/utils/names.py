@@ -52,6 +52,7 @@ _OTHER_WORDS = {
     "traindataset datasetpath",
     "val_targets": "val valset valsets valdata verification evalsets targets valdir testset testsets testtargets",
     "num_workers": "workers numworker nworkers nworker dataloadernumworkers numthreads threads loaders",
+    "cpu_threads": "ompnumthreads cputhread",
     "use_fp16": "fp16 amp useamp mixedprecision half precision autocast",
     "amp_dtype": "bf16 amptype dtype precisiondtype",
     "amp_lists": "amplist whitelist blacklist",

@@ -300,10 +300,11 @@ def plain_type(annotation: Any) -> Any:
 
 
 def accepted_values(annotation: Any) -> str:
-    """What a value looks like as text: 'INT', 'FLOAT,FLOAT,FLOAT', 'INT,...' or 'stop|skip'."""
+    """What a value looks like as text: 'INT', 'FLOAT,FLOAT,FLOAT', 'INT,...', 'stop|skip' or 'INT|auto'."""
     kind, parts = plain_type(annotation), get_args(annotation)
     if get_origin(annotation) in (Union, UnionType):  # with None, or with a function
-        return accepted_values(parts[0])
+        words = [part for part in parts[1:] if get_origin(part) is Literal]
+        return "|".join(map(accepted_values, (parts[0], *words)))
     if takes_pairs(annotation):
         return "NAME=FLOAT,..."
     if kind is tuple:

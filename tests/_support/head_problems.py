@@ -156,5 +156,5 @@ def train_step(softmax, features, labels, shard, learning_rate):
 
 def gathered(shards, name):
     """A parameter or a state tensor of all shards, as one array."""
-    tensors = [shard.parameter(name) if name in ("weight", "bias") else shard.state[name] for shard in shards]
+    tensors = [getattr(shard, name) if name in ("weight", "bias") else shard.state[name] for shard in shards]
     return np.concatenate([tensor.numpy() for tensor in tensors])

@@ -24,9 +24,10 @@ from plsc.checkpoint import (
     remove_leftovers,
     save_checkpoint,
     write_parts,
+    writer,
 )
 from plsc.distributed.collectives import Collectives
-from plsc.utils.ranges import shard_ranges
+from plsc.utils.ranges import Range, shard_ranges
 from plsc.utils.safetensors_file import DTYPES
 from tests._support.killing import kill_at_each_step
 
@@ -218,3 +219,23 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
     assert [path.name for path in removed] == [".12.400.plsc-partial", ".3.plsc-partial"]
     assert {path.name for path in tmp_path.iterdir()} == {"3", ".4.plsc-partial", ".5.plsc-partial", *others}
     assert remove_leftovers(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_no_file_of_classes_is_larger_than_the_limit(tmp_path, monkeypatch, ranks):
+    """All tensors of a class lie in one file, and what is read is the same, on any ranks."""
+    monkeypatch.setattr(writer, "LARGEST_FILE", 2 * (20 + 10) + 5)  # two rows of both tensors
+    momentum = np.arange(35, dtype=np.uint16).reshape(7, 5)
+    parts = [Part("backbone.w", np.eye(30))]
+    for own in shard_ranges(7, ranks):
+        parts.append(shard(own.start, own.stop))
+        parts.append(Part("head.weight:velocity", momentum[own.start : own.stop], offset=own.start, rows=7))
+    saved = Checkpoint(save_checkpoint(tmp_path, "0", parts=parts, about={}, collectives=Collectives()))
+    saved.verify()
+    np.testing.assert_array_equal(saved.read("head.weight"), CENTERS)
+    np.testing.assert_array_equal(saved.read("head.weight:velocity"), momentum)
+    np.testing.assert_array_equal(saved.read("head.weight", Range(1, 6)), CENTERS[1:6])
+    assert saved.parts("head.weight") == saved.parts("head.weight:velocity")
+    files = sorted(tmp_path.glob("0/classes-*.safetensors"))
+    assert len(files) == {1: 4, 2: 4, 3: 4}[ranks]
+    assert all(sum(array.nbytes for array in load_file(path).values()) <= 60 for path in files)

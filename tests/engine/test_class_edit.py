@@ -118,7 +118,7 @@ def test_an_existing_folder_is_never_overwritten(source, tmp_path):
 
 
 def test_the_command_reads_lists_and_says_what_it_did(source, tmp_path, monkeypatch, capfd):
-    (tmp_path / "drop.txt").write_text("c\n\nb, the second\n")
+    (tmp_path / "drop.txt").write_bytes(b"\xef\xbb\xbfc\r\n\r\nb, the second\r\n")  # as an editor on Windows writes it
     (tmp_path / "merge.txt").write_text("a\te\n")
     (tmp_path / "rename.txt").write_text("d,new d\n")
 

@@ -16,7 +16,7 @@ from plsc import CheckpointError
 from plsc.checkpoint import Checkpoint
 from plsc.engine.class_change import ClassMove, rows_of_classes
 from plsc.engine.trainer import Trainer
-from plsc.losses.classifier import initial_centers
+from plsc.losses.creation import initial_centers
 from plsc.utils.ranges import Range
 from tests._support.ranks import launch, run
 from tests._support.workers.classes_worker import Named, make_entry
@@ -136,7 +136,7 @@ def test_by_name_keeps_moves_adds_and_leaves_out(settings, ranks, trained, tmp_p
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_random_centers_are_those_of_a_new_head(ranks, trained, tmp_path):
     held, output = start(tmp_path / "run", trained(), ranks, names=AFTER, new_classes="random")
-    expected = initial_centers(Range(0, len(AFTER)), 16, seed=0)
+    expected = np.concatenate([rows for _, rows in initial_centers(Range(0, len(AFTER)), 16, seed=0)])
     for label, name in enumerate(AFTER):
         assert np.array_equal(held["head/weight"][label], expected[label]) == (name not in BEFORE)
     assert "new           3  random centers" in output
@@ -208,7 +208,9 @@ def test_new_head_keeps_the_backbone_alone(ranks, emb_dim, trained, tmp_path):
     assert ("begin anew: fc.weight, fc.bias" in output) == (emb_dim == 24)
     assert not any(name.startswith("optimizer/") for name in held) and held["counters"].tolist() == [0, 0, 0]
     centers = mean_centers(["x", "y", "z", "a"], backbone, emb_dim=emb_dim)
-    length = np.linalg.norm(initial_centers(Range(0, 4), emb_dim, seed=0).astype(np.float64), axis=1).mean()
+    length = np.linalg.norm(
+        np.concatenate([rows for _, rows in initial_centers(Range(0, 4), emb_dim, seed=0)]).astype(np.float64), axis=1
+    ).mean()
     for label, name in enumerate(["x", "y", "z", "a"]):
         np.testing.assert_allclose(held["head/weight"][label], centers[name] * length, rtol=1e-4, atol=1e-6)
 

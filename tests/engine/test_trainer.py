@@ -138,6 +138,8 @@ def unbroken(tmp_path_factory):
         ("batch norm", {}),
         ("dropout", {"optimizer": "adamw", "lr": 0.2}),
         ("plain", {"sample_ratio": 0.5}),
+        ("plain", {"center_storage": "bfloat16", "momentum_storage": "int8"}),
+        ("plain", {"center_storage": "bfloat16", "momentum_storage": "bfloat16", "sample_ratio": 0.5}),
         ("plain", {"loss_type": "dist_curricularface", "subcenters": 2}),
         ("plain", {"loss_type": "dist_uniface", "sample_ratio": 0.5, "subcenters": 3, "interclass_filter": 0.4}),
         ("plain", {"loss_type": "dist_adaface", "margin_warmup": 15}),

@@ -98,7 +98,7 @@ def counts(monkeypatch):
     # A single number is no copy: Paddle has an operator make it.
     wrap(paddle, "to_tensor", lambda data, *_: np.asarray(data).size > 1)
     monkeypatch.setattr(transfer, "transfers_of", lambda topology: Counting(made))
-    monkeypatch.setattr("plsc.engine.trainer.transfers_of", lambda topology: Counting(made))
+    monkeypatch.setattr("plsc.engine.parts.transfers_of", lambda topology: Counting(made))
     return made
 
 

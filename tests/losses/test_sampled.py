@@ -7,7 +7,7 @@ import paddle
 import pytest
 
 from plsc.errors import ConfigError
-from plsc.losses import ops, shard
+from plsc.losses import ops, shard, storage
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.margins.combined import CombinedMargin
 from plsc.losses.row_optimizers import SGD, AdamW, Momentum
@@ -147,7 +147,7 @@ def test_a_ratio_outside_its_range_is_refused(ratio):
 def test_a_step_computes_the_norms_of_sampled_rows_only(monkeypatch, optimizer):
     """But for the first step, and the first one after others have written the weight."""
     monkeypatch.setattr(ops, "host_view", lambda tensor: None)
-    monkeypatch.setattr(shard, "host_view", lambda tensor: None)
+    monkeypatch.setattr(storage, "host_view", lambda tensor: None)
     normed = []
     real = shard.squared_norms
 

@@ -104,6 +104,12 @@ def test_a_checkpoint_and_a_folder_of_checkpoints(tmp_path):
         np.testing.assert_array_equal(weights.tensors["a"].transposed().numpy(), expected.T)
 
 
+def test_an_empty_file_is_said(tmp_path):
+    (tmp_path / "weights.pth").touch()
+    with pytest.raises(CheckpointError, match=r"weights.pth: is empty, expected a file of weights"):
+        open_weights(tmp_path / "weights.pth")
+
+
 def test_what_does_not_exist_is_said(tmp_path):
     with pytest.raises(CheckpointError, match=r"net.pt: does not exist; expected a checkpoint, or a file of weights"):
         open_weights(tmp_path / "net.pt")

@@ -8,7 +8,7 @@ import paddle
 
 from plsc import CheckpointError, Config, ConfigError, Trainer, TrainingError
 from plsc.data.loader import Batch
-from plsc.engine import trainer as trainer_module
+from plsc.engine import parts
 from plsc.engine.precision import Precision
 from plsc.engine.run_lock import LOCK_FILE
 from plsc.losses import precision as half_products
@@ -81,14 +81,14 @@ for word, overflow in (("BACKWARD", overflow_backward), ("FORWARD", overflow_for
     assert trainer._judge.check() is not None  # sound, on both ranks
 
 # A card of one rank that cannot compute in bfloat16: all ranks say so before training.
-trainer_module.Precision = lambda config, topology: Precision(config, dataclasses.replace(topology, device="gpu:0"))
+parts.Precision = lambda config, topology: Precision(config, dataclasses.replace(topology, device="gpu:0"))
 half_products._capability = lambda: (8, 0) if trainer.topology.rank == 0 else (7, 5)
 paddle.device.cuda.get_device_name = lambda: "Tesla T4"
 try:
     make("card", use_fp16=True, amp_dtype="bfloat16")
 except ConfigError as error:
     print("CARD", error)
-trainer_module.Precision = Precision
+parts.Precision = Precision
 
 trainer = make("stop")
 _, _, third = two_steps(trainer)
