@@ -228,17 +228,16 @@ def classes(
 
     Names on a line are divided by tabs, or by commas. Where the checkpoint has no names of classes, they are numbers.
     """
-    from plsc.engine.class_edit import edit_classes, read_class_lists
+    from plsc.engine.class_edit import edit_classes, read_class_lists, read_new_names
 
     if drop is None and merge is None and rename is None:
         raise ConfigError("nothing is to be done; expected --drop, --merge or --rename")
-    renamed = [] if rename is None else read_class_lists(rename, columns=2)
     found = edit_classes(
         source,
         to,
         drop=[] if drop is None else [name for (name,) in read_class_lists(drop, columns=1)],
         merge=[] if merge is None else read_class_lists(merge, columns=None),
-        rename=dict(renamed),
+        rename={} if rename is None else read_new_names(rename),
     )
     if as_json:
         print(to_json(vars(found), indent=1))

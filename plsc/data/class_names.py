@@ -58,8 +58,10 @@ def match_labels(
     Raises:
         DataError: without `leave_out`, a class is not in training; a record has a label beyond the classes of `records`
             ; one side has names and the other has not; a name that is needed stands for several classes; or no record
-            is left.
+            is there or left.
     """
+    if not len(records.labels):
+        raise DataError(f"{what}: no image; give validation data with images of the classes of training")
     records.check_labels()
     present = np.unique(records.labels)
     texts = None if not records.class_names else [records.class_names[label] for label in present.tolist()]

@@ -88,7 +88,7 @@ def edit_classes(
         first = plan.number_of(group[0])
         parts.setdefault(first, [first]).extend(plan.take(name, "merged") for name in group[1:])
     for first in parts:
-        plan.check_stays(first)
+        plan.check_stays(first, "others are to be merged into it")
     renamed = _rename(plan, rename or {})
     kept = [number for number in range(count) if number not in plan.taken]
     if not kept:
@@ -145,12 +145,11 @@ class _Plan:
         self.taken[number] = what
         return number
 
-    def check_stays(self, number: int) -> None:
+    def check_stays(self, number: int, why: str) -> None:
+        """Refuse what is asked of a class that does not stay; `why` says what that is."""
         if number in self.taken:
             name = str(number) if self.names is None else self.names[number]
-            raise CheckpointError(
-                f"{self._saved.path}: others are to be merged into class {name!r}, which is {self.taken[number]} itself"
-            )
+            raise self.error(f"class {name!r} is {self.taken[number]}, but {why}; take it out of one of the two")
 
     def error(self, text: str) -> CheckpointError:
         return CheckpointError(f"{self._saved.path}: {text}")
@@ -165,7 +164,7 @@ def _rename(plan: _Plan, rename: Mapping[str, str]) -> dict[int, str]:
         raise plan.error("its classes have no names, so none can be renamed")
     found = {plan.number_of(old): new for old, new in rename.items()}
     for number in found:
-        plan.check_stays(number)
+        plan.check_stays(number, "it is to be renamed")
     names = [found.get(number, name) for number, name in enumerate(plan.names or []) if number not in plan.taken]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice and rename:
@@ -260,7 +259,7 @@ def read_class_lists(path: Path, *, columns: int | None) -> list[list[str]]:
     """The lines of a file of class names: columns divided by tabs, or by commas where there is no tab in the line.
 
     Args:
-        path: a text file; empty lines count for nothing.
+        path: a text file in UTF-8, with or without a byte order mark; empty lines count for nothing.
         columns: how many each line has; None for two or more; with 1 a line is one name, commas included.
 
     Raises:
@@ -273,7 +272,7 @@ def read_class_lists(path: Path, *, columns: int | None) -> list[list[str]]:
             f"{path}: cannot be read: {error.strerror}; expected a text file of class names"
         ) from None
     lines = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # `splitlines` divides at characters that names may have
         if not line.strip():
             continue
         fields = (
@@ -286,3 +285,18 @@ def read_class_lists(path: Path, *, columns: int | None) -> list[list[str]]:
             )
         lines.append(fields)
     return lines
+
+
+def read_new_names(path: Path) -> dict[str, str]:
+    """The lines of a file of present names and new ones, as `read_class_lists` reads it.
+
+    Raises:
+        CheckpointError: as there, or a class has two new names.
+    """
+    found: dict[str, str] = {}
+    for present, new in read_class_lists(path, columns=2):
+        if found.setdefault(present, new) != new:
+            raise CheckpointError(
+                f"{path}: class {present!r} is to become {found[present]!r} and {new!r}, expected one new name"
+            )
+    return found

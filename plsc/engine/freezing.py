@@ -49,6 +49,9 @@ def freeze(backbone: paddle.nn.Layer, patterns: Sequence[str]) -> dict[str, padd
             undos.append(_evaluate(layer))
     for name in trained:
         _stop(parameters[name], undos)
+    slopes = [layer for layer in backbone.sublayers(include_self=True) if isinstance(layer, paddle.nn.PReLU)]
+    if trained:
+        undos.extend(layer.register_forward_pre_hook(_ask_for_gradient).remove for layer in slopes)
     if names:
         _FROZEN[backbone] = names, undos
         size = sum(int(parameters[name].size) for name in trained)
@@ -113,3 +116,17 @@ def _evaluate(layer: paddle.nn.Layer) -> Callable[[], None]:
         layer.training = True
 
     return undo
+
+
+def _ask_for_gradient(layer: paddle.nn.Layer, inputs: tuple[paddle.Tensor]) -> tuple[paddle.Tensor] | None:
+    """Have the gradient by the input of a PReLU computed where that by its slopes is.
+
+    Paddle's kernel for the CPU writes both, and ends the process with a segmentation fault where it is asked for that
+    by the slopes alone, as behind frozen layers.
+    """
+    (values,) = inputs
+    if layer._weight.stop_gradient or not values.stop_gradient:
+        return None
+    values = values.detach()
+    values.stop_gradient = False
+    return (values,)

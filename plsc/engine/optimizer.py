@@ -250,6 +250,8 @@ def _build(
             f"{setter('optimizer')}: {factory!r} could not be called as factory(learning_rate=..., parameters=[...]): "
             f"{error}"
         ) from None
+    except Exception as error:  # the code of others may raise anything
+        raise ConfigError(f"{setter('optimizer')}: {factory!r} failed: {type(error).__name__}: {error}") from error
     if not isinstance(optimizer, paddle.optimizer.Optimizer):
         raise ConfigError(
             f"{setter('optimizer')}: the factory returned {type(optimizer).__name__}, expected a "

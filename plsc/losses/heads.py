@@ -287,7 +287,7 @@ class FusedHead:
         fits = needed.kept + needed.temporary <= free / 2
         log.info(
             "logits of %s x %s take %s, a chunk of them %s, %s are free: mode '%s'",
-            counted(shard.size, "class"),
+            counted(shard.size, "class center"),
             counted(samples, "sample"),
             size_text(needed.kept),
             size_text(needed.temporary),

@@ -95,7 +95,7 @@ def _read(path: Path) -> tuple[str, Any]:
         )
     if bytes(data[:1]) == _PICKLE:
         return "Paddle's file", read_paddle(path)
-    if is_safetensors(data):
+    if is_safetensors(data) or path.suffix.lower() == ".safetensors":  # one that is cut off in its header is none
         return "safetensors file", read_safetensors(path)
     raise CheckpointError(
         f"begins with {bytes(data[:8])!r}, which is none of the files that are read: .pdparams, .pt, .pth, "

@@ -77,5 +77,8 @@ def view_of(data: memoryview, dtype: np.dtype[Any], shape: list[int], *, what: s
     """
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data):
         raise CheckpointError(f"{what} has {counted(len(data), 'byte')}, and {shape} of {dtype} needs another number")
-    array: NDArray[Any] = np.frombuffer(data, dtype).reshape(shape)
+    try:
+        array: NDArray[Any] = np.frombuffer(data, dtype).reshape(shape)
+    except ValueError as error:  # more axes than NumPy has, or a size beside 0 that no address reaches
+        raise CheckpointError(f"{what} has the shape {str(shape)[:80]}, which no array can have: {error}") from None
     return array

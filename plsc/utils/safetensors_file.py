@@ -103,6 +103,9 @@ def parse_header(data: bytes) -> dict[str, Place]:
     places = {}
     for key, entry in header.items():
         if key != "__metadata__":
-            shape, (start, stop) = [int(size) for size in entry["shape"]], map(int, entry["data_offsets"])
+            try:
+                shape, (start, stop) = [int(size) for size in entry["shape"]], map(int, entry["data_offsets"])
+            except OverflowError:  # JSON of Python has Infinity
+                raise ValueError(f"{key[:80]!r} has a size or position that is infinite") from None
             places[key] = Place(str(entry["dtype"]), shape, len(data) + start, len(data) + stop)
     return dict(sorted(places.items(), key=lambda item: item[1].start))

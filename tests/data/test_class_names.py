@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from plsc.data.class_names import LEFT_OUT, ClassNames, match_labels
+from plsc.data.records import as_records
 from plsc.data.sources.string_table import StringTable
 from plsc.errors import DataError
 from tests.data.test_subset import records_of
@@ -44,6 +45,15 @@ def test_one_side_names_and_the_other_numbers_its_classes():
         match([0, 1], None)
     with pytest.raises(DataError, match="val names its classes, and the training data numbers them"):
         match([0, 1], ["ann", "7"], training=None)
+
+
+@pytest.mark.parametrize("classes", [None, 4])
+def test_data_without_an_image_is_refused(classes):
+    class Empty(list):
+        labels, num_classes = np.zeros(0, np.int64), classes
+
+    with pytest.raises(DataError, match="val: no image; give validation data"):
+        match_labels(as_records(Empty(), "val_dataset"), TRAINING, num_classes=4, what="val")
 
 
 def test_unknown_classes_are_refused_by_name():

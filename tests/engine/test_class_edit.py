@@ -14,7 +14,7 @@ from plsc.cli.main import main
 from plsc.distributed.collectives import Collectives
 from plsc.engine.about import About
 from plsc.engine.class_change import read_classes
-from plsc.engine.class_edit import edit_classes
+from plsc.engine.class_edit import edit_classes, read_class_lists, read_new_names
 from plsc.engine.trainer import Trainer
 from tests._support.manifests import edit_manifest
 from tests._support.workers.classes_worker import make_entry
@@ -91,10 +91,12 @@ def test_shards_and_several_rows_a_class(ranks, width, tmp_path, source):
         ({"drop": ["f"]}, "class 'f': no class has that name; .*it has 5 classes"),
         ({"drop": ["c", "c"]}, "class 'c' is to be dropped, and was dropped before"),
         ({"drop": ["c"], "merge": [["a", "c"]]}, "class 'c' is to be merged, and was dropped before"),
-        ({"drop": ["a"], "merge": [["a", "c"]]}, "others are to be merged into class 'a', which is dropped itself"),
+        ({"drop": ["a"], "merge": [["a", "c"]]}, "class 'a' is dropped, but others are to be merged into it"),
         ({"merge": [["a"]]}, r"got the group \['a'\] to merge, expected two classes or more"),
         ({"rename": {"a": "c"}}, "two classes would have the name 'c'"),
-        ({"drop": ["c"], "rename": {"c": "x"}}, "class 'c', which is dropped itself"),
+        ({"drop": ["c"], "rename": {"c": "x"}}, "class 'c' is dropped, but it is to be renamed; take it out"),
+        ({"merge": [["a", "c"]], "rename": {"c": "x"}}, "class 'c' is merged, but it is to be renamed"),
+        ({"merge": [["a", "a"]]}, "class 'a' is merged, but others are to be merged into it"),
         ({"drop": NAMES}, "no class would be left of 5 classes"),
     ],
 )
@@ -136,6 +138,21 @@ def test_the_command_reads_lists_and_says_what_it_did(source, tmp_path, monkeypa
     (tmp_path / "merge.txt").write_text("a\n")
     message = run(source, "--to", tmp_path / "three", files[1], status=1)
     assert "merge.txt, line 1: got 'a', expected two class names or more" in message
+
+
+@pytest.mark.parametrize("begin", [b"", "\ufeff".encode()])
+def test_lists_may_have_a_byte_order_mark_and_ends_of_lines_of_other_systems(begin, tmp_path):
+    (tmp_path / "list.txt").write_bytes(begin + "a,b\r\n\r\nc\u2028d,e\x0bf\r\n".encode())
+    assert read_class_lists(tmp_path / "list.txt", columns=2) == [["a", "b"], ["c\u2028d", "e\x0bf"]]
+
+
+def test_a_class_with_two_new_names_is_refused(tmp_path):
+    path = tmp_path / "rename.txt"
+    path.write_text("a,x\nb,y\na,x\n")
+    assert read_new_names(path) == {"a": "x", "b": "y"}
+    path.write_text("a,x\na,y\n")
+    with pytest.raises(CheckpointError, match="rename.txt: class 'a' is to become 'x' and 'y', expected one new name"):
+        read_new_names(path)
 
 
 def test_classes_known_by_labels_lose_their_identity_with_a_word(source, tmp_path, caplog):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import paddle
 import pytest
@@ -51,6 +53,35 @@ def test_what_matches_stays_and_the_rest_moves(entry, frozen_part):
     assert not names & {name.rpartition(":")[0] for name in trainer.optimizer.state()}
     state = Checkpoint(entry.model_save_dir).names("optimizer.")
     assert state and not any(name.split(".", 1)[1].rpartition(":")[0] in names for name in state)
+
+
+def test_slopes_behind_frozen_layers_are_trained():
+    """In a process of its own: Paddle's kernel ends it where the slopes alone of a PReLU have a gradient."""
+    paddle.seed(2)
+    layers = paddle.nn.Sequential(paddle.nn.Conv2D(3, 4, 3), paddle.nn.PReLU(4), paddle.nn.Conv2D(4, 2, 3))
+    images = paddle.randn([2, 3, 8, 8])
+
+    def gradients(patterns):
+        trained = freeze(layers, patterns)
+        layers(images).square().sum().backward()
+        found = {name: tensor.grad.numpy() for name, tensor in trained.items()}
+        layers.clear_gradients()
+        return found
+
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            every, some = gradients([]), gradients(["0.*"])
+            assert set(some) == {"1._weight", "2.weight", "2.bias"}
+            for name, values in some.items():
+                np.testing.assert_array_equal(values, every[name])
+            gradients([])
+            assert not layers[1]._forward_pre_hooks
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_running_statistics_follow_their_own_names(entry):

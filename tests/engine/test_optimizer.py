@@ -30,6 +30,9 @@ def test_optimizers_of_the_wrong_form(entry):
     entry.set_optimizer(lambda learning_rate, parameters: "adam")
     with pytest.raises(ConfigError, match="returned str, expected a paddle.optimizer.Optimizer"):
         entry.train()
+    entry.set_optimizer(lambda learning_rate, parameters: {}["rate"])
+    with pytest.raises(ConfigError, match="set_optimizer: .* failed: KeyError: 'rate'"):
+        entry.train()
     entry.set_optimizer(lambda rate: None)
     with pytest.raises(ConfigError, match="could not be called as factory"):
         entry.train()

@@ -41,6 +41,9 @@ def test_bfloat16_in_safetensors(tmp_path):
         json.dumps({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}).encode(),
         json.dumps({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}).encode(),
         json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}).encode(),
+        json.dumps({"a": {"dtype": "F32", "shape": [1] * 100, "data_offsets": [0, 4]}}).encode(),
+        json.dumps({"a": {"dtype": "F32", "shape": [0, 1 << 62, 1 << 62], "data_offsets": [0, 0]}}).encode(),
+        json.dumps({"a": {"dtype": "F32", "shape": [float("inf")], "data_offsets": [0, 4]}}).encode(),
         json.dumps({"a": 1}).encode(),
         b"[" * 100_000,
     ],
@@ -50,6 +53,17 @@ def test_damaged_safetensors_are_refused(tmp_path, header):
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(CheckpointError, match=str(path)):
         open_weights(path).tensors["a"].numpy()
+
+
+@pytest.mark.parametrize(
+    "size, words",
+    [(100, "damaged: its header has 2 bytes, expected 100"), (10 << 30, "expected the length of a header")],
+)
+def test_safetensors_cut_off_in_the_header_are_named_so(tmp_path, size, words):
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(size.to_bytes(8, "little") + b"{}")
+    with pytest.raises(CheckpointError, match=words):
+        open_weights(path)
 
 
 def test_onnx(tmp_path):
