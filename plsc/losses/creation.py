@@ -93,10 +93,13 @@ def with_storage(config: Config, optimizer: RowOptimizer | None, *, kind: str) -
     Raises:
         ConfigError: that storage needs another optimizer, another loss or another embedding size.
     """
-    asked = [name for name in ("center_storage", "momentum_storage") if getattr(config, name) != "float32"]
+    asked = [
+        *([setter("center_storage", config.center_storage)] if config.center_storage != "float32" else []),
+        *([setter("momentum_storage", config.momentum_storage)] if config.momentum_storage != "float32" else []),
+    ]
     if not asked:
         return optimizer
-    given = " and ".join(setter(name, getattr(config, name)) for name in asked)
+    given = " and ".join(asked)
     if optimizer is None or config.emb_dim % 2:
         raise ConfigError(
             f"{given}: needs centers that one rank holds alone ('dist_...' on several ranks), an optimizer whose "

@@ -219,7 +219,7 @@ def test_a_compressed_member_is_refused(path, tmp_path):
     "data, said",
     [
         (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", r'torch.save\(torch.load\(FILE, map_location="cpu"\), OTHER\)'),
-        (b"", "cannot be read"),
+        (b"", "is empty, expected a file of weights"),
         (b"PK\x03\x04 and no more", "cut off or damaged"),
         (b"some text", "none of the files that are read"),
         (b"\x80\x02}.", "holds no tensors by name"),
