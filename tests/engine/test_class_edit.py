@@ -16,6 +16,7 @@ from plsc.engine.about import About
 from plsc.engine.class_change import read_classes
 from plsc.engine.class_edit import edit_classes, read_class_lists, read_new_names
 from plsc.engine.trainer import Trainer
+from plsc.utils.row_types import decoded
 from tests._support.manifests import edit_manifest
 from tests._support.workers.classes_worker import make_entry
 
@@ -63,6 +64,26 @@ def test_a_run_on_the_cleaned_data_goes_on_from_it(source, tmp_path):
     trainer.train()
     with pytest.raises(CheckpointError, match="class 2 was 'new d' and is 'd' now"):
         Trainer(make_entry({"names": ["a", "b, the second", "d"], **settings}).config)
+
+
+def test_rows_that_are_kept_in_few_bytes_are_merged_by_their_values(tmp_path):
+    """The mean of centers in bfloat16 and of momentum in int8, each to half the distance of its neighbors."""
+    folder = tmp_path / "output"
+    lean = {"center_storage": "bfloat16", "momentum_storage": "int8"}
+    make_entry(
+        {"names": NAMES, "model_save_dir": str(folder), "train_epochs": 1, "train_batch_size": 5, **lean}
+    ).train()
+    edit_classes(folder, tmp_path / "edited", merge=[["a", "e"]])
+    before, after = Checkpoint(folder), Checkpoint(tmp_path / "edited")
+    for name, distance in (("head.weight", 2.0**-7), ("head.weight:velocity", 1 / 127)):
+        old, new = before.read(name), after.read(name)
+        assert (old.dtype, old.shape[1]) == ((np.uint16, 16) if name == "head.weight" else (np.int8, 20))
+        np.testing.assert_array_equal(new[1:], old[1:4])
+        values = decoded(old, 16).astype(np.float64)
+        mean = (values[0] + values[4]) / 2
+        assert mean.any()
+        limit = np.abs(mean) if name == "head.weight" else np.abs(mean).max()
+        assert (np.abs(decoded(new, 16)[0] - mean) <= 0.51 * distance * limit).all()
 
 
 @pytest.mark.parametrize("ranks, width", [(1, 1), (3, 1), (2, 3)])
