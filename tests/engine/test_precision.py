@@ -10,7 +10,7 @@ import pytest
 
 from plsc import Config, ConfigError, Entry
 from plsc.distributed.topology import Topology
-from plsc.engine import trainer as training
+from plsc.engine import parts
 from plsc.engine.loss_scale import LossScale
 from plsc.engine.precision import Precision
 from plsc.engine.soundness import Stage
@@ -64,7 +64,7 @@ def test_what_float16_explains():
 
 def test_a_resumed_run_keeps_its_loss_scale(entry, tmp_path, monkeypatch):
     """Also one that began at 1, as every run did before the default was 2^15; it goes on as if never stopped."""
-    monkeypatch.setattr(training, "Precision", ScaledOnCPU)
+    monkeypatch.setattr(parts, "Precision", ScaledOnCPU)
 
     def train(folder, epochs, scale):
         entry.set_model_save_dir(tmp_path / folder)
@@ -126,8 +126,8 @@ def test_a_card_that_can_is_taken(card, dtype, version):
 
 def test_the_trainer_checks_the_card_before_it_makes_the_head(entry, card, monkeypatch):
     card(7, 0)
-    monkeypatch.setattr(training, "Precision", lambda config, topology: Precision(config, GPU))
-    monkeypatch.setattr(training, "Classifier", None)
+    monkeypatch.setattr(parts, "Precision", lambda config, topology: Precision(config, GPU))
+    monkeypatch.setattr(parts, "Classifier", None)
     entry.set_mixed_precision(True, amp_dtype="bfloat16")
     with pytest.raises(ConfigError, match="bfloat16.*compute capability"):
         Trainer(entry.config)
@@ -205,7 +205,7 @@ def test_tf32_is_used_in_the_training_of_the_backbone_only(entry, tf32, gpu_flag
     seen, head = set(), []
     entry.set_tf32(allowed)
     entry.set_model(Watched(tf32, seen))
-    monkeypatch.setattr(training, "Precision", lambda config, topology: Precision(config, GPU))
+    monkeypatch.setattr(parts, "Precision", lambda config, topology: Precision(config, GPU))
     trainer = Trainer(entry.config)
     for name in ("forward", "backward", "update"):
         method = getattr(trainer.head, name)
