@@ -49,7 +49,8 @@ def first_cause(ends: list[End], logs: LogFolder) -> Cause | None:
     first. Else the first report is, then what stands in the log of the rank that ended first. After a rank that has
     saved and left, Paddle's launcher ends the others: that is no fault.
 
-    A signal that ends a rank whose training is complete is none either: its script has no handler any more.
+    A signal that ends a rank which has saved, or whose training is complete, is none either: its process has no handler
+    any more.
 
     Args:
         ends: the ranks of this machine that have ended, in this order.
@@ -60,9 +61,11 @@ def first_cause(ends: list[End], logs: LogFolder) -> Cause | None:
     for end in ends:
         report = None if end.process.rank is None else reports.get(end.process.rank)
         status = end.code if end.code is not None or report is None else report.status
+        if status in _STOPS and report is not None and report.status in (0, SAVED):
+            status = report.status
         if status == SAVED:
             return None
-        if status == 0 or (report is not None and report.status == 0 and status in _STOPS):
+        if status == 0:
             continue
         if report is None and ((status is None and faults) or (status is not None and status < 0)):
             return _killed(end, logs)

@@ -105,3 +105,11 @@ def test_the_last_error_in_a_log(tmp_path):
     ]:
         log.write_text(text)
         assert last_error(log) == error
+
+
+@pytest.mark.parametrize("code, is_fault", [(-15, False), (-9, True)])
+def test_a_rank_that_has_saved_may_be_ended_while_its_process_ends(logs, report, code, is_fault):
+    """Python has no handlers any more then, and Paddle's launcher ends a rank as soon as another has ended."""
+    report(0, SystemExit(75))
+    report(1, SystemExit(75))
+    assert (first_cause([end(0, code), end(1, None)], logs) is not None) == is_fault
