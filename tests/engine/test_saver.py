@@ -426,6 +426,9 @@ def test_a_rank_is_ready_when_its_thread_is(entry):
     assert made.notices() == Notices(ready=1.0, failed=1.0)
 
 
+LEAN = {"center_storage": "bfloat16", "momentum_storage": "int8"}
+
+
 def train(ranks, folder, **settings):
     settings = {
         "model": "batch norm",
@@ -461,16 +464,15 @@ def test_resuming_from_any_checkpoint_within_an_epoch_equals_never_having_stoppe
 
 @pytest.mark.slow
 @pytest.mark.ranks
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("lean", [{}, {"center_storage": "bfloat16", "momentum_storage": "int8"}])
+@pytest.mark.parametrize("ranks, lean", [(1, {}), (2, LEAN), (3, LEAN)])
 def test_a_checkpoint_that_is_written_without_a_copy_has_the_same_bytes(ranks, lean, tmp_path):
-    """One rank alone has too little memory. A resumed run that copies, or does not, ends with these bytes, too."""
+    """One rank alone has too little memory. A run resumed from it ends with these bytes, too."""
     settings = {"loss_type": "dist_arcface", "save_steps": 2, **lean}
     copied = train(ranks, tmp_path / "copied", async_save="on", **settings)
     direct = train(ranks, tmp_path / "direct", free=[ranks - 1, 1000], **settings)
     logs = "".join(path.read_text() for path in tmp_path.glob("direct/log/workerlog.*"))
     assert logs.count("training waits while checkpoints are written: a copy takes") == 1
-    assert names(direct) == ["0.2", "0.4", "0", "1.2", "1.4", "1", "2.2", "2.4", "2"]
+    assert names(direct) == ["0.2", "0.4", "0", "1.1", "1.3", "1", "2.2", "2.4", "2"]
     both = set(names(direct)) & set(names(copied))
     assert len(both) > 3
     for name in both:
@@ -480,7 +482,7 @@ def test_a_checkpoint_that_is_written_without_a_copy_has_the_same_bytes(ranks, l
         tmp_path / "resumed",
         not_copied=ranks - 1,
         async_save="on",
-        checkpoint_dir=str(direct / "1.2"),
+        checkpoint_dir=str(direct / "1.1"),
         **settings,
     )
     logs = "".join(path.read_text() for path in tmp_path.glob("resumed/log/workerlog.*"))
