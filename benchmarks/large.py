@@ -3,17 +3,16 @@
     python benchmarks/large.py                                     # 10 million x 512 on two ranks; 31 GB of disk
     python benchmarks/large.py --classes 200000 --dim 64           # a minute
 
-Three runs of ResNetTiny with ArcFace over all classes, each in processes of its own:
+Two runs of ResNetTiny with ArcFace over all classes, each in processes of its own:
 
-    whole      all steps
-    first      half of them, with a checkpoint at the end
-    rest       resumed from that checkpoint, to the end
+    whole      all steps, with a checkpoint after half of them and at the end
+    rest       resumed from the first of these checkpoints, to the end
 
-The tensors of the checkpoints of `whole` and `rest` must be equal to the bit. They are compared by the SHA-256 of their
-files, so that the checkpoint of `whole` is deleted before the others are written. Every second the memory of all
-processes together is measured as the sum of their proportional shares (PSS), in which a page that two processes share
-counts once; files in the page cache are not in it. `logits` is set, since what 'auto' chooses depends on the memory
-that is free, and sums in another order have other last digits.
+The tensors of the last checkpoints of both must be equal to the bit. They are compared by the SHA-256 of their files,
+so that the one of `whole` is deleted before `rest` begins, and two are on the disk at most. Every second the memory of
+all processes together is measured as the sum of their proportional shares (PSS), in which a page that two processes
+share counts once; files in the page cache are not in it. `logits` is set, since what 'auto' chooses depends on the
+memory that is free, and sums in another order have other last digits.
 """
 
 from __future__ import annotations
@@ -40,14 +39,13 @@ def main() -> None:
         work(options)
         return
     folder = Path(tempfile.mkdtemp(prefix="plsc-large-", dir=options.folder))
-    half = options.steps // 2
     try:
-        runs = {"whole": run("whole", folder / "whole", options.steps, options)}
-        expected = digests(folder / "whole")
-        shutil.rmtree(folder / "whole")
-        runs["first"] = run("first", folder / "parts", half, options)
-        runs["rest"] = run("rest", folder / "parts", options.steps, options)
-        same = digests(folder / "parts") == expected
+        runs = {"whole": run("whole", folder, options)}
+        half, last = checkpoints_in(folder / "whole")
+        expected = digests(last)
+        shutil.rmtree(last)
+        runs["rest"] = run("rest", folder, options, "--resumed", half)
+        same = digests(checkpoints_in(folder / "rest")[-1]) == expected
     finally:
         shutil.rmtree(folder)
     peak, whole = max(each["peak"] for each in runs.values()), runs["whole"]
@@ -96,18 +94,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where the checkpoints are written; they are deleted at the end")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--resumed", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def run(name: str, folder: Path, steps: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Train to so many steps; returns memory in bytes, seconds, how it was saved, and what the ranks found."""
+def run(name: str, root: Path, options: argparse.Namespace, *further: Any) -> dict[str, Any]:
+    """Train in `root/name`; returns memory in bytes, seconds, how it was saved, and what the ranks found."""
+    folder = root / name
     command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(options.ranks)]
-    command += ["--log_dir", str(folder.parent / f"log-{name}"), str(HERE / "large.py"), "--worker", str(folder)]
+    command += ["--log_dir", str(root / f"log-{name}"), str(HERE / "large.py"), "--worker", str(folder)]
     for setting in SETTINGS:
-        command += [f"--{setting}", str(steps if setting == "steps" else getattr(options, setting))]
+        command += [f"--{setting}", str(getattr(options, setting))]
+    command += map(str, further)
     path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    log = folder.parent / f"{name}.log"
+    log = root / f"{name}.log"
     start, peak, available, loads = time.monotonic(), 0, 1 << 60, []
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -119,9 +120,10 @@ def run(name: str, folder: Path, steps: int, options: argparse.Namespace) -> dic
             time.sleep(1.0)
     if process.returncode:
         sys.exit(f"{name}: the ranks ended with status {process.returncode}:\n{log.read_text()[-4000:]}")
-    seconds, sizes = round(time.monotonic() - start, 1), [file.stat().st_size for file in files_of(folder)]
+    seconds = round(time.monotonic() - start, 1)
+    sizes = [file.stat().st_size for file in files_of(checkpoints_in(folder)[-1])]
     print(f"{name}: {seconds:.0f} s, peak {peak / GIB:.2f} GiB", flush=True)
-    written = (folder.parent / f"log-{name}" / "workerlog.0").read_text().splitlines()
+    written = (root / f"log-{name}" / "workerlog.0").read_text().splitlines()
     return {
         "peak": peak,
         "available": available,
@@ -161,18 +163,21 @@ def proportional_bytes(root: int) -> int:
     return found
 
 
-def files_of(folder: Path) -> list[Path]:
-    """The files of tensors of the newest checkpoint."""
+def checkpoints_in(folder: Path) -> list[Path]:
     from plsc.checkpoint import list_checkpoints
 
-    return sorted(list_checkpoints(folder)[-1].glob("*.safetensors"))
+    return list_checkpoints(folder)
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """Of the files of tensors of the newest checkpoint, by their names."""
+def files_of(checkpoint: Path) -> list[Path]:
+    """The files that hold tensors."""
+    return sorted(checkpoint.glob("*.safetensors"))
+
+
+def digests(checkpoint: Path) -> dict[str, str]:
     from plsc.utils.files import file_digest
 
-    return {file.name: file_digest(file) for file in files_of(folder)}
+    return {file.name: file_digest(file) for file in files_of(checkpoint)}
 
 
 # Under the launcher
@@ -229,8 +234,9 @@ def work(options: argparse.Namespace) -> None:
         num_workers=0,
         train_steps=options.steps,
         model_save_dir=str(options.worker),
-        save_minutes=None,  # the only checkpoint is that of the last step
-        auto_resume=True,
+        save_steps=options.steps // 2,
+        save_minutes=None,
+        **({"checkpoint_dir": str(options.resumed)} if options.resumed else {}),
         with_test=False,
     )
     trainer = Trainer(config, observers=[times])
