@@ -44,11 +44,7 @@ OURS = {
     "bf16+none": {"center_storage": "bfloat16", "momentum_storage": "none"},
 }
 OTHERS = ("plain", "plain linear", "torch", "torch linear", "torch model")
-# Bytes a number of the centers at the peak, roughly, and float32 copies of the logits: where the bisection begins.
-FIRST = {
-    **{"float32": (8.2, 0), "bf16+bf16": (4.2, 0), "bf16+int8": (3.2, 0), "bf16+none": (2.2, 0)},
-    **{"plain": (20, 3), "plain linear": (12, 3), "torch": (20, 3), "torch linear": (12, 3), "torch model": (12, 2)},
-}
+SMALL = (20_000, 100_000)
 SCALE, LEARNING_RATE, MOMENTUM, L2, STEPS = 64.0, 0.01, 0.9, 5e-4, 2
 GIB = 2**30
 # What allocators say that are refused: those of Python and C++, Paddle's, PyTorch's.
@@ -90,9 +86,8 @@ def parse() -> argparse.Namespace:
 
 def bisect(mode: str, options: argparse.Namespace) -> dict[str, Any]:
     """The largest number of classes that was held, and the smallest that was not."""
-    by_number, copies = FIRST[mode]
-    guess = int(0.85 * options.gib * GIB / (by_number * options.dim + 4 * copies * options.batch))
     held, refused, tries, begin = 0, 0, 0, time.monotonic()
+    guess = int(0.98 * expected(mode, options))
     answer: dict[str, float] = {}
     while not refused or refused > held * (1 + options.tolerance):
         own = probe(mode, guess, options)
@@ -101,7 +96,9 @@ def bisect(mode: str, options: argparse.Namespace) -> dict[str, Any]:
             refused = guess
         else:
             held, answer = guess, own
-        guess = (held + refused) // 2 if refused and held else int(guess * (1.1 if held else 0.9))
+        print(f"{mode:13s} {guess:9d} classes: {'held' if own else 'refused'}", flush=True)
+        between = (held + refused) // 2 if refused else int(guess * (1 + options.tolerance))
+        guess = between if held else int(guess * (1 - options.tolerance))
     return {
         "classes": held,
         "refused": refused,
@@ -110,6 +107,15 @@ def bisect(mode: str, options: argparse.Namespace) -> dict[str, Any]:
         "seconds": round(time.monotonic() - begin),
         **answer,
     }
+
+
+def expected(mode: str, options: argparse.Namespace) -> int:
+    """Where the peaks of two small numbers of classes, on a line, reach the limit."""
+    peaks = [probe(mode, classes, options) for classes in SMALL]
+    if None in peaks:
+        sys.exit(f"{mode}: {SMALL[1]} classes do not fit under {options.gib} GiB")
+    by_class = (peaks[1]["peak GiB"] - peaks[0]["peak GiB"]) / (SMALL[1] - SMALL[0])
+    return int(SMALL[0] + (options.gib - peaks[0]["peak GiB"]) / by_class)
 
 
 def probe(mode: str, classes: int, options: argparse.Namespace) -> dict[str, float] | None:
@@ -150,7 +156,9 @@ def work(options: argparse.Namespace) -> None:
     step = makers.get(options.worker, own_step)(options)
     for number in range(STEPS):
         step(number)
-    print(json.dumps({"resident GiB": round(memory("VmHWM") / GIB, 2), "data GiB": round(memory("VmData") / GIB, 2)}))
+    # Of what the limit counts there is no peak, but of the address space there is.
+    peak = memory("VmData") + memory("VmPeak") - memory("VmSize")
+    print(json.dumps({"peak GiB": peak / GIB, "resident GiB": round(memory("VmHWM") / GIB, 2)}))
 
 
 def own_step(options: argparse.Namespace):
