@@ -12,7 +12,8 @@ libraries that are only read are not in it; the heap, Paddle's tensors, NumPy's 
 
 Ways, each with one thread:
 
-    float32, bf16+bf16, bf16+int8, bf16+none   this library's ArcFace head, centers + momentum
+    float32, bf16+bf16, bf16+int8, bf16+none   this library's ArcFace head, centers + momentum; `logits` is 'recompute',
+                     which 'auto' chooses as well where memory is short
     plain            Paddle's operators: softmax of 64 times the cosines, autograd, paddle.optimizer.Momentum
     plain linear     the same without the normalization of centers, which autograd keeps two copies for
     torch            as plain, in PyTorch with torch.optim.SGD
@@ -172,7 +173,7 @@ def own_step(options: argparse.Namespace):
     import paddle
 
     settings = {"num_classes": options.classes, "emb_dim": options.dim, "loss_type": "dist_arcface"}
-    config = Config(**settings, **OURS[options.worker])
+    config = Config(**settings, logits="recompute", **OURS[options.worker])
     head = Classifier(config, Collectives(), make_optimizer=lambda named: NamedOptimizer(config, named))
 
     def step(number: int) -> None:
