@@ -240,6 +240,10 @@ class Classifier:
         """Whether the tensor `name` of `state` has one row per class."""
         return not name.startswith(MARGIN_STATE) and self._head.has_row_per_class(name)
 
+    def may_copy(self, name: str) -> bool:
+        """Whether memory may be taken for a copy of the tensor `name` of `state`."""
+        return self._head.may_copy(name)
+
     def _weights_of(self, class_weights: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
         """The weights of the samples of `labels`, of mean 1 over the global batch; 0 where all of them are 0."""
         weights, samples = paddle.index_select(class_weights, labels), len(labels)

@@ -152,6 +152,10 @@ class UnfusedHead:
         """Whether the state tensor `name` has one row per class."""
         return not name.endswith(_SCALAR_STATE) and name != STEP
 
+    def may_copy(self, name: str) -> bool:
+        """Whether memory may be taken for a copy of the state tensor `name`."""
+        return True
+
 
 class FusedHead:
     """Chunk by chunk, with a row optimizer: the gradient of the whole weight never exists. Can sample classes.
@@ -265,6 +269,11 @@ class FusedHead:
     def has_row_per_class(self, name: str) -> bool:
         """Whether the state tensor `name` has one row per class."""
         return name not in (STEP, _STEP_BEFORE_3)
+
+    def may_copy(self, name: str) -> bool:
+        """Whether memory may be taken for a copy of the parameter or state tensor `name`."""
+        store = self._shard.stores.get(name)
+        return store is None or store.may_copy
 
     def _prepare(self, samples: int) -> FusedSoftmax:
         """For batches of up to so many samples: choose how logits are kept, and allocate the sampled rows."""

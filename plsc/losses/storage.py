@@ -97,11 +97,14 @@ class RowStore(Protocol):
         kept: [S, ...], what a checkpoint holds; with sub-centers their rows are consecutive.
         width: D.
         rounds: whether `write` rounds, and needs `rounding`.
+        may_copy: whether memory may be taken for a copy of all rows, from which a checkpoint is written while training
+            goes on. False for rows that are not kept in memory, as those of a mapped file.
     """
 
     kept: paddle.Tensor
     width: int
     rounds: bool
+    may_copy: bool
 
     def view(self, rows: Range) -> paddle.Tensor | None:
         """The rows themselves, where a step can work on them; else None."""
@@ -132,7 +135,7 @@ class PlainRows:
         kept: [S, D], or [S] of a bias.
     """
 
-    rounds = False
+    rounds, may_copy = False, True
 
     def __init__(self, kept: paddle.Tensor) -> None:
         self.kept, self.width = kept, int(kept.shape[-1])
@@ -161,7 +164,7 @@ class BFloat16Rows:
         keeps_rounded: `write` sets the values to what it keeps of them, which the norms of centers are made of.
     """
 
-    rounds = True
+    rounds, may_copy = True, True
 
     def __init__(self, kept: paddle.Tensor, *, keeps_rounded: bool = False) -> None:
         self.kept, self.width, self._keeps_rounded = kept, int(kept.shape[-1]), keeps_rounded
@@ -214,7 +217,7 @@ class Int8Rows:
         width: D.
     """
 
-    rounds = True
+    rounds, may_copy = True, True
 
     def __init__(self, kept: paddle.Tensor, *, width: int) -> None:
         self.kept, self.width = kept, width
