@@ -15,9 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
 import paddle
+from numpy.typing import NDArray
 
 from plsc.errors import ConfigError
+from plsc.losses.next_draw import NextDraw
 from plsc.losses.ops import highest, no_grad, put_rows, take_rows
 from plsc.losses.reference import Targets
 from plsc.losses.shard import Block, Shard
@@ -48,7 +51,8 @@ class SampledShard(Shard):
             raise ConfigError(f"sample ratio {ratio}; expected over 0, and 1 at most")
         self._drawn = min(shard.num_classes, max(math.ceil(ratio * shard.num_classes), samples, _LEAST_CLASSES))
         count = self._drawn * shard.subcenters
-        self._full = shard
+        self._full, self.location = shard, shard.location
+        self._next: NextDraw | None = None
         self.rows = paddle.arange(count, dtype="int64")
         self._chunk_index: list[paddle.Tensor] = []
         self._block_index: list[paddle.Tensor] = []
@@ -77,12 +81,13 @@ class SampledShard(Shard):
         return self._biases[tensor]
 
     @no_grad
-    def draw(self, labels: paddle.Tensor, *, seed: int) -> None:
+    def draw(self, labels: paddle.Tensor, *, seed: int, next_seed: int | None = None) -> None:
         """Choose the classes: those of `labels`, and others without replacement.
 
         Args:
             labels: [G] int64 global class ids.
             seed: 1 to 2^31 - 1; decides the rows together with the labels. Each rank needs its own.
+            next_seed: of the next draw, whose rows are then read while this step computes, where they lie on a disk.
         """
         full = self._full
         self.step = full.step
@@ -90,17 +95,44 @@ class SampledShard(Shard):
             return
         targets = full.locate(labels)
         # The highest of random scores are a sample without replacement. Positives score above all others.
-        score = paddle.uniform([full.num_classes], "float32", min=0.0, max=1.0, seed=seed)
+        score, expected = self._begun(seed)
         _mark(score, targets if full.subcenters == 1 else Targets(targets.owned, targets.row // full.subcenters))
         # In ascending order, so that memory is read in its order.
         drawn = highest(score, self._drawn)
         self.rows = drawn if full.subcenters == 1 else self._rows_of(drawn)
+        if self.location.is_paged:
+            self.location.advise(is_random=True)
+            self._expect(np.setdiff1d(drawn.numpy(), expected, assume_unique=True))
+            self._begin_next(next_seed)
         self._chunk_index = self.split_by_chunk(self.rows)
         sizes = [size for chunk in self.chunks for size in chunk.sizes]
         self._block_index = [*paddle.split(self.rows, sizes), self.rows]  # the last is the bias
         if self.bias is not None:
             take_rows(full.bias, self.rows, out=self.bias)
         self._squared_norms = paddle.index_select(full.squared_norms(), self.rows) if full.has_norms else None
+
+    def _begun(self, seed: int) -> tuple[paddle.Tensor, NDArray[np.int64]]:
+        """The random numbers of the classes [S], and which classes were asked for in the step before."""
+        begun, self._next = self._next, None
+        if begun is not None and begun.seed == seed:
+            return begun.scores, begun.classes()
+        return self._scores(seed), np.zeros(0, np.int64)
+
+    def _begin_next(self, seed: int | None) -> None:
+        if seed is not None:
+            self._next = NextDraw(seed, self._scores(seed), count=self._drawn, expect=self._expect)
+
+    def _scores(self, seed: int) -> paddle.Tensor:
+        return paddle.uniform([self._full.num_classes], "float32", min=0.0, max=1.0, seed=seed)
+
+    def _expect(self, classes: NDArray[np.int64]) -> None:
+        """Say that the rows of these classes are used next."""
+        rows = classes if self.subcenters == 1 else (classes[:, None] * self.subcenters + np.arange(self.subcenters))
+        for store in self._stores["weight"]:
+            self.location.expect(store.kept, rows.reshape(-1))
+
+    def _expect_chunk(self, k: int) -> None:
+        pass  # all rows were asked for with the draw
 
     def _rows_of(self, classes: paddle.Tensor) -> paddle.Tensor:
         """The rows of classes: K consecutive ones each."""

@@ -1,0 +1,87 @@
+"""Rows that lie in the memory of the host while a GPU computes: they travel as they are kept.
+
+A read is one gather and one copy to the device, and what was copied is widened there. A write rounds on the device, and
+is one copy and one scatter. Rows that lie together are copied from where they lie.
+
+What is copied between a host and a GPU here was never run on one. S rows, W elements of each, b rows of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import paddle
+from numpy.typing import NDArray
+
+from plsc.losses.location import PageLockedMemory
+from plsc.losses.ops import Array
+from plsc.losses.storage import Buffer, Places, Rounding, Rows, RowStore
+from plsc.utils.ranges import Range
+
+
+class HostRows:
+    """A store of rows of the host for steps on a GPU.
+
+    Args:
+        kept: [S, W] in host memory.
+        make: the store of rows on the device, of a tensor [b, W].
+    """
+
+    in_place, may_copy = False, True
+
+    def __init__(self, kept: paddle.Tensor, make: Callable[[paddle.Tensor], RowStore]) -> None:
+        self.kept, self._make = kept, make
+        self._array = _array_of(kept)
+        self._gathered: Array = self._array[:0]
+        like = make(self._on_device(0))
+        self.width, self.rounds = like.width, like.rounds
+        self._host = make(kept)
+
+    def view(self, rows: Range) -> paddle.Tensor | None:
+        return None
+
+    def read(self, rows: Rows, *, out: Buffer) -> None:
+        count = int(out.tensor.shape[0])
+        if isinstance(rows, Range):
+            source = self._array[rows.start : rows.stop]
+        else:
+            source = np.take(self._array, rows.numpy(), axis=0, out=self._scratch(count), mode="clip")
+        moved = paddle.to_tensor(source, place=out.tensor.place)
+        moved = moved.view("bfloat16") if self.kept.dtype == paddle.bfloat16 else moved
+        self._make(moved).read(Range(0, count), out=out)
+
+    def write(self, rows: Rows, values: Buffer, *, rounding: Rounding | None) -> None:
+        count = int(values.tensor.shape[0])
+        part = self._make(self._on_device(count))
+        part.write(Range(0, count), values, rounding=None if rounding is None else rounding.of(rows))
+        target = slice(rows.start, rows.stop) if isinstance(rows, Range) else rows.numpy()
+        self._array[target] = _bits(part.kept)
+
+    def put(self, places: Places, rows: NDArray[Any]) -> None:
+        self._host.put(places, rows)
+
+    def _on_device(self, rows: int) -> paddle.Tensor:
+        return paddle.empty([rows, *self.kept.shape[1:]], self.kept.dtype)
+
+    def _scratch(self, rows: int) -> Array:
+        """[rows, W] in page-locked memory, kept from one call to the next."""
+        if len(self._gathered) < rows:
+            self._gathered = _array_of(PageLockedMemory().zeros([rows, *self.kept.shape[1:]], self.kept.dtype))
+        return self._gathered[:rows]
+
+
+def _array_of(kept: paddle.Tensor) -> Array:
+    """The memory of a tensor of the host; bfloat16 as uint16."""
+    is_bfloat16 = kept.dtype == paddle.bfloat16
+    if not kept.size:
+        return np.zeros(kept.shape, np.uint16 if is_bfloat16 else kept.numpy().dtype)
+    view: Array = np.from_dlpack(kept.detach().view("int16") if is_bfloat16 else kept.detach())
+    return view.view(np.uint16) if is_bfloat16 else view
+
+
+def _bits(tensor: paddle.Tensor) -> Array:
+    """A tensor of the device on the host; bfloat16 as uint16."""
+    found: Array = tensor.numpy()
+    return found
