@@ -117,8 +117,8 @@ def with_storage(
         raise ConfigError(
             f"{' and '.join([*lean, *elsewhere])}: needs centers that one rank holds alone ('dist_...' on several "
             f"ranks), an optimizer whose arithmetic is known row by row (a named one, or Momentum, SGD or AdamW "
-            f"without gradient clipping and special param_attr){' and an even embedding size' if lean else ''}; this run has "
-            f"'{config.loss_type}', {kind} and {config.emb_dim}"
+            f"without gradient clipping and special param_attr){' and an even embedding size' if lean else ''}; this "
+            f"run has '{config.loss_type}', {kind} and {config.emb_dim}"
         )
     if config.momentum_storage != "none" or type(optimizer) is SGD:
         return optimizer

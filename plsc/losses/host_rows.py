@@ -35,35 +35,42 @@ class HostRows:
         self.kept, self._make = kept, make
         self._array = _array_of(kept)
         self._gathered: Array = self._array[:0]
-        like = make(self._on_device(0))
-        self.width, self.rounds = like.width, like.rounds
         self._host = make(kept)
+        self.width, self.rounds = self._host.width, self._host.rounds
 
     def view(self, rows: Range) -> paddle.Tensor | None:
         return None
 
     def read(self, rows: Rows, *, out: Buffer) -> None:
-        count = int(out.tensor.shape[0])
-        if isinstance(rows, Range):
-            source = self._array[rows.start : rows.stop]
-        else:
-            source = np.take(self._array, rows.numpy(), axis=0, out=self._scratch(count), mode="clip")
-        moved = paddle.to_tensor(source, place=out.tensor.place)
-        moved = moved.view("bfloat16") if self.kept.dtype == paddle.bfloat16 else moved
-        self._make(moved).read(Range(0, count), out=out)
+        self._make(self.take(rows, place=out.tensor.place)).read(Range(0, int(out.tensor.shape[0])), out=out)
 
     def write(self, rows: Rows, values: Buffer, *, rounding: Rounding | None) -> None:
         count = int(values.tensor.shape[0])
-        part = self._make(self._on_device(count))
+        part = self.on_device(count)
         part.write(Range(0, count), values, rounding=None if rounding is None else rounding.of(rows))
-        target = slice(rows.start, rows.stop) if isinstance(rows, Range) else rows.numpy()
-        self._array[target] = _bits(part.kept)
+        self.give(rows, part.kept)
+
+    def on_device(self, rows: int) -> RowStore:
+        """A store of so many rows on the device, of any content."""
+        return self._make(paddle.empty([rows, *self.kept.shape[1:]], self.kept.dtype))
+
+    def take(self, rows: Rows, *, place: Any) -> paddle.Tensor:
+        """[b, W]: rows as they are kept, on the device."""
+        if isinstance(rows, Range):
+            source = self._array[rows.start : rows.stop]
+        else:
+            index = rows.numpy()
+            source = np.take(self._array, index, axis=0, out=self._scratch(len(index)), mode="clip")
+        moved = paddle.to_tensor(source, place=place)
+        return moved.view("bfloat16") if self.kept.dtype == paddle.bfloat16 else moved
+
+    def give(self, rows: Rows, values: paddle.Tensor) -> None:
+        """Keep the values [b, W] of rows, which are those of a store on the device."""
+        # Paddle passes bfloat16 as uint16.
+        self._array[slice(rows.start, rows.stop) if isinstance(rows, Range) else rows.numpy()] = values.numpy()
 
     def put(self, places: Places, rows: NDArray[Any]) -> None:
         self._host.put(places, rows)
-
-    def _on_device(self, rows: int) -> paddle.Tensor:
-        return paddle.empty([rows, *self.kept.shape[1:]], self.kept.dtype)
 
     def _scratch(self, rows: int) -> Array:
         """[rows, W] in page-locked memory, kept from one call to the next."""
@@ -79,9 +86,3 @@ def _array_of(kept: paddle.Tensor) -> Array:
         return np.zeros(kept.shape, np.uint16 if is_bfloat16 else kept.numpy().dtype)
     view: Array = np.from_dlpack(kept.detach().view("int16") if is_bfloat16 else kept.detach())
     return view.view(np.uint16) if is_bfloat16 else view
-
-
-def _bits(tensor: paddle.Tensor) -> Array:
-    """A tensor of the device on the host; bfloat16 as uint16."""
-    found: Array = tensor.numpy()
-    return found

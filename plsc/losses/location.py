@@ -2,8 +2,8 @@
 
     device   in the memory of the device that steps compute on
     host     in page-locked memory of the host, where that device is a GPU; else the same as device
-    disk     in files that are mapped into memory: the system reads their pages when they are used, writes them back, and
-             keeps in memory those that fit
+    disk     in files that are mapped into memory: the system reads their pages when they are used, writes them back,
+             and keeps in memory those that fit
 
 The files are no checkpoints. They have no name, so that the system frees them when the process ends in whatever way.
 A tensor of each location has the place of a CPU's tensor, but for those on a GPU, so that the code of CPUs works on it.
@@ -74,7 +74,7 @@ class PageLockedMemory(Location):
     def zeros(self, shape: Sequence[int], dtype: Any) -> paddle.Tensor:
         # NumPy's zeros take no memory until they are written to.
         bits = np.zeros(_bytes_of(shape, dtype), np.uint8)
-        locked = np.from_dlpack(paddle.to_tensor(bits, place=paddle.CUDAPinnedPlace()))
+        locked: NDArray[Any] = np.from_dlpack(paddle.to_tensor(bits, place=paddle.CUDAPinnedPlace()))
         return _tensor_of(locked, shape, dtype)
 
 
@@ -119,17 +119,26 @@ class MappedFiles(Location):
 
 
 class _File:
-    """A mapped file without a name. The memory stays as long as an array of it does.
+    """A file to map, which has no name. The memory stays as long as an array of it does.
 
     Args:
         number: its descriptor, which is closed with this object.
         size: bytes.
+
+    Attributes:
+        memory: of the file, after `map`.
     """
+
+    memory: mmap.mmap
 
     def __init__(self, number: int, size: int) -> None:
         self.number, self.size = number, size
-        self._close = weakref.finalize(self, os.close, number)
-        self.memory = mmap.mmap(number, size)
+        weakref.finalize(self, os.close, number)
+
+    def map(self) -> None:
+        """Take the space on the disk: where that became full later, a write into memory would end the process."""
+        os.posix_fallocate(self.number, 0, self.size)
+        self.memory = mmap.mmap(self.number, self.size)
 
 
 def location_of(config: Config, *, on_gpu: bool) -> Location:
@@ -178,21 +187,18 @@ def _open(folder: Path, size: int, what: str) -> _File:
             raise ConfigError(
                 f"{needed}, and {folder} has {size_text(free)} of free space; free space there, or {advice}"
             )
-        number = _nameless(folder)
+        file = _File(_nameless(folder), size)
     except OSError as error:
         raise ConfigError(f"{needed}, and none can be made in {folder}: {error}; {advice}") from None
     try:
-        # Where the disk became full later, a write into memory would end the process.
-        os.posix_fallocate(number, 0, size)
-        return _File(number, size)
+        file.map()
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.close(number)
         free = shutil.disk_usage(folder).free
         raise ConfigError(
             f"{needed}, and {folder} does not give a mapped file of that size: {error}; {size_text(free)} are free "
             f"there; {advice}"
         ) from None
+    return file
 
 
 def _nameless(folder: Path) -> int:
@@ -206,10 +212,10 @@ def _nameless(folder: Path) -> int:
 
 
 def _bytes_of(shape: Sequence[int], dtype: Any) -> int:
-    return math.prod(shape) * paddle.empty([0], dtype).element_size()
+    return math.prod(shape) * int(paddle.empty([0], dtype).element_size())
 
 
-def _tensor_of(memory: NDArray[np.uint8], shape: Sequence[int], dtype: Any) -> paddle.Tensor:
+def _tensor_of(memory: NDArray[Any], shape: Sequence[int], dtype: Any) -> paddle.Tensor:
     """A tensor of the CPU that lies in this memory."""
     numbers: np.dtype[Any] = paddle.empty([0], dtype).numpy().dtype
     is_bfloat16 = numbers == np.uint16  # so Paddle passes it

@@ -1,7 +1,7 @@
 """The next draw of a sampled step, whose rows are read from a disk while this step computes.
 
-The classes of a draw are the positive ones, which the next batch decides, and those of the highest random numbers, which
-the seed decides. The pages of the latter are asked for in a thread. The draw takes the same random numbers as without.
+The classes of a draw are the positive ones, which the next batch decides, and those of the highest random numbers,
+which the seed decides. The pages of the latter are asked for in a thread. The draw is the same as without.
 """
 
 from __future__ import annotations

@@ -423,6 +423,14 @@ class Shard:
         if norms is not None:
             self._squared_norms = self._concat(norms)
 
+    @property
+    def _num_kept(self) -> int:
+        """The number of rows of the shard, those included that no step works on."""
+        return self.size
+
+    def _rounding(self, noise: Noise, tensor: int, first: int) -> Rounding:
+        return Rounding(noise, tensor, first)
+
     def _prepare(self, learning_rate: float) -> object:
         return self.optimizer.prepare(learning_rate, step=self.step, dtype=self.dtype)
 
@@ -431,9 +439,9 @@ class Shard:
         if not self.rounds:
             return {name: [None] * len(each) for name, each in self._stores.items()}
         first = self.first_class * self.subcenters
-        numbers = Range(first, first + int(self._stores["weight"][0].kept.shape[0]))
+        numbers = Range(first, first + self._num_kept)
         noise = Noise(self.seed, self.step, width=self.width, rows=numbers)
         return {
-            name: [Rounding(noise, number, first) if store.rounds else None for number, store in enumerate(each)]
+            name: [self._rounding(noise, number, first) if store.rounds else None for number, store in enumerate(each)]
             for name, each in self._stores.items()
         }

@@ -69,14 +69,21 @@ class Rounding(NamedTuple):
         noise: of the step.
         tensor: number of the tensor among those of the shard.
         first: global number of row 0 of the store.
+        chosen: [b], the numbers in the store of rows 0, 1, ... that are rounded; None where they are their own.
     """
 
     noise: Noise
     tensor: int
     first: int
+    chosen: paddle.Tensor | None = None
+
+    def of(self, rows: Rows) -> Rounding:
+        """For rows that were taken out of the store, and are rounded as 0, 1, ..."""
+        return self._replace(first=self.first + rows.start) if isinstance(rows, Range) else self._replace(chosen=rows)
 
     def pieces(self, rows: Rows) -> list[tuple[slice, NDArray[np.int32]]]:
         """(which of the rows, their noise [., D]), for all rows."""
+        rows = self._own(rows)
         if isinstance(rows, Range):
             return self.noise.pieces(rows.shift(self.first), tensor=self.tensor)
         numbers: Array = np.from_dlpack(rows + self.first)
