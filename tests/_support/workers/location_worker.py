@@ -1,7 +1,7 @@
 """What a head takes of anonymous memory when it is made, in steps, when it is saved and when it is loaded.
 
-Argument: settings as JSON. Prints lines of a name and the bytes since the start: init, step, save, load; and the size of
-all tensors of the head.
+Argument: settings as JSON. Prints lines of a name and the bytes since the start: init, step, save, load; and the size
+of all tensors of the head.
 """
 
 from __future__ import annotations
