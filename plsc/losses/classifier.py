@@ -194,6 +194,7 @@ class Classifier:
 
     def centers(self) -> Centers:
         """The class centers as the classification of images uses them."""
+        self._location.advise(is_random=False)  # all of them are read now
         bias = self.parameters.get("bias")
         return Centers(
             weight=self.parameters["weight"].detach(),
