@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 from numpy.typing import NDArray
 
-from plsc.losses.location import PageLockedMemory
+from plsc.losses.location import PageLockedMemory, host_bytes
 from plsc.losses.ops import Array
 from plsc.losses.storage import Buffer, Places, Rounding, Rows, RowStore
 from plsc.utils.ranges import Range
@@ -81,8 +81,5 @@ class HostRows:
 
 def _array_of(kept: paddle.Tensor) -> Array:
     """The memory of a tensor of the host; bfloat16 as uint16."""
-    is_bfloat16 = kept.dtype == paddle.bfloat16
-    if not kept.size:
-        return np.zeros(kept.shape, np.uint16 if is_bfloat16 else kept.numpy().dtype)
-    view: Array = np.from_dlpack(kept.detach().view("int16") if is_bfloat16 else kept.detach())
-    return view.view(np.uint16) if is_bfloat16 else view
+    dtype: np.dtype[Any] = paddle.empty([0], kept.dtype).numpy().dtype
+    return host_bytes(kept).view(dtype).reshape(kept.shape) if kept.size else np.zeros(kept.shape, dtype)

@@ -14,6 +14,7 @@ S rows, W elements of each.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import mmap
 import os
@@ -74,8 +75,7 @@ class PageLockedMemory(Location):
     def zeros(self, shape: Sequence[int], dtype: Any) -> paddle.Tensor:
         # NumPy's zeros take no memory until they are written to.
         bits = np.zeros(_bytes_of(shape, dtype), np.uint8)
-        locked: NDArray[Any] = np.from_dlpack(paddle.to_tensor(bits, place=paddle.CUDAPinnedPlace()))
-        return _tensor_of(locked, shape, dtype)
+        return _tensor_of(host_bytes(paddle.to_tensor(bits, place=paddle.CUDAPinnedPlace())), shape, dtype)
 
 
 class MappedFiles(Location):
@@ -139,6 +139,16 @@ class _File:
         """Take the space on the disk: where that became full later, a write into memory would end the process."""
         os.posix_fallocate(self.number, 0, self.size)
         self.memory = mmap.mmap(self.number, self.size)
+
+
+def host_bytes(tensor: paddle.Tensor) -> NDArray[np.uint8]:
+    """The memory of a tensor in the memory of the host, which stays as long as the array does.
+
+    DLPack's arrays are read-only before NumPy 2.1.
+    """
+    memory = (ctypes.c_uint8 * (int(tensor.size) * int(tensor.element_size()))).from_address(tensor.data_ptr())
+    memory.tensor = tensor  # type: ignore[attr-defined]  # keeps it
+    return np.ctypeslib.as_array(memory)
 
 
 def location_of(config: Config, *, on_gpu: bool) -> Location:
@@ -215,7 +225,7 @@ def _bytes_of(shape: Sequence[int], dtype: Any) -> int:
     return math.prod(shape) * int(paddle.empty([0], dtype).element_size())
 
 
-def _tensor_of(memory: NDArray[Any], shape: Sequence[int], dtype: Any) -> paddle.Tensor:
+def _tensor_of(memory: NDArray[np.uint8], shape: Sequence[int], dtype: Any) -> paddle.Tensor:
     """A tensor of the CPU that lies in this memory."""
     numbers: np.dtype[Any] = paddle.empty([0], dtype).numpy().dtype
     is_bfloat16 = numbers == np.uint16  # so Paddle passes it
