@@ -72,6 +72,11 @@ class Snapshot:
         """Whether `prepare` was called, or `copy`."""
         return self._is_used is not None
 
+    @property
+    def is_used(self) -> bool:
+        """Whether copies are made, once that is decided."""
+        return bool(self._is_used)
+
     def prepare(self, wanted: Mapping[str, Layout]) -> None:
         """Decide whether copies are made, and take memory for one of these parts, in a thread."""
         if self._takes(wanted):
