@@ -15,8 +15,8 @@ only run, with one checkpoint at its end. Every second the memory of all process
 their proportional shares (PSS), in which a page that two processes share counts once, and the anonymous part of it.
 Files in the page cache are in neither, but for mapped ones, as the centers of --location disk: their pages that are in
 memory count in the first. These files lie in --folder beside the checkpoints, and take as much as one: 30 million x 512
-in bfloat16 and int8 need 43 GiB for them, and as much for each checkpoint. `logits` is set, since what 'auto' chooses depends on the
-memory that is free, and sums in another order have other last digits.
+in bfloat16 and int8 need 43 GiB for them, and as much for each checkpoint. `logits` is set, since what 'auto' chooses
+depends on the memory that is free, and sums in another order have other last digits.
 """
 
 from __future__ import annotations
