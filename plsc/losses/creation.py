@@ -37,15 +37,12 @@ def create_weight(config: Config, classes: Range, location: Location) -> paddle.
     """
     shape = [classes.size, *([config.subcenters] if config.subcenters > 1 else []), config.emb_dim]
     own = getattr(config.param_attr, "initializer", None)
-    for name, value, default in (
-        ("center_storage", config.center_storage, "float32"),
-        ("center_location", config.center_location, "device"),
-    ):
-        if own is not None and value != default:
-            raise ConfigError(
-                f"{setter(name, value)} makes the first centers itself, block by block; param_attr has an initializer, "
-                f"which would make all of them in float32 on the device; leave one of the two out"
-            )
+    asked = _asked(config, location)
+    if own is not None and (forbidding := asked.get("center_storage") or asked.get("center_location")):
+        raise ConfigError(
+            f"{forbidding} makes the first centers itself, block by block; param_attr has an initializer, which would "
+            f"make all of them in float32 on the device; leave one of the two out"
+        )
     if type(location) is Location:
         initializer = Constant(0.0) if own is None else None
         return create_parameter(shape, config.param_attr, dtype=config.center_storage, initializer=initializer)
@@ -105,17 +102,13 @@ def with_storage(
     Raises:
         ConfigError: that storage needs another optimizer, another loss or another embedding size.
     """
-    lean = [
-        setter(name, getattr(config, name))
-        for name in ("center_storage", "momentum_storage")
-        if getattr(config, name) != "float32"
-    ]
-    elsewhere = [] if type(location) is Location else [setter("center_location", config.center_location)]
-    if not lean and not elsewhere:
+    asked = _asked(config, location)
+    if not asked:
         return optimizer
+    lean = asked.keys() - {"center_location"}
     if optimizer is None or (lean and config.emb_dim % 2):
         raise ConfigError(
-            f"{' and '.join([*lean, *elsewhere])}: needs centers that one rank holds alone ('dist_...' on several "
+            f"{' and '.join(asked.values())}: needs centers that one rank holds alone ('dist_...' on several "
             f"ranks), an optimizer whose arithmetic is known row by row (a named one, or Momentum, SGD or AdamW "
             f"without gradient clipping and special param_attr){' and an even embedding size' if lean else ''}; this "
             f"run has '{config.loss_type}', {kind} and {config.emb_dim}"
@@ -128,6 +121,18 @@ def with_storage(
             f"{type(optimizer).__name__}; choose 'bfloat16' or 'int8' for its state"
         )
     return SGD(optimizer.l2, decays_bias=optimizer.decays_bias)
+
+
+def _asked(config: Config, location: Location) -> dict[str, str]:
+    """The settings of storage that are not the default, each as it was set; 'host' on a CPU is the default."""
+    asked = {}
+    if config.center_storage != "float32":
+        asked["center_storage"] = setter("center_storage", config.center_storage)
+    if config.momentum_storage != "float32":
+        asked["momentum_storage"] = setter("momentum_storage", config.momentum_storage)
+    if type(location) is not Location:
+        asked["center_location"] = setter("center_location", config.center_location)
+    return asked
 
 
 def initial_centers(

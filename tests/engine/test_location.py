@@ -57,7 +57,8 @@ def test_a_run_that_goes_on_elsewhere_is_the_unbroken_one_to_the_bit(entry, mode
 def test_a_save_takes_no_copy_of_what_lies_on_a_disk(entry, mode, tmp_path, caplog):
     entry.set_async_save(mode == "on")
     entry.config.async_save = mode
-    entry.set_center_location("disk", tmp_path / "scratch")
+    entry.set_center_location("disk")
+    entry.set_center_dir(tmp_path / "scratch")
     with caplog.at_level(logging.INFO, "plsc"):
         trainer = Trainer(entry.config)
         trainer.train()
@@ -72,7 +73,8 @@ def test_a_disk_without_space_is_told_before_the_first_step(entry, tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("plsc.losses.location.os.posix_fallocate", refuse)
-    entry.set_center_location("disk", tmp_path / "scratch")
+    entry.set_center_location("disk")
+    entry.set_center_dir(tmp_path / "scratch")
     with pytest.raises(
         ConfigError, match=r"a file for \[6, 16\] of float32 takes 384 bytes, and .*/scratch does not give"
     ):
