@@ -111,8 +111,9 @@ class UnfusedHead:
         weights: paddle.Tensor | None = None,
         count_above: bool,
         seed: int,
+        next_seed: int | None = None,
     ) -> HeadOutput:
-        """The loss on features [G, D] and labels [G], weighted with `weights` [G] of mean 1; `seed` is not used."""
+        """The loss on features [G, D] and labels [G], weighted with `weights` [G] of mean 1; no seed is used."""
         self._state = self._softmax.loss_and_feature_gradient(
             features, labels, **self._parameters, weights=weights, count_above=count_above
         )
@@ -197,14 +198,15 @@ class FusedHead:
         weights: paddle.Tensor | None = None,
         count_above: bool,
         seed: int,
+        next_seed: int | None = None,
     ) -> HeadOutput:
         """The loss on features [G, D] and labels [G], weighted with `weights` [G] of mean 1.
 
-        `seed` decides the sample of classes.
+        `seed` decides the sample of classes, and `next_seed` that of the next step.
         """
         softmax = self._prepare(features.shape[0])
         if self._sampled is not None:
-            self._sampled.draw(labels, seed=seed)
+            self._sampled.draw(labels, seed=seed, next_seed=next_seed)
         self._state = softmax.loss_and_feature_gradient(
             features, labels, shard=self._sampled or self._shard, weights=weights, count_above=count_above
         )
@@ -231,6 +233,7 @@ class FusedHead:
 
     def state(self) -> dict[str, paddle.Tensor]:
         """The row optimizer's state and, where it uses that, the number of its steps."""
+        self._shard.location.advise(is_random=False)  # all of it is read now
         state = dict(self._shard.state)
         if self._shard.optimizer.uses_step or self._shard.rounds:
             state[STEP] = paddle.to_tensor([self._shard.step], dtype="int64")

@@ -277,6 +277,7 @@ CHANGES = {
 HARMLESS = {
     "model_parallel": False,
     "logits": "recompute",
+    "center_location": "disk",
     "train_batch_size": 5,
     "test_batch_size": 7,
     "num_workers": 1,
@@ -317,6 +318,7 @@ ELSEWHERE = {
         "num_classes",
         "stage_dir",
         "cache_dir",
+        "center_dir",
         "dataset_dir",
         "train_image_num",
         "checkpoint_dir",
