@@ -213,7 +213,7 @@ class Config(Settings):
         ge=1,
         description="Ranks over which the class centers are sharded, a divisor of their number; the other ranks, in "
         "groups of as many, hold the same shards and exchange the gradients of the centers instead of features. For "
-        "slow links between machines: the ranks of one machine. By default all ranks. See docs/distributed.md.",
+        "slow links between machines: the ranks of one machine. By default all ranks. See docs/losses.md.",
     )
     logits: Literal["auto", "store", "recompute"] = Field(
         default="auto",

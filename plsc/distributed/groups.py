@@ -79,7 +79,7 @@ def head_groups(collectives: Collectives, size: int) -> HeadGroups:
     return _connected(topology, size)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _connected(topology: Topology, size: int) -> HeadGroups:
     ranks = range(topology.world_size)
     # Paddle numbers groups in the order in which they are made, so every rank makes all of them.
@@ -111,15 +111,15 @@ def _new_gloo_group(members: list[int], collectives: Collectives) -> Any:
     `paddle.distributed.new_group` does not work for Gloo: all groups write the addresses of their ranks to the store of
     the job under the same keys (`ProcessGroupGloo`, Paddle 3.3.1), so that a rank connects to one of another group.
     """
-    rank, store, address = collectives.topology.rank, None, None
+    rank, store, own_address = collectives.topology.rank, None, ("", 0)
     if rank == members[0]:
-        address = host_of_this_rank(), _free_port()
-        store = core.TCPStore(*address, True, 0, _STORE_SECONDS)
-    address = collectives.gather_objects(address)[members[0]]
+        own_address = host_of_this_rank(), _free_port()
+        store = core.TCPStore(*own_address, True, 0, _STORE_SECONDS)
+    host, port = collectives.gather_objects(own_address)[members[0]]
     number = next(_numbers)
     if rank not in members:
         return None
-    store = store or core.TCPStore(*address, False, 0, _STORE_SECONDS)
+    store = store or core.TCPStore(host, port, False, 0, _STORE_SECONDS)
     own = members.index(rank)
     group = core.ProcessGroupGloo.create(store, own, len(members), number)
     return Group(own, number, members, pg=group, name=f"plsc {number}")

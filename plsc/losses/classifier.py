@@ -17,6 +17,7 @@ import numpy as np
 import paddle
 
 from plsc.config import Config
+from plsc.distributed.agreement import on_all_ranks
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.groups import HeadGroups, head_groups
 from plsc.errors import ConfigError
@@ -47,7 +48,7 @@ from plsc.losses.storage import Places
 from plsc.utils.class_numbers import numbers_of_classes
 from plsc.utils.hints import setter
 from plsc.utils.plural import counted
-from plsc.utils.ranges import Range, shard_range
+from plsc.utils.ranges import shard_range
 from plsc.utils.seeding import derive_seed
 
 log = logging.getLogger("plsc")
@@ -342,17 +343,17 @@ def groups_of(config: Config, collectives: Collectives) -> HeadGroups:
     """
     ranks = collectives.topology.world_size
     size = config.head_group_size or ranks
+    reason = ""
     if config.head_group_size and not config.is_sharded:
-        raise ConfigError(
-            f"{setter('head_group_size', size)}: loss_type '{config.loss_type}' holds all classes on each rank; use "
-            f"'dist_{config.loss_kind}', or leave head_group_size out"
+        reason = (
+            f"loss_type '{config.loss_type}' holds all classes on each rank; use 'dist_{config.loss_kind}', or leave "
+            f"head_group_size out"
         )
-    if ranks % size:
-        fitting = [number for number in range(1, ranks + 1) if ranks % number == 0]
-        raise ConfigError(
-            f"{setter('head_group_size', size)}: {counted(ranks, 'rank')} cannot be divided into groups of {size}; "
-            f"give one of {', '.join(map(str, fitting))}"
-        )
+    elif ranks % size:
+        fitting = ", ".join(str(number) for number in range(1, ranks + 1) if ranks % number == 0)
+        reason = f"{counted(ranks, 'rank')} cannot be divided into groups of {size}; give one of {fitting}"
+    if reason:
+        raise on_all_ranks(ConfigError(f"{setter('head_group_size', size)}: {reason}"))
     return head_groups(collectives, size if config.is_sharded else 1)
 
 

@@ -1,8 +1,8 @@
 """A few steps of heads whose centers are sharded over groups of ranks, each rank its share of one global batch.
 
 Each rank writes what it holds, for each case of `GROUP_CASES` and each size of a group: `<size>/<case>/...`. After half
-of the steps the state of `RESUMED_GROUPS` goes into a new head, which trains on: 'resumed/...'. `bytes` are those of the tensors that were
-given to collectives until then, within groups and between them.
+of the steps the state of `RESUMED_GROUPS` goes into a new head, which trains on: 'resumed/...'. `bytes` are those of
+the tensors that were given to collectives until then, within groups and between them.
 """
 
 import sys
@@ -51,9 +51,7 @@ def train(head, config, key, steps):
     for step in steps:
         features, labels = group_batch(config.num_classes, step)
         own = np.array_split(np.arange(len(labels)), ranks)[rank]
-        loss = head.forward(
-            paddle.to_tensor(features[own]), paddle.to_tensor(labels[own]), step=step, count_above=True
-        )
+        loss = head.forward(paddle.to_tensor(features[own]), paddle.to_tensor(labels[own]), step=step, count_above=True)
         found[f"{key}/loss {step}"] = loss.numpy()
         found.update({f"{key}/{name} {step}": value.numpy() for name, value in head.accuracy().items()})
         found[f"{key}/features {step}"] = head.backward().numpy()
@@ -77,8 +75,6 @@ for size in {1: [1], 2: [1, 2], 3: [1], 4: [1, 2, 4]}[ranks]:
             again.load(saved)
             train(again, config, f"resumed/{key}", range(GROUP_STEPS // 2, GROUP_STEPS))
         features, _ = group_batch(config.num_classes, 99)
-        top = top_classes(
-            features, head.centers(), count=3, num_classes=config.num_classes, collectives=collectives
-        )
+        top = top_classes(features, head.centers(), count=3, num_classes=config.num_classes, collectives=collectives)
         found[f"{key}/top"] = top
 np.savez(f"{sys.argv[1]}/{rank}.npz", **found)
