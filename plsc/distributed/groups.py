@@ -100,9 +100,9 @@ def _connected(topology: Topology, size: int) -> HeadGroups:
 
 def _new_group(members: list[int], topology: Topology) -> Any:
     """Paddle's group of these ranks; every rank must call this."""
-    if topology.on_gpu:
-        return dist.new_group(members)
-    return _new_gloo_group(members, Collectives(topology))
+    if dist.get_backend() == "GLOO":
+        return _new_gloo_group(members, Collectives(topology))
+    return dist.new_group(members)
 
 
 def _new_gloo_group(members: list[int], collectives: Collectives) -> Any:

@@ -346,8 +346,8 @@ def groups_of(config: Config, collectives: Collectives) -> HeadGroups:
     reason = ""
     if config.head_group_size and not config.is_sharded and ranks > 1:
         reason = (
-            f"each rank holds all classes (loss_type '{config.loss_type}', model_parallel {config.model_parallel}); use "
-            f"'dist_{config.loss_kind}', or leave head_group_size out"
+            f"each rank holds all classes (loss_type '{config.loss_type}', model_parallel {config.model_parallel}); "
+            f"use 'dist_{config.loss_kind}', or leave head_group_size out"
         )
     elif ranks % size:
         fitting = ", ".join(str(number) for number in range(1, ranks + 1) if ranks % number == 0)

@@ -1,7 +1,7 @@
 """Training on ranks, one of which has a fault at step 10.
 
-Arguments: a folder, the fault, the rank that has it, rank_timeout in minutes, head_group_size or 0. Lines: FAULT <time>,
-READERS <pids>, RESULT <weights>.
+Arguments: a folder, the fault, the rank that has it, rank_timeout in minutes, head_group_size or 0. Lines:
+FAULT <time>, READERS <pids>, RESULT <weights>.
 """
 
 import os
