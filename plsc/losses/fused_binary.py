@@ -23,7 +23,7 @@ import paddle
 from plsc.errors import ConfigError
 from plsc.losses.fused import Ending, FusedSoftmax
 from plsc.losses.margins.binary import BinaryMargin
-from plsc.losses.ops import Mask, add_, logistic_, matmul, multiply_, scale_rows
+from plsc.losses.ops import RowNumbers, add_, logistic_, matmul, multiply_, scale_rows
 from plsc.losses.passes import Exponentials, FirstPass
 from plsc.losses.reference import Targets
 from plsc.losses.shard import Shard
@@ -53,16 +53,16 @@ class Sigmoids(Exponentials):
         self._ranges: list[paddle.Tensor] = []
 
     def first(self, k: int, r: paddle.Tensor, *, total: paddle.Tensor, gradient: paddle.Tensor) -> paddle.Tensor:
-        logits, slope, others = self._exponents(k, r)
+        logits, slope, which = self._exponents(k, r)
         shares, sums = logistic_(logits, with_sum=True)
         ones = paddle.ones(sums.shape[:1], sums.dtype)
         add_(total, matmul(ones, sums))
         add_(self.shares, matmul(ones, shares))
-        return self._follow(self._coefficients(k, shares, slope, others), gradient)
+        return self._follow(self._coefficients(k, shares, slope, which), gradient)
 
     def again(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
-        logits, slope, others = self._exponents(k, r)
-        return self._coefficients(k, logistic_(logits, with_sum=False)[0], slope, others)
+        logits, slope, which = self._exponents(k, r)
+        return self._coefficients(k, logistic_(logits, with_sum=False)[0], slope, which)
 
     def as_first(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
         e = self.again(k, r)
@@ -72,11 +72,11 @@ class Sigmoids(Exponentials):
         return None if self.range is None else self._ranges[k] / self.range
 
     def _coefficients(
-        self, k: int, shares: paddle.Tensor, slope: paddle.Tensor | None, others: Mask | None
+        self, k: int, shares: paddle.Tensor, slope: paddle.Tensor | None, which: RowNumbers | None
     ) -> paddle.Tensor:
         e = shares if slope is None else multiply_(slope, shares)
-        if others is not None:
-            return self._by_row(k, e, others)
+        if which is not None:
+            return self._by_row(k, e, which)
         inverse = self.rows.inverse[k]
         return scale_rows(e, scale=inverse, offset=paddle.zeros_like(inverse))
 

@@ -19,6 +19,8 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 import numpy as np
 import paddle
 
+from plsc.utils.loops import compiled_loops
+
 _C = paddle._C_ops
 _matmul, _addmm_, _exp_ = _C.matmul, _C.addmm_, _C.exp_
 _affine_channel, _reshape, _split = _C.affine_channel, _C.reshape, _C.split
@@ -99,52 +101,72 @@ def above(values: paddle.Tensor, limit: float) -> Mask:
     return found
 
 
-def greatest(rows: paddle.Tensor, *, scale: paddle.Tensor, group: int) -> tuple[paddle.Tensor, Mask]:
+RowNumbers: TypeAlias = "Array | paddle.Tensor"
+
+
+def greatest(rows: paddle.Tensor, *, scale: paddle.Tensor, group: int) -> tuple[paddle.Tensor, RowNumbers]:
     """Of each `group` consecutive rows of `rows` [B, G] times scale [B] the greatest, [B / group, G].
 
-    Also the mask [B, G] of all other rows; at ties the first row is the greatest.
+    Also its number among them, like it; at ties the first row is the greatest.
     """
     view = host_view(rows)
     if view is None:
         scaled = scale_rows(rows, scale=scale, offset=paddle.zeros_like(scale))
-        others = all_but_greatest(scaled, group=group)
-        return scaled.reshape([-1, group, rows.shape[1]]).max(axis=1), others
-    count, width = view.shape
-    best, mask = paddle.empty([count // group, width], rows.dtype), np.empty((count // group, group, width), bool)
-    best_view, factor = np.from_dlpack(best), np.from_dlpack(scale)[:, None]
-    for start, stop in _tiles(count // group, group):
-        tile = (view[start * group : stop * group] * factor[start * group : stop * group]).reshape(-1, group, width)
-        top = np.max(tile, axis=1, out=best_view[start:stop])
-        _mark_others(tile, top[:, None], out=mask[start:stop])
-    others_found: Array = mask.reshape(count, width)
-    return best, others_found
+        return _greatest_of(paddle.unbind(scaled.reshape([-1, group, rows.shape[1]]), axis=1))
+    width = rows.shape[1]
+    best, best_view = _outputs([len(view) // group, width], rows.dtype)
+    which = np.empty(best_view.shape, np.uint8)
+    groups, factors = view.reshape(-1, group, width), np.from_dlpack(scale).reshape(-1, group)
+    loops = compiled_loops()
+    if loops is not None:
+        loops.greatest(groups, factors, best_view, which)
+        return best, which
+    for tile in _tiles(len(groups), group):
+        scaled_rows = groups[tile] * factors[tile, :, None]
+        top, number = best_view[tile], which[tile]
+        top[:], number[:] = scaled_rows[:, 0], 0
+        for k in range(1, group):
+            np.putmask(number, scaled_rows[:, k] > top, np.uint8(k))
+            np.maximum(scaled_rows[:, k], top, out=top)
+    return best, which
 
 
-def spread_over(values: paddle.Tensor, others: Mask, *, scale: paddle.Tensor) -> paddle.Tensor:
-    """[B, G]: values [B / group, G] times scale [B] in the rows where `greatest` found them, 0 in the others."""
-    rows, (count, width) = scale.shape[0], values.shape
-    if isinstance(others, paddle.Tensor):
-        kept = (1.0 - others.astype(values.dtype)) * scale.unsqueeze(1)
-        return (kept.reshape([count, -1, width]) * values.unsqueeze(1)).reshape([rows, width])
-    out = paddle.empty([rows, width], values.dtype)
-    shape = (count, rows // count, width)
-    view, mask, factor = (
-        np.from_dlpack(out).reshape(shape),
-        others.reshape(shape),
-        np.from_dlpack(scale).reshape(shape[:2]),
+def spread_over(values: paddle.Tensor, which: RowNumbers, *, scale: paddle.Tensor) -> paddle.Tensor:
+    """values [B / group, G] times scale [B] in the rows that `greatest` found, 0 in the others: [B, G]."""
+    rows, (classes, width) = scale.shape[0], values.shape
+    if isinstance(which, paddle.Tensor):
+        kept = paddle.stack([which == k for k in range(rows // classes)], axis=1).astype(values.dtype)
+        return (kept * scale.reshape([classes, -1, 1]) * values.unsqueeze(1)).reshape([rows, width])
+    out, view = _outputs([rows, width], values.dtype)
+    groups, factors, given = (
+        view.reshape(classes, -1, width),
+        np.from_dlpack(scale).reshape(classes, -1),
+        np.from_dlpack(values),
     )
-    given = np.from_dlpack(values)
-    for start, stop in _tiles(count, shape[1]):
-        tile = view[start:stop]
-        np.multiply(~mask[start:stop], factor[start:stop, :, None], out=tile)
-        tile *= given[start:stop, None]
+    loops = compiled_loops()
+    if loops is not None:
+        loops.spread_over(given, which, factors, groups)
+        return out
+    for tile in _tiles(classes, groups.shape[1]):
+        for k in range(groups.shape[1]):
+            np.multiply(which[tile] == k, factors[tile, k, None], out=groups[tile, k])
+            groups[tile, k] *= given[tile]
     return out
 
 
-def _tiles(classes: int, group: int) -> list[tuple[int, int]]:
+def _greatest_of(parts: Sequence[paddle.Tensor]) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Element by element the greatest of the parts, and its number; the first at ties."""
+    best, number = parts[0], paddle.zeros(parts[0].shape, "int32")
+    for k, part in enumerate(parts[1:], 1):
+        number = paddle.where(part > best, paddle.full_like(number, k), number)
+        best = paddle.maximum(part, best)
+    return best, number
+
+
+def _tiles(classes: int, group: int) -> list[slice]:
     """Ranges of classes whose rows, with what is made of them, stay in the first two levels of the cache."""
     step = max(1, 256 // group)
-    return [(start, min(start + step, classes)) for start in range(0, classes, step)]
+    return [slice(start, min(start + step, classes)) for start in range(0, classes, step)]
 
 
 def _mark_others(groups: Array, best: Array, *, out: Array) -> None:
@@ -177,11 +199,7 @@ def all_but_greatest(values: paddle.Tensor, *, group: int) -> Mask:
         others: Array = np.empty(rows.shape, bool)
         _mark_others(rows, rows.max(axis=1, keepdims=True), out=others)
         return others.reshape(view.shape)
-    parts = paddle.unbind(values.reshape([-1, group, values.shape[1]]), axis=1)
-    best, number = parts[0], paddle.zeros(parts[0].shape, "int32")
-    for j, part in enumerate(parts[1:], 1):
-        number = paddle.where(part > best, paddle.full_like(number, j), number)
-        best = paddle.maximum(part, best)
+    _, number = _greatest_of(paddle.unbind(values.reshape([-1, group, values.shape[1]]), axis=1))
     return paddle.stack([number != j for j in range(group)], axis=1).reshape(values.shape)
 
 
@@ -201,7 +219,7 @@ def harden(cosine: paddle.Tensor, *, threshold: paddle.Tensor, t: paddle.Tensor)
         hard = (cosine > threshold).astype(cosine.dtype)
         excess = (cosine + (t - 1.0)) * hard
         return cosine * excess + cosine, hard * cosine + excess + 1.0
-    (value, excess), (derivative, slope) = _outputs(cosine), _outputs(cosine)
+    (value, excess), (derivative, slope) = _outputs(cosine.shape, cosine.dtype), _outputs(cosine.shape, cosine.dtype)
     with np.errstate(invalid="ignore", over="ignore"):  # the judgment of the step finds it
         hard = view > np.from_dlpack(threshold)
         np.add(view, np.from_dlpack(t) - view.dtype.type(1.0), out=excess)
@@ -221,7 +239,7 @@ def half_powers(cosine: paddle.Tensor, *, power: float, plus: float = 0.0) -> tu
         half = paddle.clip(0.5 * cosine + 0.5, min=0.0)
         lower = half if power == 2.0 else half * half if power == 3.0 else half ** (power - 1.0)
         return 2.0 * lower * half + (plus - 1.0), power * lower
-    (value, lifted), (derivative, lower) = _outputs(cosine), _outputs(cosine)
+    (value, lifted), (derivative, lower) = _outputs(cosine.shape, cosine.dtype), _outputs(cosine.shape, cosine.dtype)
     np.multiply(view, 0.5, out=lifted)
     lifted += 0.5
     np.maximum(lifted, 0.0, out=lifted)
@@ -247,15 +265,15 @@ def logistic_(values: paddle.Tensor, *, with_sum: bool) -> tuple[paddle.Tensor, 
     np.exp(view, out=view)
     total = values
     if with_sum:
-        total, sums = _outputs(values)
+        total, sums = _outputs(values.shape, values.dtype)
         np.log1p(view, out=sums)
     view /= view + 1.0
     return values, total
 
 
-def _outputs(like: paddle.Tensor) -> tuple[paddle.Tensor, Array]:
+def _outputs(shape: Sequence[int], dtype: paddle.dtype) -> tuple[paddle.Tensor, Array]:
     """A new tensor in host memory, and its memory as an array."""
-    tensor = paddle.empty(like.shape, like.dtype)
+    tensor = paddle.empty(shape, dtype)
     return tensor, np.from_dlpack(tensor)
 
 

@@ -14,7 +14,7 @@ import paddle
 
 from plsc.losses.negatives import Negatives, drop_all_
 from plsc.losses.ops import (
-    Mask,
+    RowNumbers,
     add,
     add_,
     add_at_,
@@ -157,12 +157,12 @@ class Exponents(NamedTuple):
     Attributes:
         values: [B, G], or [B / K, G] with one row per class.
         slope: like them, what e is multiplied by in the products; None for 1.
-        others: [B, G], where e is 0, as it is not of a class's nearest sub-center; None where `values` are [B, G].
+        which: [B / K, G], the number of each class's nearest sub-center; None where `values` are [B, G].
     """
 
     values: paddle.Tensor
     slope: paddle.Tensor | None = None
-    others: Mask | None = None
+    which: RowNumbers | None = None
 
 
 class Exponentials:
@@ -212,11 +212,11 @@ class Exponentials:
 
     def first(self, k: int, r: paddle.Tensor, *, total: paddle.Tensor, gradient: paddle.Tensor) -> paddle.Tensor:
         """e [B, G] in the first pass: its sum is added to total [G], and both sums follow the shift."""
-        exponents, slope, others = self._exponents(k, r)
+        exponents, slope, which = self._exponents(k, r)
         self.shift.follow(exponents, total=total, gradient=gradient)
         e = exp_(self.shift.subtract_(exponents))
-        add_(total, matmul(self.rows.weight[k] if others is None else paddle.ones(e.shape[:1], e.dtype), e))
-        return self._by_row(k, e if slope is None else multiply_(e, slope), others)
+        add_(total, matmul(self.rows.weight[k] if which is None else paddle.ones(e.shape[:1], e.dtype), e))
+        return self._by_row(k, e if slope is None else multiply_(e, slope), which)
 
     def again(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
         """e [B, G] in the second pass."""
@@ -231,13 +231,13 @@ class Exponentials:
         return self.shift.factor(k)
 
     def _made_again(self, r: paddle.Tensor, k: int, *, at: int | None) -> paddle.Tensor:
-        exponents, slope, others = self._exponents(k, r)
+        exponents, slope, which = self._exponents(k, r)
         e = exp_(self.shift.subtract_(exponents, at))
-        return self._by_row(k, e if slope is None else multiply_(e, slope), others)
+        return self._by_row(k, e if slope is None else multiply_(e, slope), which)
 
-    def _by_row(self, k: int, e: paddle.Tensor, others: Mask | None) -> paddle.Tensor:
+    def _by_row(self, k: int, e: paddle.Tensor, which: RowNumbers | None) -> paddle.Tensor:
         """[B, G] of what `_exponents` made of one row per class."""
-        return e if others is None else spread_over(e, others, scale=self.rows.inverse[k])
+        return e if which is None else spread_over(e, which, scale=self.rows.inverse[k])
 
     def _exponents(self, k: int, r: paddle.Tensor) -> Exponents:
         """log e_cn [B, G], but for the part of the shift that is not in the offset."""
@@ -262,7 +262,7 @@ class Exponentials:
 
     def _of_classes(self, negatives: Negatives, k: int, r: paddle.Tensor) -> Exponents:
         """With a row for each class, that of its nearest sub-center: a K-th of the exponentials."""
-        best, others = greatest(r, scale=self.rows.inverse[k], group=self.shard.subcenters)
+        best, which = greatest(r, scale=self.rows.inverse[k], group=self.shard.subcenters)
         masks = negatives._replace(subcenters=1).dropped(best)
         value, slope = negatives.values(best, self._target)
         scale, offset = self.rows.scale[k] / self.rows.inverse[k], self.rows.offset[k]
@@ -273,7 +273,7 @@ class Exponentials:
         exponents = scale_rows(value, scale=scale, offset=offset)
         if negatives.margin is not None:
             self.index.exclude_(k, exponents, by_class=True)
-        return Exponents(drop_all_(exponents, masks), slope, others)
+        return Exponents(drop_all_(exponents, masks), slope, which)
 
 
 class FirstPass:

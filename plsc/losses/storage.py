@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from plsc.losses.noise import Noise
 from plsc.losses.ops import Array, add_, host_view, put_rows, take_rows
+from plsc.losses.rounding import round_to_bfloat16, round_to_int8, unpack_int8, widen
 from plsc.losses.row_optimizers import RowOptimizer
 from plsc.utils.ranges import Range
 from plsc.utils.row_types import (
@@ -34,14 +35,10 @@ from plsc.utils.row_types import (
     LIMIT,
     SCALE_BYTES,
     decoded,
-    fixed_point,
     int8_width,
     narrow,
     packed,
-    widen,
 )
-
-_HALF = np.uint32(16)
 
 
 class Buffer(NamedTuple):
@@ -77,15 +74,12 @@ class Rounding(NamedTuple):
     tensor: int
     first: int
 
-    def add_to_(self, bits: NDArray[np.int32], rows: Rows) -> None:
-        """Add the noise of rows to [b, D]."""
-        if not isinstance(rows, Range):
-            numbers: Array = np.from_dlpack(rows + self.first)
-            np.add(bits, self.noise.take(numbers, tensor=self.tensor), out=bits)
-            return
-        for own, noise in self.noise.pieces(rows.shift(self.first), tensor=self.tensor):
-            piece = bits[own]
-            np.add(piece, noise, out=piece)
+    def pieces(self, rows: Rows) -> list[tuple[slice, NDArray[np.int32]]]:
+        """(which of the rows, their noise [., D]), for all rows."""
+        if isinstance(rows, Range):
+            return self.noise.pieces(rows.shift(self.first), tensor=self.tensor)
+        numbers: Array = np.from_dlpack(rows + self.first)
+        return [(slice(None), self.noise.take(numbers, tensor=self.tensor))]
 
     def on_device(self, rows: Rows, like: paddle.Tensor) -> paddle.Tensor:
         """[b, D] int32."""
@@ -172,7 +166,7 @@ class BFloat16Rows:
     def __init__(self, kept: paddle.Tensor, *, keeps_rounded: bool = False) -> None:
         self.kept, self.width, self._keeps_rounded = kept, int(kept.shape[-1]), keeps_rounded
         self._bits = _host_view(kept)
-        self._scratch = np.empty([0, self.width], np.uint16)
+        self._chosen = _Scratch(self.width, np.uint16)
 
     def view(self, rows: Range) -> paddle.Tensor | None:
         return None
@@ -187,25 +181,19 @@ class BFloat16Rows:
             widen(self._bits[rows.start : rows.stop], out=out.view)
         else:
             index: Array = np.from_dlpack(rows)
-            widen(np.take(self._bits, index, axis=0, out=self._scratch_for(len(index)), mode="clip"), out=out.view)
+            chosen = self._chosen.of(len(index))
+            widen(np.take(self._bits, index, axis=0, out=chosen, mode="clip"), out=out.view)
 
     def write(self, rows: Rows, values: Buffer, *, rounding: Rounding | None) -> None:
         assert rounding is not None
         if self._bits is None or values.view is None:
             self._write_on_device(rows, values.tensor, rounding)
             return
-        bits = values.view.view(np.uint32)
-        # A carry out of the lower half rounds up in magnitude. NaN stays NaN: the lower half of one made by an
-        # operation is 0.
-        rounding.add_to_(bits.view(np.int32), rows)
-        np.right_shift(bits, _HALF, out=bits)  # apart from the copy, since a shift that converts writes slowly
-        if isinstance(rows, Range):
-            np.copyto(self._bits[rows.start : rows.stop], bits, casting="unsafe")
-        else:
-            index: Array = np.from_dlpack(rows)
-            self._bits[index] = bits
-        if self._keeps_rounded:
-            np.left_shift(bits, _HALF, out=bits)
+        target = self._bits[rows.start : rows.stop] if isinstance(rows, Range) else self._chosen.of(len(values.view))
+        for own, noise in rounding.pieces(rows):
+            round_to_bfloat16(values.view[own], noise, out=target[own], keeps_rounded=self._keeps_rounded)
+        if not isinstance(rows, Range):
+            self._bits[np.from_dlpack(rows)] = target
 
     def put(self, places: Places, rows: NDArray[Any]) -> None:
         set_rows(self.kept, places, decoded(rows, self.width) if rows.dtype == np.int8 else rows)
@@ -214,11 +202,6 @@ class BFloat16Rows:
         bits = add_(values.view("int32"), rounding.on_device(rows, values))
         paddle.bitwise_and_(bits, paddle.full([], -(1 << 16), "int32"))
         _put(self.kept, rows, values.astype("bfloat16"))
-
-    def _scratch_for(self, rows: int) -> NDArray[np.uint16]:
-        if len(self._scratch) < rows:
-            self._scratch = np.empty([rows, self.width], np.uint16)
-        return self._scratch[:rows]
 
 
 class Int8Rows:
@@ -235,10 +218,8 @@ class Int8Rows:
 
     def __init__(self, kept: paddle.Tensor, *, width: int) -> None:
         self.kept, self.width = kept, width
-        view = _host_view(kept)
-        self._integers = None if view is None else view[:, :width]
-        self._scales = None if view is None else view[:, -SCALE_BYTES:].view(np.float32)
-        self._scratch = np.empty([0, width], np.int32)
+        self._packed = _host_view(kept)
+        self._chosen, self._scratch = _Scratch(int(kept.shape[1]), np.int8), _Scratch(width, np.int32)
         # Four integers as one: fewer kernels are made for int8.
         self._words = kept.view("int32") if kept.shape[0] else kept
 
@@ -246,27 +227,30 @@ class Int8Rows:
         return None
 
     def read(self, rows: Rows, *, out: Buffer) -> None:
-        if self._integers is None or self._scales is None or out.view is None:
+        if self._packed is None or out.view is None:
             words = self._words[rows.start : rows.stop] if isinstance(rows, Range) else _select(self._words, rows)
             integers, scale = words[:, :-1].contiguous().view("int8"), words[:, -1:].contiguous().view("float32")
             paddle.assign(integers[:, : self.width].astype(out.tensor.dtype) * scale, out.tensor)
             return
-        own: Any = slice(rows.start, rows.stop) if isinstance(rows, Range) else np.from_dlpack(rows)
-        np.copyto(out.view, self._integers[own])
-        np.multiply(out.view, self._scales[own], out=out.view)
+        if isinstance(rows, Range):
+            unpack_int8(self._packed[rows.start : rows.stop], out=out.view)
+        else:
+            index: Array = np.from_dlpack(rows)
+            chosen = self._chosen.of(len(index))
+            unpack_int8(np.take(self._packed, index, axis=0, out=chosen, mode="clip"), out=out.view)
 
     def write(self, rows: Rows, values: Buffer, *, rounding: Rounding | None) -> None:
         assert rounding is not None
-        if self._integers is None or self._scales is None or values.view is None:
+        if self._packed is None or values.view is None:
             self._write_on_device(rows, values.tensor, rounding)
             return
-        own: Any = slice(rows.start, rows.stop) if isinstance(rows, Range) else np.from_dlpack(rows)
-        if len(self._scratch) < len(values.view):
-            self._scratch = np.empty(values.view.shape, np.int32)
-        fixed, scale = fixed_point(values.view, self._scratch[: len(values.view)])
-        rounding.add_to_(fixed, rows)
-        np.right_shift(fixed, np.int32(16), out=fixed)
-        self._integers[own], self._scales[own] = fixed, scale
+        count = len(values.view)
+        target = self._packed[rows.start : rows.stop] if isinstance(rows, Range) else self._chosen.of(count)
+        scratch = self._scratch.of(count)
+        for own, noise in rounding.pieces(rows):
+            round_to_int8(values.view[own], noise, out=target[own], scratch=scratch[own])
+        if not isinstance(rows, Range):
+            self._packed[np.from_dlpack(rows)] = target
 
     def put(self, places: Places, rows: NDArray[Any]) -> None:
         set_rows(self.kept, places, rows if rows.dtype == np.int8 else packed(decoded(rows, self.width)))
@@ -281,6 +265,24 @@ class Int8Rows:
         padding = paddle.zeros([integers.shape[0], -self.width % SCALE_BYTES], "int8")
         words = paddle.concat([integers, padding], axis=1).view("int32")
         _put(self._words, rows, paddle.concat([words, scale.view("int32")], axis=1))
+
+
+class _Scratch:
+    """Memory for rows that are copied, kept from one call to the next.
+
+    Args:
+        width: numbers of a row.
+        dtype: of a number.
+    """
+
+    def __init__(self, width: int, dtype: type[np.generic]) -> None:
+        self._memory: Array = np.zeros([0, width], dtype)
+
+    def of(self, rows: int) -> Array:
+        """[rows, width], of any content: what was written to it, or zeros."""
+        if len(self._memory) < rows:
+            self._memory = np.zeros([rows, self._memory.shape[1]], self._memory.dtype)
+        return self._memory[:rows]
 
 
 def store_of(kept: paddle.Tensor, *, width: int, is_plain: bool, is_state: bool) -> RowStore:

@@ -52,11 +52,22 @@ def fixed_point(values: NDArray[np.float32], out: NDArray[np.int32]) -> tuple[ND
     bits = out.view(np.uint32)
     np.bitwise_and(values.view(np.uint32), np.uint32(0x7FFFFFFF), out=bits)  # the order of magnitudes is that of bits
     greatest = bits.max(axis=1, keepdims=True, initial=0).view(np.float32)
+    factor, scale = factor_and_scale(greatest)
     with np.errstate(invalid="ignore", over="ignore"):  # the judgment of the step finds it
-        factor = np.float32(LIMIT * 65536.0) / np.where(greatest > LEAST_MAGNITUDE, greatest, np.float32(np.inf))
         np.multiply(values, factor, out=values)
         np.copyto(out, values, casting="unsafe")
-        return out, greatest / np.float32(LIMIT)
+    return out, scale
+
+
+def factor_and_scale(greatest: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What brings rows between -127 and 127, times 2^16; and what brings such integers back.
+
+    Args:
+        greatest: [b, 1], the greatest magnitude of each row.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        factor = np.float32(LIMIT * 65536.0) / np.where(greatest > LEAST_MAGNITUDE, greatest, np.float32(np.inf))
+        return factor, greatest / np.float32(LIMIT)
 
 
 def packed(values: NDArray[Any]) -> NDArray[np.int8]:

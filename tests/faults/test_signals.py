@@ -76,6 +76,31 @@ def test_runs_that_are_killed_equal_one_that_is_not(ranks, strikes, unbroken, tm
         run.remove()
 
 
+STORAGES = {
+    "both bfloat16": {"center_storage": "bfloat16", "momentum_storage": "bfloat16"},
+    "int8": {"center_storage": "bfloat16", "momentum_storage": "int8"},
+    "none": {"center_storage": "bfloat16", "momentum_storage": "none", "sample_ratio": 0.5},
+}
+
+
+@pytest.mark.parametrize(
+    "storage", [pytest.param(name, marks=[] if name == "int8" else [pytest.mark.faults]) for name in STORAGES]
+)
+def test_a_run_with_lean_centers_that_is_killed_within_an_update_equals_one_that_is_not(storage, tmp_path):
+    """SIGKILL of one of two ranks between two blocks of rows, once before and once after the first checkpoint."""
+    whole = StruckRun(tmp_path / "whole", 2, **STORAGES[storage])
+    assert whole.start() == (0, False), whole.told()
+    [events, _] = whole.events()
+    run = StruckRun(tmp_path / "struck", 2, **STORAGES[storage])
+    for share in (0.1, 0.6):
+        status, is_struck = run.start(Moment("step", int(share * events["step"]), rank=0))
+        assert is_struck and status != 0, run.told()
+        run.wait_until_all_have_ended()
+        run.check_files()
+    assert run.start() == (0, False), run.told()
+    assert_same(run.result(), whole.result())
+
+
 @pytest.mark.parametrize("ranks, strikes", forms(ranks1=(2, 25), ranks2=(1, 15)))
 def test_runs_that_are_stopped_repeat_nothing(ranks, strikes, unbroken, tmp_path):
     """SIGTERM to a rank, or to `plsc launch`: the status is 75 each time, and no step is done twice."""

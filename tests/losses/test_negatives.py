@@ -15,6 +15,7 @@ from plsc.losses.margins.binary import BinaryMargin, SphereFace2, UniFace
 from plsc.losses.margins.combined import CombinedMargin
 from plsc.losses.margins.curricularface import CurricularFace
 from plsc.losses.precision import HalfPrecision
+from plsc.utils.loops import compiled_loops
 from tests._support.head_oracle import relative_error, worst_row_error
 from tests._support.head_problems import SHARDINGS, make_problem, with_short_vectors
 from tests._support.negatives_oracle import CASES, Case, sigmoid, with_subcenters
@@ -181,6 +182,35 @@ def test_of_equal_rows_the_first_is_kept(monkeypatch, group, on_host):
             expected[c, values.reshape(5, group, 11)[c, :, n].argmax(), n] = False
     found = ops.all_but_greatest(paddle.to_tensor(values), group=group)
     np.testing.assert_array_equal(np.asarray(found), expected.reshape(-1, 11))
+
+
+@pytest.mark.parametrize("way", ["compiled", "NumPy", "operators"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("group", [2, 3, 7])
+def test_the_greatest_row_of_each_group_is_found_and_spread_over_it(monkeypatch, group, dtype, way):
+    if way == "compiled" and compiled_loops() is None:
+        pytest.skip("Numba is not installed")
+    if way == "NumPy":
+        monkeypatch.setattr(ops, "compiled_loops", lambda: None)
+    if way == "operators":
+        monkeypatch.setattr(ops, "host_view", lambda tensor: None)
+    rng, classes = np.random.default_rng(group), 300
+    rows = rng.integers(-3, 4, (classes * group, 5)).astype(dtype)  # many are equal
+    scale = np.where(rng.random(classes * group) < 0.5, 1.0, 1.25).astype(dtype)
+    rows[2 * group - 1, 3] = np.nan
+    groups = (rows * scale[:, None]).reshape(classes, group, 5)
+
+    best, which = ops.greatest(paddle.to_tensor(rows), scale=paddle.to_tensor(scale), group=group)
+    np.testing.assert_array_equal(best.numpy(), groups.max(axis=1))
+    finite = ~np.isnan(groups).any(axis=1)
+    np.testing.assert_array_equal(np.asarray(which)[finite], groups.argmax(axis=1)[finite])
+
+    values = rng.standard_normal((classes, 5)).astype(dtype)
+    expected = np.zeros(groups.shape, dtype)
+    np.put_along_axis(expected, np.asarray(which, np.int64)[:, None], values[:, None], axis=1)
+    expected *= scale.reshape(classes, group, 1)
+    found = ops.spread_over(paddle.to_tensor(values), which, scale=paddle.to_tensor(scale))
+    np.testing.assert_array_equal(found.numpy().reshape(groups.shape), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

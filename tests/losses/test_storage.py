@@ -6,12 +6,13 @@ import numpy as np
 import paddle
 import pytest
 
+from plsc.losses import rounding, storage
 from plsc.losses import shard as shards
-from plsc.losses import storage
 from plsc.losses.noise import Noise
 from plsc.losses.row_optimizers import SGD, AdamW, Lars, Lion, Momentum, RowOptimizer
 from plsc.losses.shard import Shard
 from plsc.losses.storage import BFloat16Rows, Buffer, Int8Rows, PlainRows, Rounding
+from plsc.utils.loops import compiled_loops
 from plsc.utils.ranges import Range
 from plsc.utils.row_types import decoded, int8_width, narrow, packed, widen
 from tests._support.storage_problems import as_numbers, neighbors, play, update
@@ -51,10 +52,18 @@ def rounded(values, kind="bfloat16", *, seed=0, step=1, first=0, tensor=0, order
     return found.tensor.numpy()
 
 
-@pytest.fixture(params=["NumPy", "operators"])
+@pytest.fixture(params=["compiled", "NumPy", "operators"])
 def arithmetic(request, monkeypatch):
-    """The two ways in which a store works: on a CPU's memory, and as on a GPU."""
-    if request.param == "operators":
+    """The ways in which a store works: on a CPU's memory, with Numba and without, and as on a GPU."""
+    work_as(request.param, monkeypatch)
+
+
+def work_as(way, monkeypatch):
+    if way == "compiled" and compiled_loops() is None:
+        pytest.skip("Numba is not installed")
+    if way == "NumPy":
+        monkeypatch.setattr(rounding, "compiled_loops", lambda: None)
+    if way == "operators":
         monkeypatch.setattr(storage, "_host_view", lambda tensor: None)
 
 
@@ -128,12 +137,17 @@ def test_noise_depends_on_seed_step_tensor_row_and_column_alone(kind):
     np.testing.assert_array_equal(rounded(values, kind, order=order), every)
 
 
-@pytest.mark.parametrize("width", [8, 30])
+@pytest.mark.parametrize("way", ["compiled", "operators"])
+@pytest.mark.parametrize("width", [8, 30, 64])
 @pytest.mark.parametrize("kind", KINDS)
-def test_operators_round_as_numpy_does(kind, width, monkeypatch):
-    values, order = weight_of(300, width), np.arange(300)[::-1].copy()
-    expected = rounded(values, kind, first=77)
-    monkeypatch.setattr(storage, "_host_view", lambda tensor: None)
+def test_each_way_rounds_as_numpy_does(kind, width, way, monkeypatch):
+    values = weight_of(300, width) * np.logspace(-35, 20, 300, dtype=np.float32)[:, None]
+    values[:3] = np.float32([0.0, -0.0, 1e-31])[:, None]
+    order = np.arange(300)[::-1].copy()
+    with monkeypatch.context() as patch:
+        work_as("NumPy", patch)
+        expected = rounded(values, kind, first=77)
+    work_as(way, monkeypatch)
     np.testing.assert_array_equal(rounded(values, kind, first=77), expected)
     np.testing.assert_array_equal(rounded(values, kind, first=77, order=order), expected)
 

@@ -1,0 +1,150 @@
+"""Loops over numbers, which Numba compiles: one pass over memory where NumPy needs several.
+
+A caller asks for `compiled_loops()`, and has a form in NumPy for where Numba is not installed; both give the same bits.
+A compiled loop does not check its indices: the caller answers for the shapes.
+
+b rows of D numbers; M classes of K rows of G numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+_HALF = np.uint32(16)
+_UPPER = np.uint32(0xFFFF0000)
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+
+
+def widen(bits: Any, out: Any) -> None:
+    """The float32 of bfloat16.
+
+    Args:
+        bits: [b, D] uint16.
+        out: [b, D], the bits of float32 as uint32.
+    """
+    for i in range(bits.shape[0]):
+        for j in range(bits.shape[1]):
+            out[i, j] = np.uint32(bits[i, j]) << _HALF
+
+
+def round_to_bfloat16(bits: Any, noise: Any, out: Any, keeps_rounded: bool) -> None:
+    """bfloat16 of float32, rounded stochastically.
+
+    Args:
+        bits: [b, D], those of float32 as uint32.
+        noise: [b, D] int32, of 16 bits.
+        out: [b, D] uint16.
+        keeps_rounded: set `bits` to what `out` holds of them.
+    """
+    for i in range(bits.shape[0]):
+        for j in range(bits.shape[1]):
+            rounded = bits[i, j] + np.uint32(noise[i, j])
+            out[i, j] = np.uint16(rounded >> _HALF)
+            if keeps_rounded:
+                bits[i, j] = rounded & _UPPER
+
+
+def unpack_int8(integers: Any, scales: Any, out: Any) -> None:
+    """The first D of integers [b, W] int8, times scales [b, 1]: [b, D] float32."""
+    for i in range(out.shape[0]):
+        scale = scales[i, 0]
+        for j in range(out.shape[1]):
+            out[i, j] = np.float32(integers[i, j]) * scale
+
+
+def greatest_magnitudes(bits: Any, out: Any) -> None:
+    """Of each row of float32 the greatest magnitude.
+
+    Args:
+        bits: [b, D], as uint32, whose order is that of the magnitudes; NaN is the greatest.
+        out: [b, 1], like `bits`.
+    """
+    for i in range(bits.shape[0]):
+        greatest = np.uint32(0)
+        for j in range(bits.shape[1]):
+            greatest = max(greatest, bits[i, j] & _MAGNITUDE)
+        out[i, 0] = greatest
+
+
+def round_to_int8(values: Any, factors: Any, noise: Any, out: Any) -> None:
+    """values [b, D] times factors [b, 1], numbers with 16 binary places, as int8, rounded stochastically.
+
+    Args:
+        values: float32.
+        factors: float32, which bring each row between -127 and 127, times 2^16.
+        noise: [b, D] int32, of 16 bits.
+        out: [b, W] int8, whose first D are set.
+    """
+    for i in range(values.shape[0]):
+        factor = factors[i, 0]
+        for j in range(values.shape[1]):
+            out[i, j] = np.int8((np.int32(values[i, j] * factor) + noise[i, j]) >> 16)
+
+
+def greatest(rows: Any, scale: Any, best: Any, which: Any) -> None:
+    """Of the K rows of each class, times their scale, the greatest in each column, the first one at ties.
+
+    Args:
+        rows: [M, K, G].
+        scale: [M, K].
+        best: [M, G].
+        which: [M, G] uint8, the number of the row.
+    """
+    for i in range(rows.shape[0]):
+        for n in range(rows.shape[2]):
+            best[i, n] = rows[i, 0, n] * scale[i, 0]
+            which[i, n] = 0
+        for k in range(1, rows.shape[1]):
+            factor = scale[i, k]
+            for n in range(rows.shape[2]):
+                value = rows[i, k, n] * factor
+                is_greater = value > best[i, n] or value != value  # NaN stays
+                which[i, n] = k if is_greater else which[i, n]
+                best[i, n] = value if is_greater else best[i, n]
+
+
+def spread_over(values: Any, which: Any, scale: Any, out: Any) -> None:
+    """values [M, G] times scale [M, K] in the rows that `greatest` found, 0 in the others: [M, K, G]."""
+    for i in range(out.shape[0]):
+        for k in range(out.shape[1]):
+            factor = scale[i, k]
+            zero = factor * 0  # of its type
+            for n in range(out.shape[2]):
+                out[i, k, n] = (factor if which[i, n] == k else zero) * values[i, n]
+
+
+_LOOPS: tuple[Callable[..., None], ...] = (
+    widen,
+    round_to_bfloat16,
+    unpack_int8,
+    greatest_magnitudes,
+    round_to_int8,
+    greatest,
+    spread_over,
+)
+
+
+@functools.cache
+def compiled_loops() -> SimpleNamespace | None:
+    """The loops of this module as attributes, each compiled at its first call; None without Numba.
+
+    What was compiled is kept in `__pycache__`, or in `NUMBA_CACHE_DIR`. Loading Numba takes half a second.
+    """
+    if importlib.util.find_spec("numba") is None:
+        return None
+    import numba
+
+    def compiled(loop: Callable[..., None], **options: Any) -> Callable[..., None]:
+        found: Callable[..., None] = numba.njit(loop, nogil=True, **options)
+        return found
+
+    try:
+        return SimpleNamespace(**{loop.__name__: compiled(loop, cache=True) for loop in _LOOPS})
+    except RuntimeError:  # no folder can be written where Numba looks for one
+        return SimpleNamespace(**{loop.__name__: compiled(loop) for loop in _LOOPS})
