@@ -208,6 +208,13 @@ class Config(Settings):
     sample_ratio: float = Field(
         default=1.0, gt=0.0, le=1.0, description="Fraction of the class centers used in each step (Partial FC)."
     )
+    head_group_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Ranks over which the class centers are sharded, a divisor of their number; the other ranks, in "
+        "groups of as many, hold the same shards and exchange the gradients of the centers instead of features. For "
+        "slow links between machines: the ranks of one machine. By default all ranks. See docs/losses.md.",
+    )
     logits: Literal["auto", "store", "recompute"] = Field(
         default="auto",
         description="Logits between the forward and the backward pass: store them, recompute them (less memory), or "

@@ -245,6 +245,13 @@ class Entry(_Attributes):
         """Fraction of the class centers in each step (Partial FC, An et al., 2021), over 0 up to 1. Default 1."""
         self.config.sample_ratio = sample_ratio
 
+    def set_head_group_size(self, ranks: int | None) -> None:
+        """Shard the class centers over groups of so many ranks, a divisor of their number. Default None: all ranks.
+
+        Each group holds all classes. For slow links between machines: the number of ranks of one machine.
+        """
+        self.config.head_group_size = ranks
+
     def set_logits(self, mode: Literal["auto", "store", "recompute"]) -> None:
         """Logits between the head's two passes: 'store', 'recompute' (less memory) or 'auto' by free memory."""
         self.config.logits = mode

@@ -39,9 +39,7 @@ from plsc.engine.judge import Made, Place
 from plsc.engine.new_classes import begin_new_classes
 from plsc.engine.observers import Observer, Run, Step, TrainingClock, Values
 from plsc.engine.parts import Given, Parts, make_parts
-from plsc.engine.rank_check import (
-    check_ranks_agree,
-)
+from plsc.engine.rank_check import check_copies, check_ranks_agree
 from plsc.engine.resume import (
     check_content_of,
     check_save_folder,
@@ -525,6 +523,7 @@ class Trainer:
             lambda: {f"the learning rate of step {step + 1}": f"{value:.6g}" for step, value in rates.items()},
             self.collectives,
         )
+        check_copies(self.head, self.collectives)
         check_save_folder(
             self.config, position=self._position, last_epoch=self._last_epoch, collectives=self.collectives
         )

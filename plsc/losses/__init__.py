@@ -101,6 +101,14 @@ class Head(Protocol):
         """
         return type(self).__name__
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether a lower rank holds the same rows and saves them; by default not.
+
+        A head that holds all classes on every rank need not say so: rank 0 saves them.
+        """
+        return False
+
     def forward(
         self, features: paddle.Tensor, labels: paddle.Tensor, *, step: int = 0, count_above: bool = False
     ) -> paddle.Tensor:

@@ -276,6 +276,7 @@ CHANGES = {
 # A change of these leaves the result as it is, or is one of the numbers of ranks or of the end of the run.
 HARMLESS = {
     "model_parallel": False,
+    "head_group_size": 1,
     "logits": "recompute",
     "center_location": "disk",
     "train_batch_size": 5,
