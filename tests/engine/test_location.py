@@ -98,6 +98,7 @@ def work(folder, ranks, *, killed=0, **settings):
     return launch(ranks, "killed_update_worker.py", *arguments, log_dir=folder / "log", check=not killed)
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.parametrize("ranks, settings", [(2, {**LEAN, "sample_ratio": 0.5, "subcenters": 2}), (3, LEAN)])
 def test_several_ranks_train_to_the_same_bits_anywhere(ranks, settings, tmp_path):
@@ -108,6 +109,7 @@ def test_several_ranks_train_to_the_same_bits_anywhere(ranks, settings, tmp_path
     assert not list((tmp_path / "disk" / "scratch").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.parametrize("ranks, ratio", [(1, 1.0), (2, 0.5)])
 def test_a_kill_in_the_middle_of_an_update_leaves_the_last_checkpoint_whole(ranks, ratio, tmp_path):
