@@ -117,7 +117,7 @@ class Classifier:
         if self._margin is None and config.bias_attr is not False:
             self.parameters["bias"] = create_parameter([self.classes.size], config.bias_attr, is_bias=True)
         self._head = self._choose_head(config, make_optimizer(self.parameters))
-        fill_weight(config, self.parameters["weight"], self.classes)  # minutes, after what may be refused
+        fill_weight(config, self.parameters["weight"], self.classes)  # after what may be refused
         self._output: HeadOutput | None = None
         self._margin_before: dict[str, paddle.Tensor] = {}
 
@@ -147,9 +147,8 @@ class Classifier:
             self._margin_before = {name: value.clone() for name, value in self._margin.state().items()}
         if isinstance(self._margin, SteppedMargin):
             self._margin.begin_step(step, seed=max(1, derive_seed(self._seed, step, _MARGIN_SEED)))
-        seed, next_seed = (
-            max(1, derive_seed(self._seed, number, self._shards.topology.rank)) for number in (step, step + 1)
-        )
+        rank = self._shards.topology.rank
+        seed, next_seed = (max(1, derive_seed(self._seed, number, rank)) for number in (step, step + 1))
         weights = None if self._class_weights is None else self._weights_of(self._class_weights, labels)
         self._output = self._head.forward(
             features, labels, weights=weights, count_above=count_above, seed=seed, next_seed=next_seed
