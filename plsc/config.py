@@ -230,6 +230,17 @@ class Config(Settings):
         description="Type in which the momentum of the class centers, or another state of their optimizer, is kept. "
         "bfloat16 takes half the memory and int8 a quarter, with stochastic rounding; with none there is no momentum.",
     )
+    center_location: Literal["device", "host", "disk"] = Field(
+        default="device",
+        description="Where the class centers and the state of their optimizer lie: in the memory of the device; in "
+        "page-locked memory of the host (host; on a CPU the same as device); in files without a name that are mapped "
+        "into memory (disk). See docs/storage.md.",
+    )
+    center_dir: str = Field(
+        default="",
+        description="Folder of a local disk for the files of center_location disk. By default the one in which "
+        "checkpoints are written.",
+    )
 
     dataset_dir: str = Field(
         default="./train_data",

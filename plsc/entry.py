@@ -271,6 +271,18 @@ class Entry(_Attributes):
         """
         self.config.momentum_storage = dtype
 
+    def set_center_location(self, location: Literal["device", "host", "disk"]) -> None:
+        """Where the class centers and the state of their optimizer lie. The result is the same.
+
+        'device' (default): in the memory of the device. 'host': in page-locked memory of the host; on a CPU the same as
+        'device'. 'disk': in files that are mapped into memory. It needs sharded centers. See docs/storage.md.
+        """
+        self.config.center_location = location
+
+    def set_center_dir(self, directory: str | Path) -> None:
+        """Folder of a local disk for the files of center_location 'disk'. Default: the one of the checkpoints."""
+        self.config.center_dir = str(directory)
+
     def set_head_optimizer(self, optimizer: Any) -> None:
         """Row optimizer of the class centers, of `plsc.losses`. Default: the arithmetic of `set_optimizer`."""
         self.config.head_optimizer = optimizer

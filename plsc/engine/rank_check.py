@@ -35,6 +35,7 @@ OWN_SETTINGS = frozenset(
     {
         "cache_dir",
         "cache_gb",
+        "center_dir",
         "checkpoint_dir",
         "cpu_threads",
         "dataset_dir",

@@ -376,6 +376,12 @@ class Trainer:
             self._leave(step)
         if self._saver.is_due(self.step):
             self._save_within_epoch(step)
+            if self._is_stopped_meanwhile():
+                self._leave(step)
+
+    def _is_stopped_meanwhile(self) -> bool:
+        """Whether a signal came to any rank while training waited for a save: no further step is made to tell it."""
+        return self._saver.waits and any(self.collectives.gather_objects(self._stop.is_asked()))
 
     def _end_epoch(self, step: Step, results: dict[str, float]) -> None:
         """Save `<epoch>`, or `<epoch>.<step>` where the run ended within an epoch; then verify.
@@ -395,7 +401,7 @@ class Trainer:
             self.epoch, self.step_in_epoch, self._epoch_began_at = self.epoch + 1, 0, self.step
             self._verifier.average_statistics(step.number)
             self._save(step, self._name)
-        if stops:
+        if stops or self._is_stopped_meanwhile():
             self._leave(step)
         try:
             results.update(self._verify(step))

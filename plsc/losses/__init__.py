@@ -177,6 +177,13 @@ class Head(Protocol):
         """
         return name in self.parameters
 
+    def may_copy(self, name: str) -> bool:
+        """Whether memory may be taken for a copy of the tensor `name` of `state`; by default it may.
+
+        False: training waits while checkpoints are written, from the tensors themselves.
+        """
+        return True
+
 
 _OWN = ("forward", "backward", "update")  # what every head defines
 _METHODS = (*_OWN, "discard", "sum_of_squares", "accuracy", "centers", "state", "load", "has_row_per_class")

@@ -98,6 +98,8 @@ def _offer_all(
         _merge_zeros(top, features, Range(first_class, first_class + weight.shape[0]))
     for start in range(0, weight.shape[0], size):
         rows = weight[start : start + size]
+        if rows.place.is_gpu_place() != x.place.is_gpu_place():  # centers that lie in host memory
+            rows = rows._copy_to(x.place, True)
         rows = rows.astype("float32") if rows.dtype == paddle.bfloat16 else rows
         own = None if bias is None else bias[start : start + size]
         scores, error = _scores(x, flat_rows(rows), own, lengths=lengths, is_cosine=centers.is_cosine)

@@ -23,10 +23,11 @@ from plsc.distributed.groups import HeadGroups, head_groups
 from plsc.errors import ConfigError
 from plsc.losses import MARGIN_STATE, SavedState, load_tensor
 from plsc.losses.centers import Centers
-from plsc.losses.creation import create_parameter, create_weight, with_storage
+from plsc.losses.creation import create_parameter, create_weight, fill_weight, with_storage
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.fused_binary import FusedBinary
 from plsc.losses.heads import FusedHead, HeadOutput, ParameterOptimizer, UnfusedHead
+from plsc.losses.location import location_of
 from plsc.losses.margins import (
     BinaryMargin,
     CountedMargin,
@@ -111,10 +112,12 @@ class Classifier:
         if config.class_weights:
             given = numbers_of_classes("class_weights", config.class_weights, config.num_classes)
             self._class_weights = paddle.to_tensor(given.astype(np.float32))
-        self.parameters = {"weight": create_weight(config, self.classes)}
+        self._location = location_of(config, on_gpu=collectives.topology.on_gpu)
+        self.parameters = {"weight": create_weight(config, self.classes, self._location)}
         if self._margin is None and config.bias_attr is not False:
             self.parameters["bias"] = create_parameter([self.classes.size], config.bias_attr, is_bias=True)
         self._head = self._choose_head(config, make_optimizer(self.parameters))
+        fill_weight(config, self.parameters["weight"], self.classes)  # minutes, after what may be refused
         self._output: HeadOutput | None = None
         self._margin_before: dict[str, paddle.Tensor] = {}
 
@@ -144,9 +147,13 @@ class Classifier:
             self._margin_before = {name: value.clone() for name, value in self._margin.state().items()}
         if isinstance(self._margin, SteppedMargin):
             self._margin.begin_step(step, seed=max(1, derive_seed(self._seed, step, _MARGIN_SEED)))
-        seed = max(1, derive_seed(self._seed, step, self._shards.topology.rank))
+        seed, next_seed = (
+            max(1, derive_seed(self._seed, number, self._shards.topology.rank)) for number in (step, step + 1)
+        )
         weights = None if self._class_weights is None else self._weights_of(self._class_weights, labels)
-        self._output = self._head.forward(features, labels, weights=weights, count_above=count_above, seed=seed)
+        self._output = self._head.forward(
+            features, labels, weights=weights, count_above=count_above, seed=seed, next_seed=next_seed
+        )
         loss = self._output.loss
         return self._groups.mean_(loss.clone()) if self._groups.has_replicas else loss
 
@@ -196,6 +203,7 @@ class Classifier:
 
     def centers(self) -> Centers:
         """The class centers as the classification of images uses them."""
+        self._location.advise(is_random=False)  # all of them are read now
         bias, place = self.parameters.get("bias"), self._replicas.topology
         own = shard_range(self.classes.size, place.world_size, shard=place.rank).shift(self.classes.start)
         return Centers(
@@ -251,6 +259,10 @@ class Classifier:
         """Whether the tensor `name` of `state` has one row per class."""
         return not name.startswith(MARGIN_STATE) and self._head.has_row_per_class(name)
 
+    def may_copy(self, name: str) -> bool:
+        """Whether memory may be taken for a copy of the tensor `name` of `state`."""
+        return self._head.may_copy(name)
+
     def _weights_of(self, class_weights: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
         """The weights of the samples of `labels`, of mean 1 over the global batch; 0 where all of them are 0."""
         weights = paddle.index_select(class_weights, labels)
@@ -283,7 +295,7 @@ class Classifier:
         row_optimizer = None if replicated else optimizer.row_optimizer
         if config.head_optimizer is not None:
             row_optimizer = _check_head_optimizer(config, replicated)
-        row_optimizer = with_storage(config, row_optimizer, kind=optimizer.kind)
+        row_optimizer = with_storage(config, row_optimizer, kind=optimizer.kind, location=self._location)
         if row_optimizer is not None:
             half = config.use_fp16 and self._collectives.topology.on_gpu
             precision = HalfPrecision(config.amp_dtype) if half else Precision()
@@ -297,6 +309,7 @@ class Classifier:
                     first_class=self.classes.start,
                     state_storage=config.momentum_storage,
                     seed=config.seed,
+                    location=self._location,
                 ),
                 lambda logits: fused(
                     margin,

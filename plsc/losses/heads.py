@@ -115,8 +115,9 @@ class UnfusedHead:
         weights: paddle.Tensor | None = None,
         count_above: bool,
         seed: int,
+        next_seed: int | None = None,
     ) -> HeadOutput:
-        """The loss on features [G, D] and labels [G], weighted with `weights` [G] of mean 1; `seed` is not used."""
+        """The loss on features [G, D] and labels [G], weighted with `weights` [G] of mean 1; no seed is used."""
         self._state = self._softmax.loss_and_feature_gradient(
             features, labels, **self._parameters, weights=weights, count_above=count_above
         )
@@ -155,6 +156,10 @@ class UnfusedHead:
     def has_row_per_class(self, name: str) -> bool:
         """Whether the state tensor `name` has one row per class."""
         return not name.endswith(_SCALAR_STATE) and name != STEP
+
+    def may_copy(self, name: str) -> bool:
+        """Whether memory may be taken for a copy of the state tensor `name`."""
+        return True
 
 
 class FusedHead:
@@ -199,15 +204,16 @@ class FusedHead:
         weights: paddle.Tensor | None = None,
         count_above: bool,
         seed: int,
+        next_seed: int | None = None,
     ) -> HeadOutput:
         """The loss on features [G, D] and labels [G], weighted with `weights` [G] of mean 1.
 
-        `seed` decides the sample of classes.
+        `seed` decides the sample of classes, and `next_seed` that of the next step.
         """
         softmax = self._prepare(features.shape[0])
         if self._sampled is not None:
             # All replicas draw the same classes, those of the global batch among them.
-            self._sampled.draw(self._groups.replicas.all_gather(labels), seed=seed)
+            self._sampled.draw(self._groups.replicas.all_gather(labels), seed=seed, next_seed=next_seed)
         self._state = softmax.loss_and_feature_gradient(
             features, labels, shard=self._sampled or self._shard, weights=weights, count_above=count_above
         )
@@ -246,6 +252,7 @@ class FusedHead:
 
     def state(self) -> dict[str, paddle.Tensor]:
         """The row optimizer's state and, where it uses that, the number of its steps."""
+        self._shard.location.advise(is_random=False)  # all of it is read now
         state = dict(self._shard.state)
         if self._shard.optimizer.uses_step or self._shard.rounds:
             state[STEP] = paddle.to_tensor([self._shard.step], dtype="int64")
@@ -284,6 +291,11 @@ class FusedHead:
     def has_row_per_class(self, name: str) -> bool:
         """Whether the state tensor `name` has one row per class."""
         return name not in (STEP, _STEP_BEFORE_3)
+
+    def may_copy(self, name: str) -> bool:
+        """Whether memory may be taken for a copy of the parameter or state tensor `name`."""
+        store = self._shard.stores.get(name)
+        return store is None or store.may_copy
 
     def _prepare(self, samples: int) -> FusedSoftmax:
         """For batches of up to so many samples: choose how logits are kept, and allocate the sampled rows."""
