@@ -26,21 +26,17 @@ from plsc.losses.centers import Centers
 from plsc.losses.creation import create_parameter, create_weight, fill_weight, with_storage
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.fused_binary import FusedBinary
+from plsc.losses.global_batch import of_global_batch
 from plsc.losses.heads import FusedHead, HeadOutput, ParameterOptimizer, UnfusedHead
 from plsc.losses.location import location_of
 from plsc.losses.margins import (
     BinaryMargin,
     CountedMargin,
-    Margin,
-    PenalizedMargin,
     StatefulMargin,
     SteppedMargin,
-    apply_margin,
     build_margin,
     is_per_sample,
-    needs_all_cosines,
 )
-from plsc.losses.negatives import NegativesMargin
 from plsc.losses.precision import HalfPrecision, Precision
 from plsc.losses.reference import ReferenceBinary, ReferenceSoftmax
 from plsc.losses.row_optimizers import RowOptimizer
@@ -289,8 +285,7 @@ class Classifier:
         margin = self._margin
         replicated = not config.is_sharded and self._collectives.topology.world_size > 1
         if self._groups.has_replicas and margin is not None and not is_per_sample(margin):
-            wrapped = _GlobalBatchNegatives if isinstance(margin, NegativesMargin) else _GlobalBatchMargin
-            margin = wrapped(margin, self._replicas)
+            margin = of_global_batch(margin, self._replicas)
         row_optimizer = None if replicated else optimizer.row_optimizer
         if config.head_optimizer is not None:
             row_optimizer = _check_head_optimizer(config, replicated)
@@ -391,34 +386,6 @@ class _Chosen(SavedState):
 
     def blocks(self, name: str) -> Iterator[tuple[Places, np.ndarray[Any, Any]]]:
         return self._state.blocks(name) if isinstance(self._state, SavedState) else super().blocks(name)
-
-
-class _GlobalBatchMargin:
-    """A margin that is called with the global batch, whose statistics are then those of one group of all ranks.
-
-    A rank has the cosines of the samples of its group only, so they are gathered over the replicas of its shard.
-    """
-
-    def __init__(self, margin: Margin, replicas: Collectives) -> None:
-        self._margin, self._replicas = margin, replicas
-        self.needs_all_cosines = needs_all_cosines(margin)
-        if isinstance(margin, PenalizedMargin):
-            self.penalty = margin.penalty
-
-    def __call__(self, cosine: paddle.Tensor, norms: paddle.Tensor, labels: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
-        samples, rank = cosine.shape[0], self._replicas.topology.rank
-        gathered = paddle.unbind(self._replicas.all_gather(paddle.stack([cosine, norms], axis=1)), axis=1)
-        labels = self._replicas.all_gather(labels)
-        output = apply_margin(self._margin, gathered[0], norms=gathered[1], labels=labels)
-        return tuple(part[rank * samples : (rank + 1) * samples] for part in output if part is not None)
-
-
-class _GlobalBatchNegatives(_GlobalBatchMargin):
-    """A margin that changes the cosines of other classes too."""
-
-    def __init__(self, margin: Any, replicas: Collectives) -> None:
-        super().__init__(margin, replicas)
-        self.negatives, self.negatives_bound = margin.negatives, margin.negatives_bound
 
 
 def _check_head_optimizer(config: Config, replicated: bool) -> RowOptimizer:

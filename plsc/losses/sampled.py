@@ -102,7 +102,7 @@ class SampledShard(Shard):
 
         Args:
             labels: [G] int64 global class ids.
-            seed: 1 to 2^31 - 1; decides the rows together with the labels. Each rank needs its own.
+            seed: 1 to 2^31 - 1; decides the rows together with the labels. Each shard needs its own.
             next_seed: of the next draw, whose rows are then read while this step computes, where they lie on a disk.
         """
         full = self._full
