@@ -619,7 +619,8 @@ class Config(Settings):
         if value is None:  # as in PLSC 3.0: no function, so the default
             return "momentum"
         if isinstance(value, str):
-            return value if ":" in value else one_of(value.lower(), OPTIMIZERS)
+            also = "a class, as 'paddle.optimizer:Adam'"
+            return value if ":" in value else one_of(value.lower(), OPTIMIZERS, also=also)
         if not callable(value):
             raise ValueError(
                 f"expected {', '.join(OPTIMIZERS)}, 'package.module:Class', a Paddle optimizer class, or a function "
@@ -690,7 +691,7 @@ class Config(Settings):
         if kind == "combined" and (self.margin is not None or None in given):
             raise ConfigError(
                 f"loss_type '{self.loss_type}' needs margin1, margin2 and margin3, and takes no single margin; "
-                f"got {given}"
+                f"got {given}, margin {self.margin}; for ArcFace they are 1, 0.5 and 0, for CosFace 1, 0 and 0.35"
             )
         margins = list(defaults)
         if self.margin is not None and main is not None:

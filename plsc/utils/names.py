@@ -155,15 +155,20 @@ def did_you_mean(name: str, accepted: Iterable[str]) -> str:
     return f"did you mean '{near}'? " if near else ""
 
 
-def one_of(name: str, accepted: Iterable[str]) -> str:
+def one_of(name: str, accepted: Iterable[str], *, also: str = "") -> str:
     """Return `name` if it is accepted.
+
+    Args:
+        name: what was given.
+        accepted: the names.
+        also: what is accepted besides them, for the message.
 
     Raises:
         ValueError: it is not; the message names the nearest accepted name and all of them.
     """
     names = list(accepted)
     if name not in names:
-        raise ValueError(f"{did_you_mean(str(name), names)}accepted: {', '.join(names)}")
+        raise ValueError(f"{did_you_mean(str(name), names)}accepted: {', '.join(names)}{', or ' if also else ''}{also}")
     return name
 
 
