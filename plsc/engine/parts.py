@@ -39,6 +39,7 @@ from plsc.engine.dataloading import (
     open_verification_sets,
 )
 from plsc.engine.freezing import freeze
+from plsc.engine.idle_settings import warn_of_idle_settings
 from plsc.engine.judge import Judge
 from plsc.engine.observers import Observer
 from plsc.engine.observers.group import ObserverGroup
@@ -178,6 +179,8 @@ def make_parts(config: Config, given: Given, *, stop: StopRequest, held: context
     config, collectives = _join(config)
     config, folder = _open_folder(config, collectives, held)
     saved = open_start(config, collectives)
+    if collectives.topology.is_main:
+        warn_of_idle_settings(config)
     config, data = agree(
         lambda: _open_data(config, saved, given.loader, collectives.topology), collectives, error=DataError
     )
