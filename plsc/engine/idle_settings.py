@@ -19,7 +19,7 @@ def warn_of_idle_settings(config: Config) -> None:
     Args:
         config: the settings of a training.
     """
-    idle = {}
+    idle: dict[str, str] = {}
     if not config.checkpoint_dir and not config.auto_resume:
         idle |= dict.fromkeys(_OF_A_START, f"no checkpoint is named; name one: {setter('checkpoint_dir')}")
     if not config.pretrained:

@@ -69,6 +69,7 @@ from plsc.losses import Head, check_head
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import build_backbone, check_model
 from plsc.models.recompute import BlockRecompute
+from plsc.utils.hints import setter
 from plsc.utils.logging import show_log
 
 log = logging.getLogger("plsc")
@@ -216,7 +217,13 @@ def make_parts(config: Config, given: Given, *, stop: StopRequest, held: context
     sets = open_verification_sets(config, collectives) if config.with_test else []
     closed = _open_closed_set(config, data, contents.head, collectives) if config.with_test else None
     if config.with_test and closed is None and (path := missing_default_set(config)) is not None:
-        log.warning("no verification: %s (the default of val_targets) does not exist", path)
+        log.warning(
+            "no verification: %s (the default of val_targets) does not exist; for pairs of images %s, for top-1 of the "
+            "classes of training %s",
+            path,
+            setter("val_targets"),
+            f"{setter('val_dataset_dir')} or {setter('val_split')}",
+        )
     verifier = Verifier(
         config,
         network.backbone,

@@ -234,8 +234,21 @@ def test_another_network_is_refused_and_pretrained_advised(trained, tmp_path):
     entry = entry_from(trained, tmp_path / "run", AFTER, class_change="new_head")
     entry.config.model = None
     entry.set_model_name("ResNetTiny")
-    with pytest.raises(CheckpointError, match="they differ in .* the setting pretrained takes those weights"):
+    with pytest.raises(CheckpointError, match=r"they differ in .* that fit: set_pretrained\('.*in place of set_check"):
         Trainer(entry.config)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"subcenters": 2}, r"set_subcenters\(1\), set_class_change\('new_head'\) to begin all centers anew, or"),
+        ({"loss_type": "dist_softmax"}, r"set_class_change\('new_head'\) to keep the backbone alone"),
+    ],
+)
+def test_another_head_is_refused_and_a_new_one_advised(settings, words, trained, tmp_path):
+    with pytest.raises(CheckpointError, match=words):
+        Trainer(entry_from(trained, tmp_path / "run", BEFORE, **settings).config)
+    entry_from(trained, tmp_path / "run", BEFORE, class_change="new_head", **settings).train()
 
 
 @pytest.mark.parametrize(
