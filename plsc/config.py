@@ -591,6 +591,12 @@ class Config(Settings):
     def _numbers_of_classes(cls, value: Any) -> Any:
         return value if isinstance(value, (str, ClassNumbers)) else ClassNumbers(value)
 
+    @field_validator("val_targets", mode="before")
+    @classmethod
+    def _names_of_sets(cls, value: Any) -> Any:
+        is_list = isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
+        return ",".join(value) if is_list else value
+
     @field_validator("dataset_dir", "val_targets", "val_dataset_dir", "checkpoint_dir", "pretrained", "model_save_dir")
     @classmethod
     def _without_credentials(cls, value: str | None) -> str | None:

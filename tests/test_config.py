@@ -143,6 +143,7 @@ def test_verification_sets_by_name():
     assert Config().val_names == ("lfw",)
     assert Config(val_targets="a, b,").val_names == ("a", "b")
     assert Config(val_targets="").val_names == ()
+    assert Config(val_targets=["lfw", "cfp_fp"]).val_targets == "lfw,cfp_fp", "as a list of YAML"
 
 
 @pytest.mark.parametrize(

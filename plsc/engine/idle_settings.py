@@ -28,6 +28,9 @@ def warn_of_idle_settings(config: Config) -> None:
         idle["class_counts"] = f"loss_type '{config.loss_type}' does not depend on them; leave it out"
     if config.loss_kind == "softmax":
         idle["scale"] = f"loss_type '{config.loss_type}' has no scale; leave it out"
+    if config.optimizer == "sgd" and config.is_given("momentum"):  # elsewhere sgd takes a momentum
+        with_it = setter("optimizer", "momentum")
+        log.warning("momentum is set and has no effect: optimizer 'sgd' has none; with it: %s", with_it)
     defaults = type(config).model_fields
     for name, reason in idle.items():
         value = getattr(config, name)

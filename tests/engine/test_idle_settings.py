@@ -17,6 +17,11 @@ from plsc.engine.idle_settings import warn_of_idle_settings
         ({"pretrained_strict": True}, {"pretrained": "net.pth"}, "no weights are named; name them: set_pretrained"),
         ({"class_counts": [1, 2]}, {"loss_type": "dist_dynamic_margin"}, "loss_type 'dist_arcface' does not depend"),
         ({"class_counts": "counts.npy"}, {"margin_function": max}, "class_counts is set and has no effect"),
+        (
+            {"optimizer": "sgd", "momentum": 0.9},
+            {"optimizer": "momentum"},
+            "optimizer 'sgd' has none; with it: set_optimizer('momentum')",
+        ),
         ({"loss_type": "softmax", "scale": 30}, {"loss_type": "arcface"}, "loss_type 'softmax' has no scale"),
     ],
 )
