@@ -1,17 +1,22 @@
 """Millions of classes trained for a few steps, stopped, resumed and compared with a run that was never stopped. CPU.
 
-    python benchmarks/large.py                                     # 10 million x 512 on two ranks; 45 GB of disk
+    python benchmarks/large.py                                     # 10 million x 512 on two ranks; 31 GB of disk
     python benchmarks/large.py --classes 200000 --dim 64           # a minute
+    python benchmarks/large.py --classes 30000000 --location disk --sample 0.01 --steps 50 --once --folder /mnt/disk
 
-Three runs of ResNetTiny with ArcFace over all classes, each in processes of its own:
+Two runs of ResNetTiny with ArcFace over all classes, each in processes of its own:
 
-    whole      all steps
-    first      half of them, with a checkpoint at the end
-    rest       resumed from that checkpoint, to the end
+    whole      all steps, with a checkpoint after half of them and at the end
+    rest       resumed from the first of these checkpoints, to the end
 
-The tensors of the checkpoints of `whole` and `rest` must be equal to the bit. Every second the memory of all
-processes together is measured as the sum of their proportional shares (PSS), in which a page that two processes share
-counts once; files in the page cache are not in it.
+The tensors of the last checkpoints of both must be equal to the bit. They are compared by the SHA-256 of their files,
+so that the one of `whole` is deleted before `rest` begins, and two are on the disk at most. With --once `whole` is the
+only run, with one checkpoint at its end. Every second the memory of all processes together is measured as the sum of
+their proportional shares (PSS), in which a page that two processes share counts once, and the anonymous part of it.
+Files in the page cache are in neither, but for mapped ones, as the centers of --location disk: their pages that are in
+memory count in the first. These files lie in --folder beside the checkpoints, and take as much as one: 30 million x 512
+in bfloat16 and int8 need 43 GiB for them, and as much for each checkpoint. `logits` is set, since what 'auto' chooses
+depends on the memory that is free, and sums in another order have other last digits.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # this checkout
@@ -37,34 +43,48 @@ def main() -> None:
         work(options)
         return
     folder = Path(tempfile.mkdtemp(prefix="plsc-large-", dir=options.folder))
-    half = options.steps // 2
     try:
-        whole = run("whole", folder / "whole", options.steps, options)
-        first = run("first", folder / "parts", half, options)
-        rest = run("rest", folder / "parts", options.steps, options)
-        same, of_checkpoint = compare(folder / "whole", folder / "parts")
+        runs = {"whole": run("whole", folder, options)}
+        same = None
+        if not options.once:
+            half, last = checkpoints_in(folder / "whole")
+            expected = digests(last)
+            shutil.rmtree(last)
+            runs["rest"] = run("rest", folder, options, "--resumed", half)
+            same = digests(checkpoints_in(folder / "rest")[-1]) == expected
     finally:
         shutil.rmtree(folder)
-    state = options.classes * options.dim
-    peak = max(found["peak"] for found in (whole, first, rest))
+    peak, whole = max(each["peak"] for each in runs.values()), runs["whole"]
     found = {
         "settings": {name: getattr(options, name) for name in SETTINGS},
         "peak GiB of all processes (PSS)": round(peak / GIB, 2),
-        "bytes a number of the centers": round(peak / state, 2),
-        "checkpoint GiB": round(of_checkpoint / GIB, 2),
+        "bytes a number of the centers": round(peak / (options.classes * options.dim), 2),
+        "checkpoint GiB": round(whole["bytes"] / GIB, 2),
         "largest file of the checkpoint GiB": round(whole["largest"] / GIB, 2),
-        "median seconds a step": whole["step"],
-        "seconds": {each: found["seconds"] for each, found in (("whole", whole), ("first", first), ("rest", rest))},
         "resumed equals never stopped": same,
+        "runs": {
+            name: {
+                "peak GiB": round(each["peak"] / GIB, 2),
+                "peak of anonymous memory GiB": round(each["anonymous"] / GIB, 2),
+                "least memory available GiB": round(each["available"] / GIB, 2),
+                "mean load of the machine": each["load"],
+                "median seconds a step": each["step"],
+                "processor seconds of rank 0 a step": each["cpu"],
+                "seconds of the save": each["save"],
+                "seconds": each["seconds"],
+                "save": each["way"],
+            }
+            for name, each in runs.items()
+        },
     }
     print(json.dumps(found, indent=1))
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
-    if not same:
+    if same is False:
         sys.exit("the checkpoints differ")
 
 
-SETTINGS = ("classes", "dim", "ranks", "batch", "steps", "centers", "momentum", "ratio")
+SETTINGS = ("classes", "dim", "ranks", "batch", "steps", "centers", "momentum", "ratio", "logits", "location")
 
 
 def parse() -> argparse.Namespace:
@@ -76,41 +96,66 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--centers", default="bfloat16", help="center_storage")
     parser.add_argument("--momentum", default="int8", help="momentum_storage")
-    parser.add_argument("--ratio", type=float, default=1.0, help="sample_ratio")
+    parser.add_argument("--ratio", "--sample", type=float, default=1.0, help="sample_ratio")
+    parser.add_argument("--location", default="device", help="center_location; the files of disk lie in --folder")
+    parser.add_argument("--once", action="store_true", help="one run: nothing is resumed and compared")
+    parser.add_argument("--logits", default="store", help="store or recompute")
     parser.add_argument("--folder", type=Path, help="where the checkpoints are written; they are deleted at the end")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--resumed", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def run(name: str, folder: Path, steps: int, options: argparse.Namespace) -> dict[str, float]:
-    """Train to so many steps; returns the peak of the memory in bytes, seconds, and what the ranks found."""
+def run(name: str, root: Path, options: argparse.Namespace, *further: Any) -> dict[str, Any]:
+    """Train in `root/name`; returns memory in bytes, seconds, how it was saved, and what the ranks found."""
+    folder = root / name
     command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(options.ranks)]
-    command += ["--log_dir", str(folder.parent / f"log-{name}"), str(HERE / "large.py"), "--worker", str(folder)]
+    command += ["--log_dir", str(root / f"log-{name}"), str(HERE / "large.py"), "--worker", str(folder)]
     for setting in SETTINGS:
-        command += [f"--{setting}", str(steps if setting == "steps" else getattr(options, setting))]
+        command += [f"--{setting}", str(getattr(options, setting))]
+    command += [*map(str, further), *(["--once"] if options.once else [])]
     path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    log = folder.parent / f"{name}.log"
-    start, peak = time.monotonic(), 0
+    log = root / f"{name}.log"
+    start, peak, anonymous, available, loads = time.monotonic(), 0, 0, 1 << 60, []
     with log.open("w") as output:
         process = subprocess.Popen(
             command, env={**os.environ, **threads, "PYTHONPATH": path}, stdout=output, stderr=subprocess.STDOUT
         )
         while process.poll() is None:
-            peak = max(peak, proportional_bytes(process.pid))
+            found = proportional_bytes(process.pid)
+            peak, anonymous = max(peak, found[0]), max(anonymous, found[1])
+            available = min(available, available_bytes())
+            loads.append(os.getloadavg()[0])
             time.sleep(1.0)
     if process.returncode:
         sys.exit(f"{name}: the ranks ended with status {process.returncode}:\n{log.read_text()[-4000:]}")
-    figures = {"peak": peak, "seconds": round(time.monotonic() - start, 1)}
-    print(f"{name}: {figures['seconds']:.0f} s, peak {peak / GIB:.2f} GiB", flush=True)
-    newest = checkpoint_in(folder)
-    largest = max(file.stat().st_size for file in newest.rglob("*") if file.is_file())
-    return {**figures, **json.loads((folder / "steps.json").read_text()), "largest": largest}
+    seconds = round(time.monotonic() - start, 1)
+    sizes = [file.stat().st_size for file in files_of(checkpoints_in(folder)[-1])]
+    print(f"{name}: {seconds:.0f} s, peak {peak / GIB:.2f} GiB, {anonymous / GIB:.2f} anonymous", flush=True)
+    written = (root / f"log-{name}" / "workerlog.0").read_text().splitlines()
+    return {
+        "peak": peak,
+        "anonymous": anonymous,
+        "available": available,
+        "load": round(sum(loads) / max(len(loads), 1), 1),
+        "seconds": seconds,
+        "bytes": sum(sizes),
+        "largest": max(sizes),
+        "way": [line[line.index("training ") :] for line in written if "while checkpoints are written" in line],
+        **json.loads((folder / "steps.json").read_text()),
+    }
 
 
-def proportional_bytes(root: int) -> int:
-    """Proportional set size of a process and all below it."""
+def available_bytes() -> int:
+    """The kernel's estimate of the memory that new programs can take."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def proportional_bytes(root: int) -> tuple[int, int]:
+    """Proportional set size of a process and all below it, and the part of it that is no file."""
     children: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -118,7 +163,7 @@ def proportional_bytes(root: int) -> int:
         except OSError:  # it has ended
             continue
         children.setdefault(int(fields[1]), []).append(int(status.parent.name))
-    found, left = 0, [root]
+    found, anonymous, left = 0, 0, [root]
     while left:
         process = left.pop()
         left += children.get(process, [])
@@ -126,34 +171,27 @@ def proportional_bytes(root: int) -> int:
             lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue
-        found += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return found
+        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss")}
+        found += sizes["Pss"]
+        anonymous += sizes["Pss_Anon"] + sizes["Pss_Shmem"]
+    return found, anonymous
 
 
-def checkpoint_in(folder: Path) -> Path:
+def checkpoints_in(folder: Path) -> list[Path]:
     from plsc.checkpoint import list_checkpoints
 
-    return list_checkpoints(folder)[-1]
+    return list_checkpoints(folder)
 
 
-def compare(one: Path, other: Path) -> tuple[bool, int]:
-    """Whether the newest checkpoints hold equal files of tensors, and their bytes."""
-    first, second = checkpoint_in(one), checkpoint_in(other)
-    names = sorted(file.relative_to(first) for file in first.rglob("*.safetensors"))
-    same = bool(names) and names == sorted(file.relative_to(second) for file in second.rglob("*.safetensors"))
-    return same and all(equal_files(first / name, second / name) for name in names), sum(
-        (first / name).stat().st_size for name in names
-    )
+def files_of(checkpoint: Path) -> list[Path]:
+    """The files that hold tensors."""
+    return sorted(checkpoint.glob("*.safetensors"))
 
 
-def equal_files(one: Path, other: Path) -> bool:
-    with one.open("rb") as first, other.open("rb") as second:
-        while True:
-            a, b = first.read(1 << 24), second.read(1 << 24)
-            if a != b:
-                return False
-            if not a:
-                return True
+def digests(checkpoint: Path) -> dict[str, str]:
+    from plsc.utils.files import file_digest
+
+    return {file.name: file_digest(file) for file in files_of(checkpoint)}
 
 
 # Under the launcher
@@ -187,10 +225,12 @@ def work(options: argparse.Namespace) -> None:
 
         def __init__(self) -> None:
             self.found: list[float] = []
+            self.processor: list[float] = []
 
         def on_step(self, step) -> None:
             float(step.values["loss"])
             self.found.append(time.monotonic())
+            self.processor.append(time.process_time())
 
     times = Times()
     config = Config(
@@ -203,18 +243,25 @@ def work(options: argparse.Namespace) -> None:
         sample_ratio=options.ratio,
         center_storage=options.centers,
         momentum_storage=options.momentum,
+        center_location=options.location,
+        logits=options.logits,
         train_batch_size=options.batch,
         num_workers=0,
         train_steps=options.steps,
         model_save_dir=str(options.worker),
-        auto_resume=True,
+        save_steps=None if options.once else options.steps // 2,
+        save_minutes=None,
+        **({"checkpoint_dir": str(options.resumed)} if options.resumed else {}),
         with_test=False,
     )
     trainer = Trainer(config, observers=[times])
     trainer.train()
     if trainer.topology.is_main:
-        steps = np.diff(times.found)
-        figures = {"step": round(float(np.median(steps)), 3) if len(steps) else None}
+        figures = {
+            "step": round(float(np.median(np.diff(times.found))), 3),
+            "cpu": round(float(np.median(np.diff(times.processor))), 3),
+            "save": round(time.monotonic() - times.found[-1], 1),
+        }
         (options.worker / "steps.json").write_text(json.dumps(figures))
 
 

@@ -208,6 +208,13 @@ class Config(Settings):
     sample_ratio: float = Field(
         default=1.0, gt=0.0, le=1.0, description="Fraction of the class centers used in each step (Partial FC)."
     )
+    head_group_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Ranks over which the class centers are sharded, a divisor of their number; the other ranks, in "
+        "groups of as many, hold the same shards and exchange the gradients of the centers instead of features. For "
+        "slow links between machines: the ranks of one machine. By default all ranks. See docs/losses.md.",
+    )
     logits: Literal["auto", "store", "recompute"] = Field(
         default="auto",
         description="Logits between the forward and the backward pass: store them, recompute them (less memory), or "
@@ -222,6 +229,17 @@ class Config(Settings):
         default="float32",
         description="Type in which the momentum of the class centers, or another state of their optimizer, is kept. "
         "bfloat16 takes half the memory and int8 a quarter, with stochastic rounding; with none there is no momentum.",
+    )
+    center_location: Literal["device", "host", "disk"] = Field(
+        default="device",
+        description="Where the class centers and the state of their optimizer lie: in the memory of the device; in "
+        "page-locked memory of the host (host; on a CPU the same as device); in files without a name that are mapped "
+        "into memory (disk). See docs/storage.md.",
+    )
+    center_dir: str = Field(
+        default="",
+        description="Folder of a local disk for the files of center_location disk. By default the one in which "
+        "checkpoints are written.",
     )
 
     dataset_dir: str = Field(

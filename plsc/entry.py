@@ -245,6 +245,13 @@ class Entry(_Attributes):
         """Fraction of the class centers in each step (Partial FC, An et al., 2021), over 0 up to 1. Default 1."""
         self.config.sample_ratio = sample_ratio
 
+    def set_head_group_size(self, ranks: int | None) -> None:
+        """Shard the class centers over groups of so many ranks, a divisor of their number. Default None: all ranks.
+
+        Each group holds all classes. For slow links between machines: the number of ranks of one machine.
+        """
+        self.config.head_group_size = ranks
+
     def set_logits(self, mode: Literal["auto", "store", "recompute"]) -> None:
         """Logits between the head's two passes: 'store', 'recompute' (less memory) or 'auto' by free memory."""
         self.config.logits = mode
@@ -263,6 +270,18 @@ class Entry(_Attributes):
         takes none: the centers are trained without momentum. It needs sharded centers, and an even embedding size.
         """
         self.config.momentum_storage = dtype
+
+    def set_center_location(self, location: Literal["device", "host", "disk"]) -> None:
+        """Where the class centers and the state of their optimizer lie. The result is the same.
+
+        'device' (default): in the memory of the device. 'host': in page-locked memory of the host; on a CPU the same as
+        'device'. 'disk': in files that are mapped into memory. It needs sharded centers. See docs/storage.md.
+        """
+        self.config.center_location = location
+
+    def set_center_dir(self, directory: str | Path) -> None:
+        """Folder of a local disk for the files of center_location 'disk'. Default: the one of the checkpoints."""
+        self.config.center_dir = str(directory)
 
     def set_head_optimizer(self, optimizer: Any) -> None:
         """Row optimizer of the class centers, of `plsc.losses`. Default: the arithmetic of `set_optimizer`."""

@@ -82,6 +82,8 @@ SETTERS = [
     ("set_logits", "mode", "recompute", "logits"),
     ("set_center_storage", "dtype", "bfloat16", "center_storage"),
     ("set_momentum_storage", "dtype", "bfloat16", "momentum_storage"),
+    ("set_center_location", "location", "disk", "center_location"),
+    ("set_center_dir", "directory", "scratch", "center_dir"),
     ("set_pixel_normalization", "mean", (1.0, 2.0, 3.0), "pixel_mean"),
     ("set_bad_images", "action", "skip", "bad_images"),
     ("set_strict_images", "flag", True, "strict_images"),

@@ -77,6 +77,8 @@ class Part:
         rows: rows of the global tensor; given together with `offset`.
         is_finite: a number that is not finite is refused when a checkpoint is written. False for a constant that
             holds such numbers, as a mask does.
+        may_copy: all of it may be copied in memory while training goes on. False for what is larger than memory, as
+            rows in a mapped file.
 
     Example:
         >>> Part("backbone.conv1.weight", weight)
@@ -88,6 +90,7 @@ class Part:
     offset: int | None = field(default=None, kw_only=True)
     rows: int | None = field(default=None, kw_only=True)
     is_finite: bool = field(default=True, kw_only=True)
+    may_copy: bool = field(default=True, kw_only=True)
 
     @property
     def file(self) -> str:

@@ -31,6 +31,8 @@ class Collectives:
 
     Args:
         topology: by default a single rank, for which no collective communicates.
+        group: Paddle's group of these ranks, in whose order `topology` numbers them; None for all ranks of the job.
+        name: of that group; '' for all ranks of the job.
 
     Example:
         >>> collectives = Collectives(init_topology())
@@ -38,6 +40,8 @@ class Collectives:
     """
 
     topology: Topology = field(default_factory=Topology)
+    group: Any = None
+    name: str = ""
 
     @property
     def _is_single(self) -> bool:
@@ -49,7 +53,7 @@ class Collectives:
             return rows
         self._wait_for_late_ranks()
         gathered = paddle.empty([rows.shape[0] * self.topology.world_size, *rows.shape[1:]], rows.dtype)
-        dist.stream.all_gather(gathered, rows.contiguous())
+        dist.stream.all_gather(gathered, rows.contiguous(), group=self.group)
         return gathered
 
     def reduce_scatter_sum(self, rows: paddle.Tensor) -> paddle.Tensor:
@@ -59,7 +63,7 @@ class Collectives:
         local = rows.shape[0] // self.topology.world_size
         if self.topology.on_gpu:
             own = paddle.empty([local, *rows.shape[1:]], rows.dtype)
-            dist.stream.reduce_scatter(own, rows.contiguous())
+            dist.stream.reduce_scatter(own, rows.contiguous(), group=self.group)
             return own
         # Gloo has no reduce_scatter.
         return self.all_reduce_sum(rows)[self.topology.rank * local : (self.topology.rank + 1) * local]
@@ -83,25 +87,28 @@ class Collectives:
             # Gloo computes wrong sums of float16.
             return self._all_reduce(tensor.astype("float32"), op).astype("float16")
         self._wait_for_late_ranks()
-        dist.all_reduce(tensor, op=op)
+        dist.all_reduce(tensor, op=op, group=self.group)
         return tensor
 
     def _wait_for_late_ranks(self) -> None:
         # Gloo fails after 30 s. NCCL has no such limit, and its collectives begin when the device comes to them.
         if not self.topology.on_gpu:
-            watch.meet()
+            self._meet()
+
+    def _meet(self) -> None:
+        watch.meet(self.name, self.topology.world_size)
 
     def gather_objects(self, value: _Value) -> list[_Value]:
         """All ranks' values in rank order, on every rank. For small values that can be pickled."""
         if self._is_single:
             return [value]
-        watch.meet()
+        self._meet()
         values: list[_Value] = []
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def barrier(self) -> None:
         """Wait until every rank has called this."""
         if not self._is_single:
-            watch.meet()
-            dist.barrier()
+            self._meet()
+            dist.barrier(group=self.group)

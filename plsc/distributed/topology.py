@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -177,6 +178,11 @@ def _store_address() -> tuple[str, int]:
     first = os.environ.get("PADDLE_MASTER") or os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0]
     host, _, port = first.rpartition(":")
     return host, int(port)
+
+
+def host_of_this_rank() -> str:
+    """The address of this machine that the launcher gave to the other ranks; its name where there is none."""
+    return os.environ.get("PADDLE_CURRENT_ENDPOINT", "").rpartition(":")[0] or socket.gethostname()
 
 
 def launcher_of_this_rank() -> int | None:

@@ -20,6 +20,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple, NoReturn
 
@@ -123,14 +124,18 @@ def start(
         _current.allow(minutes * 60.0)
 
 
-def meet() -> None:
+def meet(group: str = "", size: int | None = None) -> None:
     """Wait until every rank has called this, however late. Every rank must call it; without a watch it does nothing.
+
+    Args:
+        group: name of a group of ranks, which wait for each other only; '' for all ranks.
+        size: number of ranks in the group; by default all.
 
     Raises:
         DistributedError: another rank stopped, died, ended or hangs.
     """
     if _current is not None:
-        _current.meet()
+        _current.meet(group, size)
 
 
 @contextlib.contextmanager
@@ -183,7 +188,8 @@ class Watch:
         self._are_stacks_written = False
         self._waits_since: float | None = None
         self._has_left = False
-        self._meetings, self._reports = 0, 0
+        self._meetings: Counter[str] = Counter()  # by group
+        self._reports = 0
         self._heard: dict[int, _Heard] = {}
         self._processes = [Process.this()]
         self._stores: tuple[Store, ...] = ()
@@ -205,12 +211,12 @@ class Watch:
 
     # What the main thread calls.
 
-    def meet(self) -> None:
+    def meet(self, group: str = "", size: int | None = None) -> None:
         """See the function of this name."""
         if not self._stores:
             return
         try:
-            self._arrive()
+            self._arrive(group, size)
         except ValueError:
             self._fault = self._fault or self._lost_store()
         self._raise_fault()
@@ -230,16 +236,18 @@ class Watch:
             self._tell(self._main, self._fault)
             raise self._fault.as_error()
 
-    def _arrive(self) -> None:
-        self._meetings += 1
-        wanted, nap = self._meetings * self._world_size, 5e-5
+    def _arrive(self, group: str = "", size: int | None = None) -> None:
+        self._meetings[group] += 1
+        wanted, nap = self._meetings[group] * (size or self._world_size), 5e-5
+        key = f"arrived/{group}" if group else "arrived"
         try:
-            arrived = self._main.add("arrived", 1)
-            while arrived < wanted:
+            arrived = self._main.add(key, 1)
+            # A fault is added to the count of all ranks only; of a group it ends the wait when the thread has heard it.
+            while arrived < wanted and not (group and self._fault):
                 self._waits_since = self._waits_since or time.monotonic()
                 time.sleep(nap)
                 nap = min(1.1 * nap, _LONGEST_NAP)  # so that a wait gets longer by a tenth at most
-                arrived = self._main.count("arrived")
+                arrived = self._main.count(key)
         finally:
             phase(_doing.text)
             self._waits_since = None

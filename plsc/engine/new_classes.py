@@ -38,8 +38,10 @@ def initial_rows(head: Head, move: ClassMove) -> dict[str, NDArray[Any]]:
     new = _own(head.classes, move)
     if not new.size:
         return {}
-    rows = paddle.to_tensor(new)
-    return {name: paddle.index_select(parameter.detach(), rows).numpy() for name, parameter in head.parameters.items()}
+    return {
+        name: paddle.index_select(parameter.detach(), paddle.to_tensor(new, place=parameter.place)).numpy()
+        for name, parameter in head.parameters.items()
+    }
 
 
 def restore_rows(head: Head, move: ClassMove, rows: dict[str, NDArray[Any]]) -> None:

@@ -20,6 +20,7 @@ from plsc.data.records import Records
 from plsc.data.verification_set import VerificationSet
 from plsc.distributed.agreement import agree
 from plsc.distributed.collectives import Collectives
+from plsc.distributed.groups import HeadGroups
 from plsc.distributed.replica import Replica
 from plsc.distributed.topology import Topology, init_topology, is_restart, use_threads
 from plsc.engine.about import About
@@ -66,7 +67,7 @@ from plsc.engine.uploads import Uploader
 from plsc.engine.verifier import Verifier
 from plsc.errors import CheckpointError, ConfigError, DataError, StorageError
 from plsc.losses import Head, check_head
-from plsc.losses.classifier import Classifier
+from plsc.losses.classifier import Classifier, groups_of
 from plsc.models.base_model import build_backbone, check_model
 from plsc.models.recompute import BlockRecompute
 from plsc.utils.hints import setter
@@ -209,8 +210,11 @@ def make_parts(config: Config, given: Given, *, stop: StopRequest, held: context
         notices=functools.partial(_notices, saver, stop),
         settle=saver.finish,
     )
+    groups = groups_of(config, collectives) if given.head is None else None
     contents = agree(
-        lambda: _make_contents(config, collectives, folder, data, network, head=given.head, make_judge=make_judge),
+        lambda: _make_contents(
+            config, collectives, folder, data, network, head=given.head, groups=groups, make_judge=make_judge
+        ),
         collectives,
         error=ConfigError,
     )
@@ -336,6 +340,7 @@ def _make_contents(
     network: Network,
     *,
     head: Head | None,
+    groups: HeadGroups | None,
     make_judge: Callable[..., Judge],
 ) -> Contents:
     """Make the head, unless it is given, the optimizers and the judge.
@@ -349,6 +354,7 @@ def _make_contents(
             config,
             collectives,
             make_optimizer=lambda own: NamedOptimizer(config, own, of_centers=True),
+            groups=groups,
             class_counts=functools.partial(count_images, data.records, config.num_classes),
         )
     head = check_head(head, config.num_classes)

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import logging
 import platform
+import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from plsc.distributed.agreement import agree, on_all_ranks
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.errors import DistributedError
+from plsc.losses import Head
 from plsc.utils.class_numbers import read_numbers
 from plsc.utils.plural import counted
 from plsc.version import __version__
@@ -33,6 +35,7 @@ OWN_SETTINGS = frozenset(
     {
         "cache_dir",
         "cache_gb",
+        "center_dir",
         "checkpoint_dir",
         "cpu_threads",
         "dataset_dir",
@@ -54,6 +57,7 @@ OWN_SETTINGS = frozenset(
 _FILES_OF_NUMBERS = ("class_weights", "class_counts")
 _DATA_OBJECTS = frozenset({"train_dataset", "val_dataset", "test_dataset", "train_reader", "test_reader"})
 _HARMLESS = frozenset({"version of Python"})  # a difference is a warning
+_DIGEST_NUMBERS = 1 << 24  # of a tensor, read at a time
 _LONGEST = 120  # characters of a value in a message
 
 
@@ -83,6 +87,45 @@ def check_ranks_agree(facts: Callable[[], Mapping[str, object]], collectives: Co
             f"same data (only {', '.join(sorted(OWN_SETTINGS))} may differ)"
         )
         raise on_all_ranks(error)
+
+
+def check_copies(head: Head, collectives: Collectives) -> None:
+    """Compare the rows of ranks that hold the same classes, which each of them updates alike. Every rank must call it.
+
+    Args:
+        head: made, and loaded where a run resumes. Where no class is on two ranks, nothing of it is read.
+        collectives: over the ranks.
+
+    Raises:
+        DistributedError: they differ; the same on all ranks.
+    """
+    if collectives.topology.world_size == 1:
+        return
+    held = collectives.gather_objects(head.classes)
+    if all(not classes.size or held.count(classes) == 1 for classes in held):
+        return
+    digests = collectives.gather_objects(_digest_of_rows(head))
+    for rank, classes in enumerate(held):
+        first = held.index(classes)
+        if classes.size and digests[rank] != digests[first]:
+            error = DistributedError(
+                f"ranks {first} and {rank} both hold classes {classes.start} to {classes.stop - 1}, and begin with "
+                f"different centers of them or another state of their optimizer; give every rank an initializer "
+                f"(param_attr) that draws the same numbers, and the same checkpoint"
+            )
+            raise on_all_ranks(error)
+
+
+def _digest_of_rows(head: Head) -> dict[str, int]:
+    """By name, a checksum of each tensor that a head saves."""
+    digests = {}
+    for name, tensor in head.state().items():
+        rows = tensor.detach() if tensor.shape else tensor.detach().reshape([1])
+        digests[name], size = 0, max(1, _DIGEST_NUMBERS * rows.shape[0] // max(1, rows.size))
+        for start in range(0, rows.shape[0], size):
+            block = rows[start : start + size].clone().numpy()  # without the clone all would be copied
+            digests[name] = zlib.crc32(block.tobytes(), digests[name])
+    return digests
 
 
 def _by_rank(values: list[str]) -> dict[str, list[int]]:

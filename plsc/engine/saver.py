@@ -7,8 +7,8 @@ A save goes through these phases, and ranks enter each together:
     naming     a thread on rank 0 gives the folder its name, and deletes the oldest checkpoints
 
 Ranks learn that a phase is over from numbers that travel with the verdict on each step (`Notices`), so that no rank
-waits for another one's disk. Where memory does not allow the copy, training waits while the threads read the tensors
-themselves.
+waits for another one's disk. Where memory does not allow the copy, or a tensor may not be copied (`Part.may_copy`),
+training waits while the threads read the tensors themselves, block by block. `Snapshot` decides it, once for all ranks.
 """
 
 from __future__ import annotations
@@ -156,6 +156,11 @@ class Saver:
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint within the epoch is to be saved after a step; none while another one is under way."""
         return self._is_owed and self._save is None and step != self.saved_step
+
+    @property
+    def waits(self) -> bool:
+        """Whether training has waited for the last save to be written; the same on all ranks."""
+        return not self._snapshot.is_used
 
     @property
     def _seconds(self) -> float:

@@ -20,20 +20,21 @@ from plsc.distributed.collectives import Collectives
 from plsc.errors import CheckpointError
 from plsc.utils.files import size_text
 from plsc.utils.hints import setter
-from plsc.utils.memory import available_memory
+from plsc.utils.memory import NO_LIMIT, process_memory, shared_memory
 
 log = logging.getLogger("plsc")
 
-# Share of the free memory that a copy may take.
+# Share of the free memory that a copy may take; the rest is for what later steps take beyond those before.
 _MOST_MEMORY = 0.8
 _PAGE_BYTES = 4096
 
 
 class Layout(NamedTuple):
-    """What a part takes in memory."""
+    """What a part takes in memory, and whether that may be taken once more."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    may_copy: bool = True
 
     @property
     def size(self) -> int:
@@ -43,14 +44,17 @@ class Layout(NamedTuple):
 
 def layouts(parts: Iterable[Part]) -> dict[str, Layout]:
     """The layout of each part, by its name."""
-    return {part.name: Layout(tuple(part.data.shape), np.dtype(part.data.dtype)) for part in parts}
+    return {
+        part.name: Layout(tuple(part.data.shape), np.dtype(part.data.dtype), may_copy=part.may_copy) for part in parts
+    }
 
 
 class Snapshot:
     """Memory for one copy of this rank's parts. Every rank makes one, and calls the same methods together.
 
     The memory is kept between saves: to touch new memory takes several times as long as to copy into memory that was
-    used before. Where there is not enough of it, no copies are made.
+    used before. Where there is not enough of it, or a part may not be copied, no copies are made. All ranks decide
+    alike, once.
 
     Args:
         config: `async_save`.
@@ -67,6 +71,11 @@ class Snapshot:
     def is_prepared(self) -> bool:
         """Whether `prepare` was called, or `copy`."""
         return self._is_used is not None
+
+    @property
+    def is_used(self) -> bool:
+        """Whether copies are made, once that is decided."""
+        return bool(self._is_used)
 
     def prepare(self, wanted: Mapping[str, Layout]) -> None:
         """Decide whether copies are made, and take memory for one of these parts, in a thread."""
@@ -87,7 +96,7 @@ class Snapshot:
     def _takes(self, wanted: Mapping[str, Layout]) -> bool:
         """Whether copies are made, and there is memory for this one; the same on all ranks."""
         if self._is_used is None:
-            self._is_used = self._choose(sum(layout.size for layout in wanted.values()))
+            self._is_used = self._choose(wanted)
         if self._is_used:
             try:
                 agree(lambda: self._reserve(wanted), self._collectives, error=CheckpointError)
@@ -96,40 +105,35 @@ class Snapshot:
                 log.warning("training waits while checkpoints are written: no memory for a copy: %s", error)
         return self._is_used
 
-    def _choose(self, size: int) -> bool:
-        """Whether `async_save` asks for copies; with 'auto', whether there is memory for them."""
-        if self._config.async_save != "auto":
-            return self._config.async_save == "on"
-        is_main = self._collectives.topology.is_main
-        ranks = self._collectives.gather_objects((socket.gethostname(), size, available_memory()))
-        for host in {name for name, _, _ in ranks}:
-            wanted = sum(own for name, own, _ in ranks if name == host)
-            free = min(own for name, _, own in ranks if name == host)
-            if wanted > _MOST_MEMORY * free:
-                if is_main:
-                    log.warning(
-                        "training waits while checkpoints are written: a copy takes %s on %s, where %s of memory is "
-                        "free; %s makes the copy all the same",
-                        size_text(wanted),
-                        host,
-                        size_text(free),
-                        setter("async_save", True),
-                    )
-                return False
-        if is_main:
-            log.info(
-                "training goes on while checkpoints are written, from a copy of %s in memory",
-                size_text(sum(own for _, own, _ in ranks)),
+    def _choose(self, wanted: Mapping[str, Layout]) -> bool:
+        """Whether copies are made: the parts and `async_save` allow it; with 'auto', there is memory for them."""
+        mode, is_main = self._config.async_save, self._collectives.topology.is_main
+        ranks = self._collectives.gather_objects(_needs(wanted, rank=self._collectives.topology.rank))
+        if mode == "off":
+            reason = f"{setter('async_save', False)} asks for it"
+        else:
+            reason = _kept_elsewhere(ranks) or ("" if mode == "on" else _too_large(ranks))
+        if is_main and reason:
+            # What was asked for is no surprise.
+            log.log(
+                logging.INFO if mode == "off" else logging.WARNING,
+                "training waits while checkpoints are written: %s",
+                reason,
             )
-        return True
+        elif is_main:
+            size = size_text(sum(rank.size for rank in ranks))
+            log.info("training goes on while checkpoints are written, from a copy of %s in memory", size)
+        return not reason
 
     def _reserve(self, wanted: Mapping[str, Layout]) -> None:
         """Take the memory for a copy, and give back what other parts had."""
-        held = {name: array for name, array in self._arrays.items() if wanted.get(name) == (array.shape, array.dtype)}
+        held = {
+            name: array for name, array in self._arrays.items() if wanted.get(name) == Layout(array.shape, array.dtype)
+        }
         self._arrays = held
-        for name, (shape, dtype) in wanted.items():
+        for name, layout in wanted.items():
             if name not in held:
-                held[name] = np.empty(shape, dtype)
+                held[name] = np.empty(layout.shape, layout.dtype)
 
     def _fill(self, part: Part) -> NDArray[Any]:
         array = self._arrays[part.name]
@@ -139,6 +143,48 @@ class Snapshot:
             stop = min(start + size, part.num_rows)
             rows[start:stop] = part.read(start, stop)
         return array
+
+
+class _Needs(NamedTuple):
+    """What a rank needs for a copy.
+
+    Attributes:
+        size: bytes.
+        pools: where the memory is from, and the bytes that are free there. Ranks share those of one name.
+        kept_elsewhere: the first part that may not be copied; '' where there is none.
+    """
+
+    size: int
+    pools: dict[str, int]
+    kept_elsewhere: str
+
+
+def _needs(wanted: Mapping[str, Layout], *, rank: int) -> _Needs:
+    host, own = socket.gethostname(), process_memory()
+    pools = {host: shared_memory()}
+    if own < NO_LIMIT:
+        pools[f"{host}, within the limit of the process of rank {rank} (ulimit)"] = own
+    kept = next((name for name, layout in wanted.items() if not layout.may_copy), "")
+    return _Needs(sum(layout.size for layout in wanted.values()), pools, kept)
+
+
+def _kept_elsewhere(ranks: Sequence[_Needs]) -> str:
+    """Why a part may not be copied; '' where all may."""
+    name = next((rank.kept_elsewhere for rank in ranks if rank.kept_elsewhere), "")
+    return name and f"{name} is not kept in memory, so no copy of it is made there"
+
+
+def _too_large(ranks: Sequence[_Needs]) -> str:
+    """Why there is not enough memory for copies; '' where there is."""
+    for pool in dict.fromkeys(pool for rank in ranks for pool in rank.pools):
+        wanted = sum(rank.size for rank in ranks if pool in rank.pools)
+        free = min(rank.pools[pool] for rank in ranks if pool in rank.pools)
+        if wanted > _MOST_MEMORY * free:
+            return (
+                f"a copy takes {size_text(wanted)} on {pool}, where {size_text(free)} of memory is free; "
+                f"{setter('async_save', True)} makes the copy all the same"
+            )
+    return ""
 
 
 def _touch(arrays: Iterable[NDArray[Any]]) -> None:

@@ -69,19 +69,25 @@ def head_parts(head: Head, is_main: bool, *, num_classes: int) -> list[Part]:
     """What this rank writes of the head and its optimizer state: its shard, and on rank 0 whole tensors.
 
     Args:
-        head: the head. Where it is replicated, rank 0 writes it.
+        head: the head. Rows that several ranks hold are written by the first of them.
         is_main: whether this is rank 0.
         num_classes: C.
     """
-    writes_rows = is_main or head.classes != Range(0, num_classes)
+    is_copy = getattr(head, "is_copy", False)  # a head that is no subclass of `Head` may not say it
+    writes_rows = is_main or not (is_copy or head.classes == Range(0, num_classes))
     parts = []
     for name, value in head.state().items():
+        rows: dict[str, Any] = {}
         if head.has_row_per_class(name):
-            if writes_rows:
-                parts.append(Part(f"head.{name}", TensorRows(value), offset=head.classes.start, rows=num_classes))
-        elif is_main:
-            parts.append(Part(f"head.{name}", TensorRows(value)))
+            rows = {"offset": head.classes.start, "rows": num_classes}
+        if writes_rows if rows else is_main:
+            parts.append(Part(f"head.{name}", TensorRows(value), **rows, may_copy=_may_copy(head, name)))
     return parts
+
+
+def _may_copy(head: Head, name: str) -> bool:
+    # A user's head may have the other methods of `Head` without deriving from it.
+    return bool(getattr(head, "may_copy", lambda name: True)(name))
 
 
 def load_backbone(

@@ -39,9 +39,7 @@ from plsc.engine.judge import Made, Place
 from plsc.engine.new_classes import begin_new_classes
 from plsc.engine.observers import Observer, Run, Step, TrainingClock, Values
 from plsc.engine.parts import Given, Parts, make_parts
-from plsc.engine.rank_check import (
-    check_ranks_agree,
-)
+from plsc.engine.rank_check import check_copies, check_ranks_agree
 from plsc.engine.resume import (
     check_content_of,
     check_save_folder,
@@ -379,6 +377,12 @@ class Trainer:
             self._leave(step)
         if self._saver.is_due(self.step):
             self._save_within_epoch(step)
+            if self._is_stopped_meanwhile():
+                self._leave(step)
+
+    def _is_stopped_meanwhile(self) -> bool:
+        """Whether a signal came to any rank while training waited for a save: no further step is made to tell it."""
+        return self._saver.waits and any(self.collectives.gather_objects(self._stop.is_asked()))
 
     def _end_epoch(self, step: Step, results: dict[str, float]) -> None:
         """Save `<epoch>`, or `<epoch>.<step>` where the run ended within an epoch; then verify.
@@ -398,7 +402,7 @@ class Trainer:
             self.epoch, self.step_in_epoch, self._epoch_began_at = self.epoch + 1, 0, self.step
             self._verifier.average_statistics(step.number)
             self._save(step, self._name)
-        if stops:
+        if stops or self._is_stopped_meanwhile():
             self._leave(step)
         try:
             results.update(self._verify(step))
@@ -520,6 +524,7 @@ class Trainer:
             lambda: {f"the learning rate of step {step + 1}": f"{value:.6g}" for step, value in rates.items()},
             self.collectives,
         )
+        check_copies(self.head, self.collectives)
         check_save_folder(
             self.config, position=self._position, last_epoch=self._last_epoch, collectives=self.collectives
         )

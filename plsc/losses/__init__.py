@@ -101,6 +101,14 @@ class Head(Protocol):
         """
         return type(self).__name__
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether a lower rank holds the same rows and saves them; by default not.
+
+        A head that holds all classes on every rank need not say so: rank 0 saves them.
+        """
+        return False
+
     def forward(
         self, features: paddle.Tensor, labels: paddle.Tensor, *, step: int = 0, count_above: bool = False
     ) -> paddle.Tensor:
@@ -168,6 +176,13 @@ class Head(Protocol):
         about the names in a checkpoint too, before there is any state. By default, true for the parameters.
         """
         return name in self.parameters
+
+    def may_copy(self, name: str) -> bool:
+        """Whether memory may be taken for a copy of the tensor `name` of `state`; by default it may.
+
+        False: training waits while checkpoints are written, from the tensors themselves.
+        """
+        return True
 
 
 _OWN = ("forward", "backward", "update")  # what every head defines

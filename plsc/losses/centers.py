@@ -30,6 +30,8 @@ class Centers:
         weight: [S, D]; or [S, K, D], of which the nearest sub-center counts; float32 or bfloat16.
         bias: [S], or None; only without cosines.
         classes: the classes of the rows; all of them where each rank holds all.
+        searched: those among them that this rank looks at where other ranks hold the same rows; None for all, or for
+            this rank's share where each rank holds all.
         is_cosine: whether the score is a cosine.
         scale: s: the softmax is over s times the cosines. 1 without cosines.
     """
@@ -39,6 +41,7 @@ class Centers:
     classes: Range
     is_cosine: bool
     scale: float
+    searched: Range | None = None
 
 
 @no_grad
@@ -58,8 +61,8 @@ def top_classes(
     """
     top = TopClasses(features, min(count, num_classes), is_cosine=centers.is_cosine)
     topology = collectives.topology
-    own = centers.classes
-    if own == Range(0, num_classes):  # of a replicated head, each rank looks at a part
+    own = centers.searched or centers.classes
+    if centers.searched is None and own == Range(0, num_classes):  # of a replicated head, each rank looks at a part
         own = shard_range(num_classes, topology.world_size, shard=topology.rank)
     first = own.start - centers.classes.start
     bias = None if centers.bias is None else centers.bias[first : first + own.size]
@@ -95,6 +98,8 @@ def _offer_all(
         _merge_zeros(top, features, Range(first_class, first_class + weight.shape[0]))
     for start in range(0, weight.shape[0], size):
         rows = weight[start : start + size]
+        if rows.place.is_gpu_place() != x.place.is_gpu_place():  # centers that lie in host memory
+            rows = rows._copy_to(x.place, True)
         rows = rows.astype("float32") if rows.dtype == paddle.bfloat16 else rows
         own = None if bias is None else bias[start : start + size]
         scores, error = _scores(x, flat_rows(rows), own, lengths=lengths, is_cosine=centers.is_cosine)

@@ -17,14 +17,17 @@ import numpy as np
 import paddle
 
 from plsc.config import Config
+from plsc.distributed.agreement import on_all_ranks
 from plsc.distributed.collectives import Collectives
+from plsc.distributed.groups import HeadGroups, head_groups
 from plsc.errors import ConfigError
 from plsc.losses import MARGIN_STATE, SavedState, load_tensor
 from plsc.losses.centers import Centers
-from plsc.losses.creation import create_parameter, create_weight, with_storage
+from plsc.losses.creation import create_parameter, create_weight, fill_weight, with_storage
 from plsc.losses.fused import FusedSoftmax
 from plsc.losses.fused_binary import FusedBinary
 from plsc.losses.heads import FusedHead, HeadOutput, ParameterOptimizer, UnfusedHead
+from plsc.losses.location import location_of
 from plsc.losses.margins import (
     BinaryMargin,
     CountedMargin,
@@ -35,6 +38,7 @@ from plsc.losses.margins import (
     apply_margin,
     build_margin,
     is_per_sample,
+    needs_all_cosines,
 )
 from plsc.losses.negatives import NegativesMargin
 from plsc.losses.precision import HalfPrecision, Precision
@@ -44,7 +48,8 @@ from plsc.losses.shard import Shard
 from plsc.losses.storage import Places
 from plsc.utils.class_numbers import numbers_of_classes
 from plsc.utils.hints import setter
-from plsc.utils.ranges import Range, shard_range
+from plsc.utils.plural import counted
+from plsc.utils.ranges import shard_range
 from plsc.utils.seeding import derive_seed
 
 log = logging.getLogger("plsc")
@@ -56,13 +61,16 @@ _MARGIN_SEED = 2**31
 class Classifier:
     """Class centers, sharded over ranks (`dist_` losses) or replicated on each.
 
-    A sharded head gathers the features of all ranks (G = N R) and holds S of the C classes. A replicated head (S = C)
-    sees the features of its rank only, and its ranks sum their gradients.
+    A sharded head gathers the features of the ranks of its group and holds S of the C classes. A group is all ranks
+    (G = N R), or `head_group_size` of them (G = N g): then the other groups hold the same shards, and the gradients of
+    a shard are averaged over its replicas. A replicated head (S = C) sees the features of its rank only, as a group of
+    one rank does.
 
     Args:
         config: the settings.
         collectives: over all ranks.
         make_optimizer: {name: parameter} -> the optimizer of these parameters.
+        groups: of the ranks; by default those of `groups_of(config, collectives)`.
         class_counts: the number of training images [C] of each class, or None where it is not known; called where the
             margin depends on it and `config.class_counts` does not give it.
 
@@ -84,12 +92,13 @@ class Classifier:
         collectives: Collectives,
         *,
         make_optimizer: Callable[[dict[str, paddle.Tensor]], ParameterOptimizer],
+        groups: HeadGroups | None = None,
         class_counts: Callable[[], np.ndarray[Any, Any] | None] = lambda: None,
     ) -> None:
-        self._collectives, self._sharded = collectives, config.is_sharded
-        self._ranks, rank = collectives.topology.world_size, collectives.topology.rank
-        every = Range(0, config.num_classes)
-        self.classes = shard_range(config.num_classes, self._ranks, shard=rank) if self._sharded else every
+        self._collectives, self._groups = collectives, groups or groups_of(config, collectives)
+        self._shards, self._replicas = self._groups.shards, self._groups.replicas
+        place = self._shards.topology
+        self.classes = shard_range(config.num_classes, place.world_size, shard=place.rank)
         if config.num_classes == 1 and collectives.topology.is_main:
             log.warning(
                 "num_classes is 1: the softmax over one class has a loss of 0 and no gradient, so the network learns "
@@ -103,10 +112,12 @@ class Classifier:
         if config.class_weights:
             given = numbers_of_classes("class_weights", config.class_weights, config.num_classes)
             self._class_weights = paddle.to_tensor(given.astype(np.float32))
-        self.parameters = {"weight": create_weight(config, self.classes)}
+        self._location = location_of(config, on_gpu=collectives.topology.on_gpu)
+        self.parameters = {"weight": create_weight(config, self.classes, self._location)}
         if self._margin is None and config.bias_attr is not False:
             self.parameters["bias"] = create_parameter([self.classes.size], config.bias_attr, is_bias=True)
         self._head = self._choose_head(config, make_optimizer(self.parameters))
+        fill_weight(config, self.parameters["weight"], self.classes)  # minutes, after what may be refused
         self._output: HeadOutput | None = None
         self._margin_before: dict[str, paddle.Tensor] = {}
 
@@ -114,6 +125,11 @@ class Classifier:
     def optimizer_kind(self) -> str:
         """Whose state `state` holds, for example 'Momentum'."""
         return self._head.kind
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether a lower rank holds the same rows."""
+        return not self._replicas.topology.is_main
 
     def forward(
         self, features: paddle.Tensor, labels: paddle.Tensor, *, step: int = 0, count_above: bool = False
@@ -123,20 +139,23 @@ class Classifier:
         Args:
             features: [N, D] of this rank, outside autograd.
             labels: [N] int64, 0 to C - 1.
-            step: decides, with the seed and the rank, which classes are sampled; the margin is told it.
+            step: decides, with the seed and the shard, which classes are sampled; the margin is told it.
             count_above: make `accuracy` available.
         """
-        if self._sharded:
-            features, labels = self._collectives.all_gather(features), self._collectives.all_gather(labels)
+        features, labels = self._shards.all_gather(features), self._shards.all_gather(labels)
         if isinstance(self._margin, StatefulMargin):
             self._margin_before = {name: value.clone() for name, value in self._margin.state().items()}
         if isinstance(self._margin, SteppedMargin):
             self._margin.begin_step(step, seed=max(1, derive_seed(self._seed, step, _MARGIN_SEED)))
-        seed = max(1, derive_seed(self._seed, step, self._collectives.topology.rank))
+        seed, next_seed = (
+            max(1, derive_seed(self._seed, number, self._shards.topology.rank)) for number in (step, step + 1)
+        )
         weights = None if self._class_weights is None else self._weights_of(self._class_weights, labels)
-        self._output = self._head.forward(features, labels, weights=weights, count_above=count_above, seed=seed)
+        self._output = self._head.forward(
+            features, labels, weights=weights, count_above=count_above, seed=seed, next_seed=next_seed
+        )
         loss = self._output.loss
-        return loss if self._sharded else self._collectives.all_reduce_sum(loss.clone()) / self._ranks
+        return self._groups.mean_(loss.clone()) if self._groups.has_replicas else loss
 
     def backward(self) -> paddle.Tensor:
         """The gradient [N, D] of the loss by this rank's features. Call it once per `forward`; no center moves.
@@ -144,9 +163,9 @@ class Classifier:
         Raises:
             RuntimeError: there was no `forward` before.
         """
-        gradient = self._last_output().feature_gradient
-        # In a replicated head, the mean over this rank's samples becomes the mean over all ranks' samples.
-        return self._collectives.reduce_scatter_sum(gradient) if self._sharded else gradient / self._ranks
+        gradient = self._shards.reduce_scatter_sum(self._last_output().feature_gradient)
+        # The mean over the samples of a group becomes the mean over those of all groups.
+        return gradient / self._replicas.topology.world_size if self._groups.has_replicas else gradient
 
     def update(self, learning_rate: float) -> None:
         """Move the centers, and the bias of a binary loss, by the gradient of the last loss.
@@ -158,7 +177,7 @@ class Classifier:
         self._output = None
         self._head.update(learning_rate)
         if by_bias is not None and isinstance(self._margin, BinaryMargin):
-            self._margin.move_bias(self._mean_over_ranks(by_bias), learning_rate)
+            self._margin.move_bias(self._groups.mean_(by_bias), learning_rate)
 
     def discard(self) -> None:
         """Leave the last `forward` out: no center moves, and the margin's state is that of before."""
@@ -180,18 +199,18 @@ class Classifier:
         greater = self._last_output().num_greater
         if greater is None:
             raise RuntimeError("accuracy() needs forward(..., count_above=True) before it")
-        found = {f"acc{k}": (greater < k).astype("float32").mean() for k in (1, 5)}
-        if self._sharded:
-            return found
-        return {name: self._collectives.all_reduce_sum(value) / self._ranks for name, value in found.items()}
+        return {f"acc{k}": self._groups.mean_((greater < k).astype("float32").mean()) for k in (1, 5)}
 
     def centers(self) -> Centers:
         """The class centers as the classification of images uses them."""
-        bias = self.parameters.get("bias")
+        self._location.advise(is_random=False)  # all of them are read now
+        bias, place = self.parameters.get("bias"), self._replicas.topology
+        own = shard_range(self.classes.size, place.world_size, shard=place.rank).shift(self.classes.start)
         return Centers(
             weight=self.parameters["weight"].detach(),
             bias=None if bias is None else bias.detach(),
             classes=self.classes,
+            searched=own,
             is_cosine=self._margin is not None,
             scale=1.0 if self._margin is None else self._scale,
         )
@@ -240,13 +259,15 @@ class Classifier:
         """Whether the tensor `name` of `state` has one row per class."""
         return not name.startswith(MARGIN_STATE) and self._head.has_row_per_class(name)
 
+    def may_copy(self, name: str) -> bool:
+        """Whether memory may be taken for a copy of the tensor `name` of `state`."""
+        return self._head.may_copy(name)
+
     def _weights_of(self, class_weights: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
         """The weights of the samples of `labels`, of mean 1 over the global batch; 0 where all of them are 0."""
-        weights, samples = paddle.index_select(class_weights, labels), len(labels)
-        total = weights.sum()
-        if not self._sharded:
-            total, samples = self._collectives.all_reduce_sum(total), samples * self._ranks
-        return weights * (samples / paddle.clip(total, min=paddle.finfo(total.dtype).tiny))
+        weights = paddle.index_select(class_weights, labels)
+        total = self._groups.mean_(weights.sum())
+        return weights * (len(labels) / paddle.clip(total, min=paddle.finfo(total.dtype).tiny))
 
     @staticmethod
     def _class_counts(config: Config, known: Callable[[], np.ndarray[Any, Any] | None]) -> np.ndarray[Any, Any]:
@@ -266,16 +287,15 @@ class Classifier:
         return self._output
 
     def _choose_head(self, config: Config, optimizer: ParameterOptimizer) -> FusedHead | UnfusedHead:
-        reducer = self._collectives if self._sharded else Collectives()
         margin = self._margin
-        replicated = not self._sharded and self._ranks > 1
-        if replicated and margin is not None and not is_per_sample(margin):
+        replicated = not config.is_sharded and self._collectives.topology.world_size > 1
+        if self._groups.has_replicas and margin is not None and not is_per_sample(margin):
             wrapped = _GlobalBatchNegatives if isinstance(margin, NegativesMargin) else _GlobalBatchMargin
-            margin = wrapped(margin, self._collectives)
+            margin = wrapped(margin, self._replicas)
         row_optimizer = None if replicated else optimizer.row_optimizer
         if config.head_optimizer is not None:
             row_optimizer = _check_head_optimizer(config, replicated)
-        row_optimizer = with_storage(config, row_optimizer, kind=optimizer.kind)
+        row_optimizer = with_storage(config, row_optimizer, kind=optimizer.kind, location=self._location)
         if row_optimizer is not None:
             half = config.use_fp16 and self._collectives.topology.on_gpu
             precision = HalfPrecision(config.amp_dtype) if half else Precision()
@@ -289,16 +309,18 @@ class Classifier:
                     first_class=self.classes.start,
                     state_storage=config.momentum_storage,
                     seed=config.seed,
+                    location=self._location,
                 ),
                 lambda logits: fused(
                     margin,
                     config.loss_scale,
-                    reducer=reducer,
+                    reducer=self._shards,
                     logits=logits,
                     precision=precision,
                     filter_above=config.interclass_filter,
                     smoothing=config.label_smoothing,
                 ),
+                groups=self._groups,
                 sample_ratio=config.sample_ratio,
                 logits=config.logits,
             )
@@ -316,18 +338,36 @@ class Classifier:
                 margin,
                 config.loss_scale,
                 first_class=self.classes.start,
-                reducer=reducer,
+                reducer=self._shards,
                 filter_above=config.interclass_filter,
                 smoothing=config.label_smoothing,
             ),
             self.parameters,
             optimizer=optimizer,
-            reduce_gradient=self._mean_over_ranks,
+            reduce_gradient=self._groups.mean_,
         )
 
-    def _mean_over_ranks(self, gradient: paddle.Tensor) -> paddle.Tensor:
-        """In a replicated head, the gradient of the mean over all ranks' samples."""
-        return gradient if self._sharded else self._collectives.all_reduce_sum(gradient) / self._ranks
+
+def groups_of(config: Config, collectives: Collectives) -> HeadGroups:
+    """The groups of ranks that the settings ask for. Every rank must call this.
+
+    Raises:
+        ConfigError: `head_group_size` fits neither the loss nor the number of ranks; the same on all ranks.
+    """
+    ranks = collectives.topology.world_size
+    size = config.head_group_size or ranks
+    reason = ""
+    if config.head_group_size and not config.is_sharded and ranks > 1:
+        reason = (
+            f"each rank holds all classes (loss_type '{config.loss_type}', model_parallel {config.model_parallel}); "
+            f"use 'dist_{config.loss_kind}', or leave head_group_size out"
+        )
+    elif ranks % size:
+        fitting = ", ".join(str(number) for number in range(1, ranks + 1) if ranks % number == 0)
+        reason = f"{counted(ranks, 'rank')} cannot be divided into groups of {size}; give one of {fitting}"
+    if reason:
+        raise on_all_ranks(ConfigError(f"{setter('head_group_size', size)}: {reason}"))
+    return head_groups(collectives, size if config.is_sharded else 1)
 
 
 class _Chosen(SavedState):
@@ -355,20 +395,21 @@ class _Chosen(SavedState):
 
 
 class _GlobalBatchMargin:
-    """A margin that is called with the global batch, whose statistics are then those of a sharded head.
+    """A margin that is called with the global batch, whose statistics are then those of one group of all ranks.
 
-    In a replicated head each rank has the cosines of its own samples only, so they are gathered.
+    A rank has the cosines of the samples of its group only, so they are gathered over the replicas of its shard.
     """
 
-    def __init__(self, margin: Margin, collectives: Collectives) -> None:
-        self._margin, self._collectives = margin, collectives
+    def __init__(self, margin: Margin, replicas: Collectives) -> None:
+        self._margin, self._replicas = margin, replicas
+        self.needs_all_cosines = needs_all_cosines(margin)
         if isinstance(margin, PenalizedMargin):
             self.penalty = margin.penalty
 
     def __call__(self, cosine: paddle.Tensor, norms: paddle.Tensor, labels: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
-        samples, rank = cosine.shape[0], self._collectives.topology.rank
-        gathered = paddle.unbind(self._collectives.all_gather(paddle.stack([cosine, norms], axis=1)), axis=1)
-        labels = self._collectives.all_gather(labels)
+        samples, rank = cosine.shape[0], self._replicas.topology.rank
+        gathered = paddle.unbind(self._replicas.all_gather(paddle.stack([cosine, norms], axis=1)), axis=1)
+        labels = self._replicas.all_gather(labels)
         output = apply_margin(self._margin, gathered[0], norms=gathered[1], labels=labels)
         return tuple(part[rank * samples : (rank + 1) * samples] for part in output if part is not None)
 
@@ -376,10 +417,8 @@ class _GlobalBatchMargin:
 class _GlobalBatchNegatives(_GlobalBatchMargin):
     """A margin that changes the cosines of other classes too."""
 
-    needs_all_cosines = False  # it gathers them itself
-
-    def __init__(self, margin: Any, collectives: Collectives) -> None:
-        super().__init__(margin, collectives)
+    def __init__(self, margin: Any, replicas: Collectives) -> None:
+        super().__init__(margin, replicas)
         self.negatives, self.negatives_bound = margin.negatives, margin.negatives_bound
 
 

@@ -15,6 +15,7 @@ from paddle.nn.initializer import Constant, Initializer
 
 from plsc.config import Config
 from plsc.errors import ConfigError
+from plsc.losses.location import Location
 from plsc.losses.ops import flat_rows
 from plsc.losses.row_optimizers import SGD, Momentum, RowOptimizer
 from plsc.losses.storage import set_rows
@@ -28,30 +29,36 @@ _INIT_BLOCK = 4096
 _INIT_STD = 0.01
 
 
-def create_weight(config: Config, classes: Range) -> paddle.Tensor:
-    """The centers of these classes before the first step, [S, D] or [S, K, D], in the type in which they are kept.
+def create_weight(config: Config, classes: Range, location: Location) -> paddle.Tensor:
+    """Centers of these classes, [S, D] or [S, K, D], in the type in which they are kept; `fill_weight` sets them.
 
     Raises:
-        ConfigError: there is no memory for them, or `param_attr` has an initializer that `center_storage` forbids.
+        ConfigError: there is no room for them, or `param_attr` has an initializer that the settings forbid.
     """
-    group = [config.subcenters] if config.subcenters > 1 else []
-    is_own = getattr(config.param_attr, "initializer", None) is not None
-    if is_own and config.center_storage != "float32":
+    shape = [classes.size, *([config.subcenters] if config.subcenters > 1 else []), config.emb_dim]
+    own = getattr(config.param_attr, "initializer", None)
+    asked = _asked(config, location)
+    if own is not None and (forbidding := asked.get("center_storage") or asked.get("center_location")):
         raise ConfigError(
-            f"{setter('center_storage', config.center_storage)} makes the first centers itself, block by block; "
-            f"param_attr has an initializer, which would make all of them in float32; leave one of the two out"
+            f"{forbidding} makes the first centers itself, block by block; param_attr has an initializer, which would "
+            f"make all of them in float32 on the device; leave one of the two out"
         )
-    weight = create_parameter(
-        [classes.size, *group, config.emb_dim],
-        config.param_attr,
-        dtype=config.center_storage,
-        initializer=None if is_own else Constant(0.0),
-    )
-    if not is_own:
+    if type(location) is Location:
+        initializer = Constant(0.0) if own is None else None
+        return create_parameter(shape, config.param_attr, dtype=config.center_storage, initializer=initializer)
+    # The attributes are those of a parameter that Paddle made; the memory is another's.
+    weight = create_parameter([1], config.param_attr, dtype=config.center_storage, initializer=Constant(0.0))
+    lying_there = location.zeros(shape, config.center_storage)  # `get_tensor` does not keep it
+    weight.get_tensor()._share_data_with(lying_there.get_tensor())
+    return weight
+
+
+def fill_weight(config: Config, weight: paddle.Tensor, classes: Range) -> None:
+    """Set the centers before the first step, unless `param_attr` has an initializer."""
+    if getattr(config.param_attr, "initializer", None) is None:
         rows = flat_rows(weight.detach())
         for first, centers in initial_centers(classes, config.emb_dim, seed=config.seed, subcenters=config.subcenters):
             set_rows(rows, slice(first, first + len(centers)), centers)
-    return weight
 
 
 def create_parameter(
@@ -87,25 +94,24 @@ def create_parameter(
         ) from None
 
 
-def with_storage(config: Config, optimizer: RowOptimizer | None, *, kind: str) -> RowOptimizer | None:
+def with_storage(
+    config: Config, optimizer: RowOptimizer | None, *, kind: str, location: Location
+) -> RowOptimizer | None:
     """The row optimizer for the storage of the settings; None where none is needed.
 
     Raises:
         ConfigError: that storage needs another optimizer, another loss or another embedding size.
     """
-    asked = [
-        *([setter("center_storage", config.center_storage)] if config.center_storage != "float32" else []),
-        *([setter("momentum_storage", config.momentum_storage)] if config.momentum_storage != "float32" else []),
-    ]
+    asked = _asked(config, location)
     if not asked:
         return optimizer
-    given = " and ".join(asked)
-    if optimizer is None or config.emb_dim % 2:
+    lean = asked.keys() - {"center_location"}
+    if optimizer is None or (lean and config.emb_dim % 2):
         raise ConfigError(
-            f"{given}: needs centers that one rank holds alone ('dist_...' on several ranks), an optimizer whose "
-            f"arithmetic is known row by row (a named one, or Momentum, SGD or AdamW without gradient clipping and "
-            f"special param_attr) and an even embedding size; this run has '{config.loss_type}', {kind} and "
-            f"{config.emb_dim}"
+            f"{' and '.join(asked.values())}: needs centers that one rank holds alone ('dist_...' on several "
+            f"ranks), an optimizer whose arithmetic is known row by row (a named one, or Momentum, SGD or AdamW "
+            f"without gradient clipping and special param_attr){' and an even embedding size' if lean else ''}; this "
+            f"run has '{config.loss_type}', {kind} and {config.emb_dim}"
         )
     if config.momentum_storage != "none" or type(optimizer) is SGD:
         return optimizer
@@ -115,6 +121,18 @@ def with_storage(config: Config, optimizer: RowOptimizer | None, *, kind: str) -
             f"{type(optimizer).__name__}; choose 'bfloat16' or 'int8' for its state"
         )
     return SGD(optimizer.l2, decays_bias=optimizer.decays_bias)
+
+
+def _asked(config: Config, location: Location) -> dict[str, str]:
+    """The settings of storage that are not the default, each as it was set; 'host' on a CPU is the default."""
+    asked = {}
+    if config.center_storage != "float32":
+        asked["center_storage"] = setter("center_storage", config.center_storage)
+    if config.momentum_storage != "float32":
+        asked["momentum_storage"] = setter("momentum_storage", config.momentum_storage)
+    if type(location) is not Location:
+        asked["center_location"] = setter("center_location", config.center_location)
+    return asked
 
 
 def initial_centers(

@@ -10,6 +10,7 @@ G gathered batch, D embedding, S classes of this shard.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -17,9 +18,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import paddle
 
+from plsc.distributed.groups import HeadGroups
 from plsc.errors import CheckpointError
 from plsc.losses import SavedState
 from plsc.losses.fused import FusedSoftmax, FusedState
+from plsc.losses.ops import split_rows
+from plsc.losses.passes import Gradients
 from plsc.losses.reference import ReferenceSoftmax, State
 from plsc.losses.row_optimizers import AdamW, RowOptimizer
 from plsc.losses.sampled import SampledShard
@@ -111,8 +115,9 @@ class UnfusedHead:
         weights: paddle.Tensor | None = None,
         count_above: bool,
         seed: int,
+        next_seed: int | None = None,
     ) -> HeadOutput:
-        """The loss on features [G, D] and labels [G], weighted with `weights` [G] of mean 1; `seed` is not used."""
+        """The loss on features [G, D] and labels [G], weighted with `weights` [G] of mean 1; no seed is used."""
         self._state = self._softmax.loss_and_feature_gradient(
             features, labels, **self._parameters, weights=weights, count_above=count_above
         )
@@ -152,6 +157,10 @@ class UnfusedHead:
         """Whether the state tensor `name` has one row per class."""
         return not name.endswith(_SCALAR_STATE) and name != STEP
 
+    def may_copy(self, name: str) -> bool:
+        """Whether memory may be taken for a copy of the state tensor `name`."""
+        return True
+
 
 class FusedHead:
     """Chunk by chunk, with a row optimizer: the gradient of the whole weight never exists. Can sample classes.
@@ -159,6 +168,7 @@ class FusedHead:
     Args:
         shard: the class centers and their row optimizer.
         make_softmax: 'store' or 'recompute' -> the loss that works so.
+        groups: of the ranks: the rows' gradients are averaged over the replicas of the shard; by default it has none.
         sample_ratio: part of the classes in each step.
         logits: 'store', 'recompute', or 'auto' to choose by the free memory.
     """
@@ -168,10 +178,11 @@ class FusedHead:
         shard: Shard,
         make_softmax: Callable[[str], FusedSoftmax],
         *,
+        groups: HeadGroups | None = None,
         sample_ratio: float = 1.0,
         logits: str = "auto",
     ) -> None:
-        self._shard, self._make_softmax = shard, make_softmax
+        self._shard, self._make_softmax, self._groups = shard, make_softmax, groups or HeadGroups.single()
         self._ratio, self._logits = sample_ratio, logits
         self._softmax: FusedSoftmax | None = None
         self._sampled: SampledShard | None = None
@@ -193,14 +204,16 @@ class FusedHead:
         weights: paddle.Tensor | None = None,
         count_above: bool,
         seed: int,
+        next_seed: int | None = None,
     ) -> HeadOutput:
         """The loss on features [G, D] and labels [G], weighted with `weights` [G] of mean 1.
 
-        `seed` decides the sample of classes.
+        `seed` decides the sample of classes, and `next_seed` that of the next step.
         """
         softmax = self._prepare(features.shape[0])
         if self._sampled is not None:
-            self._sampled.draw(labels, seed=seed)
+            # All replicas draw the same classes, those of the global batch among them.
+            self._sampled.draw(self._groups.replicas.all_gather(labels), seed=seed, next_seed=next_seed)
         self._state = softmax.loss_and_feature_gradient(
             features, labels, shard=self._sampled or self._shard, weights=weights, count_above=count_above
         )
@@ -215,7 +228,19 @@ class FusedHead:
         l2 = self._shard.optimizer.l2
         decays_bias = getattr(self._shard.optimizer, "decays_bias", True)  # a user's row optimizer may not say it
         gradients = self._softmax.row_gradients(state, l2=l2, bias_l2=l2 if decays_bias else 0.0)
+        if self._groups.has_replicas:
+            gradients = self._averaged(gradients, state.shard)
         state.shard.update(gradients, learning_rate=learning_rate)
+
+    def _averaged(self, gradients: Gradients, shard: Shard) -> Gradients:
+        """The means over the replicas of the shard, all blocks of a chunk in one collective."""
+        for chunk in shard.chunks:
+            # No more than these: the next chunk is loaded where the rows of this one lie.
+            blocks, parts = zip(*itertools.islice(gradients, len(chunk.blocks)))
+            mean = self._groups.mean_(paddle.concat(parts) if len(parts) > 1 else parts[0])
+            yield from zip(blocks, split_rows(mean, sizes=chunk.sizes))
+        for block, gradient in gradients:  # of the bias
+            yield block, self._groups.mean_(gradient)
 
     def discard(self) -> None:
         """Leave the last `forward` out."""
@@ -227,6 +252,7 @@ class FusedHead:
 
     def state(self) -> dict[str, paddle.Tensor]:
         """The row optimizer's state and, where it uses that, the number of its steps."""
+        self._shard.location.advise(is_random=False)  # all of it is read now
         state = dict(self._shard.state)
         if self._shard.optimizer.uses_step or self._shard.rounds:
             state[STEP] = paddle.to_tensor([self._shard.step], dtype="int64")
@@ -266,6 +292,11 @@ class FusedHead:
         """Whether the state tensor `name` has one row per class."""
         return name not in (STEP, _STEP_BEFORE_3)
 
+    def may_copy(self, name: str) -> bool:
+        """Whether memory may be taken for a copy of the parameter or state tensor `name`."""
+        store = self._shard.stores.get(name)
+        return store is None or store.may_copy
+
     def _prepare(self, samples: int) -> FusedSoftmax:
         """For batches of up to so many samples: choose how logits are kept, and allocate the sampled rows."""
         if self._softmax is not None and self._samples >= samples:
@@ -273,7 +304,8 @@ class FusedHead:
         self._samples = samples
         self._shard.fit(samples)
         if self._ratio < 1.0:
-            self._sampled = SampledShard(self._shard, ratio=self._ratio, samples=samples)
+            every = samples * self._groups.replicas.topology.world_size
+            self._sampled = SampledShard(self._shard, ratio=self._ratio, samples=every)
         self._softmax = self._make_softmax("store" if self._logits == "auto" else self._logits)
         if self._logits == "auto" and not self._fits(self._softmax, samples):
             self._softmax = self._make_softmax("recompute")

@@ -5,11 +5,14 @@ G gathered batch, D embedding, S classes of this shard, B rows of a chunk, b row
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import paddle
 
+from plsc.losses.host_rows import HostRows
+from plsc.losses.location import Location
 from plsc.losses.noise import Noise
 from plsc.losses.ops import SquaredNorms, concat_norms, flat_rows, no_grad, squared_norms
 from plsc.losses.reference import Targets, locate
@@ -72,8 +75,8 @@ class Shard:
 
     How a head uses a shard: it calls `load_chunk(k)` before it reads the rows of chunk k. `update` calls
     `load_state(block)` before it updates a block and `store_block(block)` afterwards. What is kept in the type of the
-    step (`PlainRows`) is worked on where it lies, and these three do nothing. What is kept in another type is copied to
-    a buffer for one chunk and one block, and back; `SampledShard` does so with chosen rows of any type.
+    step (`PlainRows`) is worked on where it lies, and these three do nothing. What is kept in another type, or in other
+    memory, is copied to a buffer for one chunk and one block, and back; `SampledShard` does so with chosen rows.
 
     The shard keeps the squared norms of its rows from one update to the next. Other code that writes into the weight
     must call `invalidate_norms()`; `Classifier.load` does. A user who writes into `parameters["weight"]` between steps
@@ -90,6 +93,7 @@ class Shard:
         state_storage: how the state of the weight is kept where the optimizer does not say it: 'float32' (the type of
             the step), 'bfloat16' or 'int8'.
         seed: of the rounding.
+        location: where the weight lies, and its state is to lie; by default in the memory of the device.
 
     Attributes:
         weight: [S K, D], the same memory; the K rows of a class are consecutive.
@@ -111,24 +115,34 @@ class Shard:
         state: dict[str, paddle.Tensor] | None = None,
         state_storage: str = "float32",
         seed: int = 0,
+        location: Location | None = None,
     ) -> None:
+        self.location = location or Location()
         # The same memory without autograd: a parameter requires a gradient, and each operator would record its inputs.
         self.weight, self.bias = flat_rows(weight.detach()), None if bias is None else bias.detach()
         own = {"weight": weight.detach()} if bias is None else {"weight": weight.detach(), "bias": self.bias}
         self.state = state or {
-            f"{name}:{kind}": new_state(optimizer, kind, tensor, storage=state_storage if name == "weight" else None)
+            f"{name}:{kind}": new_state(
+                optimizer,
+                kind,
+                tensor,
+                storage=state_storage if name == "weight" else None,
+                location=self.location if name == "weight" else None,
+            )
             for name, tensor in own.items()
             for kind in optimizer.state_names
         }
+        is_plain = optimizer.state_dtype is not None
         self._begin(
             {
                 name: (
-                    store_of(flat_rows(tensor), width=int(tensor.shape[-1]), is_plain=False, is_state=False),
+                    self._store(tensor, name, width=int(tensor.shape[-1]), is_plain=False, is_state=False),
                     *(
-                        store_of(
-                            flat_rows(self.state[f"{name}:{kind}"]),
+                        self._store(
+                            self.state[f"{name}:{kind}"],
+                            name,
                             width=int(tensor.shape[-1]),
-                            is_plain=optimizer.state_dtype is not None,
+                            is_plain=is_plain,
                             is_state=True,
                         )
                         for kind in optimizer.state_names
@@ -142,6 +156,15 @@ class Shard:
             step=step,
             seed=seed,
         )
+
+    def _store(self, kept: paddle.Tensor, name: str, *, width: int, is_plain: bool, is_state: bool) -> RowStore:
+        """The store of what is kept of the parameter `name`; a bias is small, and lies on the device."""
+        make = functools.partial(store_of, width=width, is_plain=is_plain, is_state=is_state)
+        if name == "bias":
+            return make(kept)
+        store: RowStore = HostRows(flat_rows(kept), make) if self.location.is_apart else make(flat_rows(kept))
+        store.may_copy = not self.location.is_paged
+        return store
 
     def _begin(
         self,
@@ -158,7 +181,7 @@ class Shard:
         self.optimizer, self.first_class, self.step = optimizer, first_class, step
         kept, self.width = stores["weight"][0].kept, stores["weight"][0].width
         self.dtype = paddle.float32 if stores["weight"][0].rounds else kept.dtype
-        self.place = kept.place
+        self.place = paddle.empty([0]).place if self.location.is_apart else kept.place
         self._device = "gpu" if self.place.is_gpu_place() else "cpu"
         self.chunk_rows, self.block_rows = self._whole(CHUNK_ROWS[self._device]), BLOCK_ROWS[self._device]
         self._zeros = paddle.zeros([self.block_rows], self.dtype)
@@ -169,6 +192,7 @@ class Shard:
         self._roundings: dict[str, list[Rounding | None]] = {}
         self._squared_norms: paddle.Tensor | None = None
         self._chunks: list[Chunk] | None = None
+        self._is_updating = False
 
     @property
     def size(self) -> int:
@@ -273,13 +297,21 @@ class Shard:
 
     def _is_copied(self, store: RowStore) -> bool:
         """Whether rows are worked on in a buffer."""
-        return store.rounds
+        return not store.in_place
 
     def load_chunk(self, k: int) -> None:
         """Copy the rows of chunk k to `chunks[k].rows`, unless they lie there."""
+        if self.location.is_paged:
+            self._expect_chunk(k + 1)
         if self._copied["weight"][0]:
             chunk = self.chunks[k]
             self._stores["weight"][0].read(self._rows_of_chunk(k), out=chunk.buffer)
+
+    def _expect_chunk(self, k: int) -> None:
+        """Say that chunk k, if there is one, is worked on next; its state too, in an update."""
+        if k < len(self.chunks):
+            for store in self._stores["weight"] if self._is_updating else self._stores["weight"][:1]:
+                self.location.expect(store.kept, self.chunks[k].range)
 
     def kept_rows(self, k: int) -> paddle.Tensor | None:
         """[B, D]: the rows of chunk k in bfloat16, where they are kept so and lie together."""
@@ -378,6 +410,7 @@ class Shard:
         # Norms cost little while the new rows are in the cache, and nothing where no loss has asked for them.
         norms: list[SquaredNorms] | None = [] if self.has_norms else None
         self.invalidate_norms()
+        self._is_updating = True
         for block, gradient in gradients:
             if copies:
                 self.load_state(block)
@@ -386,8 +419,17 @@ class Shard:
                 self.store_block(block)
             if norms is not None and block.parameter == "weight":
                 norms.append(self._block_norms(block))
+        self._is_updating = False
         if norms is not None:
             self._squared_norms = self._concat(norms)
+
+    @property
+    def _num_kept(self) -> int:
+        """The number of rows of the shard, those included that no step works on."""
+        return self.size
+
+    def _rounding(self, noise: Noise, tensor: int, first: int) -> Rounding:
+        return Rounding(noise, tensor, first)
 
     def _prepare(self, learning_rate: float) -> object:
         return self.optimizer.prepare(learning_rate, step=self.step, dtype=self.dtype)
@@ -397,9 +439,9 @@ class Shard:
         if not self.rounds:
             return {name: [None] * len(each) for name, each in self._stores.items()}
         first = self.first_class * self.subcenters
-        numbers = Range(first, first + int(self._stores["weight"][0].kept.shape[0]))
+        numbers = Range(first, first + self._num_kept)
         noise = Noise(self.seed, self.step, width=self.width, rows=numbers)
         return {
-            name: [Rounding(noise, number, first) if store.rounds else None for number, store in enumerate(each)]
+            name: [self._rounding(noise, number, first) if store.rounds else None for number, store in enumerate(each)]
             for name, each in self._stores.items()
         }

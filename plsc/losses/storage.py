@@ -25,6 +25,7 @@ import numpy as np
 import paddle
 from numpy.typing import NDArray
 
+from plsc.losses.location import Location
 from plsc.losses.noise import Noise
 from plsc.losses.ops import Array, add_, host_view, put_rows, take_rows
 from plsc.losses.rounding import round_to_bfloat16, round_to_int8, unpack_int8, widen
@@ -68,14 +69,21 @@ class Rounding(NamedTuple):
         noise: of the step.
         tensor: number of the tensor among those of the shard.
         first: global number of row 0 of the store.
+        chosen: [b], the numbers in the store of rows 0, 1, ... that are rounded; None where they are their own.
     """
 
     noise: Noise
     tensor: int
     first: int
+    chosen: paddle.Tensor | None = None
+
+    def of(self, rows: Rows) -> Rounding:
+        """For rows that were taken out of the store, and are rounded as 0, 1, ..."""
+        return self._replace(first=self.first + rows.start) if isinstance(rows, Range) else self._replace(chosen=rows)
 
     def pieces(self, rows: Rows) -> list[tuple[slice, NDArray[np.int32]]]:
         """(which of the rows, their noise [., D]), for all rows."""
+        rows = self._own(rows)
         if isinstance(rows, Range):
             return self.noise.pieces(rows.shift(self.first), tensor=self.tensor)
         numbers: Array = np.from_dlpack(rows + self.first)
@@ -83,11 +91,15 @@ class Rounding(NamedTuple):
 
     def on_device(self, rows: Rows, like: paddle.Tensor) -> paddle.Tensor:
         """[b, D] int32."""
+        rows = self._own(rows)
         if isinstance(rows, Range):
             numbers = paddle.to_tensor(np.arange(*rows.shift(self.first)), place=like.place)
         else:
             numbers = rows + self.first
         return self.noise.on_device(numbers, tensor=self.tensor)
+
+    def _own(self, rows: Rows) -> Rows:
+        return rows if self.chosen is None or not isinstance(rows, Range) else self.chosen[rows.start : rows.stop]
 
 
 class RowStore(Protocol):
@@ -97,11 +109,16 @@ class RowStore(Protocol):
         kept: [S, ...], what a checkpoint holds; with sub-centers their rows are consecutive.
         width: D.
         rounds: whether `write` rounds, and needs `rounding`.
+        in_place: whether a step works on the rows where they lie, as `view` returns them.
+        may_copy: whether memory may be taken for a copy of all rows, from which a checkpoint is written while training
+            goes on. False for rows that are not kept in memory, as those of a mapped file.
     """
 
     kept: paddle.Tensor
     width: int
     rounds: bool
+    in_place: bool
+    may_copy: bool
 
     def view(self, rows: Range) -> paddle.Tensor | None:
         """The rows themselves, where a step can work on them; else None."""
@@ -132,7 +149,7 @@ class PlainRows:
         kept: [S, D], or [S] of a bias.
     """
 
-    rounds = False
+    rounds, in_place, may_copy = False, True, True
 
     def __init__(self, kept: paddle.Tensor) -> None:
         self.kept, self.width = kept, int(kept.shape[-1])
@@ -161,7 +178,7 @@ class BFloat16Rows:
         keeps_rounded: `write` sets the values to what it keeps of them, which the norms of centers are made of.
     """
 
-    rounds = True
+    rounds, in_place, may_copy = True, False, True
 
     def __init__(self, kept: paddle.Tensor, *, keeps_rounded: bool = False) -> None:
         self.kept, self.width, self._keeps_rounded = kept, int(kept.shape[-1]), keeps_rounded
@@ -214,7 +231,7 @@ class Int8Rows:
         width: D.
     """
 
-    rounds = True
+    rounds, in_place, may_copy = True, False, True
 
     def __init__(self, kept: paddle.Tensor, *, width: int) -> None:
         self.kept, self.width = kept, width
@@ -301,7 +318,14 @@ def store_of(kept: paddle.Tensor, *, width: int, is_plain: bool, is_state: bool)
     return BFloat16Rows(kept, keeps_rounded=not is_state)
 
 
-def new_state(optimizer: RowOptimizer, kind: str, parameter: paddle.Tensor, *, storage: str | None) -> paddle.Tensor:
+def new_state(
+    optimizer: RowOptimizer,
+    kind: str,
+    parameter: paddle.Tensor,
+    *,
+    storage: str | None,
+    location: Location | None = None,
+) -> paddle.Tensor:
     """The state `kind` of a row optimizer before its first step: zeros.
 
     Args:
@@ -311,15 +335,17 @@ def new_state(optimizer: RowOptimizer, kind: str, parameter: paddle.Tensor, *, s
         storage: 'float32' for the type of the step, 'bfloat16', 'int8'; None for a bias, which is small. Means of
             squares are kept in bfloat16 where others are in int8: those of one row are of different orders of
             magnitude, and one that became 0 would make a step of any length.
+        location: where it is to lie; by default on the device.
     """
+    zeros = (location or Location()).zeros
     dtype = paddle.float32 if parameter.dtype == paddle.bfloat16 else parameter.dtype
     if storage is not None:
         is_square = kind in getattr(optimizer, "squares", ())  # a user's row optimizer may not say it
         storage = "bfloat16" if storage == "int8" and is_square else storage
         if storage == "int8" and optimizer.state_dtype is None:
-            return paddle.zeros([*parameter.shape[:-1], int8_width(parameter.shape[-1])], "int8")
+            return zeros([*parameter.shape[:-1], int8_width(parameter.shape[-1])], "int8")
         dtype = optimizer.state_dtype or ("bfloat16" if storage == "bfloat16" else dtype)
-    return paddle.zeros(parameter.shape, dtype)
+    return zeros(parameter.shape, dtype)
 
 
 def kept_view(kept: paddle.Tensor) -> Array | None:

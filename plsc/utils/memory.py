@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 # A limit without a number, or one that stands for none.
-_NO_LIMIT = 1 << 60
+NO_LIMIT = 1 << 60
+_GROUPS = Path("/sys/fs/cgroup")
+# The limits of a process's memory (ulimit -v, ulimit -d), and what /proc/self/status calls what counts against them.
+_PROCESS_LIMITS = {resource.RLIMIT_AS: "VmSize:", resource.RLIMIT_DATA: "VmData:"}
 
 
 def available_memory() -> int:
+    """Bytes that this process can still allocate: the smaller of `shared_memory` and `process_memory`."""
+    return min(shared_memory(), process_memory())
+
+
+def shared_memory() -> int:
     """Bytes that processes of this machine, or of this container, can still allocate; 0 where it is not known.
 
-    Of the kernel's estimate for the machine and of what the control group's limit leaves, the smaller.
+    Of the kernel's estimate for the machine and of what the limits of control groups leave, the smallest.
     """
     machine = next((int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAv")), 0)
     return max(min([machine, *_group_limits()]), 0)
+
+
+def process_memory() -> int:
+    """Bytes that the limits of this process (ulimit -v, ulimit -d) leave to it; `NO_LIMIT` where there are none."""
+    left, status = NO_LIMIT, _lines("/proc/self/status")
+    for kind, field in _PROCESS_LIMITS.items():
+        most = resource.getrlimit(kind)[0]
+        used = next((int(line.split()[1]) * 1024 for line in status if line.startswith(field)), 0)
+        if most != resource.RLIM_INFINITY:
+            left = min(left, most - used)
+    return max(left, 0)
 
 
 def available_gpu_memory() -> int:
@@ -38,22 +58,25 @@ def _group_limits() -> list[int]:
     for entry in _lines("/proc/self/cgroup"):
         _, kinds, path = entry.split(":", 2)
         if not kinds:
-            folder, limit, used = Path("/sys/fs/cgroup"), "memory.max", "memory.current"
+            root, limit, used = _GROUPS, "memory.max", "memory.current"
         elif "memory" in kinds.split(","):
-            folder, limit, used = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"
+            root, limit, used = _GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
-        # In a container the group is mounted as the root.
-        for group in (folder / path.lstrip("/"), folder):
+        # Groups above have limits too. In a container the group itself is mounted as the root.
+        own = root / path.lstrip("/")
+        for group in (own, *(above for above in own.parents if above.is_relative_to(root))):
             most = _number(group / limit)
-            if most is not None and most < _NO_LIMIT:
-                # Pages of files that were read count as used, and are given up when memory is needed.
-                cached = [
-                    int(text.split()[1]) for text in _lines(group / "memory.stat") if text.startswith("inactive_file ")
-                ]
-                left.append(most - (_number(group / used) or 0) + sum(cached))
-                break
+            if most is not None and most < NO_LIMIT:
+                left.append(most - (_number(group / used) or 0) + _cached(group))
     return left
+
+
+def _cached(group: Path) -> int:
+    """Bytes of files that were read: they count as used, and are given up when memory is needed."""
+    found = dict(line.split() for line in _lines(group / "memory.stat"))
+    # Version 1 has the group's own under the second name, which is that of the whole group in version 2.
+    return int(found.get("total_inactive_file") or found.get("inactive_file") or 0)
 
 
 def _number(path: Path) -> int | None:

@@ -250,8 +250,8 @@ def _play_collectives(paddle) -> None:
 
     def reduce_scatter(own, rows, op=dist.ReduceOp.SUM, **options):
         total = rows.clone()
-        wide_all_reduce(total, op)
-        first = dist.get_rank() * own.shape[0]
+        wide_all_reduce(total, op, **options)
+        first = dist.get_rank(options.get("group")) * own.shape[0]
         paddle.assign(total[first : first + own.shape[0]], own)
 
     _to_plsc(dist, all_reduce=wide_all_reduce, reduce_scatter=reduce_scatter)

@@ -18,13 +18,14 @@ from tests._support.ranks import ROOT, WORKERS, launch
 SHORT = 0.1  # minutes: rank_timeout of the tests that wait for it
 
 
-def run(folder, fault, rank, minutes=10.0):
-    """Start two ranks, one with a fault; returns (status, what the launcher shows, lines of each rank, seconds)."""
+def run(folder, fault, rank, minutes=10.0, *, ranks=2, size=0):
+    """Start ranks, one with a fault; returns (status, what the launcher shows, lines of each rank, seconds)."""
     logs = folder / "log"
-    status, output = launch(2, "fault_worker.py", folder, fault, rank, minutes, log_dir=logs, check=False, timeout=150)
+    given = (folder, fault, rank, minutes, size)
+    status, output = launch(ranks, "fault_worker.py", *given, log_dir=logs, check=False, timeout=150)
     ended = time.time()
     console = output.partition("\n== workerlog.0")[0]
-    lines = [(logs / f"workerlog.{number}").read_text().strip().splitlines() for number in range(2)]
+    lines = [(logs / f"workerlog.{number}").read_text().strip().splitlines() for number in range(ranks)]
     begin = re.search(r"FAULT ([\d.]+)", output)
     assert begin, output
     return status, said(console), lines, ended - float(begin.group(1))
@@ -96,6 +97,18 @@ def test_a_rank_may_be_later_than_the_time_limit_of_gloo(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ranks
+def test_in_groups_of_ranks_too_a_dead_rank_is_named_and_a_late_one_awaited(tmp_path):
+    """Rank 2 waits for rank 3 within their group, ranks 0 and 1 for their replicas."""
+    status, _, lines, seconds = run(tmp_path / "kill", "kill", 3, ranks=4, size=2)
+    assert status != 0 and seconds < 15
+    for rank in range(3):
+        assert re.match(r"plsc\.errors\.DistributedError: rank 3 on \S+ is dead: its process \d+ has", lines[rank][-1])
+    status, _, lines, seconds = run(tmp_path / "late", "stall40", 3, ranks=4, size=2)
+    assert status == 0 and seconds > 40 and all(line[-1].startswith("RESULT") for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
 def test_ranks_and_their_readers_end_with_the_launcher(tmp_path):
     command = [
         sys.executable,
@@ -106,7 +119,7 @@ def test_ranks_and_their_readers_end_with_the_launcher(tmp_path):
         "--log_dir",
         tmp_path / "log",
     ]
-    command += [WORKERS / "fault_worker.py", tmp_path, "launcher", 1, 10]
+    command += [WORKERS / "fault_worker.py", tmp_path, "launcher", 1, 10, 0]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     launcher = subprocess.Popen(
         list(map(str, command)), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT

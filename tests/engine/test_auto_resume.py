@@ -276,7 +276,9 @@ CHANGES = {
 # A change of these leaves the result as it is, or is one of the numbers of ranks or of the end of the run.
 HARMLESS = {
     "model_parallel": False,
+    "head_group_size": 1,
     "logits": "recompute",
+    "center_location": "disk",
     "train_batch_size": 5,
     "test_batch_size": 7,
     "num_workers": 1,
@@ -317,6 +319,7 @@ ELSEWHERE = {
         "num_classes",
         "stage_dir",
         "cache_dir",
+        "center_dir",
         "dataset_dir",
         "train_image_num",
         "checkpoint_dir",

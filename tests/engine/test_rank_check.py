@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +16,18 @@ import plsc
 from plsc import Config, ConfigError, DistributedError
 from plsc.distributed.topology import Topology
 from plsc.engine import rank_check
-from plsc.engine.rank_check import OWN_SETTINGS, check_ranks_agree, describe_object, describe_program, describe_settings
+from plsc.engine.rank_check import (
+    OWN_SETTINGS,
+    check_copies,
+    check_ranks_agree,
+    describe_object,
+    describe_program,
+    describe_settings,
+)
+from plsc.losses import Head
 from plsc.losses.margins.combined import CombinedMargin
-from tests._support.ranks import launch
+from plsc.utils.ranges import Range
+from tests._support.ranks import ThreadRanks, launch
 
 
 def ranks_with(*others):
@@ -54,6 +64,49 @@ def test_a_single_rank_compares_nothing():
 def test_every_setting_is_compared_but_those_that_concern_one_process():
     assert describe_settings(Config()).keys() == Config.model_fields.keys() - OWN_SETTINGS - {"model"}
     assert Config.model_fields.keys() > OWN_SETTINGS
+
+
+class Rows(Head):
+    """A head of ones, but for one number."""
+
+    def __init__(self, start, stop, place=None):
+        self.classes, self.parameters = Range(start, stop), {"weight": paddle.ones([stop - start, 4])}
+        if place is not None:
+            self.parameters["weight"][place] = 1.0 + 2.0**-20
+
+
+def check(*heads):
+    """What each rank raises, in threads."""
+    ranks, raised = ThreadRanks(len(heads)), [None] * len(heads)
+
+    def run(rank):
+        try:
+            check_copies(heads[rank], ranks[rank])
+        except DistributedError as error:
+            raised[rank] = error
+
+    threads = [threading.Thread(target=run, args=[rank]) for rank in range(len(heads))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return raised
+
+
+def test_ranks_that_hold_the_same_classes_must_begin_alike(monkeypatch):
+    monkeypatch.setattr(rank_check, "_DIGEST_NUMBERS", 8)
+    shards = [(0, 3), (3, 6), (0, 3), (3, 6)]
+    assert check(*(Rows(*classes) for classes in shards)) == [None] * 4
+    for place in ((0, 0), (2, 3)):
+        raised = check(*(Rows(*classes, place if rank == 3 else None) for rank, classes in enumerate(shards)))
+        assert all("ranks 1 and 3 both hold classes 3 to 5, and begin with different centers" in str(e) for e in raised)
+        assert all(error.is_on_all_ranks for error in raised)
+
+
+def test_heads_without_copies_are_not_read(monkeypatch):
+    monkeypatch.setattr(rank_check, "_digest_of_rows", lambda head: pytest.fail("read"))
+    assert check(Rows(0, 3), Rows(3, 6), Rows(6, 6), Rows(6, 6)) == [None] * 4
+    check_copies(Rows(0, 3), SimpleNamespace(topology=Topology()))
 
 
 def outer(value):

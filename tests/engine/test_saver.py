@@ -9,22 +9,26 @@ import shutil
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
 import pytest
 
 from plsc import CheckpointError, Interrupted, TrainingError
-from plsc.checkpoint import Part, list_checkpoints
+from plsc.checkpoint import Part, list_checkpoints, reader
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine import saver, snapshot
 from plsc.engine.dataloading import build_dataloader
 from plsc.engine.observers import Observer
 from plsc.engine.saver import Notices
+from plsc.engine.tensor_rows import TensorRows
 from plsc.engine.trainer import Trainer
 from plsc.errors import NotSavedError
+from plsc.losses import storage
 from tests._support.checkpoints import assert_equal, contents, names
+from tests._support.memory import Taken
 from tests._support.ranks import launch
 
 
@@ -251,11 +255,116 @@ def make_saver(entry, **settings):
 
 @pytest.mark.parametrize("free, copies", [(10_000, True), (9_000, False)])
 def test_a_copy_takes_most_of_the_free_memory_or_none(entry, monkeypatch, caplog, free, copies):
-    monkeypatch.setattr(snapshot, "available_memory", lambda: free)
+    monkeypatch.setattr(snapshot, "shared_memory", lambda: free)
     part = Part("weight", np.zeros([8_000], np.uint8))
     made = snapshot.Snapshot(entry.config, Collectives())
-    assert (made.copy([part]) is not None) is copies
-    assert ("training goes on while" if copies else "training waits while") in caplog.text
+    for _ in range(2):
+        assert (made.copy([part]) is not None) is copies
+    assert caplog.text.count("training goes on while" if copies else "training waits while") == 1
+
+
+class Ranks(Collectives):
+    """Collectives of one rank that gets what others have told as well."""
+
+    def __init__(self, told):
+        super().__init__()
+        self._told = told
+
+    def gather_objects(self, value):
+        return [value, *self._told]
+
+
+def told(size, kept_elsewhere="", **pools):
+    return snapshot._Needs(size, pools, kept_elsewhere)
+
+
+@pytest.mark.parametrize(
+    "mode, others, reason",
+    [
+        ("auto", [told(7_000, own=20_000)], ""),
+        ("auto", [told(9_000, own=20_000)], "a copy takes 16.6 KiB on own, where 19.5 KiB of memory is free"),
+        ("on", [told(9_000, own=20_000)], ""),
+        ("auto", [told(1_000, own=9_000)], "a copy takes 8.79 KiB on own, where 8.79 KiB of memory is free"),
+        ("auto", [told(9_000, other=20_000), told(9_000, third=20_000)], ""),
+        ("auto", [told(9_000, other=20_000), told(9_000, other=20_000)], "a copy takes 17.6 KiB on other, where 19.5"),
+        ("auto", [told(900, own=20_000, process=1_000)], "a copy takes 900 bytes on process, where 1000 bytes of "),
+        ("auto", [told(1_000, "head.weight", own=20_000)], "head.weight is not kept in memory, so no copy"),
+        ("on", [told(1_000, "head.weight", own=20_000)], "head.weight is not kept in memory, so no copy"),
+        ("off", [told(1_000, own=20_000)], r"set_async_save(False) asks for it"),
+    ],
+)
+def test_one_rank_without_memory_is_enough_for_all_to_wait(entry, monkeypatch, caplog, mode, others, reason):
+    monkeypatch.setattr(snapshot, "shared_memory", lambda: 20_000)
+    monkeypatch.setattr(snapshot.socket, "gethostname", lambda: "own")
+    entry.config.assign(async_save=mode)
+    part = Part("weight", np.zeros([8_000], np.uint8))
+    with caplog.at_level("INFO", "plsc"):
+        made = snapshot.Snapshot(entry.config, Ranks(others))
+        monkeypatch.setattr(snapshot, "agree", lambda action, *arguments, **options: action())
+        assert (made.copy([part]) is None) is bool(reason)
+    assert f"training waits while checkpoints are written: {reason}" in caplog.text or not reason
+    assert caplog.text.count("while checkpoints are written") == 1
+
+
+def test_the_limit_of_a_process_counts(entry, monkeypatch, caplog):
+    monkeypatch.setattr(snapshot, "process_memory", lambda: 9_000)
+    made = snapshot.Snapshot(entry.config, Collectives())
+    assert made.copy([Part("weight", np.zeros([8_000], np.uint8))]) is None
+    assert "within the limit of the process of rank 0 (ulimit), where 8.79 KiB of memory is free" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_rows_that_may_not_be_copied_are_written_from_where_they_are(by_steps, monkeypatch, caplog, mode):
+    by_steps.set_async_save(mode)
+    by_steps.set_train_epochs(1)
+    monkeypatch.setattr(storage.PlainRows, "may_copy", False)
+    monkeypatch.setattr(snapshot.Snapshot, "_reserve", lambda *arguments: pytest.fail("memory is taken"))
+    by_steps.train()
+    assert names(by_steps.model_save_dir) == ["0.2", "0.4", "0"]
+    assert caplog.text.count("training waits while checkpoints are written: head.weight is not kept in memory") == 1
+
+
+@pytest.mark.parametrize("is_copied", [True, False])
+def test_a_save_without_a_copy_takes_memory_for_a_block(by_steps, monkeypatch, is_copied):
+    monkeypatch.setattr(reader, "BLOCK_BYTES", 1 << 16)
+    rows = [paddle.ones([40_000, 16]), paddle.ones([40_000, 16], "bfloat16"), paddle.ones([40_000, 16], "int8")]
+    parts = [Part(f"head.{number}", TensorRows(tensor)) for number, tensor in enumerate(rows)]
+    made = make_saver(by_steps, async_save="on" if is_copied else "off")
+    step, size = SimpleNamespace(number=1), 40_000 * 16 * 7
+    with Taken() as taken:
+        made.start(step, "0.1", parts=lambda: parts, about={}, prunes=False)
+        made.finish()
+    assert names(by_steps.model_save_dir) == ["0.1"]
+    assert taken.bytes > size if is_copied else taken.bytes < size / 4
+
+
+def test_a_signal_while_training_waits_for_a_save_stops_with_that_checkpoint(by_steps, monkeypatch):
+    write, events = saver.write_parts, Events()
+
+    def signal_and_write(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        write(*arguments, **options)
+
+    monkeypatch.setattr(saver, "write_parts", signal_and_write)
+    by_steps.set_async_save(False)
+    with pytest.raises(Interrupted):
+        Trainer(by_steps.config, observers=[events]).train()
+    assert events.seen == [("step", 1), ("step", 2), ("0.2", 2)]
+
+
+def test_a_signal_while_training_waits_for_the_checkpoint_of_an_epoch_stops_with_it(by_steps, monkeypatch):
+    complete, events = saver.complete, Events()
+
+    def signal_and_complete(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        complete(*arguments, **options)
+
+    monkeypatch.setattr(saver, "complete", signal_and_complete)
+    by_steps.set_save_period(minutes=None)
+    by_steps.set_async_save(False)
+    with pytest.raises(Interrupted):
+        Trainer(by_steps.config, observers=[events]).train()
+    assert events.seen == [*(("step", step) for step in range(1, 7)), ("0", 6)]
 
 
 def test_the_memory_for_a_copy_is_that_of_all_that_is_saved(by_steps, monkeypatch):
@@ -317,6 +426,9 @@ def test_a_rank_is_ready_when_its_thread_is(entry):
     assert made.notices() == Notices(ready=1.0, failed=1.0)
 
 
+LEAN = {"center_storage": "bfloat16", "momentum_storage": "int8"}
+
+
 def train(ranks, folder, **settings):
     settings = {
         "model": "batch norm",
@@ -348,6 +460,45 @@ def test_resuming_from_any_checkpoint_within_an_epoch_equals_never_having_stoppe
         folder = tmp_path / path.name
         resumed = train(ranks, folder, checkpoint_dir=str(path), **settings)
         assert_equal(contents(resumed / "2"), contents(whole / "2"))
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("ranks, lean", [(1, {}), (2, LEAN), (3, LEAN)])
+def test_a_checkpoint_that_is_written_without_a_copy_has_the_same_bytes(ranks, lean, tmp_path):
+    """One rank alone has too little memory. A run resumed from it ends with these bytes, too."""
+    settings = {"loss_type": "dist_arcface", "save_steps": 2, **lean}
+    copied = train(ranks, tmp_path / "copied", async_save="on", **settings)
+    direct = train(ranks, tmp_path / "direct", free=[ranks - 1, 1000], **settings)
+    logs = "".join(path.read_text() for path in tmp_path.glob("direct/log/workerlog.*"))
+    assert logs.count("training waits while checkpoints are written: a copy takes") == 1
+    assert names(direct) == ["0.2", "0.4", "0", "1.1", "1.3", "1", "2.2", "2.4", "2"]
+    both = set(names(direct)) & set(names(copied))
+    assert len(both) > 3
+    for name in both:
+        assert bytes_of(direct / name) == bytes_of(copied / name)
+    resumed = train(
+        ranks,
+        tmp_path / "resumed",
+        not_copied=ranks - 1,
+        async_save="on",
+        checkpoint_dir=str(direct / "1.1"),
+        **settings,
+    )
+    logs = "".join(path.read_text() for path in tmp_path.glob("resumed/log/workerlog.*"))
+    assert logs.count("training waits while checkpoints are written: head.weight is not kept in memory") == 1
+    assert bytes_of(resumed / "2") == bytes_of(direct / "2")
+
+
+def bytes_of(path):
+    return {file.name: file.read_bytes() for file in path.glob("*.safetensors")}
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_a_rank_that_writes_for_longer_than_the_time_limit_hangs_not(tmp_path):
+    saved = train(2, tmp_path, async_save="off", train_epochs=1, slow=[1, 8.0], rank_timeout=0.1)
+    assert names(saved) == ["0"]
 
 
 def test_a_loader_is_not_asked_twice_for_a_batch(by_steps):

@@ -35,6 +35,10 @@ class Rows(Head):
         return {**self.parameters, "mean": paddle.zeros([1])}
 
 
+class Copy(Rows):
+    is_copy = True
+
+
 @pytest.mark.parametrize(
     "head, is_main, written",
     [
@@ -42,6 +46,7 @@ class Rows(Head):
         (Rows(0, 6), False, []),  # replicated
         (Rows(0, 3), True, [("head.weight", 0), ("head.mean", None)]),
         (Rows(3, 6), False, [("head.weight", 3)]),
+        (Copy(3, 6), False, []),  # a lower rank holds these rows too
     ],
 )
 def test_each_rank_writes_its_shard_and_the_first_what_is_replicated(head, is_main, written):

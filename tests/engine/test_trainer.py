@@ -64,6 +64,37 @@ def test_training_on_ranks_equals_training_on_one(ranks, one_rank, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ranks
+@pytest.mark.parametrize(
+    "ranks, extra",
+    [
+        (4, {"head_group_size": 2}),
+        (4, {"head_group_size": 2, "loss_type": "dist_uniface", "optimizer": "adamw", "lr": 0.05}),
+        (3, {"head_group_size": 1}),
+    ],
+)
+def test_groups_of_ranks_train_as_one_group(ranks, extra, tmp_path):
+    one_group = {name: value for name, value in extra.items() if name != "head_group_size"}
+    assert_close(train(ranks, tmp_path / "groups", **extra), train(ranks, tmp_path / "one", **one_group), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("extra", [{}, {"sample_ratio": 0.5, "center_storage": "bfloat16", "momentum_storage": "int8"}])
+def test_groups_that_were_interrupted_end_as_if_they_were_not(extra, tmp_path):
+    """To the bit with the groups of before; without sampling to float tolerance on any ranks in any groups."""
+    settings = {"head_group_size": 2, "model": "dropout" if extra else "plain", **extra}
+    unbroken = train(4, tmp_path / "unbroken", **settings)
+    folder = str(tmp_path / "first" / "output")
+    train(4, tmp_path / "first", train_epochs=None, train_steps=8, **settings)
+    assert_close(train(4, tmp_path / "again", checkpoint_dir=folder, **settings), unbroken, 0.0)
+    if not extra:
+        for ranks, size in ((4, 4), (3, None), (2, 1)):
+            given = {**settings, "checkpoint_dir": folder, "head_group_size": size}
+            assert_close(train(ranks, tmp_path / f"{ranks} {size}", **given), unbroken, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("loss_type", ["arcface", "dist_softmax", "softmax", "curricularface", "uniface"])
 def test_replicated_and_sharded_heads_equal_one_rank(loss_type, tmp_path):
     alone = train(1, tmp_path / "1", loss_type=loss_type, lr=0.5)

@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ranks]
 
 SEED = int(os.environ.get("PLSC_FAULTS_SEED", "17"))
 KILL_PHASES = ["start", "step", "snapshot", "write", "name", "prune", "verification", "record", "time"]
+SAVE_PHASES = ["write", "name", "prune"]
 _MOST_STARTS = 40
 
 
@@ -53,11 +54,19 @@ class Draw:
 @pytest.mark.parametrize("ranks, strikes", forms(ranks1=(7, 60), ranks2=(3, 40)))
 def test_runs_that_are_killed_equal_one_that_is_not(ranks, strikes, unbroken, tmp_path):
     """SIGKILL of a rank, of all processes, or of the launcher, whose ranks end by themselves."""
-    whole = unbroken(ranks)
+    kill(ranks, strikes, unbroken(ranks), tmp_path, KILL_PHASES)
+
+
+@pytest.mark.parametrize("ranks, strikes", forms(ranks1=(3, 20), ranks2=(2, 15)))
+def test_runs_that_are_killed_while_they_wait_for_a_save_equal_one_that_copies(ranks, strikes, unbroken, tmp_path):
+    kill(ranks, strikes, unbroken(ranks), tmp_path, SAVE_PHASES, async_save="off")
+
+
+def kill(ranks, strikes, whole, tmp_path, phases, **settings):
     targets = ["rank", "all"] if ranks == 1 else ["rank", "rank", "all", "launcher"]
-    draw, struck, number = Draw(whole, KILL_PHASES, signal.SIGKILL, targets), 0, 0
+    draw, struck, number = Draw(whole, phases, signal.SIGKILL, targets), 0, 0
     while struck < strikes:
-        run, number = StruckRun(tmp_path / str(number), ranks), number + 1
+        run, number = StruckRun(tmp_path / str(number), ranks, **settings), number + 1
         for _ in range(_MOST_STARTS):
             moment = draw() if struck < strikes else None
             status, is_struck = run.start(moment)
@@ -76,14 +85,46 @@ def test_runs_that_are_killed_equal_one_that_is_not(ranks, strikes, unbroken, tm
         run.remove()
 
 
+STORAGES = {
+    "both bfloat16": {"center_storage": "bfloat16", "momentum_storage": "bfloat16"},
+    "int8": {"center_storage": "bfloat16", "momentum_storage": "int8"},
+    "none": {"center_storage": "bfloat16", "momentum_storage": "none", "sample_ratio": 0.5},
+}
+
+
+@pytest.mark.parametrize(
+    "storage", [pytest.param(name, marks=[] if name == "int8" else [pytest.mark.faults]) for name in STORAGES]
+)
+def test_a_run_with_lean_centers_that_is_killed_within_an_update_equals_one_that_is_not(storage, tmp_path):
+    """SIGKILL of one of two ranks between two blocks of rows, once before and once after the first checkpoint."""
+    whole = StruckRun(tmp_path / "whole", 2, **STORAGES[storage])
+    assert whole.start() == (0, False), whole.told()
+    [events, _] = whole.events()
+    run = StruckRun(tmp_path / "struck", 2, **STORAGES[storage])
+    for share in (0.1, 0.6):
+        status, is_struck = run.start(Moment("step", int(share * events["step"]), rank=0))
+        assert is_struck and status != 0, run.told()
+        run.wait_until_all_have_ended()
+        run.check_files()
+    assert run.start() == (0, False), run.told()
+    assert_same(run.result(), whole.result())
+
+
 @pytest.mark.parametrize("ranks, strikes", forms(ranks1=(2, 25), ranks2=(1, 15)))
 def test_runs_that_are_stopped_repeat_nothing(ranks, strikes, unbroken, tmp_path):
     """SIGTERM to a rank, or to `plsc launch`: the status is 75 each time, and no step is done twice."""
-    whole = unbroken(ranks)
-    phases = [phase for phase in KILL_PHASES if phase != "time"]
+    stop(ranks, strikes, unbroken(ranks), tmp_path, [phase for phase in KILL_PHASES if phase != "time"])
+
+
+@pytest.mark.parametrize("ranks, strikes", forms(ranks1=(2, 12), ranks2=(1, 8)))
+def test_runs_that_are_stopped_while_they_wait_for_a_save_repeat_nothing(ranks, strikes, unbroken, tmp_path):
+    stop(ranks, strikes, unbroken(ranks), tmp_path, SAVE_PHASES, async_save="off")
+
+
+def stop(ranks, strikes, whole, tmp_path, phases, **settings):
     draw, struck, number = Draw(whole, phases, signal.SIGTERM, ["rank" if ranks == 1 else "launcher"]), 0, 0
     while struck < strikes:
-        run = StruckRun(tmp_path / str(number), ranks, launcher=("plsc", "launch"))
+        run = StruckRun(tmp_path / str(number), ranks, launcher=("plsc", "launch"), **settings)
         number += 1
         for _ in range(_MOST_STARTS):
             moment = draw() if struck < strikes else None

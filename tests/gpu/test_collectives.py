@@ -13,7 +13,7 @@ from tests.gpu.conftest import cards
 
 @pytest.fixture(
     scope="module",
-    params=[("cpu", 2), *(pytest.param(("gpu", count), marks=pytest.mark.gpu) for count in (1, 2, 4, 8))],
+    params=[("cpu", 2), ("cpu", 4), *(pytest.param(("gpu", count), marks=pytest.mark.gpu) for count in (1, 2, 4, 8))],
     ids=lambda param: f"{param[0]}-{param[1]}",
 )
 def results(request, tmp_path_factory):
@@ -41,6 +41,20 @@ def test_collectives_are_those_of_the_definition(results, dtype):
         np.testing.assert_array_equal(got[f"reduce_scatter_sum/{dtype}"], total[rank * ROWS : (rank + 1) * ROWS])
         for name, reduce in (("sum", np.sum), ("max", np.max), ("min", np.min)):
             np.testing.assert_array_equal(got[f"all_reduce_{name}/{dtype}"], reduce(rows, axis=0))
+
+
+def test_those_of_groups_are_over_their_ranks_only(results):
+    """Ranks 0 and 1 and ranks 2 and 3 hold all shards; 0 and 2, and 1 and 3, are replicas."""
+    ranks, found = results
+    if ranks != 4:
+        pytest.skip("groups of two ranks need four")
+    for rank, got in enumerate(found):
+        for name, members in (("shards", [rank // 2 * 2, rank // 2 * 2 + 1]), ("replicas", [rank % 2, rank % 2 + 2])):
+            rows, place = [own(each, ranks, "rows") for each in members], members.index(rank)
+            np.testing.assert_array_equal(got[f"{name}/all_gather"], np.concatenate(rows))
+            np.testing.assert_array_equal(got[f"{name}/all_reduce"], sum(rows))
+            total = sum(own(each, ranks, "all") for each in members)
+            np.testing.assert_array_equal(got[f"{name}/reduce_scatter"], np.split(total, 2)[place])
 
 
 def test_reduce_scatter_is_the_adjoint_of_all_gather(results):

@@ -305,6 +305,11 @@ def with_decay(l2):
         ({"center_storage": "bfloat16", "emb_dim": 33}, "an even embedding size; this run has .* and 33"),
         ({"sample_ratio": 0.5, "loss_type": "arcface"}, "holds all classes on each rank; use 'dist_arcface'"),
         ({"sample_ratio": 0.5, "optimizer": unfused_adam}, "the state of Adam as it was set cannot be sampled"),
+        ({"head_group_size": 3}, r"set_head_group_size\(3\): 2 ranks cannot be .* into groups of 3; give one of 1, 2"),
+        (
+            {"head_group_size": 1, "loss_type": "arcface"},
+            "each rank holds all classes .*; use 'dist_arcface', or leave",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
-
 import numpy as np
 import paddle
 import pytest
@@ -21,6 +19,7 @@ from plsc.losses.centers import top_classes
 from plsc.losses.classifier import Classifier
 from plsc.losses.row_optimizers import Momentum
 from plsc.utils.ranges import Range
+from tests._support.memory import Taken
 
 LEAN = {"center_storage": "bfloat16", "momentum_storage": "int8"}
 
@@ -73,22 +72,6 @@ def test_every_loss_computes_what_it_does_of_the_same_centers_in_float32(loss_ty
 
 
 CLASSES, WIDTH = 40_000, 64
-
-
-class Taken:
-    """The most bytes that Paddle and NumPy take within the context, beyond what there was."""
-
-    def __enter__(self):
-        core = paddle.base.core
-        core.host_memory_stat_reset_peak_value("Allocated", 0)
-        self._before = core.host_memory_stat_current_value("Allocated", 0)
-        tracemalloc.start()
-        return self
-
-    def __exit__(self, *error):
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        self.bytes = paddle.base.core.host_memory_stat_peak_value("Allocated", 0) - self._before + peak
 
 
 @pytest.mark.cpu("counts the memory of a CPU")

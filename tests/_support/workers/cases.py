@@ -149,3 +149,43 @@ LOSS_SETTINGS = {
     },
     "class weights": {"loss_type": "dist_magface", "class_weights": [1, 0, 2, 3, 0.5, 0.1, 7]},
 }
+
+
+# Settings of heads in groups of ranks: one that can be sampled, one with a bias, one whose chunks differ in number, ...
+GROUP_CASES = {
+    "arcface": {"loss_type": "dist_arcface", "num_classes": 7},
+    "several chunks": {"loss_type": "dist_cosface", "num_classes": 81},
+    "adaface": {"loss_type": "dist_adaface", "loss_options": {"average": 0.3}, "num_classes": 7},
+    "curricularface": {"loss_type": "dist_curricularface", "loss_options": {"average": 0.3}, "num_classes": 50},
+    "sphereface2": {"loss_type": "dist_sphereface2", "num_classes": 7},
+    "elasticface_cos_plus": {"loss_type": "dist_elasticface_cos_plus", "num_classes": 7},
+    "softmax": {"loss_type": "dist_softmax", "num_classes": 101},
+    "smoothing": {"loss_type": "dist_arcface", "label_smoothing": 0.2, "num_classes": 7},
+    "class weights": {
+        **{"loss_type": "dist_magface", "num_classes": 7},
+        **{"class_weights": [1, 0, 2, 3, 0.5, 0.1, 7], "loss_options": {"l_a": 2.0}},
+    },
+    "sub-centers": {"loss_type": "dist_cosface", "subcenters": 3, "num_classes": 55},
+    "sampled": {"loss_type": "dist_arcface", "sample_ratio": 0.3, "num_classes": 81},
+    "fewer drawn than samples": {"loss_type": "dist_arcface", "sample_ratio": 0.01, "num_classes": 81},
+    "lean": {
+        **{"loss_type": "dist_arcface", "num_classes": 81},
+        **{"center_storage": "bfloat16", "momentum_storage": "int8"},
+    },
+    "lean sample": {
+        **{"loss_type": "dist_arcface", "num_classes": 81, "sample_ratio": 0.5},
+        **{"center_storage": "bfloat16", "momentum_storage": "int8"},
+    },
+    "AdamW": {"loss_type": "dist_arcface", "optimizer": "adamw", "num_classes": 50},
+    "unfused": {"loss_type": "dist_arcface", "optimizer": paddle.optimizer.Adagrad, "num_classes": 50},
+    "an empty shard": {"loss_type": "dist_arcface", "num_classes": 2},
+}
+RESUMED_GROUPS = ("adaface", "sampled", "lean sample", "unfused")
+GROUP_STEPS, GROUP_SAMPLES = 4, 12
+
+
+def group_batch(classes, step):
+    """(features [G, 16], labels [G]) of a step."""
+    rng = np.random.default_rng(step)
+    features = rng.standard_normal((GROUP_SAMPLES, 16)).astype("float32") * np.float32(1 + step % 3)
+    return features, rng.integers(0, classes, GROUP_SAMPLES)

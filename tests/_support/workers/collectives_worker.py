@@ -6,6 +6,7 @@ import numpy as np
 import paddle
 
 from plsc.distributed.collectives import Collectives
+from plsc.distributed.groups import head_groups
 from plsc.distributed.topology import init_topology
 
 ROWS = 3
@@ -36,6 +37,15 @@ def main():
     objects = collectives.gather_objects({"rank": rank})
     assert objects == [{"rank": other} for other in range(ranks)]
     collectives.barrier()
+    if ranks == 4:
+        groups = head_groups(collectives, 2)
+        for name, part in (("shards", groups.shards), ("replicas", groups.replicas)):
+            found[f"{name}/all_gather"] = part.all_gather(paddle.to_tensor(own(rank, ranks, "rows"))).numpy()
+            found[f"{name}/all_reduce"] = part.all_reduce_sum(paddle.to_tensor(own(rank, ranks, "rows"))).numpy()
+            scattered = part.reduce_scatter_sum(paddle.to_tensor(own(rank, ranks, "all")))
+            found[f"{name}/reduce_scatter"] = scattered.numpy()
+            assert len(part.gather_objects(rank)) == 2
+            part.barrier()
     np.savez(f"{sys.argv[1]}/{rank}.npz", on_gpu=topology.on_gpu, **found)
 
 

@@ -1,7 +1,7 @@
 """Training on ranks, one of which has a fault at step 10.
 
-Arguments: a folder, the fault, the rank that has it, rank_timeout in minutes. Lines: FAULT <time>, READERS <pids>,
-RESULT <weights>.
+Arguments: a folder, the fault, the rank that has it, rank_timeout in minutes, head_group_size or 0. Lines:
+FAULT <time>, READERS <pids>, RESULT <weights>.
 """
 
 import os
@@ -46,7 +46,7 @@ class Pixels:
         self.reads = 0
 
     def __len__(self):
-        return 20 * 2 * BATCH
+        return 20 * place_from_environment()[1] * BATCH
 
     def __getitem__(self, index):
         self.reads += 1
@@ -99,6 +99,7 @@ entry.set_with_test(False)
 entry.set_num_workers(2 if FAULT == "launcher" else 0)
 entry.set_model_save_dir(FOLDER / "output")
 entry.set_rank_timeout(MINUTES)
+entry.set_head_group_size(int(sys.argv[5]) or None)
 entry.train_dataset = Pixels()
 entry.add_observer(AtStep())
 print("RESULT", entry.train()["loss"], flush=True)

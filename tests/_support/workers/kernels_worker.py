@@ -21,6 +21,7 @@ RUNS = [
     {"loss_type": "dist_arcface", "use_fp16": True, "amp_dtype": "bfloat16", "center_storage": "bfloat16"},
     {"loss_type": "dist_arcface", "center_storage": "bfloat16", "momentum_storage": "int8"},
     {"loss_type": "dist_arcface", "momentum_storage": "int8", "sample_ratio": 0.5},
+    {"loss_type": "dist_cosface", "center_storage": "bfloat16", "center_location": "host", "sample_ratio": 0.5},
     {"loss_type": "dist_softmax", "optimizer": lambda **named: paddle.optimizer.AdamW(**named)},
     {"loss_type": "arcface", "optimizer": lambda **named: paddle.optimizer.SGD(**named)},
     {"loss_type": "dist_adaface", "margin_warmup": 3, "label_smoothing": 0.1, "class_weights": [1.0] * CLASSES},

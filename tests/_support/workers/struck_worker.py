@@ -28,6 +28,7 @@ from pathlib import Path
 
 from plsc.engine import saver, snapshot, trainer, verifier
 from plsc.engine.observers.metrics_file import MetricsFile
+from plsc.losses import shard
 from tests._support.killing import changes_files
 from tests._support.marked import marked_processes
 
@@ -47,6 +48,7 @@ PHASES = {
 # Each call is an event of the phase in which it happens.
 PARTS = [
     (trainer.Trainer, "_update"),
+    (shard.Shard, "store_block"),
     (snapshot.Snapshot, "_fill"),
     ("plsc.checkpoint.writer", "_write_block"),
     ("plsc.checkpoint.writer", "sync"),

@@ -4,7 +4,8 @@ With "hand_in" a Trainer is given its backbone, loader, head and observers; othe
 With "die": [event, step] rank 0 is killed at an event of that step: before its verification ("evaluate"), between the
 line of metrics.jsonl and metrics.json ("on_verify"), or after the step ("on_step"). With "fail": step the verification
 of that step fails. With "signal": [rank, step] that rank sends itself SIGTERM after the step. With "lag": n verdicts
-are read n steps late, as on a GPU.
+are read n steps late, as on a GPU. With "free": [rank, bytes] so much memory is free as that rank sees it; with
+"not_copied": rank class centers may not be copied there; with "slow": [rank, seconds] that rank writes so long.
 """
 
 import functools
@@ -12,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,11 +24,12 @@ import plsc
 from plsc.data.verification_set import VerificationSet
 from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import init_topology
-from plsc.engine import transfer
+from plsc.engine import saver, snapshot, transfer
 from plsc.engine.dataloading import build_dataloader
 from plsc.engine.observers import Observer
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.trainer import Trainer
+from plsc.losses import storage
 from plsc.losses.classifier import Classifier
 from plsc.models.base_model import BaseModel
 from plsc.models.tiny import ResNetTiny
@@ -140,6 +143,16 @@ class Signal(Observer):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def slow_down(seconds):
+    write = saver.write_parts
+
+    def write_late(*arguments, **options):
+        time.sleep(seconds)
+        write(*arguments, **options)
+
+    saver.write_parts = write_late
+
+
 def train_with_parts(config, backbone):
     """Train with every part handed in."""
     topology = init_topology()
@@ -156,6 +169,13 @@ def train_with_parts(config, backbone):
 settings = json.loads(sys.argv[1])
 hand_in = settings.pop("hand_in", False)
 transfer.LAGS["cpu"] = settings.pop("lag", 0)
+rank = init_topology().rank
+if (free := settings.pop("free", [None])) and free[0] == rank:
+    snapshot.shared_memory = lambda: free[1]
+if settings.pop("not_copied", None) == rank:
+    storage.PlainRows.may_copy = storage.BFloat16Rows.may_copy = storage.Int8Rows.may_copy = False
+if (slow := settings.pop("slow", [None])) and slow[0] == rank:
+    slow_down(slow[1])
 entry = plsc.Entry()
 paddle.seed(5)
 model = settings.pop("model")
