@@ -7,7 +7,8 @@ import paddle
 import pytest
 
 from plsc.config import Config
-from plsc.losses.creation import create_weight
+from plsc.losses.creation import create_weight, fill_weight
+from plsc.losses.location import Location
 from plsc.losses.margins import BinaryMargin, SteppedMargin, build_margin
 from plsc.losses.reference import ReferenceBinary, ReferenceSoftmax
 from plsc.utils.ranges import Range, shard_ranges
@@ -121,7 +122,10 @@ def in_float64(name):
     loss = (ReferenceBinary if isinstance(margin, BinaryMargin) else ReferenceSoftmax)(
         margin, config.loss_scale, smoothing=config.label_smoothing
     )
-    values = {"weight": create_weight(config, Range(0, config.num_classes)).numpy().astype("float64")}
+    classes = Range(0, config.num_classes)
+    weight = create_weight(config, classes, Location())
+    fill_weight(config, weight, classes)
+    values = {"weight": weight.numpy().astype("float64")}
     if margin is None:
         values["bias"] = np.zeros(config.num_classes)
     velocity, found = {key: np.zeros_like(value) for key, value in values.items()}, {}
