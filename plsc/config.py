@@ -609,6 +609,12 @@ class Config(Settings):
     def _numbers_of_classes(cls, value: Any) -> Any:
         return value if isinstance(value, (str, ClassNumbers)) else ClassNumbers(value)
 
+    @field_validator("val_targets", mode="before")
+    @classmethod
+    def _names_of_sets(cls, value: Any) -> Any:
+        is_list = isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
+        return ",".join(value) if is_list else value
+
     @field_validator("dataset_dir", "val_targets", "val_dataset_dir", "checkpoint_dir", "pretrained", "model_save_dir")
     @classmethod
     def _without_credentials(cls, value: str | None) -> str | None:
@@ -637,7 +643,8 @@ class Config(Settings):
         if value is None:  # as in PLSC 3.0: no function, so the default
             return "momentum"
         if isinstance(value, str):
-            return value if ":" in value else one_of(value.lower(), OPTIMIZERS)
+            also = "a class, as 'paddle.optimizer:Adam'"
+            return value if ":" in value else one_of(value.lower(), OPTIMIZERS, also=also)
         if not callable(value):
             raise ValueError(
                 f"expected {', '.join(OPTIMIZERS)}, 'package.module:Class', a Paddle optimizer class, or a function "
@@ -708,7 +715,7 @@ class Config(Settings):
         if kind == "combined" and (self.margin is not None or None in given):
             raise ConfigError(
                 f"loss_type '{self.loss_type}' needs margin1, margin2 and margin3, and takes no single margin; "
-                f"got {given}"
+                f"got {given}, margin {self.margin}; for ArcFace they are 1, 0.5 and 0, for CosFace 1, 0 and 0.35"
             )
         margins = list(defaults)
         if self.margin is not None and main is not None:

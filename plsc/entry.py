@@ -514,7 +514,16 @@ class Entry(_Attributes):
         Args:
             patterns: as 'stages.*' or 'conv1.weight', with * for any characters, ? for one, [ab] for one of these.
                 Running statistics stay where their names match. A pattern that matches no name is an error.
+
+        Raises:
+            ConfigError: a pattern is no text, as a list of patterns.
         """
+        for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise ConfigError(
+                    f"set_frozen: got {pattern!r} ({type(pattern).__name__}), expected patterns one by one, as "
+                    f"set_frozen('conv1.*', 'bn1.*')"
+                )
         self.config.assign(frozen=patterns)
 
     def set_seed(self, seed: int) -> None:
@@ -907,7 +916,7 @@ def _known_loss(loss_type: str, margins: tuple[float | None, ...]) -> str:
         )
     combined = f"{'dist_' if loss_type != kind else ''}combined"
     log.warning(
-        "loss_type %r is not known, %sand is trained as %r: cos(%g theta + %g) - %g",
+        "loss_type %r is not known; %swith three margins set it is trained as %r: cos(%g theta + %g) - %g",
         loss_type,
         did_you_mean(loss_type, LOSS_TYPES),
         combined,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from plsc.errors import ConfigError
+from plsc.utils.hints import setter
 from plsc.utils.names import did_you_mean
 
 
@@ -166,6 +167,8 @@ def check_option_names(options: Mapping[str, float]) -> None:
     """Raise `ValueError` where a name is that of no loss's parameter."""
     known = sorted({name for loss in LOSSES.values() for name in loss.parameters.names()})
     for name in options:
+        if name in ("s", "scale"):
+            raise ValueError(f"'{name}' is no parameter of a loss; {setter('scale')} sets the scale of any loss")
         if name not in known:
             raise ValueError(f"no loss has a parameter '{name}'; {did_you_mean(name, known)}known: {', '.join(known)}")
 
@@ -183,13 +186,23 @@ def parameters_of(kind: str, options: Mapping[str, float]) -> Parameters:
     parameters = LOSSES[kind].parameters
     for name in options:
         if name not in parameters.names():
-            its = f"; its parameters are {', '.join(parameters.names())}" if parameters.names() else ""
             hint = did_you_mean(name, parameters.names())
-            raise ConfigError(f"loss_options: loss '{kind}' has no parameter '{name}'; {hint}{its[2:]}".rstrip("; "))
+            raise ConfigError(f"loss_options: loss '{kind}' has no parameter '{name}'; {hint}{_settings_of(kind)}")
     try:
         return parameters(**options)
     except ConfigError as error:
         raise ConfigError(f"loss_options: {error}") from None
+
+
+def _settings_of(kind: str) -> str:
+    """What can be set of a loss, in words."""
+    loss = LOSSES[kind]
+    if loss.parameters.names():
+        return f"its parameters are {', '.join(loss.parameters.names())}"
+    if loss.margins is None:
+        return "it has none, and neither a margin nor a scale"
+    margin = setter("loss_type") + " with margin1, margin2 and margin3" if loss.main is None else setter("margin")
+    return f"its margin is that of {margin}, its scale that of {setter('scale')}"
 
 
 def _range_text(field: dataclasses.Field[Any]) -> str:

@@ -143,13 +143,14 @@ def test_verification_sets_by_name():
     assert Config().val_names == ("lfw",)
     assert Config(val_targets="a, b,").val_names == ("a", "b")
     assert Config(val_targets="").val_names == ()
+    assert Config(val_targets=["lfw", "cfp_fp"]).val_targets == "lfw,cfp_fp", "as a list of YAML"
 
 
 @pytest.mark.parametrize(
     "settings, words",
     [
         ({"loss_type": "softmax", "margin2": 0.3}, "has no margin, but one is set"),
-        ({"loss_type": "combined", "margin1": 1.0}, "needs margin1, margin2 and margin3"),
+        ({"loss_type": "combined", "margin1": 1.0}, "for ArcFace they are 1, 0.5 and 0, for CosFace 1, 0 and"),
         ({"loss_type": "combined", "margin1": 1.0, "margin2": 0.1, "margin3": 0.1, "margin": 0.2}, "no single margin"),
         ({"margin_function": max, "margin3": 0.1}, "margin_function replaces the margins .*, but margin3 is set"),
         ({"margin_function": max, "loss_type": "softmax"}, "has no margin, but margin_function is set"),
@@ -157,7 +158,19 @@ def test_verification_sets_by_name():
             {"loss_type": "adaface", "margin": 0.3},
             "has no margin, but one is set; its parameters are m, h, average, see",
         ),
-        ({"loss_options": {"h": 0.3}}, "loss_options: loss 'arcface' has no parameter 'h'$"),
+        (
+            {"loss_options": {"h": 0.3}},
+            "loss_options: loss 'arcface' has no parameter 'h'; its margin is that of set_margin, its scale that of "
+            "set_scale$",
+        ),
+        (
+            {"loss_type": "combined", "margin1": 1, "margin2": 0.3, "margin3": 0, "loss_options": {"m": 0.3}},
+            "its margin is that of set_loss_type with margin1, margin2 and margin3",
+        ),
+        (
+            {"loss_type": "softmax", "loss_options": {"m": 0.3}},
+            "has no parameter 'm'; it has none, and neither a margin nor a scale$",
+        ),
         (
             {"loss_type": "dist_adaface", "loss_options": {"std": 0.3}},
             "loss 'adaface' has no parameter 'std'; its parameters are m, h, average",
@@ -200,6 +213,14 @@ def test_contradictions(settings, words):
         (
             {"loss_options": {"avarage": 1}},
             "no loss has a parameter 'avarage'; did you mean 'average'? known: average, ",
+        ),
+        (
+            {"loss_options": {"s": 30}},
+            "'s' is no parameter of a loss; set_scale sets the scale of any loss",
+        ),
+        (
+            {"optimizer": "adam"},
+            "did you mean 'adamw'? accepted: momentum, sgd, adamw, lars, lion, or a class, as 'paddle.optimizer:Adam'",
         ),
         ({"loss_options": "m=0.4,h"}, "loss_options: got 'm=0.4,h' (str); expected numbers by name, as m=0.4,h=0.333"),
         ({"loss_options": "m=0.4,m=0.3"}, "'m' is given twice"),

@@ -42,6 +42,9 @@ class CheckpointCommand(Command):
 
 
 Root = Annotated[Path, typer.Argument(help="Folder of checkpoints.")]
+# Settings that `inspect` shows also where they are the default.
+_OF_THE_PROBLEM = ("num_classes", "emb_dim", "image_shape", "model_name", "loss_type")
+
 Source = Annotated[Path, typer.Argument(help="Checkpoint, or folder of checkpoints, of which the newest is taken.")]
 Target = Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -74,9 +77,12 @@ def list_(root: Root = Path("output"), *, as_json: Json = False) -> None:
 
 @app.command(cls=CheckpointCommand)
 def inspect(source: Source, *, as_json: Json = False) -> None:
-    """Show the results of a checkpoint's verification, what it says of its run, and its tensors. No tensor is read."""
+    """Show the results of a checkpoint's verification, what it says of its run, and its tensors. No tensor is read.
+
+    Settings that have their default are left out; --json has all.
+    """
     from plsc.checkpoint.tools import summarize
-    from plsc.engine.about import read_metrics
+    from plsc.engine.about import read_metrics, saved_settings
 
     found = summarize(source)
     metrics = read_metrics(Path(found.path))
@@ -87,10 +93,21 @@ def inspect(source: Source, *, as_json: Json = False) -> None:
     if metrics is not None:
         print(f"  metrics.json: {to_json(metrics)}")
     for key, value in found.about.items():
+        if key == "settings":
+            key, value = "settings but for defaults", _telling(value, saved_settings(Config()))
         print(f"  {key}: {to_json(value, ensure_ascii=False)}")
     for tensor in found.tensors:
         parts = f", {tensor.parts} parts" if tensor.parts != 1 else ""
         print(f"  {tensor.name}: {tensor.shape} of {tensor.dtype}{parts}")
+
+
+def _telling(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Those of the problem, and those that are not the default."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name in _OF_THE_PROBLEM or name not in defaults or value != defaults[name]
+    }
 
 
 @app.command(cls=CheckpointCommand)

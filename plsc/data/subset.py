@@ -222,11 +222,11 @@ def hold_out(records: Records, share: float, *, seed: int = 0) -> TrainingPart:
     is_held_out = place < number[labels]
     part = TrainingPart(records, is_held_out)
     present = counts > 0
+    without = int((number[present] == 0).sum())
     log.info(
-        "held out %s of %s for validation; %d of %s have none there",
+        "held out %s of %s for validation, at least one of each class%s",
         len(part.held_out),
         counted(len(records), "image"),
-        int((number[present] == 0).sum()),
-        counted(int(present.sum()), "class"),
+        f" but {without} of {counted(int(present.sum()), 'class')}, too small for it" if without else "",
     )
     return part

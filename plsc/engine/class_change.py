@@ -69,7 +69,7 @@ class ClassMove:
         kept = np.flatnonzero(self.rows >= 0)
         moved = int((self.rows[kept] != kept).sum())
         rows = [
-            ("kept", len(kept), f"center and optimizer state; {moved} under another number", kept, self.names),
+            ("kept", len(kept), f"{moved} under another number; all with center and optimizer state", kept, self.names),
             ("new", len(self.new), begin, self.new, self.names),
             ("gone", len(self.gone), "left out", self.gone, self.names_before),
         ]

@@ -79,6 +79,8 @@ def _matches(pattern: str, names: list[str]) -> list[str]:
         parts = {".".join(layer.split(".")[:length]) for layer in layers for length in range(1, layer.count(".") + 2)}
         near = nearest_name(plain, [*sorted(parts, key=len), *names])
         hint = "" if near is None else f"; did you mean '{near}{'.*' if near in parts else ''}'?"
+        if fnmatch.filter(names, pattern.removeprefix("backbone.")):  # as in a checkpoint's list of tensors
+            hint = f"; leave out 'backbone.': '{pattern.removeprefix('backbone.')}'"
         begins = ", ".join(dict.fromkeys(f"{name.split('.')[0]}.*" if "." in name else name for name in names))
         raise ConfigError(
             f"{setter('frozen')}: the pattern {pattern!r} matches no parameter of the backbone{hint}; its parameters "

@@ -23,7 +23,7 @@ from plsc.pretrained.matching import Match, load, match, table
 from plsc.pretrained.shards import JoinedRows
 from plsc.pretrained.tensors import StoredTensor
 from plsc.pretrained.trainings import Training, open_training
-from plsc.utils.hints import argument
+from plsc.utils.hints import argument, setter
 from plsc.utils.plural import counted
 from plsc.utils.ranges import Range
 
@@ -163,7 +163,11 @@ def _log_head(training: Training, tensors: dict[str, Any], config: Config) -> No
     for note in training.notes:
         log.info("%s: %s", training.kind, note)
     if not training.head:
-        log.info("%s: no class centers: test and export take the checkpoint, training does not", training.kind)
+        log.info(
+            "%s: no class centers: test and export take the checkpoint; a training begins with the network by %s",
+            training.kind,
+            setter("pretrained"),
+        )
         return
     log.info(
         "%s: %s of %s in %s, %s momentum",

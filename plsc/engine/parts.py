@@ -40,6 +40,7 @@ from plsc.engine.dataloading import (
     open_verification_sets,
 )
 from plsc.engine.freezing import freeze
+from plsc.engine.idle_settings import warn_of_idle_settings
 from plsc.engine.judge import Judge
 from plsc.engine.observers import Observer
 from plsc.engine.observers.group import ObserverGroup
@@ -69,6 +70,7 @@ from plsc.losses import Head, check_head
 from plsc.losses.classifier import Classifier, groups_of
 from plsc.models.base_model import build_backbone, check_model
 from plsc.models.recompute import BlockRecompute
+from plsc.utils.hints import setter
 from plsc.utils.logging import show_log
 
 log = logging.getLogger("plsc")
@@ -179,6 +181,8 @@ def make_parts(config: Config, given: Given, *, stop: StopRequest, held: context
     config, collectives = _join(config)
     config, folder = _open_folder(config, collectives, held)
     saved = open_start(config, collectives)
+    if collectives.topology.is_main:
+        warn_of_idle_settings(config)
     config, data = agree(
         lambda: _open_data(config, saved, given.loader, collectives.topology), collectives, error=DataError
     )
@@ -217,7 +221,13 @@ def make_parts(config: Config, given: Given, *, stop: StopRequest, held: context
     sets = open_verification_sets(config, collectives) if config.with_test else []
     closed = _open_closed_set(config, data, contents.head, collectives) if config.with_test else None
     if config.with_test and closed is None and (path := missing_default_set(config)) is not None:
-        log.warning("no verification: %s (the default of val_targets) does not exist", path)
+        log.warning(
+            "no verification: %s (the default of val_targets) does not exist; for pairs of images %s, for top-1 of the "
+            "classes of training %s",
+            path,
+            setter("val_targets"),
+            f"{setter('val_dataset_dir')} or {setter('val_split')}",
+        )
     verifier = Verifier(
         config,
         network.backbone,

@@ -156,6 +156,8 @@ def explain_learning_rate(
         reasons = [f"lr {config.lr:g} at 1024 -> {peak:g} at {global_batch}"]
         if step < length.warmup:
             reasons.append(f"step {step + 1} of {length.warmup} of the warm-up")
+            if total_steps is not None and total_steps < length.warmup:
+                reasons.append(f"the run ends at step {total_steps}, before the warm-up")
         elif value != peak:
             reasons.append(f"{config.lr_schedule}, {value / peak:.3g} of that at step {step + 1}")
     factors = {"backbone": config.backbone_lr_factor, "class centers": config.head_lr_factor}

@@ -117,8 +117,9 @@ def load_backbone(
         odd = sorted(names ^ set(expected))
         raise CheckpointError(
             f"{saved.path}: its network is {_network_of(about)}, this run's is {network_name(backbone)}; they differ "
-            f"in {counted(len(odd), 'tensor')}, the first '{odd[0]}'; {_how_to_give_network(about)}; the setting "
-            f"pretrained takes those weights of another network that fit"
+            f"in {counted(len(odd), 'tensor')}, the first '{odd[0]}'; {_how_to_give_network(about)}; to begin with "
+            f"those weights of another network that fit: {setter('pretrained', str(saved.path))} in place of "
+            f"{setter('checkpoint_dir')}"
         )
     for name, tensor in expected.items():
         shape = saved.shape(f"backbone.{name}")
@@ -179,8 +180,9 @@ def load_training(
     if rows is None:
         _check_setting(saved, about.settings.num_classes, config.num_classes, "class number", "num_classes")
     to_one = ", keep one center of each class with plsc checkpoint subcenters" if config.subcenters == 1 else ""
+    advice = f"{to_one}, {setter('class_change', 'new_head')} to begin all centers anew"
     _check_setting(
-        saved, about.settings.subcenters, config.subcenters, "number of centers per class", "subcenters", advice=to_one
+        saved, about.settings.subcenters, config.subcenters, "number of centers per class", "subcenters", advice=advice
     )
     kinds = {"optimizer": optimizer.kind, "head_optimizer": head.optimizer_kind}
     before = {"optimizer": about.optimizer, "head_optimizer": about.head_optimizer}
@@ -205,7 +207,8 @@ def load_training(
         raise CheckpointError(
             f"{saved.path}: the checkpoint was trained with loss_type '{about.settings.loss_type}' and "
             f"holds no head {sorted(missing)[0]}, which '{config.loss_type}' needs; "
-            f"{setter('loss_type', about.settings.loss_type)} as in training, or train a new run without "
+            f"{setter('loss_type', about.settings.loss_type)} as in training, or "
+            f"{setter('class_change', 'new_head')} to keep the backbone alone, or train a new run without "
             f"{setter('checkpoint_dir')}"
         )
     with reading(saved.path, "the head "):

@@ -70,8 +70,12 @@ def test(config: Config, topology: Topology, *, tables: Path | None = None) -> d
             f"tables of classes need validation data: {setter('val_dataset_dir')}, or {setter('val_split')} as in "
             f"training"
         )
+    agree(lambda: _check_tables(tables), collectives, error=ConfigError)
     if not sets and not is_closed:
-        raise DataError(f"nothing to test on: no verification set is given, and {_lacking(config)}")
+        raise DataError(
+            f"nothing to test on: no verification set is given, and {_lacking(config)}; for top-1 of the classes of "
+            f"training {setter('val_dataset_dir')}, or {setter('val_split')} as in training"
+        )
     check_verification_pairs(sets)
     backbone, config, saved = agree(lambda: open_backbone(config), collectives, error=CheckpointError)
     check_ranks_agree(
@@ -99,6 +103,12 @@ def test(config: Config, topology: Topology, *, tables: Path | None = None) -> d
         on_report=lambda report: agree(lambda: write(report), collectives, error=ConfigError),
     )
     return found or {}
+
+
+def _check_tables(tables: Path | None) -> None:
+    """Refuse a file in the place of the folder of tables before images are read."""
+    if tables is not None and os.path.lexists(tables) and not os.path.isdir(tables):
+        raise ConfigError(f"{tables}: is no folder, expected one to write classes.csv and confusions.csv to")
 
 
 def _open_closed(config: Config, saved: Checkpoint, collectives: Collectives) -> ClosedSet | None:

@@ -145,13 +145,14 @@ class Trainer:
         self._feed: Feed | None = None
         self._save_again: Callable[[], None] = lambda: None
         self._run = self.collectives.gather_objects(secrets.token_hex(8))[0]
-        if parts.saved is not None:
-            self._resume(parts.saved)
+        move = None if parts.saved is None else self._resume(parts.saved)
         self.schedule = build_schedule(
             self.config, self.global_batch, steps_per_epoch=self.steps_per_epoch, total_steps=self.total_steps
         )
         if not self.is_done:
             self._check_start()
+        if parts.saved is not None and move is not None:
+            self._begin_classes(parts.saved, move)  # a pass over images, after all that may refuse the run
         self._clock = TrainingClock()
 
     @watch.watched()
@@ -587,15 +588,14 @@ class Trainer:
     def _is_own(self, saved: Path) -> bool:
         return saved.resolve().parent == Path(self.config.model_save_dir).resolve()
 
-    def _resume(self, saved: checkpoint.Checkpoint) -> None:
+    def _resume(self, saved: checkpoint.Checkpoint) -> ClassMove | None:
+        """Take over a checkpoint, but for the centers of new classes: what becomes of the classes is returned."""
         start = agree(lambda: self._contents.load(saved), self.collectives, error=CheckpointError)
-        if start.move is not None:
-            self._begin_classes(saved, start.move)
         if start.is_anew:
             self._judge.started_from = f" since the run was started from {saved.path}"
             if self.topology.is_main:
                 log.info("started from %s: epochs and steps begin at 0, with the schedule of this run", saved.path)
-            return
+            return start.move
         about = start.about
         self.epoch, self.step = about.epoch, about.step
         self.step_in_epoch = about.images_in_epoch // self.global_batch
@@ -631,6 +631,7 @@ class Trainer:
             if self.step_in_epoch >= self.loader.steps_per_epoch:
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
                 self._epoch_began_at = self.step
+        return start.move
 
     def _begin_classes(self, saved: checkpoint.Checkpoint, move: ClassMove) -> None:
         """Set the centers of new classes, and say what becomes of all."""

@@ -101,8 +101,9 @@ class _Result(io.FileIO):
     def write(self, data: Any) -> int:
         try:
             return len(data) if self.has_failed else super().write(data)
-        except BrokenPipeError:
-            raise  # a reader such as `head` has seen enough
+        except BrokenPipeError:  # a reader such as `head` has seen enough
+            self.has_failed = True  # what is flushed at the end of the process would fail again
+            raise
         except OSError as error:
             self.has_failed = True
             raise PLSCError(f"standard output cannot be written: {error.strerror}") from None

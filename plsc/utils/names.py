@@ -18,6 +18,7 @@ _OTHER_WORDS = {
     "lr_steps": "milestones lrmilestones stepboundaries boundaries lrstep lrdecaysteps decaysteps",
     "lr_decay_factor": "gamma lrgamma decayrate lrdecayrate decayfactor",
     "train_epochs": "epochs epoch numepochs numepoch maxepochs maxepoch nepochs numtrainepochs totalepochs",
+    "train_image_num": "numimage numimages imagenum numtrainimages numsamples",
     "train_steps": "steps maxsteps numsteps iterations iters maxiters maxiter numiterations totalsteps maxiterations",
     "warmup_epochs": "warmup warmupepoch numwarmupepochs warmupratio",
     "warmup_steps": "warmupiters numwarmupsteps warmupiterations warmupsteps",
@@ -96,6 +97,14 @@ _OTHER_WORDS = {
 # Words for what is no setting, without dashes and underscores, and where it is given.
 _ELSEWHERE = {
     "beta1 beta2": "a script gives an optimizer that has it, as a function",
+    "marginlist": "its three numbers are margin1, margin2 and margin3, with loss_type dist_combined",
+    "gradientacc accumsteps gradaccum gradientaccumulation gradientaccumulationsteps accumulategradbatches": (
+        "gradients are not accumulated; train on more ranks, or take less memory with sample_ratio, logits or recompute"
+    ),
+    "gradclip clipgrad clipgradnorm gradientclip maxgradnorm clipnorm": (
+        "a script gives a Paddle optimizer that has grad_clip, as a function"
+    ),
+    "dali": "images are read by num_workers processes, without DALI",
     "gpu gpus gpuids devices device numgpus ngpus cuda worldsize localrank rank nproc nprocpernode nodes numnodes": (
         "devices and ranks are chosen by python -m paddle.distributed.launch, with --gpus, --nproc_per_node, --nnodes"
     ),
@@ -155,15 +164,20 @@ def did_you_mean(name: str, accepted: Iterable[str]) -> str:
     return f"did you mean '{near}'? " if near else ""
 
 
-def one_of(name: str, accepted: Iterable[str]) -> str:
+def one_of(name: str, accepted: Iterable[str], *, also: str = "") -> str:
     """Return `name` if it is accepted.
+
+    Args:
+        name: what was given.
+        accepted: the names.
+        also: what is accepted besides them, for the message.
 
     Raises:
         ValueError: it is not; the message names the nearest accepted name and all of them.
     """
     names = list(accepted)
     if name not in names:
-        raise ValueError(f"{did_you_mean(str(name), names)}accepted: {', '.join(names)}")
+        raise ValueError(f"{did_you_mean(str(name), names)}accepted: {', '.join(names)}{', or ' if also else ''}{also}")
     return name
 
 

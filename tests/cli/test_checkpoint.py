@@ -155,6 +155,9 @@ def test_import(run, tmp_path, caplog):
     found = run("import", tmp_path / "in", tmp_path / "again", *flags, "--json", "--pixel-std", "58,57,57.5")
     assert Checkpoint(tmp_path / "out").about["settings"]["pixel_std"] == [127.5] * 3
     assert Checkpoint(tmp_path / "again").about["settings"]["pixel_std"] == [58, 57, 57.5]
+    (shown,) = [line for line in run("inspect", tmp_path / "again").splitlines() if "settings but for defaults" in line]
+    assert '"pixel_std": [58.0, 57.0, 57.5]' in shown and '"loss_type": "dist_arcface"' in shown
+    assert "pixel_mean" not in shown and "pixel_mean" in Checkpoint(tmp_path / "again").about["settings"]
     assert found["path"] == str(tmp_path / "again") and found["ranks"] == 1
     assert "never overwritten" in run("import", tmp_path / "in", tmp_path / "out", *flags, status=1)
     assert "accepted: " in run("import", tmp_path / "in", tmp_path / "x", "--model-name", "ResNetTin", status=1)

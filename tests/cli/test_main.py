@@ -77,7 +77,8 @@ def test_train_test_export_and_embed(entry, tmp_path, data_dir):
         (
             ["test", "--model-save-dir", "nowhere"],
             "plsc: nothing to test on: no verification set is given, and ./train_data does not exist; name the data "
-            "with --dataset-dir, or name one with --val-targets",
+            "with --dataset-dir, or name one with --val-targets; for top-1 of the classes of training "
+            "--val-dataset-dir, or --val-split as in training",
         ),
         (
             ["test", "--model-save-dir", "nowhere", "--dataset-dir", "."],

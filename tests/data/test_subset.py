@@ -205,6 +205,14 @@ def test_a_share_of_each_class_is_held_out(labels, share, seed):
     assert again.digest == part.digest and seen(again.held_out) == seen(part.held_out)
 
 
+def test_classes_too_small_for_validation_are_counted(caplog):
+    caplog.set_level(logging.INFO)
+    hold_out(records_of([0, 0, 1, 1]), 0.5, seed=0)
+    assert caplog.messages[-1] == "held out 2 of 4 images for validation, at least one of each class"
+    hold_out(records_of([0, 0, 1, 1, 2]), 0.5, seed=0)
+    assert caplog.messages[-1].endswith("at least one of each class but 1 of 3 classes, too small for it")
+
+
 def test_the_seed_chooses_which_are_held_out():
     records = records_of(np.arange(200) % 10)
     parts = [hold_out(records, 0.2, seed=seed) for seed in range(4)]

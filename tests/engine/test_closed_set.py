@@ -347,7 +347,7 @@ def test_keep_best_needs_validation_data(made, folders):
         made.train()
 
 
-def test_tables_need_validation_data_and_a_folder(made, folders, tmp_path):
+def test_tables_need_validation_data_and_a_folder(made, folders, tmp_path, monkeypatch):
     made.set_val_dataset(folders[1])
     made.train()
     made.test(tables=tmp_path / "tables")
@@ -355,7 +355,10 @@ def test_tables_need_validation_data_and_a_folder(made, folders, tmp_path):
     assert rows[0] == ["class", "images", "top1", "most_confused_with", "times"]
     assert [row[0] for row in rows[1:]] == NAMES[1:] and {row[1] for row in rows[1:]} == {"4"}
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="file: the tables cannot be written"):
+    with pytest.raises(ConfigError, match="file/tables: the tables cannot be written"):
+        made.test(tables=tmp_path / "file/tables")
+    monkeypatch.setattr("plsc.engine.tester.evaluate", lambda *_, **__: pytest.fail("images are read"))
+    with pytest.raises(ConfigError, match="file: is no folder, expected one to write classes.csv and confusions.csv"):
         made.test(tables=tmp_path / "file")
     made.set_val_dataset(None)
     with pytest.raises(ConfigError, match="tables of classes need validation data"):

@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
-from plsc import ConfigError
+from plsc import ConfigError, Entry
 from plsc.checkpoint import Checkpoint
 from plsc.engine.freezing import freeze, frozen_names
 from plsc.engine.trainer import Trainer
@@ -132,6 +132,10 @@ def test_a_pattern_that_matches_nothing_is_an_error_with_what_is_near():
         freeze(backbone, [f"{part}*", f"{part}x.*"])
     assert f"the pattern '{part}x.*' matches no parameter of the backbone; did you mean '{part}" in str(error.value)
     assert "its parameters begin with " in str(error.value)
+    with pytest.raises(ConfigError, match=rf"leave out 'backbone\.': '{part}\*'"):
+        freeze(backbone, [f"backbone.{part}*"])
+    with pytest.raises(ConfigError, match=r"expected patterns one by one, as set_frozen\('conv1\.\*', "):
+        Entry().set_frozen([f"{part}*"])
     assert frozen_names(backbone) == frozenset(), "nothing is frozen after an error"
     assert any(not tensor.stop_gradient for tensor in backbone.parameters())
 

@@ -123,7 +123,7 @@ def test_by_name_keeps_moves_adds_and_leaves_out(settings, ranks, trained, tmp_p
     for name in saved.names("optimizer."):
         np.testing.assert_array_equal(held[f"optimizer/{name[len('optimizer.') :]}"], saved.read(name))
     for words in (
-        "kept          4  center and optimizer state; 4 under another number ('a', 'e', 'b', ...)",
+        "kept          4  4 under another number; all with center and optimizer state ('a', 'e', 'b', ...)",
         "new           3  mean feature of 12 images ('x', 'y', 'z')",
         "gone          1  left out ('c')",
         "started from",
@@ -161,6 +161,16 @@ def test_grow_keeps_the_numbers_and_adds_classes_behind_them(trained, tmp_path):
         found = trainer.head.state()["weight"].numpy()[label]
         np.testing.assert_allclose(found / np.linalg.norm(found), centers[name], rtol=1e-3, atol=1e-5)
     assert (trainer.epoch, trainer.step) == (0, 0)
+
+
+def test_a_save_folder_that_cannot_be_used_is_refused_before_the_pass_over_new_classes(trained, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "0").write_text("no checkpoint")
+    monkeypatch.setattr(
+        "plsc.engine.trainer.begin_new_classes", lambda *_, **__: pytest.fail("images of new classes are read")
+    )
+    with pytest.raises(CheckpointError, match="is no checkpoint, and this run will save one under that name"):
+        Trainer(entry_from(trained, tmp_path / "run", [*BEFORE, "x"], class_change="grow").config)
 
 
 @pytest.mark.parametrize(
@@ -224,8 +234,21 @@ def test_another_network_is_refused_and_pretrained_advised(trained, tmp_path):
     entry = entry_from(trained, tmp_path / "run", AFTER, class_change="new_head")
     entry.config.model = None
     entry.set_model_name("ResNetTiny")
-    with pytest.raises(CheckpointError, match="they differ in .* the setting pretrained takes those weights"):
+    with pytest.raises(CheckpointError, match=r"they differ in .* that fit: set_pretrained\('.*in place of set_check"):
         Trainer(entry.config)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"subcenters": 2}, r"set_subcenters\(1\), set_class_change\('new_head'\) to begin all centers anew, or"),
+        ({"loss_type": "dist_softmax"}, r"set_class_change\('new_head'\) to keep the backbone alone"),
+    ],
+)
+def test_another_head_is_refused_and_a_new_one_advised(settings, words, trained, tmp_path):
+    with pytest.raises(CheckpointError, match=words):
+        Trainer(entry_from(trained, tmp_path / "run", BEFORE, **settings).config)
+    entry_from(trained, tmp_path / "run", BEFORE, class_change="new_head", **settings).train()
 
 
 @pytest.mark.parametrize(

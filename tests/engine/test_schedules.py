@@ -105,6 +105,11 @@ def test_lengths_in_epochs_and_in_steps_are_the_same():
             "learning rate of step 2: 0.0015625 (lr 0.1 at 1024 -> 0.003125 at 32; step 2 of 4 of the warm-up)",
         ),
         (
+            {"warmup_steps": 20},
+            1,
+            "0.003125 at 32; step 2 of 20 of the warm-up; the run ends at step 10, before the warm-up)",
+        ),
+        (
             {"lr_schedule": "cosine"},
             5,
             "learning rate of step 6: 0.0015625 (lr 0.1 at 1024 -> 0.003125 at 32; cosine, 0.5 of that at step 6)",

@@ -105,6 +105,18 @@ def test_text_that_cannot_be_written_does_not_stick_to_a_lossy_stream(unbuffered
     assert done.returncode == 0 and done.stdout == b"kept\n"
 
 
+def test_a_reader_that_has_seen_enough_leaves_no_trace():
+    script = (
+        "from plsc.utils.logging import guard_standard_output as guard; guard()\n"
+        "try:\n    print('a' * 1_000_000)\nexcept BrokenPipeError:\n    print('more')"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE, env=environment())
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize("stream", STREAMS)
 def test_streams_that_are_no_files_stay_as_they_are(stream):
     made = stream()

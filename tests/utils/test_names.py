@@ -86,6 +86,9 @@ def test_the_hint():
     assert setting_hint("bs", NAMES) == "; did you mean 'train_batch_size'?"
     assert setting_hint("num-clases", NAMES, show="--{}".format) == "; did you mean --num_classes?"
     assert setting_hint("beta1", NAMES).startswith("; a script gives an optimizer")
+    assert setting_hint("margin_list", NAMES).startswith("; its three numbers are margin1, margin2 and margin3")
+    assert setting_hint("gradient_acc", NAMES).startswith("; gradients are not accumulated")
+    assert setting_hint("num_image", [*NAMES, "bad_images", "train_image_num"]) == "; did you mean 'train_image_num'?"
     assert setting_hint("entirely_different", NAMES) == ""
 
 
