@@ -76,7 +76,7 @@ def test_a_loss_that_needs_what_the_checkpoint_lacks_leads_back_to_its_loss(save
     before = entry.loss_type
     entry.set_loss_type("softmax")
     with pytest.raises(
-        CheckpointError, match=rf"no head bias.*set_loss_type\('{before}'\) as in training, or train a new"
+        CheckpointError, match=rf"no head bias.*set_loss_type\('{before}'\) as in training, or set_class_change"
     ):
         entry.train()
 
