@@ -129,7 +129,8 @@ def test_all_faults_of_a_file_are_said_in_the_order_of_its_lines(tmp_path):
         "train_batch_size: got 0 (int); expected greater than or equal to 1 (line 3)",
         "lr: given before in line 4; leave one out (line 5)",
         "'model' is a Python object; set it in a script; did you mean 'model_name'? (line 6)",
-        "optimizer: got 'adan' (str); did you mean 'adamw'? accepted: momentum, sgd, adamw, lars, lion (line 7)",
+        "optimizer: got 'adan' (str); did you mean 'adamw'? accepted: momentum, sgd, adamw, lars, lion, or a "
+        "class, as 'paddle.optimizer:Adam' (line 7)",
         "there is no setting named 'train'; sections are not known, write settings without indentation (line 8)",
         "loss_type: got 'arcfase' (str); did you mean 'arcface'?",
         "expected 'setting: value', found a sequence in place of the name (line 11)",
