@@ -73,7 +73,7 @@ def test_a_checkpoint_of_another_number_of_sub_centers(entry):
     entry.set_checkpoint_dir(entry.model_save_dir)
     entry.set_train_epochs(2)
     entry.set_subcenters(3)
-    with pytest.raises(CheckpointError, match=r"is 2, this run's is 3; set_subcenters\(2\), or choose"):
+    with pytest.raises(CheckpointError, match=r"is 2, this run's is 3; set_subcenters\(2\), set_class_change"):
         entry.train()
     entry.set_subcenters(1)
     with pytest.raises(CheckpointError, match=r"this run's is 1; set_subcenters\(2\), .* plsc checkpoint subcenters"):
