@@ -26,7 +26,6 @@ from plsc.engine.saver import Notices
 from plsc.engine.tensor_rows import TensorRows
 from plsc.engine.trainer import Trainer
 from plsc.errors import NotSavedError
-from plsc.losses import storage
 from tests._support.checkpoints import assert_equal, contents, names
 from tests._support.memory import Taken
 from tests._support.ranks import launch
@@ -317,7 +316,7 @@ def test_the_limit_of_a_process_counts(entry, monkeypatch, caplog):
 def test_rows_that_may_not_be_copied_are_written_from_where_they_are(by_steps, monkeypatch, caplog, mode):
     by_steps.set_async_save(mode)
     by_steps.set_train_epochs(1)
-    monkeypatch.setattr(storage.PlainRows, "may_copy", False)
+    by_steps.set_center_location("disk")
     monkeypatch.setattr(snapshot.Snapshot, "_reserve", lambda *arguments: pytest.fail("memory is taken"))
     by_steps.train()
     assert names(by_steps.model_save_dir) == ["0.2", "0.4", "0"]
