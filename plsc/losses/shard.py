@@ -163,7 +163,7 @@ class Shard:
         if name == "bias":
             return make(kept)
         store: RowStore = HostRows(flat_rows(kept), make) if self.location.is_apart else make(flat_rows(kept))
-        store.may_copy = not self.location.is_paged
+        store.may_copy = store.may_copy and not self.location.is_paged
         return store
 
     def _begin(
