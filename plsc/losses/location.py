@@ -147,7 +147,7 @@ def host_bytes(tensor: paddle.Tensor) -> NDArray[np.uint8]:
     DLPack's arrays are read-only before NumPy 2.1.
     """
     memory = (ctypes.c_uint8 * (int(tensor.size) * int(tensor.element_size()))).from_address(tensor.data_ptr())
-    memory.tensor = tensor  # type: ignore[attr-defined]  # keeps it
+    memory.tensor = tensor  # type: ignore[attr-defined]  # so that it lives as long as the array
     return np.ctypeslib.as_array(memory)
 
 

@@ -9,12 +9,14 @@ b rows of D numbers; M classes of K rows of G numbers.
 from __future__ import annotations
 
 import functools
-import importlib.util
+import logging
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+log = logging.getLogger("plsc")
 
 _HALF = np.uint32(16)
 _UPPER = np.uint32(0xFFFF0000)
@@ -132,13 +134,16 @@ _LOOPS: tuple[Callable[..., None], ...] = (
 
 @functools.cache
 def compiled_loops() -> SimpleNamespace | None:
-    """The loops of this module as attributes, each compiled at its first call; None without Numba.
+    """The loops of this module as attributes, each compiled at its first call; None where Numba cannot be loaded.
 
     What was compiled is kept in `__pycache__`, or in `NUMBA_CACHE_DIR`. Loading Numba takes half a second.
     """
-    if importlib.util.find_spec("numba") is None:
+    try:
+        import numba
+    except ImportError as error:  # also where it does not work with this version of NumPy
+        if not isinstance(error, ModuleNotFoundError):
+            log.warning("Numba cannot be loaded, so NumPy takes its place and steps take longer: %s", error)
         return None
-    import numba
 
     def compiled(loop: Callable[..., None], **options: Any) -> Callable[..., None]:
         found: Callable[..., None] = numba.njit(loop, nogil=True, **options)
