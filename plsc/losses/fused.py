@@ -33,7 +33,8 @@ The second pass makes the gradient of one block of rows after the other; the gra
 It has two ways, and takes the one that moves fewer numbers through memory:
 
     by logits   on CPUs, where a chunk stays in the cache, and where G < D: radial_c = s / |w_c|^2 sum_n t_n e_cn r_cn.
-                'store' keeps r [S, G], of which the second pass makes e again; the target terms are put into e.
+                'store' keeps r [S, G], of which the second pass makes e again; the target terms are put into e. Of
+                sub-centers it keeps the nearest of each class, [S / K, G].
     by rows     on GPUs where G >= D, and with half-precision products: radial_c is the product of g_c and w_c. 'store'
                 keeps e [S, G] as the products take it, and no exponential is made twice. The target terms' part of g_c
                 is added in float32: beside e, which is 1 at most for float16, e_yn may be beyond float16.
@@ -59,8 +60,10 @@ from plsc.losses.passes import (
     FirstPass,
     LogitBuffer,
     OwnTerms,
+    Products,
     RowTerms,
     TargetIndex,
+    is_by_class,
 )
 from plsc.losses.precision import Precision
 from plsc.losses.reference import (
@@ -86,6 +89,8 @@ from plsc.metrics.embeddings import CENTER_FLOOR, EPSILON
 _CHUNK_SHARES = (3.5, 4.0, 6.0)
 # Of [B, G] in addition, where some of the classes leave the sum, and where their cosines are changed.
 _DROPPING_SHARE, _CHANGING_SHARE = 2.0, 5.0
+# Of a class and a sample with sub-centers: the nearest's cosine, and its number.
+_NEAREST_BYTES = 4 + 1
 
 
 class Memory(NamedTuple):
@@ -151,7 +156,7 @@ class FusedState(NamedTuple):
         num_greater: as in `plsc.losses.reference.State`.
         shard: the shard that the loss was computed on.
         work: its chunks, as the first pass left them.
-        kept: of each chunk, with 'store': r by logits, e by rows.
+        kept: of each chunk, with 'store': by logits what e is made of, by rows e.
         own: terms of the own classes.
         row_factor: [G], s t_n.
         by_bias: as in `Ending`.
@@ -163,7 +168,7 @@ class FusedState(NamedTuple):
     num_greater: paddle.Tensor | None
     shard: Shard
     work: Exponentials
-    kept: list[paddle.Tensor]
+    kept: list[Products]
     own: OwnTerms
     row_factor: paddle.Tensor
     by_bias: paddle.Tensor | None = None
@@ -384,18 +389,26 @@ class FusedSoftmax:
             + _CHUNK_SHARES[1] * rows * width
             + _CHUNK_SHARES[2] * samples * width
         )
-        return Memory(number * shard.size * samples if self._store else 0, int(4 * chunk))
+        stored = number * shard.size * samples
+        if self._keeps_nearest(shard, samples):
+            stored = _NEAREST_BYTES * shard.size // shard.subcenters * samples
+        return Memory(stored if self._store else 0, int(4 * chunk))
+
+    def _goes_by_rows(self, shard: Shard, samples: int) -> bool:
+        return shard.place.is_gpu_place() and samples >= shard.width if self._by_rows is None else self._by_rows
+
+    def _keeps_nearest(self, shard: Shard, samples: int) -> bool:
+        """Whether 'store' keeps the nearest sub-centers in place of r or e."""
+        return is_by_class(shard, self._precision) and not self._goes_by_rows(shard, samples)
 
     def _fitting_buffer(self, shard: Shard, samples: int) -> LogitBuffer | None:
         """Memory for r; None where the second pass goes by rows."""
-        by_rows = self._by_rows
-        if by_rows is None:
-            by_rows = shard.place.is_gpu_place() and samples >= shard.width
-        if by_rows:
+        if self._goes_by_rows(shard, samples):
             self._buffer = None
         elif self._buffer is None or not self._buffer.fits(shard, samples):
             self._buffer = None  # free the old memory first
-            self._buffer = LogitBuffer(shard, samples, store=self._store)
+            store = self._store and not self._keeps_nearest(shard, samples)
+            self._buffer = LogitBuffer(shard, samples, store=store)
         return self._buffer
 
     def _target_terms(
@@ -467,6 +480,7 @@ def _cosine_row_terms(shard: Shard, scale: float, shift: float) -> RowTerms:
         split(1.0 / inverse_norm),
         split(paddle.zeros_like(inverse_norm)),
         -inverse_norm * inverse_norm,
+        _of_cosine(shard, scale, -shift),
     )
 
 
@@ -474,4 +488,11 @@ def _product_row_terms(shard: Shard, scale: float, shift: float) -> RowTerms:
     ones = shard.split_by_chunk(paddle.full([shard.size], scale, shard.dtype))
     bias = paddle.zeros([shard.size], shard.dtype) if shard.bias is None else shard.bias
     logit_offset = shard.split_by_chunk(bias)
-    return RowTerms(ones, ones, shard.split_by_chunk(bias - shift), ones, logit_offset, None)
+    return RowTerms(
+        ones, ones, shard.split_by_chunk(bias - shift), ones, logit_offset, None, _of_cosine(shard, scale, -shift)
+    )
+
+
+def _of_cosine(shard: Shard, *values: float) -> tuple[paddle.Tensor, paddle.Tensor]:
+    scale, offset = (paddle.full([1], value, shard.dtype) for value in values)
+    return scale, offset

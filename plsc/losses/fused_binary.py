@@ -24,7 +24,7 @@ from plsc.errors import ConfigError
 from plsc.losses.fused import Ending, FusedSoftmax
 from plsc.losses.margins.binary import BinaryMargin
 from plsc.losses.ops import RowNumbers, add_, logistic_, matmul, multiply_, scale_rows
-from plsc.losses.passes import Exponentials, FirstPass
+from plsc.losses.passes import Exponentials, FirstPass, Products, RowTerms
 from plsc.losses.reference import Targets
 from plsc.losses.shard import Shard
 from plsc.losses.shift import ConstantShift
@@ -47,38 +47,37 @@ class Sigmoids(Exponentials):
     def __init__(self, *, needs_range: bool, **options: Any) -> None:
         super().__init__(shift=ConstantShift(1, options["features"].dtype), **options)
         samples, dtype = self.features.shape[:1], self.features.dtype
-        self._has_norms_in_offset = False  # it is the bias
         self.shares = paddle.zeros(samples, dtype)
         self.range = paddle.full(samples, _LEAST_RANGE, dtype) if needs_range else None
         self._ranges: list[paddle.Tensor] = []
 
-    def first(self, k: int, r: paddle.Tensor, *, total: paddle.Tensor, gradient: paddle.Tensor) -> paddle.Tensor:
-        logits, slope, which = self._exponents(k, r)
+    def first(self, k: int, products: Products, *, total: paddle.Tensor, gradient: paddle.Tensor) -> paddle.Tensor:
+        logits, slope, which = self._exponents(k, products)
         shares, sums = logistic_(logits, with_sum=True)
         ones = paddle.ones(sums.shape[:1], sums.dtype)
         add_(total, matmul(ones, sums))
         add_(self.shares, matmul(ones, shares))
-        return self._follow(self._coefficients(k, shares, slope, which), gradient)
+        return self._follow(self._by_row(k, *self._coefficients(k, shares, slope, which)), gradient)
 
-    def again(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
-        logits, slope, which = self._exponents(k, r)
-        return self._coefficients(k, logistic_(logits, with_sum=False)[0], slope, which)
-
-    def as_first(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
-        e = self.again(k, r)
+    def as_first(self, k: int, products: Products) -> paddle.Tensor:
+        e = super().as_first(k, products)
         return e if self.range is None else e / self._ranges[k]
 
     def factor(self, k: int) -> paddle.Tensor | None:
         return None if self.range is None else self._ranges[k] / self.range
 
+    def _made_again(self, k: int, products: Products, *, at: int | None) -> tuple[paddle.Tensor, RowNumbers | None]:
+        logits, slope, which = self._exponents(k, products)
+        return self._coefficients(k, logistic_(logits, with_sum=False)[0], slope, which)
+
     def _coefficients(
         self, k: int, shares: paddle.Tensor, slope: paddle.Tensor | None, which: RowNumbers | None
-    ) -> paddle.Tensor:
+    ) -> tuple[paddle.Tensor, RowNumbers | None]:
         e = shares if slope is None else multiply_(slope, shares)
         if which is not None:
-            return self._by_row(k, e, which)
+            return e, which
         inverse = self.rows.inverse[k]
-        return scale_rows(e, scale=inverse, offset=paddle.zeros_like(inverse))
+        return scale_rows(e, scale=inverse, offset=paddle.zeros_like(inverse)), None
 
     def _follow(self, e: paddle.Tensor, gradient: paddle.Tensor) -> paddle.Tensor:
         if self.range is None:
@@ -108,7 +107,9 @@ class FusedBinary(FusedSoftmax):
     def _start(self, shard: Shard, x: paddle.Tensor, *, targets: Targets, psi: paddle.Tensor) -> Exponentials:
         terms = self._terms(shard, x, targets=targets, psi=psi, shift=0.0)
         bias = self._binary.bias.astype(x.dtype).expand([shard.size])
-        terms["rows"] = terms["rows"]._replace(offset=shard.split_by_chunk(bias))
+        rows: RowTerms = terms["rows"]
+        of_cosine = (rows.of_cosine[0], bias[:1])
+        terms["rows"] = rows._replace(offset=shard.split_by_chunk(bias), of_cosine=of_cosine)
         return Sigmoids(needs_range=self._precision.needs_half_range, **terms)
 
     def _end(self, work: Exponentials, first: FirstPass, *, logit: paddle.Tensor, weights: paddle.Tensor) -> Ending:

@@ -160,7 +160,7 @@ def _greatest_of(parts: Sequence[paddle.Tensor]) -> tuple[paddle.Tensor, paddle.
     for k, part in enumerate(parts[1:], 1):
         number = paddle.where(part > best, paddle.full_like(number, k), number)
         best = paddle.maximum(part, best)
-    return best, number
+    return best, number.astype("uint8")
 
 
 def _tiles(classes: int, group: int) -> list[slice]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import paddle
 
@@ -40,7 +40,7 @@ _EXCLUDED = -1e20
 
 
 class LogitBuffer:
-    """Memory for r of each chunk: S rows in all ('store'), or those of one chunk at a time ('recompute').
+    """Memory for r of each chunk: S rows in all where r is stored, or those of one chunk at a time.
 
     Attributes:
         chunks: r [B, G] of each chunk.
@@ -69,6 +69,7 @@ class RowTerms(NamedTuple):
         weight: |w|, the factor of e in the sum of exponentials.
         logit_offset: the offset of a logit z = scale * r + logit_offset.
         radial: [S], -1 / |w|^2; None for softmax.
+        of_cosine: two of [1], scale and offset where a cosine is in r's place; of meaning where all classes have these.
     """
 
     scale: list[paddle.Tensor]
@@ -77,6 +78,7 @@ class RowTerms(NamedTuple):
     weight: list[paddle.Tensor]
     logit_offset: list[paddle.Tensor]
     radial: paddle.Tensor | None
+    of_cosine: tuple[paddle.Tensor, paddle.Tensor]
 
 
 class TargetIndex(NamedTuple):
@@ -151,6 +153,22 @@ class OwnTerms(NamedTuple):
     product: paddle.Tensor
 
 
+class Nearest(NamedTuple):
+    """Of each class of a chunk the sub-center that counts; all that is needed of r, and a K-th of it.
+
+    Attributes:
+        cosine: [B / K, G], the greatest of the class's sub-centers.
+        which: [B / K, G], its number.
+    """
+
+    cosine: paddle.Tensor
+    which: RowNumbers
+
+
+# r [B, G] of a chunk, or what is made of it.
+Products: TypeAlias = "paddle.Tensor | Nearest"
+
+
 class Exponents(NamedTuple):
     """Of a chunk.
 
@@ -196,7 +214,8 @@ class Exponentials:
         self.shard, self.features, self.rows, self.index = shard, features, rows, index
         self.shift, self.precision, self.buffer = shift, precision, buffer
         self._negatives, self._target = negatives, target
-        self._has_norms_in_offset = True
+        self._by_class = is_by_class(shard, precision)
+        self._expanded: dict[int, tuple[paddle.Tensor, paddle.Tensor]] = {}
         self._features_t = precision.factor(features.t().contiguous())
 
     def factor_of(self, k: int) -> Factor:
@@ -210,42 +229,56 @@ class Exponentials:
         self.index.exclude_(k, r)
         return r
 
-    def first(self, k: int, r: paddle.Tensor, *, total: paddle.Tensor, gradient: paddle.Tensor) -> paddle.Tensor:
+    def counted(self, k: int, r: paddle.Tensor) -> Products:
+        """What e is made of: r, of sub-centers only the nearest of each class."""
+        if not self._by_class:
+            return r
+        return Nearest(*greatest(r, scale=self.rows.inverse[k], group=self.shard.subcenters))
+
+    def first(self, k: int, products: Products, *, total: paddle.Tensor, gradient: paddle.Tensor) -> paddle.Tensor:
         """e [B, G] in the first pass: its sum is added to total [G], and both sums follow the shift."""
-        exponents, slope, which = self._exponents(k, r)
+        exponents, slope, which = self._exponents(k, products)
         self.shift.follow(exponents, total=total, gradient=gradient)
         e = exp_(self.shift.subtract_(exponents))
         add_(total, matmul(self.rows.weight[k] if which is None else paddle.ones(e.shape[:1], e.dtype), e))
         return self._by_row(k, e if slope is None else multiply_(e, slope), which)
 
-    def again(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
+    def again(self, k: int, products: Products) -> paddle.Tensor:
         """e [B, G] in the second pass."""
-        return self._made_again(r, k, at=None)
+        return self._by_row(k, *self._made_again(k, products, at=None))
 
-    def as_first(self, k: int, r: paddle.Tensor) -> paddle.Tensor:
+    def again_with_parts(self, k: int, products: Products) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """e in the second pass, and e times r; both [B, G]."""
+        e, which = self._made_again(k, products, at=None)
+        if not isinstance(products, Nearest):
+            return self._by_row(k, e, which), multiply(e, products)
+        parts = spread_over(multiply(e, products.cosine), products.which, scale=paddle.ones_like(self.rows.inverse[k]))
+        return self._by_row(k, e, which), parts
+
+    def as_first(self, k: int, products: Products) -> paddle.Tensor:
         """e [B, G] in the second pass as `first` returned it, which `factor` brings to that of `again`."""
-        return self._made_again(r, k, at=k)
+        return self._by_row(k, *self._made_again(k, products, at=k))
 
     def factor(self, k: int) -> paddle.Tensor | None:
         """[G], of e of chunk k as the first pass kept it; None for 1."""
         return self.shift.factor(k)
 
-    def _made_again(self, r: paddle.Tensor, k: int, *, at: int | None) -> paddle.Tensor:
-        exponents, slope, which = self._exponents(k, r)
+    def _made_again(self, k: int, products: Products, *, at: int | None) -> tuple[paddle.Tensor, RowNumbers | None]:
+        exponents, slope, which = self._exponents(k, products)
         e = exp_(self.shift.subtract_(exponents, at))
-        return self._by_row(k, e if slope is None else multiply_(e, slope), which)
+        return e if slope is None else multiply_(e, slope), which
 
     def _by_row(self, k: int, e: paddle.Tensor, which: RowNumbers | None) -> paddle.Tensor:
         """[B, G] of what `_exponents` made of one row per class."""
         return e if which is None else spread_over(e, which, scale=self.rows.inverse[k])
 
-    def _exponents(self, k: int, r: paddle.Tensor) -> Exponents:
+    def _exponents(self, k: int, products: Products) -> Exponents:
         """log e_cn [B, G], but for the part of the shift that is not in the offset."""
+        if isinstance(products, Nearest):
+            return self._of_classes(k, products)
         if self._negatives is None:
-            return Exponents(scale_rows(r, scale=self.rows.scale[k], offset=self.rows.offset[k]))
-        # A center near zero has an e / |w| of 10,000. It is within float16's range where |w| is in the exponent.
-        by_class = self.shard.subcenters > 1 and not self.precision.needs_half_range
-        return (self._of_classes if by_class else self._of_rows)(self._negatives, k, r)
+            return Exponents(scale_rows(products, scale=self.rows.scale[k], offset=self.rows.offset[k]))
+        return self._of_rows(self._negatives, k, products)
 
     def _of_rows(self, negatives: Negatives, k: int, r: paddle.Tensor) -> Exponents:
         inverse = self.rows.inverse[k]
@@ -260,20 +293,33 @@ class Exponentials:
         self.index.exclude_(k, exponents)  # the change may have brought them near 0
         return Exponents(drop_all_(exponents, masks), slope)
 
-    def _of_classes(self, negatives: Negatives, k: int, r: paddle.Tensor) -> Exponents:
-        """With a row for each class, that of its nearest sub-center: a K-th of the exponentials."""
-        best, which = greatest(r, scale=self.rows.inverse[k], group=self.shard.subcenters)
-        masks = negatives._replace(subcenters=1).dropped(best)
-        value, slope = negatives.values(best, self._target)
-        scale, offset = self.rows.scale[k] / self.rows.inverse[k], self.rows.offset[k]
-        if self._has_norms_in_offset:
-            offset = offset - paddle.log(self.rows.inverse[k])
-        # Both are the same for all rows now.
-        scale, offset = (terms.reshape([-1, self.shard.subcenters])[:, 0] for terms in (scale, offset))
+    def _of_classes(self, k: int, nearest: Nearest) -> Exponents:
+        """With a row for each class: a K-th of the exponentials. What they are divided by is put in by `_by_row`."""
+        assert self._negatives is not None
+        negatives, cosine = self._negatives._replace(subcenters=1), nearest.cosine
+        masks = negatives.dropped(cosine)
+        value, slope = negatives.values(cosine, self._target)
+        scale, offset = self._of_cosine(cosine.shape[0])
         exponents = scale_rows(value, scale=scale, offset=offset)
         if negatives.margin is not None:
             self.index.exclude_(k, exponents, by_class=True)
-        return Exponents(drop_all_(exponents, masks), slope, which)
+        return Exponents(drop_all_(exponents, masks), slope, nearest.which)
+
+    def _of_cosine(self, classes: int) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Scale and offset of so many classes. All chunks but the last have as many."""
+        if classes not in self._expanded:
+            scale, offset = self.rows.of_cosine
+            self._expanded[classes] = scale.expand([classes]), offset.expand([classes])
+        return self._expanded[classes]
+
+
+def is_by_class(shard: Shard, precision: Precision) -> bool:
+    """Whether of sub-centers only the nearest of each class are kept, and go into exponentials.
+
+    A center near zero has an e / |w| of 10,000. It is within float16's range where |w| is in the exponent, and so in
+    each row.
+    """
+    return shard.subcenters > 1 and not precision.needs_half_range
 
 
 class FirstPass:
@@ -290,8 +336,8 @@ class FirstPass:
         gradient: sum_c e_cn w_c [G, D].
         greater: [G] int64, number of classes whose logit exceeds the threshold; None without one.
         row_sum: [D], the sum of w_c / |w_c| over the classes of this shard; None if not asked for.
-        kept: of each chunk, what the second pass needs: r in the buffer, or e as the products take it where there is
-            no buffer; empty if not asked for.
+        kept: of each chunk, what the second pass needs: what e is made of, or e as the matrix products take it where
+            there is no buffer; empty if not asked for.
     """
 
     def __init__(
@@ -303,7 +349,7 @@ class FirstPass:
         self._part = paddle.empty_like(x)
         self.greater = None if threshold is None else paddle.zeros(x.shape[:1], "int64")
         self.row_sum = paddle.zeros(x.shape[1:], x.dtype) if sum_rows else None
-        self.kept: list[paddle.Tensor] = []
+        self.kept: list[Products] = []
         for k, chunk in enumerate(work.shard.chunks):
             work.shard.load_chunk(k)
             self._add(k, work.factor_of(k))
@@ -316,9 +362,10 @@ class FirstPass:
         r = work.logits(k, rows)
         if self.greater is not None:
             self.greater += self._count_greater(k, r)
-        e = work.first(k, r, total=self.total, gradient=self.gradient)
-        kept = r if work.buffer is not None else None
-        del r  # its memory may serve the cast
+        products = work.counted(k, r)
+        e = work.first(k, products, total=self.total, gradient=self.gradient)
+        kept = products if work.buffer is not None else None
+        del r, products  # their memory may serve the cast
         e = work.precision.cast(e)
         add_(self.gradient, work.precision.feature_gradient(e, rows, out=self._part))
         if self._keep:
@@ -356,7 +403,7 @@ class SecondPass(ABC):
         row_factor: paddle.Tensor,
         l2: float,
         bias_l2: float,
-        kept: list[paddle.Tensor],
+        kept: list[Products],
         spread: Spread | None = None,
     ) -> None:
         self._work, self._own, self._row_factor, self._kept = work, own, row_factor, kept
@@ -402,9 +449,8 @@ class ByLogits(SecondPass):
 
     def _gradients(self, k: int) -> Gradients:
         work, chunk = self._work, self._work.shard.chunks[k]
-        r = self._kept[k] if self._kept else work.logits(k, work.factor_of(k))
-        e = work.again(k, r)
-        coefficient = self._coefficient(k, e, r)
+        products = self._kept[k] if self._kept else work.counted(k, work.logits(k, work.factor_of(k)))
+        e, coefficient = self._with_coefficient(k, products)
         work.index.add_(k, e, self._terms)
         if work.shard.bias is not None:
             self._bias_gradient.append(matmul(e, self._row_factor))
@@ -421,13 +467,13 @@ class ByLogits(SecondPass):
             first += block.rows.shape[0]
             yield block, gradient
 
-    def _coefficient(self, k: int, e: paddle.Tensor, r: paddle.Tensor) -> paddle.Tensor:
-        """l2 - radial_c [B]."""
+    def _with_coefficient(self, k: int, products: Products) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """e [B, G] without the targets' terms, and l2 - radial_c [B]."""
         if self._radial is None:
-            return self._plain[k]
-        parts = multiply(e, r)
+            return self._work.again(k, products), self._plain[k]
+        e, parts = self._work.again_with_parts(k, products)
         self._work.index.add_(k, parts, self._parts)
-        return add(self._plain[k], multiply(self._radial[k], matmul(parts, self._row_factor)))
+        return e, add(self._plain[k], multiply(self._radial[k], matmul(parts, self._row_factor)))
 
     def _complete_bias(self, gradient: paddle.Tensor) -> None:
         pass
@@ -471,8 +517,8 @@ class ByRows(SecondPass):
     def _made_again(self, k: int) -> paddle.Tensor:
         """e of chunk k as the first pass kept it."""
         work = self._work
-        r = work.logits(k, work.factor_of(k))
-        return work.precision.cast(work.as_first(k, r))
+        products = work.counted(k, work.logits(k, work.factor_of(k)))
+        return work.precision.cast(work.as_first(k, products))
 
     def _complete_bias(self, gradient: paddle.Tensor) -> None:
         self._sums.add_(gradient, self._own_bias)
