@@ -136,7 +136,8 @@ def spread_over(values: paddle.Tensor, which: RowNumbers, *, scale: paddle.Tenso
     rows, (classes, width) = scale.shape[0], values.shape
     if isinstance(which, paddle.Tensor):
         kept = paddle.stack([which == k for k in range(rows // classes)], axis=1).astype(values.dtype)
-        return (kept * scale.reshape([classes, -1, 1]) * values.unsqueeze(1)).reshape([rows, width])
+        multiply_(multiply_(kept, scale.reshape([classes, -1, 1])), values.unsqueeze(1))
+        return kept.reshape([rows, width])
     out, view = _outputs([rows, width], values.dtype)
     groups, factors, given = (
         view.reshape(classes, -1, width),
