@@ -210,15 +210,27 @@ def test_ranks_agree_and_so_do_runs_on_one_and_on_three(made, folders, tmp_path)
     assert len(found) == 3 and found[0] == found[1] == found[2] and found[0]["val/images"] == 12
     for split in ({"val_split": 0.34}, {"val_dataset_dir": str(folders[1])}):
         results = []
-        for ranks in (1, 2, 3):
-            test = {"do": "test", "tables": str(tmp_path / f"tables{ranks}"), **given, **split}
+        for ranks, extra in ((1, {}), (2, {}), (3, {}), (2, {"head_group_size": 1})):
+            test = {"do": "test", "tables": str(tmp_path / f"tables{ranks}"), **given, **split, **extra}
             _, output = launch(ranks, "closed_set_worker.py", json.dumps(test), log_dir=tmp_path / f"log{ranks}")
             results += results_in(output)
-        assert len(results) == 6 and all(each == results[0] for each in results)
+        assert len(results) == 8 and all(each == results[0] for each in results)
         if "val_split" in split:
             assert results[0] == found[0]
         tables = [(tmp_path / f"tables{ranks}" / "classes.csv").read_text() for ranks in (1, 2, 3)]
         assert tables[0] == tables[1] == tables[2]
+
+
+@pytest.mark.ranks
+def test_a_run_in_groups_counts_each_class_and_image_once(made, folders, tmp_path):
+    given = {"dataset_dir": str(folders[0]), "train_batch_size": 3, "val_split": 0.34, "train_epochs": 2}
+    results = []
+    for size in (4, 2):
+        settings = {"do": "train", "head_group_size": size, "model_save_dir": str(tmp_path / f"out{size}"), **given}
+        _, output = launch(4, "closed_set_worker.py", json.dumps(settings), log_dir=tmp_path / f"log{size}")
+        results += results_in(output)
+    assert len(results) == 8 and results[0]["val/images"] == 12
+    assert all(each == results[0] for each in results)
 
 
 def results_in(output):

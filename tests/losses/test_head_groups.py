@@ -76,6 +76,16 @@ def test_groups_train_as_one_group_of_as_many_shards(runs, name, ranks, size):
 
 
 @pytest.mark.ranks
+@pytest.mark.parametrize(("ranks", "size"), PLACES)
+def test_groups_compute_the_same_bits_with_their_centers_on_a_disk(runs, ranks, size):
+    for part in runs[ranks]:
+        there = {name: value for name, value in part.items() if f"{size}/lean sample on a disk/" in name}
+        assert len(there) > 4 * GROUP_STEPS
+        for name, value in there.items():
+            np.testing.assert_array_equal(value, part[name.replace(" on a disk", "")], err_msg=name)
+
+
+@pytest.mark.ranks
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("name", [name for name in GROUP_CASES if name not in BY_SHARD])
 def test_groups_train_as_one_group_of_all_ranks(runs, name, size):

@@ -176,11 +176,15 @@ GROUP_CASES = {
         **{"loss_type": "dist_arcface", "num_classes": 81, "sample_ratio": 0.5},
         **{"center_storage": "bfloat16", "momentum_storage": "int8"},
     },
+    "lean sample on a disk": {
+        **{"loss_type": "dist_arcface", "num_classes": 81, "sample_ratio": 0.5, "center_location": "disk"},
+        **{"center_storage": "bfloat16", "momentum_storage": "int8"},
+    },
     "AdamW": {"loss_type": "dist_arcface", "optimizer": "adamw", "num_classes": 50},
     "unfused": {"loss_type": "dist_arcface", "optimizer": paddle.optimizer.Adagrad, "num_classes": 50},
     "an empty shard": {"loss_type": "dist_arcface", "num_classes": 2},
 }
-RESUMED_GROUPS = ("adaface", "sampled", "lean sample", "unfused")
+RESUMED_GROUPS = ("adaface", "sampled", "lean sample", "lean sample on a disk", "unfused")
 GROUP_STEPS, GROUP_SAMPLES = 4, 12
 
 

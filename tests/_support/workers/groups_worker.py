@@ -61,7 +61,8 @@ def train(head, config, key, steps):
 
 for size in {1: [1], 2: [1, 2], 3: [1], 4: [1, 2, 4]}[ranks]:
     for name, settings in GROUP_CASES.items():
-        config = Config(**{"emb_dim": 16, "scale": 16.0, "head_group_size": size, **settings})
+        settings = {"head_group_size": size, "center_dir": sys.argv[1], **settings}
+        config = Config(**{"emb_dim": 16, "scale": 16.0, **settings})
         key = f"{size}/{name}"
         head = make_head(config)
         moved.clear()
