@@ -31,6 +31,11 @@ train_batch_size: 64
 lr_schedule: cosine
 ```
 
+`plsc train --set NAME=VALUE` gives a setting by its name, as often as needed. It overrides the file, and the flag of a
+setting overrides it. `plsc train ... --dump-config` prints all settings, in their groups, as a file for `--config`, and
+does not train; those that are not given are comments with their defaults. The help of `plsc test` and of `plsc export`
+leaves out the groups that matter in training alone; their flags are accepted there all the same.
+
 In `test`, `predict` and `export`, a setting that describes the network (`emb_dim`, `image_shape`, `model_name`, `flip`,
 `pixel_mean`, `pixel_std`) is taken from the checkpoint unless it is given.
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from plsc.cli.command import Command, tell
-from plsc.data.images import IMAGE_SUFFIXES
-from plsc.data.sources.folders import check_parts, image_files, is_part_name
-from plsc.data.sources.leftovers import warn_of_leftovers
+from plsc.cli.image_paths import images_at
+from plsc.data.sources.folders import check_parts, is_part_name
 from plsc.errors import ConfigError, DataError
 from plsc.utils.atomic import check_new_folder, restore_folder
 from plsc.utils.json_text import to_json
@@ -50,6 +49,7 @@ ReportSet = Annotated[
 ]
 
 _CAMERAS = "img|image|photo|pic|picture|face|frame|dsc|dscn|dscf|pxl"
+_REMEDY = "To enroll one, rename it"  # of leftovers
 _MOST_NAMED = 20  # names of what was enrolled that are printed
 
 
@@ -108,7 +108,7 @@ def search(
 ) -> None:
     """Find the entries most similar to each image; one line of JSON per image."""
     gallery, loaded = _open(folder, model)
-    files = [file for path in images for file in _files(path)]
+    files = [file for path in images for file in images_at(path, remedy=_REMEDY)]
     cosine = read_threshold(threshold, report, report_set=report_set)
     for file, found in zip(files, gallery.search(loaded.embed(files), count, threshold=cosine)):
         matches = [match.as_dict() for match in found]
@@ -162,7 +162,7 @@ def _named_files(images: list[Path], name: str | None = None) -> list[tuple[str,
     found: list[tuple[str, Path]] = []
     sources: dict[str, Path] = {}  # the folder or the file that each name comes from
     for path in images:
-        files = _files(path)
+        files = images_at(path, remedy=_REMEDY)
         if name is not None:
             found += [(_fill_in(name, file), file) for file in files]
             continue
@@ -250,15 +250,3 @@ def _is_numbering(stem: str, folder: str) -> bool:
 
 def _folder_name(folder: Path) -> str:
     return os.path.basename(os.path.abspath(folder))
-
-
-def _files(path: Path) -> list[Path]:
-    """A single file; or the images of a folder, leftovers of other programs left out."""
-    if not os.path.isdir(path):
-        return [path]
-    left: list[str] = []
-    inside = [Path(file) for file in image_files(path, left)]
-    warn_of_leftovers(path, [os.path.relpath(other, path) for other in left], remedy="To enroll one, rename it")
-    if not inside:
-        raise ConfigError(f"{path}: no image in it, expected files of {', '.join(IMAGE_SUFFIXES)}")
-    return inside

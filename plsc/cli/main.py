@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from plsc.cli.checkpoint import app as checkpoint_app
 from plsc.cli.command import Command, tell
 from plsc.cli.data import app as data_app
+from plsc.cli.embedding import embed, predict
 from plsc.cli.gallery import app as gallery_app
 from plsc.cli.launch import LaunchCommand, launch
 from plsc.cli.models import models
@@ -19,32 +21,67 @@ from plsc.cli.serve import serve
 from plsc.cli.settings import SettingsCommand, make_entry, with_settings
 from plsc.config import Config
 from plsc.distributed.launching.reports import report_end
-from plsc.errors import ConfigError, NotSavedError, PLSCError
+from plsc.errors import NotSavedError, PLSCError
 from plsc.utils.json_text import to_json
 from plsc.utils.logging import guard_standard_error, guard_standard_output
 from plsc.version import __version__
 
+_TRAINING, _DATA, _MODELS = "Train and test", "Data", "Models and checkpoints"
+_SERVING, _TOOLS = "Embeddings and serving", "Tools"
+
+
+class Commands(TyperGroup):
+    """The commands in the order of their headings."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        headings: list[Any] = [_TRAINING, _DATA, _MODELS, _SERVING, _TOOLS]
+        found = {name: headings.index(getattr(each, "rich_help_panel", None)) for name, each in self.commands.items()}
+        return sorted(found, key=found.__getitem__)
+
+
 app = typer.Typer(
     name="plsc",
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train classifiers whose last layer has too many classes for one device; verify, export and serve them. "
     "On several ranks:\n\n"
     "plsc launch --nproc_per_node 2 plsc train ...",
+    epilog="Exit status: 0 done; 1 an error, in one message; 2 a wrong command line; 74 and 75 a training that stopped "
+    "before its end: docs/reliability.md.",
 )
 
+# Headings of the settings that mean something in training only.
+OF_TRAINING = [Config.groups[first] for first in ("loss_type", "augment_crop", "train_epochs", "use_fp16")]
 
-@app.command(cls=SettingsCommand)
+
+@app.command(
+    cls=SettingsCommand,
+    rich_help_panel=_TRAINING,
+    epilog="Example: plsc train --dataset-dir ./train_data --train-epochs 20 --auto-resume",
+)
 @with_settings(Config)
-def train(settings: dict[str, Any]) -> None:
+def train(
+    settings: dict[str, Any],
+    dump_config: Annotated[
+        bool, typer.Option("--dump-config", help="Print all settings as a file for --config, and do not train.")
+    ] = False,
+) -> None:
     """Train, verify and save a checkpoint each epoch."""
-    make_entry(settings).train()
+    entry = make_entry(settings)
+    if dump_config:
+        typer.echo(entry.config.to_yaml(), nl=False)
+    else:
+        entry.train()
 
 
-@app.command(cls=SettingsCommand)
-@with_settings(Config)
+@app.command(
+    cls=SettingsCommand,
+    rich_help_panel=_TRAINING,
+    epilog="Example: plsc test --checkpoint-dir output --dataset-dir ./train_data",
+)
+@with_settings(Config, hidden=OF_TRAINING)
 def test(
     settings: dict[str, Any],
     tables: Annotated[
@@ -61,8 +98,12 @@ def test(
     typer.echo(to_json(make_entry(settings).test(tables), indent=1))
 
 
-@app.command(cls=SettingsCommand)
-@with_settings(Config)
+@app.command(
+    cls=SettingsCommand,
+    rich_help_panel=_MODELS,
+    epilog="Example: plsc export --checkpoint-dir output --to model --format paddle,onnx",
+)
+@with_settings(Config, hidden=OF_TRAINING)
 def export(
     settings: dict[str, Any],
     to: Annotated[
@@ -89,70 +130,26 @@ def export(
     tell(make_entry(settings).convert_for_prediction(to, formats, bake=parts, bgr=bgr, classifier=classifier))
 
 
-@app.command(cls=Command)
-def embed(
-    model: Annotated[Path, typer.Argument(help="Folder that plsc export wrote.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    output: Annotated[Path, typer.Option("--output", help="Name of the .npy file to write.")] = Path("embeddings.npy"),
-    device: Annotated[
-        str | None, typer.Option(help="cpu or gpu:<index>. Default: the first GPU that Paddle finds, else the CPU.")
-    ] = None,
-) -> None:
-    """Embed images with an exported model. Writes a .npy file: n x D float32, a row of unit length per image."""
-    import numpy as np
-
-    from plsc.inference.model import load_inference_model
-
-    if os.path.exists(output):
-        raise ConfigError(f"{output} exists and is not overwritten; choose another --output")
-    if not os.path.isdir(output.parent):
-        raise ConfigError(f"{output}: there is no folder {output.parent}; make it first")
-    embeddings = load_inference_model(model, device=device).embed(images)
-    try:
-        with open(output, "xb") as file:
-            np.save(file, embeddings)
-    except OSError as error:
-        raise ConfigError(f"{output}: cannot be written: {error.strerror or error}") from None
-    tell(f"{output}: {embeddings.shape[0]} embeddings of {embeddings.shape[1]}")
+app.command(
+    cls=Command, rich_help_panel=_SERVING, epilog="Example: plsc embed model one.jpg faces/ --output embeddings.npy"
+)(embed)
+app.command(cls=Command, rich_help_panel=_SERVING, epilog="Example: plsc predict model one.jpg another.jpg --top 3")(
+    predict
+)
+app.command(
+    cls=LaunchCommand,
+    rich_help_panel=_TRAINING,
+    epilog="Example: plsc launch --nproc_per_node 2 train.py",
+    context_settings={"allow_interspersed_args": False},
+)(launch)
+app.command(cls=SettingsCommand, rich_help_panel=_SERVING, epilog="Example: plsc serve model --port 8866")(serve)
+app.command(cls=Command, rich_help_panel=_MODELS, epilog="Example: plsc models --json")(models)
+app.add_typer(gallery_app, name="gallery", rich_help_panel=_SERVING)
+app.add_typer(data_app, name="data", rich_help_panel=_DATA)
+app.add_typer(checkpoint_app, name="checkpoint", rich_help_panel=_MODELS)
 
 
-@app.command(cls=Command)
-def predict(
-    model: Annotated[Path, typer.Argument(help="Folder that plsc export --classifier wrote.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    top: Annotated[int, typer.Option(min=1, help="Classes to print for each image.")] = 5,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or gpu:<index>. Default: the first GPU that Paddle finds, else the CPU.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Classify images with an exported model: for each image the most probable classes of training."""
-    from plsc.inference.model import load_inference_model
-
-    loaded = load_inference_model(model, device=device)
-    found = loaded.classify(images, top)
-    if as_json:
-        results = [
-            {"image": str(image), "classes": [each.as_dict() for each in row]} for image, row in zip(images, found)
-        ]
-        over = loaded.classifier.normalized_over
-        typer.echo(to_json({"normalized_over": over, "results": results}, indent=1))
-        return
-    for image, row in zip(images, found):
-        typer.echo(str(image))
-        for each in row:
-            typer.echo(f"  {each.probability:8.4f}  {each.name}")
-
-
-app.command(cls=LaunchCommand, context_settings={"allow_interspersed_args": False})(launch)
-app.command(cls=SettingsCommand)(serve)
-app.command(cls=Command)(models)
-app.add_typer(gallery_app, name="gallery")
-app.add_typer(data_app, name="data")
-app.add_typer(checkpoint_app, name="checkpoint")
-
-
-@app.command(cls=Command)
+@app.command(cls=Command, rich_help_panel=_TOOLS, epilog="Example: plsc demo --size small")
 def demo(
     output: Annotated[Path, typer.Option("--output", help="Folder to create.")] = Path("demo_output"),
     size: Annotated[

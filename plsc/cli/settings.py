@@ -54,17 +54,22 @@ class SettingsCommand(Command):
         for heading, records in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
+        self.format_epilog(ctx, formatter)
 
 
-def with_settings(settings: type[Settings], *, without: Collection[str] = ()) -> Callable[[_Function], _Function]:
-    """A decorator that gives a command `--config FILE` and a flag per setting.
+def with_settings(
+    settings: type[Settings], *, without: Collection[str] = (), hidden: Collection[str] = ()
+) -> Callable[[_Function], _Function]:
+    """A decorator that gives a command `--config FILE`, `--set NAME=VALUE` and a flag per setting.
 
     The first argument of the command is {name: value} of the settings in the file and of the flags, in order of
-    precedence: flags come last and override the file. Values of flags are text, so that only the settings check values.
+    precedence: flags come last and override `--set`, which overrides the file. Values of flags are text, so that only
+    the settings check values.
 
     Args:
         settings: the class whose fields become flags.
         without: names of fields for which no flag is made.
+        hidden: headings of groups whose flags are accepted, but not part of the help.
     """
 
     def decorate(command: _Function) -> _Function:
@@ -76,8 +81,12 @@ def with_settings(settings: type[Settings], *, without: Collection[str] = ()) ->
         ]
         names = {parameter.name for parameter in own}
 
-        def run(config: Path | None = None, **values: Any) -> None:
-            given = {name: value for name, value in values.items() if name not in names and value is not None}
+        def run(config: Path | None = None, assignments: list[str] | None = None, **values: Any) -> None:
+            given = _read_assignments(assignments or [], settings, without)
+            for name, value in values.items():
+                if name not in names and value is not None:
+                    given.pop(settings.renamed.get(name, name), None)
+                    given[name] = value
             command(
                 merge_settings(settings, config, flags=given),
                 **{name: value for name, value in values.items() if name in names},
@@ -85,12 +94,38 @@ def with_settings(settings: type[Settings], *, without: Collection[str] = ()) ->
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         file = typer.Option(help="YAML file with a 'setting: value' per line. Flags override the file.")
-        parameters = [*own, _keyword("config", Annotated[Path | None, file]), *_flags(settings, without)]
+        pairs = typer.Option("--set", metavar="NAME=VALUE", help="A setting by its name, as often as needed.")
+        parameters = [
+            *own,
+            _keyword("config", Annotated[Path | None, file]),
+            _keyword("assignments", Annotated[list[str] | None, pairs]),
+            *_flags(settings, without, hidden),
+        ]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # PEP 362
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
 
     return decorate
+
+
+def _read_assignments(texts: list[str], settings: type[Settings], without: Collection[str]) -> dict[str, Any]:
+    """{name: value} of `--set NAME=VALUE`; of several with one name the last."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        name = settings.renamed.get(name, name)
+        if not sign or not name:
+            raise settings.error(f"--set {text}: expected NAME=VALUE, as in --set {_example_of(settings)}")
+        if name in without:
+            raise settings.error(f"--set {text}: {name} is not set by a name here; see --help")
+        found[name] = value.strip()
+    return found
+
+
+def _example_of(settings: type[Settings]) -> str:
+    name, field = next((name, field) for name, field in settings.scalar_fields().items() if not field.is_required())
+    return f"{name}={text_of(field.default)}"
 
 
 def merge_settings(settings: type[Settings], file: Path | None, *, flags: dict[str, Any]) -> dict[str, Any]:
@@ -145,9 +180,9 @@ def make_entry(values: dict[str, Any]) -> Entry:
     return entry
 
 
-def _flags(settings: type[Settings], without: Collection[str]) -> list[inspect.Parameter]:
+def _flags(settings: type[Settings], without: Collection[str], hidden: Collection[str]) -> list[inspect.Parameter]:
     flags = [
-        _flag(name, field, heading)
+        _flag(name, field, None if heading in hidden else heading)
         for heading, fields in settings.grouped_fields().items()
         for name, field in fields.items()
         # A dict of anything but numbers belongs in the file.

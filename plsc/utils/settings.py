@@ -14,6 +14,7 @@ from typing_extensions import Self
 from plsc.errors import ConfigError, PLSCError
 from plsc.utils.names import meant_by, setting_hint
 
+_END_OF_DOCUMENT = "...\n"  # which YAML writes behind a single value
 _NUMBERS = (int, float, int | None, float | None)
 
 
@@ -224,6 +225,25 @@ class Settings(pydantic.BaseModel):
         """The settings that a YAML file gives, and the defaults of the others. Errors as for `read_file`."""
         return cls(**cls.read_file(path))
 
+    def to_yaml(self) -> str:
+        """All settings that a file can give, by group, as `from_file` reads them; those not given are comments.
+
+        Without secrets.
+        """
+        import yaml
+
+        parts = []
+        for heading, fields in self.grouped_fields().items():
+            lines = [f"# {heading}"]
+            for name in (name for name, field in fields.items() if field.repr):
+                value = yaml.safe_dump(
+                    _as_yaml(getattr(self, name)), default_flow_style=True, allow_unicode=True, width=1 << 30
+                )
+                line = f"{name}: {value.removesuffix(_END_OF_DOCUMENT).rstrip()}"
+                lines.append(line if self.is_given(name) else f"# {line}")
+            parts.append("\n".join(lines) + "\n")
+        return "\n".join(parts)
+
     def assign(self, **values: Any) -> None:
         """Assign several settings. Each is checked like a single assignment."""
         for name, value in values.items():
@@ -270,6 +290,13 @@ def _plain_value(value: Any) -> Any:
     if hasattr(value, "ndim") and hasattr(value, "tolist"):
         return value.tolist()
     return value
+
+
+def _as_yaml(value: Any) -> Any:
+    """A value with lists in place of tuples, which YAML has no type for."""
+    if isinstance(value, dict):
+        return {name: _as_yaml(each) for name, each in value.items()}
+    return [_as_yaml(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def takes_pairs(annotation: Any) -> bool:

@@ -7,7 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from plsc.cli.main import app
 from plsc.version import __version__
 from tests._support.images import CLASSES, SIDE
 from tests._support.ranks import run
@@ -108,3 +111,20 @@ def test_a_signal_at_the_start_of_a_training_has_its_status(tmp_path):
     status, output = run([sys.executable, "-c", script], cwd=tmp_path, check=False)
     assert status == 75 and "stopped by SIGTERM before the first step" in output
     assert "Traceback" not in output
+
+
+def test_the_help_has_each_command_under_a_heading():
+    text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "100"}).output
+    headings = ["Train and test", "Data", "Models and checkpoints", "Embeddings and serving", "Tools"]
+    places = [text.index(f"─ {heading} ─") for heading in headings]
+    assert places == sorted(places)
+    assert "─ Commands ─" not in text  # where a command without a heading would be
+    assert "Exit status: 0 done" in text
+
+
+def test_each_command_ends_its_help_with_an_example():
+    for name, command in typer.main.get_command(app).commands.items():
+        if not hasattr(command, "commands"):
+            assert command.epilog.startswith(f"Example: plsc {name}"), name
+            text = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"}).output
+            assert "Example: plsc" in " ".join(text.split()[-30:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Annotated, Any, ClassVar
 
@@ -12,6 +13,7 @@ from pydantic import Field
 from typer.testing import CliRunner
 
 import plsc
+from plsc.cli.main import OF_TRAINING
 from plsc.cli.main import app as plsc_app
 from plsc.cli.settings import make_entry, merge_settings, with_settings
 from plsc.config import Config
@@ -138,12 +140,66 @@ def test_a_wrong_backbone_fails_before_the_work():
         make_entry({"model_name": "Resnet50"})
 
 
+def test_settings_by_name_are_between_the_file_and_the_flags(tmp_path):
+    (tmp_path / "a.yaml").write_text("max_bytes: 5\nswitch: false\nsizes: [3, 4]\n")
+    given = ["--set", "max-size=6", "--set", "sizes= 1,2", "--set", "sizes=7,8", "--max-bytes", 9]
+    settings, *_ = call("m", "--config", tmp_path / "a.yaml", *given)
+    assert settings == {"switch": False, "sizes": "7,8", "max_bytes": "9"}
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ("sizes", "--set sizes: expected NAME=VALUE, as in --set max_bytes=1024"),
+        ("=3", "--set =3: expected NAME=VALUE"),
+        ("max_byte=3", "there is no setting named 'max_byte'; did you mean 'max_bytes'?"),
+        ("max_bytes=x", "max-bytes: got 'x'"),
+        ("model=x", "--set model=x: model is not set by a name here"),
+    ],
+)
+def test_mistakes_in_settings_by_name(given, message):
+    result = CliRunner().invoke(app, ["m", "--set", given])
+    assert isinstance(result.exception, plsc.ConfigError) and message in str(result.exception)
+
+
+def dumped(*arguments):
+    result = CliRunner().invoke(plsc_app, ["train", *map(str, arguments), "--dump-config"])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_settings_that_are_printed_are_read_again(tmp_path):
+    given = {
+        **{"lr": "1e-5", "dataset_dir": "'./a: b #c'", "val_targets": "'2024'", "train_steps": 50, "flip": "no"},
+        **{"pixel_mean": "[1, 2.5, 3]", "loss_options": "{m: 0.4}", "amp_lists": "{white: [matmul]}"},
+    }
+    (tmp_path / "run.yaml").write_text("".join(f"{name}: {value}\n" for name, value in given.items()))
+    text = dumped("--config", tmp_path / "run.yaml")
+    (tmp_path / "again.yaml").write_text(text)
+    assert dumped("--config", tmp_path / "again.yaml") == text
+    read = Config.read_file(tmp_path / "again.yaml")
+    assert read == {**Config.read_file(tmp_path / "run.yaml"), "train_epochs": None}
+    # What was not given remains so, and is shown with its default.
+    (tmp_path / "all.yaml").write_text(re.sub(r"(?m)^# (?=\w+: )", "", text))
+    assert set(Config.read_file(tmp_path / "all.yaml")) == set(Config.scalar_fields())
+
+
+def test_tests_and_exports_show_no_settings_of_training_and_accept_them():
+    for command in ("test", "export"):
+        text = CliRunner().invoke(plsc_app, [command, "--help"], env={"COLUMNS": "200"}).output
+        assert "--dataset-dir" in text and "--lr-steps" not in text and "--augment-crop" not in text
+        result = CliRunner().invoke(plsc_app, [command, "--lr", "x"])
+        assert "--lr: got 'x'" in str(result.exception)
+
+
 @pytest.mark.parametrize("command", ["train", "test", "export", "serve"])
 @pytest.mark.parametrize("columns", ["80", "120"])
 def test_no_terminal_is_too_narrow_for_the_names_of_flags(command, columns):
     text = CliRunner().invoke(plsc_app, [command, "--help"], env={"COLUMNS": columns}).output
     settings = ServeSettings if command == "serve" else Config
     hidden = {"model", "api_key", "amp_lists"}
+    for heading, fields in Config.grouped_fields().items() if command in ("test", "export") else ():
+        hidden |= set(fields) if heading in OF_TRAINING else set()
     flags = [f"--{name.replace('_', '-')}" for name in settings.scalar_fields() if name not in hidden]
     assert "…" not in text
     assert all(f"{flag} " in text for flag in flags)
