@@ -32,7 +32,10 @@ nitpicky = True
 # Types in signatures that have no page: those of other libraries, and those of this one that scripts do not use.
 nitpick_ignore_regex = [
     ("py:class", r"(?!plsc\.).*"),
-    ("py:class", r"plsc\.(models\.registry\.F|data\.sources\._Opener|engine\.(observers\.TrainingClock|dataloading\.Loader))"),
+    (
+        "py:class",
+        r"plsc\.(models\.registry\.F|data\.sources\._Opener|engine\.(observers\.TrainingClock|dataloading\.Loader))",
+    ),
 ]
 
 myst_heading_anchors = 4
