@@ -6,8 +6,6 @@ site and on GitHub.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from plsc.version import __version__
 
 project = "PLSC"
