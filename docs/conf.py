@@ -37,7 +37,7 @@ nitpick_ignore_regex = [
 ]
 
 myst_heading_anchors = 4
-myst_enable_extensions = ["attrs_inline", "colon_fence"]
+myst_enable_extensions = ["colon_fence"]
 # Blocks without a language are commands and output.
 highlight_language = "none"
 
