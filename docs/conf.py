@@ -6,6 +6,10 @@ site and on GitHub.
 
 from __future__ import annotations
 
+import re
+
+from sphinx.application import Sphinx
+
 from plsc.version import __version__
 
 project = "PLSC"
@@ -56,18 +60,33 @@ html_theme = "pydata_sphinx_theme"
 html_title = f"PLSC {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+templates_path = ["_templates"]
+html_sidebars = {"**": ["all-pages"]}
 html_show_sourcelink = False
 html_copy_source = False
+toc_object_entries_show_parents = "hide"
 html_theme_options = {
+    "navbar_center": [],
+    "secondary_sidebar_items": ["page-toc"],
     "show_toc_level": 2,
     "navigation_with_keys": False,
-    "show_nav_level": 1,
-    "navbar_align": "left",
-    "header_links_before_dropdown": 6,
-    "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
 copybutton_exclude = ".linenos, .gp, .go"
+
+linkcheck_timeout = 20
+linkcheck_retries = 2
+# A server on the reader's machine.
+linkcheck_ignore = [r"http://127\.0\.0\.1"]
+
+
+def link_pages(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Make links of the pages that a docstring names, as docs/losses.md."""
+    lines[:] = [re.sub(r"\b(docs/[\w-]+)\.md\b", r":doc:`\1.md </\1>`", line) for line in lines]
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", link_pages)
