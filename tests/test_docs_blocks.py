@@ -85,6 +85,18 @@ def test_a_block_without_a_reason_is_found(tmp_path, monkeypatch):
     assert "false" not in script_of("page")
 
 
+def test_the_memory_in_the_recipes_is_that_of_the_formula():
+    page = (DOCS / "recipes.md").read_text()
+    table = re.findall(
+        r"^\| (\d+) ([kM]) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE
+    )
+    assert len(table) == 9
+    for count, unit, cards, *columns in table:
+        parameters = int(count) * {"k": 1_000, "M": 1_000_000}[unit] * 512
+        for text, size in zip(columns, (8, 4, 3.008, 2), strict=True):
+            assert float(text) == pytest.approx(parameters * size / int(cards) / 2**30, rel=0.05), (count, unit, cards)
+
+
 @pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.parametrize("page", [page for page in PAGES if script_of(page)])

@@ -45,6 +45,6 @@ def test_every_page_has_a_place_in_the_site():
         *DOCS.parent.glob("examples/*/*.md"),
     ]:
         if page != DOCS / "index.md":
-            assert any((DOCS / name).with_suffix(".md").resolve() == page for name in listed), page
+            assert any((DOCS / f"{name}.md").resolve() == page for name in listed), page
     (api,) = re.findall(r"```{toctree}\n:hidden:\n\n(.*?)```", PAGES["index.md"], re.DOTALL)
     assert sorted(f"{name}.md" for name in [*api.split(), "index"]) == sorted(PAGES)
