@@ -62,6 +62,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 templates_path = ["_templates"]
 html_sidebars = {"**": ["all-pages"]}
+html_additional_pages = {"index": "front.html"}  # leads to docs/index.html
 html_show_sourcelink = False
 html_copy_source = False
 toc_object_entries_show_parents = "hide"
