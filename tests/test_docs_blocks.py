@@ -107,7 +107,7 @@ def test_the_blocks_of_a_page_run_one_after_the_other(page, tmp_path):
     script = script_of(page).replace("plsc serve ", f"plsc serve --port {port} ").replace("127.0.0.1:8866", address)
     begin = f"set -euo pipefail\nPATH={Path(sys.executable).parent}:$PATH\n"
     begin += "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"
-    _, output = run(["bash", "-c", begin + script], cwd=tmp_path)
+    _, output = run(["bash", "-c", begin + script], cwd=tmp_path, timeout=900)
     for line in printed_by(page):
         assert line in output, f"{line!r} is not in {output[-6000:]}"
     if page == "first-run":
