@@ -80,6 +80,8 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 linkcheck_timeout = 20
 linkcheck_retries = 2
+# GitHub makes the anchors of its pages by a script.
+linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]
 # A server on the reader's machine.
 linkcheck_ignore = [r"http://127\.0\.0\.1"]
 
