@@ -16,10 +16,12 @@ FAKE_GPU_TESTS := $(addprefix tests/gpu/test_,collectives.py head.py training.py
     $(addprefix tests/losses/test_,classifier.py fused.py ops.py precision.py row_optimizers.py sampled.py shard.py)
 # Of these not: what differs from another one of them in what no GPU computes.
 FAKE_GPU_LEFT_OUT := not (bit_for_bit and (10 or extra0)) and not whole_gradient and not handed_in
+# The source folder is that of the repository, see docs/conf.py.
+SPHINX := $(BIN)/python -m sphinx -q -W --keep-going -n -c docs -d docs/_build/doctrees
 # Of `make soak`, divided among its tests.
 SECONDS ?= 600
 
-.PHONY: help demo test fake-gpu-test gpu-check soak faults bench lint format serving-env clean
+.PHONY: help demo test docs docs-links fake-gpu-test gpu-check soak faults bench lint format serving-env clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +42,16 @@ demo: $(VENV)/.installed  ## train, verify, resume, export and embed on the buil
 test: $(VENV)/.installed  ## run the tests (PADDLE=3.2.2: with that Paddle; TESTS=tests/data: a part; WORKERS=1: one by one)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not alone" $(TESTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone $(TESTS) || [ $$? -eq 5 ]  # 5: none of these is in TESTS
+
+$(VENV)/.docs-installed: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs-installed  ## build the documentation as a site, docs/_build/html/index.html; warnings are errors
+	OMP_NUM_THREADS=1 $(SPHINX) -b html . docs/_build/html
+
+docs-links: $(VENV)/.docs-installed  ## check the links of the documentation to other sites (needs the network)
+	OMP_NUM_THREADS=1 $(SPHINX) -b linkcheck . docs/_build/links
 
 fake-gpu-test: $(VENV)/.installed  ## run the code of GPUs on the CPU: the tests of head, precision, trainer, checkpoints and two ranks
 	PLSC_FAKE_GPU=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -k "$(FAKE_GPU_LEFT_OUT)" $(FAKE_GPU_TESTS)

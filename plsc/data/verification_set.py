@@ -109,7 +109,7 @@ class VerificationSet:
 
     @property
     def label(self) -> str:
-        """The set as messages name it: by its file, else by its name."""
+        """The name of the set in messages, which is its file, else its name."""
         return f"verification set {self.name if self.path is None else self.path}"
 
     @classmethod

@@ -135,7 +135,7 @@ class Gallery:
 
     @property
     def index(self) -> str:
-        """How the embeddings are held: 'flat', 'sq8' or 'hnsw'."""
+        """The way in which the embeddings are held, one of 'flat', 'sq8' and 'hnsw'."""
         return self._index.kind
 
     @property

@@ -25,7 +25,7 @@ class NegativesMargin(Protocol):
 
     Attributes:
         needs_all_cosines: True, so that `target` is right for all samples on every rank.
-        negatives_bound: the greatest value of |v|, at least 1; times s it is the greatest logit.
+        negatives_bound: the greatest value of `|v|`, at least 1; times s it is the greatest logit.
     """
 
     needs_all_cosines: bool

@@ -13,7 +13,7 @@ from plsc.utils.ranges import Range
 
 
 class Margin(Protocol):
-    """psi(cos, |x|, y), the margin on the target cosine.
+    """psi(cos, `|x|`, y), the margin on the target cosine.
 
     A head calls its margin once per step, on every rank, with the global batch, whether the class centers are
     sharded over ranks or replicated on each.
@@ -47,7 +47,7 @@ class Margin(Protocol):
             labels: [G] int64 class ids, 0 to C - 1.
 
         Returns:
-            (psi, d psi / d cos) or (psi, d psi / d cos, d psi / d |x|), each [G] and of the type of `cosine`. Without
+            (psi, d psi / d cos) or (psi, d psi / d cos, `d psi / d |x|`), each [G] and of the type of `cosine`. Without
             the third, psi is taken to be independent of the norm, or its dependence to be constant, as in AdaFace.
         """
         ...
@@ -123,7 +123,7 @@ class MarginOutput(NamedTuple):
     Attributes:
         psi: the value that replaces the target cosine.
         by_cosine: d psi / d cos.
-        by_norm: d psi / d |x|; None for 0.
+        by_norm: `d psi / d |x|`; None for 0.
     """
 
     psi: paddle.Tensor
