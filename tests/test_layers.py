@@ -27,6 +27,7 @@ LAYERS = {
     "inference": 6,
     "pretrained": 6,
     "engine": 7,
+    "doctor": 8,
     "export": 8,
     "serving": 8,
     "entry": 9,

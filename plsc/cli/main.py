@@ -12,6 +12,7 @@ import typer
 from plsc.cli.checkpoint import app as checkpoint_app
 from plsc.cli.command import Command, tell
 from plsc.cli.data import app as data_app
+from plsc.cli.doctor import doctor
 from plsc.cli.gallery import app as gallery_app
 from plsc.cli.launch import LaunchCommand, launch
 from plsc.cli.models import models
@@ -147,6 +148,7 @@ def predict(
 app.command(cls=LaunchCommand, context_settings={"allow_interspersed_args": False})(launch)
 app.command(cls=SettingsCommand)(serve)
 app.command(cls=Command)(models)
+app.command(cls=Command)(doctor)
 app.add_typer(gallery_app, name="gallery")
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
