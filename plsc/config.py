@@ -534,6 +534,11 @@ class Config(Settings):
         ge=1,
         description="Steps between lines of metrics.jsonl, and of the log if it shows no progress bar.",
     )
+    training_doctor: bool = Field(
+        default=True,
+        description="Warn where the course of a training shows that something is wrong, as a loss that does not fall. "
+        "See docs/doctor.md.",
+    )
 
     # `exclude`: objects that a file or a flag cannot give.
     model: Any = Field(

@@ -750,6 +750,10 @@ class Entry(_Attributes):
         """Steps between lines of metrics.jsonl, and of the log if it shows no progress bar. Default 200."""
         self.config.log_period = period
 
+    def set_training_doctor(self, flag: bool) -> None:
+        """Warn where the course of a training shows that something is wrong; see docs/doctor.md. Default True."""
+        self.config.training_doctor = flag
+
     def add_observer(self, observer: Observer) -> None:
         """Add an observer of `plsc.engine.observers`: its methods are called after steps, verifications and saves."""
         from plsc.engine.observers.group import check_observer

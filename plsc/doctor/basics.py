@@ -33,7 +33,9 @@ def python(request: Request) -> Iterator[Finding]:
         )
     elif sys.version_info[:2] > _NEWEST_PYTHON:
         newest = ".".join(map(str, _NEWEST_PYTHON))
-        yield warning(seen, means="this Python is newer than those that are tested", cure=f"use Python 3.10 to {newest}")
+        yield warning(
+            seen, means="this Python is newer than those that are tested", cure=f"use Python 3.10 to {newest}"
+        )
     else:
         yield ok(seen)
 

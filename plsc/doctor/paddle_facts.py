@@ -1,4 +1,4 @@
-"""What Paddle says of itself, asked in a process of its own: a Paddle that crashes at its import ends that one alone."""
+"""What Paddle says of itself, asked in a process of its own, since a Paddle that crashes ends the process."""
 
 from __future__ import annotations
 
@@ -69,4 +69,3 @@ class PaddleFacts:
             return None
         devices = [Device(name, memory, (major, minor)) for name, memory, (major, minor) in answer.pop("devices")]
         return Facts(devices=devices, **answer)
-

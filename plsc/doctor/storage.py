@@ -79,7 +79,7 @@ def _existing(folder: Path) -> Path:
 
 
 def _write(folder: Path, *, most: int) -> tuple[int, float]:
-    """(bytes, seconds) of writing to a file without a name, which the system removes also where this process is killed."""
+    """(bytes, seconds) of writing to a file without a name: the system removes it also where this process is killed."""
     block, written = os.urandom(min(_BLOCK, max(most, 1))), 0
     with tempfile.TemporaryFile(dir=folder) as file:
         start = time.perf_counter()

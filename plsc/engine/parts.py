@@ -47,6 +47,7 @@ from plsc.engine.observers.group import ObserverGroup
 from plsc.engine.observers.launch_report import LaunchReport
 from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
+from plsc.engine.observers.training_doctor import TrainingDoctor
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.places import places_of_training, remote_settings
 from plsc.engine.precision import Precision
@@ -186,7 +187,9 @@ def make_parts(config: Config, given: Given, *, stop: StopRequest, held: context
     config, data = agree(
         lambda: _open_data(config, saved, given.loader, collectives.topology), collectives, error=DataError
     )
-    config, network = agree(lambda: _make_network(config, given, collectives.topology), collectives, error=ConfigError)
+    config, network = agree(
+        lambda: _make_network(config, given, collectives.topology, data.records), collectives, error=ConfigError
+    )
     pretrained = agree(
         lambda: load_pretrained(config, network.backbone, resumed=saved, topology=collectives.topology),
         collectives,
@@ -307,7 +310,7 @@ def _open_data(
     return config, Data(loader, records, classes)
 
 
-def _make_network(config: Config, given: Given, topology: Topology) -> tuple[Config, Network]:
+def _make_network(config: Config, given: Given, topology: Topology, records: Records | None) -> tuple[Config, Network]:
     """Make what takes no other rank: the backbone and the observers."""
     if given.backbone is not None:
         config = config.model_copy(update={"model": check_model(given.backbone)})
@@ -315,7 +318,8 @@ def _make_network(config: Config, given: Given, topology: Topology) -> tuple[Con
     backbone = build_backbone(config)
     trained = freeze(backbone, config.frozen)
     recomputing = BlockRecompute(backbone).forward if config.recompute else contextlib.nullcontext
-    observers = ObserverGroup([Progress(), MetricsFile(), LaunchReport(), *given.observers], topology.is_main)
+    doctor = [TrainingDoctor(records)] if config.training_doctor else []
+    observers = ObserverGroup([Progress(), MetricsFile(), LaunchReport(), *doctor, *given.observers], topology.is_main)
     return config, Network(backbone, trained, recomputing, observers)
 
 
