@@ -9,6 +9,7 @@ from pathlib import Path
 from plsc.doctor.findings import Finding, Request, check, fault, ok, warning
 from plsc.doctor.paddle_facts import SECONDS
 from plsc.utils.files import size_text
+from plsc.utils.hints import setter
 from plsc.utils.lazy import PADDLE_PACKAGES
 from plsc.utils.plural import counted
 
@@ -35,7 +36,7 @@ def devices(request: Request) -> Iterator[Finding]:
             yield warning(
                 "a GPU has a compute capability below 8.0",
                 means="it multiplies neither bfloat16 nor TF32 in hardware",
-                cure="for mixed precision leave amp_dtype at float16; --tf32 has no effect",
+                cure=f"for mixed precision leave amp_dtype at float16; {setter('tf32')} has no effect",
             )
         return
     if found.cuda is None and not present:

@@ -32,8 +32,8 @@ def examine(request: Request, checks: Sequence[RegisteredCheck] = CHECKS) -> Ite
     """
     for registered in checks:
         for finding in _run(registered, request):
-            texts = {name: _without_secrets(getattr(finding, name)) for name in ("seen", "means", "cure")}
-            yield dataclasses.replace(finding, check=registered.name, **texts)
+            seen, means, cure = map(_without_secrets, (finding.seen, finding.means, finding.cure))
+            yield dataclasses.replace(finding, check=registered.name, seen=seen, means=means, cure=cure)
 
 
 def report(findings: Iterable[Finding]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _failure(seen: str) -> Finding:
     return warning(
         seen,
         means="what it examines is not known",
-        cure="look at what the message names; where that is sound, report it with the output of plsc doctor --json",
+        cure="look at what the message names; where that is sound, report it with what plsc doctor prints as JSON",
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from plsc.doctor.findings import Finding, Request, check, fault, ok, warning
 from plsc.doctor.paddle_facts import SECONDS
 from plsc.utils.files import size_text
+from plsc.utils.hints import setter
 from plsc.utils.memory import NO_LIMIT, process_memory, shared_memory, total_memory
 from plsc.utils.plural import counted
 from plsc.utils.processor import core_quota, threads_of_user, usable_cores
@@ -78,7 +79,8 @@ def memory(request: Request) -> Iterator[Finding]:
         yield warning(
             seen,
             means="small networks and batches fit; the system ends a process that takes more",
-            cure=f"{more}; or take a smaller --train-batch-size, --recompute, --center-storage bfloat16",
+            cure=f"{more}; or {setter('recompute', True)}, {setter('center_storage', 'bfloat16')}, a smaller "
+            f"{setter('train_batch_size')}",
         )
     else:
         yield ok(seen)
@@ -91,7 +93,7 @@ def shared(request: Request) -> Iterator[Finding]:
     try:
         size = os.statvfs(SHARED)
     except OSError as error:
-        size, seen, room = None, f"{SHARED}: {error.strerror}", 0
+        seen, room = f"{SHARED}: {error.strerror}", 0
     else:
         room = size.f_frsize * size.f_bavail
         seen = f"{SHARED} has {size_text(room)} free of {size_text(size.f_frsize * size.f_blocks)}"

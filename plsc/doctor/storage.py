@@ -12,6 +12,7 @@ from pathlib import Path
 from plsc.doctor.findings import Finding, Request, check, fault, ok, warning
 from plsc.errors import PLSCError
 from plsc.utils.files import size_text
+from plsc.utils.hints import setter
 from plsc.utils.locations import is_remote
 from plsc.utils.plural import counted
 
@@ -39,32 +40,31 @@ def save_folder(request: Request) -> Iterator[Finding]:
     if not place.is_dir():
         yield fault(f"{place} is no folder", means="no checkpoint can be written there", cure="choose another folder")
         return
-    free = shutil.disk_usage(place).free
+    free, another = shutil.disk_usage(place).free, setter("model_save_dir")
     try:
         written, seconds = _write(place, most=min(_MOST_BYTES, free // 4))
     except OSError as error:
         yield fault(
             f"{name} takes no file: {error.strerror or error}",
             means="no checkpoint can be written there",
-            cure="correct the permissions of the folder, free space or a quota, or choose another with "
-            "--model-save-dir",
+            cure=f"correct the permissions of the folder, free space or a quota, or choose another: {another}",
         )
         return
     speed = written / max(seconds, 1e-9)
     seen = f"{name} has {size_text(free)} free, and takes {size_text(int(speed))} a second"
     if free < _NO_SPACE:
-        yield fault(seen, means="hardly any checkpoint fits", cure="free space, or choose another --model-save-dir")
+        yield fault(seen, means="hardly any checkpoint fits", cure=f"free space, or choose another: {another}")
     elif free < _LITTLE_SPACE:
         yield warning(
             seen,
             means="a checkpoint of ResNet50 with 100,000 classes takes 0.8 GB, and six are kept by default",
-            cure="free space, or keep fewer: --max-last-checkpoint-num",
+            cure=f"free space, or keep fewer: {setter('max_last_checkpoint_num')}",
         )
     elif speed < _SLOW_WRITING:
         yield warning(
             seen,
             means="a checkpoint of 1 GB takes 20 s and more; training goes on meanwhile where memory allows",
-            cure="choose a folder on a local disk with --model-save-dir",
+            cure=f"choose a folder on a local disk: {another}",
         )
     else:
         yield ok(seen)
@@ -130,14 +130,14 @@ def training_data(request: Request) -> Iterator[Finding]:
         yield fault(
             f"{len(failures)} of {counted(done, 'image')} cannot be read; the first: {failures[0]}",
             means="training stops at the first such image",
-            cure=f"{inspect}; to pass over them: --bad-images skip",
+            cure=f"{inspect}; to pass over them: {setter('bad_images', 'skip')}",
         )
     if rate < _SLOW_READING:
         yield warning(
             seen,
             means="two reader processes, the default, give twice as many; a GPU trains more and waits",
-            cure="more reader processes (--num-workers); one packed file in place of many small ones, on a local disk "
-            "(plsc data convert); images of the size that is trained on",
+            cure=f"more reader processes ({setter('num_workers')}); one packed file in place of many small ones, on a "
+            f"local disk (plsc data convert); images of the size that is trained on",
         )
     else:
         yield ok(seen)

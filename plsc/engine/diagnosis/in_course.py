@@ -81,7 +81,7 @@ class StuckLoss(Symptom):
         )
 
     def _cure(self) -> str:
-        looks = f"look at images with their labels: plsc data inspect {either('data', 'DATA')} --plot PREFIX"
+        looks = "look at images with their labels, which plsc data inspect draws"
         config = self.case.config
         eases = config.loss.has_margin and not config.margin_warmup
         return f"{setter('margin_warmup', 5000)}; plsc lr-find; {looks}" if eases else f"plsc lr-find; {looks}"
@@ -137,8 +137,7 @@ class DataWait(Symptom):
             f"training waits for data {mean:.0%} of the time, with {workers} reader processes per rank",
             "images are read and decoded more slowly than they are trained on",
             f"{setter('num_workers', max(4, 2 * workers))}, where cores are free; one packed file in place of many "
-            f"small ones, of images in the size of training (plsc data convert); plsc doctor --dataset-dir measures "
-            f"the reading",
+            f"small ones, of images in the size of training (plsc data convert); plsc doctor measures the reading",
         )
 
 

@@ -1,8 +1,9 @@
 """Observers: what watches a training run without taking part in it, such as a progress bar or a file of metrics.
 
-The trainer calls an observer's methods at the events of a run. Three observers are part of every run,
-`plsc.engine.observers.progress.Progress`, `plsc.engine.observers.metrics_file.MetricsFile` and
-`plsc.engine.observers.launch_report.LaunchReport`; the user's own are called after them, in the order in which they
+The trainer calls an observer's methods at the events of a run. Four observers are part of every run,
+`plsc.engine.observers.progress.Progress`, `plsc.engine.observers.metrics_file.MetricsFile`,
+`plsc.engine.observers.launch_report.LaunchReport` and, unless it is switched off,
+`plsc.engine.observers.training_doctor.TrainingDoctor`; the user's own are called after them, in the order in which they
 were given.
 """
 
