@@ -28,6 +28,7 @@ LAYERS = {
     "pretrained": 6,
     "engine": 7,
     "export": 8,
+    "report": 8,
     "serving": 8,
     "entry": 9,
     "compat": 9,

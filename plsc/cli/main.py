@@ -15,6 +15,7 @@ from plsc.cli.data import app as data_app
 from plsc.cli.gallery import app as gallery_app
 from plsc.cli.launch import LaunchCommand, launch
 from plsc.cli.models import models
+from plsc.cli.report import report
 from plsc.cli.serve import serve
 from plsc.cli.settings import SettingsCommand, make_entry, with_settings
 from plsc.config import Config
@@ -147,6 +148,7 @@ def predict(
 app.command(cls=LaunchCommand, context_settings={"allow_interspersed_args": False})(launch)
 app.command(cls=SettingsCommand)(serve)
 app.command(cls=Command)(models)
+app.command(cls=Command)(report)
 app.add_typer(gallery_app, name="gallery")
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")

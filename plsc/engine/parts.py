@@ -47,6 +47,7 @@ from plsc.engine.observers.group import ObserverGroup
 from plsc.engine.observers.launch_report import LaunchReport
 from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
+from plsc.engine.observers.run_notes import RunNotes
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.places import places_of_training, remote_settings
 from plsc.engine.precision import Precision
@@ -179,6 +180,9 @@ def make_parts(config: Config, given: Given, *, stop: StopRequest, held: context
         held: gets what is to be given back where the run ends.
     """
     config, collectives = _join(config)
+    notes = RunNotes(collectives.topology)
+    held.callback(notes.close)
+    given = given._replace(observers=[notes, *given.observers])
     config, folder = _open_folder(config, collectives, held)
     saved = open_start(config, collectives)
     if collectives.topology.is_main:

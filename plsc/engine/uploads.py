@@ -22,6 +22,7 @@ from plsc.config import Config
 from plsc.engine.about import METRICS
 from plsc.engine.observers.metrics_file import METRICS_FILE, SUPERSEDED_FILE
 from plsc.engine.observers.metrics_table import TABLE_FILE
+from plsc.engine.observers.run_notes import NOTES_FILE
 from plsc.engine.retention import best_of, superseded
 from plsc.errors import CheckpointError, PLSCError, StorageError
 from plsc.remote.cache import Cache
@@ -34,7 +35,7 @@ from plsc.utils.locations import split
 
 log = logging.getLogger("plsc")
 
-_RUN_FILES = (METRICS_FILE, SUPERSEDED_FILE, TABLE_FILE)
+_RUN_FILES = (METRICS_FILE, SUPERSEDED_FILE, TABLE_FILE, NOTES_FILE)
 # In the stage: what is being uploaded, so that a checkpoint that is pruned meanwhile stays whole.
 _LINKS = ".plsc-uploads"
 _FETCHING = ".plsc-fetching"

@@ -15,6 +15,7 @@ from plsc.distributed.collectives import Collectives
 from plsc.engine.observers import metrics_file, metrics_table
 from plsc.engine.observers.metrics_file import METRICS_FILE, SUPERSEDED_FILE
 from plsc.engine.observers.metrics_table import TABLE_FILE
+from plsc.engine.observers.run_notes import NOTES_FILE
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.trainer import Trainer
 from plsc.losses.classifier import Classifier
@@ -147,7 +148,7 @@ def test_a_run_without_a_step_left_leaves_the_file_as_it_is(logged, output):
     before = (output / METRICS_FILE).read_bytes()
     resume(logged, output / "0", 1)
     assert (output / METRICS_FILE).read_bytes() == before
-    assert sorted(path.name for path in output.iterdir()) == ["0", "1", TABLE_FILE, METRICS_FILE]
+    assert sorted(path.name for path in output.iterdir()) == ["0", "1", TABLE_FILE, METRICS_FILE, NOTES_FILE]
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
