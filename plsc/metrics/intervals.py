@@ -25,4 +25,4 @@ def wilson_interval(share: float, trials: int, *, z: float = Z95) -> tuple[float
     weight = z * z / trials
     center = (share + weight / 2) / (1 + weight)
     half = z * math.sqrt(share * (1 - share) / trials + weight / (4 * trials)) / (1 + weight)
-    return max(0.0, center - half), min(1.0, center + half)
+    return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))  # rounding may lead past the ends

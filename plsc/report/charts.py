@@ -23,7 +23,7 @@ _INK, _GRID = "#010203", "#020304"
 _COLORS = tuple(f"#0a0b{number:02x}" for number in range(SERIES))
 _POINTS = 400  # of a curve
 _BINS = 60
-_SIZE = (4.6, 2.9)  # inches of 72 units; the page scales it
+_SIZE = (4.0, 2.6)  # inches of 72 units; the page scales it
 
 
 class Line(NamedTuple):
@@ -62,6 +62,8 @@ def line_chart(
         )
     if log_x:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda value, _: "")
     if len(lines) > 1:
         axes.legend(fontsize=9, frameon=False)
     return _end(figure, number)

@@ -15,7 +15,7 @@ from plsc.errors import ConfigError
 from plsc.metrics.intervals import wilson_interval
 from plsc.metrics.verification import FARS, operating_points
 from plsc.report.charts import Line, histogram_chart, line_chart
-from plsc.report.pictures import HardPairs, WorstClass, hard_pairs, worst_classes
+from plsc.report.pictures import HardPairs, hard_pairs, worst_classes
 from plsc.report.runs import Run, is_number, read_runs
 from plsc.utils.atomic import write_file
 from plsc.utils.lazy import require
@@ -109,14 +109,15 @@ def _check_output(output: Path) -> None:
 
 
 def _content(runs: Sequence[Run], *, mark: Any) -> dict[str, Any]:
-    numbers = itertools.count()
+    numbers, table = itertools.count(), [row for run in runs for row in _rows(run)]
+    known = [place for place in range(len(FARS)) if any(row.tars[place] for row in table)]
     return {
         "version": __version__,
         "runs": runs,
         "summary": [_summary(run) for run in runs],
         "curves": list(_curves(runs, numbers, mark)),
-        "fars": [f"{far:g}" for far in FARS],
-        "table": [row for run in runs for row in _rows(run)],
+        "fars": [f"{FARS[place]:g}" for place in known],
+        "table": [row._replace(tars=[row.tars[place] for place in known]) for row in table],
         "closed": [row for run in runs for row in _closed_rows(run)],
         "rocs": list(_rocs(runs, numbers, mark)),
         "sections": [section for run in runs for section in _sections(run, numbers, mark)],
@@ -277,6 +278,3 @@ def _percent(share: float | None) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:.4g}" if is_number(value) else ""
-
-
-__all__ = ["MARK", "WorstClass", "write_report"]
