@@ -45,6 +45,7 @@ from plsc.engine.judge import Judge
 from plsc.engine.observers import Observer
 from plsc.engine.observers.group import ObserverGroup
 from plsc.engine.observers.launch_report import LaunchReport
+from plsc.engine.observers.loggers import make_loggers
 from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
 from plsc.engine.observers.run_notes import RunNotes
@@ -319,8 +320,9 @@ def _make_network(config: Config, given: Given, topology: Topology) -> tuple[Con
     backbone = build_backbone(config)
     trained = freeze(backbone, config.frozen)
     recomputing = BlockRecompute(backbone).forward if config.recompute else contextlib.nullcontext
-    observers = ObserverGroup([Progress(), MetricsFile(), LaunchReport(), *given.observers], topology.is_main)
-    return config, Network(backbone, trained, recomputing, observers)
+    loggers = make_loggers(config.loggers, is_main=topology.is_main)
+    observers = [Progress(), MetricsFile(), LaunchReport(), *loggers, *given.observers]
+    return config, Network(backbone, trained, recomputing, ObserverGroup(observers, topology.is_main))
 
 
 def _facts(config: Config, data: Data, network: Network, head: Head | None, *, topology: Topology) -> dict[str, object]:

@@ -302,6 +302,7 @@ HARMLESS = {
     "test_period": 1,
     "calc_acc": True,
     "log_period": 1,
+    "loggers": ("tests.engine.observers.test_loggers:Counting",),
     "train_epochs": 3,
     "save_steps": 2,
     "save_minutes": 1.0,
