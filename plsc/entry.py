@@ -751,7 +751,7 @@ class Entry(_Attributes):
         self.config.log_period = period
 
     def set_loggers(self, names: Sequence[str]) -> None:
-        """Records for other tools: 'tensorboard', 'swanlab', 'mlflow', 'wandb', or 'package.module:Class'. Default none.
+        """Records for other tools: 'tensorboard', 'swanlab', 'mlflow', 'wandb', 'package.module:Class'. Default none.
 
         Each needs a package, as plsc[tensorboard]. metrics.jsonl and metrics.csv are written in any case. See
         docs/logging.md.

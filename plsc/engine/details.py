@@ -3,7 +3,8 @@
     output/7/scores.npz      of each verification set: the cosine of each pair, and whether it is of one identity
     output/7/classes.json    of the validation data: the classes that were found least often
 
-Both are bounded: `MAX_PAIRS` pairs of a set, 500 kB, and `MAX_CLASSES` classes. They are kept as long as the checkpoint.
+Both are bounded: `MAX_PAIRS` pairs of a set, about 500 kB, and `MAX_CLASSES` classes. They stay as long as the
+checkpoint.
 """
 
 from __future__ import annotations

@@ -101,8 +101,8 @@ class Verifier:
         if metrics and details is not None and self._collectives.topology.is_main:
             details.write(path)  # first: where there are metrics, nothing more is written
             write_metrics(path, metrics)
-            for file in (SCORES, CLASSES, METRICS) if self._uploads is not None else ():
-                if (path / file).is_file():
+            for file in (SCORES, CLASSES, METRICS):
+                if self._uploads is not None and (path / file).is_file():
                     self._uploads.on_added(path / file)
         self._found = {later: found for later, found in self._found.items() if later > step}
 

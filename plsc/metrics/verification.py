@@ -199,7 +199,7 @@ class OperatingPoint(NamedTuple):
     tar: float
 
 
-def operating_points(scores: Float64, is_same: Flags, fars: Sequence[float] = FARS) -> dict[float, OperatingPoint]:
+def operating_points(scores: Array, is_same: Flags, fars: Sequence[float] = FARS) -> dict[float, OperatingPoint]:
     """{FAR: the lowest threshold at which no more than the share FAR of the different pairs is accepted}.
 
     Args:

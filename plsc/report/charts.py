@@ -108,7 +108,12 @@ def _end(figure: Any, number: int) -> str:
     import matplotlib
 
     # `hashsalt` makes the names in the file depend on its content alone; labels are no formulas.
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "plsc", "text.parse_math": False, "font.family": "sans-serif"}
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "plsc",
+        "text.parse_math": False,
+        "font.family": "sans-serif",
+    }
     with matplotlib.rc_context(settings):
         for axes in figure.axes:
             legend = axes.get_legend()

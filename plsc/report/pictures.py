@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +55,7 @@ def hard_pairs(run: Run, name: str) -> HardPairs:
 
     def shown(place: int) -> Pair:
         number = int(found.places[place])
-        pictures = [] if images is None else [_picture(lambda i=i: images[i]) for i in (2 * number, 2 * number + 1)]
+        pictures = [] if images is None else [_picture(images[2 * number + side]) for side in (0, 1)]
         return Pair(number, float(found.scores[place]), pictures)
 
     return HardPairs([shown(place) for place in lowest], [shown(place) for place in highest], missing)
@@ -100,8 +99,7 @@ def worst_classes(run: Run) -> tuple[list[WorstClass], str]:
     shown = []
     for row in run.classes[:CLASSES]:
         place = int(row["place"])
-        is_there = records is not None and 0 <= place < len(records)
-        picture = _picture(lambda place=place: records[place].image) if is_there and records is not None else ""
+        picture = "" if records is None else _picture_of_record(records, place)
         images, correct = int(row["images"]), int(row["correct"])
         taken_for = "" if row["taken_for"] is None else str(row["taken_for"])
         share = correct / images if images else 0.0
@@ -129,19 +127,28 @@ def _config_of(run: Run) -> Config:
     if not given:
         raise DataError("no checkpoint says where the data is")
     config = Config(**given)
-    remote = [value for value in (config.dataset_dir, config.val_targets, config.val_dataset_dir) if "://" in (value or "")]
+    remote = [
+        value for value in (config.dataset_dir, config.val_targets, config.val_dataset_dir) if "://" in (value or "")
+    ]
     if remote:
         raise DataError(f"{remote[0]} is no local data")
     return config
 
 
-def _picture(read: Callable[[], Any]) -> str:
-    """An image as data for `src`; '' where it cannot be read."""
+def _picture_of_record(records: Records, place: int) -> str:
     try:
-        pixels = decode(take_image(read()))
+        return _picture(records[place].image) if 0 <= place < len(records) else ""
+    except PLSCError:
+        return ""
+
+
+def _picture(image: Any) -> str:
+    """An image as data for `src`; '' where it cannot be decoded."""
+    try:
+        pixels = decode(take_image(image))
         scale = min(1.0, _SIDE / max(pixels.shape[:2]))
         height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
         data = encode(resize(pixels, (height, width)), ".jpg", parameters=(cv2.IMWRITE_JPEG_QUALITY, 82))
-    except (PLSCError, OSError, ValueError, IndexError):
+    except PLSCError:
         return ""
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"

@@ -81,7 +81,9 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
     resolved = [run.path.resolve() for run in runs]
     for run, path in zip(runs, resolved):
         if resolved.count(path) > 1:
-            raise ConfigError(f"{run.path}: is given {resolved.count(path)} times, expected different runs; name it once")
+            raise ConfigError(
+                f"{run.path}: is given {resolved.count(path)} times, expected different runs; name it once"
+            )
     for depth in range(1, 64):  # as much of the path as tells them apart
         names = ["/".join(path.parts[-depth:]) for path in resolved]
         if len(set(names)) == len(names):

@@ -800,7 +800,12 @@ def test_of_two_runs_in_one_folder_at_the_same_moment_one_trains(tmp_path):
         refused = [output for status, output in done if status]
         assert all("another run saves into" in text or "is a checkpoint of later training" in text for text in refused)
         Checkpoint(folder / "output" / "0").verify()
-        assert {path.name for path in (folder / "output").iterdir()} == {"0", "metrics.csv", "metrics.jsonl", "run.json"}
+        assert {path.name for path in (folder / "output").iterdir()} == {
+            "0",
+            "metrics.csv",
+            "metrics.jsonl",
+            "run.json",
+        }
 
 
 def run_alone(folder, **settings):

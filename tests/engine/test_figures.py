@@ -15,7 +15,6 @@ from plsc.engine.figures import COSINE_EDGES, NORM_EDGES, Figures
 from plsc.engine.observers import Observer, TrainingClock
 from plsc.engine.observers.measures import Histogram, Measures, from_counts_above
 from plsc.engine.optimizer import NamedOptimizer
-from plsc.engine.trainer import Trainer
 from plsc.engine.transfer import CPUTransfers
 from plsc.losses.classifier import Classifier
 from tests._support.ranks import launch

@@ -22,7 +22,7 @@ from tests._support.images import SIDE
 from tests._support.manifests import edit_manifest
 from tests._support.ranks import run
 
-HOSTILE = ["<script>alert(1)<", "\"><img src=x onerror=alert(2)>", "'a & b'", "{{ 7 * 7 }}", "$\\frac{$"]
+HOSTILE = ["<script>alert(1)<", '"><img src=x onerror=alert(2)>', "'a & b'", "{{ 7 * 7 }}", "$\\frac{$"]
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,9 @@ def test_a_run_without_data_and_checkpoints_has_a_page(root, tmp_path):
 
 def test_without_the_data_the_page_says_why_there_are_no_pictures(root, tmp_path):
     shutil.copytree(root / "two", tmp_path / "two")
-    edit_manifest(tmp_path / "two" / "0", lambda content: content["about"]["settings"].update(dataset_dir="/nowhere/at all"))
+    edit_manifest(
+        tmp_path / "two" / "0", lambda content: content["about"]["settings"].update(dataset_dir="/nowhere/at all")
+    )
     text = write_report([tmp_path / "two"], tmp_path / "report.html").read_text()
     assert "No pictures: verification set" in text and "data:image" not in text
 
@@ -136,7 +138,10 @@ def test_without_the_data_the_page_says_why_there_are_no_pictures(root, tmp_path
     [
         (lambda folder: folder / "missing", "missing: does not exist, expected the folder in which a training saved"),
         (lambda folder: folder / "two" / "metrics.jsonl", "metrics.jsonl: is a file, expected the folder"),
-        (lambda folder: folder / "two" / "0", "0: is no folder of a run: .*that is a checkpoint: name the folder above"),
+        (
+            lambda folder: folder / "two" / "0",
+            "0: is no folder of a run: .*that is a checkpoint: name the folder above",
+        ),
         (lambda folder: folder / "data", "data: is no folder of a run"),
         (lambda folder: "s3://key:secret@bucket/run", "s3://bucket/run: plsc report takes local folders"),
     ],
@@ -197,7 +202,9 @@ def test_the_command_writes_the_page(root, tmp_path):
 
 
 def chromium():
-    return next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    return next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
 
 
 @pytest.mark.skipif(chromium() is None, reason="needs Chromium")

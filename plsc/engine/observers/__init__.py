@@ -1,9 +1,10 @@
 """Observers: what watches a training run without taking part in it, such as a progress bar or a file of metrics.
 
-The trainer calls an observer's methods at the events of a run. Three observers are part of every run,
-`plsc.engine.observers.progress.Progress`, `plsc.engine.observers.metrics_file.MetricsFile` and
-`plsc.engine.observers.launch_report.LaunchReport`; the user's own are called after them, in the order in which they
-were given.
+The trainer calls an observer's methods at the events of a run. Four observers are part of every run,
+`plsc.engine.observers.progress.Progress`, `plsc.engine.observers.metrics_file.MetricsFile`,
+`plsc.engine.observers.launch_report.LaunchReport` and `plsc.engine.observers.run_notes.RunNotes`. Those that the
+setting `loggers` names and the user's own are called in addition, the user's last, in the order in which they were
+given.
 """
 
 from __future__ import annotations

@@ -174,6 +174,23 @@ def test_wandb_has_every_number_once_across_a_resumed_run(entry, output, secrets
     assert_without_secrets(output)
 
 
+def swanlab_scalars(files):
+    """[(metric, step, value)] of files of SwanLab."""
+    from swanlab.proto.swanlab.record.v1.record_pb2 import Record
+    from swanlab.sdk.internal.core_python.store import DataStoreReader
+
+    found = []
+    for path in files:
+        reader = DataStoreReader()
+        reader.open(path)
+        for data in reader:
+            record = Record.FromString(data)
+            if record.HasField("scalar"):
+                found.append((record.scalar.key, record.scalar.step, record.scalar.value.number))
+        reader.close()
+    return found
+
+
 @needs("swanlab")
 def test_swanlab_has_every_number_once_across_a_resumed_run(entry, output, secrets, monkeypatch):
     monkeypatch.delenv("SWANLAB_MODE", raising=False)
@@ -208,7 +225,9 @@ def test_an_observer_of_a_users_module_is_made_by_its_name(entry):
 def test_without_its_package_a_logger_names_the_extra(entry, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     entry.set_loggers(["tensorboard"])
-    with pytest.raises(MissingDependencyError, match=r"needs tensorboardX, which is not installed: pip install 'plsc\[t"):
+    with pytest.raises(
+        MissingDependencyError, match=r"needs tensorboardX, which is not installed: pip install 'plsc\[t"
+    ):
         Trainer(entry.config)
 
 

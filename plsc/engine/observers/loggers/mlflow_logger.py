@@ -40,9 +40,7 @@ class MLflow(Logger):
         found = self._client.get_experiment_by_name(experiment)
         number = self._client.create_experiment(experiment) if found is None else found.experiment_id
         self._run_id = str(self._client.create_run(number, run_name=opening.name).info.run_id)
-        parameters = [
-            self._entities.Param(name, str(value)[:_LONGEST]) for name, value in opening.settings.items()
-        ]
+        parameters = [self._entities.Param(name, str(value)[:_LONGEST]) for name, value in opening.settings.items()]
         for start in range(0, len(parameters), 100):  # as many as a server takes at once
             self._client.log_batch(self._run_id, params=parameters[start : start + 100])
         return self._run_id
@@ -50,8 +48,7 @@ class MLflow(Logger):
     def write(self, step: int, scalars: Mapping[str, float], histograms: Mapping[str, Histogram]) -> None:
         now = int(1000 * time.time())
         metrics = [
-            self._entities.Metric(re.sub(r"[^\w .:/-]", "_", name), value, now, step)
-            for name, value in scalars.items()
+            self._entities.Metric(re.sub(r"[^\w .:/-]", "_", name), value, now, step) for name, value in scalars.items()
         ]
         self._client.log_batch(self._run_id, metrics=metrics)
 

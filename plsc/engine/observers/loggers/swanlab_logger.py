@@ -15,7 +15,7 @@ _PROJECT = "plsc"
 class SwanLab(Logger):
     """Scalars and settings. SWANLAB_MODE chooses another mode than offline, as `local` or `online`.
 
-    Without what the package collects by itself: the command line, the repository, the packages, the output, the machine.
+    Without what the package collects by itself: command line, repository, packages, output, machine.
     """
 
     name, package = "swanlab", "swanlab"
@@ -32,7 +32,9 @@ class SwanLab(Logger):
             settings=self.module.Settings(
                 interactive=False,
                 terminal={"proxy_type": "none"},
-                probe=dict.fromkeys(("hardware", "runtime", "requirements", "conda", "git", "swanlab", "monitor"), False),
+                probe=dict.fromkeys(
+                    ("hardware", "runtime", "requirements", "conda", "git", "swanlab", "monitor"), False
+                ),
             ),
         )
 
