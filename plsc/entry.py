@@ -755,6 +755,14 @@ class Entry(_Attributes):
         """Warn where the course of a training shows that something is wrong; see docs/doctor.md. Default True."""
         self.config.training_doctor = flag
 
+    def set_loggers(self, names: Sequence[str]) -> None:
+        """Records for other tools: 'tensorboard', 'swanlab', 'mlflow', 'wandb', 'package.module:Class'. Default none.
+
+        Each needs a package, as plsc[tensorboard]. metrics.jsonl and metrics.csv are written in any case. See
+        docs/logging.md.
+        """
+        self.config.assign(loggers=(names,) if isinstance(names, str) else tuple(names))
+
     def add_observer(self, observer: Observer) -> None:
         """Add an observer of `plsc.engine.observers`: its methods are called after steps, verifications and saves."""
         from plsc.engine.observers.group import check_observer

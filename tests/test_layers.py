@@ -29,6 +29,7 @@ LAYERS = {
     "engine": 7,
     "doctor": 8,
     "export": 8,
+    "report": 8,
     "serving": 8,
     "entry": 9,
     "compat": 9,

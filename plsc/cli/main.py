@@ -17,6 +17,7 @@ from plsc.cli.gallery import app as gallery_app
 from plsc.cli.launch import LaunchCommand, launch
 from plsc.cli.lr_find import lr_find
 from plsc.cli.models import models
+from plsc.cli.report import report
 from plsc.cli.serve import serve
 from plsc.cli.settings import SettingsCommand, make_entry, with_settings
 from plsc.config import Config
@@ -151,6 +152,7 @@ app.command(cls=SettingsCommand)(serve)
 app.command(cls=Command)(models)
 app.command(cls=Command)(doctor)
 app.command("lr-find", cls=SettingsCommand)(lr_find)
+app.command(cls=Command)(report)
 app.add_typer(gallery_app, name="gallery")
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")

@@ -45,8 +45,10 @@ from plsc.engine.judge import Judge
 from plsc.engine.observers import Observer
 from plsc.engine.observers.group import ObserverGroup
 from plsc.engine.observers.launch_report import LaunchReport
+from plsc.engine.observers.loggers import make_loggers
 from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
+from plsc.engine.observers.run_notes import RunNotes
 from plsc.engine.observers.training_doctor import TrainingDoctor
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.places import places_of_training, remote_settings
@@ -180,6 +182,9 @@ def make_parts(config: Config, given: Given, *, stop: StopRequest, held: context
         held: gets what is to be given back where the run ends.
     """
     config, collectives = _join(config)
+    notes = RunNotes(collectives.topology)
+    held.callback(notes.close)
+    given = given._replace(observers=[notes, *given.observers])
     config, folder = _open_folder(config, collectives, held)
     saved = open_start(config, collectives)
     if collectives.topology.is_main:
@@ -319,8 +324,9 @@ def _make_network(config: Config, given: Given, topology: Topology, records: Rec
     trained = freeze(backbone, config.frozen)
     recomputing = BlockRecompute(backbone).forward if config.recompute else contextlib.nullcontext
     doctor = [TrainingDoctor(records)] if config.training_doctor else []
-    observers = ObserverGroup([Progress(), MetricsFile(), LaunchReport(), *doctor, *given.observers], topology.is_main)
-    return config, Network(backbone, trained, recomputing, observers)
+    loggers = make_loggers(config.loggers, is_main=topology.is_main)
+    observers = [Progress(), MetricsFile(), LaunchReport(), *doctor, *loggers, *given.observers]
+    return config, Network(backbone, trained, recomputing, ObserverGroup(observers, topology.is_main))
 
 
 def _facts(config: Config, data: Data, network: Network, head: Head | None, *, topology: Topology) -> dict[str, object]:

@@ -41,6 +41,18 @@ def process_memory() -> int:
     return max(left, 0)
 
 
+def resident_memory() -> int:
+    """Bytes of memory that this process holds; 0 where it is not known."""
+    return next((int(line.split()[1]) * 1024 for line in _lines("/proc/self/status") if line.startswith("VmRSS:")), 0)
+
+
+def reserved_gpu_memory() -> int:
+    """Bytes of the current GPU that Paddle's pool holds. It waits for nothing."""
+    import paddle
+
+    return int(paddle.device.cuda.memory_reserved())
+
+
 def available_gpu_memory() -> int:
     """Bytes that this process can still allocate on the current GPU: what the driver has, and Paddle's pool.
 

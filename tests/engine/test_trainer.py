@@ -676,4 +676,4 @@ def test_a_head_that_cannot_be_saved_is_a_checkpoint_error(entry, tmp_path, step
     with pytest.raises(CheckpointError, match=f"{message} written: ZeroDivisionError: division by zero"):
         trainer.train()
     assert trainer.step == (1 if step == 1 else trainer.steps_per_epoch)
-    assert {path.name for path in (tmp_path / "output").iterdir()} <= {"metrics.jsonl"}
+    assert {path.name for path in (tmp_path / "output").iterdir()} <= {"metrics.csv", "metrics.jsonl", "run.json"}
