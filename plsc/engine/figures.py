@@ -3,6 +3,7 @@
     grad_norm        the Euclidean norm of all gradients of the backbone
     target_cosine    the mean over the global batch of cos(x_n, w_y), before the margin; with its histogram
     feature_norm     the mean of |x_n|; with its histogram
+    class_cosine     the mean of cos(x_n, x_m) over pairs of images of different classes, each pair on one rank
     images/s         since the step that was logged before
     data_wait        the share of that time in which training waited for data, 0 to 1
     host_memory_gb   memory that the process of rank 0 holds, in 10^9 bytes
@@ -32,6 +33,9 @@ from plsc.utils.memory import reserved_gpu_memory, resident_memory
 COSINE_EDGES = tuple(round(-1 + 0.05 * place, 2) for place in range(41))
 # Four bins for each doubling: norms of features differ by orders of magnitude between networks.
 NORM_EDGES = tuple(2.0 ** (place / 4) for place in range(-16, 41))
+# Images of a rank whose features are compared with each other: 32,640 pairs, for less than a thousandth of a step.
+PAIRED_IMAGES = 256
+_LEAST_NORM = 1e-12
 
 
 class Figures:
@@ -57,15 +61,20 @@ class Figures:
         self._last_step, self._last_seconds, self._last_data_seconds = step, 0.0, 0.0
 
     @no_grad
-    def collect(self, features: paddle.Tensor, gradients: Sequence[paddle.Tensor]) -> None:
+    def collect(self, features: paddle.Tensor, labels: paddle.Tensor, gradients: Sequence[paddle.Tensor]) -> None:
         """Begin to measure a step, between `backward` and `update` of the head.
 
         Args:
             features: [N, D] float32 of this rank.
+            labels: [N] int64.
             gradients: of the backbone, the same on every rank; none where all of it is frozen.
         """
         norms = paddle.sqrt((features * features).sum(axis=1))
-        own = [_summed(norms, paddle.ones_like(norms), self._inner[NORM_EDGES])]
+        directions = features[:PAIRED_IMAGES] / norms[:PAIRED_IMAGES].unsqueeze(1).clip(min=_LEAST_NORM)
+        own = [
+            _between_classes(directions, labels[:PAIRED_IMAGES]),
+            _summed(norms, paddle.ones_like(norms), self._inner[NORM_EDGES]),
+        ]
         found = self._head.target_cosines()
         if found is not None:
             cosines, weights = (part.astype("float32") for part in found)
@@ -95,6 +104,9 @@ class Figures:
             scalars["device_memory_gb"] = round(reserved_gpu_memory() / 1e9, 3)
         if self._has_gradients:
             scalars["grad_norm"] = _root(numbers[-1])
+        (pairs, cosines), numbers = numbers[:2], numbers[2:]
+        if pairs:
+            scalars["class_cosine"] = cosines / pairs
         histograms: dict[str, Histogram] = {}
         kinds = {"feature_norm": NORM_EDGES} | ({"target_cosine": COSINE_EDGES} if self._has_cosines else {})
         for name, edges in kinds.items():
@@ -116,6 +128,18 @@ def _summed(values: paddle.Tensor, weights: paddle.Tensor, edges: paddle.Tensor)
     values = paddle.where(weights > 0, values, paddle.zeros_like(values))
     above = (values.unsqueeze(1) >= edges).astype(weights.dtype) * weights.unsqueeze(1)
     return paddle.concat([weights.sum().reshape([1]), (values * weights).sum().reshape([1]), above.sum(axis=0)])
+
+
+def _between_classes(directions: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
+    """[2]: how many ordered pairs of images are of different classes, and the sum of their cosines.
+
+    Args:
+        directions: [n, D], of unit length.
+        labels: [n].
+    """
+    differs = (labels.unsqueeze(0) != labels.unsqueeze(1)).astype(directions.dtype)
+    cosines = paddle.matmul(directions, directions, transpose_y=True)
+    return paddle.stack([differs.sum(), (cosines * differs).sum()])
 
 
 def _root(number: float) -> float:

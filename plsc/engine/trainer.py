@@ -274,7 +274,7 @@ class Trainer:
             overflowed=self.precision.unscale_(self.optimizer.gradients()),
         )
         if is_logged(self.step + 1, log_period=self.config.log_period, total_steps=self.total_steps):
-            self._figures.collect(head_features, self.optimizer.gradients())
+            self._figures.collect(head_features, labels, self.optimizer.gradients())
         evidence = self._judge.collect(made)
         if self._judge.leaves_out(place, evidence):
             self.optimizer.clear_gradients()

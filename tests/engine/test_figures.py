@@ -32,9 +32,10 @@ class Head:
         return None if self.found is None else tuple(map(paddle.to_tensor, self.found))
 
 
-def measure(features, found, gradients=()):
+def measure(features, found, gradients=(), labels=None):
     figures = Figures(Head(found), collectives=Collectives(), transfers=CPUTransfers(), global_batch=len(features))
-    figures.collect(paddle.to_tensor(features), [paddle.to_tensor(gradient) for gradient in gradients])
+    labels = paddle.to_tensor(np.zeros(len(features), np.int64) if labels is None else labels)
+    figures.collect(paddle.to_tensor(features), labels, [paddle.to_tensor(gradient) for gradient in gradients])
     return figures.take(1, TrainingClock())
 
 
@@ -70,6 +71,29 @@ def test_without_cosines_and_gradients_the_others_are_measured():
     scalars = measure(np.ones((4, D), np.float32), None).scalars
     assert scalars.keys() == {"images/s", "data_wait", "host_memory_gb", "feature_norm"}
     assert scalars["feature_norm"] == pytest.approx(math.sqrt(D)) and scalars["host_memory_gb"] > 0.01
+
+
+@pytest.mark.parametrize("images", [2, 37, 300])
+def test_the_cosine_between_classes_is_that_of_a_loop_over_pairs(images, monkeypatch):
+    """Of the first images of the rank; of classes that are all the same there is none."""
+    monkeypatch.setattr("plsc.engine.figures.PAIRED_IMAGES", 40)
+    rng = np.random.default_rng(images)
+    features = (rng.standard_normal((images, D)) + 1).astype(np.float32)
+    labels = np.arange(images) % 3
+    found = measure(features, None, labels=labels).scalars["class_cosine"]
+    rows = features[:40].astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    pairs = [(n, m) for n in range(len(rows)) for m in range(len(rows)) if labels[n] != labels[m]]
+    assert found == pytest.approx(sum(float(rows[n] @ rows[m]) for n, m in pairs) / len(pairs), abs=1e-6)
+    assert "class_cosine" not in measure(features, None).scalars
+
+
+def test_features_that_are_all_the_same_have_collapsed_and_those_at_right_angles_have_not():
+    same, labels = np.ones((6, D), np.float32), np.arange(6) // 2
+    assert measure(same, None, labels=labels).scalars["class_cosine"] == pytest.approx(1.0)
+    apart = np.eye(D, dtype=np.float32)[labels]
+    assert measure(apart, None, labels=labels).scalars["class_cosine"] == pytest.approx(0.0, abs=1e-6)
+    assert measure(np.zeros((6, D), np.float32), None, labels=labels).scalars["class_cosine"] == 0.0
 
 
 def test_a_histogram_tells_its_occupied_bins():

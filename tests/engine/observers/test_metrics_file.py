@@ -57,7 +57,16 @@ def test_a_line_per_logged_step_and_per_verification(logged, output):
         ("step", 3, 0),
         ("verify", 3, 0),
     ]
-    measured = {"images/s", "data_wait", "host_memory_gb", "grad_norm", "target_cosine", "feature_norm", "histograms"}
+    measured = {
+        "images/s",
+        "data_wait",
+        "host_memory_gb",
+        "grad_norm",
+        "target_cosine",
+        "feature_norm",
+        "class_cosine",
+        "histograms",
+    }
     assert set(lines[0]) == {"event", "step", "epoch", "loss", "lr", "acc1", "acc5"} | measured
     assert lines[2]["loss"] == results["loss"] and lines[2]["acc5"] == results["acc5"]
     assert lines[3]["lfw/accuracy"] == results["lfw/accuracy"]

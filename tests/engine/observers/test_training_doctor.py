@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 
 import numpy as np
+import paddle
 import pytest
 
 from plsc import Config
@@ -491,6 +493,45 @@ def test_a_run_tells_of_its_data_and_only_at_its_start(entry, tmp_path, caplog):
     caplog.clear()
     entry.train()
     assert "resumed from" in caplog.text and "training doctor" not in caplog.text
+
+
+class Constant(paddle.nn.Layer):
+    """A network that gives every image nearly the same feature."""
+
+    def __init__(self):
+        super().__init__()
+        self.feature = self.create_parameter([16], default_initializer=paddle.nn.initializer.Constant(1.0))
+
+    def forward(self, images):
+        return self.feature + 1e-3 * images.mean(axis=[1, 2, 3]).unsqueeze(1)
+
+
+def test_a_run_with_a_dead_network_tells_that_features_have_collapsed(entry, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(in_course, "COLLAPSED_STEPS", 0)
+    entry.set_model(Constant())
+    entry.set_log_period(1)
+    entry.set_train_steps(6)
+    entry.set_with_test(False)
+    entry.train()
+    assert caplog.text.count("features of different classes have a mean cosine of 1.00, for 3 logged steps") == 1
+    lines = [json.loads(line) for line in (tmp_path / "output" / FINDINGS_FILE).read_text().splitlines()]
+    assert ("features_collapsed", 3) in [(line["finding"], line["step"]) for line in lines]
+
+
+class Slow(Labeled):
+    def __getitem__(self, index):
+        time.sleep(0.05)
+        return super().__getitem__(index)
+
+
+def test_a_run_with_a_slow_source_tells_that_it_waits_for_data(entry, caplog):
+    entry.train_dataset = Slow(np.arange(60) % 6)
+    entry.set_image_shape((3, 8, 8))
+    entry.set_log_period(1)
+    entry.set_train_steps(5)
+    entry.set_with_test(False)
+    entry.train()
+    assert caplog.text.count("training waits for data") == 1
 
 
 def test_it_can_be_switched_off(entry, tmp_path, caplog):
