@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from plsc.doctor import basics, devices, machine, ranks, storage
 from plsc.doctor.children import Child
 from plsc.doctor.findings import CHECKS, RegisteredCheck, Request, fault, ok
 from plsc.doctor.paddle_facts import Device, Facts
+from tests._support.ranks import ROOT
 
 CARD = Device("NVIDIA H100", 80 << 30, (9, 0))
 
@@ -380,6 +382,24 @@ def test_the_command_examines_this_machine(tmp_path, data_dir):
     assert reduced["state"] == "ok", reduced
     assert done.exit_code == (FAULT_STATUS if told["state"] == "fault" else 0)
     assert not (tmp_path / "output").exists()
+
+
+def test_a_paddle_that_crashes_does_not_end_the_command(tmp_path):
+    """Its process is ended by a signal. What does not need Paddle is examined all the same."""
+    (tmp_path / "paddle").mkdir()
+    (tmp_path / "paddle" / "__init__.py").write_text("import os\nos.abort()\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-m", "plsc", "doctor", "--json", "--save-dir", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    found = {each["check"]: each for each in json.loads(done.stdout)["findings"]}
+    assert done.returncode == FAULT_STATUS and done.stderr == ""
+    assert found["paddle"]["state"] == "fault" and "ended by SIGABRT" in found["paddle"]["seen"]
+    assert {"cores", "memory", "image decoding", "save folder"} <= found.keys()
 
 
 @pytest.mark.parametrize("made, status", [(ok("a"), 0), (fault("b", means="m", cure="c"), FAULT_STATUS)])

@@ -69,9 +69,11 @@ class StuckLoss(Symptom):
         )
 
     def _as_at_start(self, mean: float, steps: int, first: float) -> Diagnosis | None:
-        level = math.log(max(2, self.case.config.num_classes)) if self._untrained is None else self._untrained
-        # A run that has converged before its first logged step stays near that one, too.
-        if self.case.is_trained or first < level / 2 or mean < (1 - STUCK_SHARE) * first:
+        # A run that has learned something before its first logged step may stay near that one, too.
+        guessing = (1 - STUCK_SHARE) * math.log(max(2, self.case.config.num_classes))
+        if first < max(guessing, (self._untrained or 0.0) / 2):
+            return None
+        if self.case.is_trained or mean < (1 - STUCK_SHARE) * first:
             return None
         return Diagnosis(
             f"after {steps:,} steps the loss is {mean:.4g}, and it was {first:.4g} at the start",

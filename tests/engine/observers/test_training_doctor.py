@@ -252,8 +252,13 @@ def test_a_loss_may_stay_for_an_epoch_and_while_rate_and_margin_rise():
 
 
 def test_a_loss_that_has_converged_before_it_was_logged_is_no_stuck_loss():
-    assert first_finding(StuckLoss(case(loss_type="adaface")), flat(0.2, 5000)) is None
-    assert first_finding(StuckLoss(case(loss_type="softmax")), flat(0.2, 5000)) is None
+    for loss_type in ("adaface", "softmax"):  # below the loss of a guess among all classes
+        guessing = 0.95 * math.log(1000)
+        assert first_finding(StuckLoss(case(loss_type=loss_type)), flat(0.99 * guessing, 5000)) is None
+        assert first_finding(StuckLoss(case(loss_type=loss_type)), flat(1.01 * guessing, 5000)) is not None
+    half = untrained_loss(case().config) / 2
+    assert first_finding(StuckLoss(case()), flat(0.99 * half, 5000)) is None
+    assert first_finding(StuckLoss(case()), flat(1.01 * half, 5000)) is not None
 
 
 def test_a_trained_network_may_stay_at_its_loss():
