@@ -106,7 +106,8 @@ def _check_output(output: Path) -> None:
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written: {error.strerror or error}") from None
     if begin != MARK:
-        raise ConfigError(f"{output} exists, is no report, and is not overwritten; choose another {argument('output')}")
+        cure = f"choose another file: {argument('output', of='plsc report')}"
+        raise ConfigError(f"{output} exists, is no report, and is not overwritten; {cure}")
 
 
 def _content(runs: Sequence[Run], *, mark: Any) -> dict[str, Any]:
