@@ -18,6 +18,7 @@ from plsc.report.charts import Line, histogram_chart, line_chart
 from plsc.report.pictures import HardPairs, hard_pairs, worst_classes
 from plsc.report.runs import Run, is_number, read_runs
 from plsc.utils.atomic import write_file
+from plsc.utils.hints import argument
 from plsc.utils.lazy import require
 from plsc.version import __version__
 
@@ -105,7 +106,8 @@ def _check_output(output: Path) -> None:
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written: {error.strerror or error}") from None
     if begin != MARK:
-        raise ConfigError(f"{output} exists, is no report, and is not overwritten; choose another --output")
+        cure = f"choose another file: {argument('output', of='plsc report')}"
+        raise ConfigError(f"{output} exists, is no report, and is not overwritten; {cure}")
 
 
 def _content(runs: Sequence[Run], *, mark: Any) -> dict[str, Any]:

@@ -496,8 +496,8 @@ class Bare:
         (Bare, "head: got the class Bare, expected an object of it"),
         (
             Bare(),
-            "head Bare has no update, discard, sum_of_squares, accuracy, centers, state, load, has_row_per_class, "
-            "classes, parameters, optimizer_kind; plsc",
+            "head Bare has no update, discard, sum_of_squares, accuracy, target_cosines, centers, state, load, "
+            "has_row_per_class, classes, parameters, optimizer_kind; plsc",
         ),
         (NoUpdate(), "head NoUpdate has no update; plsc.losses.Head is a base class that has all but .* and update"),
         (
