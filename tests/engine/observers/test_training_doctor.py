@@ -529,7 +529,10 @@ class Slow(Labeled):
         return super().__getitem__(index)
 
 
-def test_a_run_with_a_slow_source_tells_that_it_waits_for_data(entry, caplog):
+def test_a_run_with_a_slow_source_tells_once_that_it_waits_for_data(entry, tmp_path, caplog):
+    """Also where it is resumed from before the finding, or behind it."""
+    entry.set_auto_resume(True)
+    entry.save_steps = 3
     entry.train_dataset = Slow(np.arange(60) % 6)
     entry.set_image_shape((3, 8, 8))
     entry.set_log_period(1)
@@ -537,6 +540,12 @@ def test_a_run_with_a_slow_source_tells_that_it_waits_for_data(entry, caplog):
     entry.set_with_test(False)
     entry.train()
     assert caplog.text.count("training waits for data") == 1
+    shutil.rmtree(next((tmp_path / "output").glob("0.5")))
+    for steps in (5, 8):
+        entry.set_train_steps(steps)
+        caplog.clear()
+        entry.train()
+        assert "resumed from" in caplog.text and "training waits for data" not in caplog.text
 
 
 def test_it_can_be_switched_off(entry, tmp_path, caplog):
