@@ -25,6 +25,7 @@ SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 # Other names that mean one of them; poly is that of PLSC 1.0.
 _OTHER_SCHEDULE_NAMES = {"poly": "polynomial", "one-cycle": "one_cycle", "onecycle": "one_cycle"}
 OPTIMIZERS = ("momentum", "sgd", "adamw", "lars", "lion")
+LOGGERS = ("tensorboard", "swanlab", "mlflow", "wandb")
 # Those that have a momentum to set; the betas of the others are their papers'.
 _WITH_MOMENTUM = ("momentum", "lars")
 # The least and the greatest number that float32 holds in full precision.
@@ -534,6 +535,17 @@ class Config(Settings):
         ge=1,
         description="Steps between lines of metrics.jsonl, and of the log if it shows no progress bar.",
     )
+    training_doctor: bool = Field(
+        default=True,
+        description="Warn where the course of a training shows that something is wrong, as a loss that does not fall. "
+        "See docs/doctor.md.",
+    )
+
+    loggers: tuple[str, ...] = Field(
+        default=(),
+        description=f"Records for other tools, in addition to metrics.jsonl and metrics.csv: {', '.join(LOGGERS)}, or "
+        "'package.module:Class' of an observer; several as tensorboard,wandb. See docs/logging.md.",
+    )
 
     # `exclude`: objects that a file or a flag cannot give.
     model: Any = Field(
@@ -603,6 +615,12 @@ class Config(Settings):
     def _known_options(cls, value: dict[str, float]) -> dict[str, float]:
         check_option_names(value)
         return value
+
+    @field_validator("loggers")
+    @classmethod
+    def _known_loggers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        also = "an observer, as 'package.module:Class'"
+        return tuple(name if ":" in name else one_of(name, LOGGERS, also=also) for name in dict.fromkeys(value))
 
     @field_validator("class_weights", "class_counts")
     @classmethod

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from plsc.distributed.topology import Topology
     from plsc.engine.observers import Observer
+    from plsc.engine.rate_search import RateSearch
     from plsc.engine.subcenters import SubcentersDropped
 
     # For type checkers every setting is an attribute, and no other name is.
@@ -750,6 +751,18 @@ class Entry(_Attributes):
         """Steps between lines of metrics.jsonl, and of the log if it shows no progress bar. Default 200."""
         self.config.log_period = period
 
+    def set_training_doctor(self, flag: bool) -> None:
+        """Warn where the course of a training shows that something is wrong; see docs/doctor.md. Default True."""
+        self.config.training_doctor = flag
+
+    def set_loggers(self, names: Sequence[str]) -> None:
+        """Records for other tools: 'tensorboard', 'swanlab', 'mlflow', 'wandb', 'package.module:Class'. Default none.
+
+        Each needs a package, as plsc[tensorboard]. metrics.jsonl and metrics.csv are written in any case. See
+        docs/logging.md.
+        """
+        self.config.assign(loggers=(names,) if isinstance(names, str) else tuple(names))
+
     def add_observer(self, observer: Observer) -> None:
         """Add an observer of `plsc.engine.observers`: its methods are called after steps, verifications and saves."""
         from plsc.engine.observers.group import check_observer
@@ -782,6 +795,22 @@ class Entry(_Attributes):
             from plsc.engine.trainer import Trainer
 
         return Trainer(self._placed, observers=self._observers).train()
+
+    def find_lr(self, steps: int = 100, *, least: float = 1e-5, most: float = 10.0) -> RateSearch:
+        """Train some steps with a growing learning rate, and suggest one. Nothing is saved; see docs/doctor.md.
+
+        Args:
+            steps: of the search, 20 to 10,000.
+            least: learning rate of its first step.
+            most: learning rate of its last step.
+
+        Returns:
+            The search: `setting` is the value for `set_lr`, or None where the loss does not fall.
+        """
+        require_paddle()
+        from plsc.engine.rate_search import search_rate
+
+        return search_rate(self._placed, steps=steps, least=least, most=most)
 
     def test(self, tables: str | Path | None = None) -> dict[str, float]:
         """Verify the checkpoint on `val_targets` (or `test_dataset`), and classify the images of `set_val_dataset`.

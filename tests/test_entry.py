@@ -105,6 +105,7 @@ SETTERS = [
     ("set_cpu_threads", "threads", 3, "cpu_threads"),
     ("set_tf32", "allowed", True, "tf32"),
     ("set_deterministic", "deterministic", True, "deterministic"),
+    ("set_training_doctor", "flag", False, "training_doctor"),
 ]
 
 

@@ -13,10 +13,13 @@ from typer.core import TyperGroup
 from plsc.cli.checkpoint import app as checkpoint_app
 from plsc.cli.command import Command, tell
 from plsc.cli.data import app as data_app
+from plsc.cli.doctor import doctor
 from plsc.cli.embedding import embed, predict
 from plsc.cli.gallery import app as gallery_app
 from plsc.cli.launch import LaunchCommand, launch
+from plsc.cli.lr_find import lr_find
 from plsc.cli.models import models
+from plsc.cli.report import report
 from plsc.cli.serve import serve
 from plsc.cli.settings import SettingsCommand, make_entry, with_settings
 from plsc.config import Config
@@ -147,6 +150,16 @@ app.command(cls=Command, rich_help_panel=_MODELS, epilog="Example: plsc models -
 app.add_typer(gallery_app, name="gallery", rich_help_panel=_SERVING)
 app.add_typer(data_app, name="data", rich_help_panel=_DATA)
 app.add_typer(checkpoint_app, name="checkpoint", rich_help_panel=_MODELS)
+
+
+app.command(cls=Command, rich_help_panel=_TOOLS, epilog="Example: plsc doctor --save-dir output")(doctor)
+app.command(
+    "lr-find",
+    cls=SettingsCommand,
+    rich_help_panel=_TRAINING,
+    epilog="Example: plsc lr-find --dataset-dir ./train_data",
+)(lr_find)
+app.command(cls=Command, rich_help_panel=_TOOLS, epilog="Example: plsc report output --output report.html")(report)
 
 
 @app.command(cls=Command, rich_help_panel=_TOOLS, epilog="Example: plsc demo --size small")

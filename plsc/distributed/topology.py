@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -157,6 +158,37 @@ def place_from_environment() -> tuple[int, int]:
         DistributedError: a variable is not an integer of 0 or more.
     """
     return _from_environment("PADDLE_TRAINER_ID", 0), _from_environment("PADDLE_TRAINERS_NUM", 1)
+
+
+def rank_environment(rank: int, ports: Sequence[int]) -> dict[str, str]:
+    """The environment of one of several ranks that all run on this machine and meet on its loopback interface.
+
+    Args:
+        rank: from 0.
+        ports: one for each rank, free ones.
+    """
+    endpoints = [f"127.0.0.1:{port}" for port in ports]
+    return {
+        **without_launcher(),
+        "PADDLE_TRAINER_ID": str(rank),
+        "PADDLE_TRAINERS_NUM": str(len(ports)),
+        "PADDLE_LOCAL_SIZE": str(len(ports)),
+        "PADDLE_RANK_IN_NODE": str(rank),
+        "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
+        "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
+        "PADDLE_MASTER": endpoints[0],
+        "FLAGS_selected_gpus": str(rank),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+
+
+def without_launcher() -> dict[str, str]:
+    """The environment of this process, without what makes it a rank of a launcher."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PADDLE_") and name not in ("MASTER_ADDR", "MASTER_PORT", "FLAGS_selected_gpus")
+    }
 
 
 def is_restart() -> bool:

@@ -261,6 +261,7 @@ def evaluate(
     closed: ClosedSet | None = None,
     centers: Callable[[], Centers | None] = lambda: None,
     on_report: Callable[[ClosedSetReport], None] = lambda report: None,
+    on_pairs: Callable[[VerificationSet, VerificationReport], None] = lambda pairs, report: None,
 ) -> dict[str, float] | None:
     """Verify on each set, and on a closed set; log one line per set.
 
@@ -273,6 +274,7 @@ def evaluate(
         closed: images of the classes of training.
         centers: the class centers of this rank, for `closed`.
         on_report: called with what was found for `closed`.
+        on_pairs: called with each set and what was found for it.
 
     Returns:
         The metrics as '<set>/<metric>'; None where it was stopped.
@@ -286,6 +288,7 @@ def evaluate(
         results.update({f"{pairs.name}/{name}": value for name, value in report.metrics().items()})
         if collectives.topology.is_main:
             log.info("%s: %s", pairs.name, report)
+        on_pairs(pairs, report)
     own = centers() if closed is not None else None
     if closed is not None and own is not None:
         found = validate(embedder, closed, centers=own, config=config, collectives=collectives, is_stopped=is_stopped)

@@ -45,8 +45,11 @@ from plsc.engine.judge import Judge
 from plsc.engine.observers import Observer
 from plsc.engine.observers.group import ObserverGroup
 from plsc.engine.observers.launch_report import LaunchReport
+from plsc.engine.observers.loggers import make_loggers
 from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
+from plsc.engine.observers.run_notes import RunNotes
+from plsc.engine.observers.training_doctor import TrainingDoctor
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.places import places_of_training, remote_settings
 from plsc.engine.precision import Precision
@@ -179,6 +182,9 @@ def make_parts(config: Config, given: Given, *, stop: StopRequest, held: context
         held: gets what is to be given back where the run ends.
     """
     config, collectives = _join(config)
+    notes = RunNotes(collectives.topology)
+    held.callback(notes.close)
+    given = given._replace(observers=[notes, *given.observers])
     config, folder = _open_folder(config, collectives, held)
     saved = open_start(config, collectives)
     if collectives.topology.is_main:
@@ -186,7 +192,9 @@ def make_parts(config: Config, given: Given, *, stop: StopRequest, held: context
     config, data = agree(
         lambda: _open_data(config, saved, given.loader, collectives.topology), collectives, error=DataError
     )
-    config, network = agree(lambda: _make_network(config, given, collectives.topology), collectives, error=ConfigError)
+    config, network = agree(
+        lambda: _make_network(config, given, collectives.topology, data.records), collectives, error=ConfigError
+    )
     pretrained = agree(
         lambda: load_pretrained(config, network.backbone, resumed=saved, topology=collectives.topology),
         collectives,
@@ -307,7 +315,7 @@ def _open_data(
     return config, Data(loader, records, classes)
 
 
-def _make_network(config: Config, given: Given, topology: Topology) -> tuple[Config, Network]:
+def _make_network(config: Config, given: Given, topology: Topology, records: Records | None) -> tuple[Config, Network]:
     """Make what takes no other rank: the backbone and the observers."""
     if given.backbone is not None:
         config = config.model_copy(update={"model": check_model(given.backbone)})
@@ -315,8 +323,10 @@ def _make_network(config: Config, given: Given, topology: Topology) -> tuple[Con
     backbone = build_backbone(config)
     trained = freeze(backbone, config.frozen)
     recomputing = BlockRecompute(backbone).forward if config.recompute else contextlib.nullcontext
-    observers = ObserverGroup([Progress(), MetricsFile(), LaunchReport(), *given.observers], topology.is_main)
-    return config, Network(backbone, trained, recomputing, observers)
+    doctor = [TrainingDoctor(records)] if config.training_doctor else []
+    loggers = make_loggers(config.loggers, is_main=topology.is_main)
+    observers = [Progress(), MetricsFile(), LaunchReport(), *doctor, *loggers, *given.observers]
+    return config, Network(backbone, trained, recomputing, ObserverGroup(observers, topology.is_main))
 
 
 def _facts(config: Config, data: Data, network: Network, head: Head | None, *, topology: Topology) -> dict[str, object]:

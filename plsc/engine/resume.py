@@ -282,7 +282,11 @@ def clean_save_folder(root: str | Path) -> None:
         remove_leftovers(root)
         for path in root.glob("*.plsc-trial*"):  # of `try_folder`
             shutil.rmtree(path)
-        for path in [*root.glob(".metrics.jsonl.*.partial"), *root.glob(f"*/.{METRICS}.*.partial")]:
+        for path in [
+            *root.glob(".metrics.*.*.partial"),
+            *root.glob(".run.json.*.partial"),
+            *root.glob(f"*/.{METRICS}.*.partial"),
+        ]:
             path.unlink()
     except OSError as error:
         log.warning("%s: what a killed run has left cannot be removed: %s", root, error)

@@ -35,9 +35,10 @@ from plsc.engine.dataloading import (
     warn_of_large_batch,
 )
 from plsc.engine.evaluator import check_closed, check_keep_best, check_verification_sets
+from plsc.engine.figures import Figures
 from plsc.engine.judge import Made, Place
 from plsc.engine.new_classes import begin_new_classes
-from plsc.engine.observers import Observer, Run, Step, TrainingClock, Values
+from plsc.engine.observers import Observer, Run, Step, TrainingClock, Values, is_logged
 from plsc.engine.parts import Given, Parts, make_parts
 from plsc.engine.rank_check import check_copies, check_ranks_agree
 from plsc.engine.resume import (
@@ -137,6 +138,9 @@ class Trainer:
             for value in tensor_constants(self.config.pixel_mean, self.config.pixel_std)
         )
         self.global_batch = self.config.train_batch_size * self.topology.world_size
+        self._figures = Figures(
+            self.head, collectives=self.collectives, transfers=self._transfers, global_batch=self.global_batch
+        )
         self.steps_per_epoch = count_steps_per_epoch(self.loader, self.global_batch)
         self.epoch, self.step_in_epoch, self.step = 0, 0, 0
         self._epoch_began_at = 0  # the step
@@ -178,6 +182,7 @@ class Trainer:
             self._log_start()
         results = self._results
         self._clock = TrainingClock()
+        self._figures.begin(self.step)
         run = Run(
             config=self.config,
             first_step=self.step,
@@ -268,6 +273,8 @@ class Trainer:
             feature_gradient=feature_gradient,
             overflowed=self.precision.unscale_(self.optimizer.gradients()),
         )
+        if is_logged(self.step + 1, log_period=self.config.log_period, total_steps=self.total_steps):
+            self._figures.collect(head_features, labels, self.optimizer.gradients())
         evidence = self._judge.collect(made)
         if self._judge.leaves_out(place, evidence):
             self.optimizer.clear_gradients()
@@ -322,10 +329,16 @@ class Trainer:
             log.info(rate)
 
     def _make_step(self, values: dict[str, Any]) -> Step:
-        return Step(number=self.step, epoch=self.epoch, values=Values(values), clock=self._clock)
+        return Step(
+            number=self.step,
+            epoch=self.epoch,
+            values=Values(values),
+            clock=self._clock,
+            measures=self._figures.take(self.step, self._clock),
+        )
 
     def _batches(self) -> Iterator[Batch]:
-        batches = self.loader.epoch(self.epoch, self.step_in_epoch)
+        batches = self._clock.reading(self.loader.epoch(self.epoch, self.step_in_epoch))
         # A TrainLoader has equally many batches on every rank; of another loader that is not known.
         if not isinstance(self.loader, TrainLoader):
             batches = agreed_batches(batches, self.collectives, self._transfers)

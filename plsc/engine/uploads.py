@@ -20,7 +20,11 @@ from typing import Any
 from plsc.checkpoint import MANIFEST, is_checkpoint_name, list_checkpoints, order
 from plsc.config import Config
 from plsc.engine.about import METRICS
+from plsc.engine.observers.loggers.base import LOGS
 from plsc.engine.observers.metrics_file import METRICS_FILE, SUPERSEDED_FILE
+from plsc.engine.observers.metrics_table import TABLE_FILE
+from plsc.engine.observers.run_notes import NOTES_FILE
+from plsc.engine.observers.training_doctor import FINDINGS_FILE
 from plsc.engine.retention import best_of, superseded
 from plsc.errors import CheckpointError, PLSCError, StorageError
 from plsc.remote.cache import Cache
@@ -33,7 +37,7 @@ from plsc.utils.locations import split
 
 log = logging.getLogger("plsc")
 
-_RUN_FILES = (METRICS_FILE, SUPERSEDED_FILE)
+_RUN_FILES = (METRICS_FILE, SUPERSEDED_FILE, TABLE_FILE, NOTES_FILE, FINDINGS_FILE)
 # In the stage: what is being uploaded, so that a checkpoint that is pruned meanwhile stays whole.
 _LINKS = ".plsc-uploads"
 _FETCHING = ".plsc-fetching"
@@ -110,6 +114,12 @@ def _listed_sizes(manifest: Any) -> dict[str, int]:
     }
 
 
+def _is_log(name: str) -> bool:
+    """Whether a remote file is one of a logger."""
+    parts = name.split("/")
+    return parts[0] == LOGS and ".." not in parts
+
+
 def _order(name: str) -> tuple[int, int]:
     return order(Path(name))
 
@@ -143,6 +153,7 @@ class Uploader:
         self._failure: PLSCError | None = None
         self._thread: threading.Thread | None = None
         self._uploaded: set[str] = set()
+        self._logs: dict[str, tuple[int, int]] = {}  # size and time of files of loggers that are uploaded
 
     def __enter__(self) -> Uploader:
         return self
@@ -387,16 +398,25 @@ class Uploader:
             if source.is_file():
                 shutil.copyfile(source, copy)  # lines may follow meanwhile
                 self.remote.upload(copy, name)
+        copy = self.stage / _LINKS / LOGS
+        for source in sorted((self.stage / LOGS).rglob("*")):
+            name, status = source.relative_to(self.stage).as_posix(), source.lstat()
+            mark = (status.st_size, status.st_mtime_ns)
+            if source.is_file() and not source.is_symlink() and self._logs.get(name) != mark:
+                shutil.copyfile(source, copy)
+                self.remote.upload(copy, name)
+                self._logs[name] = mark
 
     def _fetch_run_files(self) -> None:
         """Copy the metrics of earlier runs to the stage, unless it holds a longer copy of the same."""
         self.stage.mkdir(parents=True, exist_ok=True)
         with self._fetching():
             listed = self.remote.files()
-            for name in _RUN_FILES:
+            for name in (*_RUN_FILES, *(name for name in listed if _is_log(name))):
                 target = self.stage / name
                 if name not in listed or (target.is_file() and target.stat().st_size >= listed[name].size):
                     continue
+                target.parent.mkdir(parents=True, exist_ok=True)
                 partial = partial_path(target)
                 self.remote.fetch(name, partial, listed[name].size)
                 partial.replace(target)

@@ -18,6 +18,7 @@ from plsc.data.verification_set import VerificationSet
 from plsc.distributed.collectives import Collectives
 from plsc.engine.about import METRICS, About, write_metrics
 from plsc.engine.closed_set import ClosedSet
+from plsc.engine.details import CLASSES, SCORES, Details
 from plsc.engine.evaluator import evaluate
 from plsc.engine.state import average_statistics, gather_statistics
 from plsc.engine.uploads import Uploader
@@ -58,7 +59,7 @@ class Verifier:
         self.interrupted: About | None = None
         self._averaged: int | None = None
         self._verified: int | None = None
-        self._found: dict[int, dict[str, float]] = {}
+        self._found: dict[int, tuple[dict[str, float], Details]] = {}
 
     def verify(self, step: int, *, is_stopped: Callable[[], bool]) -> dict[str, float] | None:
         """The metrics of every verification set, and of the closed set, after a step, as '<set>/<metric>'.
@@ -74,6 +75,7 @@ class Verifier:
             PLSCError: an image cannot be decoded or an embedding is not finite; on all ranks.
         """
         self.average_statistics(step)
+        details = Details(self._closed)
         results = evaluate(
             self._config,
             self._backbone,
@@ -82,9 +84,11 @@ class Verifier:
             is_stopped=is_stopped,
             closed=self._closed,
             centers=self._head.centers,
+            on_pairs=details.add_pairs,
+            on_report=details.add_classes,
         )
         if results is not None:
-            self._verified, self._found[step] = step, results
+            self._verified, self._found[step] = step, (results, details)
         return results
 
     def is_verified(self, step: int) -> bool:
@@ -93,11 +97,13 @@ class Verifier:
 
     def record(self, step: int, path: Path) -> None:
         """Write what the verification of a step found into the folder of that step's checkpoint, which is complete."""
-        metrics = self._found.get(step)
-        if metrics and self._collectives.topology.is_main:
+        metrics, details = self._found.get(step, ({}, None))
+        if metrics and details is not None and self._collectives.topology.is_main:
+            details.write(path)  # first: where there are metrics, nothing more is written
             write_metrics(path, metrics)
-            if self._uploads is not None and (path / METRICS).is_file():
-                self._uploads.on_added(path / METRICS)
+            for file in (SCORES, CLASSES, METRICS):
+                if self._uploads is not None and (path / file).is_file():
+                    self._uploads.on_added(path / file)
         self._found = {later: found for later, found in self._found.items() if later > step}
 
     def average_statistics(self, step: int) -> None:

@@ -146,6 +146,14 @@ class Head(Protocol):
         """Figures of the last `forward` with `count_above`, for example acc1 and acc5, 0-d; none by default."""
         return {}
 
+    def target_cosines(self) -> tuple[paddle.Tensor, paddle.Tensor] | None:
+        """(cosines [n], weights [n]) of samples of the last `forward` with the centers of their own classes.
+
+        They are logged, and asked for before `update`. A weight is 1 for a sample that this rank counts and 0 for any
+        other; each sample of the global batch is counted by one rank. None, the default: there are no cosines.
+        """
+        return None
+
     def centers(self) -> Centers | None:
         """The class centers as the classification of images uses them, for validation data (`val_dataset`, `val_split`)
         and `plsc export --classifier`. By default None: there are none.
@@ -186,7 +194,10 @@ class Head(Protocol):
 
 
 _OWN = ("forward", "backward", "update")  # what every head defines
-_METHODS = (*_OWN, "discard", "sum_of_squares", "accuracy", "centers", "state", "load", "has_row_per_class")
+_METHODS = (
+    *(*_OWN, "discard", "sum_of_squares", "accuracy", "target_cosines", "centers"),
+    *("state", "load", "has_row_per_class"),
+)
 
 
 def check_head(head: Any, num_classes: int) -> Head:

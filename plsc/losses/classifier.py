@@ -196,6 +196,17 @@ class Classifier:
             raise RuntimeError("accuracy() needs forward(..., count_above=True) before it")
         return {f"acc{k}": self._groups.mean_((greater < k).astype("float32").mean()) for k in (1, 5)}
 
+    def target_cosines(self) -> tuple[paddle.Tensor, paddle.Tensor] | None:
+        """(cosines [G], weights [G]) of the last `forward`; the weights are 1 where this rank holds the class, else 0.
+
+        None for softmax, which has no cosines.
+
+        Raises:
+            RuntimeError: there was no `forward`, or `update` or `discard` came after it.
+        """
+        found = self._last_output().cosines
+        return None if found is None else (found.values / found.factor, found.owned.astype(found.values.dtype))
+
     def centers(self) -> Centers:
         """The class centers as the classification of images uses them."""
         self._location.advise(is_random=False)  # all of them are read now

@@ -70,6 +70,7 @@ from plsc.losses.reference import (
     Directions,
     Reducer,
     SingleRank,
+    TargetCosines,
     Targets,
     all_cosines,
     as_directions,
@@ -161,6 +162,7 @@ class FusedState(NamedTuple):
         row_factor: [G], s t_n.
         by_bias: as in `Ending`.
         spread: what label smoothing adds to the gradients by the rows; None without it.
+        cosines: of the targets; None for softmax.
     """
 
     loss: paddle.Tensor
@@ -173,6 +175,7 @@ class FusedState(NamedTuple):
     row_factor: paddle.Tensor
     by_bias: paddle.Tensor | None = None
     spread: Spread | None = None
+    cosines: TargetCosines | None = None
 
 
 class FusedSoftmax:
@@ -272,8 +275,9 @@ class FusedSoftmax:
             self._margin, loss, gradient, features=features, directions=directions, targets=targets
         )
         spread = None if smoothing is None else smoothing.spread
+        cosines = None if self._margin is None else TargetCosines(target.plain, target.owned, self._scale)
         return FusedState(
-            loss, gradient, greater, shard, work, first.kept, own, ending.row_factor, ending.by_bias, spread
+            loss, gradient, greater, shard, work, first.kept, own, ending.row_factor, ending.by_bias, spread, cosines
         )
 
     def _smooth(

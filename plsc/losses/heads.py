@@ -24,7 +24,7 @@ from plsc.losses import SavedState
 from plsc.losses.fused import FusedSoftmax, FusedState
 from plsc.losses.ops import split_rows
 from plsc.losses.passes import Gradients
-from plsc.losses.reference import ReferenceSoftmax, State
+from plsc.losses.reference import ReferenceSoftmax, State, TargetCosines
 from plsc.losses.row_optimizers import AdamW, RowOptimizer
 from plsc.losses.sampled import SampledShard
 from plsc.losses.shard import Shard
@@ -52,12 +52,14 @@ class HeadOutput(NamedTuple):
         feature_gradient: [G, D], partial over shards.
         num_greater: [G], as in `plsc.losses.reference.State`.
         by_bias: 0-d, the derivative of L by the bias of a binary loss; None for other losses.
+        cosines: of the targets; None for softmax.
     """
 
     loss: paddle.Tensor
     feature_gradient: paddle.Tensor
     num_greater: paddle.Tensor | None
     by_bias: paddle.Tensor | None = None
+    cosines: TargetCosines | None = None
 
 
 class ParameterOptimizer(Protocol):
@@ -122,7 +124,7 @@ class UnfusedHead:
             features, labels, **self._parameters, weights=weights, count_above=count_above
         )
         state = self._state
-        return HeadOutput(state.loss, state.feature_gradient, state.num_greater, state.by_bias)
+        return HeadOutput(state.loss, state.feature_gradient, state.num_greater, state.by_bias, state.cosines)
 
     def update(self, learning_rate: float) -> None:
         """Update the parameters by the gradient of the last `forward`."""
@@ -218,7 +220,7 @@ class FusedHead:
             features, labels, shard=self._sampled or self._shard, weights=weights, count_above=count_above
         )
         state = self._state
-        return HeadOutput(state.loss, state.feature_gradient, state.num_greater, state.by_bias)
+        return HeadOutput(state.loss, state.feature_gradient, state.num_greater, state.by_bias, state.cosines)
 
     def update(self, learning_rate: float) -> None:
         """Update the rows by the gradient of the last `forward`."""

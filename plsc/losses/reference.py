@@ -84,6 +84,20 @@ class Targets(NamedTuple):
     row: paddle.Tensor
 
 
+class TargetCosines(NamedTuple):
+    """The cosines of samples with the centers of their own classes, before the margin.
+
+    Attributes:
+        values: [G], the cosines times `factor`; of meaning where the class is owned.
+        owned: [G], True or 1 where the class is one of this shard's, else False or 0.
+        factor: above 0.
+    """
+
+    values: paddle.Tensor
+    owned: paddle.Tensor
+    factor: float = 1.0
+
+
 class Directions(NamedTuple):
     """Rows [M, D] as the logits use them.
 
@@ -110,6 +124,7 @@ class State(NamedTuple):
         has_bias: whether the logits have a bias.
         subcenters: K.
         by_bias: 0-d, the derivative of L by the bias of a binary loss; None for other losses.
+        cosines: of the targets; None for softmax.
     """
 
     loss: paddle.Tensor
@@ -121,6 +136,7 @@ class State(NamedTuple):
     has_bias: bool
     subcenters: int = 1
     by_bias: paddle.Tensor | None = None
+    cosines: TargetCosines | None = None
 
 
 class RowGradients(NamedTuple):
@@ -203,7 +219,8 @@ class ReferenceSoftmax:
             gradient += by_norm.unsqueeze(1) * x.rows
         loss = ending.losses.mean() if weights is None else (ending.losses * weights).mean()
         loss, gradient = with_penalty(self.margin, loss, gradient, features=features, directions=x, targets=targets)
-        return State(loss, gradient, num_greater, x, w, d_logits, bias is not None, subcenters, ending.by_bias)
+        own = None if self.margin is None else TargetCosines(plain, targets.owned)
+        return State(loss, gradient, num_greater, x, w, d_logits, bias is not None, subcenters, ending.by_bias, own)
 
     @no_grad
     def row_gradients(self, state: State) -> RowGradients:

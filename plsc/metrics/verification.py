@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,6 +37,7 @@ class VerificationReport:
         xnorm: mean length of the embeddings before they are brought to unit length.
         pairs: P.
         notes: which metrics the pairs do not give and why, a sentence each.
+        scores: [P], the cosine of each pair; None where it is not known.
     """
 
     accuracy: float
@@ -46,6 +48,7 @@ class VerificationReport:
     xnorm: float = float("nan")
     pairs: int = 0
     notes: tuple[str, ...] = ()
+    scores: Float64 | None = field(default=None, repr=False, compare=False)
 
     def metrics(self) -> dict[str, float]:
         """All metrics by name. TAR at FAR 0.001 is named tar_at_far_0.001. JSON has no NaN: `to_json` writes null."""
@@ -117,11 +120,12 @@ def verification_report(
         accuracy=float(accuracies.mean()),
         accuracy_std=float(accuracies.std()),
         threshold=float(np.minimum(thresholds.mean(), 1)),  # rounding may lead past 1; NaN stays NaN
-        tar_at_far=_tar_at_far(scores[same], scores[~same], fars=fars),
+        tar_at_far={far: point.tar for far, point in operating_points(scores, same, fars).items()},
         auc=_auc(scores[same], scores[~same]),
         xnorm=xnorm,
         pairs=len(same),
         notes=tuple(missing_metrics(same, numbers, fars=fars)),
+        scores=scores,
     )
 
 
@@ -188,17 +192,30 @@ def _best_threshold(scores: Float64, same: Flags) -> float:
     return float(middle if middle > scores[accepted] else lowest)
 
 
-def _tar_at_far(same: Float64, different: Float64, *, fars: Sequence[float]) -> dict[float, float]:
-    """{FAR: TAR} from the scores of same pairs and of different pairs."""
-    if not len(same):
-        return {}
-    descending, tars = np.sort(different)[::-1], {}
-    for far in fars:
+class OperatingPoint(NamedTuple):
+    """Attributes: `threshold`, from which a score is accepted; `tar`, the share of same pairs accepted there."""
+
+    threshold: float
+    tar: float
+
+
+def operating_points(scores: Array, is_same: Flags, fars: Sequence[float] = FARS) -> dict[float, OperatingPoint]:
+    """{FAR: the lowest threshold at which no more than the share FAR of the different pairs is accepted}.
+
+    Args:
+        scores: [P].
+        is_same: [P] bool.
+        fars: each in (0, 1]. One that allows no different pair is left out; all are without same pairs.
+    """
+    same, descending, found = scores[is_same], np.sort(scores[~is_same])[::-1], {}
+    for far in fars if len(same) else ():
         allowed = _allowed(far, len(descending))
         if not allowed:
             continue
-        tars[far] = float((same > descending[allowed]).mean()) if allowed < len(descending) else 1.0
-    return tars
+        is_all = allowed >= len(descending)
+        threshold = float(scores.min()) if is_all else float(np.nextafter(descending[allowed], np.inf))
+        found[far] = OperatingPoint(threshold, float((same >= threshold).mean()))
+    return found
 
 
 def _allowed(far: float, different: int) -> int:

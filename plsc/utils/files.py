@@ -57,6 +57,23 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def append(path: Path, data: bytes) -> None:
+    """Append to a file all of `data` or nothing. It is opened anew: its folder may have been replaced meanwhile.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    with open(path, "ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
+
+
 def reading_error(what: str, error: OSError) -> DataError | StorageError:
     """The error to raise where the system refuses to read.
 

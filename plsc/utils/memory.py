@@ -22,8 +22,12 @@ def shared_memory() -> int:
 
     Of the kernel's estimate for the machine and of what the limits of control groups leave, the smallest.
     """
-    machine = next((int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAv")), 0)
-    return max(min([machine, *_group_limits()]), 0)
+    return max(min([_machine_memory("MemAvailable:"), *_group_limits()]), 0)
+
+
+def total_memory() -> int:
+    """Bytes of memory of the machine, whatever limits there are; 0 where it is not known."""
+    return _machine_memory("MemTotal:")
 
 
 def process_memory() -> int:
@@ -35,6 +39,18 @@ def process_memory() -> int:
         if most != resource.RLIM_INFINITY:
             left = min(left, most - used)
     return max(left, 0)
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process holds; 0 where it is not known."""
+    return next((int(line.split()[1]) * 1024 for line in _lines("/proc/self/status") if line.startswith("VmRSS:")), 0)
+
+
+def reserved_gpu_memory() -> int:
+    """Bytes of the current GPU that Paddle's pool holds. It waits for nothing."""
+    import paddle
+
+    return int(paddle.device.cuda.memory_reserved())
 
 
 def available_gpu_memory() -> int:
@@ -50,6 +66,10 @@ def available_gpu_memory() -> int:
     driver = paddle.base.core.gpu_memory_available()
     pool = paddle.device.cuda.memory_reserved() - paddle.device.cuda.memory_allocated()
     return int(driver + pool)
+
+
+def _machine_memory(name: str) -> int:
+    return next((int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith(name)), 0)
 
 
 def _group_limits() -> list[int]:

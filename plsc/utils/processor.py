@@ -69,10 +69,10 @@ def usable_cores() -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # no Linux
         cores = os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, _quota())))
+    return max(1, math.ceil(min(cores, core_quota())))
 
 
-def _quota() -> float:
+def core_quota() -> float:
     """Cores by the limit of the control group, of both versions; infinity without one."""
     for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
         try:

@@ -24,9 +24,9 @@ _LONGEST = 300
 _CHECKPOINT = re.compile(r"[0-9]+(\.[0-9]+)?")
 # What a killed run may leave for the next start to remove.
 _LEFTOVERS = re.compile(
-    r"\.plsc-lock|\.[0-9.]+\.plsc-partial|\.?\.plsc-trial(\.plsc-partial)?|\.metrics\.jsonl\.[0-9]+\.partial"
+    r"\.plsc-lock|\.[0-9.]+\.plsc-partial|\.?\.plsc-trial(\.plsc-partial)?|\.(metrics\.jsonl|metrics\.csv|run\.json)\.[0-9]+\.partial"
 )
-_FILES = {"metrics.jsonl", "metrics.superseded.jsonl"}
+_FILES = {"metrics.jsonl", "metrics.superseded.jsonl", "metrics.csv", "run.json"}
 
 
 class Moment(NamedTuple):

@@ -302,6 +302,8 @@ HARMLESS = {
     "test_period": 1,
     "calc_acc": True,
     "log_period": 1,
+    "training_doctor": False,
+    "loggers": ("tests.engine.observers.test_loggers:Counting",),
     "train_epochs": 3,
     "save_steps": 2,
     "save_minutes": 1.0,
@@ -608,7 +610,8 @@ def test_a_checkpoint_that_was_not_verified_is_verified_when_the_run_goes_on(
 def comparable(output):
     """The lines of metrics.jsonl without what depends on time, and without the last step of a shorter run."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{**line, "images/s": 0} for line in lines if (line["event"], line["step"]) != ("step", 3)]
+    timed = dict.fromkeys(("images/s", "data_wait", "host_memory_gb"), 0)
+    return [{**line, **timed} for line in lines if (line["event"], line["step"]) != ("step", 3)]
 
 
 def test_a_verification_that_failed_is_repeated(automatic, output, monkeypatch):
@@ -798,7 +801,12 @@ def test_of_two_runs_in_one_folder_at_the_same_moment_one_trains(tmp_path):
         refused = [output for status, output in done if status]
         assert all("another run saves into" in text or "is a checkpoint of later training" in text for text in refused)
         Checkpoint(folder / "output" / "0").verify()
-        assert {path.name for path in (folder / "output").iterdir()} == {"0", "metrics.jsonl"}
+        assert {path.name for path in (folder / "output").iterdir()} == {
+            "0",
+            "metrics.csv",
+            "metrics.jsonl",
+            "run.json",
+        }
 
 
 def run_alone(folder, **settings):

@@ -134,7 +134,13 @@ def test_the_oldest_checkpoints_are_deleted_there_too(entry, root):
     entry.set_model_save_dir(f"{root}/run")
     entry.train()
     assert list_remote_checkpoints(RemoteFolder(f"{root}/run")) == ["2", "3"]
-    assert {name.partition("/")[0] for name in names(f"{root}/run")} == {"2", "3", "metrics.jsonl"}
+    assert {name.partition("/")[0] for name in names(f"{root}/run")} == {
+        "2",
+        "3",
+        "metrics.csv",
+        "metrics.jsonl",
+        "run.json",
+    }
 
 
 def test_the_same_command_again_is_refused_as_with_a_local_folder(entry, root, another_machine):

@@ -496,8 +496,8 @@ class Bare:
         (Bare, "head: got the class Bare, expected an object of it"),
         (
             Bare(),
-            "head Bare has no update, discard, sum_of_squares, accuracy, centers, state, load, has_row_per_class, "
-            "classes, parameters, optimizer_kind; plsc",
+            "head Bare has no update, discard, sum_of_squares, accuracy, target_cosines, centers, state, load, "
+            "has_row_per_class, classes, parameters, optimizer_kind; plsc",
         ),
         (NoUpdate(), "head NoUpdate has no update; plsc.losses.Head is a base class that has all but .* and update"),
         (
@@ -676,4 +676,4 @@ def test_a_head_that_cannot_be_saved_is_a_checkpoint_error(entry, tmp_path, step
     with pytest.raises(CheckpointError, match=f"{message} written: ZeroDivisionError: division by zero"):
         trainer.train()
     assert trainer.step == (1 if step == 1 else trainer.steps_per_epoch)
-    assert {path.name for path in (tmp_path / "output").iterdir()} <= {"metrics.jsonl"}
+    assert {path.name for path in (tmp_path / "output").iterdir()} <= {"metrics.csv", "metrics.jsonl", "run.json"}

@@ -22,7 +22,7 @@ from plsc.distributed.collectives import Collectives
 from plsc.distributed.topology import Topology
 from plsc.engine import uploads as uploads_module
 from plsc.engine.about import METRICS
-from plsc.engine.uploads import Uploader, fetch_checkpoint, list_remote_checkpoints
+from plsc.engine.uploads import Uploader, _is_log, fetch_checkpoint, list_remote_checkpoints
 from plsc.errors import CheckpointError, StorageError
 from plsc.remote import retrying
 from plsc.remote.cache import Cache
@@ -305,6 +305,26 @@ def test_the_metrics_are_uploaded_and_come_back(url, stage, save, tmp_path):
     other = tmp_path / "another machine"
     Uploader(url, other, config=Config(max_last_checkpoint_num=5)).open_newest()
     assert [json.loads(line)["step"] for line in (other / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_the_files_of_loggers_are_uploaded_where_they_changed_and_come_back(url, stage, save, tmp_path, monkeypatch):
+    uploaded = []
+    with Uploader(url, stage, config=Config(max_last_checkpoint_num=5)) as uploads:
+        upload = uploads.remote.upload
+        monkeypatch.setattr(uploads.remote, "upload", lambda path, name: uploaded.append(name) or upload(path, name))
+        saved = save("0")
+        folder = stage / "logs" / "tensorboard"
+        folder.mkdir(parents=True)
+        (folder / "same").write_text("1")
+        (folder / "grows").write_text("1")
+        uploads.on_complete(saved)
+        wait_until(lambda: {"0/manifest.json", "logs/tensorboard/same", "logs/tensorboard/grows"} <= set(names(url)))
+        (folder / "grows").write_text("12")
+    assert uploaded.count("logs/tensorboard/same") == 1 and uploaded.count("logs/tensorboard/grows") == 2
+    other = tmp_path / "another machine"
+    Uploader(url, other, config=Config(max_last_checkpoint_num=5)).open_newest()
+    assert (other / "logs/tensorboard/grows").read_text() == "12"
+    assert _is_log("logs/tensorboard/same") and not _is_log("logs/../escaped") and not _is_log("0/logs/x")
 
 
 def test_a_temporary_stage_is_removed_once_all_is_uploaded(url, stage, save):

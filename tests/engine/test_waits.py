@@ -13,6 +13,7 @@ import paddle
 import pytest
 
 from plsc.engine import transfer
+from plsc.engine.observers import Observer, Run
 from plsc.engine.trainer import Trainer
 from plsc.engine.transfer import CPUTransfers
 
@@ -169,3 +170,35 @@ def test_the_counting_counts(run, counts, monkeypatch):
     found = count(run, counts)
     names = ["item", "numpy", "tolist", "__bool__", "__float__", "to_tensor"]
     assert found == {**EXPECTED, **{f"{name} in plsc.example.note": 1 for name in names}}
+
+
+class Reading(Observer):
+    """Reads what the file of metrics reads at logged steps."""
+
+    def on_start(self, run):
+        self.run = run
+
+    def on_step(self, step):
+        if self.run.is_logged(step):
+            dict(step.values), dict(step.measures.scalars), dict(step.measures.histograms)
+
+
+def test_a_logged_step_is_measured_with_one_copy_that_is_read_when_it_is_logged(run, counts):
+    """Of four steps one is logged: its numbers are one tensor for the host, and its loss and accuracy three."""
+    run.set_log_period(4)
+    run.set_calc_acc(True)
+    trainer, reading = Trainer(run.config), Reading()
+    reading.on_start(Run(config=run.config, first_step=0, total_steps=None, global_batch=5, checkpoint=None))
+    batches = trainer.loader.epoch(0)
+    every = [next(batches) for _ in range(6)]
+    for number in range(2 * 4 + 4):
+        counts.is_on = number >= 8
+        if number == 8:
+            counts.clear()
+        trainer._between_steps(trainer._make_step({}))
+        reading.on_step(trainer._make_step(trainer.train_step(every[number % 6])))
+    counts.is_on = False
+    assert counts["late"] == 4 and counts["batches"] == 4
+    # The first of these waits for the device; nothing is begun in between, so the others find it idle.
+    reads = {name: number for name, number in counts.items() if name not in ("late", "batches")}
+    assert reads == {"item in plsc.engine.observers.__getitem__": 3, "waits for a verdict": 1}

@@ -1,9 +1,10 @@
 """Observers: what watches a training run without taking part in it, such as a progress bar or a file of metrics.
 
-The trainer calls an observer's methods at the events of a run. Three observers are part of every run,
-`plsc.engine.observers.progress.Progress`, `plsc.engine.observers.metrics_file.MetricsFile` and
-`plsc.engine.observers.launch_report.LaunchReport`; the user's own are called after them, in the order in which they
-were given.
+The trainer calls an observer's methods at the events of a run. Five observers are part of every run,
+`plsc.engine.observers.progress.Progress`, `plsc.engine.observers.metrics_file.MetricsFile`,
+`plsc.engine.observers.launch_report.LaunchReport`, `plsc.engine.observers.run_notes.RunNotes` and, unless it is
+switched off, `plsc.engine.observers.training_doctor.TrainingDoctor`. Those that the setting `loggers` names and the
+user's own are called in addition, the user's last, in the order in which they were given.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from plsc.config import Config
+from plsc.engine.observers.measures import Measures
+
+_Batch = TypeVar("_Batch")
 
 
 class Observer:
@@ -91,7 +95,12 @@ class Run:
 
     def is_logged(self, step: Step) -> bool:
         """Whether a step is logged: one in `log_period`, and the last."""
-        return step.number % self.config.log_period == 0 or step.number == self.total_steps
+        return is_logged(step.number, log_period=self.config.log_period, total_steps=self.total_steps)
+
+
+def is_logged(number: int, *, log_period: int, total_steps: int | None) -> bool:
+    """Whether the step after which `number` are done is logged: one in `log_period`, and the last."""
+    return number % log_period == 0 or number == total_steps
 
 
 class Values(Mapping[str, float]):
@@ -121,9 +130,14 @@ class Values(Mapping[str, float]):
 
 
 class TrainingClock:
-    """Seconds of training: all time since it was made, verification and saving left out."""
+    """Seconds of training: all time since it was made, verification and saving left out.
+
+    Attributes:
+        data_seconds: of these, those in which training waited for data.
+    """
 
     def __init__(self) -> None:
+        self.data_seconds = 0.0
         self._start = time.perf_counter()
         self._paused_at: float | None = None
 
@@ -141,6 +155,18 @@ class TrainingClock:
             self._start += time.perf_counter() - self._paused_at
             self._paused_at = None
 
+    def reading(self, batches: Iterator[_Batch]) -> Iterator[_Batch]:
+        """The batches, with the time that each takes to come added to `data_seconds`."""
+        while True:
+            begin = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self.data_seconds += time.perf_counter() - begin
+            yield batch
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -153,12 +179,14 @@ class Step:
             when it is asked for, which waits for the step to be computed. Read them during the call: the next step may
             overwrite what has not been read.
         clock: of the run.
+        measures: what is measured at logged steps in addition; empty at other steps. Read them during the call, too.
     """
 
     number: int
     epoch: int
     values: Values
     clock: TrainingClock
+    measures: Measures = Measures()
 
     @property
     def seconds(self) -> float:

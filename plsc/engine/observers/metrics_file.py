@@ -1,10 +1,13 @@
-"""`metrics.jsonl`: the metrics of a run, a JSON object per line, in the folder of its checkpoints.
+"""`metrics.jsonl`: the metrics of a run, a JSON object per line, in the folder of its checkpoints; `metrics.csv`: the
+same numbers as a table.
 
-    {"event": "step", "step": 200, "epoch": 0, "loss": 23.86, "lr": 0.0015625, "images/s": 412.5}
+    {"event": "step", "step": 200, "epoch": 0, "loss": 23.86, "lr": 0.0015625, "images/s": 412.5, ...,
+     "histograms": {"target_cosine": [[0.05, 0.1, 31], [0.1, 0.15, 97]], ...}}
     {"event": "verify", "step": 500, "epoch": 0, "lfw/accuracy": 0.9912, "lfw/pairs": 6000.0}
 
 There is a line per logged step (`log_period`, and the last step) and per verification. A number that is not finite is
-null. Each line is written as a whole when it is known, so that other programs can read along.
+null. A histogram is a list of [from, to, count], without empty bins. Each line is written as a whole when it is known,
+so that other programs can read along.
 
 The file records each step and each verification once. A run that resumes from a checkpoint in this folder appends to
 the file; any other run starts an empty one. Lines of steps that this run has yet to train, and lines that are damaged
@@ -13,18 +16,17 @@ because a process was killed, move to `metrics.superseded.jsonl` before the firs
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from plsc.engine.observers import Observer, Run, Step
+from plsc.engine.observers.measures import Histogram
+from plsc.engine.observers.metrics_table import TABLE_FILE, MetricsTable
 from plsc.utils.atomic import write_file
-from plsc.utils.files import sync
+from plsc.utils.files import append, sync
 from plsc.utils.json_text import to_json
 from plsc.utils.plural import counted
 
@@ -35,7 +37,7 @@ SUPERSEDED_FILE = "metrics.superseded.jsonl"
 
 
 class MetricsFile(Observer):
-    """Writes `metrics.jsonl` in `model_save_dir`; the module describes its lines.
+    """Writes `metrics.jsonl` and `metrics.csv` in `model_save_dir`; the module describes them.
 
     A disk that fails later than at the first step ends nothing: the lines are written when it works again.
 
@@ -57,18 +59,13 @@ class MetricsFile(Observer):
     def on_start(self, run: Run) -> None:
         self._run = run
         self._path = Path(run.config.model_save_dir) / METRICS_FILE
-        self._written_step, self._written_seconds = run.first_step, 0.0
+        self._table = MetricsTable(self._path.with_name(TABLE_FILE), self._path)
 
     def on_step(self, step: Step) -> None:
         self._open()  # not in on_start: a run with no step left to train leaves the file as it is
         if not self._run.is_logged(step):
             return
-        values = dict(step.values)
-        seconds = step.seconds  # after the values, for which the device was waited for
-        images = (step.number - self._written_step) * self._run.global_batch
-        values["images/s"] = round(images / max(seconds - self._written_seconds, 1e-9), 1)
-        self._written_step, self._written_seconds = step.number, seconds
-        self._write("step", step, values)
+        self._write("step", step, {**step.values, **step.measures.scalars}, step.measures.histograms)
 
     def on_verify(self, step: Step, results: Mapping[str, float]) -> None:
         # A run that was stopped while a verification was recorded is verified again when it resumes.
@@ -82,10 +79,14 @@ class MetricsFile(Observer):
             log.error("%s: %s could not be written", self._path, counted(len(self._waiting), "line"))
         self._is_open, self._waiting = False, []
 
-    def _write(self, event: str, step: Step, values: Mapping[str, float]) -> None:
+    def _write(
+        self, event: str, step: Step, values: Mapping[str, float], histograms: Mapping[str, Histogram] | None = None
+    ) -> None:
         line: dict[str, Any] = {"event": event, "step": step.number, "epoch": step.epoch}
         # A user's head names its metrics; a run that resumes relies on the number of the step.
         line.update({name: value for name, value in values.items() if name not in line})
+        if histograms:
+            line["histograms"] = {name: histogram.occupied() for name, histogram in histograms.items()}
         had_failed = bool(self._waiting)
         self._waiting.append(to_json(line) + "\n")
         failure = self._flush()
@@ -96,9 +97,10 @@ class MetricsFile(Observer):
         """Write the lines that wait; returns why the disk takes none."""
         if self._waiting:
             try:
-                _append(self._path, "".join(self._waiting).encode())
+                append(self._path, "".join(self._waiting).encode())
             except OSError as error:
                 return error
+            self._table.add([json.loads(line) for line in self._waiting])
             self._waiting.clear()
         return None
 
@@ -112,24 +114,8 @@ class MetricsFile(Observer):
             self._verified = {line["step"] for line in map(json.loads, kept) if line.get("event") == "verify"}
         else:
             self._path.touch()
+        self._table.rebuild()
         self._is_open = True
-
-
-def _append(path: Path, data: bytes) -> None:
-    """Append to a file all of `data` or nothing. It is opened anew: its folder may have been replaced meanwhile.
-
-    Raises:
-        OSError: the system refuses.
-    """
-    with open(path, "ab", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        try:
-            if file.write(data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError:
-            with contextlib.suppress(OSError):
-                file.truncate(size)
-            raise
 
 
 def _supersede(path: Path, last_step: int) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import resource
@@ -11,8 +12,10 @@ import paddle
 import pytest
 
 from plsc.distributed.collectives import Collectives
-from plsc.engine.observers import metrics_file
+from plsc.engine.observers import metrics_file, metrics_table
 from plsc.engine.observers.metrics_file import METRICS_FILE, SUPERSEDED_FILE
+from plsc.engine.observers.metrics_table import TABLE_FILE
+from plsc.engine.observers.run_notes import NOTES_FILE
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.trainer import Trainer
 from plsc.losses.classifier import Classifier
@@ -54,7 +57,17 @@ def test_a_line_per_logged_step_and_per_verification(logged, output):
         ("step", 3, 0),
         ("verify", 3, 0),
     ]
-    assert set(lines[0]) == {"event", "step", "epoch", "loss", "lr", "acc1", "acc5", "images/s"}
+    measured = {
+        "images/s",
+        "data_wait",
+        "host_memory_gb",
+        "grad_norm",
+        "target_cosine",
+        "feature_norm",
+        "class_cosine",
+        "histograms",
+    }
+    assert set(lines[0]) == {"event", "step", "epoch", "loss", "lr", "acc1", "acc5"} | measured
     assert lines[2]["loss"] == results["loss"] and lines[2]["acc5"] == results["acc5"]
     assert lines[3]["lfw/accuracy"] == results["lfw/accuracy"]
     assert all(line["images/s"] > 0 for line in lines[:3])
@@ -144,7 +157,7 @@ def test_a_run_without_a_step_left_leaves_the_file_as_it_is(logged, output):
     before = (output / METRICS_FILE).read_bytes()
     resume(logged, output / "0", 1)
     assert (output / METRICS_FILE).read_bytes() == before
-    assert sorted(path.name for path in output.iterdir()) == ["0", "1", METRICS_FILE]
+    assert sorted(path.name for path in output.iterdir()) == ["0", "1", TABLE_FILE, METRICS_FILE, NOTES_FILE]
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -176,7 +189,7 @@ def test_a_head_may_name_its_metrics_as_it_likes(logged, output):
 
 
 def test_lines_wait_until_the_disk_takes_them(logged, output, monkeypatch, caplog):
-    append, calls = metrics_file._append, []
+    append, calls = metrics_file.append, []
 
     def fail_twice(path, data):
         calls.append(data)
@@ -184,7 +197,7 @@ def test_lines_wait_until_the_disk_takes_them(logged, output, monkeypatch, caplo
             raise OSError(errno.ENOSPC, "No space left on device")
         append(path, data)
 
-    monkeypatch.setattr(metrics_file, "_append", fail_twice)
+    monkeypatch.setattr(metrics_file, "append", fail_twice)
     logged.train()
     assert [(line["event"], line["step"]) for line in read(output)] == [
         ("step", 1),
@@ -200,7 +213,7 @@ def test_lines_that_the_disk_never_takes_are_counted(logged, output, monkeypatch
     def fail(path, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(metrics_file, "_append", fail)
+    monkeypatch.setattr(metrics_file, "append", fail)
     logged.train()
     assert read(output) == []
     assert "metrics.jsonl: 4 lines could not be written" in caplog.text
@@ -209,12 +222,57 @@ def test_lines_that_the_disk_never_takes_are_counted(logged, output, monkeypatch
 def test_of_a_line_that_does_not_fit_nothing_is_left(tmp_path):
     """The file may grow by five bytes."""
     path = tmp_path / METRICS_FILE
-    metrics_file._append(path, b"first line\n")
+    metrics_file.append(path, b"first line\n")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
     try:
         with pytest.raises(OSError):
-            metrics_file._append(path, b"second line\n")
+            metrics_file.append(path, b"second line\n")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert path.read_bytes() == b"first line\n"
+
+
+def table(folder):
+    with open(folder / TABLE_FILE, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def as_cells(lines):
+    names = dict.fromkeys(name for line in lines for name in line if name != "histograms")
+    return [{name: "" if line.get(name) is None else str(line[name]) for name in names} for line in lines]
+
+
+def test_the_table_has_the_numbers_of_every_line_across_resumed_runs(logged, output):
+    logged.set_train_epochs(2)
+    logged.train()
+    assert table(output) == as_cells(read(output))
+    shutil.move(output / "1", output.parent / "moved")
+    resume(logged, output / "0", 3)
+    rows = table(output)
+    assert rows == as_cells(read(output))
+    assert [row["step"] for row in rows if row["event"] == "step"] == [str(number) for number in range(1, 10)]
+    assert rows[0]["lfw/accuracy"] == "" and rows[3]["loss"] == "" and float(rows[3]["lfw/pairs"]) == 20
+
+
+def test_the_table_of_a_run_that_had_none_is_made_when_it_resumes(logged, output):
+    logged.train()
+    (output / TABLE_FILE).unlink()
+    resume(logged, output, 2)
+    assert table(output) == as_cells(read(output))
+
+
+def test_a_table_that_the_disk_does_not_take_is_made_anew(logged, output, monkeypatch, caplog):
+    append, calls = metrics_table.append, []
+
+    def fail_once(path, data):
+        calls.append(data)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(path, data)
+
+    monkeypatch.setattr(metrics_table, "append", fail_once)
+    logged.set_train_epochs(2)
+    logged.train()
+    assert calls and table(output) == as_cells(read(output))
+    assert caplog.text.count("metrics.csv: cannot be written: No space left on device") == 1
