@@ -16,7 +16,8 @@ class WeightsAndBiases(Logger):
     """Scalars, histograms and settings. WANDB_MODE=online sends them at once.
 
     Without what the package collects by itself: the command line, the address of the repository, the output, the
-    machine. A resumed run has the same identifier; offline it is a further folder, which `wandb sync --append` adds.
+    machine. A resumed run has the same identifier; offline it is a further folder, and `wandb sync` uploads all of an
+    identifier as one run.
     """
 
     name, package = "wandb", "wandb"
