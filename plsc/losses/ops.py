@@ -134,7 +134,7 @@ def greatest(rows: paddle.Tensor, *, scale: paddle.Tensor, group: int) -> tuple[
 def spread_over(values: paddle.Tensor, which: RowNumbers, *, scale: paddle.Tensor) -> paddle.Tensor:
     """values [B / group, G] times scale [B] in the rows that `greatest` found, 0 in the others: [B, G]."""
     rows, (classes, width) = scale.shape[0], values.shape
-    if isinstance(which, paddle.Tensor):
+    if not isinstance(which, np.ndarray):
         kept = paddle.stack([which == k for k in range(rows // classes)], axis=1).astype(values.dtype)
         multiply_(multiply_(kept, scale.reshape([classes, -1, 1])), values.unsqueeze(1))
         return kept.reshape([rows, width])
@@ -152,6 +152,16 @@ def spread_over(values: paddle.Tensor, which: RowNumbers, *, scale: paddle.Tenso
         for k in range(groups.shape[1]):
             np.multiply(which[tile] == k, factors[tile, k, None], out=groups[tile, k])
             groups[tile, k] *= given[tile]
+    return out
+
+
+def row_products_of_groups(rows: paddle.Tensor, others: paddle.Tensor) -> paddle.Tensor:
+    """[B]: the products of rows [B, G] with the rows of others [B / group, G], each with that of its group."""
+    view, groups = host_view(rows), [*others.shape[:1], -1, *others.shape[1:]]
+    if view is None:
+        return (rows.reshape(groups) * others.unsqueeze(1)).sum(axis=2).flatten()
+    out, out_view = _outputs(rows.shape[:1], rows.dtype)
+    np.einsum("ckn,cn->ck", view.reshape(groups), np.from_dlpack(others), out=out_view.reshape(len(others), -1))
     return out
 
 

@@ -24,6 +24,7 @@ from plsc.losses.ops import (
     multiply,
     multiply_,
     row_products,
+    row_products_of_groups,
     scale_rows,
     split_rows,
     spread_over,
@@ -247,14 +248,6 @@ class Exponentials:
         """e [B, G] in the second pass."""
         return self._by_row(k, *self._made_again(k, products, at=None))
 
-    def again_with_parts(self, k: int, products: Products) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """e in the second pass, and e times r; both [B, G]."""
-        e, which = self._made_again(k, products, at=None)
-        if not isinstance(products, Nearest):
-            return self._by_row(k, e, which), multiply(e, products)
-        parts = spread_over(multiply(e, products.cosine), products.which, scale=paddle.ones_like(self.rows.inverse[k]))
-        return self._by_row(k, e, which), parts
-
     def as_first(self, k: int, products: Products) -> paddle.Tensor:
         """e [B, G] in the second pass as `first` returned it, which `factor` brings to that of `again`."""
         return self._by_row(k, *self._made_again(k, products, at=k))
@@ -441,7 +434,10 @@ class ByLogits(SecondPass):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         index, shard, radial = self._work.index, self._work.shard, self._work.rows.radial
-        self._terms, self._parts = index.spread(self._own.term), index.spread(self._own.term * self._own.product)
+        own_parts = self._own.term * self._own.product
+        self._terms, self._parts = index.spread(self._own.term), index.spread(own_parts)
+        self._sums = RowSums(self._own.row) if shard.subcenters > 1 else None
+        self._own_sums = None if self._sums is None else self._sums.totals(own_parts * self._row_factor)
         if self._spread is not None:
             self._x = self._work.precision.operand(self._spread.with_row(self._x.values))
         self._plain = shard.split_by_chunk(paddle.full([shard.size], self._l2, self._row_factor.dtype))
@@ -450,7 +446,8 @@ class ByLogits(SecondPass):
     def _gradients(self, k: int) -> Gradients:
         work, chunk = self._work, self._work.shard.chunks[k]
         products = self._kept[k] if self._kept else work.counted(k, work.logits(k, work.factor_of(k)))
-        e, coefficient = self._with_coefficient(k, products)
+        e = work.again(k, products)
+        coefficient = self._coefficient(k, e, products)
         work.index.add_(k, e, self._terms)
         if work.shard.bias is not None:
             self._bias_gradient.append(matmul(e, self._row_factor))
@@ -467,13 +464,25 @@ class ByLogits(SecondPass):
             first += block.rows.shape[0]
             yield block, gradient
 
-    def _with_coefficient(self, k: int, products: Products) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """e [B, G] without the targets' terms, and l2 - radial_c [B]."""
+    def _coefficient(self, k: int, e: paddle.Tensor, products: Products) -> paddle.Tensor:
+        """l2 - radial_c [B]."""
         if self._radial is None:
-            return self._work.again(k, products), self._plain[k]
-        e, parts = self._work.again_with_parts(k, products)
-        self._work.index.add_(k, parts, self._parts)
-        return e, add(self._plain[k], multiply(self._radial[k], matmul(parts, self._row_factor)))
+            return self._plain[k]
+        if isinstance(products, Nearest):
+            sums = self._sums_of_classes(k, e, products)
+        else:
+            parts = multiply(e, products)
+            self._work.index.add_(k, parts, self._parts)
+            sums = matmul(parts, self._row_factor)
+        return add(self._plain[k], multiply(self._radial[k], sums))
+
+    def _sums_of_classes(self, k: int, e: paddle.Tensor, nearest: Nearest) -> paddle.Tensor:
+        """The sums [B] of t_n e_cn r_cn over the samples; e is 0 where a row is not the nearest of its class."""
+        work = self._work
+        sums = multiply(row_products_of_groups(e, nearest.cosine * self._row_factor), work.rows.weight[k])
+        assert self._sums is not None
+        self._sums.add_(sums, self._own_sums, first=k * work.shard.chunk_rows)
+        return sums
 
     def _complete_bias(self, gradient: paddle.Tensor) -> None:
         pass
