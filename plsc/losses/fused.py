@@ -50,21 +50,11 @@ from typing import Any, NamedTuple
 import paddle
 
 from plsc.errors import ConfigError
+from plsc.losses.exponentials import Exponentials, LogitBuffer, Products, RowTerms, TargetIndex, is_by_class
 from plsc.losses.margins import Margin
 from plsc.losses.negatives import Negatives, NegativesMargin
 from plsc.losses.ops import no_grad
-from plsc.losses.passes import (
-    ByLogits,
-    ByRows,
-    Exponentials,
-    FirstPass,
-    LogitBuffer,
-    OwnTerms,
-    Products,
-    RowTerms,
-    TargetIndex,
-    is_by_class,
-)
+from plsc.losses.passes import ByLogits, ByRows, FirstPass, OwnTerms
 from plsc.losses.precision import Precision
 from plsc.losses.reference import (
     Directions,

@@ -21,10 +21,11 @@ from typing import Any
 import paddle
 
 from plsc.errors import ConfigError
+from plsc.losses.exponentials import Exponentials, Products, RowTerms
 from plsc.losses.fused import Ending, FusedSoftmax
 from plsc.losses.margins.binary import BinaryMargin
 from plsc.losses.ops import RowNumbers, add_, logistic_, matmul, multiply_, scale_rows
-from plsc.losses.passes import Exponentials, FirstPass, Products, RowTerms
+from plsc.losses.passes import FirstPass
 from plsc.losses.reference import Targets
 from plsc.losses.shard import Shard
 from plsc.losses.shift import ConstantShift

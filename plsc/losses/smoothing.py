@@ -30,8 +30,8 @@ from typing import NamedTuple
 
 import paddle
 
+from plsc.losses.exponentials import Exponentials
 from plsc.losses.ops import matmul
-from plsc.losses.passes import Exponentials
 from plsc.losses.reference import Reducer
 from plsc.losses.row_sums import RowSums
 from plsc.losses.spread import Spread

@@ -102,17 +102,19 @@ def test_a_histogram_tells_its_occupied_bins():
     assert histogram.occupied() == [[1.0, 2.0, 3], [2.0, 3.0, 2]]
 
 
-LOSSES = [
-    {},
-    {"loss_type": "arcface"},
-    {"loss_type": "dist_cosface", "sample_ratio": 0.3},
-    {"subcenters": 3},
-    {"loss_type": "dist_sphereface2"},
-    {"optimizer": lambda learning_rate, parameters: paddle.optimizer.Adam(learning_rate, parameters=parameters)},
-]
+LOSSES = {
+    "by default": {},
+    "on one rank": {"loss_type": "arcface"},
+    "sampled": {"loss_type": "dist_cosface", "sample_ratio": 0.3},
+    "sub-centers": {"subcenters": 3},
+    "binary": {"loss_type": "dist_sphereface2"},
+    "unfused": {
+        "optimizer": lambda learning_rate, parameters: paddle.optimizer.Adam(learning_rate, parameters=parameters)
+    },
+}
 
 
-@pytest.mark.parametrize("settings", LOSSES, ids=str)
+@pytest.mark.parametrize("settings", LOSSES.values(), ids=list(LOSSES))
 def test_target_cosines_are_those_of_features_and_centers(settings):
     rng = np.random.default_rng(0)
     config = Config(num_classes=C, emb_dim=D, **settings)

@@ -212,6 +212,13 @@ def test_the_greatest_row_of_each_group_is_found_and_spread_over_it(monkeypatch,
     found = ops.spread_over(paddle.to_tensor(values), which, scale=paddle.to_tensor(scale))
     np.testing.assert_array_equal(found.numpy().reshape(groups.shape), expected)
 
+    others = rng.standard_normal((classes, 5)).astype(dtype)
+    sums = ops.row_products_of_groups(found, paddle.to_tensor(others)).numpy()
+    by_loops = [
+        [sum(map(np.multiply, row.tolist(), other.tolist())) for row in rows] for rows, other in zip(expected, others)
+    ]
+    np.testing.assert_allclose(sums.reshape(classes, group), by_loops, rtol=1e-5, atol=1e-6)
+
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_operations_off_the_host_give_the_same(monkeypatch, dtype):
