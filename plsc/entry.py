@@ -758,7 +758,7 @@ class Entry(_Attributes):
     def set_loggers(self, names: Sequence[str]) -> None:
         """Records for other tools: 'tensorboard', 'swanlab', 'mlflow', 'wandb', 'package.module:Class'. Default none.
 
-        Each needs a package, as plsc[tensorboard]. metrics.jsonl and metrics.csv are written in any case. See
+        Each needs a package, as tensorboardX. metrics.jsonl and metrics.csv are written in any case. See
         docs/logging.md.
         """
         self.config.assign(loggers=(names,) if isinstance(names, str) else tuple(names))

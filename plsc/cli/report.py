@@ -20,7 +20,7 @@ def report(
 ) -> None:
     """Write one HTML page on training runs: curves, ROC, thresholds, hardest pairs, worst classes, settings, warnings.
 
-    It holds everything, and makes no request. Needs 'plsc[report]'.
+    It holds everything, and makes no request. Needs jinja2 and matplotlib.
     """
     show_log(is_main=True)
     require_paddle()

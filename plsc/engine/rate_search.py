@@ -31,6 +31,7 @@ from plsc.engine.dataloading import agreed_batches
 from plsc.engine.trainer import Trainer
 from plsc.engine.transfer import transfers_of
 from plsc.errors import ConfigError, TrainingError
+from plsc.utils.plural import counted
 
 log = logging.getLogger("plsc")
 
@@ -207,7 +208,7 @@ def _losses(trainer: Trainer, steps: int) -> list[float]:
             try:
                 losses.append(float(trainer.train_step(batch)["loss"]))
             except TrainingError as error:  # of the step before, on all ranks
-                log.info("the search ends after %d of %d steps: %s", len(losses), steps, error)
+                log.info("the search ends after %d of %s: %s", len(losses), counted(steps, "step"), error)
                 losses[-1:] = [math.nan]
                 break
             first, last = losses[:window], losses[-window:]

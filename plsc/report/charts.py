@@ -88,7 +88,7 @@ def histogram_chart(
 
 
 def _begin(x_label: str, y_label: str) -> tuple[Any, Any]:
-    require("matplotlib", "'plsc[report]'", purpose="plsc report")
+    require("matplotlib", "matplotlib", purpose="plsc report")
     from matplotlib.figure import Figure  # without pyplot, which keeps figures and chooses a backend
 
     figure = Figure(figsize=_SIZE, layout="constrained")

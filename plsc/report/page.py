@@ -84,7 +84,7 @@ def write_report(paths: Sequence[str | Path], output: str | Path) -> Path:
     Example:
         >>> write_report(["output"], "report.html")
     """
-    jinja2 = require("jinja2", "'plsc[report]'", purpose="plsc report")
+    jinja2 = require("jinja2", "jinja2", purpose="plsc report")
     output, runs = Path(output), read_runs(paths)
     _check_output(output)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)

@@ -26,7 +26,7 @@ _CHECKPOINT = re.compile(r"[0-9]+(\.[0-9]+)?")
 _LEFTOVERS = re.compile(
     r"\.plsc-lock|\.[0-9.]+\.plsc-partial|\.?\.plsc-trial(\.plsc-partial)?|\.(metrics\.jsonl|metrics\.csv|run\.json)\.[0-9]+\.partial"
 )
-_FILES = {"metrics.jsonl", "metrics.superseded.jsonl", "metrics.csv", "run.json"}
+_FILES = {"metrics.jsonl", "metrics.superseded.jsonl", "metrics.csv", "run.json", "findings.jsonl"}
 
 
 class Moment(NamedTuple):

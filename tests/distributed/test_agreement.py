@@ -105,4 +105,4 @@ def test_runs_that_fail_at_the_start_or_while_saving_leave_no_part_of_a_checkpoi
     assert found["two", 0] == found["damaged", 1] == ""
     for name in ("image", "sets", "schedule", "full", "part", "shared/output", "unshared/output"):
         left = {path.name for path in (root / name).iterdir()} if (root / name).exists() else set()
-        assert left <= {"metrics.csv", "metrics.jsonl", "run.json"}, name
+        assert left <= {"findings.jsonl", "metrics.csv", "metrics.jsonl", "run.json"}, name

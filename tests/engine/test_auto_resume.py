@@ -803,6 +803,7 @@ def test_of_two_runs_in_one_folder_at_the_same_moment_one_trains(tmp_path):
         Checkpoint(folder / "output" / "0").verify()
         assert {path.name for path in (folder / "output").iterdir()} == {
             "0",
+            "findings.jsonl",
             "metrics.csv",
             "metrics.jsonl",
             "run.json",

@@ -50,7 +50,7 @@ def test_a_run_that_goes_on_elsewhere_is_the_unbroken_one_to_the_bit(entry, mode
     for name in ("0", "1"):
         assert_equal(contents(tmp_path / "broken" / name), contents(tmp_path / "whole" / name))
     Checkpoint(tmp_path / "broken").verify()
-    assert {path.name for path in (tmp_path / "broken").iterdir()} == {
+    assert {path.name for path in (tmp_path / "broken").iterdir()} - {"findings.jsonl"} == {
         "0",
         "1",
         "metrics.csv",

@@ -63,7 +63,7 @@ class Logger(Observer):
     package: ClassVar[str]
 
     def __init__(self) -> None:
-        self.module: ModuleType = require(self.package, f"'plsc[{self.name}]'", purpose=setter("loggers", self.name))
+        self.module: ModuleType = require(self.package, self.package, purpose=setter("loggers", self.name))
         self._is_open = self._has_failed = False
 
     def open(self, opening: Opening) -> str | None:
