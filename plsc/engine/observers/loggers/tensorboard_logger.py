@@ -22,7 +22,7 @@ class TensorBoard(Logger):
             for old in opening.folder.glob("events.out.tfevents.*"):  # of another run in this folder
                 old.rename(old.with_name(f"superseded.{old.name.replace('tfevents', 'events-of-another-run')}"))
         purge = opening.first_step + 1 if opening.is_resumed else None
-        # The package names files by the second: without a number of its own a run that resumes at once would replace one.
+        # The package names files by the second: without a number a run that resumes at once would replace one.
         number = len(list(opening.folder.glob("events.out.tfevents.*")))
         self._writer: Any = self.module.SummaryWriter(
             str(opening.folder), purge_step=purge, filename_suffix=f".{number}"
