@@ -39,7 +39,6 @@ OWN_SETTINGS = frozenset(
         "checkpoint_dir",
         "cpu_threads",
         "dataset_dir",
-        "log_period",
         "logits",
         "max_last_checkpoint_num",
         "num_workers",

@@ -28,6 +28,8 @@ _LEFTOVERS = re.compile(
 )
 _FILES = {"metrics.jsonl", "metrics.superseded.jsonl", "metrics.csv", "run.json", "findings.jsonl"}
 
+_OF_THE_MACHINE = {"images/s", "data_wait", "host_memory_gb", "device_memory_gb"}
+
 
 class Moment(NamedTuple):
     """When and whom a signal strikes; see struck_worker.py.
@@ -166,13 +168,13 @@ class StruckRun:
         assert {path.name for path in self.output.iterdir()} - _FILES == {path.name for path in found}, self.told()
         assert found[-1].name == "1"
         for path in found:
-            inside = {name.name for name in path.iterdir()} - {"metrics.json"}
+            inside = {name.name for name in path.iterdir()} - {"metrics.json", "scores.npz", "classes.json"}
             assert inside == {*Checkpoint(path).files, "manifest.json"}
         saved = Checkpoint(found[-1])
         lines = map(json.loads, (self.output / "metrics.jsonl").read_text().splitlines())
         return Result(
             {name: saved.read(name) for name in saved.names()},
-            [{name: value for name, value in line.items() if name != "images/s"} for line in lines],
+            [{name: value for name, value in line.items() if name not in _OF_THE_MACHINE} for line in lines],
         )
 
     def remove(self):

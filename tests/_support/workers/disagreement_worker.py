@@ -104,7 +104,7 @@ report("observer", lambda: plsc.Trainer(entry().config, observers=differ([], ["t
 report("broken data set", trainer(train_dataset=differ([(b"", 0)], 5)))
 report("no checkpoint", trainer(checkpoint_dir=differ("", str(folder / "none"))))
 # What may differ.
-own = {"num_workers": rank, "log_period": 1 + rank, "test_batch_size": 3 + rank}
+own = {"num_workers": rank, "test_batch_size": 3 + rank}
 report("own", lambda: entry(dataset_dir=str(folder / differ("data", "copy")), **own).train())
 report(
     "readers",
