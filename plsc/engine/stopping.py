@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from plsc.errors import Interrupted
+from plsc.errors import Interrupted, NotSavedError
 
 log = logging.getLogger("plsc")
 
@@ -75,9 +75,12 @@ class StopRequest:
             signal.siginterrupt(number, False)
         try:
             yield
-        except Interrupted as interruption:
-            log.warning("%s", interruption)
-            self._later = {number: handler or signal.SIG_DFL for number, handler in before.items()}
+        except (Interrupted, NotSavedError) as ending:
+            if isinstance(ending, Interrupted):
+                log.warning("%s", ending)
+                self._later = {number: handler or signal.SIG_DFL for number, handler in before.items()}
+            else:
+                _put_back(before)
             atexit.register(_ignore_signals)
             raise
         except BaseException:
@@ -119,6 +122,7 @@ def _put_back(handlers: dict[signal.Signals, Any]) -> None:
 
 
 def _ignore_signals() -> None:
-    """While a stopped process ends: the interpreter would install the default handlers, and the status be another."""
+    """While a process ends with a status of its own: the interpreter would install the default handlers, and a signal
+    to ranks of which one has ended would make it another."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
