@@ -155,6 +155,7 @@ EXPECTED = {
     "train_batch_size": ("DistributedError", "train_batch_size is 5 on rank 0 and 6 on rank 1;"),
     "train_epochs": ("DistributedError", "train_epochs is 1 on rank 0 and 2 on rank 1;"),
     "test_period": ("DistributedError", "test_period is 0 on rank 0 and 1 on rank 1;"),
+    "log_period": ("DistributedError", "log_period is 1 on rank 0 and 2 on rank 1;"),
     "model_parallel": ("DistributedError", "model_parallel is False on rank 0 and True on rank 1;"),
     "with_test": ("DistributedError", "with_test is False on rank 0 and True on rank 1;"),
     "model_save_dir": ("DistributedError", "model_save_dir is "),
