@@ -14,6 +14,7 @@ from plsc.cli.command import tell
 from plsc.cli.image_paths import images_of
 from plsc.errors import ConfigError
 from plsc.utils.atomic import write_file
+from plsc.utils.files import check_has_folder
 from plsc.utils.json_text import to_json
 
 Images = Annotated[list[Path] | None, typer.Argument(help="Image files, and folders of them.")]
@@ -49,8 +50,7 @@ def embed(
     existing = [file for file in (output, names) if os.path.lexists(file)]
     if existing and not force:
         raise ConfigError(f"{existing[0]} exists and is not overwritten; choose another --output, or give --force")
-    if not os.path.isdir(output.parent):
-        raise ConfigError(f"{output}: there is no folder {output.parent}; make it first")
+    check_has_folder(output, ConfigError)
     loaded = load_inference_model(model, device=device)
     files = images_of(images or [], lists or [])
     embeddings = loaded.embed(files)

@@ -12,6 +12,7 @@ from plsc.cli.settings import make_entry, with_settings
 from plsc.config import Config
 from plsc.distributed.topology import place_from_environment
 from plsc.errors import ConfigError
+from plsc.utils.files import check_has_folder
 
 if TYPE_CHECKING:
     from plsc.engine.rate_search import RateSearch
@@ -82,5 +83,4 @@ def describe(found: RateSearch) -> str:
 def _check_output(output: Path) -> None:
     if output.exists():
         raise ConfigError(f"{output} exists and is not overwritten; choose another --output")
-    if not output.absolute().parent.is_dir():
-        raise ConfigError(f"{output}: there is no folder {output.parent}; make it first")
+    check_has_folder(output, ConfigError)

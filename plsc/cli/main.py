@@ -150,8 +150,6 @@ app.command(cls=Command, rich_help_panel=_MODELS, epilog="Example: plsc models -
 app.add_typer(gallery_app, name="gallery", rich_help_panel=_SERVING)
 app.add_typer(data_app, name="data", rich_help_panel=_DATA)
 app.add_typer(checkpoint_app, name="checkpoint", rich_help_panel=_MODELS)
-
-
 app.command(cls=Command, rich_help_panel=_TOOLS, epilog="Example: plsc doctor --save-dir output")(doctor)
 app.command(
     "lr-find",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from paddle.base import core
 from paddle.distributed.communication.group import Group
 
 from plsc.distributed.collectives import Collectives
-from plsc.distributed.topology import Topology, host_of_this_rank
+from plsc.distributed.topology import Topology, free_ports, host_of_this_rank
 from plsc.errors import DistributedError
 
 _numbers = itertools.count(1 << 20)  # of the groups of Gloo that are made here; Paddle counts its own from 10 on
@@ -113,7 +112,7 @@ def _new_gloo_group(members: list[int], collectives: Collectives) -> Any:
     """
     rank, store, own_address = collectives.topology.rank, None, ("", 0)
     if rank == members[0]:
-        own_address = host_of_this_rank(), _free_port()
+        own_address = host_of_this_rank(), free_ports(1)[0]
         store = core.TCPStore(*own_address, True, 0, _STORE_SECONDS)
     host, port = collectives.gather_objects(own_address)[members[0]]
     number = next(_numbers)
@@ -123,9 +122,3 @@ def _new_gloo_group(members: list[int], collectives: Collectives) -> Any:
     own = members.index(rank)
     group = core.ProcessGroupGloo.create(store, own, len(members), number)
     return Group(own, number, members, pg=group, name=f"plsc {number}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

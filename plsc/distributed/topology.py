@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -180,6 +181,15 @@ def rank_environment(rank: int, ports: Sequence[int]) -> dict[str, str]:
         "FLAGS_selected_gpus": str(rank),
         "GLOO_SOCKET_IFNAME": "lo",
     }
+
+
+def free_ports(count: int) -> list[int]:
+    """So many different ports of this machine that nothing listens at now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def without_launcher() -> dict[str, str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import sys
 from collections.abc import Iterator
 
-from plsc.distributed.topology import rank_environment
+from plsc.distributed.topology import free_ports, rank_environment
 from plsc.doctor.children import Child, run_children
 from plsc.doctor.findings import Finding, Request, check, fault, ok, warning
 from plsc.doctor.paddle_facts import SECONDS
@@ -66,18 +65,9 @@ def host_name(request: Request) -> Iterator[Finding]:
 
 
 def _run_ranks(*, on_gpus: bool) -> list[Child]:
-    ports = _free_ports(2)
+    ports = free_ports(2)
     environments = [rank_environment(rank, ports) for rank in range(2)]
     if not on_gpus:
         environments = [{**each, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} for each in environments]
     command = [sys.executable, "-m", "plsc.doctor.rank_probe", str(RANK_SECONDS)]
     return run_children([command, command], environments=environments, seconds=RANK_SECONDS)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nothing listens at now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]

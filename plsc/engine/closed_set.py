@@ -97,7 +97,7 @@ def open_closed_set(
     """
 
     def open_own() -> ClosedSet | None:
-        found = _open(config, training)
+        found = validation_records(config, training)
         if found is None:
             return None
         records, what = found
@@ -112,8 +112,17 @@ def open_closed_set(
     return opened
 
 
-def _open(config: Config, training: Records | None) -> tuple[Records, str] | None:
-    """The images, and what messages call them."""
+def validation_records(config: Config, training: Records | None) -> tuple[Records, str] | None:
+    """The images, and what messages call them; None where the settings name none.
+
+    Args:
+        config: the settings.
+        training: the training data, of which `val_split` has held a part out.
+
+    Raises:
+        DataError: they cannot be opened.
+        ConfigError: as for `open_closed_set`.
+    """
     if config.val_dataset is not None:
         return as_records(config.val_dataset, "val_dataset"), "val_dataset"
     if config.val_dataset_dir is not None:

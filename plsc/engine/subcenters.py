@@ -42,6 +42,7 @@ from plsc.errors import CheckpointError, ConfigError
 from plsc.metrics.embeddings import CENTER_FLOOR
 from plsc.utils.atomic import check_new_folder, write_file
 from plsc.utils.csv_rows import csv_bytes
+from plsc.utils.files import check_has_folder
 from plsc.utils.hints import setter
 from plsc.utils.locations import is_remote, keep_credentials
 from plsc.utils.plural import counted
@@ -166,8 +167,7 @@ def _check_places(target: Path, angle: float, csv: Path | None) -> None:
     if csv is not None:
         if os.path.lexists(csv):
             raise ConfigError(f"{csv} exists and is not overwritten; name another file")
-        if not csv.parent.is_dir():
-            raise ConfigError(f"{csv}: there is no folder {csv.parent}; make it first")
+        check_has_folder(csv, ConfigError)
     check_new_folder(target, CheckpointError)
 
 

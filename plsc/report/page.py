@@ -18,6 +18,7 @@ from plsc.report.charts import Line, histogram_chart, line_chart
 from plsc.report.pictures import HardPairs, hard_pairs, worst_classes
 from plsc.report.runs import Run, is_number, read_runs
 from plsc.utils.atomic import write_file
+from plsc.utils.files import check_has_folder
 from plsc.utils.hints import argument
 from plsc.utils.lazy import require
 from plsc.version import __version__
@@ -99,8 +100,7 @@ def write_report(paths: Sequence[str | Path], output: str | Path) -> Path:
 
 
 def _check_output(output: Path) -> None:
-    if not output.parent.is_dir():
-        raise ConfigError(f"{output}: there is no folder {output.parent}; make it first")
+    check_has_folder(output, ConfigError)
     try:
         begin = output.read_bytes()[: len(MARK)] if output.exists() else MARK
     except OSError as error:

@@ -13,8 +13,8 @@ from plsc.config import Config
 from plsc.data.image_input import take_image
 from plsc.data.images import decode, encode, resize
 from plsc.data.records import Records
-from plsc.data.sources import open_records
 from plsc.data.verification_set import VerificationSet, find_bin
+from plsc.engine.closed_set import validation_records
 from plsc.engine.dataloading import data_folder, open_training_records
 from plsc.engine.details import PairScores
 from plsc.errors import DataError, PLSCError
@@ -108,12 +108,11 @@ def worst_classes(run: Run) -> tuple[list[WorstClass], str]:
 
 
 def _validation_records(config: Config) -> Records:
-    if config.val_dataset_dir is not None:
-        return open_records(config.val_dataset_dir)
-    if not config.val_split:
+    is_held_out = config.val_dataset_dir is None and config.val_split > 0
+    found = validation_records(config, open_training_records(config) if is_held_out else None)
+    if found is None:
         raise DataError("the validation data was given by a script")
-    held_out: Records = open_training_records(config).held_out  # type: ignore[attr-defined]  # a `TrainingPart`
-    return held_out
+    return found[0]
 
 
 def _config_of(run: Run) -> Config:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Generic, TypeVar
 
-from plsc.errors import DataError, StorageError
+from plsc.errors import DataError, PLSCError, StorageError
 from plsc.utils.plural import counted
 
 # Errors of the system that say what is wrong with one file. Any other says nothing about the file.
@@ -240,6 +240,12 @@ def _encoding_hint(line: bytes) -> str:
     except UnicodeDecodeError:
         return "convert it to UTF-8 with iconv"
     return f"in GBK the line is {as_gbk[:120]!r}: if that is right, convert it with iconv -f GBK -t UTF-8"
+
+
+def check_has_folder(path: Path, error: type[PLSCError]) -> None:
+    """Raise `error` where the folder of a file that is to be written does not exist."""
+    if not path.parent.is_dir():
+        raise error(f"{path}: there is no folder {path.parent}; make it first")
 
 
 def open_output(path: Path, length: int | None = None) -> BinaryIO:

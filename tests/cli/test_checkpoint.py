@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from plsc.checkpoint import Checkpoint, Part, save_checkpoint
-from plsc.cli.main import main
 from plsc.distributed.collectives import Collectives
 from plsc.models.tiny import ResNetTiny
 from plsc.utils.ranges import shard_ranges
+from tests._support.command_line import in_process
 from tests._support.manifests import downgrade
 from tests._support.torch_zip import torch_save
 
@@ -22,13 +21,11 @@ from tests._support.torch_zip import torch_save
 def run(monkeypatch, capfd):
     """`plsc checkpoint ...` in this process; returns its output, as an object where --json is given."""
 
+    command = in_process(monkeypatch, capfd, "checkpoint")
+
     def call(*arguments, status=0):
-        monkeypatch.setattr(sys, "argv", ["plsc", "checkpoint", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capfd.readouterr()
-        assert (end.value.code or 0) == status, out + err
-        return json.loads(out) if "--json" in arguments else out + err
+        output, errors = command(*arguments, status=status)
+        return json.loads(output) if "--json" in arguments else output + errors
 
     return call
 

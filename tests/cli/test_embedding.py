@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import sys
 
 import numpy as np
 import pytest
 
 from plsc import load_inference_model
-from plsc.cli.main import main
+from tests._support.command_line import in_process
 from tests._support.servers import make_image
 
 IMAGES = [make_image(seed) for seed in range(4)]
@@ -23,15 +22,8 @@ def plsc_embed(monkeypatch, capfd, tmp_path):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).write_bytes(IMAGES[number])
 
-    def call(*arguments, status=0):
-        monkeypatch.setattr(sys, "argv", ["plsc", "embed", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = "\n".join(capfd.readouterr())
-        assert (end.value.code or 0) == status, output
-        return output
-
-    return call
+    call = in_process(monkeypatch, capfd, "embed")
+    return lambda *arguments, status=0: "\n".join(call(*arguments, status=status))
 
 
 def rows_of(file):

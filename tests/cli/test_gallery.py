@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from plsc.cli.gallery import _named_files
-from plsc.cli.main import main
 from plsc.data.sources import open_records
 from plsc.errors import ConfigError, DataError
 from plsc.inference.gallery import Gallery
 from plsc.inference.model import InferenceModel, load_inference_model
+from tests._support.command_line import in_process
 from tests._support.ranks import run
 from tests._support.servers import make_image, make_model
 
@@ -34,15 +34,8 @@ IMAGES = [make_image(seed) for seed in range(5)]
 def plsc_gallery(monkeypatch, capfd):
     """`plsc gallery ...` in this process; returns its output."""
 
-    def call(*arguments, status=0):
-        monkeypatch.setattr(sys, "argv", ["plsc", "gallery", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        output = "\n".join(capfd.readouterr())
-        assert (end.value.code or 0) == status, output
-        return output
-
-    return call
+    call = in_process(monkeypatch, capfd, "gallery")
+    return lambda *arguments, status=0: "\n".join(call(*arguments, status=status))
 
 
 @pytest.fixture

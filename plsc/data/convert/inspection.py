@@ -13,6 +13,7 @@ import numpy as np
 from plsc.data.images import decode, encode, resize, suffix_of
 from plsc.data.records import Records
 from plsc.errors import DataError
+from plsc.utils.files import check_has_folder
 from plsc.utils.lazy import require
 from plsc.utils.logging import progress_bar
 from plsc.utils.plural import counted
@@ -177,8 +178,7 @@ def plot_files(prefix: str | Path) -> list[Path]:
     for path in paths:
         if path.exists():
             raise DataError(f"{path} exists already; nothing is overwritten: choose another name")
-        if not path.parent.is_dir():
-            raise DataError(f"{path}: there is no folder {path.parent}; make it first")
+        check_has_folder(path, DataError)
         if not os.access(path.parent, os.W_OK):
             raise DataError(f"{path}: the folder {path.parent} cannot be written to; choose another")
     return paths

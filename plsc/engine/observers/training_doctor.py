@@ -141,13 +141,8 @@ def count_classes(records: Records, num_classes: int) -> ClassCounts:
 
 
 def _point_of(step: Step) -> Point:
-    """A logged step. Its values were read for metrics.jsonl, so that the device is not waited for."""
-    return Point(step.number, step.values["loss"], step.values["lr"], _measures_of(step))
-
-
-def _measures_of(step: Step) -> Mapping[str, float]:
-    """What is measured at a logged step beside its values, which metrics.jsonl has, too."""
-    return step.measures.scalars
+    """A logged step. Its numbers were read for metrics.jsonl, so that the device is not waited for."""
+    return Point(step.number, step.values["loss"], step.values["lr"], step.measures.scalars)
 
 
 def _steps_per_epoch(run: Run) -> int | None:

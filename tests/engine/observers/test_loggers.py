@@ -222,7 +222,7 @@ def test_an_observer_of_a_users_module_is_made_by_its_name(entry):
     assert [one.steps for one in made] == [3]
 
 
-def test_without_its_package_a_logger_names_the_extra(entry, monkeypatch):
+def test_without_its_package_a_logger_names_the_package(entry, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     entry.set_loggers(["tensorboard"])
     with pytest.raises(MissingDependencyError, match=r"needs tensorboardX, which is not installed: pip install t"):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -45,7 +47,24 @@ class Opening(NamedTuple):
     settings: dict[str, Any]
 
 
-class Logger(Observer):
+def arguments_of_init(opening: Opening, *, variables: str) -> dict[str, Any]:
+    """What `init` of Weights & Biases takes, and SwanLab's after its example.
+
+    Args:
+        opening: what the record begins with.
+        variables: `<variables>_PROJECT` and `<variables>_MODE` of the environment choose the project and the mode.
+    """
+    return {
+        "project": os.environ.get(f"{variables}_PROJECT", "plsc"),
+        "mode": os.environ.get(f"{variables}_MODE", "offline"),
+        "id": opening.id,
+        "name": opening.name,
+        "resume": "allow",
+        "config": opening.settings,
+    }
+
+
+class Logger(Observer, ABC):
     """Writes logged steps and verifications for a tool, on rank 0.
 
     A subclass defines `open`, `write` and `close`. Where it fails after it was opened, an error says so once, and
@@ -66,17 +85,17 @@ class Logger(Observer):
         self.module: ModuleType = require(self.package, self.package, purpose=setter("loggers", self.name))
         self._is_open = self._has_failed = False
 
+    @abstractmethod
     def open(self, opening: Opening) -> str | None:
         """Begin a record, or go on with it; returns an identifier to keep in place of `opening.id`, if any."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, step: int, scalars: Mapping[str, float], histograms: Mapping[str, Histogram]) -> None:
         """Record finite numbers, and histograms, of a step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self, is_complete: bool) -> None:
         """End the record, for now; `is_complete` where training is."""
-        raise NotImplementedError
 
     def on_start(self, run: Run) -> None:
         self._run = run

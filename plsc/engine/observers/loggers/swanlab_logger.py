@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from plsc.engine.observers.loggers.base import Logger, Opening
+from plsc.engine.observers.loggers.base import Logger, Opening, arguments_of_init
 from plsc.engine.observers.measures import Histogram
-
-_PROJECT = "plsc"
 
 
 class SwanLab(Logger):
@@ -22,13 +19,8 @@ class SwanLab(Logger):
 
     def open(self, opening: Opening) -> None:
         self._logged: Any = self.module.init(
-            project=os.environ.get("SWANLAB_PROJECT", _PROJECT),
-            mode=os.environ.get("SWANLAB_MODE", "offline"),
+            **arguments_of_init(opening, variables="SWANLAB"),
             log_dir=str(opening.folder),
-            id=opening.id,
-            name=opening.name,
-            resume="allow",
-            config=opening.settings,
             settings=self.module.Settings(
                 interactive=False,
                 terminal={"proxy_type": "none"},

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from plsc.engine.observers.loggers.base import Logger, Opening
+from plsc.engine.observers.loggers.base import Logger, Opening, arguments_of_init
 from plsc.engine.observers.measures import Histogram
-
-_PROJECT = "plsc"
 
 
 class WeightsAndBiases(Logger):
@@ -34,14 +31,7 @@ class WeightsAndBiases(Logger):
             x_disable_machine_info=True,
         )
         self._logged: Any = self.module.init(
-            project=os.environ.get("WANDB_PROJECT", _PROJECT),
-            mode=os.environ.get("WANDB_MODE", "offline"),
-            dir=str(opening.folder),
-            id=opening.id,
-            name=opening.name,
-            resume="allow",
-            config=opening.settings,
-            settings=settings,
+            **arguments_of_init(opening, variables="WANDB"), dir=str(opening.folder), settings=settings
         )
 
     def write(self, step: int, scalars: Mapping[str, float], histograms: Mapping[str, Histogram]) -> None:
