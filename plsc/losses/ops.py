@@ -169,13 +169,17 @@ def spread_over(
     return out
 
 
-def row_products_of_groups(rows: paddle.Tensor, others: paddle.Tensor, *, weights: paddle.Tensor) -> paddle.Tensor:
-    """[B]: sum_n rows_n others_n weights_n of rows [B, G], others [B / group, G] (each for its group), weights [G]."""
+def row_products_of_groups(
+    rows: paddle.Tensor, others: paddle.Tensor, *, weights: paddle.Tensor, out: paddle.Tensor
+) -> paddle.Tensor:
+    """[B]: sum_n rows_n others_n weights_n of rows [B, G], others [B / group, G] (each for its group), weights [G].
+
+    `out` is memory for it that may be used.
+    """
     view, groups = host_view(rows), [*others.shape[:1], -1, *others.shape[1:]]
     if view is None:
         return (rows.reshape(groups) * (others * weights).unsqueeze(1)).sum(axis=2).flatten()
-    out, out_view = _outputs(rows.shape[:1], rows.dtype)
-    view, sums = view.reshape(groups), out_view.reshape(groups[:2])
+    view, sums = view.reshape(groups), np.from_dlpack(out).reshape(groups[:2])
     factors, loops = np.from_dlpack(others), compiled_loops()
     if loops is not None:
         loops.weighted_products(view, factors, np.from_dlpack(weights), sums)

@@ -167,8 +167,10 @@ class ByLogits(SecondPass):
         if self._spread is not None:
             self._x = self._work.precision.operand(self._spread.with_row(self._x.values))
         plain = paddle.full([shard.size], self._l2, self._row_factor.dtype)
+        self._sums: list[paddle.Tensor] = []  # memory, by class
         if radial is not None and shard.size and self._work.is_by_class:
             plain = add(plain, multiply(radial, self._own_sums(own_parts * self._row_factor)))
+            self._sums = shard.split_by_chunk(paddle.empty_like(plain))
         self._plain = shard.split_by_chunk(plain)
         self._radial = None if radial is None else shard.split_by_chunk(radial)
 
@@ -199,7 +201,7 @@ class ByLogits(SecondPass):
             return self._plain[k]
         if isinstance(products, Nearest):
             # e is 0 where a row is not the nearest of its class; the targets' part is in `_plain`.
-            sums = row_products_of_groups(e, products.cosine, weights=self._row_factor)
+            sums = row_products_of_groups(e, products.cosine, weights=self._row_factor, out=self._sums[k])
             sums = multiply(sums, self._work.rows.weight[k])
         else:
             parts = multiply(e, products)
