@@ -62,7 +62,7 @@ class TrialPage:
         return method in ("GET", "HEAD") and (path in self._paths or (path == "/" and prefers_html(accept)))
 
     async def _answer(self, request: Request) -> Response:
-        return self._reply(request.url.path.removeprefix(_PATH))
+        return self._reply(request.scope["path"].removeprefix(_PATH))
 
     def _reply(self, name: str) -> Response:
         return Response(self._files[name], headers={**HEADERS, "Content-Type": _KINDS[name]})

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests._support.browser import browsing
 from tests._support.closed_sets import make_classifier
 from tests._support.http_calls import HTTP, get
 from tests._support.servers import make_image, serving
@@ -159,12 +158,6 @@ def complete(tmp_path_factory, files):
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with browsing() as made:
-        yield made
-
-
 class Page:
     """The page in a browser, as a person uses it."""
 
@@ -199,10 +192,10 @@ def test_two_images_are_compared(browser, complete, files):
     page.choose(1, files[0])
     page.choose(2, files[0])
     text = page.act("verify")
-    assert text.startswith("1.0000 cosine: the same") and "Threshold: 0.9000" in text
+    assert text.startswith("Cosine 1.0000 the same") and "Threshold: 0.9000" in text
     page.choose(2, files[1])
     assert "Nothing was asked about these images" in page.at("#result").text
-    assert page.act("verify").startswith(f"{cosine_of(complete, files[:2]):.4f} cosine: ")
+    assert page.act("verify").startswith(f"Cosine {cosine_of(complete, files[:2]):.4f} ")
     images = browser.driver.find_elements("css selector", ".picture img")
     assert all(browser.driver.execute_script("return arguments[0].naturalWidth", image) == 16 for image in images)
     page.check_quiet()
@@ -308,6 +301,13 @@ return [it.id, (label || it).textContent.trim(), getComputedStyle(shown).outline
 """
 
 
+# Whether everything in the result is within it.
+FITS = """
+const result = document.getElementById("result"), right = result.getBoundingClientRect().right + 0.5;
+return [...result.querySelectorAll("*")].every(each => each.getBoundingClientRect().right <= right);
+"""
+
+
 @pytest.mark.server
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
@@ -316,7 +316,9 @@ def test_it_fits_the_width_in_both_themes(browser, complete, files, width, schem
     page = Page(browser, complete)
     page.choose(1, files[0])
     page.choose(2, files[1])
-    page.act("identify")
-    assert browser.driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    for name in ("verify", "identify", "classify"):
+        page.act(name)
+        assert browser.driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        assert browser.driver.execute_script(FITS)
     ground = browser.driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground))) > 384) == (scheme == "light")

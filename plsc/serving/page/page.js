@@ -183,7 +183,7 @@ function showSimilarity({ cosine, same, threshold }) {
   }
   const ends = element("div", { kind: "ends", children: ["-1", "0", "1"].map((text) => element("span", { text })) });
   ends.setAttribute("aria-hidden", "true");
-  const line = element("p", { children: [element("span", { kind: "cosine", text: rounded(cosine) }), " cosine: ", verdict(same)] });
+  const line = element("p", { children: ["Cosine ", element("span", { kind: "cosine", text: rounded(cosine) }), " ", verdict(same)] });
   show(line, scale, ends, element("p", { kind: "quiet", text: aboutThreshold(threshold) }));
 }
 
@@ -254,7 +254,9 @@ async function act(name) {
   } catch (error) {
     if (mine === turn) showProblem(error);
   }
-  if (mine === turn) setBusy(false);
+  if (mine !== turn) return;
+  setBusy(false);
+  get("result").scrollIntoView({ block: "nearest" });
 }
 
 for (const name of Object.keys(ACTIONS)) get(name).addEventListener("click", () => act(name));
@@ -306,7 +308,7 @@ async function describe() {
     get("count").hidden = get("identify").hidden && get("classify").hidden;
     get("endpoints").replaceChildren(...Object.entries(found.paths).flatMap(([path, methods]) =>
       Object.entries(methods).map(([method, operation]) => element("li", {
-        children: [element("code", { text: `${method.toUpperCase()} ${path}` }), element("br"), operation.summary],
+        children: [element("code", { text: `${method.toUpperCase()} ${path}` }), element("span", { text: operation.summary })],
       }))));
   } catch (error) {
     if (error.status !== 401) showProblem(error);
