@@ -1,0 +1,89 @@
+"""`plsc train`, `test`, `export` and `demo`: the calls of `Entry` as commands. Every setting of `Config` is a flag."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from plsc.cli.command import tell
+from plsc.cli.settings import make_entry, with_settings
+from plsc.config import Config
+from plsc.utils.json_text import to_json
+
+# Headings of the settings that mean something in training only.
+OF_TRAINING = [Config.groups[first] for first in ("loss_type", "augment_crop", "train_epochs", "use_fp16")]
+
+
+@with_settings(Config)
+def train(
+    settings: dict[str, Any],
+    dump_config: Annotated[
+        bool, typer.Option("--dump-config", help="Print all settings as a file for --config, and do not train.")
+    ] = False,
+) -> None:
+    """Train, verify and save a checkpoint each epoch."""
+    entry = make_entry(settings)
+    if dump_config:
+        typer.echo(entry.config.to_yaml(), nl=False)
+    else:
+        entry.train()
+
+
+@with_settings(Config, hidden=OF_TRAINING)
+def test(
+    settings: dict[str, Any],
+    tables: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write classes.csv and confusions.csv of the validation data to."),
+    ] = None,
+) -> None:
+    """Verify a checkpoint on the verification sets of the data folder; classify validation data.
+
+    Prints JSON, with null for a metric that a set does not give. Settings of the network come from the checkpoint
+    unless they are given. Settings of the training have no effect. With --val-split as in training, the images are
+    those that training held out.
+    """
+    typer.echo(to_json(make_entry(settings).test(tables), indent=1))
+
+
+@with_settings(Config, hidden=OF_TRAINING)
+def export(
+    settings: dict[str, Any],
+    to: Annotated[
+        str | None, typer.Option(help="Folder to write, also a URL. Default: inference_model in model_save_dir.")
+    ] = None,
+    format: Annotated[
+        str, typer.Option(help="Formats to write, separated by commas: paddle (always written), legacy, serving, onnx.")
+    ] = "paddle",
+    bake: Annotated[str, typer.Option(help="Steps to add to the network: preprocess,normalize.")] = "",
+    bgr: Annotated[
+        bool,
+        typer.Option("--bgr", help="With --bake preprocess: pixels are blue, green, red."),
+    ] = False,
+    classifier: Annotated[
+        bool,
+        typer.Option("--classifier", help="Write class centers and names of classes too, for plsc predict."),
+    ] = False,
+) -> None:
+    """Export a checkpoint's backbone for Paddle inference, Paddle Serving and ONNX.
+
+    Settings of the network come from the checkpoint unless they are given. Settings of the training have no effect.
+    """
+    formats, parts = ([part.strip() for part in text.split(",") if part.strip()] for text in (format, bake))
+    tell(make_entry(settings).convert_for_prediction(to, formats, bake=parts, bgr=bgr, classifier=classifier))
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", help="Folder to create.")] = Path("demo_output"),
+    size: Annotated[
+        Literal["full", "small"],
+        typer.Option(help="full: several minutes, 98 % accuracy. small: under a minute, lower accuracy."),
+    ] = "full",
+    ranks: Annotated[int, typer.Option(min=1, max=4, help="Number of CPU ranks.")] = 2,
+) -> None:
+    """Train, verify, resume, export and embed on generated glyphs."""
+    from plsc.demo import run_demo
+
+    run_demo(output, size, ranks=ranks)
