@@ -27,7 +27,7 @@ class Commands(LazyGroup):
             "plsc.cli.training:train",
             "Train, verify and save a checkpoint each epoch.",
             "Example: plsc train --dataset-dir ./train_data --train-epochs 20 --auto-resume",
-            _SETTINGS,
+            "plsc.cli.training:TrainCommand",
         ),
         "test": Place(
             _TRAINING,

@@ -8,27 +8,64 @@ from typing import Annotated, Any, Literal
 import typer
 
 from plsc.cli.command import tell
-from plsc.cli.settings import make_entry, with_settings
+from plsc.cli.settings import SettingsCommand, make_entry, with_settings
 from plsc.config import Config
+from plsc.engine.stopping import held_back
 from plsc.utils.json_text import to_json
+from plsc.utils.lazy import require_paddle
+from plsc.utils.logging import be_quiet
 
 # Headings of the settings that mean something in training only.
 OF_TRAINING = [Config.groups[first] for first in ("loss_type", "augment_crop", "train_epochs", "use_fp16")]
 
 
+class TrainCommand(SettingsCommand):
+    """`plsc train`, whose `--resume` may be given without a value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments, with `--resume` as `--resume=` where no value follows it."""
+        follows = [*args[1:], "-"]
+        alone = [arg == "--resume" and next_.startswith("-") for arg, next_ in zip(args, follows)]
+        return super().parse_args(ctx, [f"{arg}=" if is_alone else arg for arg, is_alone in zip(args, alone)])
+
+
 @with_settings(Config)
 def train(
     settings: dict[str, Any],
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[PATH]",
+            help="Go on with the run that saved into this folder (default: model_save_dir), or from one of its "
+            "checkpoints, with the settings that are stored there. Settings that are given go before them.",
+        ),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show warnings and errors only, and no progress.")
+    ] = False,
     dump_config: Annotated[
         bool, typer.Option("--dump-config", help="Print all settings as a file for --config, and do not train.")
     ] = False,
 ) -> None:
     """Train, verify and save a checkpoint each epoch."""
+    if quiet:
+        be_quiet()
+    if resume is not None:
+        settings = _resumed(resume, settings)
     entry = make_entry(settings)
     if dump_config:
         typer.echo(entry.config.to_yaml(), nl=False)
     else:
         entry.train()
+
+
+def _resumed(place: str, settings: dict[str, Any]) -> dict[str, Any]:
+    with held_back():
+        require_paddle()
+        from plsc.engine.saved_run import resumed_settings
+
+        place = place or settings.get("checkpoint_dir") or settings.get("model_save_dir") or Config().model_save_dir
+        return resumed_settings(str(place), settings)
 
 
 @with_settings(Config, hidden=OF_TRAINING)

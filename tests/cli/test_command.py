@@ -23,7 +23,7 @@ def call(*arguments):
         (["train"], "--learning-rate", "--lr"),
         (["train"], "--epochs", "--train-epochs"),
         (["train"], "--output", "--model-save-dir"),
-        (["train"], "--resume", "--checkpoint-dir"),
+        (["train"], "--restore", "--checkpoint-dir"),
         (["train"], "--no-eval", "--with-test"),
         (["train"], "--model", "--model-name"),
         (["train"], "--num-clases", "--num-classes"),

@@ -96,6 +96,11 @@ class Run:
     checkpoint: Path | None
     steps_per_epoch: int | None = None
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether a step is left to train."""
+        return self.total_steps is None or self.first_step < self.total_steps
+
     def is_logged(self, step: Step) -> bool:
         """Whether a step is logged: one in `log_period`, and the last."""
         return is_logged(step.number, log_period=self.config.log_period, total_steps=self.total_steps)

@@ -54,7 +54,7 @@ class Progress(Observer):
         self._shown_step, self._shown_seconds, self._shown_wait = run.first_step, 0.0, 0.0
         self._best: Best | None = None
         self._has_estimated = False
-        if shows_bars() and run.first_step != run.total_steps:
+        if shows_bars() and run.has_steps:
             total, first = run.total_steps, run.first_step
             self._bar = progress_bar(
                 total=total,

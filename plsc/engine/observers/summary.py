@@ -46,7 +46,7 @@ class Summary(Observer):
 
     def on_start(self, run: Run) -> None:
         self._run = run
-        if run.first_step == run.total_steps:
+        if not run.has_steps:
             return
         if self._records is not None:
             log.info("%s", describe_data(self._records))
