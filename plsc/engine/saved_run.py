@@ -48,6 +48,7 @@ def resumed_settings(place: str, given: dict[str, Any]) -> dict[str, Any]:
         if any(given.get(name) is not None for name in names):  # each of the two un-sets the other
             for name in names:
                 saved.pop(name, None)
+    start: dict[str, Any]
     if is_checkpoint:
         start = {"checkpoint_dir": str(path), "model_save_dir": str(path.absolute().parent)}
     else:

@@ -70,7 +70,7 @@ def test_a_setting_that_decides_the_result_is_refused_from_a_folder_and_taken_fr
     checkpoint = f"{trained}/0.2"
     call("--resume", checkpoint, "--lr", 0.3, "--train-steps", 3)
     assert "lr 0.2 -> 0.3" in caplog.text and f"resumed from {checkpoint}" in caplog.text
-    assert Checkpoint(trained).path.name == "0.3"
+    assert Checkpoint(trained).about["step"] == 3
 
 
 @pytest.mark.parametrize(
