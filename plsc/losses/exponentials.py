@@ -30,21 +30,43 @@ _EXCLUDED = -1e20
 class LogitBuffer:
     """Memory for r of each chunk: S rows in all where r is stored, or those of one chunk at a time.
 
+    Args:
+        shard: the class centers.
+        samples: G.
+        stored: what is kept of all chunks: 'r', 'nearest', or 'nothing'.
+
     Attributes:
         chunks: r [B, G] of each chunk.
+        nearest: what was made of r of each chunk in the last step, whose memory the next one uses; None for nothing.
     """
 
-    def __init__(self, shard: Shard, samples: int, *, store: bool) -> None:
+    def __init__(self, shard: Shard, samples: int, *, stored: str) -> None:
         self._shape = (samples, shard.size, shard.chunk_rows)
-        rows = shard.size if store else min(shard.chunk_rows, shard.size)
+        self._stores_nearest = stored == "nearest"
+        rows = shard.size if stored == "r" else min(shard.chunk_rows, shard.size)
         memory = paddle.empty([rows, samples], shard.dtype)
         self.chunks: list[paddle.Tensor] = []
         for start in range(0, shard.size, shard.chunk_rows):
             count = min(shard.chunk_rows, shard.size - start)
-            self.chunks.append(memory[start : start + count] if store else memory[:count])
+            self.chunks.append(memory[start : start + count] if stored == "r" else memory[:count])
+        self.nearest: list[Nearest | None] = [None] * len(self.chunks)
 
     def fits(self, shard: Shard, samples: int) -> bool:
         return self._shape == (samples, shard.size, shard.chunk_rows)
+
+    def keep(self, k: int, nearest: Nearest) -> Nearest:
+        """Keep what was made of r of chunk k, where that is stored; returns it."""
+        if self._stores_nearest:
+            self.nearest[k] = nearest
+        return nearest
+
+
+class CosineTerms(NamedTuple):
+    """Scale, offset and weight of `RowTerms` where a cosine is in r's place; [1] for all classes, or one per class."""
+
+    scale: paddle.Tensor
+    offset: paddle.Tensor
+    weight: paddle.Tensor
 
 
 class RowTerms(NamedTuple):
@@ -57,7 +79,7 @@ class RowTerms(NamedTuple):
         weight: |w|, the factor of e in the sum of exponentials.
         logit_offset: the offset of a logit z = scale * r + logit_offset.
         radial: [S], -1 / |w|^2; None for softmax.
-        of_cosine: two of [1], scale and offset where a cosine is in r's place; of meaning where all classes have these.
+        of_cosine: [1] each; of meaning where all classes have these.
     """
 
     scale: list[paddle.Tensor]
@@ -66,7 +88,7 @@ class RowTerms(NamedTuple):
     weight: list[paddle.Tensor]
     logit_offset: list[paddle.Tensor]
     radial: paddle.Tensor | None
-    of_cosine: tuple[paddle.Tensor, paddle.Tensor]
+    of_cosine: CosineTerms
 
 
 class TargetIndex(NamedTuple):
@@ -170,6 +192,9 @@ class Exponentials:
         buffer: memory for r; None for new memory for each chunk.
         negatives: what is done to the cosines before they become exponents; None for nothing.
         target: [G], psi of all samples, which negatives are compared with; None where they are not.
+
+    Attributes:
+        is_by_class: whether `counted` gives the nearest sub-center of each class.
     """
 
     def __init__(
@@ -188,8 +213,8 @@ class Exponentials:
         self.shard, self.features, self.rows, self.index = shard, features, rows, index
         self.shift, self.precision, self.buffer = shift, precision, buffer
         self._negatives, self._target = negatives, target
-        self._by_class = is_by_class(shard, precision)
-        self._expanded: dict[int, tuple[paddle.Tensor, paddle.Tensor]] = {}
+        self.is_by_class = is_by_class(shard, precision)
+        self._expanded: dict[int, CosineTerms] = {}
         self._features_t = precision.factor(features.t().contiguous())
 
     def factor_of(self, k: int) -> Factor:
@@ -205,16 +230,18 @@ class Exponentials:
 
     def counted(self, k: int, r: paddle.Tensor) -> Products:
         """What e is made of: r, of sub-centers only the nearest of each class."""
-        if not self._by_class:
+        if not self.is_by_class:
             return r
-        return Nearest(*greatest(r, scale=self.rows.inverse[k], group=self.shard.subcenters))
+        earlier = None if self.buffer is None else self.buffer.nearest[k]
+        found = Nearest(*greatest(r, scale=self.rows.inverse[k], group=self.shard.subcenters, out=earlier))
+        return found if self.buffer is None else self.buffer.keep(k, found)
 
     def first(self, k: int, products: Products, *, total: paddle.Tensor, gradient: paddle.Tensor) -> paddle.Tensor:
         """e [B, G] in the first pass: its sum is added to total [G], and both sums follow the shift."""
         exponents, slope, which = self._exponents(k, products)
         self.shift.follow(exponents, total=total, gradient=gradient)
         e = exp_(self.shift.subtract_(exponents))
-        add_(total, matmul(self.rows.weight[k] if which is None else paddle.ones(e.shape[:1], e.dtype), e))
+        add_(total, matmul(self.rows.weight[k] if which is None else self._of_cosine(e.shape[0]).weight, e))
         return self._by_row(k, e if slope is None else multiply_(e, slope), which)
 
     def again(self, k: int, products: Products) -> paddle.Tensor:
@@ -236,7 +263,10 @@ class Exponentials:
 
     def _by_row(self, k: int, e: paddle.Tensor, which: RowNumbers | None) -> paddle.Tensor:
         """[B, G] of what `_exponents` made of one row per class."""
-        return e if which is None else spread_over(e, which, scale=self.rows.inverse[k])
+        if which is None:
+            return e
+        out = None if self.buffer is None else self.buffer.chunks[k]  # of r, which is needed no more
+        return spread_over(e, which, scale=self.rows.inverse[k], out=out)
 
     def _exponents(self, k: int, products: Products) -> Exponents:
         """log e_cn [B, G], but for the part of the shift that is not in the offset."""
@@ -265,17 +295,16 @@ class Exponentials:
         negatives, cosine = self._negatives._replace(subcenters=1), nearest.cosine
         masks = negatives.dropped(cosine)
         value, slope = negatives.values(cosine, self._target)
-        scale, offset = self._of_cosine(cosine.shape[0])
-        exponents = scale_rows(value, scale=scale, offset=offset)
+        terms = self._of_cosine(cosine.shape[0])
+        exponents = scale_rows(value, scale=terms.scale, offset=terms.offset)
         if negatives.margin is not None:
             self.index.exclude_(k, exponents, by_class=True)
         return Exponents(drop_all_(exponents, masks), slope, nearest.which)
 
-    def _of_cosine(self, classes: int) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Scale and offset of so many classes. All chunks but the last have as many."""
+    def _of_cosine(self, classes: int) -> CosineTerms:
+        """For so many classes. All chunks but the last have as many."""
         if classes not in self._expanded:
-            scale, offset = self.rows.of_cosine
-            self._expanded[classes] = scale.expand([classes]), offset.expand([classes])
+            self._expanded[classes] = CosineTerms(*(term.expand([classes]) for term in self.rows.of_cosine))
         return self._expanded[classes]
 
 

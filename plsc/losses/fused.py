@@ -50,7 +50,15 @@ from typing import Any, NamedTuple
 import paddle
 
 from plsc.errors import ConfigError
-from plsc.losses.exponentials import Exponentials, LogitBuffer, Products, RowTerms, TargetIndex, is_by_class
+from plsc.losses.exponentials import (
+    CosineTerms,
+    Exponentials,
+    LogitBuffer,
+    Products,
+    RowTerms,
+    TargetIndex,
+    is_by_class,
+)
 from plsc.losses.margins import Margin
 from plsc.losses.negatives import Negatives, NegativesMargin
 from plsc.losses.ops import no_grad
@@ -401,8 +409,8 @@ class FusedSoftmax:
             self._buffer = None
         elif self._buffer is None or not self._buffer.fits(shard, samples):
             self._buffer = None  # free the old memory first
-            store = self._store and not self._keeps_nearest(shard, samples)
-            self._buffer = LogitBuffer(shard, samples, store=store)
+            stored = "nearest" if self._keeps_nearest(shard, samples) else "r"
+            self._buffer = LogitBuffer(shard, samples, stored=stored if self._store else "nothing")
         return self._buffer
 
     def _target_terms(
@@ -487,6 +495,5 @@ def _product_row_terms(shard: Shard, scale: float, shift: float) -> RowTerms:
     )
 
 
-def _of_cosine(shard: Shard, *values: float) -> tuple[paddle.Tensor, paddle.Tensor]:
-    scale, offset = (paddle.full([1], value, shard.dtype) for value in values)
-    return scale, offset
+def _of_cosine(shard: Shard, scale: float, offset: float) -> CosineTerms:
+    return CosineTerms(*(paddle.full([1], value, shard.dtype) for value in (scale, offset, 1.0)))

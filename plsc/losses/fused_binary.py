@@ -109,7 +109,7 @@ class FusedBinary(FusedSoftmax):
         terms = self._terms(shard, x, targets=targets, psi=psi, shift=0.0)
         bias = self._binary.bias.astype(x.dtype).expand([shard.size])
         rows: RowTerms = terms["rows"]
-        of_cosine = (rows.of_cosine[0], bias[:1])
+        of_cosine = rows.of_cosine._replace(offset=bias[:1])
         terms["rows"] = rows._replace(offset=shard.split_by_chunk(bias), of_cosine=of_cosine)
         return Sigmoids(needs_range=self._precision.needs_half_range, **terms)
 

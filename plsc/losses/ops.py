@@ -104,19 +104,28 @@ def above(values: paddle.Tensor, limit: float) -> Mask:
 RowNumbers: TypeAlias = "Array | paddle.Tensor"
 
 
-def greatest(rows: paddle.Tensor, *, scale: paddle.Tensor, group: int) -> tuple[paddle.Tensor, RowNumbers]:
+def greatest(
+    rows: paddle.Tensor,
+    *,
+    scale: paddle.Tensor,
+    group: int,
+    out: tuple[paddle.Tensor, RowNumbers] | None = None,
+) -> tuple[paddle.Tensor, RowNumbers]:
     """Of each `group` consecutive rows of `rows` [B, G] times scale [B] the greatest, [B / group, G].
 
-    Also its number among them, like it; at ties the first row is the greatest.
+    Also its number among them, like it; at ties the first row is the greatest. `out` is an earlier result,
+    whose memory may be used.
     """
     view = host_view(rows)
     if view is None:
         scaled = scale_rows(rows, scale=scale, offset=paddle.zeros_like(scale))
         return _greatest_of(paddle.unbind(scaled.reshape([-1, group, rows.shape[1]]), axis=1))
-    width = rows.shape[1]
-    best, best_view = _outputs([len(view) // group, width], rows.dtype)
-    which = np.empty(best_view.shape, np.uint8)
-    groups, factors = view.reshape(-1, group, width), np.from_dlpack(scale).reshape(-1, group)
+    groups, factors = view.reshape(-1, group, view.shape[1]), np.from_dlpack(scale).reshape(-1, group)
+    if out is None:
+        shape = [len(groups), view.shape[1]]
+        out = paddle.empty(shape, rows.dtype), np.empty(shape, np.uint8)
+    best, which = out
+    best_view = np.from_dlpack(best)
     loops = compiled_loops()
     if loops is not None:
         loops.greatest(groups, factors, best_view, which)
@@ -131,16 +140,21 @@ def greatest(rows: paddle.Tensor, *, scale: paddle.Tensor, group: int) -> tuple[
     return best, which
 
 
-def spread_over(values: paddle.Tensor, which: RowNumbers, *, scale: paddle.Tensor) -> paddle.Tensor:
-    """values [B / group, G] times scale [B] in the rows that `greatest` found, 0 in the others: [B, G]."""
+def spread_over(
+    values: paddle.Tensor, which: RowNumbers, *, scale: paddle.Tensor, out: paddle.Tensor | None = None
+) -> paddle.Tensor:
+    """values [B / group, G] times scale [B] in the rows that `greatest` found, 0 in the others: [B, G].
+
+    `out` is memory for it that may be used.
+    """
     rows, (classes, width) = scale.shape[0], values.shape
     if not isinstance(which, np.ndarray):
         kept = paddle.stack([which == k for k in range(rows // classes)], axis=1).astype(values.dtype)
         multiply_(multiply_(kept, scale.reshape([classes, -1, 1])), values.unsqueeze(1))
         return kept.reshape([rows, width])
-    out, view = _outputs([rows, width], values.dtype)
+    out = paddle.empty([rows, width], values.dtype) if out is None else out
     groups, factors, given = (
-        view.reshape(classes, -1, width),
+        np.from_dlpack(out).reshape(classes, -1, width),
         np.from_dlpack(scale).reshape(classes, -1),
         np.from_dlpack(values),
     )
@@ -148,20 +162,29 @@ def spread_over(values: paddle.Tensor, which: RowNumbers, *, scale: paddle.Tenso
     if loops is not None:
         loops.spread_over(given, which, factors, groups)
         return out
+    groups[:] = 0
     for tile in _tiles(classes, groups.shape[1]):
         for k in range(groups.shape[1]):
-            np.multiply(which[tile] == k, factors[tile, k, None], out=groups[tile, k])
-            groups[tile, k] *= given[tile]
+            np.multiply(given[tile], factors[tile, k, None], out=groups[tile, k], where=which[tile] == k)
     return out
 
 
-def row_products_of_groups(rows: paddle.Tensor, others: paddle.Tensor) -> paddle.Tensor:
-    """[B]: the products of rows [B, G] with the rows of others [B / group, G], each with that of its group."""
+def row_products_of_groups(
+    rows: paddle.Tensor, others: paddle.Tensor, *, weights: paddle.Tensor, out: paddle.Tensor
+) -> paddle.Tensor:
+    """[B]: sum_n rows_n others_n weights_n of rows [B, G], others [B / group, G] (each for its group), weights [G].
+
+    `out` is memory for it that may be used.
+    """
     view, groups = host_view(rows), [*others.shape[:1], -1, *others.shape[1:]]
     if view is None:
-        return (rows.reshape(groups) * others.unsqueeze(1)).sum(axis=2).flatten()
-    out, out_view = _outputs(rows.shape[:1], rows.dtype)
-    np.einsum("ckn,cn->ck", view.reshape(groups), np.from_dlpack(others), out=out_view.reshape(len(others), -1))
+        return (rows.reshape(groups) * (others * weights).unsqueeze(1)).sum(axis=2).flatten()
+    view, sums = view.reshape(groups), np.from_dlpack(out).reshape(groups[:2])
+    factors, loops = np.from_dlpack(others), compiled_loops()
+    if loops is not None:
+        loops.weighted_products(view, factors, np.from_dlpack(weights), sums)
+    else:
+        np.einsum("ckn,cn->ck", view, factors * np.from_dlpack(weights), out=sums)
     return out
 
 

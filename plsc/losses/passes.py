@@ -164,11 +164,14 @@ class ByLogits(SecondPass):
         index, shard, radial = self._work.index, self._work.shard, self._work.rows.radial
         own_parts = self._own.term * self._own.product
         self._terms, self._parts = index.spread(self._own.term), index.spread(own_parts)
-        self._sums = RowSums(self._own.row) if shard.subcenters > 1 else None
-        self._own_sums = None if self._sums is None else self._sums.totals(own_parts * self._row_factor)
         if self._spread is not None:
             self._x = self._work.precision.operand(self._spread.with_row(self._x.values))
-        self._plain = shard.split_by_chunk(paddle.full([shard.size], self._l2, self._row_factor.dtype))
+        plain = paddle.full([shard.size], self._l2, self._row_factor.dtype)
+        self._sums: list[paddle.Tensor] = []  # memory, by class
+        if radial is not None and shard.size and self._work.is_by_class:
+            plain = add(plain, multiply(radial, self._own_sums(own_parts * self._row_factor)))
+            self._sums = shard.split_by_chunk(paddle.empty_like(plain))
+        self._plain = shard.split_by_chunk(plain)
         self._radial = None if radial is None else shard.split_by_chunk(radial)
 
     def _gradients(self, k: int) -> Gradients:
@@ -197,20 +200,20 @@ class ByLogits(SecondPass):
         if self._radial is None:
             return self._plain[k]
         if isinstance(products, Nearest):
-            sums = self._sums_of_classes(k, e, products)
+            # e is 0 where a row is not the nearest of its class; the targets' part is in `_plain`.
+            sums = row_products_of_groups(e, products.cosine, weights=self._row_factor, out=self._sums[k])
+            sums = multiply(sums, self._work.rows.weight[k])
         else:
             parts = multiply(e, products)
             self._work.index.add_(k, parts, self._parts)
             sums = matmul(parts, self._row_factor)
         return add(self._plain[k], multiply(self._radial[k], sums))
 
-    def _sums_of_classes(self, k: int, e: paddle.Tensor, nearest: Nearest) -> paddle.Tensor:
-        """The sums [B] of t_n e_cn r_cn over the samples; e is 0 where a row is not the nearest of its class."""
-        work = self._work
-        sums = multiply(row_products_of_groups(e, nearest.cosine * self._row_factor), work.rows.weight[k])
-        assert self._sums is not None
-        self._sums.add_(sums, self._own_sums, first=k * work.shard.chunk_rows)
-        return sums
+    def _own_sums(self, values: paddle.Tensor) -> paddle.Tensor:
+        """[S]: of each row the sum of the values [G] of the samples whose class it is."""
+        sums, out = RowSums(self._own.row), paddle.zeros([self._work.shard.size], values.dtype)
+        sums.add_(out, sums.totals(values))
+        return out
 
     def _complete_bias(self, gradient: paddle.Tensor) -> None:
         pass

@@ -21,7 +21,8 @@ from plsc.losses.storage import BFloat16Rows, Buffer, Rounding, Rows, RowStore, 
 from plsc.utils.ranges import Range
 
 # Rows worked on at a time. On a CPU a chunk's logits and a block's rows, state and gradient stay in the second-level
-# cache (2 MB) between the passes over them; on a GPU the number of kernel launches decides.
+# cache (2 MB) between the passes over them; on a GPU the number of kernel launches decides. Of sub-centers a chunk on a
+# CPU has as many classes, since most passes take one number a class.
 CHUNK_ROWS = {"cpu": 2048, "gpu": 65536}
 BLOCK_ROWS = {"cpu": 128, "gpu": 65536}
 # Logits of a chunk at most, so that what a chunk needs for the time being is bounded for a large batch too: 256 MiB of
@@ -183,7 +184,7 @@ class Shard:
         self.dtype = paddle.float32 if stores["weight"][0].rounds else kept.dtype
         self.place = paddle.empty([0]).place if self.location.is_apart else kept.place
         self._device = "gpu" if self.place.is_gpu_place() else "cpu"
-        self.chunk_rows, self.block_rows = self._whole(CHUNK_ROWS[self._device]), BLOCK_ROWS[self._device]
+        self.chunk_rows, self.block_rows = self._most_rows(), BLOCK_ROWS[self._device]
         self._zeros = paddle.zeros([self.block_rows], self.dtype)
         self.ones = paddle.ones([self.width], self.dtype)
         self._copied = {name: [self._is_copied(store) for store in each] for name, each in stores.items()}
@@ -247,9 +248,13 @@ class Shard:
     def fit(self, samples: int) -> None:
         """Choose the rows of a chunk for batches of up to so many samples."""
         most = max(CHUNK_LOGITS[self._device] // samples, _LEAST_CHUNK)
-        self.chunk_rows = self._whole(min(CHUNK_ROWS[self._device], most))
+        self.chunk_rows = min(self._most_rows(), self._whole(most))
         self.block_rows = min(BLOCK_ROWS[self._device], most)
         self._forget_chunks()
+
+    def _most_rows(self) -> int:
+        rows = CHUNK_ROWS[self._device]
+        return self._whole(rows) if self._device == "gpu" else rows * self.subcenters
 
     def _whole(self, rows: int) -> int:
         """So many rows at most, of whole classes."""

@@ -1,7 +1,8 @@
 """Loops over numbers, which Numba compiles: one pass over memory where NumPy needs several.
 
-A caller asks for `compiled_loops()`, and has a form in NumPy for where Numba is not installed; both give the same bits.
-A compiled loop does not check its indices: the caller answers for the shapes.
+A caller asks for `compiled_loops()`, and has a form in NumPy for where Numba is not installed. Both give the same bits,
+but for `weighted_products`, whose sums NumPy makes in another order. A compiled loop does not check its indices: the
+caller answers for the shapes.
 
 b rows of D numbers; M classes of K rows of G numbers.
 """
@@ -114,11 +115,23 @@ def greatest(rows: Any, scale: Any, best: Any, which: Any) -> None:
 def spread_over(values: Any, which: Any, scale: Any, out: Any) -> None:
     """values [M, G] times scale [M, K] in the rows that `greatest` found, 0 in the others: [M, K, G]."""
     for i in range(out.shape[0]):
+        given, found = values[i], which[i]
         for k in range(out.shape[1]):
-            factor = scale[i, k]
-            zero = factor * 0  # of its type
-            for n in range(out.shape[2]):
-                out[i, k, n] = (factor if which[i, n] == k else zero) * values[i, n]
+            row, factor, number = out[i, k], scale[i, k], np.uint8(k)
+            zero = scale.dtype.type(0)
+            for n in range(len(row)):
+                row[n] = factor * given[n] if found[n] == number else zero
+
+
+def weighted_products(rows: Any, others: Any, weights: Any, out: Any) -> None:
+    """The sums over n of rows [M, K, G], others [M, G] and weights [G] multiplied: [M, K]."""
+    for i in range(out.shape[0]):
+        other = others[i]
+        for k in range(out.shape[1]):
+            row, total = rows[i, k], rows.dtype.type(0)
+            for n in range(len(row)):
+                total += row[n] * (other[n] * weights[n])
+            out[i, k] = total
 
 
 _LOOPS: tuple[Callable[..., None], ...] = (
@@ -129,7 +142,10 @@ _LOOPS: tuple[Callable[..., None], ...] = (
     round_to_int8,
     greatest,
     spread_over,
+    weighted_products,
 )
+# Allows several numbers at once in a sum.
+_ANY_ORDER = {"reassoc", "contract"}
 
 
 @functools.cache
@@ -146,7 +162,8 @@ def compiled_loops() -> SimpleNamespace | None:
         return None
 
     def compiled(loop: Callable[..., None], **options: Any) -> Callable[..., None]:
-        found: Callable[..., None] = numba.njit(loop, nogil=True, **options)
+        order = _ANY_ORDER if loop is weighted_products else False
+        found: Callable[..., None] = numba.njit(loop, nogil=True, fastmath=order, **options)
         return found
 
     try:

@@ -22,6 +22,16 @@ report_uncaught()
 def note(*words):
     with open("notes", "a") as file:
         file.write(" ".join(map(str, (rank, *words))) + "\\n")
+
+# As in training, no rank leaves before the others have saved, and then none heeds signals: Paddle's launcher sends
+# them to the ranks that run when one has left.
+def leave_together(name="saved"):
+    open(f"{name}.{rank}", "w").close()
+    while not all(os.path.exists(f"{name}.{other}") for other in (0, 1)):
+        time.sleep(0.01)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(75)
 """
 
 

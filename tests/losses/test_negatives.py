@@ -205,17 +205,26 @@ def test_the_greatest_row_of_each_group_is_found_and_spread_over_it(monkeypatch,
     finite = ~np.isnan(groups).any(axis=1)
     np.testing.assert_array_equal(np.asarray(which)[finite], groups.argmax(axis=1)[finite])
 
+    # As it is where they are used: the memory of an earlier result, and of the rows.
+    again, numbers = ops.greatest(paddle.to_tensor(rows), scale=paddle.to_tensor(scale), group=group, out=(best, which))
+    np.testing.assert_array_equal(again.numpy(), groups.max(axis=1))
+    np.testing.assert_array_equal(np.asarray(numbers), np.asarray(which))
+
     values = rng.standard_normal((classes, 5)).astype(dtype)
     expected = np.zeros(groups.shape, dtype)
     np.put_along_axis(expected, np.asarray(which, np.int64)[:, None], values[:, None], axis=1)
     expected *= scale.reshape(classes, group, 1)
-    found = ops.spread_over(paddle.to_tensor(values), which, scale=paddle.to_tensor(scale))
-    np.testing.assert_array_equal(found.numpy().reshape(groups.shape), expected)
+    for out in (None, paddle.full([classes * group, 5], np.nan, dtype)):
+        found = ops.spread_over(paddle.to_tensor(values), which, scale=paddle.to_tensor(scale), out=out)
+        np.testing.assert_array_equal(found.numpy().reshape(groups.shape), expected)
 
-    others = rng.standard_normal((classes, 5)).astype(dtype)
-    sums = ops.row_products_of_groups(found, paddle.to_tensor(others)).numpy()
+    others, weights = rng.standard_normal((classes, 5)).astype(dtype), rng.standard_normal(5).astype(dtype)
+    out = paddle.full([classes * group], np.nan, dtype)
+    sums = ops.row_products_of_groups(found, paddle.to_tensor(others), weights=paddle.to_tensor(weights), out=out)
+    sums = sums.numpy()
     by_loops = [
-        [sum(map(np.multiply, row.tolist(), other.tolist())) for row in rows] for rows, other in zip(expected, others)
+        [sum(a * b * w for a, b, w in zip(row.tolist(), other.tolist(), weights.tolist())) for row in rows]
+        for rows, other in zip(expected, others)
     ]
     np.testing.assert_allclose(sums.reshape(classes, group), by_loops, rtol=1e-5, atol=1e-6)
 

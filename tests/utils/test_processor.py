@@ -135,8 +135,10 @@ def test_a_number_of_threads_is_the_users_or_that_of_paddle(monkeypatch, omp, mk
         if value:
             monkeypatch.setenv(name, value)
     environment = {"PATH": os.environ["PATH"], **dict([started_with.split("=")] if started_with else [])}
-    with subprocess.Popen([sys.executable, "-c", "input()"], env=environment, stdin=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
+            process.stdout.readline()  # its environment is there to be read once it runs
             monkeypatch.setattr(os, "getpid", lambda: process.pid)
             assert threads_of_user(process.pid if is_launched else None) == expected
         finally:

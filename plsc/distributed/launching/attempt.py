@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-from plsc.distributed.launching.causes import Cause, End, first_cause
+from plsc.distributed.launching.causes import Cause, End, first_cause, likely_order
 from plsc.distributed.launching.logs import LogFolder
 from plsc.distributed.launching.processes import RankProcess, ranks_of
 from plsc.distributed.launching.reports import REPORT_DIR, SAVED, read_endings, read_position
@@ -113,8 +113,7 @@ class Attempt:
         noted = {end.process for end in self._ends}
         ended = [rank for rank in self._ranks.values() if rank not in noted and not rank.is_alive]
         ends = [End(rank, rank.exit_code()) for rank in ended]
-        # Of ranks that end within one look, one that was killed is rather the cause than the consequence.
-        self._ends += sorted(ends, key=lambda end: end.code != -signal.SIGKILL)
+        self._ends += likely_order(ends)
 
     def _end_orphans(self) -> None:
         """End ranks whose launcher is gone, as after SIGKILL. The older launcher forgets them on SIGTERM, too."""

@@ -73,6 +73,15 @@ def first_cause(ends: list[End], logs: LogFolder) -> Cause | None:
     return _reported(faults[0], ends, logs) if faults else None
 
 
+def likely_order(ends: list[End]) -> list[End]:
+    """The ranks that ended within one look, causes before consequences.
+
+    One that was killed is rather a cause. One that SIGTERM ended is rather a consequence: Paddle's launcher sends it to
+    the others after a rank has failed.
+    """
+    return sorted(ends, key=lambda end: (end.code != -signal.SIGKILL, end.code == -signal.SIGTERM))
+
+
 def _killed(end: End, logs: LogFolder) -> Cause:
     how = "ended without a word, as if it had been killed"
     if end.code is not None:

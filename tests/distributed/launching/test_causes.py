@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plsc.distributed.launching.causes import End, first_cause
+from plsc.distributed.launching.causes import End, first_cause, likely_order
 from plsc.distributed.launching.logs import LogFolder, last_error
 from plsc.distributed.launching.processes import RankProcess
 from plsc.distributed.launching.reports import REPORT_DIR, report_end
@@ -70,6 +70,11 @@ def test_a_rank_that_is_complete_is_no_fault(logs, report):
     assert first_cause([end(0, None), end(1, 0)], logs) is None
     report(1, ValueError("at the end"))
     assert first_cause([end(0, None), end(1, 1)], logs).text == "rank 1: ValueError: at the end"
+
+
+def test_of_ranks_that_ended_at_the_same_time_a_killed_one_is_the_first_and_one_that_was_stopped_the_last():
+    ends = [end(rank, code) for rank, code in enumerate((-15, 1, None, -9, -15, -11))]
+    assert [found.process.rank for found in likely_order(ends)] == [3, 1, 2, 5, 0, 4]
 
 
 @pytest.mark.parametrize("code, is_fault", [(-15, False), (-2, False), (-11, True), (1, True)])

@@ -29,7 +29,7 @@ while not leave.asked:
 time.sleep(1.5)  # saving; further signals would be noted
 report_position(7)
 report_end(SystemExit(75))
-sys.exit(75)
+leave_together()
 """
 
 
@@ -200,11 +200,7 @@ def test_ranks_that_ask_for_it_are_started_again_at_once(tmp_path):
         report_position(start)
         time.sleep(0.5)
         report_position(min(start + 1, 2))
-        # As in training, no rank leaves before the others have saved: Paddle's launcher then ends those that run.
-        open(f"saved{start}.{rank}", "w").close()
-        while not all(os.path.exists(f"saved{start}.{other}") for other in (0, 1)):
-            time.sleep(0.01)
-        sys.exit(75)
+        leave_together(f"saved{start}")
         """,
         *("--backoff", 60, "--restarts", 0),
     )
