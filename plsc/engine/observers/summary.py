@@ -93,5 +93,6 @@ def describe_data(records: Records) -> str:
         return text
     counts = np.bincount(labels)
     counts = counts[counts > 0]
-    spread = f"{counts.min()} to {counts.max()} of each, median {np.median(counts):g}"
+    least, most = counts.min(), counts.max()
+    spread = f"{least} of each" if least == most else f"{least} to {most} of each, median {np.median(counts):g}"
     return f"{text} of {counted(len(counts), 'class')}, {spread}"

@@ -30,6 +30,8 @@ def test_images_per_class_are_told_without_reading_an_image():
     assert describe_data(records) == "training data: 6 images"
     records.labels = records._known  # as of a source that knows them; no image has class 1 or 2
     assert describe_data(records) == "training data: 6 images of 3 classes, 1 to 3 of each, median 2"
+    records.labels = [0, 0, 1, 1]
+    assert describe_data(records).endswith(" of 2 classes, 2 of each")
 
 
 @pytest.fixture
