@@ -10,7 +10,7 @@ from plsc.checkpoint import MANIFEST, Checkpoint, is_copy, list_checkpoints
 from plsc.config import Config
 from plsc.engine.about import About
 from plsc.errors import CheckpointError, ConfigError
-from plsc.utils.hints import setter
+from plsc.utils.hints import flag_of, setter
 from plsc.utils.locations import is_remote
 
 # Where the run begins and saves is given by what it is resumed from.
@@ -120,5 +120,5 @@ def _check_paths(values: dict[str, Any], given: dict[str, Any], found: Path) -> 
         if not path.is_absolute() and not path.exists():
             raise ConfigError(
                 f"{name}: '{place}' of {found} is relative to the folder in which the run was started, and is not in "
-                f"{Path.cwd()}; start there, or give the present place: {setter(name)}"
+                f"{Path.cwd()}; start there, or give the present place: {flag_of(name)}"
             )

@@ -17,6 +17,7 @@ from plsc.engine.observers.best import Best, better
 from plsc.engine.observers.metrics_file import METRICS_FILE
 from plsc.models.base_model import network_name
 from plsc.models.complexity import count_parameters
+from plsc.utils.hints import flag_of
 from plsc.utils.plural import counted
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Summary(Observer):
         folder = Path(self._run.config.model_save_dir)
         log.info("checkpoints: %s, the newest %s; measurements: %s", folder, self._saved.name, folder / METRICS_FILE)
         place = shlex.quote(str(folder))
-        log.info("next: plsc report %s, or plsc export --checkpoint-dir %s --to model", place, place)
+        log.info("next: plsc report %s, or plsc export %s %s --to model", place, flag_of("checkpoint_dir"), place)
 
 
 def describe_data(records: Records) -> str:
