@@ -83,7 +83,8 @@ class Summary(Observer):
         folder = Path(self._run.config.model_save_dir)
         log.info("checkpoints: %s, the newest %s; measurements: %s", folder, self._saved.name, folder / METRICS_FILE)
         place = shlex.quote(str(folder))
-        log.info("next: plsc report %s, or plsc export %s %s --to model", place, flag_of("checkpoint_dir"), place)
+        export = f"plsc export {flag_of('checkpoint_dir')} {place} {flag_of('to')} model"
+        log.info("next: plsc report %s, or %s", place, export)
 
 
 def describe_data(records: Records) -> str:
