@@ -119,7 +119,7 @@ def changed(old, new):
         ("100 个字符", "100 万个字符", "numbers"),
         ("train_epochs: 4\n", "train_epochs: 5\n", "code blocks"),
         ("```sh\nplsc train --config run.yaml\n```\n", "", "code blocks"),
-        ("`--auto-resume`", "`--auto`", "code in lines"),
+        ("`plsc train --resume`", "`--auto`", "code in lines"),
         ("(recipes.md)", "(data.md)", "links"),
         ("(data.md#命令)", "(data.md#速度)", "links"),
     ],
