@@ -254,6 +254,42 @@ def test_the_line_of_curl_does_the_same(browser, complete, files):
 
 
 @pytest.mark.server
+def test_two_files_may_be_dropped_and_removed(browser, complete):
+    page = Page(browser, complete)
+    browser.driver.execute_script(DROP, page.at("main"))
+    names = browser.driver.find_elements("css selector", ".file-name")
+    assert [name.text for name in names] == ["a.png", "b.png"]
+    page.at(".slot .remove").click()
+    assert [name.text for name in names] == ["No image", "b.png"]
+    assert browser.driver.execute_script("return document.activeElement.id") == "file-1"
+    assert page.act("verify") == "Choose two images first."
+    page.check_quiet()
+
+
+# Files that are dropped beside the places for images.
+DROP = """
+const dropped = new DataTransfer();
+for (const name of ["a.png", "b.png"]) dropped.items.add(new File(["x"], name));
+const event = new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: dropped });
+arguments[0].dispatchEvent(event);
+"""
+
+
+@pytest.mark.server
+def test_a_phone_is_offered_its_camera(browser, complete, files):
+    page = Page(browser, complete)
+    camera = page.at("#camera-1")
+    assert camera.get_attribute("capture") and not page.at(".camera").is_displayed()
+    browser.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    try:
+        browser.wait(page.at(".camera").is_displayed)
+        camera.send_keys(str(files[0]))
+        assert page.at(".file-name").text == files[0].name
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
+@pytest.mark.server
 def test_the_key_is_asked_for_and_stored_nowhere(browser, strict, files):
     from selenium.webdriver import Keys
 
