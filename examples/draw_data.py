@@ -18,10 +18,14 @@ from plsc.data.convert.conversion import convert
 from plsc.data.sources.glyphs import GlyphRecords, glyph_verification_set
 
 
-def glyphs(first: int, classes: int, images: int, seed: int = 0) -> GlyphRecords:
+def draw_folders(folder: Path, first: int, classes: int, images: int, seed: int) -> None:
+    """Class folders with `images` images in the first class, and fewer in others, down to half."""
     records = GlyphRecords(classes, images, image_size=32, first_identity=first, seed=seed)
-    records.class_names = [f"product_{first + number:03d}" for number in range(classes)]
-    return records
+    for label in range(classes):
+        path = folder / f"product_{first + label:03d}"
+        path.mkdir(parents=True)
+        for number in range(images - label % (images // 2 + 1)):
+            cv2.imwrite(str(path / f"{number:02d}.png"), cv2.cvtColor(records.draw(label, number), cv2.COLOR_RGB2BGR))
 
 
 def draw_zip(path: Path, first: int, classes: int, drawers: int) -> None:
@@ -40,15 +44,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("example_data"), help="folder to write; must not exist")
     parser.add_argument("--classes", type=int, default=40, help="of each set, an even number")
-    parser.add_argument("--images", type=int, default=20, help="of each class")
+    parser.add_argument("--images", type=int, default=12, help="of a class, at most")
     parser.add_argument("--pairs", type=int, default=400, help="of each verification set, a multiple of 20")
     options = parser.parse_args()
     output, classes, images = options.output, options.classes, options.images
     if output.exists():
         parser.error(f"{output} exists and is not overwritten; choose another folder with --output")
     output.mkdir(parents=True)
-    convert(glyphs(0, classes, images), output / "products", to="folders")
-    convert(glyphs(classes // 2, classes, images, seed=1), output / "new_products", to="folders")
+    draw_folders(output / "products", 0, classes, images, seed=0)
+    draw_folders(output / "new_products", classes // 2, classes, images, seed=1)
 
     convert(GlyphRecords(classes, images, image_size=32), output / "faces", to="rec")
     unseen = {"num_identities": classes, "num_pairs": options.pairs}

@@ -29,7 +29,6 @@ def main() -> None:
     entry = Entry()
     entry.set_dataset_dir(options.folder)
     entry.set_val_targets(",".join(sets))
-    entry.set_keep_best(f"{sets[0]}.accuracy")
     entry.set_model_name(options.network)
     entry.set_image_shape((3, options.size, options.size))
     entry.set_emb_size(128)
@@ -48,7 +47,9 @@ def main() -> None:
     results = entry.test()
     print(f"{'set':12} {'pairs':>6} {'accuracy':>9} {'threshold':>10} {'AUC':>6}")
     for name in sets:
-        pairs, accuracy, threshold, auc = (results[f"{name}/{key}"] for key in ("pairs", "accuracy", "threshold", "auc"))
+        pairs, accuracy, threshold, auc = (
+            results[f"{name}/{key}"] for key in ("pairs", "accuracy", "threshold", "auc")
+        )
         print(f"{name:12} {pairs:6.0f} {accuracy:9.3f} {threshold:10.3f} {auc:6.3f}")
 
 

@@ -1,7 +1,7 @@
 """Train on a kind of data of your own: images and their classes in an SQLite database.
 
-    python examples/own_data.py DATABASE
-    python examples/own_data.py DATABASE --fill FOLDER    # first writes the images of class folders to it
+python examples/own_data.py DATABASE
+python examples/own_data.py DATABASE --fill FOLDER    # first writes the images of class folders to it
 """
 
 import argparse

@@ -36,7 +36,9 @@ class Webhook(Observer):
         self.tell(event="end", error=None if error is None else str(error), **results)
 
     def tell(self, **message: object) -> None:
-        finite = {name: value for name, value in message.items() if not isinstance(value, float) or math.isfinite(value)}
+        finite = {
+            name: value for name, value in message.items() if not isinstance(value, float) or math.isfinite(value)
+        }
         text = json.dumps(finite)
         if not self.url:
             print(text)

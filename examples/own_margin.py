@@ -13,6 +13,7 @@ import numpy as np
 import paddle
 
 from plsc import Entry, open_records
+from plsc.utils.ranges import Range
 
 
 class RareClassMargin:
@@ -27,8 +28,8 @@ class RareClassMargin:
     def __init__(self, largest: float = 0.4) -> None:
         self.largest = largest
 
-    def set_class_counts(self, counts: np.ndarray, classes: range) -> None:
-        """Called once with the images of each class, [C], before the first step."""
+    def set_class_counts(self, counts: np.ndarray, classes: Range) -> None:
+        """Called once, before the first step, with the images of each class, [C], and the classes of this rank."""
         weights = np.maximum(counts, 1.0) ** -0.25
         self._margins = paddle.to_tensor(self.largest * weights / weights.max(), dtype="float32")
 

@@ -25,7 +25,6 @@ def main() -> None:
     entry = Entry()
     entry.set_dataset_dir(options.folder)
     entry.set_val_split(0.2)
-    entry.set_keep_best("val.top1")
     entry.set_class_balanced(True)  # products with few images come as often as those with many
     entry.set_model_name(options.network)
     entry.set_image_shape((3, options.size, options.size))
