@@ -9,6 +9,7 @@ alphabet, one image of each by one drawer is known, one by another drawer is ask
 
 import argparse
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,12 @@ from plsc import Entry
 class Characters:
     """The images of a zip, in memory. Training takes any object with len(), [i] -> (image, label) and class_names."""
 
-    def __init__(self, path: Path, without: "Characters | None" = None) -> None:
-        self.class_names, self.items, known = [], [], set(without.class_names if without else ())
+    def __init__(self, path: Path, without: Sequence[str] = ()) -> None:
+        self.class_names, self.items = [], []
         with zipfile.ZipFile(path) as archive:
             for file in sorted(archive.namelist()):
-                if not file.endswith(".png"):
-                    continue
                 name = "/".join(file.split("/")[-3:-1])  # alphabet/character
-                if name in known:
+                if not file.endswith(".png") or name in without:
                     continue
                 if name not in self.class_names[-1:]:
                     self.class_names.append(name)
@@ -64,7 +63,7 @@ def main() -> None:
     parser.add_argument("--ways", type=int, default=20)
     options = parser.parse_args()
     seen = Characters(options.omniglot / "images_background_small1.zip")
-    unseen = Characters(options.omniglot / "images_background_small2.zip", without=seen)
+    unseen = Characters(options.omniglot / "images_background_small2.zip", without=seen.class_names)
 
     entry = Entry()
     entry.train_dataset = seen

@@ -4,11 +4,14 @@
 
 It writes example_data/ with
     products/, new_products/  class folders; half of the classes are in both
+    products.sqlite           the images of products/ in a table, for own_data.py
     faces/                    RecordIO, with two verification sets of other classes
     omniglot/                 two zips of characters, as those of https://github.com/brendenlake/omniglot
 """
 
 import argparse
+import contextlib
+import sqlite3
 import zipfile
 from pathlib import Path
 
@@ -26,6 +29,13 @@ def draw_folders(folder: Path, first: int, classes: int, images: int, seed: int)
         path.mkdir(parents=True)
         for number in range(images - label % (images // 2 + 1)):
             cv2.imwrite(str(path / f"{number:02d}.png"), cv2.cvtColor(records.draw(label, number), cv2.COLOR_RGB2BGR))
+
+
+def write_database(path: Path, folder: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE images(name TEXT, image BLOB)")
+        rows = ((file.parent.name, file.read_bytes()) for file in sorted(folder.glob("*/*.png")))
+        connection.executemany("INSERT INTO images VALUES (?, ?)", rows)
 
 
 def draw_zip(path: Path, first: int, classes: int, drawers: int) -> None:
@@ -52,6 +62,7 @@ def main() -> None:
         parser.error(f"{output} exists and is not overwritten; choose another folder with --output")
     output.mkdir(parents=True)
     draw_folders(output / "products", 0, classes, images, seed=0)
+    write_database(output / "products.sqlite", output / "products")
     draw_folders(output / "new_products", classes // 2, classes, images, seed=1)
 
     convert(GlyphRecords(classes, images, image_size=32), output / "faces", to="rec")

@@ -1,12 +1,14 @@
 """Train on a kind of data of your own: images and their classes in an SQLite database.
 
-python examples/own_data.py DATABASE
-python examples/own_data.py DATABASE --fill FOLDER    # first writes the images of class folders to it
+    python examples/own_data.py DATABASE
+
+DATABASE is a file as examples/draw_data.py writes one, products.sqlite.
 """
 
 import argparse
 import os
 import sqlite3
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,8 @@ from plsc.data.sources import register_source
 class SqliteRecords(Records):
     """The table images(name TEXT, image BLOB), whose images are files as bytes; a class is a name.
 
-    Reader processes are forked, and a connection must not be used in a process that did not open it. So each process
-    opens its own, when it reads its first image.
+    Reader processes are forked, and a connection must be used, and closed, only by the process and the thread that
+    opened it. So each opens its own, when it reads its first image, and keeps those of others open.
     """
 
     format = "SQLite"
@@ -48,32 +50,21 @@ class SqliteRecords(Records):
         return f"{self.path}, row {self._rows[index]}"
 
     def _query(self, text: str, *values: int) -> list[tuple]:
-        if os.getpid() not in self._connections:
-            connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
-            self._connections = {os.getpid(): connection, **self._connections}
-        return self._connections[os.getpid()].execute(text, values).fetchall()
+        place = os.getpid(), threading.get_ident()
+        if place not in self._connections:
+            self._connections[place] = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
+        return self._connections[place].execute(text, values).fetchall()
 
-
-def fill(path: Path, folder: Path) -> None:
-    images = open_records(folder)
-    with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE images(name TEXT, image BLOB)")
-        rows = ((images.class_names[label], image) for image, label in images)
-        connection.executemany("INSERT INTO images VALUES (?, ?)", rows)
-    connection.close()
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_connections": {}}  # for a process that gets the object by pickle
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("database", type=Path)
-    parser.add_argument("--fill", type=Path, help="class folders to write to the database, which must not exist")
+    parser.add_argument("database", type=Path, nargs="?", default=Path("example_data/products.sqlite"))
     parser.add_argument("--output", type=Path, default=Path("example_output/own_data"))
     parser.add_argument("--epochs", type=int, default=6)
     options = parser.parse_args()
-    if options.fill and options.database.exists():
-        parser.error(f"{options.database} exists and is not overwritten; leave out --fill")
-    if options.fill:
-        fill(options.database, options.fill)
 
     entry = Entry()
     entry.set_dataset_dir(options.database)  # the suffix says which class opens it
