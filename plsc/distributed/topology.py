@@ -115,6 +115,9 @@ def _connect(rank_timeout: float) -> None:
     if rank_timeout:
         # Milliseconds; of NCCL only, and for its own log: the ranks' watch is what ends a job.
         os.environ.setdefault("PADDLE_PG_TIMEOUT", str(int((rank_timeout + 1.0) * 60_000)))
+    if _meet_on_loopback():
+        # Gloo would look for the interface by the machine's name, which has no address in some containers.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     names = ("PADDLE_MASTER", "PADDLE_TRAINER_ENDPOINTS")
     where = ", ".join(f"{name} is {os.environ[name]!r}" for name in names if name in os.environ)
     try:
@@ -125,6 +128,11 @@ def _connect(rank_timeout: float) -> None:
             f"the ranks cannot be connected: {reason}; {where or 'no address is in the environment'}; every machine "
             f"must resolve and reach the addresses: correct --master or --ips of python -m paddle.distributed.launch"
         ) from error
+
+
+def _meet_on_loopback() -> bool:
+    endpoints = os.environ.get("PADDLE_TRAINER_ENDPOINTS", "")
+    return bool(endpoints) and all(endpoint.startswith("127.") for endpoint in endpoints.split(","))
 
 
 def use_threads(threads: int | Literal["auto"], topology: Topology) -> None:

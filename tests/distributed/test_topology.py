@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import paddle
 import pytest
 
+from plsc.distributed.launching.launcher import PADDLE_LAUNCHER
 from plsc.distributed.topology import Topology, devices_asked_of_launcher, init_topology, place_from_environment
 from plsc.errors import DistributedError
 from tests._support.images import CLASSES
@@ -65,6 +68,30 @@ def test_an_address_that_does_not_resolve_is_named(monkeypatch):
     )
     with pytest.raises(DistributedError, match=message):
         init_topology()
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_ranks_meet_where_the_name_of_the_machine_has_no_address(tmp_path):
+    """As in containers without a network."""
+    rename = ["unshare", "--uts", "sh", "-c", 'hostname no-address.invalid && exec "$@"', "sh"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*rename, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("needs the right to give the machine another name")
+    script = tmp_path / "join.py"
+    script.write_text(
+        "import paddle\n"
+        "from plsc.distributed.topology import init_topology\n"
+        "init_topology()\n"
+        "total = paddle.ones([1])\n"
+        "paddle.distributed.all_reduce(total)\n"
+        "print('sum', total.item())\n"
+    )
+    command = [*rename, sys.executable, "-m", PADDLE_LAUNCHER, "--devices", "cpu", "--nproc_per_node", 2]
+    _, output = run([*command, "--log_dir", tmp_path / "log", script], log_dir=tmp_path / "log", cwd=tmp_path)
+    assert output.count("sum 2.0") >= 1
 
 
 @pytest.mark.ranks
