@@ -8,6 +8,7 @@ The address is then that of the environment variable WEBHOOK_URL.
 """
 
 import argparse
+import http.client
 import json
 import math
 import os
@@ -47,7 +48,7 @@ class Webhook(Observer):
         try:
             with urllib.request.urlopen(request, timeout=10):
                 self.sent += 1
-        except OSError as error:  # an exception would stop the training
+        except (OSError, http.client.HTTPException) as error:  # an exception would stop the training
             print(f"{self.url}: {error}; not sent: {text}")
 
 

@@ -3,7 +3,8 @@
     python examples/own_margin.py FOLDER
 
 The margin is that of LDAM (Cao et al., NeurIPS 2019), on the cosine: cos - m_c with m_c proportional to n_c^(-1/4) for
-the n_c images of class c, and `largest` for the rarest class. The scale is that of the run.
+the n_c images of class c, and `largest` for the rarest class. The scale is that of the run. A built-in margin of this
+kind, on the angle: set_loss_type("dist_dynamic_margin").
 """
 
 import argparse

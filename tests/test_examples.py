@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 
 import plsc
@@ -212,6 +213,17 @@ def test_own_margin(example):
     assert "RareClassMargin" in json.dumps(Checkpoint("example_output/own_margin").about)
 
 
+def test_own_margin_is_that_of_its_formula():
+    margin = runpy.run_path(str(EXAMPLES / "own_margin.py"))["RareClassMargin"](0.4)
+    counts, labels = np.array([16, 1, 81, 0]), [2, 0, 1, 3, 2]
+    margin.set_class_counts(counts, range(4))
+    cosines = np.linspace(-0.9, 0.9, len(labels))
+    psi, by_cosine = margin(paddle.to_tensor(cosines), paddle.ones([5]), paddle.to_tensor(labels))
+    for value, cosine, label in zip(psi.tolist(), cosines, labels):
+        assert value == pytest.approx(cosine - 0.4 * max(int(counts[label]), 1) ** -0.25, abs=1e-7)
+    assert by_cosine.tolist() == [1.0] * 5
+
+
 def test_own_data(example, monkeypatch):
     lines = example("own_data", "--epochs", 1)
     images, folders = plsc.open_records("example_data/products.sqlite"), plsc.open_records("example_data/products")
@@ -342,4 +354,5 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
         r"(\d+) of (\d+) images found their class; everything is in (\S+)", output
     ).groups()
     assert int(right) <= int(asked) == 10
+    assert shape_of(rows()["first_run.ipynb"][1]).startswith("# of # images found their class; everything is in ")
     assert {"data", "gallery", "images", "model", "output"} == set(os.listdir(folder))
