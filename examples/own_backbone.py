@@ -31,9 +31,10 @@ class SeparableNet(BaseModel):
 
     def __init__(self, emb_dim: int = 64, image_shape: tuple[int, int, int] = (3, 32, 32)) -> None:
         super().__init__(emb_dim)
-        self.stem = nn.Conv2D(image_shape[0], 16, 3, padding=1, bias_attr=False)
-        self.stages = nn.Sequential(separable(16, 32), separable(32, 64), separable(64, 128))
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2D(1), nn.Flatten(), nn.Linear(128, emb_dim))
+        self.stem = nn.Sequential(nn.Conv2D(image_shape[0], 32, 3, padding=1), nn.BatchNorm2D(32), nn.ReLU())
+        self.stages = nn.Sequential(separable(32, 64), separable(64, 128), separable(128, 128))
+        side = [-(-length // 8) for length in image_shape[1:]]  # each stage halves it, rounded up
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(128 * side[0] * side[1], emb_dim), nn.BatchNorm1D(emb_dim))
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         return self.head(self.stages(self.stem(images)))

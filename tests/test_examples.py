@@ -201,9 +201,9 @@ def test_finetune(products, example):
 
 def test_own_backbone(example):
     lines = example("own_backbone", "--epochs", 1)
-    assert "SeparableNet: 21,344 parameters" in lines
+    assert "SeparableNet: 162,336 parameters" in lines
     assert lines[-1].endswith("[1, 64]")
-    assert saved("own_backbone", "backbone.stem.weight").shape == (16, 3, 3, 3)
+    assert saved("own_backbone", "backbone.stem.0.weight").shape == (32, 3, 3, 3)
 
 
 def test_own_margin(example):
