@@ -13,8 +13,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from plsc.config import Config
-from plsc.entry import Entry
 from plsc.errors import (
     CheckpointError,
     ConfigError,
@@ -29,16 +27,17 @@ from plsc.errors import (
     StorageError,
     TrainingError,
 )
-from plsc.models.registry import create_backbone, list_backbones, register_backbone
-from plsc.utils import lazy as _lazy
 from plsc.version import __version__
 
 if TYPE_CHECKING:
+    from plsc.config import Config
     from plsc.data.sources import open_records
     from plsc.data.verification_set import VerificationSet
     from plsc.engine.trainer import Trainer
+    from plsc.entry import Entry
     from plsc.inference.model import load_inference_model
     from plsc.models.base_model import BaseModel
+    from plsc.models.registry import create_backbone, list_backbones, register_backbone
 
 __all__ = [
     "BaseModel",
@@ -66,21 +65,32 @@ __all__ = [
     "register_backbone",
 ]
 
-# Imported at first use, because Paddle takes a second to import and OpenCV a tenth.
+# Imported at first use: Paddle takes a second to import, the settings a quarter and OpenCV a tenth.
 _AT_FIRST_USE = {
     "BaseModel": "plsc.models.base_model",
+    "Config": "plsc.config",
+    "Entry": "plsc.entry",
     "Trainer": "plsc.engine.trainer",
     "VerificationSet": "plsc.data.verification_set",
+    "create_backbone": "plsc.models.registry",
+    "list_backbones": "plsc.models.registry",
     "load_inference_model": "plsc.inference.model",
     "open_records": "plsc.data.sources",
+    "register_backbone": "plsc.models.registry",
 }
+# Subpackages and modules that `import plsc` alone gives.
+_MODULES = ("config", "entry", "loss_types", "models", "utils")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"plsc.{name}")
     if name not in _AT_FIRST_USE:
         raise AttributeError(f"module 'plsc' has no attribute '{name}'")
     if name in ("BaseModel", "Trainer"):
-        _lazy.require_paddle()
+        from plsc.utils.lazy import require_paddle
+
+        require_paddle()
     value = getattr(importlib.import_module(_AT_FIRST_USE[name]), name)
     globals()[name] = value
     return value

@@ -17,7 +17,11 @@ from plsc.cli.main import app
 from plsc.loss_types import LOSSES
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "zh-CN").glob("*.md")),
+]
 
 
 def test_the_page_of_settings_is_that_of_the_configuration():
@@ -25,7 +29,7 @@ def test_the_page_of_settings_is_that_of_the_configuration():
     assert (ROOT / "docs" / "settings.md").read_text() == page, "run python docs/make_settings.py"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_the_pages_name_exist(page):
     named = re.findall(r"`((?:plsc|tests|docs|benchmarks|examples)/[\w/]+\.(?:py|md))`", page.read_text())
     named += re.findall(r"\]\((?!http)([\w./-]+\.md)\)", page.read_text())
@@ -33,7 +37,7 @@ def test_files_that_the_pages_name_exist(page):
         assert (ROOT / name).exists() or (page.parent / name).exists(), f"{page.name} names {name}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_setters_that_the_pages_name_exist(page):
     for setter in re.findall(r"\bset_[a-z_]+(?=[`(])", page.read_text()):
         foreign = ("set_device", "set_flags", "set_num_threads", "set_service_name", "set_value")
@@ -70,7 +74,7 @@ def test_both_readmes_give_the_same_commands():
     assert commands(ROOT / "README.zh-CN.md") == commands(ROOT / "README.md")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_python_blocks_import_exists(page):
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
         for node in ast.walk(ast.parse(block)):
@@ -94,7 +98,7 @@ def plsc_calls(page):
         yield shlex.split(re.split(r"\s#|\s\s+\(|[|>;]", call)[0].replace("'", ""))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_and_flags_that_the_pages_name_exist(page):
     for words in plsc_calls(page):
         command, path = typer.main.get_command(app), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -10,7 +11,7 @@ from typer.core import TyperCommand
 
 from plsc.utils.hints import command_line, flag_of
 from plsc.utils.logging import lossy
-from plsc.utils.names import setting_hint
+from plsc.utils.names import nearest_name, setting_hint
 
 
 def tell(what: Any) -> None:
@@ -31,7 +32,11 @@ class Command(TyperCommand):
         unknown = self._unknown_flags(args)
         if unknown and not ctx.resilient_parsing:
             ctx.fail("\n".join(f"No such option: {flag}{self._hint(flag)}" for flag in unknown))
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message += _near_choice(error.message)
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -62,3 +67,10 @@ class Command(TyperCommand):
     def _hint(self, unknown: str) -> str:
         known = [flag[2:].replace("-", "_") for flag in self._flags(hidden=False) if flag.startswith("--")]
         return setting_hint(unknown[2:].removeprefix("no-"), known, show=flag_of)
+
+
+def _near_choice(message: str) -> str:
+    """' Did you mean 'x'?' behind Typer's "'y' is not one of 'x', 'z'.", or ''."""
+    found = re.search(r"'([^']*)' is not one of (.*)", message)
+    near = nearest_name(found[1], re.findall("'([^']*)'", found[2])) if found else None
+    return f" Did you mean '{near}'?" if near else ""

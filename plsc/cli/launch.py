@@ -18,6 +18,7 @@ from plsc.cli.command import Command
 from plsc.distributed.launching.launcher import Launcher, LaunchSettings
 from plsc.errors import ConfigError, MissingDependencyError
 from plsc.utils.lazy import PADDLE_PACKAGES
+from plsc.utils.paddle_noise import quiet_environment
 
 # Flags of paddle.distributed.launch. Each takes one value.
 PADDLE_FLAGS = {
@@ -32,7 +33,7 @@ PADDLE_FLAGS = {
     "host": "Address of this machine, where Paddle finds a wrong one.",
     "start_port": "First port of the ranks, with --ips.",
     "job_id": "Name of the job, the same on all machines.",
-    "log_level": "Of the launcher: DEBUG, INFO, WARNING or ERROR.",
+    "log_level": "Of the launcher: DEBUG, INFO, WARNING or ERROR. Default: WARNING.",
 }
 RARE_FLAGS = (
     *("npus", "xpus", "selected_xpus", "legacy", "log_overwrite", "sort_ip", "enable_gpu_log", "run_mode"),
@@ -113,7 +114,9 @@ def launch(
         grace=grace,
         backoff=backoff,
     )
-    sys.exit(Launcher(settings, os.environ).run())
+    environment = dict(os.environ)
+    quiet_environment(environment, of_launcher=True)
+    sys.exit(Launcher(settings, environment).run())
 
 
 def _check_script(script: str) -> None:

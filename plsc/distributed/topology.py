@@ -15,6 +15,7 @@ from typing import Literal
 from plsc.errors import DistributedError
 from plsc.utils.hints import setter
 from plsc.utils.lazy import require_paddle
+from plsc.utils.paddle_noise import without_flags
 from plsc.utils.plural import counted
 from plsc.utils.processor import set_threads, share_of_cores, threads_of_user
 
@@ -121,7 +122,8 @@ def _connect(rank_timeout: float) -> None:
     names = ("PADDLE_MASTER", "PADDLE_TRAINER_ENDPOINTS")
     where = ", ".join(f"{name} is {os.environ[name]!r}" for name in names if name in os.environ)
     try:
-        paddle.distributed.init_parallel_env()
+        with without_flags():
+            paddle.distributed.init_parallel_env()
     except Exception as error:  # Paddle raises ValueError, RuntimeError and others
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise DistributedError(

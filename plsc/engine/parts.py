@@ -49,6 +49,7 @@ from plsc.engine.observers.loggers import make_loggers
 from plsc.engine.observers.metrics_file import MetricsFile
 from plsc.engine.observers.progress import Progress
 from plsc.engine.observers.run_notes import RunNotes
+from plsc.engine.observers.summary import Summary
 from plsc.engine.observers.training_doctor import TrainingDoctor
 from plsc.engine.optimizer import NamedOptimizer
 from plsc.engine.places import places_of_training, remote_settings
@@ -325,7 +326,8 @@ def _make_network(config: Config, given: Given, topology: Topology, records: Rec
     recomputing = BlockRecompute(backbone).forward if config.recompute else contextlib.nullcontext
     doctor = [TrainingDoctor(records)] if config.training_doctor else []
     loggers = make_loggers(config.loggers, is_main=topology.is_main)
-    observers = [Progress(), MetricsFile(), LaunchReport(), *doctor, *loggers, *given.observers]
+    shown = [Summary(topology, backbone, records), Progress(on_gpu=topology.on_gpu)]
+    observers = [*shown, MetricsFile(), LaunchReport(), *doctor, *loggers, *given.observers]
     return config, Network(backbone, trained, recomputing, ObserverGroup(observers, topology.is_main))
 
 

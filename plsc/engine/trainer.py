@@ -179,7 +179,7 @@ class Trainer:
             more = setter("train_epochs") if self.config.train_steps is None else setter("train_steps")
             log.info("nothing is left to train after %s; to train on, give more: %s", counted(self.step, "step"), more)
         else:
-            self._log_start()
+            self._log_learning_rate()
         results = self._results
         self._clock = TrainingClock()
         self._figures.begin(self.step)
@@ -189,6 +189,7 @@ class Trainer:
             total_steps=self.total_steps,
             global_batch=self.global_batch,
             checkpoint=self._resumed_from,
+            steps_per_epoch=self.steps_per_epoch,
         )
         uploads = self._uploads if self.topology.is_main and self._uploads else contextlib.nullcontext()
         with (
@@ -307,16 +308,7 @@ class Trainer:
             return self.step >= (self.config.train_steps or 0)
         return self.epoch >= self.config.train_epochs
 
-    def _log_start(self) -> None:
-        log.info(
-            "training from step %d to %s: %s steps per epoch, global batch %d (%d on each rank), ranks %d",
-            self.step + 1,
-            self.total_steps or "an unknown end",
-            self.steps_per_epoch or "an unknown number of",
-            self.global_batch,
-            self.config.train_batch_size,
-            self.topology.world_size,
-        )
+    def _log_learning_rate(self) -> None:
         if self.topology.is_main:
             rate = explain_learning_rate(
                 self.config,

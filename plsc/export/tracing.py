@@ -13,6 +13,7 @@ from paddle.jit.dy2static.program_translator import ProgramTranslator
 
 from plsc.errors import ExportError
 from plsc.export.baking import BakedNetwork
+from plsc.utils.c_stderr import quiet_c_stderr
 from plsc.utils.files import utf8_folder
 
 # Functions that Paddle 3.3 cannot trace in the legacy representation, as function, method or layer: an expression that
@@ -50,7 +51,12 @@ def save_traced(network: nn.Layer, spec: paddle.static.InputSpec, *, prefix: Pat
     guard = paddle.pir_utils.OldIrGuard() if legacy else contextlib.nullcontext()
     entered: list[str] = []
     try:
-        with guard, _names_of_entered_layers(network, entered), utf8_folder(prefix.parent) as folder:
+        with (
+            quiet_c_stderr(),
+            guard,
+            _names_of_entered_layers(network, entered),
+            utf8_folder(prefix.parent) as folder,
+        ):
             paddle.jit.save(network, str(folder / prefix.name), input_spec=[spec])
     except Exception as error:
         # Paddle 3.3 keeps the parameters of a failed trace by the program's address, and uses them for a later program

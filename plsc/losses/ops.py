@@ -180,11 +180,11 @@ def row_products_of_groups(
     if view is None:
         return (rows.reshape(groups) * (others * weights).unsqueeze(1)).sum(axis=2).flatten()
     view, sums = view.reshape(groups), np.from_dlpack(out).reshape(groups[:2])
-    factors, loops = np.from_dlpack(others), compiled_loops()
+    loops = compiled_loops()
     if loops is not None:
-        loops.weighted_products(view, factors, np.from_dlpack(weights), sums)
+        loops.weighted_products(view, np.from_dlpack(others), np.from_dlpack(weights), sums)
     else:
-        np.einsum("ckn,cn->ck", view, factors * np.from_dlpack(weights), out=sums)
+        np.einsum("ckn,cn->ck", view, np.multiply(np.from_dlpack(others), np.from_dlpack(weights)), out=sums)
     return out
 
 

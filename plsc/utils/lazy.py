@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import warnings
 from types import ModuleType
 
 from plsc.errors import MissingDependencyError
+from plsc.utils.paddle_noise import IMPORT_WARNING, quiet_environment
 from plsc.utils.processor import use_vector_kernels
 
 # Before, matmul and index_select have no argument `out`.
@@ -54,9 +56,9 @@ def require_paddle() -> ModuleType:
         MissingDependencyError: neither of Paddle's two packages is installed, or one that is too old.
     """
     use_vector_kernels()
+    quiet_environment(os.environ)
     with warnings.catch_warnings():
-        # Paddle warns of a missing ccache, which only compiling C++ extensions needs.
-        warnings.filterwarnings("ignore", "No ccache found")
+        warnings.filterwarnings("ignore", IMPORT_WARNING)
         paddle = require("paddle", PADDLE_PACKAGES, purpose="PLSC")
     release = re.match(r"(\d+)\.(\d+)", paddle.__version__)
     version = tuple(map(int, release.groups())) if release else (0, 0)

@@ -22,6 +22,8 @@ from plsc.utils.json_text import JSON_ESCAPES
 
 _Item = TypeVar("_Item")
 
+_is_quiet = False
+
 
 class _ProgressBarHandler(logging.Handler):
     """Writes lines to standard error above a progress bar of tqdm."""
@@ -33,11 +35,18 @@ class _ProgressBarHandler(logging.Handler):
                 tqdm.write(text, file=sys.stderr)
 
 
+def be_quiet() -> None:
+    """From now on show warnings and errors only, and no progress bar, in this process."""
+    global _is_quiet
+    _is_quiet = True
+
+
 def show_log(is_main: bool) -> None:
     """Show the library's log, unless the application has set handlers of the logger 'plsc'.
 
     Args:
-        is_main: True for rank 0, which shows all messages; other ranks show only warnings and errors.
+        is_main: True for rank 0, which shows all messages. Other ranks show only warnings and errors, and so does it
+            after `be_quiet`.
     """
     guard_standard_error()
     # Paddle warns of this at every first training step with batch normalization; it is no fault of the user's.
@@ -48,7 +57,7 @@ def show_log(is_main: bool) -> None:
     handler = _ProgressBarHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO if is_main else logging.WARNING)
+    logger.setLevel(logging.INFO if is_main and not _is_quiet else logging.WARNING)
     logger.propagate = False
 
 
@@ -60,6 +69,11 @@ def is_terminal(stream: Any) -> bool:
         return False
 
 
+def shows_bars() -> bool:
+    """Whether progress is shown as a bar: on a terminal, unless `be_quiet` was called."""
+    return is_terminal(sys.stderr) and not _is_quiet
+
+
 def progress_bar(
     items: Iterable[_Item] = (),
     title: str | None = None,
@@ -67,7 +81,7 @@ def progress_bar(
     total: int | None = None,
     **options: Any,
 ) -> tqdm[_Item]:
-    """A progress bar on standard error where that is a terminal, else one that shows nothing.
+    """A progress bar on standard error where `shows_bars`, else one that shows nothing.
 
     Args:
         items: what to loop over; by default `update` of the result tells the progress.
@@ -79,7 +93,7 @@ def progress_bar(
         >>> for image in progress_bar(images, "decoding"):
         ...     decode(image)
     """
-    return tqdm(items, title, total, disable=not is_terminal(sys.stderr), file=lossy(sys.stderr), **options)
+    return tqdm(items, title, total, disable=not shows_bars(), file=lossy(sys.stderr), **options)
 
 
 class _Lossy(io.FileIO):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
@@ -12,7 +13,7 @@ from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
 from plsc.errors import ConfigError, PLSCError
-from plsc.utils.names import meant_by, setting_hint
+from plsc.utils.names import did_you_mean, meant_by, setting_hint
 
 _END_OF_DOCUMENT = "...\n"  # which YAML writes behind a single value
 _NUMBERS = (int, float, int | None, float | None)
@@ -278,6 +279,8 @@ class Settings(pydantic.BaseModel):
             return f"{label(name)}: not given, and it has no default"
         if not cls.model_fields[name].repr:
             return f"{label(name)}: {message}"
+        if problem["type"] == "literal_error":
+            message = did_you_mean(str(given), re.findall("'([^']*)'", problem["ctx"]["expected"])) + message
         if isinstance(given, tuple) and len(given) > 8:
             given = given[:8] + ("...",)
         return f"{label(name)}: got {given!r} ({type(given).__name__}); {message}"

@@ -23,7 +23,7 @@ def call(*arguments):
         (["train"], "--learning-rate", "--lr"),
         (["train"], "--epochs", "--train-epochs"),
         (["train"], "--output", "--model-save-dir"),
-        (["train"], "--resume", "--checkpoint-dir"),
+        (["train"], "--restore", "--checkpoint-dir"),
         (["train"], "--no-eval", "--with-test"),
         (["train"], "--model", "--model-name"),
         (["train"], "--num-clases", "--num-classes"),
@@ -75,3 +75,23 @@ def test_messages_name_flags_only_while_a_command_runs():
 
     assert CliRunner().invoke(group, []).output.strip() == "--lr 3, --seed 3 of plsc train"
     assert setter("lr", 3) == "set_lr(3)"
+
+
+@pytest.mark.parametrize(
+    "arguments, meant",
+    [
+        (["demo", "--size", "smal"], "Did you mean 'small'?"),
+        (["train", "--logits", "stor"], "did you mean 'store'? expected 'auto'"),
+        (["train", "--set", "bad_images=skp"], "did you mean 'skip'? expected 'stop' or 'skip'"),
+        (["train", "--loss-type", "arcfce"], "did you mean 'arcface'?"),
+        (["train", "--set", "optimzer=sgd"], "did you mean 'optimizer'?"),
+    ],
+    ids=str,
+)
+def test_a_value_near_an_accepted_one_leads_to_it(arguments, meant):
+    result = call(*arguments)
+    assert result.exit_code and meant in " ".join(result.output.split()) + str(result.exception)
+
+
+def test_a_value_near_none_has_no_hint():
+    assert "id you mean" not in call("demo", "--size", "zzz").output

@@ -13,9 +13,9 @@ from pydantic import Field
 from typer.testing import CliRunner
 
 import plsc
-from plsc.cli.main import OF_TRAINING
 from plsc.cli.main import app as plsc_app
 from plsc.cli.settings import make_entry, merge_settings, with_settings
+from plsc.cli.training import OF_TRAINING
 from plsc.config import Config
 from plsc.serving.settings import ServeSettings
 from plsc.utils.settings import Settings

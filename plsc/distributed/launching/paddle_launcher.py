@@ -8,15 +8,21 @@ CUDA_VISIBLE_DEVICES is empty, and otherwise puts ranks on GPUs whenever there a
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
+import warnings
 
-from paddle import device
-from paddle.distributed.launch import main as launcher
-from paddle.distributed.launch.context.args_envs import parse_args
-from paddle.distributed.launch.context.device import Device, DeviceType
+from plsc.utils.paddle_noise import IMPORT_WARNING
 
-from plsc.errors import ConfigError
+warnings.filterwarnings("ignore", IMPORT_WARNING)
+
+from paddle import device  # noqa: E402
+from paddle.distributed.launch import main as launcher  # noqa: E402
+from paddle.distributed.launch.context.args_envs import parse_args  # noqa: E402
+from paddle.distributed.launch.context.device import Device, DeviceType  # noqa: E402
+
+from plsc.errors import ConfigError  # noqa: E402
 
 CPU = "cpu"
 _CPU_RANKS = f"CPU ranks: --devices={CPU} --nproc_per_node="
@@ -38,6 +44,8 @@ def main() -> None:
     Raises:
         ConfigError: ranks and GPUs do not fit each other.
     """
+    if "PADDLE_LOG_LEVEL" not in os.environ:
+        sys.argv.insert(1, "--log_level=WARNING")  # a later flag goes before it
     flags, unknown = parse_args()
     # Paddle's launcher prefers these variables to its flags.
     asked = os.environ.get("PADDLE_DEVICES", flags.devices)
@@ -46,6 +54,8 @@ def main() -> None:
         # So that Paddle finds no GPU in the ranks. The second is for Paddle's older launcher.
         os.environ.update(CUDA_VISIBLE_DEVICES="", PADDLE_DISTRI_BACKEND="gloo")
         Device.parse_device = classmethod(lambda cls: _CPUOnly())
+        # Paddle's launcher looks for a GPU named cpu.
+        logging.getLogger("LAUNCH").addFilter(lambda record: "Device not found cpu" not in record.getMessage())
     elif not _is_older(flags, unknown):  # which has its own checks
         found = Device.parse_device()
         if found.dtype in (DeviceType.CPU, DeviceType.GPU):

@@ -1,9 +1,10 @@
 """Observers: what watches a training run without taking part in it, such as a progress bar or a file of metrics.
 
-The trainer calls an observer's methods at the events of a run. Five observers are part of every run,
-`plsc.engine.observers.progress.Progress`, `plsc.engine.observers.metrics_file.MetricsFile`,
-`plsc.engine.observers.launch_report.LaunchReport`, `plsc.engine.observers.run_notes.RunNotes` and, unless it is
-switched off, `plsc.engine.observers.training_doctor.TrainingDoctor`. Those that the setting `loggers` names and the
+The trainer calls an observer's methods at the events of a run. Six observers are part of every run,
+`plsc.engine.observers.progress.Progress`, `plsc.engine.observers.summary.Summary`,
+`plsc.engine.observers.metrics_file.MetricsFile`, `plsc.engine.observers.launch_report.LaunchReport`,
+`plsc.engine.observers.run_notes.RunNotes` and, unless it is switched off,
+`plsc.engine.observers.training_doctor.TrainingDoctor`. Those that the setting `loggers` names and the
 user's own are called in addition, the user's last, in the order in which they were given.
 """
 
@@ -85,6 +86,7 @@ class Run:
         total_steps: steps of the whole run; None where a `train_reader` has an unknown length.
         global_batch: images per step of all ranks, G.
         checkpoint: the checkpoint that training resumes from; None for a new run.
+        steps_per_epoch: of every rank; None where it is unknown.
     """
 
     config: Config
@@ -92,6 +94,12 @@ class Run:
     total_steps: int | None
     global_batch: int
     checkpoint: Path | None
+    steps_per_epoch: int | None = None
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether a step is left to train."""
+        return self.total_steps is None or self.first_step < self.total_steps
 
     def is_logged(self, step: Step) -> bool:
         """Whether a step is logged: one in `log_period`, and the last."""

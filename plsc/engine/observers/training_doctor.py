@@ -66,7 +66,7 @@ class TrainingDoctor(Observer):
 
     def _begin(self) -> None:
         run, checkpoint, settings = self._run, self._run.checkpoint, self._run.config
-        if run.first_step == run.total_steps:
+        if not run.has_steps:
             return
         is_own = checkpoint is not None and checkpoint.resolve().parent == self._path.parent.resolve()
         case = Case(

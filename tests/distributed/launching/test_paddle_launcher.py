@@ -119,3 +119,14 @@ def test_ranks_that_have_their_gpus(ranks, asked, gpus):
 def test_ranks_that_do_not_fit(ranks, asked, gpus, message):
     with pytest.raises(ConfigError, match=message):
         check_fit(ranks, asked.split(), gpus.split())
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_the_launcher_says_nothing_of_itself_unless_a_rank_fails(start, tmp_path):
+    without_ccache = {"PYTHONWARNINGS": "ignore:No ccache found"}  # of the import in the program that fakes GPUs
+    assert start(0, "--devices=cpu", "--nproc_per_node=2", **without_ccache)[:2] == (0, "")
+    assert "LAUNCH INFO" in start(0, "--devices=cpu", "--log_level=INFO")[1]
+    (tmp_path / "other.py").write_text("raise SystemExit('a fault')")
+    done = start(0, "--devices=cpu", "other.py")
+    assert done[0] == 1 and "LAUNCH ERROR" in done[1] and "a fault" in done[1]
