@@ -26,7 +26,7 @@ extensions = [
 root_doc = "docs/index"
 include_patterns = [
     *("README.md", "README.zh-CN.md", "CHANGELOG.md", "CONTRIBUTING.md"),
-    *("docs/*.md", "docs/api/*.md", "docs/zh-CN/*.md", "examples/*/README.md"),
+    *("docs/*.md", "docs/api/*.md", "docs/zh-CN/*.md", "examples/README.md", "examples/*/README.md"),
 ]
 # Folders that are not looked into.
 exclude_patterns = [".*", "*.egg-info", "build", "dist", "output", "demo_output", "plsc", "tests", "docs/_build"]

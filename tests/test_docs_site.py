@@ -42,7 +42,7 @@ def test_every_page_has_a_place_in_the_site():
         *DOCS.glob("*.md"),
         DOCS / "api" / "index.md",
         *DOCS.parent.glob("*.md"),
-        *DOCS.parent.glob("examples/*/*.md"),
+        *DOCS.parent.glob("examples/**/*.md"),
     ]:
         if page != DOCS / "index.md":
             assert any((DOCS / f"{name}.md").resolve() == page for name in listed), page
