@@ -14,6 +14,7 @@ from typing import Any
 
 from plsc.inference.model_card import ModelCard
 from plsc.serving.settings import ServeSettings
+from plsc.utils.files import size_text
 from plsc.version import __version__
 
 _Schema = dict[str, Any]
@@ -56,7 +57,8 @@ def openapi(settings: ServeSettings, card: ModelCard) -> dict[str, Any]:
             "title": "PLSC",
             "version": __version__,
             "description": f"Embeddings of size {card.emb_dim} from images of {card.image_shape[1]} x "
-            f"{card.image_shape[2]}. At most {settings.max_images} images and {settings.max_body} bytes a request.",
+            f"{card.image_shape[2]}. At most {settings.max_images} images and {size_text(settings.max_body)} a "
+            "request.",
         },
         "paths": {**_embedding_paths(settings, card), **_state_paths(settings)},
     }

@@ -64,7 +64,7 @@ def test_what_the_server_has_not_is_missing(model, gallery):
 
 def test_the_document_states_the_limits_and_the_key(model):
     document, *_ = documented(ServeSettings(model=model, max_images=7, max_body=1234, api_key="k"))
-    assert "At most 7 images and 1234 bytes" in document["info"]["description"]
+    assert "At most 7 images and 1.21 KiB a request" in document["info"]["description"]
     assert document["security"] == [{"bearer": []}, {"key": []}]
     assert "security" not in documented(ServeSettings(model=model))[0]
 
