@@ -12,6 +12,7 @@ import pytest
 import plsc
 from plsc.data.verification_set import VerificationSet
 from tests._support import fake_gpu
+from tests._support.browser import browsing
 from tests._support.images import CLASSES, SIDE, make_images
 from tests._support.s3 import KEY, SECRET, s3_server
 from tests._support.servers import make_model
@@ -88,6 +89,13 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "m"
     make_model(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium. The test skips where selenium, Chromium or its driver is missing."""
+    with browsing() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

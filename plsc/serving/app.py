@@ -31,6 +31,7 @@ from plsc.serving.middleware import RequestMiddleware
 from plsc.serving.openapi import openapi, page
 from plsc.serving.pool import PredictorPool
 from plsc.serving.settings import ServeSettings, available_cores
+from plsc.serving.trial_page import TrialPage, prefers_html
 from plsc.serving.worker import FEATURES, IMAGES, TENSORS
 from plsc.utils.hints import argument
 from plsc.utils.plural import counted
@@ -84,12 +85,16 @@ class Service:
             Route("/openapi.json", self.openapi),
             Route("/", self.page),
         ]
+        self._trial_page = TrialPage() if settings.page else None
+        if self._trial_page is not None:
+            self.routes += self._trial_page.routes
         # A bare router, because the middleware answers the errors of all endpoints.
         self.app = RequestMiddleware(
             Router(self.routes, redirect_slashes=False),
             settings,
             metrics=self.metrics,
             paths={route.path for route in self.routes},
+            is_public=self._trial_page.is_asked_for if self._trial_page is not None else lambda *_: False,
         )
 
     async def start(self) -> None:
@@ -200,8 +205,13 @@ class Service:
         return JSONResponse(openapi(self.settings, self.card))
 
     async def page(self, request: Request) -> Response:
-        """The OpenAPI document as a page."""
-        return HTMLResponse(page(openapi(self.settings, self.card)))
+        """A browser gets the page to try the model on, all others the OpenAPI document as a page."""
+        if self._trial_page is not None and prefers_html(request.headers.get("accept", "")):
+            reply = self._trial_page.entry()
+        else:
+            reply = HTMLResponse(page(openapi(self.settings, self.card)))
+        reply.headers["Vary"] = "Accept"
+        return reply
 
     # Bodies of requests
 

@@ -42,6 +42,7 @@ class RequestMiddleware:
         settings: limits and API key.
         metrics: counts requests.
         paths: paths of the application; in metrics all other paths count as 'other'.
+        is_public: called with method, path and Accept header; whether this request needs no API key either.
 
     Attributes:
         loading: whether the predictors are not there yet. The server sets it; embeddings are refused with 503.
@@ -49,8 +50,17 @@ class RequestMiddleware:
         active_requests: number of requests that are not answered yet.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, *, metrics: Metrics, paths: Collection[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServeSettings,
+        *,
+        metrics: Metrics,
+        paths: Collection[str],
+        is_public: Callable[[str, str, str], bool],
+    ) -> None:
         self._app, self._settings, self._metrics, self._paths = app, settings, metrics, paths
+        self._is_public = is_public
         self._inflight_bytes = 0
         self.loading, self.draining, self.active_requests = False, False, 0
 
@@ -71,7 +81,7 @@ class RequestMiddleware:
         scope = exchange.scope
         try:
             scope["app"] = self  # with this key the router raises HTTPException instead of replying in plain text
-            self._check_key(scope["path"], exchange.headers)
+            self._check_key(scope["method"], scope["path"], exchange.headers)
             if scope["method"] == "POST":
                 if self.loading:
                     raise HTTPError(503, "the model is being loaded; try again in 1 s", headers={"Retry-After": "1"})
@@ -89,9 +99,9 @@ class RequestMiddleware:
             reason = f"the server failed; its log has the reason under request {exchange.request_id}"
             await exchange.refuse(HTTPError(500, reason))
 
-    def _check_key(self, path: str, headers: Headers) -> None:
+    def _check_key(self, method: str, path: str, headers: Headers) -> None:
         key = self._settings.api_key
-        if key is None or path in OPEN_PATHS:
+        if key is None or path in OPEN_PATHS or self._is_public(method, path, headers.get("accept", "")):
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")

@@ -58,7 +58,7 @@ def openapi(settings: ServeSettings, card: ModelCard) -> dict[str, Any]:
             "description": f"Embeddings of size {card.emb_dim} from images of {card.image_shape[1]} x "
             f"{card.image_shape[2]}. At most {settings.max_images} images and {settings.max_body} bytes a request.",
         },
-        "paths": {**_embedding_paths(settings, card), **_state_paths()},
+        "paths": {**_embedding_paths(settings, card), **_state_paths(settings)},
     }
     if settings.api_key is not None:
         document["components"] = {
@@ -121,14 +121,15 @@ def _embedding_paths(settings: ServeSettings, card: ModelCard) -> dict[str, Any]
     return paths
 
 
-def _state_paths() -> dict[str, Any]:
+def _state_paths(settings: ServeSettings) -> dict[str, Any]:
+    for_browsers = "; browsers get a page to try the model on" if settings.page else ""
     state = _object(ready={"type": "boolean"}, workers={"type": "integer"}, draining={"type": "boolean"})
     return {
         "/healthz": _get("The process is running.", "application/json", _object(status={"type": "string"})),
         "/readyz": _get("The server can answer; 503 if it cannot.", "application/json", state),
         "/metrics": _get("Metrics for Prometheus.", "text/plain"),
         "/openapi.json": _get("This document.", "application/json", _OBJECT),
-        "/": _get("This document as a page.", "text/html"),
+        "/": _get(f"This document as a page{for_browsers}.", "text/html"),
     }
 
 

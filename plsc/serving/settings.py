@@ -120,6 +120,11 @@ class ServeSettings(Settings):
         description="Key that requests must send, except to /healthz and /readyz: 'Authorization: Bearer KEY' or "
         "'X-API-Key: KEY'.",
     )
+    page: bool = Field(
+        default=True,
+        description="Answer / with a page to try the model on, where a browser asks. It is sent without the API key, "
+        "and asks for it.",
+    )
     access_log: bool = Field(
         default=True, description="Write one line of JSON per request to standard output: status, time, sizes, path."
     )

@@ -76,6 +76,7 @@ _OTHER_WORDS = {
     "api_key": "key token apikey apitoken password",
     "api_key_file": "key token apikey apikeyfile apitoken keyfile",
     "access_log": "log accesslog",
+    "page": "ui webui webpage gui website",
     "arcface": "aam aamsoftmax arc arcmargin arcmarginproduct insightface additiveangular",
     "cosface": "am ams amsoftmax cos cosineface lmcl largemargincosine",
     "sphereface": "asoftmax angularsoftmax sphere multiplicativeangular",

@@ -205,34 +205,23 @@ def test_the_command_writes_the_page(root, tmp_path):
     assert status == 1 and "is no folder of a run" in output
 
 
-def chromium():
-    return next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-    )
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 800, 1280])
+def test_a_browser_shows_it(page, browser, width, scheme):
+    from selenium.webdriver import Keys
 
-
-@pytest.mark.skipif(chromium() is None, reason="needs Chromium")
-def test_a_browser_shows_it_at_three_widths_in_both_themes(page, tmp_path):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        for scheme in ("light", "dark"):
-            for width in (360, 800, 1280):
-                context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
-                tab, requests, complaints = context.new_page(), [], []
-                tab.on("request", lambda request, seen=requests: seen.append(request.url))
-                tab.on("console", lambda message, seen=complaints: seen.append(message.text))
-                tab.on("dialog", lambda dialog, seen=complaints: seen.append(dialog.message))
-                tab.goto(page.as_uri())
-                assert not complaints and [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
-                assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
-                assert tab.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
-                picture = cv2.imdecode(np.frombuffer(tab.screenshot(), np.uint8), cv2.IMREAD_GRAYSCALE)
-                assert (np.median(picture) > 200) == (scheme == "light")
-                tab.keyboard.press("Tab")
-                assert tab.evaluate("document.activeElement.textContent") == "To the content"
-                context.close()
-        browser.close()
+    ask = browser.driver.execute_script
+    browser.display(width, scheme)
+    browser.events()
+    browser.driver.get(page.as_uri())
+    urls, complaints = browser.events()  # raises where a script has opened a dialog
+    assert not complaints and [url for url in urls if not url.startswith("data:")] == [page.as_uri()]
+    assert ask("return document.documentElement.scrollWidth <= innerWidth")
+    assert ask("return [...document.images].every(image => image.naturalWidth > 0)")
+    picture = cv2.imdecode(np.frombuffer(browser.driver.get_screenshot_as_png(), np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert (np.median(picture) > 200) == (scheme == "light")
+    browser.press(Keys.TAB)
+    assert ask("return document.activeElement.textContent") == "To the content"
 
 
 def test_the_notes_of_a_run_are_its_starts_and_warnings(root):

@@ -41,7 +41,8 @@ def documented(settings):
     document = openapi(settings, service.card)
     found = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
     # Starlette adds HEAD to each GET.
-    routes = {(route.path, method) for route in service.routes for method in route.methods - {"HEAD"}}
+    described = [route for route in service.routes if route.include_in_schema]
+    routes = {(route.path, method) for route in described for method in route.methods - {"HEAD"}}
     return document, found, routes
 
 
