@@ -134,11 +134,11 @@ def rows_by_name(before: ClassIdentity, now: ClassIdentity) -> npt.NDArray[np.in
     """The number before of each class that is named now, [C] int64, -1 for a new name; or why names do not match."""
     before, now = _as_names(before, now), _as_names(now, before)
     if before.by != "name" or now.by != "name":
-        return "They cannot be matched by name: they have no names"
+        return "not both have names"
     names, others = list(before.table), list(now.table)
     number_of = {name: number for number, name in enumerate(names)}
     if len(number_of) < len(names) or len(set(others)) < len(others):
-        return "They cannot be matched by name: several have the same name"
+        return "several classes have the same name"
     return np.fromiter((number_of.get(name, -1) for name in others), np.int64, len(others))
 
 

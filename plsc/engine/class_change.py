@@ -137,11 +137,16 @@ def match_classes(
         rows = np.full([config.num_classes], -1, np.int64)
         return ClassMove(rows, trained, _names(identity), _names(before))
     if before is None or identity is None or records is None:
+        if action == "by_name":
+            raise CheckpointError(_explain_no_names(saved, "not both have names"))
         if before is not None or identity is not None:
             log.info("%s: whether the classes have kept their numbers cannot be told", saved.path)
     elif action != "by_number":
-        if action == "by_name" and not isinstance(named := rows_by_name(before, identity), str):
-            return _move_by_name(saved, before, identity, named=named, config=config)
+        if action == "by_name":
+            if not isinstance(named := rows_by_name(before, identity), str):
+                return _move_by_name(saved, before, identity, named=named, config=config)
+            if before.digest != identity.digest:
+                raise CheckpointError(_explain_no_names(saved, named))
         change = find_change(before, identity, records=records, folder=folder)
     if change is not None:
         named = rows_by_name(before, identity) if before is not None and identity is not None else ""
@@ -230,7 +235,7 @@ def _explain_change(
 ) -> str:
     advice = ["Resume on the earlier data", f"train a new run without {setter('checkpoint_dir')}"]
     if isinstance(named, str):
-        change = f"{change}. {named}"
+        change = f"{change}. They cannot be matched by name: {named}"
     else:
         advice.append(f"{setter('class_change', 'by_name')} to move each center to its class")
         change += _explain_names(ClassMove(named, len(names[0]), names[1], names[0]))
@@ -241,6 +246,15 @@ def _explain_change(
         f"{saved.path}: {kept}, and class centers would belong to "
         f"other classes: {change}. {'; or '.join(advice)}; or, where the numbers are right, "
         f"{setter('class_change', 'by_number')}"
+    )
+
+
+def _explain_no_names(saved: Checkpoint, why: str) -> str:
+    return (
+        f"{saved.path}: its classes and those of the training data cannot be matched by name: {why}. Class folders, "
+        f"tables with names and a file classes.txt give names; or, to keep the numbers: "
+        f"{setter('class_change', 'by_number')}; to keep them and add classes behind: "
+        f"{setter('class_change', 'grow')}; to keep the network alone: {setter('class_change', 'new_head')}"
     )
 
 

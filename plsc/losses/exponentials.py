@@ -6,18 +6,9 @@ from typing import NamedTuple, TypeAlias
 
 import paddle
 
+from plsc.losses.logit_ops import RowNumbers, greatest, spread_over
 from plsc.losses.negatives import Negatives, drop_all_
-from plsc.losses.ops import (
-    RowNumbers,
-    add_,
-    add_at_,
-    exp_,
-    greatest,
-    matmul,
-    multiply_,
-    scale_rows,
-    spread_over,
-)
+from plsc.losses.ops import add_, add_at_, exp_, matmul, multiply_, scale_rows
 from plsc.losses.precision import Factor, Precision
 from plsc.losses.reference import Targets
 from plsc.losses.shard import Shard

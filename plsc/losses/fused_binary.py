@@ -23,8 +23,9 @@ import paddle
 from plsc.errors import ConfigError
 from plsc.losses.exponentials import Exponentials, Products, RowTerms
 from plsc.losses.fused import Ending, FusedSoftmax
+from plsc.losses.logit_ops import RowNumbers, logistic_
 from plsc.losses.margins.binary import BinaryMargin
-from plsc.losses.ops import RowNumbers, add_, logistic_, matmul, multiply_, scale_rows
+from plsc.losses.ops import add_, matmul, multiply_, scale_rows
 from plsc.losses.passes import FirstPass
 from plsc.losses.reference import Targets
 from plsc.losses.shard import Shard

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import paddle
 
-from plsc.losses.ops import Mask, above, all_but_greatest, drop_
+from plsc.losses.logit_ops import Mask, above, all_but_greatest, drop_
 
 
 @runtime_checkable

@@ -13,16 +13,8 @@ from typing import Any, NamedTuple
 import paddle
 
 from plsc.losses.exponentials import Exponentials, Nearest, Products
-from plsc.losses.ops import (
-    add,
-    add_,
-    matmul,
-    multiply,
-    row_products,
-    row_products_of_groups,
-    scale_rows,
-    split_rows,
-)
+from plsc.losses.logit_ops import row_products_of_groups
+from plsc.losses.ops import add, add_, matmul, multiply, row_products, scale_rows, split_rows
 from plsc.losses.precision import Factor
 from plsc.losses.row_sums import RowSums
 from plsc.losses.shard import Block

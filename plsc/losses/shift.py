@@ -16,7 +16,7 @@ from typing import Protocol
 
 import paddle
 
-from plsc.losses.ops import column_maxima, subtract_row_
+from plsc.losses.logit_ops import column_maxima, subtract_row_
 from plsc.losses.reference import Reducer
 
 # Up to this scale ConstantShift keeps float32's range, e^-87 to e^88: a sum over 1e8 classes is at most

@@ -44,7 +44,8 @@ def test_an_error_of_one_rank_is_the_last_line_of_all(tmp_path, rank):
     cause = r"item \d+ of Pixels: reading it failed: OSError\(5, 'Input/output error'\)"
     of_its_own = rf"plsc\.errors\.DataError: rank {rank}: {cause}"
     of_the_other = rf"plsc\.errors\.DistributedError: rank {rank} on \S+ stopped: DataError: {cause}"
-    assert status == 1 and seconds < 20
+    # The status is that of rank 0, which Paddle's launcher may end by SIGTERM once the other has ended.
+    assert status in (1, 256 - signal.SIGTERM) and seconds < 20
     assert re.fullmatch(of_its_own, lines[rank][-1])
     assert re.fullmatch(of_the_other, lines[1 - rank][-1])
     assert re.fullmatch(f"{of_its_own}|{of_the_other}", console[-1])

@@ -113,6 +113,46 @@ def test_the_same_classes_resume_without_a_word(entry, folders, caplog, grown):
     assert "numbers" not in caplog.text
 
 
+@pytest.mark.parametrize("named", ["before", "now"])
+def test_by_name_is_refused_where_one_side_has_no_names(entry, data_dir, named):
+    """Also where both have as many classes, which would else keep their numbers."""
+    names = data_dir / "classes.txt"
+    if named == "before":
+        names.write_text("a\nb\nc\nd\ne\nf\n")
+    train_once(entry, data_dir)
+    names.unlink() if named == "before" else names.write_text("f\ne\nd\nc\nb\na\n")
+    entry.set_class_change("by_name")
+    with pytest.raises(CheckpointError, match=r"output/0: .*by name: not both have names\. .*'by_number'.*'new_head'"):
+        entry.train()
+    entry.set_class_change("by_number")
+    entry.train()
+
+
+def test_by_name_of_a_checkpoint_that_does_not_say_its_classes_is_refused(entry, folders):
+    edit_manifest(Checkpoint(entry.model_save_dir).path, lambda content: content["about"].pop("classes"))
+    entry.set_class_change("by_name")
+    with pytest.raises(CheckpointError, match=r"output/0: .*cannot be matched by name: not both have names"):
+        entry.train()
+
+
+def test_by_name_needs_no_names_where_nothing_has_changed(entry, data_dir):
+    train_once(entry, data_dir)
+    entry.set_class_change("by_name")
+    entry.train()
+    assert Checkpoint(entry.model_save_dir).path.name == "1"
+
+
+def test_more_classes_without_names_are_not_sent_to_by_name_again(entry, data_dir):
+    train_once(entry, data_dir)
+    list_of = data_dir / "label.txt"
+    text = list_of.read_text()
+    list_of.write_text(text + text.splitlines()[0].split()[0] + " 6\n")
+    entry.config.model_fields_set.discard("num_classes")
+    entry.set_class_change("by_name")
+    with pytest.raises(CheckpointError, match=r"cannot be matched by name: not both have names"):
+        entry.train()
+
+
 def test_a_class_that_was_added_is_told_as_such(entry, folders):
     shutil.copytree(folders / "p0", folders / "z")
     entry.config.model_fields_set.discard("num_classes")

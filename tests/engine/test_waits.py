@@ -60,7 +60,7 @@ class Counts(collections.Counter):
         while frame and not frame.f_globals.get("__name__", "").startswith("plsc."):
             frame = frame.f_back
         module = frame.f_globals["__name__"] if frame else "?"
-        if module not in ("plsc.losses.ops", "plsc.losses.exponentials", "plsc.losses.passes"):
+        if module not in ("plsc.losses.ops", "plsc.losses.logit_ops", "plsc.losses.exponentials", "plsc.losses.passes"):
             self[f"{what} in {module}.{frame.f_code.co_name}"] += 1
 
 

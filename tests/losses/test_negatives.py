@@ -9,7 +9,7 @@ import paddle
 import pytest
 
 from plsc.errors import ConfigError
-from plsc.losses import ops
+from plsc.losses import logit_ops
 from plsc.losses.fused_binary import FusedBinary
 from plsc.losses.margins.binary import BinaryMargin, SphereFace2, UniFace
 from plsc.losses.margins.combined import CombinedMargin
@@ -173,14 +173,14 @@ def test_a_filter_of_all_leaves_neither_loss_nor_gradient():
 @pytest.mark.parametrize("group", [2, 3, 7])
 def test_of_equal_rows_the_first_is_kept(monkeypatch, group, on_host):
     if not on_host:
-        monkeypatch.setattr(ops, "host_view", lambda tensor: None)
+        monkeypatch.setattr(logit_ops, "host_view", lambda tensor: None)
     rng = np.random.default_rng(group)
     values = rng.integers(0, 3, (5 * group, 11)).astype("float32")
     expected = np.ones((5, group, 11), bool)
     for c in range(5):
         for n in range(11):
             expected[c, values.reshape(5, group, 11)[c, :, n].argmax(), n] = False
-    found = ops.all_but_greatest(paddle.to_tensor(values), group=group)
+    found = logit_ops.all_but_greatest(paddle.to_tensor(values), group=group)
     np.testing.assert_array_equal(np.asarray(found), expected.reshape(-1, 11))
 
 
@@ -191,22 +191,24 @@ def test_the_greatest_row_of_each_group_is_found_and_spread_over_it(monkeypatch,
     if way == "compiled" and compiled_loops() is None:
         pytest.skip("Numba is not installed")
     if way == "NumPy":
-        monkeypatch.setattr(ops, "compiled_loops", lambda: None)
+        monkeypatch.setattr(logit_ops, "compiled_loops", lambda: None)
     if way == "operators":
-        monkeypatch.setattr(ops, "host_view", lambda tensor: None)
+        monkeypatch.setattr(logit_ops, "host_view", lambda tensor: None)
     rng, classes = np.random.default_rng(group), 300
     rows = rng.integers(-3, 4, (classes * group, 5)).astype(dtype)  # many are equal
     scale = np.where(rng.random(classes * group) < 0.5, 1.0, 1.25).astype(dtype)
     rows[2 * group - 1, 3] = np.nan
     groups = (rows * scale[:, None]).reshape(classes, group, 5)
 
-    best, which = ops.greatest(paddle.to_tensor(rows), scale=paddle.to_tensor(scale), group=group)
+    best, which = logit_ops.greatest(paddle.to_tensor(rows), scale=paddle.to_tensor(scale), group=group)
     np.testing.assert_array_equal(best.numpy(), groups.max(axis=1))
     finite = ~np.isnan(groups).any(axis=1)
     np.testing.assert_array_equal(np.asarray(which)[finite], groups.argmax(axis=1)[finite])
 
     # As it is where they are used: the memory of an earlier result, and of the rows.
-    again, numbers = ops.greatest(paddle.to_tensor(rows), scale=paddle.to_tensor(scale), group=group, out=(best, which))
+    again, numbers = logit_ops.greatest(
+        paddle.to_tensor(rows), scale=paddle.to_tensor(scale), group=group, out=(best, which)
+    )
     np.testing.assert_array_equal(again.numpy(), groups.max(axis=1))
     np.testing.assert_array_equal(np.asarray(numbers), np.asarray(which))
 
@@ -215,12 +217,12 @@ def test_the_greatest_row_of_each_group_is_found_and_spread_over_it(monkeypatch,
     np.put_along_axis(expected, np.asarray(which, np.int64)[:, None], values[:, None], axis=1)
     expected *= scale.reshape(classes, group, 1)
     for out in (None, paddle.full([classes * group, 5], np.nan, dtype)):
-        found = ops.spread_over(paddle.to_tensor(values), which, scale=paddle.to_tensor(scale), out=out)
+        found = logit_ops.spread_over(paddle.to_tensor(values), which, scale=paddle.to_tensor(scale), out=out)
         np.testing.assert_array_equal(found.numpy().reshape(groups.shape), expected)
 
     others, weights = rng.standard_normal((classes, 5)).astype(dtype), rng.standard_normal(5).astype(dtype)
     out = paddle.full([classes * group], np.nan, dtype)
-    sums = ops.row_products_of_groups(found, paddle.to_tensor(others), weights=paddle.to_tensor(weights), out=out)
+    sums = logit_ops.row_products_of_groups(found, paddle.to_tensor(others), weights=paddle.to_tensor(weights), out=out)
     sums = sums.numpy()
     by_loops = [
         [sum(a * b * w for a, b, w in zip(row.tolist(), other.tolist(), weights.tolist())) for row in rows]
@@ -237,14 +239,14 @@ def test_the_operations_off_the_host_give_the_same(monkeypatch, dtype):
 
     def all_of():
         for power in (1.0, 2.0, 2.5, 3.0):
-            yield from ops.half_powers(cosine, power=power)
-        yield from ops.harden(cosine, threshold=threshold, t=t)
-        yield from ops.logistic_(20.0 * cosine, with_sum=True)
-        yield from ops.logistic_(200.0 * cosine, with_sum=True)
-        yield ops.drop_(20.0 * cosine, ops.above(cosine, 0.2))
+            yield from logit_ops.half_powers(cosine, power=power)
+        yield from logit_ops.harden(cosine, threshold=threshold, t=t)
+        yield from logit_ops.logistic_(20.0 * cosine, with_sum=True)
+        yield from logit_ops.logistic_(200.0 * cosine, with_sum=True)
+        yield logit_ops.drop_(20.0 * cosine, logit_ops.above(cosine, 0.2))
 
     here = [found.numpy() for found in all_of()]
-    monkeypatch.setattr(ops, "host_view", lambda tensor: None)
+    monkeypatch.setattr(logit_ops, "host_view", lambda tensor: None)
     for one, other in zip(here, all_of()):
         np.testing.assert_allclose(one, other.numpy(), rtol=1e-5 if dtype == "float32" else 1e-12, atol=1e-30)
 

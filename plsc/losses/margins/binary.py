@@ -29,7 +29,8 @@ import numpy as np
 import paddle
 
 from plsc.loss_types import SphereFace2Parameters, UniFaceParameters
-from plsc.losses.ops import half_powers, no_grad
+from plsc.losses.logit_ops import half_powers
+from plsc.losses.ops import no_grad
 
 _MOMENTUM = 0.9
 

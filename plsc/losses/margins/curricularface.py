@@ -23,8 +23,9 @@ import numpy as np
 import paddle
 
 from plsc.loss_types import CurricularFaceParameters
+from plsc.losses.logit_ops import harden
 from plsc.losses.margins.combined import CombinedMargin
-from plsc.losses.ops import harden, no_grad
+from plsc.losses.ops import no_grad
 
 
 @dataclass(eq=False)
