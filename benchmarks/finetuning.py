@@ -5,9 +5,10 @@
 
 OMNIGLOT is a folder with images_background_small1.zip and images_background_small2.zip of
 https://github.com/brendenlake/omniglot. A network is trained on all characters of the first. Then half of these
-characters and as many of the second are a data set of half kept and half new classes. A run from scratch has all
-steps, one by name has a quarter of them. "top-1" is the part of five images of each character by other drawers, which
-no run has seen, whose nearest class center is theirs. The second command does the fine-tuning once more, on two ranks.
+characters and as many of the second are a data set of half kept and half new classes, which is followed by name; with
+--kept none it is as many of the second alone, with a new head. A run from scratch has all steps, one from the
+checkpoint has a quarter of them. "top-1" is the part of five images of each character by other drawers, which no run
+has seen, whose nearest class center is theirs. The second command does the fine-tuning once more, on two ranks.
 """
 
 from __future__ import annotations
@@ -111,12 +112,14 @@ def main() -> None:
     parser.add_argument("omniglot", type=Path)
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints; that of before is used again")
     parser.add_argument("--epochs", type=int, default=12, help="of the runs from scratch; a multiple of 4")
+    parser.add_argument("--kept", choices=["half", "none"], default="half", help="classes of before in the new data")
     parser.add_argument("--only", choices=["finetune"], help="only this, from the checkpoint that is there")
     arguments = parser.parse_args()
     first, second = (read(arguments.omniglot / f"images_background_small{number}.zip") for number in (1, 2))
     before, other = sorted(first), sorted(second.keys() - first.keys())  # two alphabets are in both
-    kept = before[::2]
-    names = sorted([*kept, *other[: len(kept)]])
+    kept = before[::2] if arguments.kept == "half" else []
+    names = sorted([*kept, *other[: len(before[::2])]])
+    action, what = ("by_name", "by name") if kept else ("new_head", "new head")
     images, rest = {**first, **second}, slice(TRAINED, None)
     data, unseen = Characters(images, names, slice(TRAINED)), Characters(images, names, rest)
     ranks, epochs, work = init_topology().world_size, arguments.epochs, arguments.work
@@ -132,17 +135,17 @@ def main() -> None:
         own = Characters(first, before, slice(TRAINED)), Characters(first, before, rest)
         measure("before", folder="before", epochs=epochs, data=own[0], test=own[1])
     if arguments.only is None:
-        measure("from scratch", folder="scratch", epochs=epochs, data=data, test=unseen)
-        measure("from scratch, a quarter", folder="quarter", epochs=epochs // 4, data=data, test=unseen)
+        measure("from scratch", folder=f"scratch-{action}", epochs=epochs, data=data, test=unseen)
+        measure("from scratch, a quarter", folder=f"quarter-{action}", epochs=epochs // 4, data=data, test=unseen)
     for start in ("mean", "random"):
         measure(
-            f"by name, a quarter, {start}",
-            folder=f"by_name-{start}-{ranks}",
+            f"{what}, a quarter, {start}",
+            folder=f"{action}-{start}-{ranks}",
             epochs=epochs // 4,
             data=data,
             test=unseen,
             checkpoint_dir=str(work / "before"),
-            class_change="by_name",
+            class_change=action,
             new_classes=start,
             lr=0.8,
         )
