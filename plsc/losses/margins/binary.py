@@ -14,8 +14,9 @@ No class depends on another one, so ranks exchange sums only. With z = log(1 + e
 
 Sources: SphereFace2: Binary Classification is All You Need for Deep Face Recognition, Wen et al., ICLR 2022, equation 5
 and the additive margin of SphereFace2-C; the initial bias and the weight w = 50 are those of its authors' code (the
-repository opensphere). UniFace: Unified Cross-Entropy Loss for Deep Face Recognition, Zhou et al., ICCV 2023, with the
-initial bias log(10 C) of its authors' code; its b is -b here.
+repository opensphere), which computes g without a gradient, as if its derivative were 1; here it has its own.
+UniFace: Unified Cross-Entropy Loss for Deep Face Recognition, Zhou et al., ICCV 2023, with the initial bias log(10 C)
+of its authors' code; its b is -b here.
 """
 
 from __future__ import annotations
