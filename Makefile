@@ -6,8 +6,8 @@ VENV ?= .venv$(addprefix -paddle-,$(PADDLE))
 BIN := $(VENV)/bin
 OUTPUT ?= demo_output
 SIZE ?= full
-# Test processes, each with one thread; auto is one per core.
-WORKERS ?= auto
+# Test processes, each with one thread; more than cores, since tests wait for processes that they start.
+WORKERS ?= $(shell echo $$(($$(nproc) + 2)))
 TESTS ?= tests
 # What runs a second time with a GPU played by the CPU.
 FAKE_GPU_TESTS := $(addprefix tests/gpu/test_,collectives.py head.py training.py) tests/checkpoint/test_checkpoint.py tests/distributed/test_replica.py \
