@@ -92,7 +92,7 @@ def describe_data(records: Records) -> str:
     text = f"training data: {counted(len(records), 'image')}"
     labels = records.known_labels()
     if labels is None or not len(labels):
-        return text
+        return f"{text} of {counted(records.num_classes, 'class')}" if records.num_classes else text
     counts = np.bincount(labels)
     counts = counts[counts > 0]
     least, most = counts.min(), counts.max()

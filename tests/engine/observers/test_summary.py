@@ -28,6 +28,8 @@ class Labels(Records):
 def test_images_per_class_are_told_without_reading_an_image():
     records = Labels([0, 0, 0, 3, 3, 4])
     assert describe_data(records) == "training data: 6 images"
+    records.num_classes = 5
+    assert describe_data(records) == "training data: 6 images of 5 classes"
     records.labels = records._known  # as of a source that knows them; no image has class 1 or 2
     assert describe_data(records) == "training data: 6 images of 3 classes, 1 to 3 of each, median 2"
     records.labels = [0, 0, 1, 1]
