@@ -191,7 +191,7 @@ def test_what_an_update_has_broken_is_not_blamed_on_a_later_step(run, late, mode
     run.set_optimizer(lambda learning_rate, parameters: Breaks(learning_rate, 0.9, parameters=parameters))
     with pytest.raises(TrainingError, match="epoch 0, step 3: after the update the parameter '.*' holds nan"):
         Trainer(run.config).train()
-    assert "skipped" not in caplog.text
+    assert not [message for message in caplog.messages if "skipped" in message and "skipped_steps 0" not in message]
 
 
 # Saving
