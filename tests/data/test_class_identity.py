@@ -155,8 +155,8 @@ def test_rows_by_name():
     assert rows_by_name(named("a", "b", "c"), named("c", "a", "b")).tolist() == [2, 0, 1]
     assert rows_by_name(named("a", "b", "c"), named("d", "b", "c", "e")).tolist() == [-1, 1, 2, -1]
     assert rows_by_name(named("07", "3"), named("3", "7", "5")).tolist() == [1, 0, -1]
-    assert rows_by_name(named("a", "a"), named("a", "b"))== "several classes have the same name"
-    assert rows_by_name(identify(arrays([0])), named("a"))== "not both have names"
+    assert rows_by_name(named("a", "a"), named("a", "b")) == "several classes have the same name"
+    assert rows_by_name(identify(arrays([0])), named("a")) == "not both have names"
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1, unique=True), st.randoms())
